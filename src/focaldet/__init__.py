@@ -1,0 +1,1 @@
+"""Train, compare and ship object detectors."""

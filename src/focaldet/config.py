@@ -1,0 +1,105 @@
+"""Typed configurations: frozen dataclasses to and from YAML and JSON, with errors that name the nearest valid setting."""
+
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from focaldet.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """A hint such as ` (did you mean "epochs"?)`, or the valid names where none is near."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f' (did you mean "{close[0]}"?)' if close else f" (valid: {', '.join(names)})"
+
+
+def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str = "settings") -> Config:
+    """A `cls` made from plain values; the inverse of `to_dict`.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one), a wrong type or a value out of range; names `source`.
+    """
+    _refuse_unknown(cls, values, source=source, path=())
+    try:
+        return _adapter(cls).validate_python(dict(values))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{source}: {where}: {first['msg']}, found {first['input']!r}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain values (JSON types only) that `from_dict` turns back into an equal config."""
+    values: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
+    return values
+
+
+def load(cls: type[Config], path: Path, *, overrides: Mapping[str, Any] | None = None) -> Config:
+    """A `cls` read from a YAML or JSON file, with `overrides` laid over it (nested mappings are merged).
+
+    Raises:
+        ConfigError: the file is missing, no mapping, or holds a bad setting.
+    """
+    values = read_mapping(path)
+    return from_dict(cls, merged(values, overrides or {}), source=str(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML or JSON file holds.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: must hold a mapping of settings, found {type(values).__name__}")
+    return values
+
+
+def save(config: Any, path: Path) -> None:
+    """Write `config` as YAML, keys in their declared order."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def to_json(config: Any) -> str:
+    """`config` as one line of JSON, for the metadata of a checkpoint."""
+    return json.dumps(to_dict(config), ensure_ascii=False)
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over` in their place; mappings inside mappings are merged, not replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+@functools.cache
+def _adapter(cls: type[Any]) -> "pydantic.TypeAdapter[Any]":
+    return pydantic.TypeAdapter(cls)
+
+
+def _refuse_unknown(cls: Any, values: Mapping[str, Any], *, source: str, path: tuple[str, ...]) -> None:
+    """Raise for a key that no field has, at any depth of nested dataclasses."""
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(f"{source}: unknown setting {'.'.join((*path, str(key)))!r}{nearest(str(key), fields)}")
+        if dataclasses.is_dataclass(fields[key]) and isinstance(value, Mapping):
+            _refuse_unknown(fields[key], value, source=source, path=(*path, key))

@@ -1,0 +1,38 @@
+"""The errors a user can meet. Each message names the file, the record and the field, the value found and what is allowed."""
+
+from pathlib import Path
+
+
+class FocaldetError(Exception):
+    """Base of every error that stands for a user's mistake or a broken file; the command line prints it as one line."""
+
+
+class DataError(FocaldetError):
+    """Images or annotations that cannot be used as they are.
+
+    `file`, `record` and `field` say where; `problem` says what was found and what is allowed.
+    """
+
+    def __init__(self, problem: str, *, file: str | Path, record: str | None = None, field: str | None = None) -> None:
+        self.file, self.record, self.field, self.problem = str(file), record, field, problem
+        super().__init__(f"{' · '.join(part for part in (self.file, record, field) if part)}: {problem}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survives the way out of a data-loading process, which pickles it."""
+        return _rebuild, (self.problem, self.file, self.record, self.field)
+
+
+class ConfigError(FocaldetError):
+    """A setting that is unknown, of the wrong type or out of range."""
+
+
+class CheckpointError(FocaldetError):
+    """A weights file or run folder that is missing, damaged or made for another network."""
+
+
+class NonFiniteLossError(FocaldetError):
+    """The loss became infinite or NaN; no update was applied. Names the images of the batch."""
+
+
+def _rebuild(problem: str, file: str, record: str | None, field: str | None) -> DataError:
+    return DataError(problem, file=file, record=record, field=field)

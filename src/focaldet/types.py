@@ -1,0 +1,188 @@
+"""The values that flow through the program: sizes, targets, batches, detections and how an image is prepared.
+
+Axes: B images, H W pixels, G ground-truth boxes of one image, D detections of one image.
+Boxes are xyxy float32 pixels with the origin at the top left corner, everywhere.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+
+class ImageSize(NamedTuple):
+    """Height and width of an image in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What one image contains.
+
+    `labels` are contiguous class indices in [0, K). Boxes marked `ignored` (crowds, "difficult" objects) are neither
+    object nor background: matching leaves anchors that lie on them out of the loss.
+    """
+
+    boxes: Float[Tensor, "G 4"]
+    labels: Int64[Tensor, " G"]
+    ignored: Bool[Tensor, " G"]
+
+    @staticmethod
+    def empty() -> "Target":
+        """The target of a background image: no boxes."""
+        return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+
+    def to(self, device: torch.device | str) -> "Target":
+        return Target(*(t.to(device, non_blocking=True) for t in (self.boxes, self.labels, self.ignored)))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B images padded at the bottom and right to a common size, with what they contain.
+
+    `images` is RGB in 0…255. `sizes` are the sizes before padding (the frame of the targets' boxes), `original_sizes` the
+    sizes of the stored pictures after EXIF rotation; `indices` point into the data index, `image_names` are for messages.
+    """
+
+    images: UInt8[Tensor, "B 3 H W"]
+    sizes: tuple[ImageSize, ...]
+    targets: tuple[Target, ...]
+    indices: tuple[int, ...]
+    original_sizes: tuple[ImageSize, ...]
+    image_names: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, targets=tuple(target.to(device) for target in self.targets))
+
+    def pin_memory(self) -> "Batch":
+        return replace(self, images=self.images.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """The objects found in one image, best first.
+
+    `boxes` are pixels of the image they were asked for, `scores` probabilities in [0, 1], `labels` indices into
+    `class_names`. Three parallel tensors of length D; D may be 0.
+    """
+
+    boxes: Float[Tensor, "D 4"]
+    scores: Float[Tensor, " D"]
+    labels: Int64[Tensor, " D"]
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The class name of every detection; the index itself where the detector has no names."""
+        known = self.class_names
+        return tuple(known[label] if label < len(known) else str(label) for label in self.labels.tolist())
+
+    def above(self, score: float) -> "Detections":
+        """The detections with at least this score."""
+        keep = self.scores >= score
+        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+
+    def scaled(self, x: float, y: float) -> "Detections":
+        """The same detections with their boxes multiplied by `x` and `y`."""
+        return replace(self, boxes=self.boxes * self.boxes.new_tensor([x, y, x, y]))
+
+    def clipped(self, size: ImageSize) -> "Detections":
+        """The same detections with their boxes clipped to an image of this size."""
+        limit = self.boxes.new_tensor([size.width, size.height, size.width, size.height])
+        return replace(self, boxes=torch.minimum(self.boxes.clamp(min=0), limit))
+
+    def cpu(self) -> "Detections":
+        return replace(self, boxes=self.boxes.cpu(), scores=self.scores.cpu(), labels=self.labels.cpu())
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Plain lists: `boxes` (xyxy pixels), `scores`, `labels`, `names`."""
+        return {
+            "boxes": self.boxes.tolist(),
+            "scores": self.scores.tolist(),
+            "labels": self.labels.tolist(),
+            "names": list(self.names),
+        }
+
+    def to_coco(self, *, image_id: int | str, category_ids: tuple[int, ...] = ()) -> list[dict[str, Any]]:
+        """Records of a COCO result file (`bbox` is xywh pixels). Without `category_ids`, category id = label + 1."""
+        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_ids[label] if category_ids else label + 1,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "score": score,
+            }
+            for (x1, y1, x2, y2), score, label in rows
+        ]
+
+    def to_supervision(self) -> Any:
+        """A `supervision.Detections` (that package must be installed) with the class names in `data["class_name"]`."""
+        import numpy
+        import supervision
+
+        return supervision.Detections(
+            xyxy=self.boxes.detach().cpu().numpy().reshape(-1, 4),
+            confidence=self.scores.detach().cpu().numpy(),
+            class_id=self.labels.cpu().numpy(),
+            data={"class_name": numpy.array(self.names, dtype=str)},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """How large an image enters the network.
+
+    `short`: the short side becomes `size`, unless the long side would pass `max_size`, then that one rules.
+    `long`: the long side becomes `size`. `warp`: exactly `size` × `size`, the aspect ratio is not kept.
+    """
+
+    mode: Literal["short", "long", "warp"] = "short"
+    size: int = 800
+    max_size: int | None = 1333
+    rounding: Literal["nearest", "down"] = "nearest"
+    antialias: bool = True
+
+    def target(self, original: ImageSize) -> ImageSize:
+        """The size, at least 1 × 1, to which an image of size `original` is resized."""
+        if self.mode == "warp":
+            return ImageSize(self.size, self.size)
+        short, long = min(original), max(original)
+        scale = self.size / (long if self.mode == "long" else short)
+        if self.mode == "short" and self.max_size is not None:
+            scale = min(scale, self.max_size / long)
+        shift = 0.5 if self.rounding == "nearest" else 1e-9
+        return ImageSize(*(max(1, int(side * scale + shift)) for side in original))
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What happens to a picture before the first convolution; part of every checkpoint.
+
+    `mean` and `std` are per channel on the scale 0…255, in the order of `channels`. Padding (bottom and right, to multiples
+    of `size_divisor`) takes the value of `mean`, so that it is 0 after normalisation.
+    """
+
+    channels: Literal["RGB", "BGR"] = "RGB"
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    resize: Resize = field(default_factory=Resize)
+    size_divisor: int = 32
+
+    @property
+    def rgb_mean(self) -> tuple[float, float, float]:
+        """`mean` in RGB order: the value of the padding."""
+        return self.mean if self.channels == "RGB" else (self.mean[2], self.mean[1], self.mean[0])
+
+    def padded(self, size: ImageSize) -> ImageSize:
+        """The smallest size that holds `size` and divides by `size_divisor`."""
+        step = self.size_divisor
+        return ImageSize(*(-(-side // step) * step for side in size))

@@ -1,0 +1,50 @@
+# The only entry points anyone needs. Each sets up .venv by itself: on a fresh machine `make demo` is enough.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := src tests benchmarks examples docs
+
+.PHONY: help demo test check prove bench docs
+
+help:
+	@echo "make demo    set up, train a small RetinaNet on the embedded data, evaluate, draw: runs/demo/report.html"
+	@echo "make test    the tests (long proofs left out; no network but loopback)"
+	@echo "make check   style, types, layers, sizes"
+	@echo "make prove   the long proofs: kills, mutations, overfits"
+	@echo "make bench DATA=folder WEIGHTS=file    side by side with torchvision: results in benchmarks/results/"
+	@echo "make docs    redraw the pictures in docs/"
+
+demo: $(INSTALLED)
+	$(RUN)/focaldet demo $(DEMO)
+
+test: $(INSTALLED)
+	$(RUN)/python -m pytest -m "not prove" $(TESTS)
+
+check: $(INSTALLED)
+	$(RUN)/ruff check $(SOURCES)
+	$(RUN)/ruff format --check $(SOURCES)
+	$(RUN)/mypy --strict
+	$(RUN)/python tests/house.py
+	$(RUN)/python -m pytest tests/test_layers.py tests/test_house.py tests/test_public_names.py
+
+prove: $(INSTALLED)
+	$(RUN)/python -m pytest -m prove --timeout=0 $(TESTS)
+
+bench: $(INSTALLED)
+	@test -n "$(DATA)" && test -n "$(WEIGHTS)" || { echo "make bench DATA=folder/of/bccd WEIGHTS=mobilenet_v2.safetensors"; exit 2; }
+	$(RUN)/python benchmarks/steps.py --weights "$(WEIGHTS)"
+	$(RUN)/python benchmarks/bccd.py --data "$(DATA)" --weights "$(WEIGHTS)"
+
+docs: $(INSTALLED)
+	$(RUN)/python docs/draw_pictures.py
+
+# pip runs again only when what it installs from has changed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "focaldet needs Python 3.11 to 3.13: make PYTHON=python3.12 ..."; exit 2; }
+	@test -x $(RUN)/pip || $(PYTHON) -m venv --clear $(VENV) \
+		|| { echo "no virtual environment could be made: on Debian, install python3-venv"; exit 2; }
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@

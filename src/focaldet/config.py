@@ -1,8 +1,7 @@
-"""Typed configurations: frozen dataclasses to and from YAML and JSON, with errors that name the nearest valid setting."""
+"""Typed configurations: frozen dataclasses to and from YAML and JSON; errors name the nearest valid setting."""
 
 import dataclasses
 import difflib
-import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,16 +30,17 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str = "se
     """
     _refuse_unknown(cls, values, source=source, path=())
     try:
-        return _adapter(cls).validate_python(dict(values))
+        config: Config = pydantic.TypeAdapter(cls).validate_python(dict(values))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{source}: {where}: {first['msg']}, found {first['input']!r}") from None
+    return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain values (JSON types only) that `from_dict` turns back into an equal config."""
-    values: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
+    values: dict[str, Any] = pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
     return values
 
 
@@ -88,11 +88,6 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         old = result.get(key)
         result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
-
-
-@functools.cache
-def _adapter(cls: type[Any]) -> "pydantic.TypeAdapter[Any]":
-    return pydantic.TypeAdapter(cls)
 
 
 def _refuse_unknown(cls: Any, values: Mapping[str, Any], *, source: str, path: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each message names the file, the record and the field, the value found and what is allowed."""
+"""The errors a user can meet. Each message names file, record and field, the value found and what is allowed."""
 
 from pathlib import Path
 

@@ -44,8 +44,9 @@ class Target:
 class Batch:
     """B images padded at the bottom and right to a common size, with what they contain.
 
-    `images` is RGB in 0…255. `sizes` are the sizes before padding (the frame of the targets' boxes), `original_sizes` the
-    sizes of the stored pictures after EXIF rotation; `indices` point into the data index, `image_names` are for messages.
+    `images` is RGB in 0…255. `sizes` are the sizes before padding (the frame of the targets' boxes), `original_sizes`
+    those of the stored pictures after EXIF rotation; `indices` point into the data index, `image_names` are for
+    messages.
     """
 
     images: UInt8[Tensor, "B 3 H W"]
@@ -167,8 +168,8 @@ class Resize:
 class Preprocessing:
     """What happens to a picture before the first convolution; part of every checkpoint.
 
-    `mean` and `std` are per channel on the scale 0…255, in the order of `channels`. Padding (bottom and right, to multiples
-    of `size_divisor`) takes the value of `mean`, so that it is 0 after normalisation.
+    `mean` and `std` are per channel on the scale 0…255, in the order of `channels`. Padding (bottom and right, to
+    multiples of `size_divisor`) takes the value of `mean`, so that it is 0 after normalisation.
     """
 
     channels: Literal["RGB", "BGR"] = "RGB"

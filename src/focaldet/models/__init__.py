@@ -1,0 +1,102 @@
+"""Detectors: the one table of names, and how a name becomes a network."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from focaldet import config as configs
+from focaldet.errors import ConfigError
+from focaldet.models.base import Detector, LossContext
+from focaldet.models.retinanet import DetectConfig, LossConfig, RetinaNetConfig
+from focaldet.ops.anchors import AnchorConfig
+from focaldet.ops.matching import MatchConfig
+from focaldet.types import Preprocessing, Resize
+
+__all__ = ["DETECTORS", "PREPROCESSING", "Detector", "LossContext", "build", "from_config"]
+
+AnyConfig = RetinaNetConfig
+
+_TORCHVISION_ANCHORS = AnchorConfig(flavour="torchvision")
+
+DETECTORS: dict[str, AnyConfig] = {
+    "retinanet_r18_fpn": RetinaNetConfig(backbone="resnet18"),
+    "retinanet_r34_fpn": RetinaNetConfig(backbone="resnet34"),
+    "retinanet_r50_fpn": RetinaNetConfig(backbone="resnet50"),
+    "retinanet_r101_fpn": RetinaNetConfig(backbone="resnet101"),
+    "retinanet_x101_32x8d_fpn": RetinaNetConfig(backbone="resnext101_32x8d"),
+    "retinanet_x101_64x4d_fpn": RetinaNetConfig(backbone="resnext101_64x4d"),
+    "retinanet_mobilenet_v2_fpn": RetinaNetConfig(backbone="mobilenet_v2", width=96, p6_from="P5"),
+    "retinanet_r50_fpn_tv": RetinaNetConfig(
+        num_classes=91,
+        norm_eps=0.0,
+        p6_from="P5",
+        anchors=_TORCHVISION_ANCHORS,
+        matching=MatchConfig(low_quality="any"),
+        loss=LossConfig(normaliser="image", box="l1"),
+        detect=DetectConfig(max_detections=300),
+    ),
+    "retinanet_r50_fpn_v2_tv": RetinaNetConfig(
+        num_classes=91,
+        norm="batch",
+        frozen_stages=0,
+        head_norm=True,
+        anchors=_TORCHVISION_ANCHORS,
+        matching=MatchConfig(low_quality="any"),
+        loss=LossConfig(normaliser="image", box="giou"),
+        detect=DetectConfig(max_detections=300),
+    ),
+}
+
+_TORCHVISION_PREPROCESSING = Preprocessing(resize=Resize(rounding="down", antialias=False))
+
+PREPROCESSING: dict[str, Preprocessing] = {
+    "retinanet_r50_fpn_tv": _TORCHVISION_PREPROCESSING,
+    "retinanet_r50_fpn_v2_tv": _TORCHVISION_PREPROCESSING,
+}
+
+
+def named_config(name: str, *, architecture: Mapping[str, Any] | None = None) -> AnyConfig:
+    """The config called `name`, with the settings of `architecture` (nested, as in a YAML file) laid over it.
+
+    Raises:
+        ConfigError: the name or a setting is unknown or out of range.
+    """
+    if name not in DETECTORS:
+        raise ConfigError(f"unknown detector {name!r}{configs.nearest(name, DETECTORS)}")
+    base = DETECTORS[name]
+    if not architecture:
+        return base
+    values = configs.merged(configs.to_dict(base), architecture)
+    return configs.from_dict(type(base), values, source=f"architecture of {name}")
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    class_names: tuple[str, ...] = (),
+    preprocessing: Preprocessing | None = None,
+    architecture: Mapping[str, Any] | None = None,
+) -> Detector:
+    """The detector called `name` with random weights; `focaldet.load` gives a trained one.
+
+    The number of classes is that of `class_names` unless `num_classes` says it; without both it is the config's own.
+
+    Raises:
+        ConfigError: the name or a setting is unknown or out of range, or the two numbers of classes differ.
+    """
+    if class_names and num_classes not in (None, len(class_names)):
+        raise ConfigError(f"num_classes is {num_classes}, but {len(class_names)} class_names are given")
+    count = len(class_names) or num_classes
+    config = named_config(name, architecture=architecture)
+    if count is not None:
+        if count < 1:
+            raise ConfigError(f"num_classes must be at least 1, found {count}")
+        config = replace(config, num_classes=count)
+    chosen = preprocessing or PREPROCESSING.get(name, Preprocessing())
+    return from_config(config, class_names=class_names, preprocessing=chosen)
+
+
+def from_config(config: AnyConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> Detector:
+    """The detector that `config` describes, with random weights."""
+    return config.build(class_names=class_names, preprocessing=preprocessing)

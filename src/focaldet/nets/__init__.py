@@ -1,0 +1,25 @@
+"""Networks: everything that has weights and never sees ground truth."""
+
+from focaldet.errors import ConfigError
+from focaldet.nets.backbone import Backbone
+from focaldet.nets.mobilenet import MobileNetV2
+from focaldet.nets.norm import NormKind
+from focaldet.nets.resnet import RESNETS, ResNet
+from focaldet.nets.timm_backbone import TimmBackbone
+
+BACKBONES = (*RESNETS, "mobilenet_v2")
+
+
+def build_backbone(name: str, *, norm: NormKind, eps: float, stride_in_1x1: bool) -> Backbone:
+    """The backbone called `name`: one of `BACKBONES`, or `timm:` and a name of that package.
+
+    Raises:
+        ConfigError: the name is unknown, or timm is missing.
+    """
+    if name in RESNETS:
+        return ResNet(name, norm=norm, eps=eps, stride_in_1x1=stride_in_1x1)
+    if name == "mobilenet_v2":
+        return MobileNetV2(norm=norm, eps=eps)
+    if name.startswith("timm:"):
+        return TimmBackbone(name.removeprefix("timm:"))
+    raise ConfigError(f"backbone {name!r} is unknown (valid: {', '.join(BACKBONES)}, or timm:NAME)")

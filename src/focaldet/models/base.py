@@ -1,0 +1,91 @@
+"""What every detector is: three methods, a config that rebuilds it, and the preprocessing it was trained with.
+
+Axes: B images, H W pixels.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from focaldet.types import Detections, ImageSize, Preprocessing, Target
+
+
+@dataclass
+class LossContext:
+    """What a loss may know beside its batch.
+
+    `images_seen` counts over all ranks. `averages` holds moving averages and belongs to the training state.
+    `all_reduce_sum` adds a tensor up over the ranks; without it there is one rank.
+    """
+
+    images_seen: int = 0
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    all_reduce_sum: Callable[[Tensor], Tensor] | None = None
+    num_ranks: int = 1
+
+
+class DetectorConfig(Protocol):
+    """A frozen dataclass that describes an architecture and can build it."""
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+
+    def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "Detector":
+        """The detector with random weights."""
+
+
+class Detector(nn.Module):
+    """Base of all detectors. `forward` is the only part with weights, and the only one that is wrapped or compiled."""
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(self, config: Any, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config = config
+        self.class_names = class_names
+        self.preprocessing = preprocessing
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How pictures must be prepared; its mean and scale are the first thing `forward` applies."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing) -> None:
+        self._preprocessing = value
+        device = self._mean.device if "_mean" in self._buffers else None
+        # On the scale of the input and in RGB order; where the network wants BGR, its input is flipped afterwards.
+        order = (0, 1, 2) if value.channels == "RGB" else (2, 1, 0)
+        mean, std = ([triple[place] for place in order] for triple in (value.mean, value.std))
+        self.register_buffer("_mean", torch.tensor(mean, device=device).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(std, device=device).view(3, 1, 1), persistent=False)
+
+    def normalise(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """RGB in 0…255 turned into what the first convolution expects."""
+        x = (images.float() - self._mean) / self._std
+        return x if self.preprocessing.channels == "RGB" else x.flip(1)
+
+    @abstractmethod
+    def forward(
+        self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], targets: Sequence[Target] | None = None
+    ) -> Any:
+        """The raw outputs for padded RGB images in 0…255. `targets` only choose the regions a second stage sees."""
+
+    @abstractmethod
+    def losses(self, outputs: Any, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
+        """Named scalars whose sum is minimised. Has no weights."""
+
+    @abstractmethod
+    def detect(self, outputs: Any, sizes: Sequence[ImageSize]) -> list[Detections]:
+        """The objects of each image, in the frame of the resized image and clipped to its size; best first."""
+
+    @abstractmethod
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """The parameters that come from pre-training on classification; they usually learn at a lower rate."""

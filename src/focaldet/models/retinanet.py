@@ -1,0 +1,228 @@
+"""RetinaNet: one stage, a feature pyramid and the focal loss ("Focal Loss for Dense Object Detection", 2017).
+
+    images → backbone → C3 C4 C5 → pyramid → P3 … P7 ┬→ class subnet → logits   B A K
+                                                     └→ box subnet   → deltas   B A 4
+
+Axes: B images, A anchors of all levels, K classes, P positive anchors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
+
+from focaldet.models.base import Detector, LossContext
+from focaldet.nets import build_backbone
+from focaldet.nets.heads import Subnet, logit
+from focaldet.nets.necks import STRIDES_PX, FeaturePyramid
+from focaldet.nets.norm import NormKind
+from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
+from focaldet.ops.boxes import clip, decode, encode
+from focaldet.ops.losses.focal import focal_loss_sum
+from focaldet.ops.losses.normalise import Normaliser, divisors
+from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
+from focaldet.ops.matching import MatchConfig, match
+from focaldet.ops.nms import class_nms
+from focaldet.types import Detections, ImageSize, Preprocessing, Target
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """The α-balanced focal loss (eq. 5) and the box loss, summed and divided by `normaliser`.
+
+    `alpha` None leaves the balance out. `beta` is the smooth-L1 corner on encoded boxes. With `over_ranks` the
+    normaliser counts the positives of all processes.
+    """
+
+    alpha: float | None = 0.25
+    gamma: float = 2.0
+    normaliser: Normaliser = "batch"
+    over_ranks: bool = True
+    box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
+    beta: float = 0.11
+    box_weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DetectConfig:
+    """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class."""
+
+    score_threshold: float = 0.05
+    top_k: int = 1000
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RetinaNetConfig:
+    """Everything that defines a RetinaNet; the defaults are the paper's with ResNet-50.
+
+    `stride_in_1x1` is the paper's MSRA form; torchvision's ImageNet weights want it in the 3×3, the default here.
+    `frozen_stages` counts the stem and the stages after it. `prior` is π, the probability a fresh network gives every
+    class at every anchor. `head_norm` puts GroupNorm into the subnets.
+    """
+
+    num_classes: int = 80
+    backbone: str = "resnet50"
+    norm: NormKind = "frozen"
+    norm_eps: float = 1e-5
+    stride_in_1x1: bool = False
+    frozen_stages: int = 2
+    width: int = 256
+    p6_from: Literal["C5", "P5"] = "C5"
+    head_depth: int = 4
+    head_norm: bool = False
+    prior: float = 0.01
+    anchors: AnchorConfig = field(default_factory=AnchorConfig)
+    matching: MatchConfig = field(default_factory=MatchConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
+
+    def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "RetinaNet":
+        """The network with random weights."""
+        return RetinaNet(self, class_names=class_names, preprocessing=preprocessing)
+
+
+class RetinaNetOutputs(NamedTuple):
+    """Raw outputs: logits and encoded boxes of every anchor, the anchors, and how many of them each level has."""
+
+    logits: Float[Tensor, "B A K"]
+    deltas: Float[Tensor, "B A 4"]
+    anchors: Float[Tensor, "A 4"]
+    level_sizes: tuple[int, ...]
+
+
+class RetinaNet(Detector):
+    """Backbone, feature pyramid, and a subnet each for classes and boxes."""
+
+    config: RetinaNetConfig
+
+    def __init__(self, config: RetinaNetConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
+        super().__init__(config, class_names=class_names, preprocessing=preprocessing)
+        c = config
+        self.backbone = build_backbone(c.backbone, norm=c.norm, eps=c.norm_eps, stride_in_1x1=c.stride_in_1x1)
+        self.backbone.freeze(c.frozen_stages)
+        self.pyramid = FeaturePyramid(self.backbone.channels[1:], c.width, p6_from=c.p6_from)
+        per_cell = c.anchors.per_cell
+        self.class_subnet = Subnet(
+            c.width,
+            depth=c.head_depth,
+            per_cell=per_cell,
+            values=c.num_classes,
+            norm=c.head_norm,
+            bias=logit(c.prior),
+        )
+        self.box_subnet = Subnet(c.width, depth=c.head_depth, per_cell=per_cell, values=4, norm=c.head_norm)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """The parameters that come from ImageNet."""
+        return list(self.backbone.parameters())
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
+    ) -> RetinaNetOutputs:
+        """Logits and encoded boxes of all anchors for padded RGB images in 0…255."""
+        levels = self.pyramid(self.backbone(self.normalise(images))[1:])
+        shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
+        anchors = pyramid_anchors(
+            self.config.anchors,
+            strides_px=STRIDES_PX,
+            shapes=shapes,
+            image=(images.shape[-2], images.shape[-1]),
+            device=images.device,
+        )
+        sizes = tuple(height * width * self.config.anchors.per_cell for height, width in shapes)
+        return RetinaNetOutputs(self.class_subnet(levels), self.box_subnet(levels), anchors, sizes)
+
+    def losses(self, outputs: RetinaNetOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
+        """`class` and `box` loss of the batch, normalised as the config says (section 4.1)."""
+        config = self.config.loss
+        matched = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
+        positives = torch.stack([m.foreground.sum() for m in matched])
+        over = divisors(
+            positives,
+            config.normaliser,
+            averages=context.averages,
+            all_reduce_sum=context.all_reduce_sum if config.over_ranks else None,
+            num_ranks=context.num_ranks if config.over_ranks else 1,
+        )
+        class_losses, box_losses = [], []
+        for place, (target, found) in enumerate(zip(targets, matched, strict=True)):
+            labels = self._labels(target, found.box_index, found.foreground)
+            class_losses.append(
+                focal_loss_sum(
+                    outputs.logits[place], labels, alpha=config.alpha, gamma=config.gamma, ignored=found.ignored
+                )
+            )
+            chosen = found.foreground.nonzero().squeeze(1)
+            boxes = target.boxes[found.box_index[chosen]]
+            box_losses.append(self._box_loss(outputs.deltas[place, chosen], outputs.anchors[chosen], boxes))
+        return {
+            "class": (torch.stack(class_losses) / over).sum(),
+            "box": (torch.stack(box_losses) / over).sum() * config.box_weight,
+        }
+
+    def detect(self, outputs: RetinaNetOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
+        """At most `max_detections` objects an image, in the frame of the resized image."""
+        return [
+            self._detect_one(outputs.logits[place], outputs.deltas[place], outputs, size)
+            for place, size in enumerate(sizes)
+        ]
+
+    def _labels(
+        self, target: Target, box_index: Int64[Tensor, " A"], foreground: Bool[Tensor, " A"]
+    ) -> Int64[Tensor, " A"]:
+        """The class of each anchor; K for background."""
+        background = torch.full_like(box_index, self.config.num_classes)
+        return torch.where(foreground, target.labels[box_index], background) if len(target.labels) else background
+
+    def _box_loss(
+        self, deltas: Float[Tensor, "P 4"], anchors: Float[Tensor, "P 4"], boxes: Float[Tensor, "P 4"]
+    ) -> Float[Tensor, ""]:
+        config = self.config.loss
+        if config.box == "giou":
+            return giou_loss(decode(deltas, anchors), boxes).sum()
+        beta = config.beta if config.box == "smooth_l1" else 0.0
+        return smooth_l1_loss(deltas, encode(boxes, anchors), beta=beta).sum()
+
+    def _detect_one(
+        self,
+        logits: Float[Tensor, "A K"],
+        deltas: Float[Tensor, "A 4"],
+        outputs: RetinaNetOutputs,
+        size: ImageSize,
+    ) -> Detections:
+        config = self.config.detect
+        anchor, label, best = self._candidates(logits, outputs.level_sizes)
+        boxes = clip(decode(deltas[anchor], outputs.anchors[anchor]), height=size.height, width=size.width)
+        scores = best.sigmoid()
+        keep = class_nms(boxes, scores, label, iou=config.nms_iou)[: config.max_detections]
+        return Detections(boxes[keep], scores[keep], label[keep], self.class_names)
+
+    def _candidates(
+        self, logits: Float[Tensor, "A K"], level_sizes: tuple[int, ...]
+    ) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " N"], Float[Tensor, " N"]]:
+        """Anchor, class and logit of the best pairs of each level.
+
+        The threshold is laid on the logits: the sigmoid of all A × K would cost more than everything else here.
+        """
+        config = self.config.detect
+        num_classes = logits.shape[1]
+        flat = logits.reshape(-1)
+        limit = logit(config.score_threshold) if config.score_threshold > 0 else -torch.inf
+        bounds = torch.tensor([0, *level_sizes]).cumsum(0).tolist()
+        places = []
+        for start, stop in pairwise(bounds):
+            level = flat[start * num_classes : stop * num_classes]
+            candidates = (level > limit).nonzero().squeeze(1)
+            if len(candidates) > config.top_k:
+                candidates = candidates[level[candidates].topk(config.top_k).indices]
+            places.append(candidates + start * num_classes)
+        place = torch.cat(places)
+        return place // num_classes, place % num_classes, flat[place]

@@ -1,0 +1,31 @@
+"""What a detector expects of a backbone."""
+
+from abc import abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NUM_STAGES = 5
+
+
+class Backbone(nn.Module):
+    """Turns an image into the feature maps C2, C3, C4, C5 (strides 4, 8, 16, 32 px).
+
+    `channels` are the widths of the four maps.
+    """
+
+    channels: tuple[int, int, int, int]
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        """The maps C2…C5 of normalised images."""
+
+    @abstractmethod
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules of each stage: the stem, then those that end in C2, C3, C4, C5."""
+
+    def freeze(self, num_stages: int) -> None:
+        """Stop the training of the first `num_stages` stages; 2 means the stem and C2, as in the paper's ResNets."""
+        for stage in self.stages()[:num_stages]:
+            for module in stage:
+                module.requires_grad_(False)

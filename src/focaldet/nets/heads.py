@@ -1,0 +1,53 @@
+"""The subnets of dense detectors.
+
+Axes: B images, H W cells, S anchors per cell, A anchors of all levels, V values per anchor.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Subnet(nn.Module):
+    """`depth` 3×3 convolutions with ReLU, then one that gives `per_cell` × `values` outputs; shared by all levels.
+
+    Weights start from N(0, 0.01) and biases from 0, but for the last bias: `bias` (Focal Loss paper, section 4.1).
+    `norm` puts GroupNorm (32 groups) between convolution and ReLU, whose bias it makes needless.
+    """
+
+    def __init__(
+        self, width: int, *, depth: int, per_cell: int, values: int, norm: bool = False, bias: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.values = values
+        self.tower = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=not norm) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.GroupNorm(32, width) for _ in range(depth if norm else 0))
+        self.predict = nn.Conv2d(width, per_cell * values, 3, padding=1)
+        for conv in [*self.tower, self.predict]:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.normal_(conv.weight, std=0.01)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        assert self.predict.bias is not None
+        nn.init.constant_(self.predict.bias, bias)
+
+    def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "B A V"]:
+        """The values of every anchor: levels in order, cells row by row, the anchors of a cell together; fp32."""
+        return torch.cat([self._level(level) for level in levels], dim=1)
+
+    def _level(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ V"]:
+        for place, conv in enumerate(self.tower):
+            x = conv(x)
+            x = F.relu(self.norms[place](x) if self.norms else x, inplace=True)
+        # B S·V H W lies in memory as B H W S·V when convolutions run channels-last: then nothing is copied here.
+        x = self.predict(x).permute(0, 2, 3, 1)
+        return x.reshape(len(x), -1, self.values).float()
+
+
+def logit(probability: float) -> float:
+    """-log((1 - π) / π): the bias with which a sigmoid answers π = `probability`, in (0, 1)."""
+    return -math.log((1 - probability) / probability)

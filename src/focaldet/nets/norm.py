@@ -1,0 +1,62 @@
+"""Normalisation layers, and the convolution that absorbs a frozen one."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+NormKind = Literal["frozen", "batch", "group"]
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation with fixed statistics and affine part: y = x · scale + shift. Keys as `nn.BatchNorm2d`.
+
+    Detectors fine-tune with a handful of images per batch, too few to estimate statistics from, so those of the
+    ImageNet training stay (ResNet paper, appendix A). All four tensors are buffers: nothing here is trained.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def affine(self) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+        """`scale` and `shift` of each channel."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        scale, shift = self.affine()
+        return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+def norm_layer(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module:
+    """A normalisation of `channels` channels: frozen or trained BatchNorm, or GroupNorm with 32 groups."""
+    if kind == "frozen":
+        return FrozenBatchNorm(channels, eps=eps)
+    if kind == "batch":
+        return nn.BatchNorm2d(channels, eps=eps)
+    return nn.GroupNorm(32 if channels % 32 == 0 else 8, channels, eps=eps)
+
+
+def conv_norm(x: Float[Tensor, "B C H W"], conv: nn.Conv2d, norm: nn.Module) -> Float[Tensor, "B D h w"]:
+    """`norm(conv(x))`; a frozen norm goes into the weights: a pass over the output less, forward and backward."""
+    if not isinstance(norm, FrozenBatchNorm):
+        y: Tensor = norm(conv(x))
+        return y
+    scale, shift = norm.affine()
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -1,0 +1,90 @@
+"""Box geometry in continuous pixels: areas, overlaps and the encoding that detectors regress.
+
+Axes: N, M boxes. Boxes are xyxy; width = x2 - x1, without the "+ 1" of older code.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+MAX_LOG_SCALE = math.log(1000 / 16)  # decoded boxes grow to at most 62.5 times their anchor, as in Detectron
+
+
+def areas(boxes: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """Area of each box in square pixels; 0 for a box turned inside out."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def _intersections(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    top_left = torch.maximum(first[..., :2], second[..., :2])
+    bottom_right = torch.minimum(first[..., 2:], second[..., 2:])
+    return (bottom_right - top_left).clamp(min=0).prod(-1)
+
+
+def pairwise_iou(first: Float[Tensor, "N 4"], second: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
+    """Intersection over union of every pair, in [0, 1]; 0 where both areas are 0."""
+    shared = _intersections_matrix(first, second)
+    union = areas(first)[:, None] + areas(second)[None, :] - shared
+    return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def pairwise_coverage(first: Float[Tensor, "N 4"], second: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
+    """Share of each first box that lies inside each second one, in [0, 1]: the overlap with crowd regions."""
+    shared = _intersections_matrix(first, second)
+    return shared / areas(first)[:, None].clamp(min=torch.finfo(shared.dtype).tiny)
+
+
+def _intersections_matrix(first: Float[Tensor, "N 4"], second: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
+    # One coordinate at a time: temporaries of N x M instead of N x M x 2 are a third quicker on the CPU.
+    width = torch.minimum(first[:, 2:3], second[:, 2]).sub_(torch.maximum(first[:, 0:1], second[:, 0])).clamp_(min=0)
+    height = torch.minimum(first[:, 3:4], second[:, 3]).sub_(torch.maximum(first[:, 1:2], second[:, 1])).clamp_(min=0)
+    return width.mul_(height)
+
+
+def elementwise_iou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """Intersection over union of the i-th boxes, in [0, 1]; differentiable."""
+    shared = _intersections(first, second)
+    union = areas(first) + areas(second) - shared
+    return shared / union.clamp(min=torch.finfo(union.dtype).eps)
+
+
+def elementwise_giou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """Generalised IoU of the i-th boxes, in (-1, 1]; differentiable (Rezatofighi et al. 2019).
+
+    IoU minus the share of the smallest enclosing box that neither box covers.
+    """
+    eps = torch.finfo(first.dtype).eps
+    shared = _intersections(first, second)
+    union = areas(first) + areas(second) - shared
+    top_left = torch.minimum(first[..., :2], second[..., :2])
+    bottom_right = torch.maximum(first[..., 2:], second[..., 2:])
+    hull = (bottom_right - top_left).clamp(min=0).prod(-1)
+    return shared / union.clamp(min=eps) - (hull - union) / hull.clamp(min=eps)
+
+
+def encode(boxes: Float[Tensor, "*N 4"], anchors: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
+    """(dx, dy, dw, dh) of each box relative to its anchor; inverse of `decode` (R-CNN, appendix C).
+
+    Boxes and anchors must have positive sides.
+    """
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    anchor_center = anchors[..., :2] + anchor_size / 2
+    size = boxes[..., 2:] - boxes[..., :2]
+    shift = (boxes[..., :2] + size / 2 - anchor_center) / anchor_size
+    return torch.cat([shift, torch.log(size / anchor_size)], dim=-1)
+
+
+def decode(deltas: Float[Tensor, "*N 4"], anchors: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:
+    """The boxes that `deltas` describe relative to `anchors`; inverse of `encode`. `MAX_LOG_SCALE` bounds growth."""
+    anchor_size = anchors[..., 2:] - anchors[..., :2]
+    center = anchors[..., :2] + anchor_size / 2 + deltas[..., :2] * anchor_size
+    half = torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * anchor_size / 2
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def clip(boxes: Float[Tensor, "*N 4"], *, height: float, width: float) -> Float[Tensor, "*N 4"]:
+    """The boxes cut to the image [0, width] × [0, height]."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1)

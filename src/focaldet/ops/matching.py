@@ -1,0 +1,74 @@
+"""Which anchor answers for which object: the assignment of the focal-loss paper (section 4) and its variants.
+
+Axes: A anchors, G ground-truth boxes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
+
+
+@dataclass(frozen=True, slots=True)
+class MatchConfig:
+    """Foreground from `foreground_iou` on, background below `background_iou`, between them the anchor is left out.
+
+    `low_quality` gives an object without such an anchor its best ones (ties included): `none` as the paper's text says;
+    `above_background` only where their IoU is at least `background_iou` (Detectron); `any` always (detectron2,
+    torchvision). The anchor still answers for the object it overlaps most.
+    """
+
+    foreground_iou: float = 0.5
+    background_iou: float = 0.4
+    low_quality: Literal["none", "above_background", "any"] = "none"
+    ignore_coverage: float = 0.5
+
+
+class Matches(NamedTuple):
+    """For each anchor: the object it overlaps most, whether it is foreground, whether the loss leaves it out."""
+
+    box_index: Int64[Tensor, " A"]
+    foreground: Bool[Tensor, " A"]
+    ignored: Bool[Tensor, " A"]
+
+
+def match(
+    anchors: Float[Tensor, "A 4"],
+    boxes: Float[Tensor, "G 4"],
+    ignored_boxes: Bool[Tensor, " G"],
+    config: MatchConfig,
+) -> Matches:
+    """Assign every anchor to an object, to the background, or to neither.
+
+    Boxes marked in `ignored_boxes` (crowds, difficult objects) attract no anchor; a background anchor of which at least
+    `ignore_coverage` lies inside such a box is left out. `box_index` counts in `boxes` and is 0 where there is none.
+    Without boxes all anchors are background.
+    """
+    count = anchors.shape[0]
+    regular = (~ignored_boxes).nonzero().squeeze(1)
+    if regular.numel():
+        matches = _match_regular(anchors, boxes[regular], config)
+        matches = matches._replace(box_index=regular[matches.box_index])
+    else:
+        nothing = torch.zeros(count, dtype=torch.bool, device=anchors.device)
+        matches = Matches(torch.zeros(count, dtype=torch.int64, device=anchors.device), nothing, nothing)
+    if regular.numel() == boxes.shape[0]:
+        return matches
+    hidden = (pairwise_coverage(anchors, boxes[ignored_boxes]) >= config.ignore_coverage).any(dim=1)
+    return matches._replace(ignored=matches.ignored | (hidden & ~matches.foreground))
+
+
+def _match_regular(anchors: Float[Tensor, "A 4"], boxes: Float[Tensor, "G 4"], config: MatchConfig) -> Matches:
+    iou = pairwise_iou(boxes, anchors)
+    best, box_index = iou.max(dim=0)
+    foreground = best >= config.foreground_iou
+    if config.low_quality != "none":
+        forced = ((iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)).any(dim=0)
+        if config.low_quality == "above_background":
+            forced &= best >= config.background_iou
+        foreground |= forced
+    return Matches(box_index, foreground, (best >= config.background_iou) & ~foreground)

@@ -23,9 +23,9 @@ def divisors(
     all_reduce_sum: Callable[[Tensor], Tensor] | None,
     num_ranks: int,
 ) -> Float[Tensor, " B"]:
-    """The number by which the loss of each image is divided; the quotients sum to the loss of this rank.
+    """The number by which the loss of each image is divided; they sum to the loss of this rank.
 
-    `batch`: positive anchors of the batch (the paper, section 4). `image`: those of the image, then the mean over images
+    `batch`: positive anchors of the batch (the paper, section 4). `image`: those of the image, then the mean of images
     (torchvision). `batch_plus_one`: positives + 1 (Detectron). `moving_average`: decaying mean of the batch's positives
     (detectron2), kept in `averages`. With `all_reduce_sum` the counts are those of all ranks; as gradients are then
     averaged over `num_ranks`, the divisor is the count divided by `num_ranks`. Never below one positive per batch.

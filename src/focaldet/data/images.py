@@ -1,0 +1,200 @@
+"""Pictures from files and from memory, always as RGB bytes: UInt8 (3, H, W).
+
+The rules, one per kind of file:
+
+* EXIF orientation 1…8 is applied, so height and width are those that a viewer shows.
+* 16 bits per channel keep their high byte (65535 becomes 255): nothing is stretched per picture.
+* Transparent pixels are laid over white. Grey, palette, 1-bit and CMYK pictures become RGB.
+* Of an animation or a file with several pages the first picture is taken.
+* 32-bit and floating-point pixels have no known range and are refused, as is more than `MAX_PIXELS`.
+"""
+
+import struct
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy
+import torch
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from focaldet.errors import DataError
+from focaldet.types import ImageSize
+
+MAX_PIXELS = 50_000_000
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class _Quiet:
+    """Silences Pillow's warnings as long as any thread is inside; what matters in them becomes a `DataError`.
+
+    `warnings.catch_warnings` alone is not safe here: two threads that leave in the wrong order would restore each
+    other's filters for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._filters = threading.Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
+def read_header(path: Path) -> ImageSize:
+    """Height and width of a picture after EXIF rotation, without decoding it.
+
+    Raises:
+        DataError: no such file, no picture, or more than `MAX_PIXELS`.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        return ImageSize(width, height) if _orientation(image) in _SIDEWAYS else ImageSize(height, width)
+
+
+def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
+    """The pixels of a picture file, upright. The memory lies as H × W × 3, which is how decoders write it.
+
+    Raises:
+        DataError: no such file, no picture, damaged, of an unknown range, or more than `MAX_PIXELS`.
+    """
+    with _opened(path) as image:
+        orientation = _orientation(image)
+        pixels = _decode_jpeg(image)
+        return _upright(_decode(image, name=path) if pixels is None else pixels, orientation)
+
+
+def from_array(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 H W"]:
+    """The pixels of a picture in memory, as they stand (no EXIF rotation).
+
+    Arrays are uint8 and RGB (not OpenCV's BGR) of shape H × W × 3, or H × W for grey; tensors are uint8 RGB 3 × H × W.
+
+    Raises:
+        DataError: another type, shape or value range.
+    """
+    if isinstance(image, Image.Image):
+        with _QUIET:
+            return _decode(image, name="picture given as PIL image")
+    name = f"picture given as {type(image).__name__}"
+    if str(image.dtype).removeprefix("torch.") != "uint8":
+        raise DataError(f"values must be uint8 in 0…255, found {image.dtype}", file=name)
+    if isinstance(image, Tensor):
+        wanted, fits = "3 × H × W", image.ndim == 3 and image.shape[0] == 3
+    else:
+        wanted, fits = "H × W × 3 (RGB) or H × W", image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+    if not fits or 0 in image.shape:
+        raise DataError(f"shape must be {wanted}, found {' × '.join(map(str, image.shape))}", file=name)
+    if isinstance(image, Tensor):
+        return image
+    colour = numpy.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+    # torch takes neither read-only memory nor negative strides such as those of `image[..., ::-1]`.
+    ours = colour if colour.flags.writeable and min(colour.strides) > 0 else colour.copy()
+    return torch.from_numpy(ours).permute(2, 0, 1)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The picture with its header read; whatever goes wrong inside becomes a `DataError` that names the file."""
+    if not path.is_file():  # also keeps out pipes and devices, which would block
+        raise DataError("there is no such file", file=path)
+    try:
+        with _QUIET, Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(_too_large(f"{image.width} × {image.height}"), file=path)
+            yield image
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise DataError(_too_large("more"), file=path) from None
+    except UnidentifiedImageError:
+        raise DataError(_unidentified(path), file=path) from None
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
+        raise DataError(f"is damaged: {error or type(error).__name__}", file=path) from None
+
+
+def _too_large(found: str) -> str:
+    return f"found {found} pixels, allowed are {MAX_PIXELS // 1_000_000} megapixels"
+
+
+def _unidentified(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(12)
+    if not start:
+        return "is empty (0 bytes)"
+    return f"is no picture in a known format ({', '.join(_FORMATS)}); it starts with {start!r}"
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1…8; 1 where there is none or it cannot be understood."""
+    if image.format == "TIFF":  # Pillow turns these by itself
+        return 1
+    try:
+        # Not `image.getexif()`: that of PNG files decodes the whole picture to look behind the pixels.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except (struct.error, SyntaxError, ValueError, LookupError, TypeError, OSError):
+        return 1
+    return int(value) if value in range(1, 9) else 1
+
+
+def _upright(pixels: UInt8[Tensor, "3 H1 W1"], orientation: int) -> UInt8[Tensor, "3 H W"]:
+    """Undo what the EXIF orientation says: 5…8 are stored with rows and columns exchanged."""
+    if orientation in _SIDEWAYS:
+        pixels = pixels.transpose(1, 2)
+    flips = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}.get(orientation)
+    return pixels.flip(flips) if flips else pixels
+
+
+def _decode_jpeg(image: Image.Image) -> UInt8[Tensor, "3 H W"] | None:
+    """Pixels of a grey or YCbCr JPEG by torchvision: the bytes Pillow gives in a fifth less time; None for other files.
+
+    Also None where torchvision refuses, so that Pillow has the last word and finds the words for the user.
+    """
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    if not isinstance(image, ImageFile.ImageFile) or image.fp is None:
+        return None
+    image.fp.seek(0)
+    data = bytearray(image.fp.read())
+    try:
+        pixels: Tensor = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), mode=ImageReadMode.RGB)
+        return pixels
+    except RuntimeError:
+        image.fp.seek(0)
+        return None
+
+
+def _decode(image: Image.Image, *, name: str | Path) -> UInt8[Tensor, "3 H W"]:
+    return torch.from_numpy(numpy.array(_rgb(image, name=name))).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image, *, name: str | Path) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        high_byte = numpy.asarray(image).clip(0, 65535) >> 8
+        return Image.fromarray(high_byte.astype(numpy.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise DataError("has 32-bit pixels, whose range is unknown; allowed are 8 and 16 bits", file=name)
+    if image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, "white")
+        paper.alpha_composite(image.convert("RGBA"))
+        return paper.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

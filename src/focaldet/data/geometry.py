@@ -1,0 +1,131 @@
+"""Image and boxes moved together: resized, flipped, and shown through a window in a frame.
+
+Everything runs on uint8 through torchvision's transforms. Boxes stay whole on the way and are cut only at the end,
+because the rule on what to keep compares what is visible with the whole box.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional
+
+from focaldet.types import ImageSize, Resize, Target
+
+MIN_VISIBLE_SHARE = 0.25
+MIN_SIDE_PX = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture (RGB, 0…255) and what it contains, in its own pixels."""
+
+    image: UInt8[Tensor, "3 H W"]
+    target: Target
+
+    @property
+    def size(self) -> ImageSize:
+        return ImageSize(*self.image.shape[-2:])
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A window of a picture (whole pixels) and where it appears in a frame: `shown` large, its corner at (`x`, `y`)."""
+
+    top: int
+    left: int
+    window: ImageSize
+    shown: ImageSize
+    x: int
+    y: int
+
+
+def resize_sample(sample: Sample, resize: Resize) -> Sample:
+    """The sample at the size that the network wants; every box is kept, however small."""
+    size = resize.target(sample.size)
+    whole = View(top=0, left=0, window=sample.size, shown=size, x=0, y=0)
+    boxes = boxes_in_view(sample.target.boxes, view=whole, size=sample.size)
+    return Sample(window_of(sample.image, view=whole, antialias=resize.antialias), _with_boxes(sample.target, boxes))
+
+
+def flip_horizontal(sample: Sample) -> Sample:
+    """Left and right exchanged; its own inverse."""
+    boxes = functional.horizontal_flip(_wrapped(sample.target.boxes, sample.size))
+    image = functional.horizontal_flip(tv_tensors.Image(sample.image))
+    return Sample(_plain(image), _with_boxes(sample.target, _plain(boxes)))
+
+
+def flip_vertical(sample: Sample) -> Sample:
+    """Top and bottom exchanged; its own inverse."""
+    boxes = functional.vertical_flip(_wrapped(sample.target.boxes, sample.size))
+    image = functional.vertical_flip(tv_tensors.Image(sample.image))
+    return Sample(_plain(image), _with_boxes(sample.target, _plain(boxes)))
+
+
+def window_of(image: UInt8[Tensor, "3 H W"], *, view: View, antialias: bool) -> UInt8[Tensor, "3 h w"]:
+    """The view's window at the view's shown size: cut first, so that only what is seen is resampled."""
+    (height, width), shown = view.window, list(view.shown)
+    picture = functional.resized_crop(
+        tv_tensors.Image(image), view.top, view.left, height, width, size=shown, antialias=antialias
+    )
+    return _plain(picture)
+
+
+def boxes_in_view(boxes: Float[Tensor, "G 4"], *, view: View, size: ImageSize) -> Float[Tensor, "G 4"]:
+    """Where the boxes of a picture of `size` lie in the view's shown picture; they may reach beyond its edges."""
+    (height, width), shown = view.window, list(view.shown)
+    moved = functional.resized_crop(_wrapped(boxes, size), view.top, view.left, height, width, size=shown)
+    return _plain(moved)
+
+
+def visible_shares(boxes: Float[Tensor, "G 4"], *, size: ImageSize) -> Float[Tensor, " G"]:
+    """The share in [0, 1] of each box's area that lies inside a picture of `size`; 0 for a box without area."""
+    cut = _cut(boxes, size)
+    return _areas(cut) / _areas(boxes).clamp(min=torch.finfo(boxes.dtype).tiny)
+
+
+def visible_part(target: Target, *, size: ImageSize) -> Target:
+    """The target cut to a picture of `size`.
+
+    A box stays when at least a quarter of its area is visible and both visible sides have at least one pixel; the same
+    holds for ignored boxes. Less than that cannot be told from background.
+    """
+    cut = _cut(target.boxes, size)
+    sides = cut[:, 2:] - cut[:, :2]
+    keep = (visible_shares(target.boxes, size=size) >= MIN_VISIBLE_SHARE) & (sides >= MIN_SIDE_PX).all(1)
+    return Target(cut[keep], target.labels[keep], target.ignored[keep])
+
+
+def joined(targets: list[Target]) -> Target:
+    """All boxes of several targets of one picture."""
+    boxes, labels, ignored = zip(*((t.boxes, t.labels, t.ignored) for t in targets), strict=True)
+    return Target(torch.cat(boxes), torch.cat(labels), torch.cat(ignored))
+
+
+def moved(target: Target, *, x: int, y: int) -> Target:
+    """The target with every box shifted by whole pixels."""
+    return _with_boxes(target, target.boxes + target.boxes.new_tensor([x, y, x, y]))
+
+
+def _with_boxes(target: Target, boxes: Float[Tensor, "G 4"]) -> Target:
+    return Target(boxes, target.labels, target.ignored)
+
+
+def _wrapped(boxes: Float[Tensor, "G 4"], size: ImageSize) -> tv_tensors.BoundingBoxes:
+    """Boxes as torchvision knows them; without clamping, which would cut them at every step."""
+    return tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=tuple(size), clamping_mode=None)
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.as_subclass(Tensor)
+
+
+def _cut(boxes: Float[Tensor, "G 4"], size: ImageSize) -> Float[Tensor, "G 4"]:
+    limit = boxes.new_tensor([size.width, size.height, size.width, size.height])
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def _areas(boxes: Float[Tensor, "G 4"]) -> Float[Tensor, " G"]:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -1,0 +1,156 @@
+"""The way from a source of pictures to batches, the same for any number of processes.
+
+What a sample looks like depends on (seed, epoch, image) alone, and which images a batch holds on (seed, epoch): so a
+run continues bit for bit at any batch, with any number of workers, and N ranks see the global batches of one.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from focaldet.data import batches as planning
+from focaldet.data.batches import Pick
+from focaldet.data.collate import PackedBatch
+from focaldet.data.index import Source
+from focaldet.data.randomness import stream
+from focaldet.data.samples import Samples
+from focaldet.data.transforms import AugmentConfig
+from focaldet.errors import ConfigError, FocaldetError
+from focaldet.types import Batch, Preprocessing
+
+Sampling = Literal["uniform", "class_balanced"]
+
+
+class Loader:
+    """Batches of a source, epoch after epoch.
+
+    With `augment` it is a training loader: shuffled, augmented, full batches, equally many on every rank. Without, it
+    is an evaluation loader: epoch 0 of the source, every image exactly once over all ranks, resized and nothing else.
+
+    Args:
+        source: where pictures and targets come from.
+        preprocessing: the network's input; pictures are resized and padded by it, not normalised.
+        batch_size: images per batch of one rank, ≥ 1.
+        seed: of the order and of the augmentation.
+        augment: the augmentation; `None` for evaluation.
+        num_epochs: the length of the training, which decides when the mosaic ends.
+        workers: processes that load beside this one; 0 loads in this process.
+        rank: which part of every global batch is loaded, 0 … num_ranks − 1.
+        num_ranks: how many processes train together.
+        sampling: "uniform" shows every image once per epoch; "class_balanced" as many images, those of rare classes
+            more often (`batches.repeat_factors`). Evaluation knows only "uniform".
+
+    Raises:
+        ConfigError: a number out of range, or fewer images to train on than ranks.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        seed: int,
+        augment: AugmentConfig | None = None,
+        num_epochs: int = 1,
+        workers: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+        sampling: Sampling = "uniform",
+    ) -> None:
+        _check(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
+        if augment is not None and len(source.index) < num_ranks:
+            raise ConfigError(f"{len(source.index)} images cannot be trained on by {num_ranks} processes")
+        self._index, self._seed, self._workers = source.index, seed, workers
+        self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
+        self._training = augment is not None
+        self._factors = planning.repeat_factors(source.index) if sampling == "class_balanced" else None
+        self._samples = Samples(
+            source,
+            preprocessing=preprocessing,
+            seed=seed,
+            augmentation=augment.resolved() if augment is not None else None,
+            num_epochs=num_epochs,
+        )
+        self._plan = _Plan()
+        self._torch_loader: DataLoader[Any] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch of this rank; in training the same on every rank."""
+        return len(self.picks(0))
+
+    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (counted from 0) from `start_batch` on. Only one epoch can be under way at a time.
+
+        Raises:
+            FocaldetError: a picture cannot be read, or a loading process ended.
+        """
+        self._plan.batches = self.picks(epoch)[start_batch:]
+        try:
+            for packed in self._running():
+                if isinstance(packed, FocaldetError):
+                    raise packed
+                yield packed.unpacked()
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            self._torch_loader = None
+            problem = f"a process that loads images ended: {str(error).strip()}"
+            raise FocaldetError(f"{problem} Too little memory? Use fewer workers or smaller batches.") from None
+
+    def picks(self, epoch: int) -> list[list[Pick]]:
+        """Which images each batch of this rank holds."""
+        if not self._training:
+            sizes = [(height, width) for height, width in self._index.sizes.tolist()]
+            return planning.evaluation_batches(sizes, batch_size=self._batch_size)[self._rank :: self._num_ranks]
+        draws = stream("order", self._seed, epoch)
+        if self._factors is None:
+            order = planning.uniform_order(len(self._index), stream=draws)
+        else:
+            order = planning.balanced_order(self._factors, stream=draws)
+        portrait = (self._index.sizes[:, 0] > self._index.sizes[:, 1]).tolist()
+        global_size = self._batch_size * self._num_ranks
+        whole = planning.training_batches(order, portrait, epoch=epoch, batch_size=global_size, stream=draws)
+        return [planning.rank_slice(batch, rank=self._rank, num_ranks=self._num_ranks) for batch in whole]
+
+    def _running(self) -> Iterator[PackedBatch | FocaldetError]:
+        """Torch's iterator over the plan; its processes live on from epoch to epoch."""
+        if self._torch_loader is None:
+            self._torch_loader = DataLoader(
+                self._samples,
+                batch_sampler=self._plan,
+                collate_fn=_same,
+                num_workers=self._workers,
+                persistent_workers=self._workers > 0,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # Else torch draws a number from the random state of this process.
+            )
+        with warnings.catch_warnings():
+            # From Python 3.12 on forking beside threads warns; a worker reads, resizes and takes none of their locks.
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            return iter(self._torch_loader)
+
+
+class _Plan:
+    """The batches still to load, as torch's batch sampler."""
+
+    batches: list[list[Pick]]
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        return iter(self.batches)
+
+
+def _same(batch: Any) -> Any:
+    """Torch wants to collate; `Samples` has done it."""
+    return batch
+
+
+def _check(*, batch_size: int, workers: int, rank: int, num_ranks: int) -> None:
+    for name, found, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("num_ranks", num_ranks, 1)):
+        if found < least:
+            raise ConfigError(f"{name}: must be ≥ {least}, found {found}")
+    if not 0 <= rank < num_ranks:
+        raise ConfigError(f"rank: must be in 0…{num_ranks - 1}, found {rank}")

@@ -152,19 +152,17 @@ class RetinaNet(Detector):
             all_reduce_sum=context.all_reduce_sum if config.over_ranks else None,
             num_ranks=context.num_ranks if config.over_ranks else 1,
         )
-        class_losses, box_losses = [], []
+        labels = torch.stack(
+            [self._labels(t, m.box_index, m.foreground) for t, m in zip(targets, matched, strict=True)]
+        )
+        ignored = torch.stack([m.ignored for m in matched])
+        box_losses = []
         for place, (target, found) in enumerate(zip(targets, matched, strict=True)):
-            labels = self._labels(target, found.box_index, found.foreground)
-            class_losses.append(
-                focal_loss_sum(
-                    outputs.logits[place], labels, alpha=config.alpha, gamma=config.gamma, ignored=found.ignored
-                )
-            )
             chosen = found.foreground.nonzero().squeeze(1)
             boxes = target.boxes[found.box_index[chosen]]
             box_losses.append(self._box_loss(outputs.deltas[place, chosen], outputs.anchors[chosen], boxes))
         return {
-            "class": (torch.stack(class_losses) / over).sum(),
+            "class": self._class_loss(outputs.logits, labels, ignored, over),
             "box": (torch.stack(box_losses) / over).sum() * config.box_weight,
         }
 
@@ -181,6 +179,23 @@ class RetinaNet(Detector):
         """The class of each anchor; K for background."""
         background = torch.full_like(box_index, self.config.num_classes)
         return torch.where(foreground, target.labels[box_index], background) if len(target.labels) else background
+
+    def _class_loss(
+        self,
+        logits: Float[Tensor, "B A K"],
+        labels: Int64[Tensor, "B A"],
+        ignored: Bool[Tensor, "B A"],
+        over: Float[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """The focal loss of each image divided by its part of `over`; one pass where all images share a divisor."""
+        alpha, gamma = self.config.loss.alpha, self.config.loss.gamma
+        if self.config.loss.normaliser != "image":
+            return focal_loss_sum(logits, labels, alpha=alpha, gamma=gamma, ignored=ignored) / over[0]
+        sums = [
+            focal_loss_sum(rows, classes, alpha=alpha, gamma=gamma, ignored=left_out)
+            for rows, classes, left_out in zip(logits, labels, ignored, strict=True)
+        ]
+        return (torch.stack(sums) / over).sum()
 
     def _box_loss(
         self, deltas: Float[Tensor, "P 4"], anchors: Float[Tensor, "P 4"], boxes: Float[Tensor, "P 4"]

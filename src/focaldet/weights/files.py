@@ -1,0 +1,129 @@
+"""Weights files of any program as named tensors, read without running anything; and writing that outlives a crash."""
+
+import argparse
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from focaldet.errors import CheckpointError
+
+PICKLE_STARTS = (b"PK", b"\x80")
+"""First bytes of what `torch.save` writes: a zip archive, or a bare pickle in old files."""
+WRAPPERS = ("model", "state_dict")
+"""Keys under which training programs put the weights, beside optimiser and schedule."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """Named tensors and what their file states about itself (the metadata of safetensors; nothing in a pickle)."""
+
+    tensors: dict[str, Tensor]
+    statements: dict[str, str]
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """The tensors of a safetensors file or of a file by `torch.save`, told apart by their content.
+
+    A dictionary under `model` or `state_dict` is unwrapped and the prefix `module.` of distributed training removed.
+
+    Raises:
+        CheckpointError: missing, damaged, holding anything but named tensors, or code (which is never run).
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    # The first 8 bytes of safetensors are a length, which may look like anything; its header then opens with a brace.
+    if start.startswith(PICKLE_STARTS) and start[8:] != b"{":
+        return TensorFile(_without_prefix(_read_pickle(path)), {})
+    with open_safetensors(path) as content:
+        return TensorFile({name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {})  # noqa: SIM118
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """The opened file: header read and checked against the file's length, tensors still on disk.
+
+    Raises:
+        CheckpointError: missing, truncated, another kind of file, or a header that does not fit the file.
+    """
+    try:
+        with safe_open(path, framework="pt") as content:
+            yield content
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise CheckpointError(f"{path}: damaged, or no weights file: {reason}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `path` so that at every moment, a crash included, it holds the old content or the new one, whole.
+
+    Raises:
+        CheckpointError: nothing could be written (disk full, no permission); the old file is intact.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}; what was there before is intact") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's own entries to disk, so that a renamed file is found after a power cut."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+    try:
+        # argparse.Namespace, a bag of plain values, stands in the files of torchvision's own training script.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # The restricted unpickler raises whatever the bytes of a strange file lead it to.
+    except Exception as error:
+        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds code ({blocked[1]}), which is never run" if blocked else "damaged, or no weights file"
+        raise CheckpointError(f"{path}: refused: {reason}; plain tensors by name are allowed") from None
+    return _state_dict(content, path)
+
+
+def _state_dict(content: object, path: Path) -> Mapping[str, Tensor]:
+    """The mapping of names to tensors in what was unpickled."""
+    if isinstance(content, Mapping):
+        inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping))
+        content = next(inner, content)
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path}: must hold tensors by name, found {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path}: {name}: must be a tensor, found {type(value).__name__}")
+    return content
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}

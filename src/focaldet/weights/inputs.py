@@ -1,0 +1,56 @@
+"""What numbers a network was trained to see: input statements in weights files and on the command line."""
+
+import re
+from dataclasses import replace
+
+from focaldet.config import nearest
+from focaldet.errors import ConfigError
+from focaldet.types import Preprocessing
+
+IMAGENET = Preprocessing()
+INPUTS = {
+    "imagenet": IMAGENET,  # RGB, mean and standard deviation of ImageNet: torchvision, timm's usual one
+    "symmetric": replace(IMAGENET, mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5)),  # RGB in -1…1
+    "unit": replace(IMAGENET, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)),  # RGB in 0…1
+    "caffe": Preprocessing(channels="BGR", mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0)),  # MSRA's ResNets
+}
+"""The input scalings that `--weights.input` can name (only channels, mean and standard deviation count)."""
+
+FORMULA = re.compile(r"x/(?P<scale>\d+(?:\.\d+)?)(?:-(?P<shift>\d+(?:\.\d+)?))?,(?P<channels>RGB|BGR)")
+
+
+def with_input(preprocessing: Preprocessing, statement: str, *, source: str) -> Preprocessing:
+    """`preprocessing` with the channels and scaling that `statement` tells; its resize rule stays.
+
+    A statement is a name of `INPUTS` or a formula over pixels x in 0…255, such as `x/127.5-1, RGB`.
+
+    Raises:
+        ConfigError: the statement is not understood; names `source`.
+    """
+    found = INPUTS.get(statement) or _from_formula(statement)
+    if found is None:
+        raise ConfigError(
+            f"{source}: weights.input: {statement!r} is neither a formula such as 'x/127.5-1, RGB' nor a known name"
+            f"{nearest(statement, INPUTS)}"
+        )
+    return replace(preprocessing, channels=found.channels, mean=found.mean, std=found.std)
+
+
+def describe(preprocessing: Preprocessing) -> str:
+    """The input scaling in a few words, for messages."""
+    for name, known in INPUTS.items():
+        if with_input(preprocessing, name, source="") == preprocessing:
+            return f"{name} ({known.channels})"
+    return f"(x - {preprocessing.mean}) / {preprocessing.std}, {preprocessing.channels}"
+
+
+def _from_formula(statement: str) -> Preprocessing | None:
+    """x / scale - shift is (x - mean) / std with std = scale and mean = shift · scale."""
+    match = FORMULA.fullmatch(statement.replace(" ", ""))
+    if match is None or float(match["scale"]) == 0:
+        return None
+    scale, shift = float(match["scale"]), float(match["shift"] or 0)
+    mean = shift * scale
+    return replace(
+        IMAGENET, channels="RGB" if match["channels"] == "RGB" else "BGR", mean=(mean,) * 3, std=(scale,) * 3
+    )

@@ -1,0 +1,61 @@
+"""Does a file fit a network? Tensor names and shapes compared before anything is allocated or copied."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from focaldet.errors import CheckpointError
+from focaldet.models import Detector, from_config
+from focaldet.types import Preprocessing
+
+COUNTER = ".num_batches_tracked"
+"""End of the names of BatchNorm's batch counters: other programs keep or drop them, inference reads them never."""
+NAMES_SHOWN = 4
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def shapes_of(module: torch.nn.Module, *, counters: bool = True) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's tensors by name; `counters` says whether BatchNorm's batch counters count."""
+    state = module.state_dict()
+    return {name: tuple(value.shape) for name, value in state.items() if counters or not name.endswith(COUNTER)}
+
+
+def without_memory(config: Any) -> Detector:
+    """The detector that `config` describes, names and shapes only: nothing is allocated for its tensors."""
+    with torch.device("meta"):
+        return from_config(config, class_names=(), preprocessing=Preprocessing())
+
+
+def class_layer(detector: Detector) -> tuple[str, ...]:
+    """The names of the tensors whose shape follows the number of classes."""
+    shapes = shapes_of(without_memory(replace(detector.config, num_classes=detector.config.num_classes + 1)))
+    return tuple(name for name, shape in shapes_of(detector).items() if shapes[name] != shape)
+
+
+def require_fit(expected: Shapes, found: Shapes, *, source: str) -> None:
+    """Compare a file with a network, tensor by tensor.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape; names `source` and the tensors.
+    """
+    problems = []
+    if missing := [name for name in expected if name not in found]:
+        problems.append(f"missing {listed(missing)}")
+    if unknown := [name for name in found if name not in expected]:
+        problems.append(f"left over {listed(unknown)}")
+    differing = [name for name in expected if name in found and expected[name] != found[name]]
+    if differing:
+        first = differing[0]
+        more = f" (and {len(differing) - 1} more of other shapes)" if len(differing) > 1 else ""
+        problems.append(f"{first} has shape {found[first]} in the file, {expected[first]} in the network{more}")
+    if problems:
+        raise CheckpointError(f"{source}: made for another network: {'; '.join(problems)}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names and the number of the others."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -1,0 +1,92 @@
+"""Where weights come from: a file, a run folder, or a name that stands for a download."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from focaldet.config import nearest
+from focaldet.errors import CheckpointError, ConfigError
+from focaldet.weights.download import Progress, cache_folder, download, sha256, stated_checksum
+
+TORCHVISION = {
+    "torchvision:coco_v1": ("retinanet_resnet50_fpn", "COCO_V1"),
+    "torchvision:coco_v2": ("retinanet_resnet50_fpn_v2", "COCO_V1"),
+    "torchvision:imagenet_v1": (None, "IMAGENET1K_V1"),
+    "torchvision:imagenet_v2": (None, "IMAGENET1K_V2"),
+}
+"""Names of torchvision's published weights: its model (None: the detector's own backbone) and its version."""
+
+TORCHVISION_MODELS = (
+    *("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2"),
+)
+RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A weights file and what is known about it beside its content.
+
+    `label` is what messages call it. `input` is the input statement that follows from its origin, `licence` likewise.
+    """
+
+    label: str
+    path: Path
+    input: str | None = None
+    licence: str | None = None
+
+
+def resolve(spec: str | Path, *, backbone: str | None = None, progress: Progress | None = None) -> Source:
+    """The file that `spec` means: a path, a run folder (its best weights), or a name such as `torchvision:coco_v1`.
+
+    Only a name downloads, into `cache_folder()`; `torchvision:imagenet_v1` and `_v2` are those of `backbone`.
+
+    Raises:
+        CheckpointError: there is no such file or name, or the download failed.
+        ConfigError: the weights of that name do not exist for this backbone.
+    """
+    if str(spec) in TORCHVISION:
+        url = _torchvision_url(str(spec), backbone=backbone)
+        return _published(str(spec), download(url, cache_folder(), progress=progress))
+    path = Path(spec)
+    if path.is_dir():
+        return Source(str(spec), _run_weights(path))
+    if not path.exists():
+        hint = nearest(str(spec), TORCHVISION)
+        raise CheckpointError(f"weights {str(spec)!r} are neither a file, a run folder nor a known name{hint}")
+    return _published(str(spec), path) if _is_published(path) else Source(str(spec), path)
+
+
+def _published(label: str, path: Path) -> Source:
+    """A file that torchvision published: all of those were trained on RGB with ImageNet's mean and deviation."""
+    return Source(label, path, input="imagenet", licence="torchvision (BSD-3-Clause)")
+
+
+def _run_weights(folder: Path) -> Path:
+    for name in RUN_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: is no run folder with weights (neither {' nor '.join(RUN_WEIGHTS)} is there)")
+
+
+def _torchvision_url(name: str, *, backbone: str | None) -> str:
+    from torchvision.models import get_model_weights
+
+    model, version = TORCHVISION[name]
+    model = model or backbone
+    published = [member.name for member in get_model_weights(model)] if model in TORCHVISION_MODELS else []
+    if model is None or version not in published:
+        raise ConfigError(
+            f"{name}: torchvision has published none for backbone {model!r} (it has: {published or 'nothing'})"
+        )
+    return str(get_model_weights(model)[version].url)
+
+
+def _is_published(path: Path) -> bool:
+    """True for an unchanged file of torchvision: its name is known and its content fits the checksum in the name."""
+    from torchvision.models import get_model_weights
+
+    published = {member.url.rsplit("/", 1)[-1] for model in TORCHVISION_MODELS for member in get_model_weights(model)}
+    if path.name not in published or not path.is_file():
+        return False
+    stated = stated_checksum(path.name)
+    return stated is not None and sha256(path).startswith(stated)

@@ -1,0 +1,290 @@
+"""Weights of any known file into a detector: checked tensor by tensor, with an account of what was done."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from focaldet import config as configs
+from focaldet.errors import CheckpointError, ConfigError
+from focaldet.models import DETECTORS, Detector, build
+from focaldet.nets.norm import FrozenBatchNorm
+from focaldet.types import Preprocessing
+from focaldet.weights import torchvision
+from focaldet.weights.checkpoint import NO_LICENCE, detector_config, is_own, load_detector, metadata
+from focaldet.weights.download import Progress
+from focaldet.weights.files import TensorFile, read_tensors
+from focaldet.weights.inputs import describe, with_input
+from focaldet.weights.layout import COUNTER, class_layer, listed, require_fit, shapes_of
+from focaldet.weights.sources import Source, resolve
+
+# Settings that may differ between a file and the detector it goes into: they concern training and answers, or the
+# number of classes. All others decide what a tensor means, even where its shape stays (anchors, strides).
+_FREE = {"num_classes", "norm", "norm_eps", "frozen_stages", "prior", "matching", "loss", "detect"}
+_KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What `load_into` did: the detector's tensors that were loaded, those that keep their fresh values because the
+    classes differ (`reset`), and the file's tensors that have no place in the detector (`left_out`).
+    """
+
+    source: str
+    kind: Literal["detector", "backbone"]
+    loaded: tuple[str, ...]
+    reset: tuple[str, ...]
+    left_out: tuple[str, ...]
+    preprocessing: Preprocessing
+    licence: str | None = None
+    remarks: tuple[str, ...] = ()
+
+    def sentences(self) -> tuple[str, ...]:
+        """The account in lines for people."""
+        rest = f"; left out: {listed(self.left_out)}" if self.left_out else ""
+        return (
+            f"weights: {self.kind} from {self.source}, {len(self.loaded)} tensors{rest}",
+            f"input: {describe(self.preprocessing)}",
+            *self.remarks,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A detector as its file describes it, and the ids that its data set's files use for its classes (may be empty)."""
+
+    detector: Detector
+    category_ids: tuple[int, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Incoming:
+    """A file brought to the detector's names; `config` and `class_names` are those it was made with."""
+
+    config: Any
+    tensors: dict[str, Tensor]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    remarks: tuple[str, ...] = ()
+    licence: str | None = None
+
+
+def load_into(
+    detector: Detector,
+    spec: str | Path,
+    *,
+    input: str | None = None,  # noqa: A002  what users write: --weights.input
+    progress: Progress | None = None,
+) -> LoadReport:
+    """Fill a freshly built `detector` with the weights of `spec`: a whole detector's or a backbone's.
+
+    `detector.preprocessing` takes the channels and scaling those weights were trained with (`input` overrules what the
+    file states) and keeps its resize rule. The class layer stays fresh where the file's classes are others.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or made for another network; names the tensors or settings.
+        ConfigError: nobody states the input, or the detector's settings go against what the file states.
+    """
+    source = resolve(spec, backbone=getattr(detector.config, "backbone", None), progress=progress)
+    if is_own(source.path):
+        return _take_detector(detector, _own(detector, source, named_input=input), source)
+    file = read_tensors(source.path)
+    if torchvision.is_retinanet(file.tensors):
+        return _take_detector(detector, _torchvision(detector, file, source, named_input=input), source)
+    return _take_backbone(detector, file, source, named_input=input)
+
+
+def open_detector(
+    spec: str | Path,
+    *,
+    input: str | None = None,  # noqa: A002  what users write: --weights.input
+    progress: Progress | None = None,
+) -> Trained:
+    """The trained detector of a file, run folder or name, built as the file says.
+
+    Raises:
+        CheckpointError: missing, damaged, or a backbone alone, which detects nothing.
+    """
+    source = resolve(spec, progress=progress)
+    if is_own(source.path):
+        detector, described = load_detector(source.path), metadata(source.path)
+        if input is not None:
+            detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
+        return Trained(detector, described.category_ids, source.label)
+    tensors = read_tensors(source.path).tensors
+    if not torchvision.is_retinanet(tensors):
+        raise CheckpointError(
+            f"{source.label}: holds no detector that focaldet knows (a backbone alone can be trained from)"
+        )
+    count = torchvision.num_classes(tensors)
+    # The random weights that the file's replace must not cost the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        detector = build(torchvision.preset(tensors), num_classes=count)
+    load_into(detector, spec, input=input)
+    return Trained(detector, tuple(range(count)), source.label)
+
+
+def _own(detector: Detector, source: Source, *, named_input: str | None) -> _Incoming:
+    """One of our own files; its tensors keep their names."""
+    described = metadata(source.path)
+    theirs = described.preprocessing
+    ours = replace(detector.preprocessing, channels=theirs.channels, mean=theirs.mean, std=theirs.std)
+    return _Incoming(
+        config=detector_config(described, source.path),
+        tensors=read_tensors(source.path).tensors,
+        class_names=described.class_names,
+        preprocessing=ours if named_input is None else with_input(ours, named_input, source=source.label),
+        licence=None if described.licence == NO_LICENCE else described.licence,
+    )
+
+
+def _torchvision(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> _Incoming:
+    """A torchvision RetinaNet. Its normalisation is part of that class, so a file that states nothing still has one."""
+    count = torchvision.num_classes(file.tensors)
+    twin = DETECTORS[torchvision.preset(file.tensors)]
+    eps = torchvision.batch_norm_eps(file.tensors)
+    if eps is None:
+        eps = twin.norm_eps if source.input else getattr(detector.config, "norm_eps", twin.norm_eps)
+    stated = named_input or file.statements.get("input") or source.input
+    remark = "the file states no input; that is the default of torchvision's RetinaNet (--weights.input overrules it)"
+    return _Incoming(
+        config=replace(twin, num_classes=count, norm_eps=eps),
+        tensors=torchvision.detector_tensors(file.tensors),
+        class_names=torchvision.COCO_NAMES if count == len(torchvision.COCO_NAMES) else (),
+        preprocessing=with_input(detector.preprocessing, stated or "imagenet", source=source.label),
+        remarks=() if stated else (remark,),
+        licence=file.statements.get("licence") or source.licence,
+    )
+
+
+def _take_detector(detector: Detector, incoming: _Incoming, source: Source) -> LoadReport:
+    _require_same_settings(incoming.config, detector.config, source.label)
+    tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
+    expected = shapes_of(detector, counters=False)
+    reset = () if _same_classes(detector, incoming) else class_layer(detector)
+    lost = tuple(name for name in reset if name in tensors)
+    tensors = {name: value for name, value in tensors.items() if name not in reset}
+    expected = {name: shape for name, shape in expected.items() if name not in reset}
+    _copy(detector, tensors, expected, source)
+    remarks = [*incoming.remarks, *_set_norm_eps(detector, incoming.config.norm_eps)]
+    if lost:
+        ours, theirs = (_classes_in_words(part.class_names, part.config) for part in (detector, incoming))
+        remarks.append(f"class layer reset, it starts from random weights: here {ours}, in the file {theirs}")
+    elif not detector.class_names:
+        detector.class_names = incoming.class_names
+    detector.preprocessing = incoming.preprocessing
+    loaded = tuple(expected)
+    return LoadReport(
+        source.label, "detector", loaded, lost, (), incoming.preprocessing, incoming.licence, tuple(remarks)
+    )
+
+
+def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> LoadReport:
+    """An ImageNet classifier's weights into `detector.backbone`."""
+    stated = named_input or file.statements.get("input") or source.input
+    if not torchvision.is_classifier(file.tensors):
+        raise CheckpointError(
+            f"{source.label}: no layout that focaldet knows (first tensors: {listed(list(file.tensors))})"
+        )
+    if stated is None:
+        raise ConfigError(
+            f"{source.label}: does not state what input it was trained on; say it with --weights.input "
+            "(torchvision's ImageNet weights: imagenet)"
+        )
+    preprocessing = with_input(detector.preprocessing, stated, source=source.label)
+    backbone = detector.get_submodule("backbone")
+    kept_frozen = bool(_KEEP_FROZEN.search(file.statements.get("note", "")))
+    if kept_frozen and any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
+        raise ConfigError(
+            f"{source.label}: asks to keep BatchNorm frozen; this detector trains it (norm: frozen is needed)"
+        )
+    if getattr(detector.config, "stride_in_1x1", False):
+        raise ConfigError(f"{source.label}: has its strides in the 3×3 convolutions; stride_in_1x1 must be false")
+    tensors, left_out = torchvision.backbone_tensors(file.tensors)
+    tensors = {name: value for name, value in tensors.items() if not name.endswith(COUNTER)}
+    expected = shapes_of(backbone, counters=False)
+    _copy(backbone, tensors, expected, source)
+    remarks = _set_norm_eps(detector, torchvision.BATCH_NORM_EPS)
+    if kept_frozen:
+        remarks = (*remarks, "BatchNorm of the backbone stays frozen, as the file asks")
+    detector.preprocessing = preprocessing
+    return LoadReport(
+        source=source.label,
+        kind="backbone",
+        loaded=tuple(f"backbone.{name}" for name in expected),
+        reset=(),
+        left_out=left_out,
+        preprocessing=preprocessing,
+        licence=file.statements.get("licence") or source.licence,
+        remarks=remarks,
+    )
+
+
+def _copy(
+    module: nn.Module, tensors: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: Source
+) -> None:
+    """Fill the `expected` tensors of `module`, after all names and shapes were found right."""
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    require_fit(expected, found, source=source.label)
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"{source.label}: {name}: is {value.dtype}, must hold floating-point numbers")
+    module.load_state_dict(tensors, strict=False)
+
+
+def _require_same_settings(theirs: Any, ours: Any, source: str) -> None:
+    """Raise where a setting that gives tensors their meaning differs, whether or not a shape does."""
+    if type(theirs) is not type(ours):
+        raise CheckpointError(f"{source}: made for another network: {type(theirs).__name__}, not {type(ours).__name__}")
+    left, right = (_flat(configs.to_dict(config)) for config in (theirs, ours))
+    differing = [name for name in left if name.split(".")[0] not in _FREE and left[name] != right.get(name)]
+    if differing:
+        pairs = (f"{name} is {left[name]!r} in the file, {right.get(name)!r} here" for name in differing)
+        raise CheckpointError(f"{source}: made for another network: {'; '.join(pairs)}{_hint(theirs)}")
+
+
+def _hint(config: Any) -> str:
+    names = (name for name, known in DETECTORS.items() if _flat_fixed(known) == _flat_fixed(config))
+    return f" (it fits {name})" if (name := next(names, None)) else ""
+
+
+def _flat_fixed(config: Any) -> dict[str, Any]:
+    flat = _flat(configs.to_dict(config))
+    return {name: value for name, value in flat.items() if name.split(".")[0] not in _FREE}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _same_classes(detector: Detector, incoming: _Incoming) -> bool:
+    """Same number and, where both sides have names, the same names in the same order."""
+    named = bool(detector.class_names and incoming.class_names)
+    if named and detector.class_names != incoming.class_names:
+        return False
+    return bool(detector.config.num_classes == incoming.config.num_classes)
+
+
+def _classes_in_words(names: tuple[str, ...], config: Any) -> str:
+    return f"{config.num_classes} classes ({listed(names)})" if names else f"{config.num_classes} classes"
+
+
+def _set_norm_eps(detector: Detector, eps: float) -> tuple[str, ...]:
+    """Give the backbone's BatchNorm the ε its weights were trained with; what was changed, in words."""
+    old = getattr(detector.config, "norm_eps", eps)
+    if old == eps:
+        return ()
+    for module in detector.get_submodule("backbone").modules():
+        if isinstance(module, FrozenBatchNorm | nn.BatchNorm2d):
+            module.eps = eps
+    detector.config = replace(detector.config, norm_eps=eps)
+    return (f"norm_eps is now {eps:g} instead of {old:g}: these weights were trained with it",)

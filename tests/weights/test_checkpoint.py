@@ -1,0 +1,195 @@
+"""Our own files: what goes in comes out, and what does not fit is named before memory is taken."""
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from focaldet.errors import CheckpointError
+from focaldet.models import Detector, build
+from focaldet.types import Preprocessing, Resize
+from focaldet.weights import load_detector, metadata, save_detector
+
+SMALL: dict[str, Any] = {"width": 32, "head_depth": 1}
+
+
+@dataclass(frozen=True)
+class Classes:
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+CLASSES = Classes(("혈소판", "RBC", 'quoted "name"'), (1, 7, 90))
+PREPROCESSING = Preprocessing(channels="BGR", mean=(1.0, 2.0, 0.1), std=(1.0, 3.0, 7.0), resize=Resize("long", 96))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    torch.manual_seed(5)
+    made = build("retinanet_r18_fpn", class_names=CLASSES.names, preprocessing=PREPROCESSING, architecture=SMALL)
+    for tensor in made.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn_like(tensor))
+    return made
+
+
+@pytest.fixture
+def path(tmp_path: Path, detector: Detector) -> Path:
+    save_detector(tmp_path / "w.safetensors", detector, classes=CLASSES, licence="CC0", extra={"epoch": "3"})
+    return tmp_path / "w.safetensors"
+
+
+def test_round_trip_is_bit_identical(path: Path, detector: Detector) -> None:
+    loaded = load_detector(path)
+    expected, found = detector.state_dict(), loaded.state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (loaded.config, loaded.class_names, loaded.preprocessing) == (detector.config, CLASSES.names, PREPROCESSING)
+    assert type(loaded.config) is type(detector.config)
+    images = torch.randint(0, 256, (1, 3, 96, 64), dtype=torch.uint8)
+    assert torch.equal(loaded.eval()(images).logits, detector.eval()(images).logits)
+
+
+def test_the_same_detector_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:
+    save_detector(tmp_path / "again", load_detector(path), classes=CLASSES, licence="CC0", extra={"epoch": "3"})
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+
+
+def test_metadata_tell_classes_model_and_licence(path: Path) -> None:
+    found = metadata(path)
+    assert (found.class_names, found.category_ids) == (CLASSES.names, CLASSES.category_ids)
+    assert (found.architecture, found.version, found.licence) == ("RetinaNetConfig", 1, "CC0")
+    assert found.preprocessing == PREPROCESSING
+    assert found.extra == {"epoch": "3"}
+    assert found.model is None, "its width is no longer that of the table"
+
+
+def test_the_table_name_is_kept_whatever_the_number_of_classes(tmp_path: Path) -> None:
+    save_detector(tmp_path / "w", build("retinanet_r18_fpn", num_classes=2))
+    found = metadata(tmp_path / "w")
+    assert (found.model, found.class_names, found.category_ids) == ("retinanet_r18_fpn", (), ())
+    assert "not stated" in found.licence
+
+
+def test_metadata_need_no_tensors(path: Path) -> None:
+    with path.open("rb") as file:
+        header_bytes = struct.unpack("<Q", file.read(8))[0]
+    # A sparse file of the same length: the header is there, the tensors are holes.
+    header, length = path.read_bytes()[: 8 + header_bytes], path.stat().st_size
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(length)
+    assert metadata(path).class_names == CLASSES.names
+
+
+def test_loading_leaves_the_random_state_alone(path: Path) -> None:
+    state = torch.get_rng_state()
+    load_detector(path)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_channels_last_weights_are_saved_alike(detector: Detector, tmp_path: Path, path: Path) -> None:
+    other = load_detector(path).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save_detector(tmp_path / "other", other, classes=CLASSES, licence="CC0", extra={"epoch": "3"})
+    assert (tmp_path / "other").read_bytes() == path.read_bytes()
+
+
+Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
+
+
+def rewritten(path: Path, change: Change) -> Path:
+    """The file with its tensors and its description changed."""
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        described = json.loads(file.metadata()["focaldet"])
+    change(tensors, described)
+    save_file(tensors, path, metadata={"focaldet": json.dumps(described)})
+    return path
+
+
+BIAS = "class_subnet.predict.bias"
+CASES: dict[str, tuple[Change, str]] = {
+    "missing tensor": (lambda tensors, _: tensors.pop(BIAS), rf"made for another network: missing {BIAS}"),
+    "unknown tensor": (lambda tensors, _: tensors.update(odd=torch.zeros(1)), "left over odd"),
+    "shape": (
+        lambda tensors, _: tensors.update({BIAS: torch.zeros(9)}),
+        rf"{BIAS} has shape \(9,\) in the file, \(27,\) in the network",
+    ),
+    "type": (
+        lambda tensors, _: tensors.update({BIAS: tensors[BIAS].to(torch.int32)}),
+        rf"{BIAS}: is torch.int32, must be torch.float32",
+    ),
+    "a billion classes": (
+        lambda _, described: (
+            described["config"].update(num_classes=10**9),
+            described.update(class_names=[], category_ids=[]),
+        ),
+        r"class_subnet.predict.weight has shape \(27, 32, 3, 3\) in the file, \(9000000000, 32, 3, 3\)",
+    ),
+    "names of other classes": (
+        lambda _, described: described.update(class_names=["one"]),
+        "class_names: 1 entries for 3 classes",
+    ),
+    "ids": (lambda _, described: described.update(category_ids=[1]), "category_ids: 1 entries for 3 classes"),
+    "unknown architecture": (
+        lambda _, described: described.update(architecture="RetinaConfig"),
+        'did you mean "RetinaNetConfig"',
+    ),
+    "unknown setting": (lambda _, described: described["config"].update(widht=1), 'did you mean "width"'),
+    "wrong type of setting": (lambda _, described: described["config"].update(width="wide"), "config: width: "),
+    "no such backbone": (lambda _, described: described["config"].update(backbone="resnet51"), "resnet51"),
+    "impossible width": (lambda _, described: described["config"].update(width=-32), "config"),
+    "bad preprocessing": (lambda _, described: described.update(preprocessing=3), "preprocessing"),
+    "newer version": (lambda _, described: described.update(version=2), "version 2 is newer .* update focaldet"),
+    "missing config": (lambda _, described: described.pop("config"), "metadata: config"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_contradictions_are_named_in_one_line(path: Path, case: str) -> None:
+    change, message = CASES[case]
+    rewritten(path, change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_detector(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 50_000, '{"config": NaN}', '{"version": 1}'])
+def test_descriptions_that_are_none(tmp_path: Path, text: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "w", metadata={"focaldet": text})
+    for reader in (metadata, load_detector):
+        with pytest.raises(CheckpointError, match=r"w: metadata: "):
+            reader(tmp_path / "w")
+
+
+@pytest.mark.parametrize("reader", [metadata, load_detector])
+def test_files_of_other_programs(tmp_path: Path, reader: Callable[[Path], object]) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "other", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="was not written by focaldet"):
+        reader(tmp_path / "other")
+    (tmp_path / "text").write_text("hello, this is no weights file")
+    with pytest.raises(CheckpointError, match="text: damaged, or no weights file"):
+        reader(tmp_path / "text")
+    with pytest.raises(CheckpointError, match="No such file"):
+        reader(tmp_path / "absent")
+
+
+def test_truncation_anywhere_is_noticed(path: Path) -> None:
+    whole = path.read_bytes()
+    for kept in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(CheckpointError, match=r"w\.safetensors: damaged"):
+            load_detector(path)
+
+
+def test_defaults_of_a_later_config_read_old_files(path: Path, detector: Detector) -> None:
+    rewritten(path, lambda _, described: described["config"].pop("prior"))
+    assert load_detector(path).config == replace(detector.config, prior=0.01)

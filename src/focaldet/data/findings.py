@@ -1,9 +1,12 @@
-"""What was odd in the data: listed, counted and never silently mended."""
+"""What was odd in the data and where it stands: listed, counted and never silently mended."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from focaldet.errors import DataError
 
 Severity = Literal["error", "warning", "note"]
 
@@ -32,6 +35,22 @@ class Problem:
         return f"{self.severity}: {self.kind}: {where}: {self.message}"
 
 
+class Place(NamedTuple):
+    """Where a value stands: file, record and field, as a person would look for it."""
+
+    file: Path
+    record: str | None = None
+    field: str | None = None
+
+    def error(self, problem: str) -> DataError:
+        """A `DataError` about this place."""
+        return DataError(problem, file=self.file, record=self.record, field=self.field)
+
+    def problem(self, severity: Severity, kind: str, message: str) -> Problem:
+        """A `Problem` at this place."""
+        return Problem(severity, kind, message, str(self.file), self.record, self.field)
+
+
 @dataclass(slots=True)
 class Findings:
     """Problems in the order in which they were met. `counts` is complete; `problems` holds the first of each kind."""
@@ -44,6 +63,14 @@ class Findings:
         self.counts[key] += 1
         if self.counts[key] <= LISTED_PER_KIND:
             self.problems.append(problem)
+
+    def add_all(self, severity: Severity, kind: str, number: int, make: Callable[[int], Problem]) -> None:
+        """Count `number` problems of one kind; `make` is called only for those that are listed."""
+        if not number:
+            return
+        room = max(0, LISTED_PER_KIND - self.counts[severity, kind])
+        self.problems += [make(k) for k in range(min(number, room))]
+        self.counts[severity, kind] += number
 
     def extend(self, other: "Findings") -> None:
         """Take over what `other` found."""

@@ -1,0 +1,65 @@
+"""Foreign text: files, numbers in them, and values quoted in messages."""
+
+import math
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from focaldet.data.findings import Place
+from focaldet.errors import DataError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlong = 40
+
+
+def brief(value: Any) -> str:
+    """A foreign value for a message: quoted, and never long, whatever it is."""
+    return _SHORT.repr(value)
+
+
+def as_number(text: str, place: Place, allowed: str = "a finite number") -> float:
+    """The number that a text field holds; spaces around it are allowed, NaN and infinity are not.
+
+    Raises:
+        DataError: anything else.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise place.error(f"found {brief(text)}; must be {allowed}")
+    return number
+
+
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text file that hold something, with their numbers from 1.
+
+    Raises:
+        DataError: the file cannot be read or is no text.
+    """
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        DataError: the file cannot be read or is no text.
+    """
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"is no UTF-8 text: {error.reason} at byte {error.start}", file=file) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(file, error) from None
+
+
+def unreadable(file: Path, error: Exception) -> DataError:
+    """The `DataError` for a file that the system does not hand out."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return DataError(f"cannot be read: {reason}", file=file)

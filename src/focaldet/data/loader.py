@@ -13,14 +13,16 @@ from torch.utils.data import DataLoader
 
 from focaldet.data import batches as planning
 from focaldet.data.batches import Pick
+from focaldet.data.cache import CachedSource
 from focaldet.data.collate import PackedBatch
-from focaldet.data.index import Source
+from focaldet.data.index import FileSource, Source
 from focaldet.data.randomness import stream
 from focaldet.data.samples import Samples
 from focaldet.data.transforms import AugmentConfig
 from focaldet.errors import ConfigError, FocaldetError
 from focaldet.types import Batch, Preprocessing
 
+CACHE_BYTES = 1 << 30
 Sampling = Literal["uniform", "class_balanced"]
 
 
@@ -68,6 +70,8 @@ class Loader:
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
         self._training = augment is not None
         self._factors = planning.repeat_factors(source.index) if sampling == "class_balanced" else None
+        if augment is not None and isinstance(source, FileSource):
+            source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, workers))
         self._samples = Samples(
             source,
             preprocessing=preprocessing,

@@ -95,7 +95,7 @@ def _enlarged(digit: Float[Tensor, "8 8"], stream: random.Random) -> Float[Tenso
     paper = functional.pad(digit, (1, 1, 1, 1))[None, None]
     size = (round(10 * scale_y), round(10 * scale_x))
     smooth = functional.interpolate(paper, size=size, mode="bicubic", align_corners=False)[0, 0]
-    ink = ((smooth - 0.45) * scale_y + 0.5).clamp(0, 1)
+    ink: Tensor = ((smooth - 0.45) * scale_y + 0.5).clamp(0, 1)
     top, bottom = _extent((ink > 0.1).any(1))
     left, right = _extent((ink > 0.1).any(0))
     return ink[top : min(bottom, top + SCENE_SIZE.height), left : min(right, left + SCENE_SIZE.width)]

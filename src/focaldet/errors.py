@@ -30,6 +30,10 @@ class CheckpointError(FocaldetError):
     """A weights file or run folder that is missing, damaged or made for another network."""
 
 
+class MemoryShortError(FocaldetError):
+    """The device or the machine ran out of memory; says what makes the run smaller."""
+
+
 class NonFiniteLossError(FocaldetError):
     """The loss became infinite or NaN; no update was applied. Names the images of the batch."""
 

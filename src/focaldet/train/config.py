@@ -1,0 +1,184 @@
+"""The settings of one training run. Defaults suit fine-tuning on small data; the paper's schedules are recipes."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from focaldet.config import from_dict, to_dict
+from focaldet.data.index import DataConfig
+from focaldet.data.loader import Sampling
+from focaldet.data.transforms import AugmentConfig
+from focaldet.errors import ConfigError
+from focaldet.evaluate.inference import Precision
+
+# The number of images per update for which `learning_rate` is stated.
+BASE_BATCH = 8
+
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["one_cycle", "cosine", "step", "constant"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+# What may differ when a run is resumed: it changes where or how fast the run computes, or what it reports, not its law.
+FREE_ON_RESUME = frozenset(
+    {"data", "out", "resume", "overwrite", "device", "workers", "threads"}
+    | {"log_every", "loggers", "save_minutes", "save_steps"}
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a training run; the run folder keeps it as `config.yaml`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images and annotations."""
+
+    model: str = "retinanet_r50_fpn"
+    """Name of the detector (`focaldet models` lists them)."""
+
+    weights: str | None = None
+    """Initial weights: a file, or a name such as torchvision:coco_v1. None starts from random weights."""
+
+    weights_input: str | None = None
+    """Input scaling that the weights file was trained with, where the file does not state it."""
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Settings of the detector to override, nested as in its config."""
+
+    out: Path = Path("runs/train")
+    """Folder of the run."""
+
+    resume: bool = False
+    """Go on with the run in `out`, from its last saved state."""
+
+    overwrite: bool = False
+    """Replace the run in `out`."""
+
+    size: Positive | None = None
+    """Long side of the resized image, in pixels."""
+
+    short_side: Positive | None = None
+    """Short side of the resized image, in pixels (the form of the paper, together with `max_side`)."""
+
+    max_side: Positive | None = None
+    """Limit of the long side when `short_side` is given, in pixels."""
+
+    epochs: Positive = 24
+    """Passes over the training images."""
+
+    batch_size: Positive = 8
+    """Images per update, over all processes and accumulated parts."""
+
+    accumulate: Positive = 1
+    """Parts into which the images of an update are cut to save memory; each part is normalised by its own objects."""
+
+    optimizer: Optimizer = "adamw"
+    """Optimiser of the weights."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Learning rate for 8 images per update; scaled to `batch_size`, linearly for sgd, by the square root for adamw."""
+
+    backbone_factor: Share = 0.3
+    """Factor on the learning rate of the backbone."""
+
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Weight decay; norm layers and biases have none."""
+
+    momentum: Share = 0.9
+    """Momentum of sgd, first beta of adamw."""
+
+    schedule: Schedule = "one_cycle"
+    """Course of the learning rate. Only a `constant` run can be given more epochs when it is resumed."""
+
+    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    """Epochs of linear warm-up (one_cycle has its own rise over the first 30 % of the run)."""
+
+    clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
+    """Largest norm of the gradient; None for no limit."""
+
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.998
+    """Decay of the moving average of the weights, which is what is evaluated and kept; None for no average."""
+
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] | None = None
+    """First stages of the backbone (stem included) that stay as they are; None leaves it to the detector."""
+
+    precision: Precision | None = None
+    """Type of the network's products; weights and losses stay fp32. None: bf16 where the hardware has it, else fp32."""
+
+    channels_last: bool = True
+    """Keep images and weights in channels-last memory order."""
+
+    compile: bool = False
+    """Compile the network with torch.compile."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the training images."""
+
+    sampling: Sampling = "uniform"
+    """Draw images evenly, or those with rare classes more often."""
+
+    overfit: Positive | None = None
+    """Train and score on this many images without augmentation: what cannot be learnt by heart has a fault."""
+
+    evaluate_every: Positive | None = 1
+    """Epochs between evaluations (the last epoch always has one); None for no evaluation."""
+
+    patience: Positive | None = None
+    """Stop after this many evaluations without a better AP."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random."""
+
+    deterministic: bool = False
+    """Refuse operations whose result differs from run to run."""
+
+    device: str | None = None
+    """Device such as cpu, cuda, cuda:1 or mps; None takes the best there is."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that load images; the result does not depend on it."""
+
+    threads: Positive | None = None
+    """Threads of the processor for the network; None leaves it to torch."""
+
+    log_every: Positive = 1
+    """Steps between rows of metrics.csv."""
+
+    loggers: tuple[Logger, ...] = ()
+    """Trackers to write to besides metrics.csv."""
+
+    save_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """Minutes between saves of the full state within an epoch; it is also saved after every epoch."""
+
+    save_steps: Positive | None = None
+    """Steps between saves of the full state."""
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        """`learning_rate` for `batch_size` images per update instead of `BASE_BATCH`."""
+        ratio = self.batch_size / BASE_BATCH
+        return self.learning_rate * (ratio if self.optimizer == "sgd" else math.sqrt(ratio))
+
+
+def checked(config: RunConfig, *, num_ranks: int = 1) -> RunConfig:
+    """`config` itself after all its values were validated, alone and together.
+
+    Raises:
+        ConfigError: a value is out of range or two settings contradict each other.
+    """
+    config = from_dict(RunConfig, to_dict(config), source="run settings")
+    parts = config.accumulate * num_ranks
+    contradictions = {
+        "resume and overwrite exclude each other": config.resume and config.overwrite,
+        "patience: needs evaluate_every": config.patience and not config.evaluate_every,
+        f"batch_size: {config.batch_size} images per update cannot be shared by {num_ranks} processes × "
+        f"{config.accumulate} accumulated parts; allowed: a multiple of {parts}": config.batch_size % parts,
+    }
+    for problem, found in contradictions.items():
+        if found:
+            raise ConfigError(f"run settings: {problem}")
+    return config

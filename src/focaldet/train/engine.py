@@ -1,0 +1,250 @@
+"""The training run: from settings to a run folder."""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from focaldet import config as configs
+from focaldet.data.index import Source
+from focaldet.data.loader import Loader
+from focaldet.evaluate.coco import HEADLINES, Metrics, evaluate_detections
+from focaldet.evaluate.results import write_results
+from focaldet.evaluate.run import detect_all
+from focaldet.models import Detector
+from focaldet.train.assembly import Parts, assemble
+from focaldet.train.config import RunConfig, checked
+from focaldet.train.interrupts import StopWish, stop_wish
+from focaldet.train.launch import advice, global_settings, launch, num_processes
+from focaldet.train.logs import RunLog
+from focaldet.train.optim import rate_factor
+from focaldet.train.resume import Position, RunFolder, open_folder, save_state
+from focaldet.types import Batch
+from focaldet.weights import save_detector
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came of a run.
+
+    `best` and `last` are the metrics of the best and of the last evaluation. `seconds_training` is the time of all
+    steps, loading included, without evaluation, saving and set-up. An `interrupted` run was saved and can be resumed.
+    """
+
+    out: Path
+    best: Metrics | None
+    last: Metrics | None
+    epochs: int
+    seconds_training: float
+    interrupted: bool
+
+
+def train(config: RunConfig, *, sources: tuple[Source, Source] | None = None) -> TrainResult:
+    """Train a detector and leave a run folder behind; with `resume`, go on to the weights an unbroken run would reach.
+
+    Under `torchrun` or SLURM every process calls this and takes its share of each batch. SIGINT and SIGTERM end the
+    run after the step it is in, saved.
+
+    Args:
+        config: all settings.
+        sources: images to train on and to evaluate on, instead of those in `config.data`.
+
+    Raises:
+        ConfigError: a setting is out of range, or the folder is taken.
+        DataError: data that cannot be read.
+        CheckpointError: weights or a state that do not fit or cannot be written.
+        NonFiniteLossError: the loss or its gradient is not finite.
+        MemoryShortError: out of memory.
+    """
+    config = checked(config, num_ranks=num_processes())
+    folder = open_folder(config)
+    with ExitStack() as stack:
+        stack.enter_context(advice(config))
+        stack.enter_context(global_settings(config))
+        wish = stack.enter_context(stop_wish())
+        # Every process has looked at the folder before the first one changes it: launching waits for all.
+        fabric = launch(config.device)
+        parts = assemble(config, folder=folder, fabric=fabric, wish=wish, sources=sources)
+        stack.callback(parts.log.close)
+        return Run(config, folder=folder, parts=parts, wish=wish).finish()
+
+
+class Run:
+    """A run under way: epochs of steps, evaluations and saves, from a position on."""
+
+    def __init__(self, config: RunConfig, *, folder: RunFolder, parts: Parts, wish: StopWish) -> None:
+        self.config, self.folder, self.parts, self.wish = config, folder, parts, wish
+        self.position: Position = parts.position
+        self.log: RunLog = parts.log
+        self.loader: Loader = parts.loader
+        self.steps_per_epoch = math.ceil(len(parts.loader) / config.accumulate)
+        self.last_save = time.monotonic()
+
+    def finish(self) -> TrainResult:
+        """Train up to the last epoch, or until the run is asked to stop or no longer improves."""
+        interrupted = False
+        while self.position.epoch < self.config.epochs and not self._has_stalled():
+            interrupted = not (self._train_epoch() and self._evaluate())
+            if interrupted:
+                break
+            self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+            self.save()
+        self._tell_end(interrupted=interrupted)
+        position = self.position
+        return TrainResult(
+            out=self.folder.path,
+            best=metrics_from(position.best),
+            last=metrics_from(position.last),
+            epochs=position.epoch,
+            seconds_training=position.seconds_training,
+            interrupted=interrupted,
+        )
+
+    @property
+    def evaluated(self) -> Detector:
+        """The detector that is evaluated and kept: the moving average where there is one."""
+        return self.parts.ema.detector if self.parts.ema is not None else self.parts.detector
+
+    def _has_stalled(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.position.evaluations_without_gain >= patience
+
+    def _train_epoch(self) -> bool:
+        """Train to the end of the epoch. False when asked to stop, with everything saved."""
+        position = self.position
+        batches = self.loader.epoch(position.epoch, start_batch=position.batch)
+        begin = time.perf_counter()
+        for group in _grouped(batches, self.config.accumulate):
+            rate = self.config.scaled_learning_rate * self._rate_factor()
+            result = self.parts.update(group, step=position.step, rate=rate)
+            position.step += 1
+            position.batch += len(group)
+            seconds = time.perf_counter() - begin
+            position.seconds_training += seconds
+            self.log.write(
+                "step",
+                epoch=position.epoch + 1,
+                step=position.step,
+                seconds=seconds,
+                images_per_second=result.num_images / seconds,
+                learning_rate=rate,
+                gradient_norm=result.gradient_norm,
+                loss=sum(result.losses.values()),
+                losses=result.losses,
+            )
+            if result.stop:
+                self.save()
+                return False
+            if self._save_is_due():
+                self.save()
+            begin = time.perf_counter()
+        return True
+
+    def _rate_factor(self) -> float:
+        return rate_factor(
+            self.position.step,
+            total_steps=self.steps_per_epoch * self.config.epochs,
+            warmup_steps=self.steps_per_epoch * self.config.warmup_epochs,
+            schedule=self.config.schedule,
+        )
+
+    def _save_is_due(self) -> bool:
+        every = self.config.save_steps
+        minutes = (time.monotonic() - self.last_save) / 60
+        return (every is not None and self.position.step % every == 0) or minutes >= self.config.save_minutes
+
+    def _evaluate(self) -> bool:
+        """Evaluate after this epoch if it is time to. False when asked to stop, with everything saved."""
+        every, epoch = self.config.evaluate_every, self.position.epoch + 1
+        if every is None or (epoch % every and epoch != self.config.epochs):
+            return True
+        try:
+            metrics = self._measure()
+        except _StopAskedError:
+            self.save()
+            return False
+        is_best = self._is_best(metrics)
+        self.position.last = metrics.to_dict()
+        self.position.evaluations_without_gain = 0 if is_best else self.position.evaluations_without_gain + 1
+        if is_best:
+            self.position.best = metrics.to_dict()
+        numbers = {name: value for name, value in metrics.to_dict().items() if name in HEADLINES}
+        text = f"epoch {epoch}/{self.config.epochs}  {_summary(metrics)}{'  (best so far)' if is_best else ''}"
+        self.log.write("evaluation", epoch=epoch, step=self.position.step, best=is_best, text=text, **numbers)
+        return True
+
+    def _measure(self) -> Metrics:
+        """The metrics of the detector as it stands; its detections and weights are kept if none before were better."""
+        source, fabric = self.parts.validation, self.parts.fabric
+        found = detect_all(
+            self.evaluated,
+            source,
+            batch_size=self.parts.batch_size,
+            device=fabric.device,
+            precision=self.parts.autocast.precision,
+            workers=self.config.workers,
+            fabric=fabric if fabric.world_size > 1 else None,
+            progress=self._check_wish if fabric.world_size == 1 else None,
+        )
+        detections = dict(enumerate(found))
+        metrics = evaluate_detections(source.index, detections)
+        if fabric.is_global_zero and self._is_best(metrics):
+            write_results(self.folder.predictions, source.index, detections)
+            save_detector(self.folder.best, self.evaluated, classes=self.parts.classes)
+        return metrics
+
+    def _is_best(self, metrics: Metrics) -> bool:
+        best = self.position.best
+        return best is None or (metrics.ap or 0.0) > (best["ap"] or 0.0)
+
+    def _check_wish(self, done: int, total: int) -> None:
+        """An evaluation is given up when the run is asked to stop: resuming begins it again."""
+        del done, total
+        if self.wish:
+            raise _StopAskedError
+
+    def save(self) -> None:
+        """Replace the full state and the last weights; only the first process writes."""
+        self.last_save = time.monotonic()
+        if not self.parts.fabric.is_global_zero:
+            return
+        self.position.num_rows = self.log.num_rows
+        save_state(self.folder.state, {"position": asdict(self.position), **self.parts.state()})
+        save_detector(self.folder.last, self.evaluated, classes=self.parts.classes)
+
+    def _tell_end(self, *, interrupted: bool) -> None:
+        position = self.position
+        if interrupted:
+            command = f"focaldet train --config {self.folder.config} --resume"
+            text = (
+                f"stopped by {self.wish.signal_name or 'another process'} after step {position.step}; go on: {command}"
+            )
+            self.log.write("interrupted", step=position.step, text=text)
+            return
+        stalled = " (no better AP for a while)" if self._has_stalled() else ""
+        text = f"finished after {position.epoch} epochs{stalled}, {position.seconds_training:.0f} s of training"
+        self.log.write("finished", step=position.step, seconds_training=position.seconds_training, text=text)
+
+
+class _StopAskedError(Exception):
+    """Leaves an evaluation under way; never leaves this file."""
+
+
+def metrics_from(values: dict[str, Any] | None) -> Metrics | None:
+    """The metrics that a position holds as plain values."""
+    return None if values is None else configs.from_dict(Metrics, values)
+
+
+def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; the last may be shorter."""
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def _summary(metrics: Metrics) -> str:
+    named = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
+    return "  ".join(f"{name} {'-' if value is None else f'{100 * value:.1f}'}" for name, value in named.items())

@@ -84,7 +84,7 @@ def decode(deltas: Float[Tensor, "*N 4"], anchors: Float[Tensor, "*N 4"]) -> Flo
     return torch.cat([center - half, center + half], dim=-1)
 
 
-def clip(boxes: Float[Tensor, "*N 4"], *, height: float, width: float) -> Float[Tensor, "*N 4"]:
+def clip(boxes: Float[Tensor, "*N 4"], *, height: int, width: int) -> Float[Tensor, "*N 4"]:
     """The boxes cut to the image [0, width] × [0, height]."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack([x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height)], dim=-1)

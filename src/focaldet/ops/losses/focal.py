@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _BLOCK_ELEMENTS = 1 << 16  # 256 KB of fp32: the block's handful of temporaries stays in the second-level cache
 
@@ -89,8 +88,9 @@ class _FocalLossSum(torch.autograd.Function):
         return total.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # only so while a graph of this gradient is asked for
+            raise RuntimeError("focal_loss_sum has no second derivative: use balanced_focal_loss, which has")
         (grad,) = ctx.saved_tensors
         return grad * grad_output.to(grad.dtype), None, None, None, None
 

@@ -1,0 +1,109 @@
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from focaldet.ops.matching import MatchConfig, match
+
+NONE = torch.zeros(0, dtype=torch.bool)
+
+
+def regular(count):
+    return torch.zeros(count, dtype=torch.bool)
+
+
+def naive(anchors, boxes, ignored, config):
+    """The rule in words, one anchor at a time."""
+
+    def area(b):
+        return max(0.0, b[2] - b[0]) * max(0.0, b[3] - b[1])
+
+    def shared(a, b):
+        return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+    def iou(a, b):
+        union = area(a) + area(b) - shared(a, b)
+        return shared(a, b) / union if union else 0.0
+
+    anchors, boxes = anchors.tolist(), boxes.tolist()
+    usable = [g for g in range(len(boxes)) if not ignored[g]]
+    table = [[iou(a, boxes[g]) for g in usable] for a in anchors]
+    answers = []
+    for a, row in zip(anchors, table, strict=True):
+        best = max(row, default=0.0)
+        index = usable[row.index(best)] if row else 0
+        foreground = best >= config.foreground_iou and bool(row)
+        for place in range(len(usable)):
+            top = max(other[place] for other in table)
+            lifted = config.low_quality == "any" or (
+                config.low_quality == "above_background" and best >= config.background_iou
+            )
+            foreground |= lifted and top > 0 and row[place] == top
+        left_out = bool(row) and best >= config.background_iou and not foreground
+        for g in range(len(boxes)):
+            if ignored[g] and not foreground and area(a) and shared(a, boxes[g]) / area(a) >= config.ignore_coverage:
+                left_out = True
+        answers.append((index, foreground, left_out))
+    return answers
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 6), st.sampled_from(["none", "above_background", "any"]))
+def test_equals_the_rule_in_words(seed, count, low_quality):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n):  # small whole numbers: every IoU is exact enough for ties to be ties in both computations
+        corner = torch.randint(0, 12, (n, 2), generator=generator).double()
+        return torch.cat([corner, corner + torch.randint(1, 9, (n, 2), generator=generator)], dim=1)
+
+    anchors, boxes = draw(30), draw(count)
+    ignored = torch.rand(count, generator=generator) < 0.25
+    config = MatchConfig(low_quality=low_quality)
+    found = match(anchors, boxes, ignored, config)
+    got = list(zip(found.box_index.tolist(), found.foreground.tolist(), found.ignored.tolist(), strict=True))
+    for (index, foreground, left_out), (their_index, their_foreground, their_left_out) in zip(
+        got, naive(anchors, boxes, ignored, config), strict=True
+    ):
+        assert (foreground, left_out) == (their_foreground, their_left_out)
+        if foreground:
+            assert index == their_index
+
+
+def test_between_the_thresholds_an_anchor_is_left_out():
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    anchors = torch.tensor([[0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 4.5], [0.0, 0.0, 10.0, 3.9]])
+    found = match(anchors, box, regular(1), MatchConfig())
+    assert found.foreground.tolist() == [True, False, False]
+    assert found.ignored.tolist() == [False, True, False]
+
+
+def test_low_quality_policies():
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    poor, fair = torch.tensor([[0.0, 0.0, 10.0, 2.0]]), torch.tensor([[0.0, 0.0, 10.0, 4.5]])
+    answers = {
+        policy: [match(a, box, regular(1), MatchConfig(low_quality=policy)).foreground.item() for a in (poor, fair)]
+        for policy in ("none", "above_background", "any")
+    }
+    assert answers == {"none": [False, False], "above_background": [False, True], "any": [True, True]}
+
+
+def test_an_object_that_touches_no_anchor_forces_none():
+    found = match(
+        torch.tensor([[0.0, 0.0, 4.0, 4.0]]),
+        torch.tensor([[50.0, 50.0, 60.0, 60.0]]),
+        regular(1),
+        MatchConfig(low_quality="any"),
+    )
+    assert not found.foreground.any()
+
+
+def test_without_boxes_everything_is_background():
+    found = match(torch.rand(7, 4), torch.zeros(0, 4), NONE, MatchConfig(low_quality="any"))
+    assert not found.foreground.any() and not found.ignored.any()
+
+
+def test_a_crowd_is_neither_object_nor_background():
+    crowd = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
+    anchors = torch.tensor([[10.0, 10.0, 20.0, 20.0], [95.0, 0.0, 105.0, 10.0], [200.0, 200.0, 210.0, 210.0]])
+    found = match(anchors, crowd, torch.tensor([True]), MatchConfig(low_quality="any"))
+    assert found.ignored.tolist() == [True, True, False]
+    assert not found.foreground.any()

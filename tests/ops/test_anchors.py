@@ -58,3 +58,12 @@ def test_cells_go_row_by_row():
     anchors = level_anchors(AnchorConfig(scales=(1.0,), ratios=(1.0,)), stride_px=8, height=2, width=3)
     centers = (anchors[:, :2] + anchors[:, 2:]) / 2
     assert centers.tolist() == [[0, 0], [8, 0], [16, 0], [0, 8], [8, 8], [16, 8]]
+
+
+def test_anchors_cached_by_evaluation_serve_training():
+    settings = {"strides_px": STRIDES, "shapes": shapes(96, 160), "image": (96, 160)}
+    with torch.inference_mode():
+        pyramid_anchors(AnchorConfig(), **settings)
+    deltas = torch.zeros(1, requires_grad=True)
+    (deltas * pyramid_anchors(AnchorConfig(), **settings)).sum().backward()  # raises for an inference tensor
+    assert deltas.grad.isfinite().all()

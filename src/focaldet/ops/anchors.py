@@ -100,8 +100,8 @@ def pyramid_anchors(
     calls: never write into it.
     """
     exact = config.flavour != "torchvision"
-    return torch.cat(
-        [
+    with torch.inference_mode(False):  # what evaluation caches, training must be able to use
+        levels = [
             level_anchors(
                 config,
                 stride_px=stride,
@@ -112,4 +112,4 @@ def pyramid_anchors(
             )
             for stride, (height, width) in zip(strides_px, shapes, strict=True)
         ]
-    )
+        return torch.cat(levels)

@@ -20,7 +20,7 @@ from focaldet.types import ImageSize
 MAX_COORDINATE = 1e6
 # Tools round to a few digits, so boxes at the border end up a hair outside: clipped in every mode, noted, no fault.
 ROUNDING_PX = 0.5
-_THREADS = 16
+_THREADS = 8
 _WORTH_THREADS = 64
 
 
@@ -35,7 +35,7 @@ def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, le
             is no box of pixels (unless they are dropped); any bad box if `bad_boxes` is "error".
     """
     if not records.paths:
-        raise DataError(f'the split "{records.name}" holds no images', file=records.image_place(0).file)
+        raise DataError(f'the split "{records.name}" holds no images', file=records.source)
     found = _measure(records) if pictures else [_declared(records, i) for i in range(len(records.paths))]
     keep = _without_failures(records, found, lenient=lenient)
     sizes = torch.tensor([[0, 0] if isinstance(size, DataError) else size for size in found], dtype=torch.int32)

@@ -87,6 +87,7 @@ def read_coco(file: Path, *, images: Path | None, name: str) -> Records:
     owners = {image: i for i, image in enumerate(image_ids)}
     return Records(
         name=name,
+        source=file,
         root=root,
         classes=classes,
         image_ids=image_ids,

@@ -37,11 +37,13 @@ class Layout:
 class Records:
     """One split as its annotation files tell it: well-formed, but not yet held against the pictures.
 
+    `source` is the file or folder that was read, `root` the folder that `paths` start from.
     `boxes` are xyxy pixels, or shares of the picture's width and height if `fractions`. `owners` gives the image of
     each box. `areas` are NaN where the file states none. `image_place` and `box_place` say where a record stands.
     """
 
     name: str
+    source: Path
     root: Path
     classes: Classes
     image_ids: Sequence[int]
@@ -63,14 +65,12 @@ class BoxRows:
 
     def __init__(self) -> None:
         self._owners: list[int] = []
-        self._boxes: list[tuple[float, float, float, float]] = []
+        self._boxes: list[Sequence[float]] = []
         self._labels: list[int] = []
         self._flags: list[int] = []
         self._places: list[Place] = []
 
-    def add(
-        self, owner: int, box: tuple[float, float, float, float], label: int, place: Place, *, flag: int = 0
-    ) -> None:
+    def add(self, owner: int, box: Sequence[float], label: int, place: Place, *, flag: int = 0) -> None:
         self._owners.append(owner)
         self._boxes.append(box)
         self._labels.append(label)

@@ -1,0 +1,187 @@
+"""Which part of a data set is trained on and which is validated on, and opening them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from focaldet.config import nearest
+from focaldet.data import coco, csv, voc, yolo
+from focaldet.data.assemble import assemble
+from focaldet.data.index import Classes, DataConfig, DataFormat, Index
+from focaldet.data.records import Layout, Records, some
+from focaldet.errors import ConfigError, DataError
+
+TRAIN_NAMES = ("train", "train2017", "train2014", "training", "trainval", "all")
+VAL_NAMES = ("val", "valid", "validation", "val2017")
+TEST_NAMES = ("test", "test2017", "testing")
+HELD_OUT_SHARE = 0.1
+
+Find = Callable[[Path], Layout | None]
+
+# YOLO stands last: it takes any folder of pictures below a description.
+_FIND: Mapping[DataFormat, Find] = {"coco": coco.find, "voc": voc.find, "csv": csv.find, "yolo": yolo.find}
+_READ = {"coco": coco.read, "voc": voc.read, "csv": csv.read, "yolo": yolo.read}
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """What to train and to validate on; `chosen` is one sentence for people on what was taken and why."""
+
+    train: Index
+    val: Index
+    chosen: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One split inside a layout, under the name its folder uses."""
+
+    layout: Layout
+    name: str
+
+
+def open_splits(config: DataConfig, *, seed: int) -> Splits:
+    """The training and validation splits of a data set.
+
+    Validation is `config.val`, else the split named val, valid, validation or val2017, else a tenth of the training
+    images drawn by the seed. A test split is never taken. Both have the classes of the training split.
+
+    Raises:
+        DataError: the data cannot be read; see the readers.
+        ConfigError: nothing to train on is named or found.
+    """
+    parts = find_parts(config)
+    train_name = _first(parts, TRAIN_NAMES)
+    if train_name is None:
+        raise ConfigError(
+            f"data: found no split to train on (found: {some(parts) or 'none'}; name one with data.train)"
+        )
+    val_name = _first(parts, VAL_NAMES)
+    if val_name is None:
+        whole = open_parts(config, {train_name: parts[train_name]})[train_name]
+        train, val = hold_out(whole, seed=seed)
+        return Splits(train, val, _sentence(train, val) + _why_held_out(parts, seed))
+    opened = open_parts(config, {name: parts[name] for name in (train_name, val_name)})
+    train, val = opened[train_name], with_classes(opened[val_name], opened[train_name].classes)
+    return Splits(train, val, _sentence(train, val) + ".")
+
+
+def _sentence(train: Index, val: Index) -> str:
+    return f'Training on "{train.name}" ({len(train)} images), validating on "{val.name}" ({len(val)} images)'
+
+
+def _why_held_out(parts: Mapping[str, Part], seed: int) -> str:
+    test = _first(parts, TEST_NAMES)
+    kept = f'; "{test}" stays untouched for testing' if test else ""
+    return f", drawn with seed {seed}, because no split is called {', '.join(VAL_NAMES[:-1])} or {VAL_NAMES[-1]}{kept}."
+
+
+def open_split(config: DataConfig, name: str, *, seed: int) -> Index:
+    """One split: `train`, `val` or `test` in the sense of `open_splits`, or a name that the folder itself uses.
+
+    Raises:
+        DataError: the data cannot be read; see the readers.
+        ConfigError: there is no such split.
+    """
+    parts = find_parts(config)
+    if name not in parts and name in ("train", "val"):
+        splits = open_splits(config, seed=seed)
+        return splits.train if name == "train" else splits.val
+    if name == "train" and _first(parts, VAL_NAMES) is None:
+        return open_splits(config, seed=seed).train
+    own = name if name in parts else _first(parts, TEST_NAMES) if name == "test" else None
+    if own is None:
+        raise ConfigError(f'data: there is no split "{name}"{nearest(name, parts)}')
+    return open_parts(config, {own: parts[own]})[own]
+
+
+def find_parts(config: DataConfig) -> dict[str, Part]:
+    """All splits that a configuration names or that its folder holds, under their own names.
+
+    Raises:
+        ConfigError: nothing is named.
+        DataError: a path that does not exist, or data in no known format.
+    """
+    if config.path is config.train is config.val is config.test is None:
+        raise ConfigError("data: name a folder or file (--data PATH)")
+    parts: dict[str, Part] = {}
+    if config.path is not None:
+        layout = _recognise(config.path, config.format)
+        parts = {name: Part(layout, name) for name in layout.splits}
+    for role, names, path in (
+        ("train", TRAIN_NAMES, config.train),
+        ("val", VAL_NAMES, config.val),
+        ("test", TEST_NAMES, config.test),
+    ):
+        if path is not None:
+            parts = {name: part for name, part in parts.items() if name not in names}
+            layout = _recognise(path, config.format)
+            own = _first(layout.splits, (role, *names, "all"))
+            if own is None:
+                raise DataError(f'holds no split for "{role}" (found: {some(layout.splits)})', file=path)
+            parts[role] = Part(layout, own)
+    return parts
+
+
+def open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool = False) -> dict[str, Index]:
+    """The indexes of some parts; parts of one layout are read in one pass. For `lenient` see `assemble`."""
+    records: dict[str, Records] = {}
+    for layout in {id(part.layout): part.layout for part in parts.values()}.values():
+        names = [name for name, part in parts.items() if part.layout is layout]
+        own = [parts[name].name for name in names]
+        records |= zip(names, _READ[layout.format](layout, own, images=config.images), strict=True)
+    indexes = {}
+    for name, record in records.items():
+        indexes[name] = assemble(replace(record, name=name), bad_boxes=config.bad_boxes, lenient=lenient)
+    return indexes
+
+
+def hold_out(whole: Index, *, seed: int) -> tuple[Index, Index]:
+    """A split without a tenth of its images, and that tenth (at least one image), drawn by the seed.
+
+    Raises:
+        DataError: there is only one image.
+    """
+    if len(whole) < 2:
+        raise DataError("has one image only, which cannot be divided; name other data with data.val", file=whole.root)
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed)).tolist()
+    number = max(1, round(HELD_OUT_SHARE * len(whole)))
+    held_out, kept = sorted(order[:number]), sorted(order[number:])
+    return whole.subset(kept, whole.name), whole.subset(held_out, f"10 % of {whole.name}")
+
+
+def with_classes(index: Index, classes: Classes) -> Index:
+    """The same images with the labels of `classes`: classes are the same where their names are.
+
+    Raises:
+        DataError: the index has boxes of a class that `classes` lacks.
+    """
+    if index.classes == classes:
+        return index
+    known = {name: label for label, name in enumerate(classes.names)}
+    present = set(index.labels.tolist())
+    strange = [name for label, name in enumerate(index.classes.names) if label in present and name not in known]
+    if strange:
+        problem = f'split "{index.name}" has boxes of classes that the training split lacks: {some(strange)}'
+        raise DataError(problem + nearest(strange[0], known), file=index.root)
+    labels = torch.tensor([known.get(name, -1) for name in index.classes.names], dtype=torch.int32)
+    return replace(index, classes=classes, labels=labels[index.labels.long()])
+
+
+def _recognise(path: Path, wanted: DataFormat | None) -> Layout:
+    if not path.exists():
+        raise DataError("there is no such file or folder", file=path)
+    finders: Sequence[Find] = [_FIND[wanted]] if wanted else list(_FIND.values())
+    layout = next((layout for find in finders if (layout := find(path)) is not None), None)
+    if layout is None:
+        raise DataError(
+            f"holds no {wanted or 'COCO, VOC, YOLO or CSV'} data that is recognised (see the documentation of layouts)",
+            file=path,
+        )
+    return layout
+
+
+def _first(available: Mapping[str, object], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in available), None)

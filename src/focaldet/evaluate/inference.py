@@ -1,0 +1,146 @@
+"""A detector on pictures: resize, pad, network, detections back in the pixels of the picture.
+
+Training's evaluation, `focaldet eval` and `focaldet predict` all come through here, so that they see the same thing.
+
+Axes: B images, H W pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from focaldet.data.transforms import Sample, resize_sample
+from focaldet.errors import ConfigError
+from focaldet.models import Detector
+from focaldet.types import Detections, ImageSize, Preprocessing, Resize, Target
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resize_image(image: UInt8[Tensor, "3 H W"], resize: Resize) -> UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]:
+    """The picture at the size that the network wants.
+
+    With antialiasing it stays in bytes and is what training saw. Without, it is interpolated in floating point, as
+    torchvision's own detectors do it: rounding to bytes would move their logits by more than 1e-4.
+    """
+    if resize.antialias:
+        return resize_sample(Sample(image, Target.empty()), resize).image
+    size = resize.target(ImageSize(*image.shape[1:]))
+    return functional.interpolate(image[None].float(), size=tuple(size), mode="bilinear", align_corners=False)[0]
+
+
+def pad_images(
+    images: Sequence[UInt8[Tensor, "3 _h _w"] | Float[Tensor, "3 _h _w"]], preprocessing: Preprocessing
+) -> UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]:
+    """Images of one type in one batch, padded at the bottom and right with the mean, which is 0 after normalisation."""
+    largest = ImageSize(max(image.shape[1] for image in images), max(image.shape[2] for image in images))
+    mean = torch.tensor(preprocessing.rgb_mean)
+    value = mean if images[0].is_floating_point() else mean.round().to(torch.uint8)
+    batch = value.view(1, 3, 1, 1).repeat(len(images), 1, *preprocessing.padded(largest))
+    for place, image in enumerate(images):
+        batch[place, :, : image.shape[1], : image.shape[2]] = image
+    return batch
+
+
+def detect_batch(
+    detector: Detector,
+    images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+    *,
+    sizes: Sequence[ImageSize],
+    original_sizes: Sequence[ImageSize],
+    device: torch.device,
+    precision: Precision,
+) -> list[Detections]:
+    """What the detector finds, in pixels of the original pictures, clipped to them, in the memory of the processor.
+
+    `sizes` are those of the resized pictures without padding. Both sides of a box are scaled by the true ratio of the
+    sizes, which rounding makes differ a little between width and height.
+    """
+    with torch.no_grad():
+        moved = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        with autocast(device, precision):
+            outputs = detector(moved)
+        found = detector.detect(outputs, sizes)
+    return [
+        one.cpu().scaled(original.width / size.width, original.height / size.height).clipped(original)
+        for one, size, original in zip(found, sizes, original_sizes, strict=True)
+    ]
+
+
+@contextmanager
+def inference_mode(detector: Detector) -> Iterator[None]:
+    """Statistics and dropout as at inference while inside; every module is in its own mode again afterwards."""
+    modes = [(module, module.training) for module in detector.modules()]
+    detector.eval()
+    try:
+        yield
+    finally:
+        _restore(modes)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The context in which a network's products are taken in `precision`."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`, such as cpu, cuda, cuda:1 or mps; the best there is for None.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if name is None:
+        return torch.device(next(kind for kind, count in there.items() if count))
+    kind, _, number = name.partition(":")
+    if kind not in there or (number and not number.isdigit()):
+        raise ConfigError(f"device: {name!r} is unknown; allowed: cpu, cuda, cuda:0, cuda:1, …, mps")
+    if int(number or 0) >= there[kind]:
+        raise ConfigError(f"device: {name!r} is not there; this machine has {there[kind]} of {kind!r}")
+    return torch.device(name)
+
+
+def pick_precision(precision: Precision | None, *, device: torch.device) -> Precision:
+    """The precision asked for; without one bf16 where `device` multiplies in it natively, else fp32."""
+    return precision or ("bf16" if has_native_bf16(device) else "fp32")
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies in bf16 without emulating it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def resize_asked(
+    resize: Resize, *, size: int | None = None, short_side: int | None = None, max_side: int | None = None
+) -> Resize:
+    """`resize` with the sides that are given: the long side alone (`size`), or the short side and its limit.
+
+    Raises:
+        ConfigError: both forms at once, a limit without a short side, or a side below 1.
+    """
+    if size is not None and short_side is not None:
+        raise ConfigError("size: give either the long side (size) or short_side, not both")
+    if max_side is not None and short_side is None:
+        raise ConfigError("max_side: needs short_side")
+    if min(side for side in (size, short_side, max_side, 1) if side is not None) < 1:
+        raise ConfigError("size, short_side and max_side must be at least 1")
+    if size is not None:
+        return replace(resize, mode="long", size=size, max_size=None)
+    return replace(resize, mode="short", size=short_side, max_size=max_side) if short_side is not None else resize
+
+
+def _restore(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64, Int32, Int64, UInt8
@@ -176,6 +176,7 @@ def _gather(
     return torch.arange(int(begins[-1])) + shift, begins
 
 
+@runtime_checkable
 class Source(Protocol):
     """Anything that gives pictures with their boxes: files, or scenes made on the fly."""
 

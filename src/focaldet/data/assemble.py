@@ -28,7 +28,7 @@ def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, le
     """The index of a split: sizes from the picture files, boxes inside the pictures, everything odd in `findings`.
 
     Without `pictures` no file is opened and the declared sizes count. `lenient` leaves out pictures that cannot be read
-    and lists them as errors, so that a check can report all of them at once.
+    and lists them as errors, so that a check can report all of them at once; it still raises where none can be read.
 
     Raises:
         DataError: no images; a picture that is missing, unreadable or outside its folder (unless `lenient`); a box that
@@ -104,7 +104,7 @@ def _declared(records: Records, i: int) -> ImageSize | DataError:
 def _without_failures(records: Records, found: list[ImageSize | DataError], *, lenient: bool) -> Bool[Tensor, " N"]:
     """Which images stay. Notes failures, and sizes that are not as declared."""
     failures = [size for size in found if isinstance(size, DataError)]
-    if failures and not lenient:
+    if failures and (not lenient or len(failures) == len(found)):
         more = f" ({len(failures)} pictures like this of {len(found)})" if len(failures) > 1 else ""
         first = failures[0]
         raise DataError(first.problem + more, file=first.file, record=first.record, field=first.field)

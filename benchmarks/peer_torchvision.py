@@ -32,7 +32,20 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 WIDTH = 96
 FORMS = ("plain", "bf16")
-NUMBERS = tuple(["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"])
+NUMBERS = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
 
 
 @dataclass(frozen=True)

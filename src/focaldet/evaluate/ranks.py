@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import distributed
 
 
+@runtime_checkable
 class Ranks(Protocol):
     """What an evaluation must know of its processes; a `lightning.Fabric` is one."""
 

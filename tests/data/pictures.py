@@ -1,5 +1,6 @@
 """Pictures whose boxes can be found again in their pixels, and sources of them that need no files."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class PaintedSource:
     samples: tuple[Sample, ...]
     broken: int | None = None
 
-    @property
+    @functools.cached_property
     def index(self):
         return index_of([sample.target for sample in self.samples], [sample.size for sample in self.samples])
 

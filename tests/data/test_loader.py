@@ -11,7 +11,7 @@ from PIL import Image
 
 from focaldet.data.cache import CachedSource
 from focaldet.data.index import DataConfig, FileSource
-from focaldet.data.loader import Loader
+from focaldet.data.loader import Loader, explained_worker_death
 from focaldet.data.splits import open_splits
 from focaldet.data.transforms import AugmentConfig
 from focaldet.errors import ConfigError, DataError, FocaldetError
@@ -185,17 +185,23 @@ def test_a_dead_worker_is_an_error_and_no_hang(end, workers):
     assert time.monotonic() - start < 30
 
 
-def test_a_worker_killed_from_outside_is_an_error_and_the_next_epoch_starts_new_ones():
+def test_a_worker_killed_while_the_program_computes_is_an_error_and_the_next_epoch_starts_new_ones():
     many = loader(workers=2, augment=None, batch_size=1)
     batches = many.epoch(0)
-    next(batches)
-    victim = many._torch_loader._iterator._workers[0]
-    os.kill(victim.pid, signal.SIGKILL)
     start = time.monotonic()
-    with pytest.raises(FocaldetError, match="ended"):
-        list(batches)
-    assert time.monotonic() - start < 30
+    with pytest.raises(FocaldetError, match="a process that loads images ended"), explained_worker_death():
+        next(batches)
+        os.kill(many._torch_loader._iterator._workers[0].pid, signal.SIGKILL)
+        time.sleep(20)
+    assert time.monotonic() - start < 15
+    with pytest.raises(FocaldetError, match="a process that loads images ended"):
+        list(many.epoch(0))
     assert content(many.epoch(0)) == content(loader(augment=None, batch_size=1).epoch(0))
+
+
+def test_other_errors_are_not_explained_as_dead_workers():
+    with pytest.raises(RuntimeError, match="out of memory"), explained_worker_death():
+        raise RuntimeError("out of memory")
 
 
 def test_files_are_kept_in_memory_in_training_only(tmp_path):

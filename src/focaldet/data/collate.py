@@ -31,7 +31,7 @@ class PackedBatch:
 
     def unpacked(self) -> Batch:
         """The batch with its targets image by image."""
-        parts = (tensor.split(self.counts) for tensor in (self.boxes, self.labels, self.ignored))
+        parts = (torch.split(tensor, list(self.counts)) for tensor in (self.boxes, self.labels, self.ignored))
         return replace(self.batch, targets=tuple(Target(*part) for part in zip(*parts, strict=True)))
 
 

@@ -34,5 +34,5 @@ def recolour(image: UInt8[Tensor, "3 H W"], matrix: Float32[Tensor, "3 3"]) -> U
     """`matrix` applied to every RGB pixel, rounded and clipped to 0…255."""
     red, green, blue = image.to(torch.float32, memory_format=torch.contiguous_format)
     columns = matrix.T[:, :, None, None]
-    mixed = (columns[0] * red).addcmul_(columns[1], green).addcmul_(columns[2], blue)
+    mixed: Tensor = (columns[0] * red).addcmul_(columns[1], green).addcmul_(columns[2], blue)
     return mixed.round_().clamp_(0, 255).to(torch.uint8)

@@ -6,6 +6,7 @@ run continues bit for bit at any batch, with any number of workers, and N ranks 
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -94,16 +95,14 @@ class Loader:
         """
         self._plan.batches = self.picks(epoch)[start_batch:]
         try:
-            for packed in self._running():
-                if isinstance(packed, FocaldetError):
-                    raise packed
-                yield packed.unpacked()
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            self._torch_loader = None
-            problem = f"a process that loads images ended: {str(error).strip()}"
-            raise FocaldetError(f"{problem} Too little memory? Use fewer workers or smaller batches.") from None
+            with explained_worker_death():
+                for packed in self._running():
+                    if isinstance(packed, FocaldetError):
+                        raise packed
+                    yield packed.unpacked()
+        except FocaldetError:
+            self._torch_loader = None  # The next epoch starts new processes.
+            raise
 
     def picks(self, epoch: int) -> list[list[Pick]]:
         """Which images each batch of this rank holds."""
@@ -136,6 +135,24 @@ class Loader:
             # From Python 3.12 on forking beside threads warns; a worker reads, resizes and takes none of their locks.
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
             return iter(self._torch_loader)
+
+
+@contextmanager
+def explained_worker_death() -> Iterator[None]:
+    """Turns torch's error on a dead loading process into one for the user.
+
+    Torch raises it from a signal handler, so at any line of the main thread: a training loop belongs inside as a whole.
+
+    Raises:
+        FocaldetError: a loading process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        problem = f"a process that loads images ended: {str(error).strip()}"
+        raise FocaldetError(f"{problem} Too little memory? Use fewer workers or smaller batches.") from None
 
 
 class _Plan:

@@ -1,1 +1,63 @@
-"""Train, compare and ship object detectors."""
+"""Train, compare and ship object detectors: the focal loss, RetinaNet, and what its paper compares it with.
+
+    predictor = focaldet.load("runs/cells")
+    detections = predictor.predict(image)
+
+The names below are the public ones. `focaldet.train` and `focaldet.evaluate` are the functions; what else lies in the
+folders of these names is imported from its file (`from focaldet.train.step import Update`).
+"""
+
+from importlib.metadata import version
+
+from focaldet import draw, losses
+from focaldet.data.check import check
+from focaldet.data.index import DataConfig
+from focaldet.data.transforms import AugmentConfig
+from focaldet.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FocaldetError,
+    MemoryShortError,
+    NonFiniteLossError,
+)
+from focaldet.evaluate.coco import Metrics, evaluate_files
+from focaldet.evaluate.run import evaluate
+from focaldet.models import Detector, build
+from focaldet.predict import Predictor, load
+from focaldet.train.config import RunConfig
+from focaldet.train.engine import TrainResult, train
+from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Resize, Target
+
+__version__ = version("focaldet")
+
+__all__ = [
+    "AugmentConfig",
+    "Batch",
+    "CheckpointError",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "Detections",
+    "Detector",
+    "FocaldetError",
+    "ImageSize",
+    "MemoryShortError",
+    "Metrics",
+    "NonFiniteLossError",
+    "Predictor",
+    "Preprocessing",
+    "Resize",
+    "RunConfig",
+    "Target",
+    "TrainResult",
+    "__version__",
+    "build",
+    "check",
+    "draw",
+    "evaluate",
+    "evaluate_files",
+    "load",
+    "losses",
+    "train",
+]

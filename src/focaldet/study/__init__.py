@@ -1,0 +1,1 @@
+"""What the papers print, and the demonstration on the embedded data."""

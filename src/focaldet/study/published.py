@@ -1,0 +1,71 @@
+"""What the papers print about the detectors of the table, and the table itself with sizes counted."""
+
+from dataclasses import dataclass
+
+import torch
+
+from focaldet.models import DETECTORS, PREPROCESSING, build
+from focaldet.types import Preprocessing, Resize
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedAP:
+    """Percent on COCO test-dev, as a table prints it."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+
+
+# Lin et al. 2017, "Focal Loss for Dense Object Detection", table 2: both with scale jitter and the 1.5× schedule.
+PUBLISHED: dict[str, PublishedAP] = {
+    "retinanet_r101_fpn": PublishedAP(39.1, 59.1, 42.3, 21.8, 42.7, 50.2),
+    "retinanet_x101_32x8d_fpn": PublishedAP(40.8, 61.1, 44.1, 24.1, 44.2, 51.2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DetectorRow:
+    """One line of `focaldet models`.
+
+    `num_parameters` counts what an optimiser could train, with the number of classes of the name's own config (frozen
+    BatchNorm has none). `published` is None where the paper's table has no such network.
+    """
+
+    name: str
+    backbone: str
+    num_classes: int
+    num_parameters: int
+    input: str
+    published: PublishedAP | None
+
+
+def detector_rows() -> tuple[DetectorRow, ...]:
+    """Every detector of the table, its parameters counted without allocating them."""
+    return tuple(_row(name) for name in DETECTORS)
+
+
+def describe_input(preprocessing: Preprocessing) -> str:
+    """How large an image enters the network, in a few words."""
+    resize: Resize = preprocessing.resize
+    if resize.mode == "warp":
+        return f"{resize.size} × {resize.size} px"
+    limit = f", long ≤ {resize.max_size}" if resize.mode == "short" and resize.max_size is not None else ""
+    return f"{resize.mode} side {resize.size}{limit} px"
+
+
+def _row(name: str) -> DetectorRow:
+    config = DETECTORS[name]
+    with torch.device("meta"):
+        detector = build(name)
+    return DetectorRow(
+        name=name,
+        backbone=config.backbone,
+        num_classes=config.num_classes,
+        num_parameters=sum(parameter.numel() for parameter in detector.parameters()),
+        input=describe_input(PREPROCESSING.get(name, Preprocessing())),
+        published=PUBLISHED.get(name),
+    )

@@ -1,6 +1,7 @@
 """Downloads against a server on loopback: resume after a cut, wrong content, absent server."""
 
 import hashlib
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,9 +114,11 @@ def test_a_missing_file_is_not_asked_for_again(server: Server, tmp_path: Path) -
         download(server.url.replace(NAME, "missing-12345678.pth"), tmp_path)
 
 
-def test_an_absent_server_gives_one_clear_line(server: Server, tmp_path: Path) -> None:
-    url = server.url
-    server.server_close()
+def test_an_absent_server_gives_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/{NAME}"
     with pytest.raises(CheckpointError, match=r"refused; give the path of a local copy instead$") as caught:
         download(url, tmp_path)
     assert "\n" not in str(caught.value)

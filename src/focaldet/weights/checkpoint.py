@@ -78,7 +78,7 @@ def save_detector(
         extra=dict(extra or {}),
     )
     tensors = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
-    write_atomically(path, save(tensors, metadata={KEY: configs.to_json(described), "format": "pt"}))
+    write_atomically(path, save(tensors, metadata={KEY: configs.to_json(described)}))
 
 
 def load_detector(path: Path) -> Detector:
@@ -92,7 +92,7 @@ def load_detector(path: Path) -> Detector:
     with open_safetensors(path) as content:
         described = _described(content.metadata(), path)
         config = detector_config(described, path)
-        sketch = without_memory(config)
+        sketch = _sketch(config, path)
         found = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
         require_fit(shapes_of(sketch), found, source=str(path))
         state = {name: content.get_tensor(name) for name in found}
@@ -160,6 +160,14 @@ def _described(statements: Mapping[str, str] | None, path: Path) -> Metadata:
         raise CheckpointError(f"{path}: metadata: no valid JSON: {error}") from None
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+
+
+def _sketch(config: Any, path: Path) -> Detector:
+    """Names and shapes of what `config` describes; a config that describes no network is the file's fault."""
+    try:
+        return without_memory(config)
+    except (ConfigError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        raise CheckpointError(f"{path}: config: describes no network: {error}") from None
 
 
 def _require_types(sketch: Detector, state: Mapping[str, torch.Tensor], path: Path) -> None:

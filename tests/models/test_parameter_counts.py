@@ -1,0 +1,45 @@
+"""Parameter counts of the published networks; P counts BatchNorm's affine part only where it is trained."""
+
+import pytest
+import torch
+
+from focaldet.models import build
+
+COUNTS = {
+    "retinanet_r50_fpn": 37_915_572,
+    "retinanet_r101_fpn": 56_855_476,
+    "retinanet_x101_32x8d_fpn": 101_000_116,
+    "retinanet_r50_fpn_tv": 34_014_999,
+    "retinanet_r50_fpn_v2_tv": 38_198_935,
+}
+# torchvision counts the parameters of its V1 as it is built for the published weights: frozen BatchNorm has none.
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name: str) -> None:
+    with torch.device("meta"):
+        detector = build(name)
+    assert sum(parameter.numel() for parameter in detector.parameters()) == COUNTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"), [("retinanet_r101_fpn", 52_726_708 - 56_855_476), ("retinanet_x101_32x8d_fpn", -4_128_768)]
+)
+def test_p6_from_p5_saves_the_wide_convolution(name: str, difference: int) -> None:
+    with torch.device("meta"):
+        detector = build(name, architecture={"p6_from": "P5"})
+    assert sum(parameter.numel() for parameter in detector.parameters()) == COUNTS[name] + difference
+
+
+def test_mmdetections_counts_of_what_is_trained() -> None:
+    """37.74 M: BatchNorm trained, but for the stem and the first stage, which are frozen (225 344 values)."""
+    with torch.device("meta"):
+        detector = build("retinanet_r50_fpn", architecture={"norm": "batch"})
+    trained = sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
+    assert trained == 37_743_348
+
+
+def test_backbone_parameters_are_those_of_the_backbone() -> None:
+    with torch.device("meta"):
+        detector = build("retinanet_r101_fpn", architecture={"norm": "batch"})
+    assert sum(parameter.numel() for parameter in detector.backbone_parameters()) == 42_500_160

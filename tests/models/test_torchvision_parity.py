@@ -1,0 +1,97 @@
+"""One state dict in torchvision and here gives the same logits, boxes and labels on real pictures."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision_twins import TWINS, lively, lively_answers, photographs, pictures, prepared
+
+from focaldet.models import PREPROCESSING, Detector, build
+from focaldet.types import ImageSize, Resize
+from focaldet.weights import load_into
+from focaldet.weights.torchvision import COCO_NAMES
+
+EVERYDAY_PX = 160
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Detector]:
+    """A lively torchvision model and our detector with its weights, read from a file."""
+    reference = lively(request.param, size_px=EVERYDAY_PX)
+    path = tmp_path_factory.mktemp("weights") / "lively.pth"
+    torch.save(reference.state_dict(), path)
+    detector = build(request.param).eval()
+    load_into(detector, path, input="imagenet")
+    path.unlink()
+    return reference, detector
+
+
+@torch.inference_mode()
+def compare(pair: tuple[Any, Detector], images: Iterable[Tensor], *, wanted: int, size_px: int) -> None:
+    reference, detector = pair
+    reference.transform.min_size, reference.transform.max_size = (size_px,), size_px * 5 // 3
+    resize = Resize("short", size_px, size_px * 5 // 3, rounding="down", antialias=False)
+    preprocessing = replace(detector.preprocessing, resize=resize)
+    answers = lively_answers(reference, images, wanted=wanted)
+    assert len(answers) == wanted, "too few pictures with lively answers"
+    for image, raw, expected in answers:
+        x, size = prepared(image, preprocessing)
+        outputs = detector(x)
+        logits = raw["cls_logits"]
+        assert outputs.logits.shape == logits.shape
+        assert ((outputs.logits - logits).abs() / logits.abs().clamp(min=1)).max() <= 1e-4
+        torch.testing.assert_close(outputs.deltas, raw["bbox_regression"], rtol=1e-4, atol=1e-4)
+        found = detector.detect(outputs, [size])[0].scaled(image.shape[2] / size.width, image.shape[1] / size.height)
+        assert len(found) >= 100
+        assert torch.equal(found.labels, expected["labels"])
+        assert (found.boxes - expected["boxes"]).abs().max() <= 1e-2
+        assert found.names[0] == COCO_NAMES[int(found.labels[0])]
+
+
+def test_answers_on_photographs(pair: tuple[Any, Detector]) -> None:
+    compare(pair, photographs(), wanted=2, size_px=EVERYDAY_PX)
+
+
+def test_answers_on_coco_pictures(pair: tuple[Any, Detector], real_data: Path) -> None:
+    compare(pair, pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=EVERYDAY_PX)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("name", TWINS)
+def test_answers_at_full_size(name: str, real_data: Path, tmp_path: Path) -> None:
+    reference = lively(name, size_px=800)
+    torch.save(reference.state_dict(), tmp_path / "lively.pth")
+    detector = build(name).eval()
+    load_into(detector, tmp_path / "lively.pth", input="imagenet")
+    compare((reference, detector), pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=800)
+
+
+def test_an_epsilon_of_another_version_would_be_noticed(pair: tuple[Any, Detector]) -> None:
+    """The comparison can fail: the ε of BatchNorm, 1e-5 or 0, already shows."""
+    _, detector = pair
+    norms = [module for module in detector.backbone.modules() if hasattr(module, "eps")]
+    assert {norm.eps for norm in norms} == {0.0 if detector.config.norm == "frozen" else 1e-5}
+    kept = norms[0].eps
+    for norm in norms:
+        norm.eps = 1e-3
+    try:
+        with pytest.raises(AssertionError):
+            compare(pair, photographs()[:2], wanted=1, size_px=EVERYDAY_PX)
+    finally:
+        for norm in norms:
+            norm.eps = kept
+
+
+def test_sizes_are_torchvisions() -> None:
+    ours = PREPROCESSING["retinanet_r50_fpn_tv"].resize
+    theirs = GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in torch.randint(60, 2000, (150, 2), generator=generator).tolist():
+        thin = torch.zeros(1, 1, 1).expand(3, height, width)
+        resized = theirs.eval().resize(thin)[0]
+        assert ours.target(ImageSize(height, width)) == tuple(resized.shape[1:]), (height, width)

@@ -1,0 +1,140 @@
+"""torchvision's RetinaNets made lively: random weights whose answers are many, of many classes, and far from equal."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models._api import WeightsEnum
+from torchvision.models.detection import (
+    RetinaNet_ResNet50_FPN_V2_Weights,
+    RetinaNet_ResNet50_FPN_Weights,
+    retinanet_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
+)
+
+from focaldet.types import ImageSize, Preprocessing
+
+TWINS = {
+    "retinanet_r50_fpn_tv": (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1),
+    "retinanet_r50_fpn_v2_tv": (retinanet_resnet50_fpn_v2, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
+}
+LOGIT_STD, DELTA_STD, CANDIDATES = 4.0, 0.3, 160
+THRESHOLD_LOGIT = -2.944439
+
+
+def photographs() -> list[Tensor]:
+    """Parts of different sizes of scikit-learn's two photographs, as RGB bytes."""
+    from sklearn.datasets import load_sample_images
+
+    first, second = (torch.from_numpy(numpy.array(image)).permute(2, 0, 1) for image in load_sample_images().images)
+    corners = [(0, 0, 427, 640), (60, 100, 420, 400), (0, 200, 300, 639), (27, 0, 427, 333)]
+    return [whole[:, top:bottom, left:right] for top, left, bottom, right in corners for whole in (first, second)]
+
+
+def pictures(folder: Path) -> Iterator[Tensor]:
+    """The pictures of a folder in the order of their names, as RGB bytes."""
+    for path in sorted(folder.glob("*.jpg")):
+        yield torch.from_numpy(numpy.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+
+
+@torch.no_grad()
+def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
+    """The torchvision model that a user gets with `weights=COCO_V1`, but with lively random weights.
+
+    BatchNorm statistics are measured on photographs; the last layers are scaled so that logits have the standard
+    deviation LOGIT_STD over positions in every channel, and shifted so that CANDIDATES of a picture pass the threshold.
+    """
+    torch.manual_seed(seed)
+    builder, published = TWINS[name]
+    model = builder(weights=None, weights_backbone=None, min_size=size_px, max_size=size_px * 5 // 3)
+    inputs = [model.transform([image / 255])[0].tensors for image in photographs()[:2]]
+    _calibrate_norms(model.backbone, inputs)
+    pyramids = [list(model.backbone(x).values()) for x in inputs]
+    for module in model.head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    classes, boxes = model.head.classification_head, model.head.regression_head
+    _standardise(boxes.bbox_reg, boxes.conv, pyramids, std=DELTA_STD)
+    _standardise(classes.cls_logits, classes.conv, pyramids, std=LOGIT_STD)
+    limits = [
+        torch.cat([classes.cls_logits(classes.conv(level)).flatten() for level in levels]).topk(CANDIDATES).values[-1]
+        for levels in pyramids
+    ]
+    classes.cls_logits.bias.add_(THRESHOLD_LOGIT - torch.stack(limits).median())
+    # Through the door of the published weights: frozen BatchNorm, and for V1 its ε of 0, come with them.
+    state = model.state_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
+        twin: nn.Module = builder(weights=published, min_size=size_px, max_size=size_px * 5 // 3)
+    return twin.eval()
+
+
+def _calibrate_norms(backbone: nn.Module, inputs: list[Tensor]) -> None:
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # cumulative: plain averages over the inputs
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.2)
+    backbone.train()
+    for x in inputs:
+        backbone(x)
+    backbone.eval()
+
+
+def _standardise(conv: nn.Conv2d, tower: nn.Module, pyramids: list[list[Tensor]], *, std: float) -> None:
+    """Give every output channel of `conv` mean 0 and this standard deviation over all positions."""
+    assert conv.bias is not None
+    conv.bias.zero_()
+    values = torch.cat([conv(tower(level)).flatten(2)[0] for levels in pyramids for level in levels], dim=1)
+    scale = std / values.std(dim=1)
+    conv.weight.mul_(scale[:, None, None, None])
+    conv.bias.copy_(-values.mean(dim=1) * scale)
+
+
+@torch.no_grad()
+def answer(model: Any, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Raw outputs of torchvision's head and its final detections for one picture."""
+    raw: dict[str, Tensor] = {}
+    hook = model.head.register_forward_hook(lambda _module, _inputs, outputs: raw.update(outputs))
+    detections: dict[str, Tensor] = model([image / 255])[0]
+    hook.remove()
+    return raw, detections
+
+
+def is_lively(detections: dict[str, Tensor]) -> bool:
+    """At least 100 detections of at least 5 classes, with scores apart by more than 1e-5."""
+    scores = detections["scores"]
+    return (
+        len(scores) >= 100 and len(detections["labels"].unique()) >= 5 and bool((scores[:-1] - scores[1:]).min() > 1e-5)
+    )
+
+
+def lively_answers(
+    model: Any, images: Iterable[Tensor], *, wanted: int
+) -> list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
+    """The first `wanted` pictures of different sizes with lively answers, and torchvision's answers to them."""
+    found: dict[tuple[int, ...], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]] = {}
+    for image in images:
+        if len(found) == wanted:
+            break
+        if tuple(image.shape) not in found:
+            raw, detections = answer(model, image)
+            if is_lively(detections):
+                found[tuple(image.shape)] = (image, raw, detections)
+    return list(found.values())
+
+
+def prepared(image: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, ImageSize]:
+    """One picture resized in floating point, as torchvision does it, padded with the mean; its size before padding."""
+    size = preprocessing.resize.target(ImageSize(image.shape[1], image.shape[2]))
+    resized = F.interpolate(image[None].float(), size=tuple(size), mode="bilinear", align_corners=False)
+    height, width = preprocessing.padded(size)
+    padded = torch.tensor(preprocessing.rgb_mean)[None, :, None, None].repeat(1, 1, height, width)
+    padded[:, :, : size.height, : size.width] = resized
+    return padded, size

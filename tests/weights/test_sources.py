@@ -1,0 +1,104 @@
+"""Which file a path, a run folder or a name means."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from torchvision.models import get_model_weights
+
+from focaldet.errors import CheckpointError, ConfigError
+from focaldet.weights import resolve, sources
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The addresses that were asked for; nothing is downloaded."""
+    urls: list[str] = []
+
+    def download(url: str, folder: Path, *, progress: object) -> Path:
+        urls.append(url)
+        return folder / "file.pth"
+
+    monkeypatch.setenv("FOCALDET_HOME", str(tmp_path))
+    monkeypatch.setattr(sources, "download", download)
+    return urls
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "file"),
+    [
+        ("torchvision:coco_v1", None, "retinanet_resnet50_fpn_coco-eeacb38b.pth"),
+        ("torchvision:coco_v2", "resnet18", "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth"),
+        ("torchvision:imagenet_v1", "resnet50", "resnet50-0676ba61.pth"),
+        ("torchvision:imagenet_v2", "resnet50", "resnet50-11ad3fa6.pth"),
+        ("torchvision:imagenet_v1", "resnext101_64x4d", "resnext101_64x4d-173b62eb.pth"),
+        ("torchvision:imagenet_v1", "mobilenet_v2", "mobilenet_v2-b0353104.pth"),
+    ],
+)
+def test_names_mean_published_files(
+    fetched: list[str], tmp_path: Path, name: str, backbone: str | None, file: str
+) -> None:
+    source = resolve(name, backbone=backbone)
+    assert [url.rsplit("/", 1)[-1] for url in fetched] == [file]
+    assert (source.label, source.input, source.path) == (name, "imagenet", tmp_path / "weights" / "file.pth")
+    assert source.licence and "BSD-3-Clause" in source.licence
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    [
+        ("torchvision:imagenet_v2", "resnet18"),
+        ("torchvision:imagenet_v1", "timm:resnet18"),
+        ("torchvision:imagenet_v1", None),
+    ],
+)
+def test_what_was_never_published_is_said(fetched: list[str], name: str, backbone: str | None) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: torchvision has published none for backbone"):
+        resolve(name, backbone=backbone)
+    assert not fetched
+
+
+@pytest.mark.parametrize("spec", ["torchvision:coco_v3", "torchvison:coco_v1"])
+def test_misspelt_names_are_answered_with_the_nearest(fetched: list[str], spec: str) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"neither a file, a run folder nor a known name .*torchvision:coco_v[12]"
+    ):
+        resolve(spec)
+    assert not fetched
+
+
+def test_paths_are_taken_as_they_are(fetched: list[str], tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"anything")
+    for spec in (tmp_path / "w.pth", str(tmp_path / "w.pth")):
+        source = resolve(spec)
+        assert (source.path, source.label, source.input) == (tmp_path / "w.pth", str(spec), None)
+    assert not fetched
+
+
+def test_run_folders_have_best_or_last_weights(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no run folder with weights"):
+        resolve(tmp_path)
+    (tmp_path / "weights").mkdir()
+    for name in ("last.safetensors", "best.safetensors"):
+        (tmp_path / "weights" / name).touch()
+        assert resolve(tmp_path).path == tmp_path / "weights" / name
+
+
+def test_a_published_file_is_known_by_name_and_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "resnet50-0676ba61.pth"
+    path.write_bytes(b"not what the name says")
+    assert resolve(path).input is None
+    monkeypatch.setattr(sources, "sha256", lambda _: "0676ba61" + "0" * 56)
+    assert resolve(path).input == "imagenet"
+    other = tmp_path / f"mine-{hashlib.sha256(b'').hexdigest()[:8]}.pth"
+    other.write_bytes(b"")
+    assert resolve(other).input is None, "a checksum alone says nothing about the origin"
+
+
+def test_all_published_classifiers_want_imagenets_mean_and_deviation() -> None:
+    """What `resolve` states for every published file."""
+    for model in sources.TORCHVISION_MODELS[2:]:
+        for member in get_model_weights(model):
+            transforms = member.transforms()
+            assert transforms.mean == [0.485, 0.456, 0.406]
+            assert transforms.std == [0.229, 0.224, 0.225]

@@ -12,7 +12,6 @@ from focaldet.data.findings import Findings
 from focaldet.data.index import Classes, Index, pack_paths, starts
 from focaldet.data.transforms import AugmentConfig
 from focaldet.train.config import RunConfig
-from focaldet.types import Target
 
 SIDE = 64
 ARCHITECTURE = {"width": 16, "head_depth": 1, "norm": "batch", "anchors": {"base_scale": 2.0}}

@@ -50,6 +50,7 @@ class Parts:
     log: RunLog
     position: Position
     identity: dict[str, Any]
+    introduction: list[str]
 
     @property
     def classes(self) -> Classes:
@@ -133,12 +134,24 @@ def assemble(
         folder.create(config)
         write_environment(folder.environment, config=config, fingerprints=fingerprints, fabric=fabric)
     log = _open_log(config, folder=folder, fabric=fabric, position=position, total_steps=total_steps)
+    introduction = [*chosen, *account]
     parts = Parts(
-        fabric, detector, ema, optimizer, autocast, context, update, loader, validation, batch_size, log, position, own
+        fabric,
+        detector,
+        ema,
+        optimizer,
+        autocast,
+        context,
+        update,
+        loader,
+        validation,
+        batch_size,
+        log,
+        position,
+        own,
+        introduction,
     )
-    for line in (*chosen, *account, *_described(config, parts, total_steps=total_steps)):
-        log.write("note", text=line)
-    log.write("resumed" if state is not None else "started", step=position.step, epoch=position.epoch)
+    introduction += _described(config, parts, total_steps=total_steps)
     return parts
 
 
@@ -229,15 +242,14 @@ def _build_loader(config: RunConfig, source: Source, detector: Detector, *, batc
 def _open_log(config: RunConfig, *, folder: RunFolder, fabric: Any, position: Position, total_steps: int) -> RunLog:
     if not fabric.is_global_zero:
         return RunLog()
-    sinks: list[Sink] = [
-        MetricsFile(
-            folder.metrics, evaluation_columns=tuple(HEADLINES), log_every=config.log_every, keep_rows=position.num_rows
-        ),
-        EventsFile(folder.events),
-    ]
-    if config.loggers:
-        sinks.append(Trackers(config.loggers, folder=folder.path, settings=configs.to_dict(config)))
-    return RunLog(*sinks, Display(total_steps=total_steps, done_steps=position.step))
+    # Trackers come first: they may be missing, and then no file must be open.
+    settings = configs.to_dict(config)
+    trackers: list[Sink] = [Trackers(config.loggers, folder=folder.path, settings=settings)] if config.loggers else []
+    metrics = MetricsFile(
+        folder.metrics, evaluation_columns=tuple(HEADLINES), log_every=config.log_every, keep_rows=position.num_rows
+    )
+    display = Display(total_steps=total_steps, done_steps=position.step)
+    return RunLog(*trackers, metrics, EventsFile(folder.events), display)
 
 
 def _described(config: RunConfig, parts: Parts, *, total_steps: int) -> list[str]:

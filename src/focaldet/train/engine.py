@@ -86,6 +86,7 @@ class Run:
 
     def finish(self) -> TrainResult:
         """Train up to the last epoch, or until the run is asked to stop or no longer improves."""
+        self._tell_start()
         interrupted = False
         while self.position.epoch < self.config.epochs and not self._has_stalled():
             interrupted = not (self._train_epoch() and self._evaluate())
@@ -215,6 +216,12 @@ class Run:
         self.position.num_rows = self.log.num_rows
         save_state(self.folder.state, {"position": asdict(self.position), **self.parts.state()})
         save_detector(self.folder.last, self.evaluated, classes=self.parts.classes)
+
+    def _tell_start(self) -> None:
+        for line in self.parts.introduction:
+            self.log.write("note", text=line)
+        kind = "resumed" if self.position.step else "started"
+        self.log.write(kind, step=self.position.step, epoch=self.position.epoch)
 
     def _tell_end(self, *, interrupted: bool) -> None:
         position = self.position

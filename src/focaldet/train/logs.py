@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -24,6 +24,7 @@ SECONDS_BETWEEN_LINES = 10.0
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes records and keeps those it is interested in."""
 

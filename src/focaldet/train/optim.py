@@ -71,8 +71,9 @@ def build_optimizer(detector: Detector, config: RunConfig) -> torch.optim.Optimi
     """The optimiser that `config` names, over the groups of `parameter_groups`; set the rates with `set_rate`."""
     groups = parameter_groups(detector, backbone_factor=config.backbone_factor, weight_decay=config.weight_decay)
     rate = config.scaled_learning_rate
-    # One fused pass over the weights; other devices than these have no fused form.
-    fused = next(detector.parameters()).device.type in ("cpu", "cuda")
+    # One fused pass over the weights, where the device has it. Not with the gradient scaling of fp16: torch's fused SGD
+    # leaves its momentum uninitialised when it has to skip the first step.
+    fused = next(detector.parameters()).device.type in ("cpu", "cuda") and config.precision != "fp16"
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=config.momentum, fused=fused)
     return torch.optim.AdamW(groups, lr=rate, betas=(config.momentum, 0.999), fused=fused)

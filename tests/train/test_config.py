@@ -1,0 +1,80 @@
+"""Settings of a run: what is refused, what is scaled, and that a run folder can hold them."""
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+
+from focaldet import config as configs
+from focaldet.data.index import DataConfig
+from focaldet.errors import ConfigError
+from focaldet.train import config as module
+from focaldet.train.config import FREE_ON_RESUME, RunConfig, checked
+
+
+def test_defaults_are_valid():
+    assert checked(RunConfig()) == RunConfig()
+
+
+def test_survives_yaml(tmp_path):
+    config = RunConfig(
+        data=DataConfig(path=Path("cells")), architecture={"anchors": {"base_scale": 2.0}}, loggers=("wandb",), ema=None
+    )
+    configs.save(config, tmp_path / "config.yaml")
+    assert configs.load(RunConfig, tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"ema": 1.0}, "ema"),
+        ({"seed": -1}, "seed"),
+        ({"resume": True, "overwrite": True}, "resume and overwrite"),
+        ({"patience": 3, "evaluate_every": None}, "patience"),
+        ({"batch_size": 8, "accumulate": 3}, "allowed: a multiple of 3"),
+    ],
+)
+def test_refuses(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        checked(dataclasses.replace(RunConfig(), **changes))
+
+
+def test_refuses_a_batch_that_ranks_cannot_share():
+    assert checked(RunConfig(batch_size=8, accumulate=2), num_ranks=4).batch_size == 8
+    with pytest.raises(ConfigError, match="cannot be shared by 3 processes"):
+        checked(RunConfig(batch_size=8), num_ranks=3)
+
+
+def test_names_the_nearest_setting():
+    with pytest.raises(ConfigError, match='did you mean "epochs"'):
+        configs.from_dict(RunConfig, {"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batch_size", "expected"),
+    [("sgd", 16, 2e-3), ("sgd", 8, 1e-3), ("adamw", 32, 2e-3), ("adamw", 2, 5e-4)],
+)
+def test_scales_the_rate_to_the_batch(optimizer, batch_size, expected):
+    config = RunConfig(optimizer=optimizer, batch_size=batch_size, learning_rate=1e-3)
+    assert config.scaled_learning_rate == pytest.approx(expected)
+
+
+def test_what_is_free_on_resume_exists():
+    assert {field.name for field in dataclasses.fields(RunConfig)} >= FREE_ON_RESUME
+
+
+def test_every_setting_is_explained():
+    """The command line shows the text below each field; none may be forgotten."""
+    (run_config,) = [
+        node
+        for node in ast.parse(inspect.getsource(module)).body
+        if isinstance(node, ast.ClassDef) and node.name == "RunConfig"
+    ]
+    body = [node for node in run_config.body if not isinstance(node, ast.FunctionDef)]
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            assert isinstance(after, ast.Expr), f"{ast.unparse(node.target)} has no explanation"

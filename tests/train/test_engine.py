@@ -1,0 +1,257 @@
+"""Whole runs of a few steps: what they leave behind, how they stop, and how they go on."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from squares import small_run, squares
+
+from focaldet import config as configs
+from focaldet.errors import CheckpointError, ConfigError, FocaldetError, MemoryShortError, NonFiniteLossError
+from focaldet.train import engine
+from focaldet.train.config import RunConfig
+from focaldet.train.engine import train
+from focaldet.train.logs import MetricsFile
+from focaldet.train.resume import RunFolder
+from focaldet.train.step import Update
+from focaldet.weights import load_detector, metadata
+
+EIGHT = squares(8, empty=(5,))
+
+
+def run(config, data=EIGHT):
+    return train(config, sources=(data, data))
+
+
+def rows_of(out, kind="step"):
+    with RunFolder(out).metrics.open() as file:
+        return [row for row in csv.DictReader(file) if row["kind"] == kind]
+
+
+def last_state(out):
+    return torch.load(RunFolder(out).state, weights_only=True)
+
+
+def equal(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+def assert_same_end(first, second):
+    """Two runs ended alike, bit for bit: weights, optimiser, average and what was counted."""
+    states = [last_state(out) for out in (first, second)]
+    for name in ("detector", "ema", "optimizer", "context"):
+        assert equal(states[0][name], states[1][name]), name
+    positions = [dict(state["position"], seconds_training=None) for state in states]
+    assert positions[0] == positions[1]
+    weights = [load_file(RunFolder(out).last) for out in (first, second)]
+    assert equal(*weights)
+    losses = [[(row["step"], row["loss"], row["learning_rate"]) for row in rows_of(out)] for out in (first, second)]
+    assert losses[0] == losses[1]
+
+
+def stop_after(monkeypatch, *, steps, number=signal.SIGTERM):
+    """Send this process a signal in the middle of update number `steps`."""
+    plain = Update.__call__
+
+    def stopped(self, batches, *, step, rate):
+        if step + 1 == steps:
+            os.kill(os.getpid(), number)
+        return plain(self, batches, step=step, rate=rate)
+
+    monkeypatch.setattr(Update, "__call__", stopped)
+
+
+def test_what_a_run_leaves_behind(tmp_path, capsys):
+    result = run(small_run(tmp_path / "run", evaluate_every=2, epochs=3, ema=0.9))
+    folder = RunFolder(tmp_path / "run")
+    assert (result.out, result.epochs, result.interrupted) == (folder.path, 3, False)
+    assert result.last.num_images == 8 and result.best.ap >= result.last.ap
+    assert configs.load(RunConfig, folder.config).epochs == 3
+    assert [row["step"] for row in rows_of(folder.path)] == ["1", "2", "3", "4", "5", "6"]
+    assert [row["epoch"] for row in rows_of(folder.path, "evaluation")] == ["2", "3"]
+    assert result.seconds_training == pytest.approx(
+        sum(float(row["seconds"]) for row in rows_of(folder.path)), rel=1e-3
+    )
+    events = [json.loads(line)["event"] for line in folder.events.read_text().splitlines()]
+    assert events[-1] == "finished" and "started" in events and events.count("evaluation") == 2
+    environment = json.loads(folder.environment.read_text())
+    assert environment["data"]["train"] == EIGHT.index.fingerprint() and environment["versions"]["torch"]
+    assert {record["image_id"] for record in json.loads(folder.predictions.read_text())} <= set(range(10, 18))
+    for path in (folder.last, folder.best):
+        assert metadata(path).category_ids == (3, 7)
+        assert load_detector(path).preprocessing.resize.size == 64
+    printed = capsys.readouterr().out
+    assert "learning rate: 0.000707 = 0.001 × √(4 / 8) for 4 images per update" in printed
+    assert "epoch 3/3  AP" in printed and "\x1b" not in printed
+
+
+def test_average_is_what_is_kept(tmp_path):
+    run(small_run(tmp_path, ema=0.9, epochs=1))
+    state, kept = last_state(tmp_path), load_file(RunFolder(tmp_path).last)
+    assert equal(kept, state["ema"]) and not equal(kept, state["detector"])
+
+
+def test_existing_run_is_refused(tmp_path):
+    run(small_run(tmp_path, epochs=1))
+    before = RunFolder(tmp_path).state.read_bytes()
+    with pytest.raises(ConfigError, match="already exists"):
+        run(small_run(tmp_path, epochs=1))
+    assert RunFolder(tmp_path).state.read_bytes() == before
+    assert run(small_run(tmp_path, epochs=1, seed=3, overwrite=True)).epochs == 1
+    assert RunFolder(tmp_path).state.read_bytes() != before
+
+
+def test_failing_at_the_door_leaves_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match='did you mean "retinanet_r50_fpn"'):
+        run(small_run(tmp_path / "run", model="retinanet_r50_fp", architecture={}))
+    with pytest.raises(ConfigError, match="cuda:77"):
+        run(small_run(tmp_path / "run", device="cuda:77"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys, number):
+    config = small_run(tmp_path / "straight", epochs=2, ema=0.9, evaluate_every=1)
+    run(config)
+    stop_after(monkeypatch, steps=1, number=number)
+    stopped = run(dataclasses.replace(config, out=tmp_path / "stopped"))
+    monkeypatch.undo()
+    assert stopped.interrupted and last_state(tmp_path / "stopped")["position"]["step"] == 1
+    assert f"--config {tmp_path / 'stopped' / 'config.yaml'} --resume" in capsys.readouterr().out
+    assert signal.getsignal(number) not in (None, signal.SIG_IGN), "the handlers are those of before"
+    resumed = run(dataclasses.replace(config, out=tmp_path / "stopped", resume=True, workers=2))
+    assert not resumed.interrupted and resumed.epochs == 2
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_stopped_evaluation_is_made_again(tmp_path, monkeypatch):
+    config = small_run(tmp_path / "straight", epochs=1, evaluate_every=1)
+    run(config)
+    plain = engine.detect_all
+
+    def stopped(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(engine, "detect_all", stopped)
+    config = dataclasses.replace(config, out=tmp_path / "stopped")
+    assert run(config).interrupted and rows_of(config.out, "evaluation") == []
+    monkeypatch.undo()
+    assert run(dataclasses.replace(config, resume=True)).last is not None
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_parts_and_half_precision_resume_too(tmp_path, monkeypatch):
+    config = small_run(
+        tmp_path / "straight", epochs=2, accumulate=2, precision="fp16", optimizer="sgd", learning_rate=1e-4
+    )
+    run(config)
+    stop_after(monkeypatch, steps=1)
+    run(dataclasses.replace(config, out=tmp_path / "stopped"))
+    monkeypatch.undo()
+    run(dataclasses.replace(config, out=tmp_path / "stopped", resume=True))
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+    scalers = [last_state(tmp_path / name)["scaler"] for name in ("straight", "stopped")]
+    assert scalers[0] == scalers[1] and scalers[0]["_growth_tracker"] > 0
+
+
+def test_finished_run_has_nothing_left_to_do(tmp_path):
+    config = small_run(tmp_path, epochs=1, evaluate_every=1)
+    first = run(config)
+    again = run(dataclasses.replace(config, resume=True))
+    assert again.best == first.best and again.epochs == 1 and len(rows_of(tmp_path)) == 2
+
+
+def test_constant_run_is_made_longer(tmp_path):
+    config = small_run(tmp_path / "long", epochs=2, schedule="constant", warmup_epochs=0.5)
+    run(config)
+    short = dataclasses.replace(config, out=tmp_path / "short")
+    run(dataclasses.replace(short, epochs=1))
+    run(dataclasses.replace(short, resume=True))
+    assert_same_end(tmp_path / "long", tmp_path / "short")
+
+
+def test_resuming_another_run_is_refused(tmp_path):
+    config = small_run(tmp_path, epochs=1)
+    run(config)
+    with pytest.raises(CheckpointError, match=r"weight_decay was 0\.05, is 0\.1"):
+        run(dataclasses.replace(config, resume=True, weight_decay=0.1))
+    with pytest.raises(CheckpointError, match="the train data changed; the validation data changed"):
+        run(dataclasses.replace(config, resume=True), data=squares(8, seed=1))
+
+
+def test_no_gain_for_a_while_stops_the_run(tmp_path, capsys):
+    """With a rate of next to nothing AP stays 0: the first evaluation is the best and two more change nothing."""
+    result = run(small_run(tmp_path, epochs=9, evaluate_every=1, patience=2, learning_rate=1e-12))
+    assert result.epochs == 3 and not result.interrupted
+    assert "no better AP" in capsys.readouterr().out
+
+
+def test_loss_that_is_not_finite_names_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("focaldet.models.retinanet.smooth_l1_loss", lambda *args, **kwargs: args[0] * float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"step 1: .*box nan.*\d\.png"):
+        run(small_run(tmp_path))
+    assert not RunFolder(tmp_path).state.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_gives_advice(tmp_path, monkeypatch, error):
+    def forward(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("focaldet.models.retinanet.RetinaNet.forward", forward)
+    with pytest.raises(MemoryShortError, match="4 images per update: try accumulate=2"):
+        run(small_run(tmp_path))
+
+
+def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("focaldet.models.retinanet.RetinaNet.forward", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(small_run(tmp_path))
+
+
+def test_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "metrics.csv")
+
+    monkeypatch.setattr(MetricsFile, "write", full)
+    with pytest.raises(CheckpointError, match=r"metrics\.csv: no space left .* go on with --resume"):
+        run(small_run(tmp_path))
+
+
+def test_overfit_takes_images_with_boxes_and_repeats_them(tmp_path):
+    data = squares(12, empty=(0, 1))
+    result = run(small_run(tmp_path, overfit=3, epochs=1, evaluate_every=1, sampling="class_balanced"), data=data)
+    assert result.last.num_images == 3 and result.last.num_boxes == 3
+    assert len(rows_of(tmp_path)) == 16
+
+
+def test_small_network_learns_its_images_by_heart(tmp_path):
+    """The whole chain: shifted labels, anchors that are off or losses that do not reach the weights fail here."""
+    config = small_run(tmp_path, overfit=4, epochs=8, evaluate_every=8, learning_rate=2e-3, backbone_factor=1.0)
+    result = run(config, data=squares(4))
+    losses = [float(row["loss"]) for row in rows_of(tmp_path)]
+    assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
+    assert result.last.ap50 > 0.5
+
+
+def test_errors_of_the_user_share_a_base():
+    assert issubclass(MemoryShortError, FocaldetError)

@@ -177,6 +177,8 @@ class _BoxReport:
             i = int(bad.nonzero()[0, 0])
             more = f" ({int(bad.sum())} boxes are bad)" if bad.sum() > 1 else ""
             allowed = "allowed is 0 ≤ x1 < x2 ≤ width and 0 ≤ y1 < y2 ≤ height"
+            if not bool((self.boxes[i].abs() <= MAX_COORDINATE).all()):
+                allowed = f"these are no pixel coordinates; {allowed}"
             raise self._place(i).error(f"{self._describe(i)}; {allowed}{more}")
 
     def warn(self, bad: Bool[Tensor, " R"], kind: str, outcome: str) -> None:

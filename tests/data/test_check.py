@@ -1,0 +1,134 @@
+"""The data doctor's figures by hand, and its exit codes."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from focaldet.data.check import check
+from focaldet.data.index import DataConfig
+from focaldet.errors import DataError
+from focaldet.ops.anchors import AnchorConfig
+from focaldet.types import Resize
+
+from .datasets import coco_document, write_coco, write_pictures, write_voc
+
+
+def kinds(report) -> dict[str, int]:
+    return {kind: number for (_, kind), number in report.findings.counts.items()}
+
+
+def test_a_clean_set(tmp_path):
+    file = write_coco(tmp_path)
+    report = check(DataConfig(path=tmp_path))
+    (split,) = report.splits
+    assert (split.images, split.background_images, split.boxes, split.ignored) == (3, 1, 3, 0)
+    assert split.boxes_per_class == {"cat": 2, "dog": 1}
+    assert split.imbalance == 2
+    assert split.sizes == {"small": 2, "medium": 1, "large": 0}  # areas 1024, 192, 768
+    assert split.anchors is None
+    assert report.exit_code == 0
+    assert "hold out a tenth" in report.chosen
+    assert report.lines()[-1] == "no problems found"
+    assert replace(check(DataConfig(path=file)).splits[0], name="train") == split
+
+
+def test_anchors_are_measured_at_the_size_of_the_network(tmp_path):
+    write_coco(tmp_path)
+    config = DataConfig(path=tmp_path)
+    small = check(config, anchors=AnchorConfig(), size=Resize("long", 64)).splits[0].anchors
+    assert small.too_small == 1  # 16 × 12 px is less than half of 32 × 32; the others have 1024 and 768 px²
+    assert small.smallest_anchor_px == pytest.approx(32)
+    assert small.covered == pytest.approx(2 / 3)
+    assert list(small.covered_per_level) == [f"stride {stride}" for stride in (8, 16, 32, 64, 128)]
+    large = check(config, anchors=AnchorConfig(), size=Resize("long", 640)).splits[0].anchors
+    assert (large.too_small, large.covered) == (0, 1)
+
+
+def test_ignored_boxes_do_not_count_for_classes(tmp_path):
+    document = coco_document()
+    document["annotations"][0]["iscrowd"] = 1
+    write_coco(tmp_path, document)
+    (split,) = check(DataConfig(path=tmp_path)).splits
+    assert (split.boxes, split.ignored, split.boxes_per_class) == (3, 1, {"cat": 1, "dog": 1})
+
+
+def test_pictures_in_two_splits_are_found_by_content(tmp_path):
+    write_coco(tmp_path)
+    write_pictures(tmp_path / "images", {"v.png": (64, 48), "w.png": (50, 50)})
+    shutil.copy(tmp_path / "images" / "b.png", tmp_path / "images" / "copy.png")
+    names = ("v.png", "w.png", "copy.png")
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+    (tmp_path / "instances_val.json").write_text(json.dumps(coco_document() | {"images": images, "annotations": []}))
+    report = check(DataConfig(path=tmp_path))
+    doubles = [problem for problem in report.findings if problem.kind == "picture in two splits"]
+    assert [problem.file.rsplit("/", 1)[1] for problem in doubles] == ["v.png", "copy.png"]  # v.png has a.png's pixels
+    assert "b.png" in doubles[1].message and 'split "train"' in doubles[1].message
+    assert report.exit_code == 1
+    assert kinds(report)["no boxes"] == 1
+
+
+def test_copies_inside_a_split_and_boxes_that_stand_twice(tmp_path):
+    document = coco_document()
+    document["images"].append({"id": 5, "file_name": "d.png"})
+    document["annotations"].append(document["annotations"][0] | {"id": 99})
+    write_coco(tmp_path, document)
+    shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / "d.png")
+    report = check(DataConfig(path=tmp_path))
+    assert kinds(report) == {"picture twice": 1, "box twice": 1}
+
+
+def test_unusable_pictures_are_all_listed(tmp_path):
+    write_coco(tmp_path)
+    (tmp_path / "images" / "a.png").write_bytes(b"<html>")
+    (tmp_path / "images" / "b.png").unlink()
+    report = check(DataConfig(path=tmp_path))
+    assert report.findings.count("error") == 2 and report.exit_code == 1
+    listed = "\n".join(report.lines(listed=True))
+    assert "a.png is no picture in a known format" in listed and "b.png there is no such file" in listed
+    (tmp_path / "images" / "c.png").unlink()
+    with pytest.raises(DataError, match="3 pictures like this of 3"):
+        check(DataConfig(path=tmp_path))
+
+
+def test_notes_alone_are_clean(tmp_path):
+    document = coco_document()
+    document["categories"].append({"id": 11, "name": "cow"})
+    write_coco(tmp_path, document)
+    report = check(DataConfig(path=tmp_path))
+    assert kinds(report) == {"class without boxes": 1} and report.exit_code == 0
+
+
+def test_trainval_is_no_duplicate_of_train(tmp_path):
+    write_voc(tmp_path, {"train": ["a", "c"], "val": ["b"], "trainval": ["a", "b", "c"]})
+    report = check(DataConfig(path=tmp_path))
+    assert [split.name for split in report.splits] == ["train", "val"]
+    assert report.exit_code == 0
+
+
+def test_bad_boxes_follow_the_setting(tmp_path):
+    document = coco_document()
+    document["annotations"][0]["bbox"] = [-10, 0, 30, 30]
+    write_coco(tmp_path, document)
+    assert kinds(check(DataConfig(path=tmp_path))) == {"box clipped": 1}
+    assert kinds(check(DataConfig(path=tmp_path, bad_boxes="drop"))) == {"box outside": 1}
+    with pytest.raises(DataError, match="allowed"):
+        check(DataConfig(path=tmp_path, bad_boxes="error"))
+
+
+def test_the_report_is_json(tmp_path):
+    write_coco(tmp_path)
+    report = check(DataConfig(path=tmp_path), anchors=AnchorConfig(), size=Resize("long", 320))
+    assert json.loads(json.dumps(report.to_dict()))["splits"][0]["boxes_per_class"] == {"cat": 2, "dog": 1}
+
+
+def test_real_blood_cells(real_data):
+    report = check(DataConfig(path=real_data / "bccd"), anchors=AnchorConfig(), size=Resize("long", 320))
+    total: dict[str, int] = {}
+    for split in report.splits:
+        for name, number in split.boxes_per_class.items():
+            total[name] = total.get(name, 0) + number
+    assert total == {"RBC": 4155 - 2, "WBC": 372, "Platelets": 361}
+    assert kinds(report) == {"box empty": 2} and report.exit_code == 1
+    assert all(split.anchors.covered > 0.9 for split in report.splits)

@@ -22,6 +22,7 @@ Picture = Image.Image | UInt8[numpy.ndarray, "H W 3"] | UInt8[Tensor, "3 H W"] |
 
 GOLDEN_ANGLE = 0.381966  # of a full turn: successive hues stay far apart however many classes there are
 LONGEST_NAME = 40  # letters
+SMALL_PX = 160  # a picture with a shorter side has no room for lines of two pixels
 WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc",
     "NanumGothic.ttf",
@@ -106,7 +107,7 @@ def text_colour(background: Colour) -> Colour:
 
 def line_width(size: tuple[int, int]) -> int:
     """Width in pixels of the boxes' lines on a picture of this size: about 0.4 % of its shorter side."""
-    return max(1, round(min(size) * 0.004))
+    return max(1 if min(size) < SMALL_PX else 2, round(min(size) * 0.004))
 
 
 def font_size(size: tuple[int, int]) -> int:

@@ -1,0 +1,101 @@
+"""Trains in processes that are killed again and again: `python kills.py FOLDER PLAN`; test_kills.py compares the ends.
+
+PLAN is JSON: {run name: [kill, …]}. A kill is {"seconds": s} (SIGKILL from outside after so long), {"step": n} (in the
+middle of update n) or {"write": n, "share": f} (in write n of a file that is saved, when the share f of it is on disk;
+1 means before it is renamed, 2 just after). After the last kill the run is left to finish. Each process is a fork of
+this one, which has done no more than import, so that a process costs no start.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from squares import small_run, squares
+
+from focaldet.train.engine import train
+from focaldet.train.step import Update
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arrange(kill):
+    """Make this process die as `kill` says."""
+    if "step" in kill:
+        plain = Update.__call__
+
+        def step_killed(self, batches, *, step, rate):
+            if step + 1 == kill["step"]:
+                threading.Timer(0.01, die).start()
+            return plain(self, batches, step=step, rate=rate)
+
+        Update.__call__ = step_killed
+    elif "write" in kill:
+        count_writes(kill["write"], kill["share"])
+    elif "seconds" in kill:
+        threading.Timer(kill["seconds"], die).start()
+
+
+def count_writes(number, share):
+    """Die in write `number`: cut what was written to its share, before it is renamed; or right after the renaming."""
+    seen = []
+    replace = Path.replace
+
+    def killed(self, target):
+        seen.append(target)
+        if len(seen) < number:
+            return replace(self, target)
+        if share <= 1:
+            os.truncate(self, int(share * self.stat().st_size))
+        else:
+            replace(self, target)
+        die()
+        return None
+
+    Path.replace = killed
+
+
+def process(out, *, resume, kill, workers):
+    """Train in a process of its own; whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            torch.set_num_threads(1)
+            arrange(kill)
+            data = squares(12, empty=(3,))
+            train(
+                small_run(out, resume=resume, workers=workers, epochs=4, ema=0.9, evaluate_every=2, save_steps=2),
+                sources=(data, data),
+            )
+            status = 0
+        finally:
+            os._exit(status)
+    _, ending = os.waitpid(child, 0)
+    if os.WIFSIGNALED(ending):
+        assert os.WTERMSIG(ending) == signal.SIGKILL
+        return True
+    assert os.waitstatus_to_exitcode(ending) == 0, "training itself failed"
+    return False
+
+
+def main(folder, plan):
+    """Carry out the plan; write which kills hit a living process."""
+    told = {}
+    for name, kills in plan.items():
+        begin, hits = time.monotonic(), []
+        for place, kill in enumerate([*kills, {}]):
+            hits.append(process(folder / name, resume=place > 0, kill=kill, workers=2 * (place % 2)))
+        assert not hits[-1], "nothing kills the last process"
+        told[name] = {"hits": hits[:-1], "seconds": time.monotonic() - begin}
+        (folder / "told.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

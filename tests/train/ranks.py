@@ -1,0 +1,78 @@
+"""What each process of `torchrun` does in test_ranks.py: `ranks.py FOLDER`."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from squares import ARCHITECTURE, small_run, squares
+
+from focaldet.errors import NonFiniteLossError
+from focaldet.train.engine import train
+from focaldet.train.step import Update
+
+# With BatchNorm a rank would see the statistics of its own images only.
+FROZEN = {**ARCHITECTURE, "norm": "frozen"}
+BOXES = {"everywhere": (), "one_image": tuple(range(1, 16))}
+
+
+def train_both(folder):
+    """20 steps of 4 images: with boxes in all images, and in one alone, so that a rank has none in every step."""
+    torch.set_num_threads(1)
+    for name, empty in BOXES.items():
+        data = squares(16, empty=empty)
+        config = small_run(
+            folder / name,
+            architecture=FROZEN,
+            epochs=5,
+            optimizer="sgd",
+            learning_rate=2e-3,
+            evaluate_every=5,
+            ema=0.9,
+        )
+        train(config, sources=(data, data))
+
+
+def fail_on_one_rank(folder):
+    """In the third update the second rank meets NaN; what each rank says about it."""
+    plain = Update._losses
+
+    def spoiled(self, batch):
+        losses = plain(self, batch)
+        broken = self.rank == 1 and self.context.images_seen == 8
+        return {name: loss * float("nan") if broken else loss for name, loss in losses.items()}
+
+    Update._losses = spoiled
+    data = squares(16)
+    try:
+        train(small_run(folder / "broken"), sources=(data, data))
+    except NonFiniteLossError as error:
+        return str(error)
+    finally:
+        Update._losses = plain
+    return "nothing"
+
+
+def stop_on_one_rank(folder):
+    """The second rank alone is asked to stop in the third update; whether this rank stopped."""
+    plain = Update.__call__
+
+    def stopped(self, batches, *, step, rate):
+        if self.rank == 1 and step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, batches, step=step, rate=rate)
+
+    Update.__call__ = stopped
+    data = squares(16)
+    interrupted = train(small_run(folder / "stopped"), sources=(data, data)).interrupted
+    Update.__call__ = plain
+    return interrupted
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    train_both(out)
+    told = {"broken": fail_on_one_rank(out), "interrupted": stop_on_one_rank(out)}
+    (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(told))

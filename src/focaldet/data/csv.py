@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from focaldet.config import nearest
 from focaldet.data.findings import Place
 from focaldet.data.index import Classes
 from focaldet.data.records import BoxRows, Layout, Records, path_inside
-from focaldet.data.text import as_number, brief, read_text
+from focaldet.data.text import as_number, brief, hint, read_text
 from focaldet.errors import DataError
 
 _CLASS_FILES = ("classes.csv", "class_mapping.csv", "class_list.csv", "mapping.csv", "labels.csv")
@@ -143,5 +142,5 @@ def _records(
 
 def _label(name: str, labels: dict[str, int], place: Place) -> int:
     if name not in labels:
-        raise place._replace(field="class").error(f"found {brief(name)}; must be a class{nearest(name, labels)}")
+        raise place._replace(field="class").error(f"found {brief(name)}; must be a class{hint(name, labels)}")
     return labels[name]

@@ -115,9 +115,9 @@ def from_array(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The picture with its header read; whatever goes wrong inside becomes a `DataError` that names the file."""
-    if not path.is_file():  # also keeps out pipes and devices, which would block
-        raise DataError("there is no such file", file=path)
     try:
+        if not path.is_file():  # also keeps out pipes and devices, which would block
+            raise DataError("there is no such file", file=path)
         with _QUIET, Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(_too_large(f"{image.width} × {image.height}"), file=path)

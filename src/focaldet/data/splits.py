@@ -11,6 +11,7 @@ from focaldet.data import coco, csv, voc, yolo
 from focaldet.data.assemble import assemble
 from focaldet.data.index import Classes, DataConfig, DataFormat, Index
 from focaldet.data.records import Layout, Records, some
+from focaldet.data.text import brief, hint, what_is_at
 from focaldet.errors import ConfigError, DataError
 
 TRAIN_NAMES = ("train", "train2017", "train2014", "training", "trainval", "all")
@@ -164,14 +165,16 @@ def with_classes(index: Index, classes: Classes) -> Index:
     present = set(index.labels.tolist())
     strange = [name for label, name in enumerate(index.classes.names) if label in present and name not in known]
     if strange:
-        problem = f'split "{index.name}" has boxes of classes that the training split lacks: {some(strange)}'
-        raise DataError(problem + nearest(strange[0], known), file=index.root)
+        problem = (
+            f'split "{index.name}" has boxes of classes that the training split lacks: {some(map(brief, strange))}'
+        )
+        raise DataError(problem + hint(strange[0], known), file=index.root)
     labels = torch.tensor([known.get(name, -1) for name in index.classes.names], dtype=torch.int32)
     return replace(index, classes=classes, labels=labels[index.labels.long()])
 
 
 def _recognise(path: Path, wanted: DataFormat | None) -> Layout:
-    if not path.exists():
+    if not what_is_at(path):
         raise DataError("there is no such file or folder", file=path)
     finders: Sequence[Find] = [_FIND[wanted]] if wanted else list(_FIND.values())
     layout = next((layout for find in finders if (layout := find(path)) is not None), None)

@@ -2,21 +2,29 @@
 
 import math
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from focaldet.config import nearest
 from focaldet.data.findings import Place
 from focaldet.errors import DataError
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlong = 40
+_LONGEST_HINT = 300
 
 
 def brief(value: Any) -> str:
     """A foreign value for a message: quoted, and never long, whatever it is."""
     return _SHORT.repr(value)
+
+
+def hint(name: str, valid: Iterable[str]) -> str:
+    """`config.nearest` for names from foreign files, which may be long, many or of several lines."""
+    found = nearest(name[:60], [" ".join(other[:60].split()) for other in valid])
+    return found if len(found) <= _LONGEST_HINT else ""
 
 
 def as_number(text: str, place: Place, allowed: str = "a finite number") -> float:
@@ -63,3 +71,11 @@ def unreadable(file: Path, error: Exception) -> DataError:
     """The `DataError` for a file that the system does not hand out."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return DataError(f"cannot be read: {reason}", file=file)
+
+
+def what_is_at(path: Path) -> Literal["file", "folder"] | None:
+    """What lies at a path; None for nothing, and for paths that the system does not take, such as overlong ones."""
+    try:
+        return "folder" if path.is_dir() else "file" if path.is_file() else None
+    except (OSError, ValueError):
+        return None

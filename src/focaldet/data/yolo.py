@@ -17,7 +17,7 @@ from focaldet.config import read_mapping
 from focaldet.data.findings import Findings, Place
 from focaldet.data.index import Classes
 from focaldet.data.records import BoxRows, Layout, Records, path_inside, pictures_below
-from focaldet.data.text import as_number, brief, read_lines
+from focaldet.data.text import as_number, brief, read_lines, what_is_at
 from focaldet.errors import ConfigError, DataError
 
 _YAML = (".yaml", ".yml")
@@ -71,7 +71,7 @@ def _from_yaml(file: Path) -> Layout:
     if not isinstance(stated, str) or "\0" in stated:
         raise DataError(f"found {brief(stated)}; must be a folder", file=file, field="path")
     # Data sets move between machines: where the stated folder does not exist, the yaml's own counts.
-    base = file.parent / stated if (file.parent / stated).is_dir() else file.parent
+    base = file.parent / stated if what_is_at(file.parent / stated) == "folder" else file.parent
     splits = {key: _parts(file, base, key, values[key]) for key in _SPLITS if values.get(key)}
     if not splits:
         raise DataError("names no split; must have train, and val where there is one", file=file)
@@ -92,7 +92,7 @@ def _parts(file: Path, base: Path, key: str, value: Any) -> tuple[Path, ...]:
 def _located(base: Path, folder: Path, entry: str) -> Path:
     """Roboflow writes `../train/images` for the folder `train/images` beside the yaml file: both are tried."""
     tries = [base / entry, folder / entry, base / entry.removeprefix("../")]
-    return next((path for path in tries if path.exists()), tries[0])
+    return next((path for path in tries if what_is_at(path)), tries[0])
 
 
 def _from_folder(folder: Path, description: Path) -> Layout:
@@ -154,10 +154,10 @@ class _Split:
     def __init__(self, layout: Layout, split: str, images: Path | None) -> None:
         self.name, self.sources = split, layout.splits[split]
         self.base = _normal(images or layout.root)
-        lists = [source for source in self.sources if source.is_file()]
-        folders = [source for source in self.sources if source.is_dir()]
+        lists = [source for source in self.sources if what_is_at(source) == "file"]
+        folders = [source for source in self.sources if what_is_at(source) == "folder"]
         if len(lists) + len(folders) < len(self.sources):
-            missing = next(source for source in self.sources if not source.exists())
+            missing = next(source for source in self.sources if not what_is_at(source))
             raise DataError(f'of split "{split}" is neither a folder nor a list file', file=missing)
         starts = [_normal(folder) for folder in folders]
         self.root = Path(commonpath([*starts, self.base] if lists else starts))
@@ -217,7 +217,7 @@ def _label_candidates(picture: Path) -> list[Path]:
 
 
 def _label_file(picture: Path) -> Path | None:
-    return next((file for file in _label_candidates(picture) if file.is_file()), None)
+    return next((file for file in _label_candidates(picture) if what_is_at(file) == "file"), None)
 
 
 def _row(

@@ -114,7 +114,7 @@ def test_same_answer_alone_and_in_a_batch_of_a_real_network():
         "retinanet_mobilenet_v2_fpn",
         class_names=("a", "b"),
         preprocessing=Preprocessing(resize=Resize(mode="long", size=64)),
-        architecture={"width": 16, "head_depth": 1, "detect": {"score_threshold": 0.005}},
+        architecture={"width": 16, "head_depth": 1, "detect": {"score_threshold": 0.001, "top_k": 20}},
     )
     one = Predictor(detector, device="cpu", precision="fp32")
     generator = torch.Generator().manual_seed(0)

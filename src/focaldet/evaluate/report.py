@@ -152,8 +152,8 @@ def _coco_table(metrics: Metrics) -> str:
         for field, (name, meaning) in HEADLINES.items()
     )
     return (
-        '<section><h2>The twelve COCO numbers</h2><div class="wide"><table><thead><tr><th class="text">Number</th><th>%</th>'
-        f'<th class="text">Meaning</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        '<section><h2>The twelve COCO numbers</h2><div class="wide"><table><thead><tr><th class="text">Number</th>'
+        f'<th>%</th><th class="text">Meaning</th></tr></thead><tbody>{rows}</tbody></table></div>'
         "<p>– stands where there is no box of that size to be found.</p></section>\n"
     )
 

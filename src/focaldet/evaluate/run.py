@@ -12,7 +12,7 @@ import torch
 from focaldet import config as configs
 from focaldet.data.index import Classes, DataConfig, FileSource, Index, Source
 from focaldet.data.loader import Loader
-from focaldet.data.splits import open_split
+from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
 from focaldet.evaluate.coco import Metrics, evaluate_detections
 from focaldet.evaluate.inference import (
@@ -164,7 +164,7 @@ def evaluate(
     Args:
         run: a run folder (its best weights), a weights file, or a name such as `torchvision:coco_v1`.
         data: the images and annotations; those of the run where it is left out.
-        split: train, val, test, or a split's own name in the data.
+        split: train, val, test, or a split's own name in the data; a single annotation file is taken whole.
         out: folder for the files; `eval-<split>` in the run folder by default. Weights without a run folder write none.
         batch_size: images per batch of one process.
         size: long side of the resized image, instead of what the detector was trained with.
@@ -185,7 +185,7 @@ def evaluate(
     resize = resize_asked(detector.preprocessing.resize, size=size, short_side=short_side, max_side=max_side)
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     settings = run_settings(run)
-    index = open_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
+    index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
     with joined_ranks(pick_device(device)) as ranks:
         detected = detect_timed(
             detector.to(ranks.device),
@@ -201,6 +201,17 @@ def evaluate(
         if folder is not None and ranks.global_rank == 0:
             write_evaluation(folder, metrics, index=index, detections=detections)
     return metrics
+
+
+def evaluation_split(data: DataConfig, split: str, *, seed: int) -> Index:
+    """The images called `split`; all of them where `data.path` is one annotation file, whatever its name is.
+
+    Training would take a tenth of such a file for validation, but who evaluates on a file means the file.
+    """
+    parts = find_parts(data)
+    if data.path is not None and data.path.is_file() and len(parts) == 1:
+        return next(iter(open_parts(data, parts).values()))
+    return open_split(data, split, seed=seed)
 
 
 def scored(index: Index, detected: Detected, *, detector: Detector) -> tuple[Metrics, list[Detections]]:

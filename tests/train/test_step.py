@@ -70,14 +70,14 @@ def test_clipping_shortens_the_step():
 def test_loss_that_is_not_finite_changes_nothing(spoil):
     detector, update = fresh(dataclasses.replace(CONFIG, optimizer="adamw", ema=0.9))
     update([batch_of([1, 2])], step=0, rate=0.1)
-    before, average = weights_of(detector), weights_of(update.ema.detector)
+    before, average = weights_of(detector), weights_of(update.learner.ema.detector)
     detector.spoil = spoil
     with pytest.raises(
         NonFiniteLossError, match=r"step 2: .*count (nan|inf), size .*no update.*cells/a\.jpg, cells/b\.jpg"
     ):
         update([batch_of([1, 2], names=("cells/a.jpg", "cells/b.jpg"))], step=1, rate=0.1)
     assert same_weights(weights_of(detector), before)
-    assert same_weights(weights_of(update.ema.detector), average)
+    assert same_weights(weights_of(update.learner.ema.detector), average)
 
 
 def test_bad_part_stops_the_whole_update():
@@ -126,11 +126,12 @@ def test_dropout_follows_from_seed_and_step():
 def test_half_precision_leaves_out_steps_that_overflow():
     detector, update = fresh(dataclasses.replace(CONFIG, precision="fp16"))
     before = weights_of(detector)
-    update.autocast = dataclasses.replace(update.autocast, scaler=torch.amp.GradScaler("cpu", init_scale=1e38))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    update.learner.autocast = dataclasses.replace(update.learner.autocast, scaler=scaler)
     update([batch_of([1, 2])], step=0, rate=0.1)
     assert same_weights(weights_of(detector), before)
-    assert update.autocast.scaler.get_scale() == pytest.approx(5e37)
-    update.autocast.scaler.update(1024.0)
+    assert scaler.get_scale() == pytest.approx(5e37)
+    scaler.update(1024.0)
     update([batch_of([1, 2])], step=1, rate=0.1)
     assert not same_weights(weights_of(detector), before) and all_finite(detector)
 

@@ -8,6 +8,7 @@ from torch import nn
 from focaldet.models import Detector, LossContext
 from focaldet.train.ema import Ema
 from focaldet.train.launch import build_autocast
+from focaldet.train.learner import Learner
 from focaldet.train.optim import build_optimizer
 from focaldet.train.step import Update
 from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Target
@@ -55,19 +56,15 @@ def batch_of(counts, *, seed=0, names=None):
 
 
 def update_of(detector, config, *, context=None, **more):
-    """The update of `detector` on one processor, and its optimiser."""
-    optimizer = build_optimizer(detector, config)
-    ema = Ema(detector, decay=config.ema) if config.ema is not None else None
-    return Update(
+    """The update of `detector` on one processor."""
+    learner = Learner(
         detector,
-        module=detector,
-        optimizer=optimizer,
-        ema=ema,
-        context=context or LossContext(),
+        ema=Ema(detector, decay=config.ema) if config.ema is not None else None,
+        optimizer=build_optimizer(detector, config),
         autocast=build_autocast(config.precision or "fp32", device=torch.device("cpu")),
-        config=config,
-        **more,
+        context=context or LossContext(),
     )
+    return Update(learner, module=detector, config=config, **more)
 
 
 def weights_of(detector):

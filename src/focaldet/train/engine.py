@@ -1,7 +1,7 @@
 """The training run: from settings to a run folder."""
 
 import itertools
-import math
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,13 +13,14 @@ from focaldet import config as configs
 from focaldet.data.index import Source
 from focaldet.data.loader import Loader
 from focaldet.evaluate.coco import HEADLINES, Metrics, evaluate_detections
+from focaldet.evaluate.report import write_report
 from focaldet.evaluate.results import write_results
 from focaldet.evaluate.run import detect_all
-from focaldet.models import Detector
 from focaldet.train.assembly import Parts, assemble
 from focaldet.train.config import RunConfig, checked
 from focaldet.train.interrupts import StopWish, stop_wish
 from focaldet.train.launch import advice, global_settings, launch, num_processes
+from focaldet.train.learner import steps_per_epoch
 from focaldet.train.logs import RunLog
 from focaldet.train.optim import rate_factor
 from focaldet.train.resume import Position, RunFolder, open_folder, save_state
@@ -81,7 +82,7 @@ class Run:
         self.position: Position = parts.position
         self.log: RunLog = parts.log
         self.loader: Loader = parts.loader
-        self.steps_per_epoch = math.ceil(len(parts.loader) / config.accumulate)
+        self.steps_per_epoch = steps_per_epoch(len(parts.loader), config)
         self.last_save = time.monotonic()
 
     def finish(self) -> TrainResult:
@@ -94,21 +95,18 @@ class Run:
                 break
             self.position.epoch, self.position.batch = self.position.epoch + 1, 0
             self.save()
+        position, best = self.position, metrics_from(self.position.best)
+        if best is not None and not interrupted and self.parts.fabric.is_global_zero:
+            write_report(self.folder.path, self.parts.validation, metrics=best)
         self._tell_end(interrupted=interrupted)
-        position = self.position
         return TrainResult(
             out=self.folder.path,
-            best=metrics_from(position.best),
+            best=best,
             last=metrics_from(position.last),
             epochs=position.epoch,
             seconds_training=position.seconds_training,
             interrupted=interrupted,
         )
-
-    @property
-    def evaluated(self) -> Detector:
-        """The detector that is evaluated and kept: the moving average where there is one."""
-        return self.parts.ema.detector if self.parts.ema is not None else self.parts.detector
 
     def _has_stalled(self) -> bool:
         patience = self.config.patience
@@ -182,11 +180,11 @@ class Run:
         """The metrics of the detector as it stands; its detections and weights are kept if none before were better."""
         source, fabric = self.parts.validation, self.parts.fabric
         found = detect_all(
-            self.evaluated,
+            self.parts.learner.evaluated,
             source,
-            batch_size=self.parts.batch_size,
+            batch_size=self.config.batch_size // fabric.world_size,
             device=fabric.device,
-            precision=self.parts.autocast.precision,
+            precision=self.parts.learner.autocast.precision,
             workers=self.config.workers,
             fabric=fabric if fabric.world_size > 1 else None,
             progress=self._check_wish if fabric.world_size == 1 else None,
@@ -195,7 +193,7 @@ class Run:
         metrics = evaluate_detections(source.index, detections)
         if fabric.is_global_zero and self._is_best(metrics):
             write_results(self.folder.predictions, source.index, detections)
-            save_detector(self.folder.best, self.evaluated, classes=self.parts.classes)
+            save_detector(self.folder.best, self.parts.learner.evaluated, classes=self.parts.validation.index.classes)
         return metrics
 
     def _is_best(self, metrics: Metrics) -> bool:
@@ -214,8 +212,9 @@ class Run:
         if not self.parts.fabric.is_global_zero:
             return
         self.position.num_rows = self.log.num_rows
-        save_state(self.folder.state, {"position": asdict(self.position), **self.parts.state()})
-        save_detector(self.folder.last, self.evaluated, classes=self.parts.classes)
+        state = {"position": asdict(self.position), "identity": json.dumps(self.parts.identity)}
+        save_state(self.folder.state, {**state, **self.parts.learner.state()})
+        save_detector(self.folder.last, self.parts.learner.evaluated, classes=self.parts.validation.index.classes)
 
     def _tell_start(self) -> None:
         for line in self.parts.introduction:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from focaldet.errors import NonFiniteLossError
-from focaldet.models.base import Detector, LossContext
 from focaldet.train.config import RunConfig
-from focaldet.train.ema import Ema
-from focaldet.train.launch import Autocast, seed_everything, sum_over_ranks
+from focaldet.train.launch import seed_everything, sum_over_ranks
+from focaldet.train.learner import Learner
 from focaldet.train.optim import clip_gradients, set_rate
 from focaldet.types import Batch
 
@@ -32,27 +31,23 @@ class StepResult(NamedTuple):
 class Update:
     """The way from batches to new weights: forward, losses, backward, clipping, optimiser, moving average.
 
-    `detector` computes the losses, `module` is the same detector as it is called: plain, compiled or spread over ranks.
+    `module` is the learner's detector as it is called: plain, or spread over ranks.
     """
 
     def __init__(
         self,
-        detector: Detector,
+        learner: Learner,
         *,
         module: Callable[..., Any],
-        optimizer: torch.optim.Optimizer,
-        ema: Ema | None,
-        context: LossContext,
-        autocast: Autocast,
         config: RunConfig,
         rank: int = 0,
         stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.detector, self.module, self.optimizer, self.ema = detector, module, optimizer, ema
-        self.context, self.autocast, self.config, self.rank = context, autocast, config, rank
+        self.learner, self.module, self.config, self.rank = learner, module, config, rank
+        self.context, self.optimizer = learner.context, learner.optimizer
         self.stop_asked = stop_asked
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, batches: Sequence[Batch], *, step: int, rate: float) -> StepResult:
         """Update number `step` (from 0) from one or more batches whose mean gradient counts.
@@ -78,11 +73,11 @@ class Update:
         return StepResult(means, norm, num_images, stop)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        batch = batch.to(self.autocast.device)
+        batch = batch.to(self.learner.autocast.device)
         images = batch.images.contiguous(memory_format=self.memory_format)
-        with self.autocast():
+        with self.learner.autocast():
             outputs = self.module(images, batch.targets)
-        return self.detector.losses(outputs, batch.targets, self.context)
+        return self.learner.detector.losses(outputs, batch.targets, self.context)
 
     def _agreed(self, losses: dict[str, Tensor], batch: Batch, *, step: int) -> tuple[dict[str, float], bool]:
         """The losses as plain numbers, their mean over the ranks, and whether to stop: the same on every rank.
@@ -106,12 +101,12 @@ class Update:
         return named, stop
 
     def _backward(self, loss: Tensor) -> None:
-        scaler = self.autocast.scaler
+        scaler = self.learner.autocast.scaler
         torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
 
     def _apply(self, batches: Sequence[Batch], *, step: int) -> float:
         """Let the optimiser and the average move; the norm of the gradient. fp16 steps that overflow are left out."""
-        scaler = self.autocast.scaler
+        scaler = self.learner.autocast.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         norm = float(clip_gradients(self.trained, max_norm=self.config.clip_norm))
@@ -122,8 +117,8 @@ class Update:
             self.optimizer.step()
         else:
             self._refuse(f"the gradient is not finite (norm {norm})", batches, step=step, guilty=True)
-        if self.ema is not None:
-            self.ema.update(update=step)
+        if self.learner.ema is not None:
+            self.learner.ema.update(update=step)
         return norm
 
     def _unsynchronised(self) -> AbstractContextManager[Any]:

@@ -1,0 +1,132 @@
+"""What learns: the detector with its average, its optimiser, and whatever else training changes."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from focaldet import config as configs
+from focaldet.data.index import Classes
+from focaldet.evaluate.inference import resize_asked
+from focaldet.models import DETECTORS, Detector, LossContext, build
+from focaldet.train.config import BASE_BATCH, RunConfig
+from focaldet.train.ema import Ema
+from focaldet.train.launch import Autocast, build_autocast, seed_everything, sum_over_ranks
+from focaldet.train.optim import build_optimizer
+from focaldet.weights import load_into
+
+
+@dataclass
+class Learner:
+    """The parts of a run that a step changes."""
+
+    detector: Detector
+    ema: Ema | None
+    optimizer: torch.optim.Optimizer
+    autocast: Autocast
+    context: LossContext
+
+    @property
+    def evaluated(self) -> Detector:
+        """The detector that is evaluated and kept: the moving average where there is one."""
+        return self.ema.detector if self.ema is not None else self.detector
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values that `restore` takes."""
+        scaler = self.autocast.scaler
+        return {
+            "preprocessing": configs.to_dict(self.detector.preprocessing),
+            "detector": self.detector.state_dict(),
+            "ema": self.ema.detector.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "context": {"images_seen": self.context.images_seen, "averages": dict(self.context.averages)},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put everything back as it was when `state` was taken."""
+        self.detector.load_state_dict(state["detector"])
+        if self.ema is not None:
+            self.ema.detector.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.autocast.scaler is not None:
+            self.autocast.scaler.load_state_dict(state["scaler"])
+        self.context.images_seen = state["context"]["images_seen"]
+        self.context.averages.update(state["context"]["averages"])
+
+
+def build_learner(
+    config: RunConfig, *, classes: Classes, fabric: Any, state: dict[str, Any] | None
+) -> tuple[Learner, tuple[str, ...]]:
+    """The learner with its initial weights, or as `state` has it, and an account of the weights that were loaded.
+
+    Raises:
+        ConfigError: an unknown detector, or a setting out of range.
+        CheckpointError: weights that do not fit.
+    """
+    seed_everything(config.seed)
+    detector, account = _build_detector(config, classes, state)
+    detector = fabric.to_device(detector).train()
+    if config.channels_last:
+        detector = detector.to(memory_format=torch.channels_last)
+    ranks = fabric.world_size
+    learner = Learner(
+        detector,
+        ema=Ema(detector, decay=config.ema) if config.ema is not None else None,
+        optimizer=build_optimizer(detector, config),
+        autocast=build_autocast(config.precision, device=fabric.device),
+        context=LossContext(all_reduce_sum=sum_over_ranks if ranks > 1 else None, num_ranks=ranks),
+    )
+    if state is not None:
+        learner.restore(state)
+    return learner, account
+
+
+def _build_detector(
+    config: RunConfig, classes: Classes, state: dict[str, Any] | None
+) -> tuple[Detector, tuple[str, ...]]:
+    detector = build(config.model, class_names=classes.names, architecture=_architecture(config))
+    if state is not None:  # the initial weights are not needed again
+        detector.preprocessing = configs.from_dict(type(detector.preprocessing), state["preprocessing"])
+        return detector, ()
+    account: tuple[str, ...] = ()
+    if config.weights is not None:
+        account = load_into(detector, config.weights, input=config.weights_input).sentences()
+    resize = resize_asked(
+        detector.preprocessing.resize, size=config.size, short_side=config.short_side, max_side=config.max_side
+    )
+    detector.preprocessing = replace(detector.preprocessing, resize=resize)
+    return detector, account
+
+
+def _architecture(config: RunConfig) -> dict[str, Any]:
+    """The overrides of the detector's config. Random weights are never frozen unless somebody asks for it."""
+    frozen = config.frozen_stages
+    if frozen is None and config.weights is None and hasattr(DETECTORS.get(config.model), "frozen_stages"):
+        frozen = 0
+    return config.architecture if frozen is None else {"frozen_stages": frozen, **config.architecture}
+
+
+def described(config: RunConfig, learner: Learner, *, steps_per_epoch: int, fabric: Any) -> list[str]:
+    """What people want to see before they wait: size, learning rate, length, place."""
+    detector = learner.detector
+    trained = sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
+    ratio = f"{config.batch_size} / {BASE_BATCH}"
+    scale = f"({ratio})" if config.optimizer == "sgd" else f"√({ratio})"
+    resize = detector.preprocessing.resize
+    return [
+        f"model: {config.model}, {len(detector.class_names)} classes, {trained / 1e6:.1f} M trained parameters, "
+        f"{resize.mode} side {resize.size} px",
+        f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "
+        f"for {config.batch_size} images per update, {config.optimizer}, {config.schedule}; "
+        f"backbone × {config.backbone_factor:g}",
+        f"{steps_per_epoch * config.epochs} steps in {config.epochs} epochs on {fabric.device}, "
+        f"{learner.autocast.precision}, {fabric.world_size} process{'es' if fabric.world_size > 1 else ''}; "
+        f"run folder {config.out}",
+    ]
+
+
+def steps_per_epoch(num_batches: int, config: RunConfig) -> int:
+    """Updates in an epoch of `num_batches` batches; the last may be of fewer parts than `accumulate`."""
+    return math.ceil(num_batches / config.accumulate)

@@ -267,26 +267,25 @@ def test_the_real_fixture_equals_pycocotools_to_the_last_digit(real_data):
         assert same(getattr(found, name), expected), name
 
 
-def test_half_a_million_detections_take_two_seconds_at_most():
+def test_half_a_million_detections_take_two_seconds_of_two_cores():
+    """Counted in seconds of the processor, which other programs beside the test do not lengthen."""
     rng = torch.Generator().manual_seed(0)
     num_images, each = 5000, 100
     corner = torch.rand(num_images * each, 2, generator=rng) * 400
     boxes = torch.cat([corner, corner + 5 + torch.rand(num_images * each, 2, generator=rng) * 200], 1)
-    scores, labels = (
-        torch.rand(num_images * each, generator=rng),
-        torch.randint(80, (num_images * each,), generator=rng),
-    )
+    scores = torch.rand(num_images * each, generator=rng)
+    labels = torch.randint(80, (num_images * each,), generator=rng)
     rows = [slice(start, start + each) for start in range(0, num_images * each, each)]
     detections = {place: Detections(boxes[row], scores[row], labels[row]) for place, row in enumerate(rows)}
-    truth = [[(boxes[row][k].tolist(), int(labels[row][k]), 0) for k in range(7)] for row in rows]
+    truth = [
+        [(box, label, 0) for box, label in zip(boxes[row][:7].tolist(), labels[row][:7].tolist(), strict=True)]
+        for row in rows
+    ]
     index = make_index(truth, names=[str(k) for k in range(80)])
-    seconds = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        found = evaluate_detections(index, detections)
-        seconds.append(time.perf_counter() - begin)
+    begin = time.process_time()
+    found = evaluate_detections(index, detections)
+    assert time.process_time() - begin <= 4.0
     assert found.num_detections == 500_000
-    assert min(seconds) <= 2.0 * 3  # three times the target: other programs may be busy beside the test
 
 
 def test_ranks_keep_the_order():

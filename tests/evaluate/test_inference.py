@@ -36,20 +36,31 @@ def test_with_antialiasing_a_picture_is_what_training_sees(size):
     assert torch.equal(resized, resize_sample(Sample(noise(*size), Target.empty()), resize).image)
 
 
-def test_without_antialiasing_it_is_torchvisions_own_interpolation():
+@pytest.mark.parametrize("size", [(97, 131), (60, 80), (48, 64), (129, 70), (1, 50)])
+def test_without_antialiasing_it_is_torchvisions_own_interpolation(size):
     """torchvision normalises first and gives a scale, not a size; both are linear and give the same picture."""
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-    image = noise(97, 131)
-    resize = Resize(mode="short", size=80, max_size=100, rounding="down", antialias=False)
+    image = noise(*size)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     expected, _ = GeneralizedRCNNTransform(80, 100, mean, std)([image / 255])
-    ours = resize_image(image, resize)
-    assert list(expected.image_sizes[0]) == list(ours.shape[1:])
-    scale = torch.tensor(std).view(3, 1, 1)
-    normalised = (ours / 255 - torch.tensor(mean).view(3, 1, 1)) / scale
+    ours = resize_image(image, Resize(mode="short", size=80, max_size=100, rounding="down", antialias=False))
     height, width = ours.shape[1:]
+    assert expected.image_sizes[0] == (height, width)
+    normalised = (ours / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert torch.allclose(normalised, expected.tensors[0, :, :height, :width], atol=1e-5)
+
+
+def test_rounding_down_gives_the_sizes_of_torchvision():
+    """Also those that double precision leaves a hair below a whole number, such as 1297 → 1332."""
+    from torchvision.models.detection.transform import _resize_image_and_masks
+
+    resize = Resize(mode="short", size=80, max_size=133, rounding="down", antialias=False)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in torch.randint(20, 1400, (300, 2), generator=generator).tolist():
+        resized, _ = _resize_image_and_masks(torch.empty(1, height, width), 80, 133)
+        assert resize.target(ImageSize(height, width)) == resized.shape[1:], (height, width)
+    assert Resize(rounding="down").target(ImageSize(1297, 700)).height == 1332
 
 
 def test_interpolation_keeps_fractions():

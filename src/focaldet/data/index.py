@@ -51,6 +51,12 @@ class DataConfig:
     format: DataFormat | None = None
     bad_boxes: BadBoxes = "clip"
 
+    def __post_init__(self) -> None:
+        """Take the strings that people write for paths in a notebook."""
+        for name in ("path", "train", "val", "test", "images"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else Path(value))
+
 
 @dataclass(frozen=True, slots=True)
 class Classes:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import focaldet
 from focaldet.models import DETECTORS
 from focaldet.models.base import Detector, LossContext
-from focaldet.nets import build_backbone
+from focaldet.nets import NormKind, build_backbone
 from focaldet.nets.heads import Subnet, logit
 from focaldet.ops.boxes import clip
 from focaldet.ops.losses.focal import focal_loss_sum
@@ -38,6 +38,7 @@ class CentreNetConfig:
 
     num_classes: int = 80
     backbone: str = "mobilenet_v2"
+    norm: NormKind = "frozen"
     width: int = 64
     prior: float = 0.01
 
@@ -61,7 +62,7 @@ class CentreNet(Detector):
 
     def __init__(self, config: CentreNetConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
         super().__init__(config, class_names=class_names, preprocessing=preprocessing)
-        self.backbone = build_backbone(config.backbone, norm="frozen", eps=1e-5, stride_in_1x1=False)
+        self.backbone = build_backbone(config.backbone, norm=config.norm, eps=1e-5, stride_in_1x1=False)
         self.neck = nn.Conv2d(self.backbone.channels[2], config.width, 1)
         bias = logit(config.prior)
         self.class_subnet = Subnet(config.width, depth=1, per_cell=1, values=config.num_classes, bias=bias)
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/centre"))
     chosen = parser.parse_args()
 
-    DETECTORS["centre_net_mobilenet_v2"] = CentreNetConfig()
+    DETECTORS["centre_net_mobilenet_v2"] = CentreNetConfig(norm="frozen" if chosen.weights else "batch")
     config = focaldet.RunConfig(
         data=focaldet.DataConfig(path=chosen.data),
         model="centre_net_mobilenet_v2",

@@ -37,3 +37,36 @@ def real_weights(real_data: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real weights: {folder} is absent and FOCALDET_WEIGHTS names no folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO folder of twelve training and four test scenes of the embedded data. Read only."""
+    from focaldet.data.demo import write_demo
+
+    folder = tmp_path_factory.mktemp("demo_data")
+    write_demo(folder, seed=0, num_train=12, num_test=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of two training steps on `demo_data`. Read only."""
+    import focaldet
+
+    data = focaldet.DataConfig(path=demo_data, val=demo_data / "instances_test.json")
+    out = tmp_path_factory.mktemp("tiny") / "run"
+    model = "retinanet_mobilenet_v2_fpn"
+    # A threshold of 0 lets a detector that has learnt nothing find something.
+    architecture = {
+        "width": 32,
+        "head_depth": 1,
+        "norm": "batch",
+        "frozen_stages": 0,
+        "detect": {"score_threshold": 0.0},
+    }
+    config = focaldet.RunConfig(
+        data=data, model=model, architecture=architecture, out=out, size=64, epochs=1, precision="fp32"
+    )
+    focaldet.train(config)
+    return out

@@ -7,11 +7,12 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import pydantic
 import yaml
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 
@@ -36,15 +37,28 @@ CLEAN, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class TypedFlags:
-    """The flags of the present call that were typed, as paths of field names: only these overrule a `--config` file."""
+    """The flags of the present call that were typed: only these overrule a `--config` file.
+
+    `paths` are the names of the fields. `architecture` holds what `--architecture.<name>` gave: which names there are
+    is known only when the model is, so cyclopts cannot read it.
+    """
 
     def __init__(self) -> None:
         self.paths: list[tuple[str, ...]] = []
+        self.architecture: dict[str, Any] = {}
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Take note; cyclopts calls this between reading the flags and using them."""
         del app, commands
-        self.paths = [argument.keys for argument in arguments if argument.keys and argument.tokens]
+        self.paths, self.architecture = [], {}
+        for argument in arguments:
+            if argument.keys == ("architecture",):
+                for token in argument.tokens:
+                    names = [name.replace("-", "_") for name in token.keys]
+                    self.architecture = configs.merged(self.architecture, nested(names, read_value(token.value)))
+                argument.tokens = []
+            elif argument.keys and argument.tokens:
+                self.paths.append(argument.keys)
 
 
 TYPED = TypedFlags()
@@ -61,6 +75,7 @@ app = App(
     version=__version__,
     config=TYPED,
     default_parameter=Parameter(name_transform=flag_name, consume_multiple=True),
+    suppress_keyboard_interrupt=False,
 )
 
 Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
@@ -322,12 +337,12 @@ def settings(run: RunConfig, *, file: Path | None, data: Path | None) -> RunConf
     Raises:
         ConfigError: the file is unreadable or has an unknown or bad setting; names the file and the nearest valid one.
     """
-    typed: dict[str, Any] = {}
+    typed: dict[str, Any] = {"architecture": TYPED.architecture} if TYPED.architecture else {}
     for path in TYPED.paths:
         value: Any = run
         for name in path:
             value = getattr(value, name)
-        typed = configs.merged(typed, nested(path, read_values(value) if path == ("architecture",) else value))
+        typed = configs.merged(typed, nested(path, value))
     if data is not None:
         typed = configs.merged(typed, nested(("data", "path"), data))
     values = configs.read_mapping(file) if file is not None else {}
@@ -337,20 +352,21 @@ def settings(run: RunConfig, *, file: Path | None, data: Path | None) -> RunConf
     return configs.from_dict(RunConfig, configs.merged(values, typed), source="settings")
 
 
-def nested(path: Iterable[str], value: Any) -> dict[str, Any]:
-    """`value` inside one mapping per name of `path`."""
-    first, *rest = path
-    return {first: nested(rest, value) if rest else value}
+def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """`value` inside one mapping per name of `path`; without a name it is itself a mapping."""
+    for name in reversed(path):
+        value = {name: value}
+    if not isinstance(value, dict):
+        raise ConfigError(f"--architecture: name the setting, as in --architecture.loss.gamma {value}")
+    return value
 
 
-def read_values(value: Any) -> Any:
-    """The texts of `--architecture.<name> TEXT` as YAML reads them: numbers, lists, true, null; all else stays text."""
-    if isinstance(value, Mapping):
-        return {name.replace("-", "_"): read_values(inner) for name, inner in value.items()}
+def read_value(text: str) -> Any:
+    """What YAML reads in `text`: a number, list, true, null; all else stays text."""
     try:
-        return yaml.safe_load(value) if isinstance(value, str) else value
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        return value
+        return text
 
 
 @contextmanager
@@ -368,7 +384,10 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
 
 def print_error(error: Exception) -> None:
     """One line on stderr."""
-    print("focaldet:", " ".join(str(error).split()), file=sys.stderr)
+    text = str(error)
+    if isinstance(error.__cause__, pydantic.ValidationError):  # of a flag's range; its own text takes four lines
+        text = f"{text.partition('. ')[0]}: {error.__cause__.errors()[0]['msg']}"
+    print("focaldet:", " ".join(text.split()), file=sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -9,7 +9,6 @@ from focaldet.data.index import DataConfig
 from focaldet.data.scenes import SCENE_SIZE
 from focaldet.data.transforms import AugmentConfig
 from focaldet.evaluate.coco import Metrics
-from focaldet.evaluate.report import write_report
 from focaldet.predict import load, predict_files
 from focaldet.train.config import RunConfig
 from focaldet.train.engine import train
@@ -24,7 +23,7 @@ ARCHITECTURE: dict[str, Any] = {"norm": "batch", "frozen_stages": 0, "width": 96
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demonstration left: the run folder, its report, drawn pictures, the data, and the numbers on test scenes.
+    """What the demonstration left: run folder, report, drawn pictures, data, and the numbers on test scenes.
 
     `metrics` is None where it was interrupted.
     """
@@ -66,7 +65,6 @@ def run_demo(
     write_demo(result.data, seed=seed, num_train=NUM_TRAINING_FILES, num_test=NUM_TEST_SCENES)
     scenes = sorted((result.data / "images").glob("test_*.png"))[:NUM_PICTURES]
     predict_files(load(out, device=device), scenes, result.pictures, score=SHOWN_SCORE)
-    write_report(out, sources[1], score=SHOWN_SCORE)
     return result
 
 

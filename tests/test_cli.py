@@ -1,0 +1,304 @@
+"""The command line: what is typed, what is called, what is said, and the exit status."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import focaldet
+from focaldet import cli
+from focaldet.cli import main
+
+
+@pytest.fixture
+def settings_of(monkeypatch):
+    """The `RunConfig` that a `train` line comes to, without training."""
+    seen = []
+    result = SimpleNamespace(interrupted=False, out=Path("run"))
+    monkeypatch.setattr(cli, "train_detector", lambda config: seen.append(config) or result)
+
+    def read(line):
+        assert main(["train", *line.split()]) == 0
+        return seen.pop()
+
+    return read
+
+
+def refused(capsys, line):
+    """The one line with which a call is refused."""
+    assert main(line.split()) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "Traceback" not in said.err
+    return said.err
+
+
+class TestTrainFlags:
+    def test_the_documented_call(self, settings_of):
+        line = "--data DIR --model retinanet_mobilenet_v2_fpn --weights W --epochs 24 --size 320 --out runs/cells"
+        config = settings_of(line)
+        expected = focaldet.RunConfig(
+            data=focaldet.DataConfig(path=Path("DIR")),
+            model="retinanet_mobilenet_v2_fpn",
+            weights="W",
+            epochs=24,
+            size=320,
+            out=Path("runs/cells"),
+        )
+        assert config == expected
+
+    def test_no_flags_are_the_defaults(self, settings_of):
+        assert settings_of("") == focaldet.RunConfig()
+
+    def test_parts_of_the_data(self, settings_of):
+        data = settings_of("--data D --data.train t.json --data.val v --data.images i --data.bad-boxes drop").data
+        expected = focaldet.DataConfig(
+            path=Path("D"), train=Path("t.json"), val=Path("v"), images=Path("i"), bad_boxes="drop"
+        )
+        assert data == expected
+        assert settings_of("--data.path D --data.format voc").data == focaldet.DataConfig(path=Path("D"), format="voc")
+
+    def test_the_form_of_the_paper_and_nested_parts(self, settings_of):
+        config = settings_of("--short-side 800 --max-side 1333 --augment.preset strong --weights.input unit --ema none")
+        assert (config.short_side, config.max_side, config.size) == (800, 1333, None)
+        assert (config.augment.preset, config.weights_input, config.ema) == ("strong", "unit", None)
+        assert settings_of("--loggers tensorboard wandb").loggers == ("tensorboard", "wandb")
+
+    def test_the_architecture_is_typed_like_yaml(self, settings_of):
+        line = "--architecture.loss.gamma 1.5 --architecture.p6-from P5 --architecture.anchors.scales [1,2]"
+        found = settings_of(f"{line} --architecture.head-norm true --architecture.loss.alpha null").architecture
+        expected = {
+            "loss": {"gamma": 1.5, "alpha": None},
+            "p6_from": "P5",
+            "anchors": {"scales": [1, 2]},
+            "head_norm": True,
+        }
+        assert found == expected
+
+
+class TestConfigFile:
+    @pytest.fixture
+    def file(self, tmp_path):
+        path = tmp_path / "run.yaml"
+        path.write_text(
+            "epochs: 7\nsize: 96\ndata: {path: FOLDER, bad_boxes: drop}\narchitecture: {width: 32, loss: {alpha: 0.5}}"
+        )
+        return path
+
+    def test_it_is_read(self, settings_of, file):
+        config = settings_of(f"--config {file}")
+        assert (config.epochs, config.size) == (7, 96)
+        assert config.data == focaldet.DataConfig(path=Path("FOLDER"), bad_boxes="drop")
+
+    def test_typed_flags_overrule_it_even_with_a_default(self, settings_of, file):
+        config = settings_of(f"--config {file} --epochs 24 --data OTHER --architecture.loss.gamma 1")
+        assert focaldet.RunConfig().epochs == config.epochs == 24
+        assert config.size == 96
+        assert config.data == focaldet.DataConfig(path=Path("OTHER"), bad_boxes="drop")
+        assert config.architecture == {"width": 32, "loss": {"alpha": 0.5, "gamma": 1}}
+
+    def test_it_can_be_what_a_run_saved(self, settings_of, tiny_run):
+        config = settings_of(f"--config {tiny_run / 'config.yaml'} --resume")
+        assert config.resume
+        assert (config.out, config.size) == (tiny_run, 64)
+
+    def test_an_unknown_key_names_the_file_and_the_nearest(self, capsys, tmp_path):
+        (tmp_path / "run.yaml").write_text("data: {pth: x}")
+        said = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")
+        assert "run.yaml" in said
+        assert "'data.pth'" in said
+        assert 'did you mean "path"?' in said
+
+    def test_a_bad_value_names_the_file(self, capsys, tmp_path):
+        (tmp_path / "run.yaml").write_text("epochs: many")
+        said = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")
+        assert "run.yaml" in said
+        assert "epochs" in said
+        assert "'many'" in said
+
+    def test_a_missing_file(self, capsys, tmp_path):
+        assert "cannot be read" in refused(capsys, f"train --config {tmp_path / 'none.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("trian", 'Did you mean "train"?'),
+        ("train --epoch 3", "Did you mean --epochs?"),
+        ("train --data.trian x", "Did you mean --data.train?"),
+        ("train --epochs 0", 'Invalid value "0" for --epochs: Input should be greater than 0'),
+        ("train --epochs three", 'unable to convert "three" into int'),
+        ("train --precision fp8", 'Choose from: "fp32", "bf16", "fp16"'),
+        ("train --architecture 3", "name the setting"),
+        ("train --data nowhere --out nothing", "nowhere"),
+        ("train --data nowhere --resume --overwrite", "exclude each other"),
+        ("check nowhere --model retinanet_r5_fpn", 'did you mean "retinanet_r50_fpn"?'),
+        ("eval", "either a run folder"),
+        ("eval nowhere --data nowhere", "'nowhere' are neither a file, a run folder nor a known name"),
+        ("predict nowhere", "which pictures"),
+        ("predict nowhere x.jpg", "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, line, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_setting_of_the_architecture_names_the_nearest(capsys, demo_data, tmp_path):
+    said = refused(capsys, f"train --data {demo_data} --out {tmp_path / 'x'} --architecture.loss.gama 2")
+    assert 'did you mean "gamma"?' in said
+
+
+def test_interruptions_have_their_own_status(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "train_detector", lambda config: SimpleNamespace(interrupted=True))
+    assert main(["train"]) == 130
+
+    def ctrl_c(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "detector_rows", ctrl_c)
+    assert main(["models"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+class TestModels:
+    def test_the_table_has_every_name_and_the_papers_figures(self, capsys):
+        assert main(["models"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        rows = {line.split()[0]: line.split() for line in lines[1:-2]}
+        assert list(rows) == list(focaldet.models.DETECTORS)
+        assert rows["retinanet_r50_fpn"][3] == "37,915,572"
+        assert rows["retinanet_r101_fpn"][3:10] == ["56,855,476", "39.1", "59.1", "42.3", "21.8", "42.7", "50.2"]
+        assert rows["retinanet_x101_32x8d_fpn"][4:10] == ["40.8", "61.1", "44.1", "24.1", "44.2", "51.2"]
+        assert rows["retinanet_r18_fpn"][4] == "-"
+
+    def test_json(self, capsys):
+        assert main(["models", "--json"]) == 0
+        rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+        assert rows["retinanet_r50_fpn_tv"]["num_parameters"] == 34_014_999
+        assert rows["retinanet_r101_fpn"]["published"]["ap"] == 39.1
+        assert rows["retinanet_r50_fpn"]["published"] is None
+
+
+class TestCheck:
+    def test_clean(self, capsys, demo_data):
+        assert main(["check", str(demo_data)]) == 0
+        said = capsys.readouterr().out
+        assert "12 images" in said
+        assert "anchors" in said
+
+    def test_findings(self, capsys, demo_data, tmp_path):
+        shutil.copytree(demo_data, tmp_path / "data")
+        file = tmp_path / "data" / "instances_train.json"
+        content = json.loads(file.read_text())
+        content["annotations"][0]["bbox"] = [-5, -5, 50, 50]
+        file.write_text(json.dumps(content))
+        assert main(["check", str(tmp_path / "data"), "--json"]) == 1
+        counts = json.loads(capsys.readouterr().out)["findings"]["counts"]
+        assert any(row["severity"] == "warning" and row["count"] == 1 for row in counts)
+        assert main(["check", str(tmp_path / "data"), "--list"]) == 1
+
+    def test_unreadable(self, capsys, tmp_path):
+        (tmp_path / "instances_train.json").write_text("{")
+        assert main(["check", str(tmp_path)]) == 3
+        said = capsys.readouterr().err
+        assert "instances_train.json" in said
+        assert said.count("\n") == 1
+
+    def test_no_data_is_a_mistake_of_usage(self):
+        assert main(["check"]) == 2
+
+
+class TestEval:
+    def test_a_run_on_its_own_data(self, capsys, tiny_run, tmp_path):
+        assert main(["eval", str(tiny_run), "--out", str(tmp_path / "e")]) == 0
+        said = capsys.readouterr().out
+        assert "AP50" in said
+        assert "4 images" in said
+        assert json.loads((tmp_path / "e" / "metrics.json").read_text())["num_images"] == 4
+        assert (tmp_path / "e" / "predictions.json").exists()
+
+    def test_json_and_another_split(self, capsys, tiny_run, demo_data, tmp_path):
+        line = ["eval", str(tiny_run), "--data", str(demo_data), "--split", "train", "--json", "--out", str(tmp_path)]
+        assert main(line) == 0
+        assert json.loads(capsys.readouterr().out)["num_images"] == 12
+
+    def test_a_result_file_of_perfect_detections(self, capsys, demo_data, tmp_path):
+        truth = json.loads((demo_data / "instances_test.json").read_text())
+        names = ("image_id", "category_id", "bbox")
+        results = [{name: row[name] for name in names} | {"score": 0.9} for row in truth["annotations"]]
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        line = ["eval", "--predictions", str(tmp_path / "results.json"), "--data", f"{demo_data}/instances_test.json"]
+        assert main(line) == 0
+        assert "AP       100.0" in capsys.readouterr().out.replace("  ", " ").replace("AP  ", "AP       ")
+        assert main([*line, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["ap"] == pytest.approx(1)
+
+
+class TestPredict:
+    def test_pictures_and_folders(self, capsys, tiny_run, demo_data, tmp_path):
+        pictures = sorted((demo_data / "images").glob("test_*.png"))
+        out = tmp_path / "drawn"
+        line = ["predict", str(tiny_run), str(pictures[0]), str(demo_data / "images"), "--out", str(out)]
+        assert main([*line, "--score", "0", "--formats", "json", "coco", "yolo", "csv"]) == 0
+        assert "16 of 16 pictures" in capsys.readouterr().out
+        found = json.loads((out / "predictions.json").read_text())
+        assert len(found) == 16
+        assert any(row["scores"] for row in found)
+        assert len(list(out.glob("*.jpg"))) == 16
+        assert (out / "coco.json").exists()
+        assert (out / "predictions.csv").exists()
+
+    def test_a_broken_picture_is_reported_and_the_rest_goes_on(self, capsys, tiny_run, demo_data, tmp_path):
+        shutil.copy(next((demo_data / "images").glob("*.png")), tmp_path / "good.png")
+        (tmp_path / "broken.png").write_bytes(b"no picture")
+        line = ["predict", str(tiny_run), str(tmp_path), "--out", str(tmp_path / "out"), "--no-drawn"]
+        assert main(line) == 1
+        said = capsys.readouterr()
+        assert "broken.png" in said.err
+        assert "1 of 2 pictures" in said.out
+        assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
+        assert not list((tmp_path / "out").glob("*.jpg"))
+
+
+def test_every_command_has_help(capsys):
+    for command in ("models", "check", "train", "eval", "predict", "demo"):
+        assert main([command, "--help"]) == 0
+        assert f"focaldet {command}" in capsys.readouterr().out
+    assert main(["train", "--help"]) == 0
+    said = capsys.readouterr().out
+    for flag in ("--data ", "--weights.input", "--architecture", "--augment.preset", "--short-side", "--config"):
+        assert flag in said
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == focaldet.__version__
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "focaldet"], [str(Path(sys.executable).parent / "focaldet")]]
+)
+def test_as_a_program(command, tmp_path):
+    """The exit status leaves the process, and a reader that has seen enough ends it quietly."""
+    if not Path(command[0]).exists():
+        pytest.skip("the focaldet script is not installed beside this Python")
+    ended = subprocess.run([*command, "eval"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("focaldet: eval:")
+
+
+def test_a_closed_pipe_is_no_traceback():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "focaldet", "models", "--json"]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr

@@ -60,8 +60,9 @@ def compare(name: str, norm: NormKind) -> None:
     assert not missing
     assert {name.split(".")[0] for name in left_over if "num_batches" not in name} <= {"fc", "classifier", "features"}
     images = pictures(2)
-    # fp32 for what users run; fp64 shows that both are the same function and not merely close.
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+    # fp32 for what users run (a frozen norm folded into its convolution rounds otherwise); fp64 shows that both are
+    # the same function and not merely close.
+    for dtype, tolerance in ((torch.float32, 1e-5 if norm == "batch" else 5e-5), (torch.float64, 1e-12)):
         x, model, backbone = images.to(dtype), reference.to(dtype), ours.to(dtype)
         with torch.inference_mode():
             expected, found = reference_maps(model, x), backbone(x)

@@ -1,0 +1,292 @@
+"""What every detector of the table must do: a new entry is tested by existing.
+
+Every entry is followed by shape at its own size. All settings also really run, on small pictures: a large backbone is
+then replaced by the smallest, and entries that become equal by that run once.
+"""
+
+import copy
+import functools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from focaldet import config as configs
+from focaldet.models import DETECTORS, Detector, LossContext, build, named_config
+from focaldet.train.config import RunConfig
+from focaldet.train.launch import build_autocast
+from focaldet.train.learner import Learner
+from focaldet.train.optim import build_optimizer
+from focaldet.train.step import Update
+from focaldet.types import Batch, ImageSize, Preprocessing, Target
+from focaldet.weights import load_detector, save_detector
+
+CLASSES = ("circle", "square", "혈소판")
+PADDED = (64, 96)
+SIZES = (ImageSize(64, 96), ImageSize(50, 80))
+LARGEST = 25_000_000
+
+
+def on_meta(name: str) -> Detector:
+    with torch.device("meta"):
+        return build(name, class_names=CLASSES)
+
+
+def num_parameters(detector: Detector) -> int:
+    return sum(parameter.numel() for parameter in detector.parameters())
+
+
+def shrunk(name: str) -> dict[str, Any]:
+    """The change of architecture that lets an entry run in a test."""
+    large = num_parameters(on_meta(name)) > LARGEST
+    return {"backbone": "resnet18"} if large else {}
+
+
+RUNNING = {named_config(name, architecture=shrunk(name)): name for name in reversed(DETECTORS)}.values()
+every = pytest.mark.parametrize("name", DETECTORS)
+running = pytest.mark.parametrize("name", RUNNING)
+
+
+def built(name: str, **architecture: Any) -> Detector:
+    """The entry, small enough to run, with random weights; `architecture` where its config has such a setting."""
+    known = {key: value for key, value in architecture.items() if hasattr(DETECTORS[name], key)}
+    return build(name, class_names=CLASSES, architecture=shrunk(name) | known)
+
+
+@functools.cache
+def fresh(name: str) -> Detector:
+    """A new detector with BatchNorm statistics that fit its random weights. Shared: never change it."""
+    torch.manual_seed(0)
+    measured = built(name, norm="batch", norm_eps=1e-5)
+    for module in measured.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        measured.train()(images())
+    detector = built(name)
+    detector.load_state_dict(measured.state_dict(), strict=False)
+    return detector.eval()
+
+
+def images(count: int = 2, *, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 16, 24, generator=generator) * 255
+    return torch.nn.functional.interpolate(coarse, size=PADDED, mode="bilinear").to(torch.uint8)
+
+
+def target(boxes: list[list[int]], labels: list[int]) -> Target:
+    return Target(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        torch.tensor(labels, dtype=torch.int64),
+        torch.zeros(len(labels), dtype=torch.bool),
+    )
+
+
+TARGETS = (target([[4, 4, 36, 40], [50, 10, 90, 60]], [0, 2]), target([[20, 12, 60, 44]], [1]))
+BACKGROUND = (Target.empty(), Target.empty())
+CROWDS = tuple(replace(found, ignored=torch.ones_like(found.ignored)) for found in TARGETS)
+
+
+def excited(outputs: Any) -> Any:
+    """Outputs with random logits in place of a fresh network's silence."""
+    generator = torch.Generator().manual_seed(1)
+    return outputs._replace(logits=torch.randn(outputs.logits.shape, generator=generator) * 3 - 4)
+
+
+def assert_alike(left: Any, right: Any, *, tolerance: float = 1e-4) -> None:
+    for name, value in left._asdict().items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(value, getattr(right, name), rtol=tolerance, atol=tolerance, msg=name)
+
+
+@every
+def test_config_survives_json(name: str) -> None:
+    config = DETECTORS[name]
+    again = configs.from_dict(type(config), json.loads(configs.to_json(config)))
+    assert again == config
+    assert hash(again) == hash(config)
+
+
+@every
+def test_shapes_follow_without_memory(name: str) -> None:
+    """Also for the huge ones: outputs have one row per anchor and class, without a single number computed."""
+    detector = on_meta(name)
+    with torch.device("meta"):
+        outputs = detector(images().to("meta"))
+    assert outputs.logits.device.type == "meta"
+    assert outputs.logits.shape[0] == 2 and outputs.logits.shape[-1] == len(CLASSES)
+    assert outputs.logits.shape[1] == outputs.deltas.shape[1] == len(outputs.anchors) == sum(outputs.level_sizes)
+
+
+@every
+def test_frozen_stages_and_backbone_parameters(name: str) -> None:
+    detector = on_meta(name)
+    backbone = {id(parameter) for parameter in detector.backbone_parameters()}
+    assert backbone < {id(parameter) for parameter in detector.parameters()}
+    frozen = {id(parameter) for parameter in detector.parameters() if not parameter.requires_grad}
+    assert frozen <= backbone
+    assert bool(frozen) == (detector.config.frozen_stages > 0)
+
+
+@running
+def test_a_fresh_detector_answers_the_prior(name: str) -> None:
+    """Section 4.1: every class has probability π at every anchor; exactly so on the mean colour, whose input is 0."""
+    detector = fresh(name)
+    prior = detector.config.prior
+    noise = detector(images()).logits.detach().sigmoid().mean()
+    assert float(noise) == pytest.approx(prior, rel=0.5)
+    still = built(name).eval()
+    mean = torch.tensor(still.preprocessing.rgb_mean)[:, None, None].expand(1, 3, *PADDED)
+    torch.testing.assert_close(still(mean).logits.detach().sigmoid().mean(), torch.tensor(prior), rtol=1e-4, atol=0)
+
+
+@running
+def test_a_batch_gives_what_its_images_give_alone(name: str) -> None:
+    detector, batch = fresh(name), images(3)
+    with torch.inference_mode():
+        together = detector(batch)
+        for place in range(3):
+            alone = detector(batch[place : place + 1])
+            torch.testing.assert_close(together.logits[place], alone.logits[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(together.deltas[place], alone.deltas[0], rtol=1e-4, atol=1e-4)
+
+
+@running
+def test_bytes_and_floats_are_the_same_picture(name: str) -> None:
+    detector = fresh(name)
+    with torch.inference_mode():
+        assert_alike(detector(images()), detector(images().float()))
+
+
+@running
+def test_channel_order_is_the_detectors_own_business(name: str) -> None:
+    """A BGR network with mirrored first convolution sees in RGB pictures what the RGB network sees."""
+    detector = copy.deepcopy(fresh(name))
+    with torch.inference_mode():
+        expected = detector(images())
+        first = next(module for module in detector.modules() if isinstance(module, torch.nn.Conv2d))
+        first.weight.copy_(first.weight.flip(1))
+        rgb = detector.preprocessing
+        detector.preprocessing = replace(rgb, channels="BGR", mean=rgb.mean[::-1], std=rgb.std[::-1])
+        assert_alike(detector(images()), expected)
+
+
+@running
+def test_training_mode_changes_nothing(name: str) -> None:
+    detector = built(name, norm="frozen")
+    detector.load_state_dict(fresh(name).state_dict(), strict=False)
+    with torch.no_grad():
+        assert_alike(detector.train()(images()), detector.eval()(images()), tolerance=0)
+
+
+@running
+def test_detections_are_sane(name: str) -> None:
+    detector = fresh(name)
+    with torch.inference_mode():
+        found = detector.detect(excited(detector(images())), SIZES)
+    assert len(found) == len(SIZES)
+    for detections, size in zip(found, SIZES, strict=True):
+        assert 5 < len(detections) <= detector.config.detect.max_detections
+        assert (detections.boxes.dtype, detections.scores.dtype) == (torch.float32, torch.float32)
+        assert detections.class_names == CLASSES
+        assert set(detections.names) <= set(CLASSES)
+        assert torch.equal(detections.scores, detections.scores.sort(descending=True).values)
+        assert detections.scores.min() > 0.05 and detections.scores.max() <= 1
+        assert torch.equal(detections.clipped(size).boxes, detections.boxes)
+        assert (detections.boxes[:, 2:] >= detections.boxes[:, :2]).all()
+
+
+@running
+def test_nothing_found_is_an_answer(name: str) -> None:
+    detector = fresh(name)
+    with torch.inference_mode():
+        outputs = detector(images())
+        found = detector.detect(outputs._replace(logits=torch.full_like(outputs.logits, -50.0)), SIZES)
+    assert [len(detections) for detections in found] == [0, 0]
+    assert found[0].boxes.shape == (0, 4)
+    assert found[0].to_coco(image_id=1) == []
+
+
+@running
+@pytest.mark.parametrize(
+    "targets",
+    [TARGETS, BACKGROUND, CROWDS, (TARGETS[0], Target.empty())],
+    ids=["objects", "background", "crowds", "one image"],
+)
+def test_losses_are_finite_and_reach_every_trained_parameter(name: str, targets: tuple[Target, ...]) -> None:
+    """Also without boxes: a rank whose gradients are absent makes the others wait forever."""
+    detector = copy.deepcopy(fresh(name)).train()
+    losses = detector.losses(detector(images(), targets), targets, LossContext())
+    assert all(loss.shape == () and loss.isfinite() and loss >= 0 for loss in losses.values())
+    torch.stack(list(losses.values())).sum().backward()
+    for place, parameter in detector.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, place
+        assert parameter.grad is None or parameter.grad.isfinite().all(), place
+    if targets is TARGETS:
+        silent = [place for place, p in detector.named_parameters() if p.grad is not None and not p.grad.any()]
+        assert not silent
+
+
+@running
+def test_ignored_boxes_are_neither_object_nor_background(name: str) -> None:
+    detector = fresh(name)
+    with torch.inference_mode():
+        outputs = excited(detector(images()))
+        losses = {
+            kind: detector.losses(outputs, targets, LossContext())
+            for kind, targets in (("objects", TARGETS), ("crowds", CROWDS), ("background", BACKGROUND))
+        }
+    sums = {kind: float(sum(found.values())) for kind, found in losses.items()}
+    assert sums["crowds"] < sums["background"], "anchors on a crowd leave the loss"
+    assert sums["crowds"] != sums["objects"]
+
+
+@running
+def test_one_batch_is_learned_through_the_training_step(name: str) -> None:
+    detector = copy.deepcopy(fresh(name)).train()
+    config = RunConfig(model=name, channels_last=False)
+    learner = Learner(
+        detector,
+        ema=None,
+        optimizer=build_optimizer(detector, config),
+        autocast=build_autocast("fp32", device=torch.device("cpu")),
+        context=LossContext(),
+    )
+    update = Update(learner, module=detector, config=config)
+    batch = Batch(images(), (ImageSize(*PADDED),) * 2, TARGETS, (0, 1), (ImageSize(*PADDED),) * 2, ("a", "b"))
+    totals = [sum(update([batch], step=step, rate=3e-4).losses.values()) for step in range(8)]
+    assert min(totals[-2:]) < 0.7 * totals[0], totals
+
+
+@running
+def test_checkpoints_give_the_same_detector(name: str, tmp_path: Path) -> None:
+    detector = fresh(name)
+    save_detector(tmp_path / "w.safetensors", detector)
+    loaded = load_detector(tmp_path / "w.safetensors").eval()
+    (tmp_path / "w.safetensors").unlink()
+    assert (loaded.config, loaded.class_names) == (detector.config, CLASSES)
+    assert loaded.preprocessing == detector.preprocessing
+    state = loaded.state_dict()
+    assert all(torch.equal(state[place], value) for place, value in detector.state_dict().items())
+    with torch.inference_mode():
+        assert_alike(loaded(images()), detector(images()), tolerance=0)
+
+
+@running
+def test_half_precision_stays_finite(name: str) -> None:
+    detector = fresh(name)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = detector(images())
+    assert (outputs.logits.dtype, outputs.deltas.dtype) == (torch.float32, torch.float32)
+    assert outputs.logits.isfinite().all() and outputs.deltas.isfinite().all()
+    exact = detector(images()).logits.detach()
+    assert (outputs.logits - exact).abs().mean() < 0.1
+
+
+def test_preprocessing_is_the_detectors_own() -> None:
+    other = Preprocessing(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
+    assert build("retinanet_r18_fpn", num_classes=1, preprocessing=other).preprocessing == other

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from focaldet.models.base import Detector, LossContext
 from focaldet.nets import build_backbone
-from focaldet.nets.heads import Subnet, logit
+from focaldet.nets.heads import Subnet, TowerInit, logit
 from focaldet.nets.necks import STRIDES_PX, FeaturePyramid
 from focaldet.nets.norm import NormKind
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
@@ -63,7 +63,7 @@ class RetinaNetConfig:
 
     `stride_in_1x1` is the paper's MSRA form; torchvision's ImageNet weights want it in the 3×3, the default here.
     `frozen_stages` counts the stem and the stages after it. `prior` is π, the probability a fresh network gives every
-    class at every anchor. `head_norm` puts GroupNorm into the subnets.
+    class at every anchor. `head_norm` puts GroupNorm into the subnets, `tower_init` is how they start (`nets.heads`).
     """
 
     num_classes: int = 80
@@ -76,6 +76,7 @@ class RetinaNetConfig:
     p6_from: Literal["C5", "P5"] = "C5"
     head_depth: int = 4
     head_norm: bool = False
+    tower_init: TowerInit = "normal"
     prior: float = 0.01
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     matching: MatchConfig = field(default_factory=MatchConfig)
@@ -115,8 +116,11 @@ class RetinaNet(Detector):
             values=c.num_classes,
             norm=c.head_norm,
             bias=logit(c.prior),
+            tower_init=c.tower_init,
         )
-        self.box_subnet = Subnet(c.width, depth=c.head_depth, per_cell=per_cell, values=4, norm=c.head_norm)
+        self.box_subnet = Subnet(
+            c.width, depth=c.head_depth, per_cell=per_cell, values=4, norm=c.head_norm, tower_init=c.tower_init
+        )
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that come from ImageNet."""

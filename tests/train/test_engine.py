@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from squares import small_run, squares
+from squares import ARCHITECTURE, small_run, squares
 
 from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError, FocaldetError, MemoryShortError, NonFiniteLossError
@@ -119,6 +119,23 @@ def test_failing_at_the_door_leaves_no_folder(tmp_path):
     with pytest.raises(ConfigError, match="cuda:77"):
         run(small_run(tmp_path / "run", device="cuda:77"))
     assert not (tmp_path / "run").exists()
+
+
+def test_random_weights_are_not_frozen_and_frozen_norms_are_told(tmp_path, capsys):
+    architecture = {name: value for name, value in ARCHITECTURE.items() if name != "norm"}
+    run(small_run(tmp_path / "own", epochs=1, architecture=architecture))
+    assert "random weights learn badly under frozen BatchNorm" in capsys.readouterr().out
+    assert load_detector(RunFolder(tmp_path / "own").last).config.frozen_stages == 0
+    run(small_run(tmp_path / "asked", epochs=1, frozen_stages=3))
+    assert "random weights learn badly" not in capsys.readouterr().out
+    assert load_detector(RunFolder(tmp_path / "asked").last).config.frozen_stages == 3
+
+
+def test_network_can_be_compiled(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    run(small_run(tmp_path, epochs=1, compile=True))
+    assert compiled == ["RetinaNet"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -104,7 +104,7 @@ class RunConfig:
     """Decay of the moving average of the weights, which is what is evaluated and kept; None for no average."""
 
     frozen_stages: Annotated[int, Field(ge=0, le=5)] | None = None
-    """First stages of the backbone (stem included) that stay as they are; None leaves it to the detector."""
+    """Stages of the backbone, stem included, that stay as they are; None: the detector's own, none without weights."""
 
     precision: Precision | None = None
     """Type of the network's products; weights and losses stay fp32. None: bf16 where the hardware has it, else fp32."""

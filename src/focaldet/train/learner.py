@@ -93,6 +93,8 @@ def _build_detector(
     account: tuple[str, ...] = ()
     if config.weights is not None:
         account = load_into(detector, config.weights, input=config.weights_input).sentences()
+    elif getattr(detector.config, "norm", None) == "frozen":
+        account = ("random weights learn badly under frozen BatchNorm: give weights, or architecture.norm batch",)
     resize = resize_asked(
         detector.preprocessing.resize, size=config.size, short_side=config.short_side, max_side=config.max_side
     )

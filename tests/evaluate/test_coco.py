@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from focaldet.data.index import DataConfig
+from focaldet.data.splits import open_split
 from focaldet.evaluate import coco
 from focaldet.evaluate.coco import HEADLINES, Metrics, evaluate_detections, evaluate_files
+from focaldet.evaluate.results import write_results
 from focaldet.types import Detections
 
 from .cases import make_detections, make_index
@@ -265,6 +268,24 @@ def test_the_real_fixture_equals_pycocotools_to_the_last_digit(real_data):
     found = evaluate_files(real_data / "coco_eval" / "results.json", real_data / "coco_eval" / "instances.json")
     for name, expected in zip(HEADLINES, referee(annotations, results).stats, strict=True):
         assert same(getattr(found, name), expected), name
+
+
+def test_coco_mini_gives_pycocotools_numbers_through_the_index_and_through_files(real_data, tmp_path):
+    """80 sparse categories, crowds, images without boxes; noisy copies of the truth stand in for a detector."""
+    index = open_split(DataConfig(path=real_data / "coco_mini"), "val", seed=0)
+    generator = torch.Generator().manual_seed(0)
+    detections = {}
+    for place in range(len(index)):
+        target = index.target(place)
+        boxes = target.boxes.repeat(3, 1) + torch.randn(3 * len(target.boxes), 4, generator=generator) * 3
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])
+        detections[place] = Detections(boxes, torch.rand(len(boxes), generator=generator), target.labels.repeat(3))
+    write_results(tmp_path / "results.json", index, detections)
+    truth = real_data / "coco_mini" / "annotations" / "instances_val2017.json"
+    evaluator = referee(json.loads(truth.read_text()), json.loads((tmp_path / "results.json").read_text()))
+    for found in (evaluate_detections(index, detections), evaluate_files(tmp_path / "results.json", truth)):
+        for name, expected in zip(HEADLINES, evaluator.stats, strict=True):
+            assert same(getattr(found, name), expected), name
 
 
 def test_half_a_million_detections_take_two_seconds_of_two_cores():

@@ -194,8 +194,8 @@ def _picture(source: Source, place: int, found: Detections) -> str:
     name = source.index.path(place).name
     left = _jpeg(image, truth, show_scores=False, alt=f"{name}: ground truth: {_counted(truth)}")
     right = _jpeg(image, found, show_scores=True, alt=f"{name}: detections: {_counted(found)}")
-    caption = f"{escape(name)} — {len(truth)} boxes, {len(found)} detections"
-    return f'<figure class="pair"><div>{left}{right}</div><figcaption>{caption}</figcaption></figure>'
+    caption = f"{name} — ground truth: {_counted(truth)}; detections: {_counted(found)}"
+    return f'<figure class="pair"><div>{left}{right}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _jpeg(image: draw.Picture, shown: Detections, *, show_scores: bool, alt: str) -> str:

@@ -210,6 +210,17 @@ def test_ranks_share_the_batches_and_take_the_parts_of_all(monkeypatch):
     assert min(len(first), len(second)) >= 2
 
 
+def share(rank, port, out):
+    """What each of two processes does; at module level so that a fresh interpreter finds it."""
+    torch.set_num_threads(1)
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ.update(ranks, TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    detector = BrightDetector()
+    with joined_ranks(torch.device("cpu")) as process:
+        found = detect_all(detector, Scenes(), batch_size=2, precision="fp32", fabric=process)
+    torch.save(([one.boxes[0].tolist() for one in found], sum(map(len, detector.seen))), out / f"{rank}.pt")
+
+
 @pytest.mark.prove
 def test_two_processes_share_the_images_and_both_know_all(tmp_path):
     with socket.socket() as free:

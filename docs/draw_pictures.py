@@ -1,0 +1,46 @@
+"""The picture of the README: what the demo's detector finds on held-out scenes.
+
+make demo && make docs
+"""
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+import focaldet
+
+COLUMNS, ROWS, GAP_PX = 3, 2, 6
+SCORE = 0.5
+
+
+def sheet(pictures: list[Image.Image]) -> Image.Image:
+    """The pictures in rows, all of the size of the first."""
+    width, height = pictures[0].size
+    size = (COLUMNS * (width + GAP_PX) - GAP_PX, ROWS * (height + GAP_PX) - GAP_PX)
+    page = Image.new("RGB", size, "white")
+    for place, picture in enumerate(pictures):
+        page.paste(picture, (place % COLUMNS * (width + GAP_PX), place // COLUMNS * (height + GAP_PX)))
+    return page
+
+
+def main() -> None:
+    """Draw the first held-out scenes with boxes and names, twice their size for legibility."""
+    parser = argparse.ArgumentParser(description="Draw docs/detections.jpg from the demo's run.")
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "detections.jpg")
+    chosen = parser.parse_args()
+    predictor = focaldet.load(chosen.run)
+    scenes = sorted((chosen.run / "data" / "images").glob("test_*.png"))[: COLUMNS * ROWS]
+    drawn = []
+    for path in scenes:
+        with Image.open(path) as scene:
+            picture = scene.convert("RGB")
+        found = predictor.predict(picture).scaled(2, 2)
+        large = picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.LANCZOS)
+        drawn.append(focaldet.draw.boxes(large, found, min_score=SCORE))
+    sheet(drawn).save(chosen.out, quality=85)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,13 +22,11 @@ def main() -> None:
     data = focaldet.DataConfig(path=chosen.data)
     print(*focaldet.check(data).lines(), sep="\n")
 
-    # What is frozen must have learnt something: from random weights everything trains, batch statistics included.
-    from_nothing = {"norm": "batch", "frozen_stages": 0}
     config = focaldet.RunConfig(
         data=data,
         model="retinanet_mobilenet_v2_fpn",
         weights=chosen.weights,
-        architecture={} if chosen.weights else from_nothing,
+        architecture={} if chosen.weights else {"norm": "batch"},  # random weights have no statistics to freeze
         size=chosen.size,
         epochs=chosen.epochs,
         out=chosen.out,

@@ -19,7 +19,7 @@ from focaldet.cli import main
 def settings_of(monkeypatch):
     """The `RunConfig` that a `train` line comes to, without training."""
     seen = []
-    result = SimpleNamespace(interrupted=False, out=Path("run"))
+    result = SimpleNamespace(interrupted=False, out=Path("run"), best=None)
     monkeypatch.setattr(cli, "train_detector", lambda config: seen.append(config) or result)
 
     def read(line):

@@ -178,7 +178,8 @@ def train(
     result = train_detector(settings(run, file=config, data=data))
     if result.interrupted:
         return INTERRUPTED
-    print(f"look at  {result.out / 'report.html'}")
+    if result.best is not None:
+        print(f"look at  {result.out / 'report.html'}")
     print(f"next     focaldet predict {result.out} IMAGE --out drawn/")
     return CLEAN
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision_twins import TWINS, lively, lively_answers, photographs, pictures, prepared
+from torchvision_twins import KEPT, TWINS, lively, lively_answers, photographs, pictures, prepared
 
-from focaldet.models import PREPROCESSING, Detector, build
+from focaldet.models import DETECTORS, PREPROCESSING, Detector, build
 from focaldet.types import ImageSize, Resize
 from focaldet.weights import load_into
 from focaldet.weights.torchvision import COCO_NAMES
@@ -25,7 +25,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     reference = lively(request.param, size_px=EVERYDAY_PX)
     path = tmp_path_factory.mktemp("weights") / "lively.pth"
     torch.save(reference.state_dict(), path)
-    detector = build(request.param).eval()
+    detector = build(request.param, architecture={"detect": {"max_detections": KEPT}}).eval()
     load_into(detector, path, input="imagenet")
     path.unlink()
     return reference, detector
@@ -66,7 +66,7 @@ def test_answers_on_coco_pictures(pair: tuple[Any, Detector], real_data: Path) -
 def test_answers_at_full_size(name: str, real_data: Path, tmp_path: Path) -> None:
     reference = lively(name, size_px=800)
     torch.save(reference.state_dict(), tmp_path / "lively.pth")
-    detector = build(name).eval()
+    detector = build(name, architecture={"detect": {"max_detections": KEPT}}).eval()
     load_into(detector, tmp_path / "lively.pth", input="imagenet")
     compare((reference, detector), pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=800)
 
@@ -85,6 +85,19 @@ def test_an_epsilon_of_another_version_would_be_noticed(pair: tuple[Any, Detecto
     finally:
         for norm in norms:
             norm.eps = kept
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_keep_as_many_detections_as_torchvision(name: str) -> None:
+    reference = TWINS[name][0](weights=None, weights_backbone=None)
+    detect = DETECTORS[name].detect
+    found = (detect.score_threshold, detect.top_k, detect.nms_iou, detect.max_detections)
+    assert found == (
+        reference.score_thresh,
+        reference.topk_candidates,
+        reference.nms_thresh,
+        reference.detections_per_img,
+    )
 
 
 def test_sizes_are_torchvisions() -> None:

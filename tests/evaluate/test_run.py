@@ -1,6 +1,7 @@
 """A detector over a whole split: order, pixels, class names, files, and several processes that share the work."""
 
 import json
+import os
 import socket
 
 import pytest

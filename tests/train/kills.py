@@ -12,8 +12,11 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
+import hotcoco  # noqa: F401  imported here once instead of in every process
+import lightning.fabric  # noqa: F401
 import torch
 from squares import small_run, squares
 
@@ -75,6 +78,8 @@ def process(out, *, resume, kill, workers):
                 sources=(data, data),
             )
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     _, ending = os.waitpid(child, 0)

@@ -1,0 +1,120 @@
+"""Processes, precision, seeds and settings of the machine."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+
+import numpy
+import pytest
+import torch
+
+from focaldet.errors import CheckpointError
+from focaldet.train.config import RunConfig
+from focaldet.train.interrupts import StopWish, stop_wish
+from focaldet.train.launch import advice, build_autocast, global_settings, launch, num_processes, seed_everything
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "4"}, 1),
+        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}, 4),
+        ({"SLURM_NTASKS": "3", "SLURM_JOB_NAME": "train"}, 3),
+        ({"SLURM_NTASKS": "3", "SLURM_JOB_NAME": "bash"}, 1),
+    ],
+)
+def test_number_of_processes(monkeypatch, environment, expected):
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert num_processes() == expected
+
+
+def test_one_process_is_launched_plainly():
+    fabric = launch("cpu")
+    module = torch.nn.Linear(2, 2)
+    assert (fabric.world_size, fabric.global_rank, fabric.device) == (1, 0, CPU)
+    assert fabric.strategy.setup_module(module) is module
+
+
+def draws():
+    return random.random(), numpy.random.rand(), torch.rand(2).tolist()
+
+
+def test_seed_decides_all_generators():
+    seed_everything(3, 14, 0)
+    first = draws()
+    assert draws() != first
+    seed_everything(3, 14, 0)
+    assert draws() == first
+    for other in ((3, 15, 0), (4, 14, 0), (3, 14, 1), (14, 3, 0)):
+        seed_everything(*other)
+        assert draws() != first
+
+
+def test_settings_of_the_machine_are_lent():
+    with global_settings(RunConfig(threads=2, deterministic=True)):
+        assert torch.get_num_threads() == 2 and torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == 1 and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_precision_of_products(precision, dtype):
+    autocast = build_autocast(precision, device=CPU)
+    with autocast():
+        assert torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == dtype
+    assert (autocast.scaler is not None) == (precision == "fp16")
+
+
+def test_only_a_full_disk_gets_the_advice_for_it():
+    with pytest.raises(CheckpointError, match="no space left"), advice(RunConfig()):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError), advice(RunConfig()):
+        raise FileNotFoundError(2, "missing")
+    with pytest.raises(RuntimeError, match="shape"), advice(RunConfig()):
+        raise RuntimeError("shape mismatch")
+
+
+def test_second_interrupt_does_not_wait():
+    with stop_wish() as wish:
+        assert not wish
+        os.kill(os.getpid(), 2)
+        assert wish and wish.signal_name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), 2)
+
+
+def test_handlers_of_other_threads_stay():
+    found = []
+    thread = threading.Thread(target=lambda: found.extend([stop_wish().__enter__()]))
+    thread.start()
+    thread.join()
+    assert isinstance(found[0], StopWish) and not found[0]
+
+
+def test_loading_process_dies_of_sigterm_and_outlives_ctrl_c():
+    """It inherits the handler by fork; its main process decides what Ctrl-C means."""
+    with stop_wish():
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), 2)
+            os.kill(os.getpid(), 15)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == 15
+
+
+def test_importing_training_is_cheap():
+    """Lightning takes seconds to import: only a run needs it."""
+    heavy = ("lightning", "matplotlib", "hotcoco")
+    code = f"import sys, focaldet.train.engine; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "[]"

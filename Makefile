@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(RUN)/focaldet demo $(DEMO)
 
 test: $(INSTALLED)
-	$(RUN)/python -m pytest -m "not prove" $(TESTS)
+	$(RUN)/python -m pytest -m "not prove" -n auto --maxprocesses 8 --dist loadfile $(TESTS)
 
 check: $(INSTALLED)
 	$(RUN)/ruff check $(SOURCES)

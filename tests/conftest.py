@@ -14,6 +14,8 @@ sys.path.insert(0, str(BLOCKED_NETWORK))
 # Programs that a test starts are cut off as well: Python imports `sitecustomize` before anything else.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BLOCKED_NETWORK), os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Small products gain nothing from threads and lose much to waiting on a busy machine; the tests run in processes.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
 from sitecustomize import block_network  # noqa: E402

@@ -93,7 +93,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
         assert metadata(path).category_ids == (3, 7)
         assert load_detector(path).preprocessing.resize.size == 64
     printed = capsys.readouterr().out
-    assert "learning rate: 0.000707 = 0.001 × √(4 / 8) for 4 images per update" in printed
+    assert "learning rate: 0.00141 = 0.002 × √(4 / 8) for 4 images per update" in printed
     assert "epoch 3/3  AP" in printed and "\x1b" not in printed
 
 
@@ -121,13 +121,16 @@ def test_failing_at_the_door_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_random_weights_are_not_frozen_and_frozen_norms_are_told(tmp_path, capsys):
+def test_random_weights_are_not_frozen_unless_asked(tmp_path, capsys):
     architecture = {name: value for name, value in ARCHITECTURE.items() if name != "norm"}
     run(small_run(tmp_path / "own", epochs=1, architecture=architecture))
-    assert "random weights learn badly under frozen BatchNorm" in capsys.readouterr().out
-    assert load_detector(RunFolder(tmp_path / "own").last).config.frozen_stages == 0
-    run(small_run(tmp_path / "asked", epochs=1, frozen_stages=3))
-    assert "random weights learn badly" not in capsys.readouterr().out
+    assert "starts from random ones (batch norm, 0 stages frozen)" in capsys.readouterr().out
+    own = load_detector(RunFolder(tmp_path / "own").last).config
+    assert (own.norm, own.frozen_stages) == ("batch", 0)
+    run(small_run(tmp_path / "asked", epochs=1, frozen_stages=3, architecture={**architecture, "norm": "frozen"}))
+    assert "frozen BatchNorm has no statistics then" in capsys.readouterr().out
+    asked = load_detector(RunFolder(tmp_path / "asked").last).config
+    assert (asked.norm, asked.frozen_stages) == ("frozen", 3)
     assert load_detector(RunFolder(tmp_path / "asked").last).config.frozen_stages == 3
 
 

@@ -18,7 +18,15 @@ NUM_TRAINING_FILES = 40  # on disk to look at; training itself draws fresh scene
 NUM_PICTURES = 12
 SHOWN_SCORE = 0.5
 # ResNet-18 in the paper's form but thinner, because it starts from random weights and has minutes, not days.
-ARCHITECTURE: dict[str, Any] = {"norm": "batch", "width": 64, "head_depth": 2}
+ARCHITECTURE: dict[str, Any] = {
+    "norm": "batch",
+    "width": 64,
+    "head_depth": 2,
+    "tower_init": "he",
+    "anchors": {"base_scale": 2.5},
+    "matching": {"low_quality": "any"},
+    "loss": {"box": "giou", "box_weight": 2.0},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class RunConfig:
     optimizer: Optimizer = "adamw"
     """Optimiser of the weights."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Learning rate for 8 images per update; scaled to `batch_size`, linearly for sgd, by the square root for adamw."""
 
     backbone_factor: Share = 0.3

@@ -93,8 +93,8 @@ def _build_detector(
     account: tuple[str, ...] = ()
     if config.weights is not None:
         account = load_into(detector, config.weights, input=config.weights_input).sentences()
-    elif getattr(detector.config, "norm", None) == "frozen":
-        account = ("random weights learn badly under frozen BatchNorm: give weights, or architecture.norm batch",)
+    else:
+        account = (f"no weights given: starts from random ones ({_normed(detector)})",)
     resize = resize_asked(
         detector.preprocessing.resize, size=config.size, short_side=config.short_side, max_side=config.max_side
     )
@@ -103,11 +103,24 @@ def _build_detector(
 
 
 def _architecture(config: RunConfig) -> dict[str, Any]:
-    """The overrides of the detector's config. Random weights are never frozen unless somebody asks for it."""
-    frozen = config.frozen_stages
-    if frozen is None and config.weights is None and hasattr(DETECTORS.get(config.model), "frozen_stages"):
-        frozen = 0
-    return config.architecture if frozen is None else {"frozen_stages": frozen, **config.architecture}
+    """The overrides of the detector's config. Random weights have nothing worth freezing: unless somebody asks for it,
+    all their stages are trained, and their BatchNorm too.
+    """
+    named = DETECTORS.get(config.model)
+    settings: dict[str, Any] = {}
+    if config.weights is None:
+        fitting = {"norm": "batch", "frozen_stages": 0}
+        settings = {name: value for name, value in fitting.items() if hasattr(named, name)}
+    if config.frozen_stages is not None:
+        settings["frozen_stages"] = config.frozen_stages
+    return {**settings, **config.architecture}
+
+
+def _normed(detector: Detector) -> str:
+    kind = getattr(detector.config, "norm", "own")
+    if kind == "frozen":
+        return "frozen BatchNorm has no statistics then; --architecture.norm batch trains it"
+    return f"{kind} norm, {getattr(detector.config, 'frozen_stages', 0)} stages frozen"
 
 
 def described(config: RunConfig, learner: Learner, *, steps_per_epoch: int, fabric: Any) -> list[str]:

@@ -13,6 +13,7 @@ from focaldet.data.findings import Place, Problem
 from focaldet.data.images import read_header
 from focaldet.data.index import BadBoxes, Index, pack_paths, starts
 from focaldet.data.records import Records
+from focaldet.data.text import brief, shown
 from focaldet.errors import DataError
 from focaldet.types import ImageSize
 
@@ -73,12 +74,14 @@ def _measure(records: Records) -> list[ImageSize | DataError]:
         path = root / records.paths[i]
         try:
             if not _is_inside(path, root, folders):
-                return records.image_place(i).error(f"{path} is a link that leads out of the image folder {root}")
+                return records.image_place(i).error(
+                    f"{shown(path)} is a link that leads out of the image folder {root}"
+                )
             return read_header(path)
         except DataError as error:
-            return records.image_place(i).error(f"{error.file} {error.problem}")
+            return records.image_place(i).error(f"{shown(path)} {error.problem}")
         except OSError as error:  # such as a file name that is too long
-            return records.image_place(i).error(f"{path} cannot be read: {error.strerror}")
+            return records.image_place(i).error(f"{shown(path)} cannot be read: {error.strerror}")
 
     if len(records.paths) < _WORTH_THREADS:
         return [measure(i) for i in range(len(records.paths))]
@@ -132,7 +135,7 @@ def _note_repeated_paths(records: Records) -> None:
     seen: set[str] = set()
     for i, path in enumerate(records.paths):
         if path in seen:
-            records.findings.add(records.image_place(i).problem("warning", "picture listed twice", path))
+            records.findings.add(records.image_place(i).problem("warning", "picture listed twice", brief(path)))
         seen.add(path)
 
 

@@ -13,12 +13,18 @@ from focaldet.errors import DataError
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlong = 40
-_LONGEST_HINT = 300
+_LONGEST_HINT = _LONGEST_PATH = 300
 
 
 def brief(value: Any) -> str:
     """A foreign value for a message: quoted, and never long, whatever it is."""
     return _SHORT.repr(value)
+
+
+def shown(path: Path) -> str:
+    """A path for a message: whole if it is one line of bearable length, else quoted and cut."""
+    text = str(path)
+    return text if len(text) <= _LONGEST_PATH and text.isprintable() else brief(text)
 
 
 def hint(name: str, valid: Iterable[str]) -> str:

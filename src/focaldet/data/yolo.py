@@ -17,7 +17,7 @@ from focaldet.config import read_mapping
 from focaldet.data.findings import Findings, Place
 from focaldet.data.index import Classes
 from focaldet.data.records import BoxRows, Layout, Records, path_inside, pictures_below
-from focaldet.data.text import as_number, brief, read_lines, what_is_at
+from focaldet.data.text import as_number, brief, read_lines, shown, what_is_at
 from focaldet.errors import ConfigError, DataError
 
 _YAML = (".yaml", ".yml")
@@ -158,7 +158,8 @@ class _Split:
         folders = [source for source in self.sources if what_is_at(source) == "folder"]
         if len(lists) + len(folders) < len(self.sources):
             missing = next(source for source in self.sources if not what_is_at(source))
-            raise DataError(f'of split "{split}" is neither a folder nor a list file', file=missing)
+            problem = f"{shown(missing)} is neither a folder nor a list file"
+            raise DataError(problem, file=layout.description or layout.root, field=split)
         starts = [_normal(folder) for folder in folders]
         self.root = Path(commonpath([*starts, self.base] if lists else starts))
         below = [start.relative_to(self.root) / name for start in starts for name in pictures_below(start)]

@@ -14,7 +14,14 @@ from focaldet.data.transforms import AugmentConfig
 from focaldet.train.config import RunConfig
 
 SIDE = 64
-ARCHITECTURE = {"width": 16, "head_depth": 1, "norm": "batch", "anchors": {"base_scale": 2.0}}
+ARCHITECTURE = {
+    "width": 16,
+    "head_depth": 1,
+    "tower_init": "normal",
+    "norm": "batch",
+    "anchors": {"base_scale": 2.0},
+    "loss": {"box": "smooth_l1", "box_weight": 1.0},
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ def small_run(out, **changes):
         "size": SIDE,
         "epochs": 2,
         "batch_size": 4,
+        "learning_rate": 1e-3,
         "precision": "fp32",
         "device": "cpu",
         "augment": AugmentConfig(preset="none"),

@@ -93,7 +93,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
         assert metadata(path).category_ids == (3, 7)
         assert load_detector(path).preprocessing.resize.size == 64
     printed = capsys.readouterr().out
-    assert "learning rate: 0.00141 = 0.002 × √(4 / 8) for 4 images per update" in printed
+    assert "learning rate: 0.000707 = 0.001 × √(4 / 8) for 4 images per update" in printed
     assert "epoch 3/3  AP" in printed and "\x1b" not in printed
 
 
@@ -121,17 +121,16 @@ def test_failing_at_the_door_leaves_no_folder(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_random_weights_are_not_frozen_unless_asked(tmp_path, capsys):
-    architecture = {name: value for name, value in ARCHITECTURE.items() if name != "norm"}
-    run(small_run(tmp_path / "own", epochs=1, architecture=architecture))
+def test_random_weights_are_trained_in_every_layer_unless_somebody_asks(tmp_path, capsys):
+    plain = {name: value for name, value in ARCHITECTURE.items() if name != "norm"}
+    run(small_run(tmp_path / "own", epochs=1, architecture=plain))
     assert "starts from random ones (batch norm, 0 stages frozen)" in capsys.readouterr().out
-    own = load_detector(RunFolder(tmp_path / "own").last).config
-    assert (own.norm, own.frozen_stages) == ("batch", 0)
-    run(small_run(tmp_path / "asked", epochs=1, frozen_stages=3, architecture={**architecture, "norm": "frozen"}))
-    assert "frozen BatchNorm has no statistics then" in capsys.readouterr().out
-    asked = load_detector(RunFolder(tmp_path / "asked").last).config
-    assert (asked.norm, asked.frozen_stages) == ("frozen", 3)
-    assert load_detector(RunFolder(tmp_path / "asked").last).config.frozen_stages == 3
+    config = load_detector(RunFolder(tmp_path / "own").last).config
+    assert (config.norm, config.frozen_stages) == ("batch", 0)
+    run(small_run(tmp_path / "asked", epochs=1, frozen_stages=3, architecture={**plain, "norm": "frozen"}))
+    assert "frozen BatchNorm has no statistics" in capsys.readouterr().out
+    config = load_detector(RunFolder(tmp_path / "asked").last).config
+    assert (config.norm, config.frozen_stages) == ("frozen", 3)
 
 
 def test_network_can_be_compiled(tmp_path, monkeypatch):
@@ -141,8 +140,19 @@ def test_network_can_be_compiled(tmp_path, monkeypatch):
     assert compiled == ["RetinaNet"]
 
 
+@pytest.fixture
+def own_handlers():
+    """Python's usual handlers: a program started in the background inherits that SIGINT is ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys, number):
+def test_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys, number, own_handlers):
     config = small_run(tmp_path / "straight", epochs=2, ema=0.9, evaluate_every=1)
     run(config)
     stop_after(monkeypatch, steps=1, number=number)

@@ -55,6 +55,8 @@ def test_foreign_folders_are_left_alone(tmp_path):
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(CheckpointError, match="holds no run to resume"):
         open_folder(small_run(tmp_path / "missing", resume=True))
+    (tmp_path / ".config.yaml.partial").write_text("half of")
+    assert open_folder(small_run(tmp_path, resume=True)), "killed before anything else was there: begins again"
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(CheckpointError, match="holds no run to resume"):
         open_folder(small_run(tmp_path, resume=True))

@@ -116,7 +116,9 @@ def open_folder(config: RunConfig) -> RunFolder:
     folder = RunFolder(config.out)
     if config.out.exists() and not config.out.is_dir():
         raise ConfigError(f"out: {config.out} is a file, not a folder")
-    contents = sorted(entry.name for entry in config.out.iterdir()) if config.out.is_dir() else []
+    # Hidden files do not count: a kill may have left half a `.config.yaml.partial` and nothing else.
+    entries = config.out.iterdir() if config.out.is_dir() else ()
+    contents = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     is_run = not contents or folder.config.exists()
     if config.resume and not (config.out.is_dir() and is_run):
         raise CheckpointError(f"{config.out}: holds no run to resume")

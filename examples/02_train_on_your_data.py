@@ -26,7 +26,6 @@ def main() -> None:
         data=data,
         model="retinanet_mobilenet_v2_fpn",
         weights=chosen.weights,
-        architecture={} if chosen.weights else {"norm": "batch"},  # random weights have no statistics to freeze
         size=chosen.size,
         epochs=chosen.epochs,
         out=chosen.out,

@@ -1,9 +1,10 @@
 """Trains in processes that are killed again and again: `python kills.py FOLDER PLAN`; test_kills.py compares the ends.
 
-PLAN is JSON: {run name: [kill, …]}. A kill is {"seconds": s} (SIGKILL from outside after so long), {"step": n} (in the
-middle of update n) or {"write": n, "share": f} (in write n of a file that is saved, when the share f of it is on disk;
-1 means before it is renamed, 2 just after). After the last kill the run is left to finish. Each process is a fork of
-this one, which has done no more than import, so that a process costs no start.
+PLAN is JSON: {run name: [kill, …]}. A kill is {"rows": r, "seconds": s} (SIGKILL from outside, so long after
+metrics.csv has r rows), {"step": n} (in the middle of update n) or {"write": n, "share": f} (in write n of a file
+that is saved, when the share f of it is on disk; 1 means before it is renamed, 2 just after). After the last kill the
+run is left to finish. Each process is a fork of this one, which has done no more than import, so that a process costs
+no start.
 """
 
 import json
@@ -41,8 +42,6 @@ def arrange(kill):
         Update.__call__ = step_killed
     elif "write" in kill:
         count_writes(kill["write"], kill["share"])
-    elif "seconds" in kill:
-        threading.Timer(kill["seconds"], die).start()
 
 
 def count_writes(number, share):
@@ -64,6 +63,14 @@ def count_writes(number, share):
     Path.replace = killed
 
 
+def kill_from_outside(child, metrics, *, rows, seconds):
+    """Send SIGKILL some time after the file has so many rows; 0 rows: after the file is there."""
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= rows + (rows > 0)):
+        time.sleep(0.002)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+
+
 def process(out, *, resume, kill, workers):
     """Train in a process of its own; whether it was killed."""
     child = os.fork()
@@ -82,6 +89,8 @@ def process(out, *, resume, kill, workers):
             traceback.print_exc()
         finally:
             os._exit(status)
+    if "rows" in kill:
+        kill_from_outside(child, out / "metrics.csv", **kill)
     _, ending = os.waitpid(child, 0)
     if os.WIFSIGNALED(ending):
         assert os.WTERMSIG(ending) == signal.SIGKILL

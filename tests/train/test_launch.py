@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import threading
+import warnings
 
 import numpy
 import pytest
@@ -103,7 +104,9 @@ def test_handlers_of_other_threads_stay():
 def test_loading_process_dies_of_sigterm_and_outlives_ctrl_c():
     """It inherits the handler by fork; its main process decides what Ctrl-C means."""
     with stop_wish():
-        child = os.fork()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads, from Python 3.12 on
+            child = os.fork()
         if child == 0:
             os.kill(os.getpid(), 2)
             os.kill(os.getpid(), 15)

@@ -62,6 +62,7 @@ def test_answers_on_coco_pictures(pair: tuple[Any, Detector], real_data: Path) -
 
 
 @pytest.mark.prove
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", TWINS)
 def test_answers_at_full_size(name: str, real_data: Path, tmp_path: Path) -> None:
     reference = lively(name, size_px=800)

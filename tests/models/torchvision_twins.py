@@ -24,7 +24,7 @@ TWINS = {
     "retinanet_r50_fpn_tv": (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1),
     "retinanet_r50_fpn_v2_tv": (retinanet_resnet50_fpn_v2, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
 }
-LOGIT_STD, DELTA_STD, CANDIDATES = 3.0, 0.3, 500
+LOGIT_STD, DELTA_STD, CANDIDATES = 2.0, 0.3, 500
 THRESHOLD_LOGIT = -2.944439
 KEPT = 120
 """Detections kept of a picture: the more there are, the closer the closest two of their scores."""

@@ -9,14 +9,16 @@ Axes: B images, A anchors of all levels, K classes, P positive anchors.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
+from pydantic import Field
 from torch import Tensor, nn
 
 from focaldet.models.base import Detector, LossContext
 from focaldet.nets import build_backbone
+from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.heads import Subnet, TowerInit, logit
 from focaldet.nets.necks import STRIDES_PX, FeaturePyramid
 from focaldet.nets.norm import NormKind
@@ -29,6 +31,10 @@ from focaldet.ops.matching import MatchConfig, match
 from focaldet.ops.nms import class_nms
 from focaldet.types import Detections, ImageSize, Preprocessing, Target
 
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 @dataclass(frozen=True, slots=True)
 class LossConfig:
@@ -38,23 +44,23 @@ class LossConfig:
     normaliser counts the positives of all processes.
     """
 
-    alpha: float | None = 0.25
-    gamma: float = 2.0
+    alpha: Share | None = 0.25
+    gamma: NotNegative = 2.0
     normaliser: Normaliser = "batch"
     over_ranks: bool = True
     box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
-    beta: float = 0.11
-    box_weight: float = 1.0
+    beta: NotNegative = 0.11
+    box_weight: NotNegative = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class DetectConfig:
     """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class."""
 
-    score_threshold: float = 0.05
-    top_k: int = 1000
-    nms_iou: float = 0.5
-    max_detections: int = 100
+    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    top_k: Positive = 1000
+    nms_iou: Share = 0.5
+    max_detections: Positive = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +72,18 @@ class RetinaNetConfig:
     class at every anchor. `head_norm` puts GroupNorm into the subnets, `tower_init` is how they start (`nets.heads`).
     """
 
-    num_classes: int = 80
+    num_classes: Positive = 80
     backbone: str = "resnet50"
     norm: NormKind = "frozen"
-    norm_eps: float = 1e-5
+    norm_eps: NotNegative = 1e-5
     stride_in_1x1: bool = False
-    frozen_stages: int = 2
-    width: int = 256
+    frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 2
+    width: Positive = 256
     p6_from: Literal["C5", "P5"] = "C5"
-    head_depth: int = 4
+    head_depth: Annotated[int, Field(ge=0)] = 4
     head_norm: bool = False
     tower_init: TowerInit = "normal"
-    prior: float = 0.01
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     matching: MatchConfig = field(default_factory=MatchConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -1,0 +1,152 @@
+"""What RetinaNet makes of raw outputs and settings, by hand."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+import focaldet
+from focaldet.models import LossContext, build
+from focaldet.models.retinanet import RetinaNetOutputs
+from focaldet.types import ImageSize, Target
+
+SMALL = {"width": 16, "head_depth": 1}
+ANCHORS = torch.tensor(
+    [[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [50.0, 50.0, 90.0, 90.0], [200.0, 200.0, 240.0, 240.0]]
+)
+
+
+def detector(**architecture):
+    return build("retinanet_r18_fpn", class_names=("cat", "dog"), architecture={**SMALL, **architecture})
+
+
+def outputs(logits, *, levels=(2, 1, 1)):
+    """Raw outputs of one image whose boxes are the anchors themselves."""
+    return RetinaNetOutputs(torch.tensor([logits]), torch.zeros(1, len(logits), 4), ANCHORS, levels)
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def target(boxes, labels, ignored=None):
+    marks = torch.zeros(len(boxes), dtype=torch.bool) if ignored is None else torch.tensor(ignored)
+    return Target(torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64), marks)
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"width": -32}, "width: Input should be greater than 0, found -32"),
+        ({"prior": 0.0}, "prior: Input should be greater than 0"),
+        ({"loss": {"gamma": -1.0}}, "loss.gamma: Input should be greater than or equal to 0"),
+        ({"detect": {"score_threshold": 1.0}}, "score_threshold: Input should be less than 1"),
+        ({"frozen_stages": 9}, "frozen_stages: Input should be less than or equal to 5"),
+        ({"backbone": "resnet19"}, "resnet19"),
+    ],
+)
+def test_settings_out_of_range_are_named(setting, problem):
+    with pytest.raises(focaldet.ConfigError, match=problem):
+        build("retinanet_r18_fpn", num_classes=2, architecture=setting)
+
+
+def test_detections_by_hand():
+    low = logit(0.01)
+    found = detector().detect(
+        outputs([[logit(0.9), low], [logit(0.8), logit(0.6)], [low, logit(0.7)], [low, logit(0.04)]]),
+        [ImageSize(80, 80)],
+    )[0]
+    # The second cat overlaps the first by 9/11 and goes; the dog in its place stays; .04 is below the threshold.
+    assert found.names == ("cat", "dog", "dog")
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.6]))
+    assert found.boxes.tolist() == [[0, 0, 10, 10], [50, 50, 80, 80], [1, 0, 11, 10]], "clipped to the image"
+
+
+def test_best_candidates_are_chosen_level_by_level():
+    rows = [[logit(0.9), logit(0.8)], [logit(0.7), logit(0.6)], [logit(0.2), logit(0.1)], [logit(0.3), logit(0.1)]]
+    found = detector(detect={"top_k": 1}).detect(outputs(rows), [ImageSize(300, 300)])[0]
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.3, 0.2]))
+    few = detector(detect={"max_detections": 2}).detect(outputs(rows), [ImageSize(300, 300)])[0]
+    assert len(few) == 2
+
+
+def test_threshold_zero_keeps_everything():
+    found = detector(detect={"score_threshold": 0.0, "nms_iou": 1.0}).detect(
+        outputs([[-50.0, -60.0]] * 4), [ImageSize(300, 300)]
+    )[0]
+    assert len(found) == 8
+
+
+def test_losses_by_hand():
+    rows = [[0.0, 0.0]] * 4
+    truth = [target([[0.0, 0.0, 10.0, 10.0]], [1])]
+    net = detector(loss={"alpha": None, "gamma": 0.0})
+    losses = net.losses(outputs(rows), truth, LossContext())
+    # Anchors 0 and 1 (IoU 9/11) are foreground: 8 cross entropies of log 2 over 2 positives.
+    assert losses["class"].item() == pytest.approx(8 * math.log(2) / 2, rel=1e-6)
+    # Anchor 1 is a tenth of its side off, below the corner at .11.
+    assert losses["box"].item() == pytest.approx(0.5 * 0.1**2 / 0.11 / 2, rel=1e-4)
+
+
+def test_ignored_boxes_take_their_anchors_out():
+    rows = [[0.0, 0.0]] * 4
+    truth = [target([[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 100.0, 100.0]], [1, 0], [False, True])]
+    net = detector(loss={"alpha": None, "gamma": 0.0})
+    assert net.losses(outputs(rows), truth, LossContext())["class"].item() == pytest.approx(6 * math.log(2) / 2)
+
+
+@pytest.mark.parametrize("box", ["smooth_l1", "l1", "giou"])
+def test_image_normaliser_is_the_mean_over_images(box):
+    """A batch costs what its images cost alone, on average."""
+    net = detector(loss={"normaliser": "image", "box": box}, matching={"low_quality": "any"})
+    generator = torch.Generator().manual_seed(0)
+    logits, deltas = torch.randn(2, 4, 2, generator=generator), torch.randn(2, 4, 4, generator=generator) / 10
+    truths = [target([[0.0, 0.0, 10.0, 10.0], [55.0, 50.0, 90.0, 90.0]], [1, 0]), Target.empty()]
+    both = net.losses(RetinaNetOutputs(logits, deltas, ANCHORS, (2, 1, 1)), truths, LossContext())
+    alone = [
+        net.losses(RetinaNetOutputs(logits[i : i + 1], deltas[i : i + 1], ANCHORS, (2, 1, 1)), [truth], LossContext())
+        for i, truth in enumerate(truths)
+    ]
+    for name in ("class", "box"):
+        torch.testing.assert_close(both[name], (alone[0][name] + alone[1][name]) / 2)
+
+
+def test_box_weight_scales_the_box_loss_alone():
+    truth = [target([[2.0, 0.0, 12.0, 10.0]], [1])]
+    one, three = (
+        detector(loss={"box_weight": weight}).losses(outputs([[0.0, 0.0]] * 4), truth, LossContext())
+        for weight in (1.0, 3.0)
+    )
+    assert three["box"].item() == pytest.approx(3 * one["box"].item()) and three["class"] == one["class"]
+
+
+def test_tower_starts():
+    """N(0, .01) shrinks the signal of a layer, He's variance keeps it."""
+    features = torch.randn(1, 96, 12, 12, generator=torch.Generator().manual_seed(0)).relu()
+    spread = {}
+    for start in ("normal", "he"):
+        torch.manual_seed(0)
+        net = build("retinanet_r18_fpn", num_classes=1, architecture={"width": 96, "tower_init": start})
+        x = features
+        with torch.no_grad():
+            for conv in net.class_subnet.tower:
+                x = conv(x).relu()
+        spread[start] = float(x.square().mean() / features.square().mean())
+    assert spread["normal"] < 1e-4 and 0.2 < spread["he"] < 5
+
+
+def test_class_count_and_names_must_agree():
+    with pytest.raises(focaldet.ConfigError, match="num_classes is 3, but 2 class_names"):
+        build("retinanet_r18_fpn", num_classes=3, class_names=("a", "b"))
+    with pytest.raises(focaldet.ConfigError, match="at least 1"):
+        build("retinanet_r18_fpn", num_classes=0)
+    with pytest.raises(focaldet.ConfigError, match='did you mean "retinanet_r18_fpn"'):
+        build("retinanet_r18_fp", num_classes=1)
+
+
+def test_config_is_the_architecture():
+    config = detector(loss={"gamma": 1.5}).config
+    assert config.loss.gamma == 1.5 and config.num_classes == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.width = 3

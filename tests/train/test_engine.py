@@ -275,13 +275,19 @@ def test_overfit_takes_images_with_boxes_and_repeats_them(tmp_path):
     assert len(rows_of(tmp_path)) == 16
 
 
-def test_small_network_learns_its_images_by_heart(tmp_path):
+def test_losses_fall_and_boxes_appear(tmp_path):
     """The whole chain: shifted labels, anchors that are off or losses that do not reach the weights fail here."""
-    config = small_run(tmp_path, overfit=4, epochs=8, evaluate_every=8, learning_rate=2e-3, backbone_factor=1.0)
+    config = small_run(tmp_path, overfit=4, epochs=4, evaluate_every=4, learning_rate=2e-3, backbone_factor=1.0)
     result = run(config, data=squares(4))
     losses = [float(row["loss"]) for row in rows_of(tmp_path)]
-    assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
-    assert result.last.ap50 > 0.5
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert result.last.ar100 > 0.1
+
+
+@pytest.mark.prove
+def test_small_network_learns_eight_images_by_heart(tmp_path):
+    config = small_run(tmp_path, overfit=8, epochs=24, evaluate_every=24, learning_rate=2e-3, backbone_factor=1.0)
+    assert run(config).last.ap50 >= 0.95
 
 
 def test_errors_of_the_user_share_a_base():

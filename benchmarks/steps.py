@@ -18,6 +18,7 @@ from focaldet.models import LossContext, build
 from focaldet.train.config import RunConfig
 from focaldet.train.ema import Ema
 from focaldet.train.launch import build_autocast
+from focaldet.train.learner import Learner
 from focaldet.train.optim import build_optimizer
 from focaldet.train.step import Update
 from focaldet.types import Batch, ImageSize, Target
@@ -50,15 +51,14 @@ def our_step(batch: Batch, weights: Path) -> Callable[[], object]:
     detector = build(config.model, num_classes=NUM_CLASSES)
     load_into(detector, weights)
     detector.train().to(memory_format=torch.channels_last)
-    update = Update(
+    learner = Learner(
         detector,
-        module=detector,
-        optimizer=build_optimizer(detector, config),
         ema=Ema(detector, decay=config.ema) if config.ema else None,
-        context=LossContext(),
+        optimizer=build_optimizer(detector, config),
         autocast=build_autocast("bf16", device=torch.device("cpu")),
-        config=config,
+        context=LossContext(),
     )
+    update = Update(learner, module=detector, config=config)
     return lambda: update([batch], step=0, rate=1e-5)
 
 

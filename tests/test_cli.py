@@ -302,3 +302,13 @@ def test_a_closed_pipe_is_no_traceback():
     os.close(write)
     assert "Traceback" not in ended.stderr
     assert "Exception ignored" not in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID"])
+def test_only_the_first_of_several_processes_speaks(capsys, monkeypatch, name):
+    monkeypatch.setenv(name, "1")
+    assert main(["models"]) == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv(name, "0")
+    assert main(["models"]) == 0
+    assert "retinanet_r50_fpn" in capsys.readouterr().out

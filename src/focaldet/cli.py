@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,8 +85,9 @@ DataParts = Annotated[DataConfig, Parameter(name="--data")]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     try:
-        status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-        sys.stdout.flush()
+        with quiet_unless_first():
+            status = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            sys.stdout.flush()
         return status or CLEAN
     except (FocaldetError, CycloptsError) as error:
         print_error(error)
@@ -381,6 +382,16 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def quiet_unless_first() -> Iterator[None]:
+    """Of the processes that `torchrun` or SLURM started, only the first one writes to stdout."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def print_error(error: Exception) -> None:

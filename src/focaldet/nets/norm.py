@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+# Larger maps than this are quicker as they are: there the dense convolution costs more than the stride does.
+DENSE_PIXELS = 80 * 80
+
 NormKind = Literal["frozen", "batch", "group"]
 
 
@@ -60,9 +63,10 @@ def conv_norm(x: Float[Tensor, "B C H W"], conv: nn.Conv2d, norm: nn.Module) -> 
     scale, shift = norm.affine()
     weight = conv.weight * scale[:, None, None, None]
     strided_depthwise = conv.groups == conv.in_channels > 1 and conv.stride[0] > 1
-    if strided_depthwise and x.requires_grad and x.device.type == "cpu":
-        # oneDNN's gradient of a strided depthwise convolution is 4 to 7 times slower than that of the dense one,
-        # of which every other row and column is the same answer.
+    small = x.shape[-2] * x.shape[-1] <= DENSE_PIXELS
+    if strided_depthwise and small and x.requires_grad and x.device.type == "cpu":
+        # oneDNN's strided depthwise gradient is so slow on small maps that the dense one, of which every other row and
+        # column is the same answer, takes a sixth to two thirds of its time (benchmarks/depthwise.py).
         dense = F.conv2d(x, weight, shift, 1, conv.padding, conv.dilation, conv.groups)
         return dense[..., :: conv.stride[0], :: conv.stride[1]].contiguous(memory_format=torch.channels_last)
     return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)

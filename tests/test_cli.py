@@ -304,8 +304,16 @@ def test_a_closed_pipe_is_no_traceback():
     assert "Exception ignored" not in ended.stderr
 
 
-@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID"])
-def test_only_the_first_of_several_processes_speaks(capsys, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("RANK", {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}),
+        ("SLURM_PROCID", {"SLURM_JOB_NAME": "models", "SLURM_NTASKS": "2"}),
+    ],
+)
+def test_only_the_first_of_several_processes_speaks(capsys, monkeypatch, name, others):
+    for other, value in others.items():
+        monkeypatch.setenv(other, value)
     monkeypatch.setenv(name, "1")
     assert main(["models"]) == 0
     assert capsys.readouterr().out == ""

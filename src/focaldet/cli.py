@@ -24,6 +24,7 @@ from focaldet.errors import ConfigError, DataError, FocaldetError
 from focaldet.evaluate.coco import HEADLINES, Metrics, evaluate_files
 from focaldet.evaluate.formats import PredictionFormat
 from focaldet.evaluate.inference import Precision, resize_asked
+from focaldet.evaluate.processes import is_first_process
 from focaldet.evaluate.run import evaluate
 from focaldet.models import named_config
 from focaldet.predict import load, predict_files
@@ -161,6 +162,7 @@ def check(
         print_json(report.to_dict())
     else:
         print(*report.lines(listed=listed), sep="\n")
+        print(f"\nanchors are those of {model}; others: --model, --size")
     return report.exit_code
 
 
@@ -387,7 +389,7 @@ def progress(text: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def quiet_unless_first() -> Iterator[None]:
     """Of the processes that `torchrun` or SLURM started, only the first one writes to stdout."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+    if is_first_process():
         yield
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):

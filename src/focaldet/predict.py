@@ -7,8 +7,10 @@ import glob
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import chain, count, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -20,20 +22,21 @@ from torch import Tensor
 
 from focaldet import draw
 from focaldet.config import nearest
+from focaldet.data.collate import padded
+from focaldet.data.geometry import resize_image
 from focaldet.data.images import SUFFIXES, from_array, read_image
 from focaldet.data.records import pictures_below
 from focaldet.data.text import read_lines
 from focaldet.errors import ConfigError, DataError
-from focaldet.evaluate.formats import WRITERS, Found, PredictionFormat
+from focaldet.evaluate.formats import WRITERS, Found, PredictionFormat, Writer
 from focaldet.evaluate.inference import (
     Precision,
     detect_batch,
-    pad_images,
     pick_device,
     pick_precision,
     resize_asked,
-    resize_image,
 )
+from focaldet.evaluate.processes import Process, gathered, joined_processes
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import Trained, load_into, open_detector
@@ -42,6 +45,7 @@ Progress = Callable[[int, int], None]
 """Called with the pictures done and the pictures there are."""
 
 READING_THREADS = 4
+ROUND_PICTURES = 32  # of each process, between two exchanges of what was found
 WINDOW_BATCHES = 4  # so many batches of pictures are held at a time, to find among them those of equal size
 JPEG_QUALITY = 92
 
@@ -149,7 +153,7 @@ class Predictor:
     def _batch(self, batch: Sequence["_Prepared"]) -> list[Found]:
         found = detect_batch(
             self.detector,
-            pad_images([one.image for one in batch], self.detector.preprocessing),
+            padded([one.image for one in batch], preprocessing=self.detector.preprocessing),
             sizes=[one.size for one in batch],
             original_sizes=[one.original for one in batch],
             device=self.device,
@@ -226,6 +230,8 @@ def predict_files(
 ) -> PredictResult:
     """Detect in many pictures; draw each and write all detections into `out`.
 
+    Under `torchrun` or SLURM every process takes a share of the pictures; the files and the result are those of one.
+
     `<name>.jpg` is the picture with its boxes; the other files are told in `evaluate.formats`. Names are those of the
     pictures; where two are equal, the folder's name or a number is added. A picture that cannot be read is reported in
     the result and the rest goes on.
@@ -246,26 +252,30 @@ def predict_files(
     paths = find_pictures(inputs, leave_out=out)
     names = output_names(paths)
     out.mkdir(parents=True, exist_ok=True)
-    writers = [WRITERS[name](out, predictor.class_names, predictor.category_ids) for name in dict.fromkeys(formats)]
     failed: list[DataError] = []
-    num_detections = 0
-    attempts = predictor.attempts(paths, batch_size=batch_size)
-    try:
-        for place, (path, name, found) in enumerate(zip(paths, names, attempts, strict=True), 1):
+    num_detections = num_done = 0
+
+    def finished(place: int, found: Found | DataError) -> Found | DataError:
+        if isinstance(found, DataError):
+            return found
+        kept = Found(found.size, found.detections.above(score))
+        if drawn:
+            drawing = draw.boxes(read_image(paths[place]), kept.detections)
+            drawing.save(out / f"{names[place]}.jpg", quality=JPEG_QUALITY)
+        return kept
+
+    with joined_processes(predictor.device) as process, ExitStack() as stack:
+        writers = _opened(formats, out, predictor, stack) if process.global_rank == 0 else []
+        for place, found in _shared(predictor, paths, finished, process=process, batch_size=batch_size):
             if isinstance(found, DataError):
                 failed.append(found)
             else:
-                kept = Found(found.size, found.detections.above(score))
-                if drawn:
-                    draw.boxes(read_image(path), kept.detections).save(out / f"{name}.jpg", quality=JPEG_QUALITY)
+                num_detections += len(found.detections)
                 for writer in writers:
-                    writer.add(path, name, kept)
-                num_detections += len(kept.detections)
-            if progress is not None:
-                progress(place, len(paths))
-    finally:  # whoever interrupts a long job keeps what was found so far
-        for writer in writers:
-            writer.close()
+                    writer.add(paths[place], names[place], found)
+            num_done += 1
+            if progress is not None and process.global_rank == 0:
+                progress(num_done, len(paths))
     return PredictResult(out, len(paths), num_detections, tuple(failed))
 
 
@@ -306,6 +316,31 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def _opened(formats: Sequence[PredictionFormat], out: Path, predictor: Predictor, stack: ExitStack) -> list[Writer]:
+    """A writer for each format, closed with the `stack`: whoever interrupts a long job keeps what was found so far."""
+    writers = [WRITERS[name](out, predictor.class_names, predictor.category_ids) for name in dict.fromkeys(formats)]
+    for writer in writers:
+        stack.callback(writer.close)
+    return writers
+
+
+def _shared(
+    predictor: Predictor,
+    paths: Sequence[Path],
+    finished: Callable[[int, Found | DataError], Found | DataError],
+    *,
+    process: Process,
+    batch_size: int,
+) -> Iterator[tuple[int, Found | DataError]]:
+    """What `finished` makes of every picture, with its place and in its order, each taken by one of the processes."""
+    ours = range(process.global_rank, len(paths), process.world_size)
+    attempts = zip(ours, predictor.attempts((paths[place] for place in ours), batch_size=batch_size), strict=True)
+    size = ROUND_PICTURES if process.world_size > 1 else 1
+    for _ in range(0, len(paths), size * process.world_size):
+        part = [(place, finished(place, found)) for place, found in islice(attempts, size)]
+        yield from sorted(chain(*gathered(part, num_ranks=process.world_size)), key=itemgetter(0))
 
 
 def _filled(name: str, weights: str | Path | None) -> Trained:

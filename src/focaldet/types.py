@@ -49,7 +49,7 @@ class Batch:
     messages.
     """
 
-    images: UInt8[Tensor, "B 3 H W"]
+    images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
     sizes: tuple[ImageSize, ...]
     targets: tuple[Target, ...]
     indices: tuple[int, ...]
@@ -151,6 +151,13 @@ class Resize:
     max_size: int | None = 1333
     rounding: Literal["nearest", "down"] = "nearest"
     antialias: bool = True
+
+    def __str__(self) -> str:
+        """In words, such as "short side 800, long ≤ 1333 px"."""
+        if self.mode == "warp":
+            return f"{self.size} × {self.size} px"
+        limit = f", long ≤ {self.max_size}" if self.mode == "short" and self.max_size is not None else ""
+        return f"{self.mode} side {self.size}{limit} px"
 
     def target(self, original: ImageSize) -> ImageSize:
         """The size, at least 1 × 1, to which an image of size `original` is resized."""

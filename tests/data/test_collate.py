@@ -19,6 +19,13 @@ def test_padding_is_the_rounded_mean_in_rgb_below_and_to_the_right():
             assert outside.flatten(1).unique(dim=1).squeeze(1).tolist() == [30, 21, 10]
 
 
+def test_pictures_in_floating_point_are_padded_with_the_exact_mean():
+    batch = padded([torch.full((3, 4, 4), 0.25)], preprocessing=PREPROCESSING)
+    assert batch.dtype == torch.float32
+    assert torch.equal(batch[0, :, :4, :4], torch.full((3, 4, 4), 0.25))
+    assert torch.equal(batch[0, :, 4, 4], torch.tensor([30.0, 20.6, 10.4]))
+
+
 def test_blank_is_a_picture_of_the_mean():
     assert blank(ImageSize(2, 1), preprocessing=PREPROCESSING).tolist() == [[[30], [30]], [[21], [21]], [[10], [10]]]
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import interpolate
 
 from focaldet.data.geometry import (
     Sample,
@@ -9,6 +10,7 @@ from focaldet.data.geometry import (
     boxes_in_view,
     flip_horizontal,
     flip_vertical,
+    resize_image,
     resize_sample,
     visible_part,
     visible_shares,
@@ -105,3 +107,41 @@ def test_visible_part_lies_inside_and_what_was_inside_stays_whole(rows):
     assert (kept.boxes >= 0).all() and (kept.boxes[:, 2] <= 40).all() and (kept.boxes[:, 3] <= 30).all()
     whole = inside[kept.labels]
     assert torch.equal(kept.boxes[whole], boxes[kept.labels][whole])
+
+
+def noise(height, width):
+    generator = torch.Generator().manual_seed(height)
+    return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(97, 131), (60, 80), (48, 64), (129, 70), (1, 50)])
+def test_without_antialiasing_it_is_torchvisions_own_interpolation(size):
+    """torchvision normalises first and gives a scale, not a size; both are linear and give the same picture."""
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+    image = noise(*size)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected, _ = GeneralizedRCNNTransform(80, 100, mean, std)([image / 255])
+    ours = resize_image(image, Resize(mode="short", size=80, max_size=100, rounding="down", antialias=False))
+    height, width = ours.shape[1:]
+    assert expected.image_sizes[0] == (height, width)
+    normalised = (ours / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.allclose(normalised, expected.tensors[0, :, :height, :width], atol=1e-5)
+
+
+def test_rounding_down_gives_the_sizes_of_torchvision():
+    """Also those that double precision leaves a hair below a whole number, such as 1297 → 1332."""
+    from torchvision.models.detection.transform import _resize_image_and_masks
+
+    resize = Resize(mode="short", size=80, max_size=133, rounding="down", antialias=False)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in torch.randint(20, 1400, (300, 2), generator=generator).tolist():
+        resized, _ = _resize_image_and_masks(torch.empty(1, height, width), 80, 133)
+        assert resize.target(ImageSize(height, width)) == resized.shape[1:], (height, width)
+    assert Resize(rounding="down").target(ImageSize(1297, 700)).height == 1332
+
+
+def test_interpolation_keeps_fractions():
+    resized = resize_image(noise(10, 10), Resize(mode="warp", size=7, antialias=False))
+    assert (resized != resized.round()).any()
+    assert torch.equal(resized, interpolate(noise(10, 10)[None].float(), size=(7, 7), mode="bilinear")[0])

@@ -1,21 +1,18 @@
-"""A detector over a whole split: order, pixels, class names, files, and several processes that share the work."""
+"""A detector over a whole split: order, pixels, class names, files, and shares of the work."""
 
 import json
-import os
-import socket
 
 import pytest
 import torch
 import yaml
 from PIL import Image
-from torch import multiprocessing
 
 from focaldet.data.index import Classes, DataConfig
 from focaldet.errors import CheckpointError, ConfigError, DataError
 from focaldet.evaluate import run as module
 from focaldet.evaluate.coco import Metrics, evaluate_files
-from focaldet.evaluate.ranks import Process, gathered, joined_ranks
-from focaldet.evaluate.run import detect_all, detect_timed, evaluate, match_classes, relabelled
+from focaldet.evaluate.processes import Process
+from focaldet.evaluate.run import detect_all, evaluate, match_classes, relabelled
 from focaldet.models import build
 from focaldet.predict import Predictor
 from focaldet.types import Preprocessing, Resize
@@ -43,13 +40,13 @@ class Scenes:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_every_image_has_its_own_detections_in_the_order_of_the_source(batch_size):
-    found = detect_all(BrightDetector(), Scenes(), batch_size=batch_size, precision="fp32")
+    found = detect_all(BrightDetector(), Scenes(), batch_size=batch_size, precision="fp32").detections
     assert [one.boxes[0].tolist() for one in found] == BOXES
     assert [one.labels.tolist() for one in found] == [[k % 2] for k in range(10)]
 
 
 def test_boxes_are_pixels_of_the_original_images():
-    found = detect_all(BrightDetector(resize=Resize("long", 128)), Scenes(), batch_size=4, precision="fp32")
+    found = detect_all(BrightDetector(resize=Resize("long", 128)), Scenes(), batch_size=4, precision="fp32").detections
     for one, box in zip(found, BOXES, strict=True):
         assert one.boxes[0].tolist() == pytest.approx(box, abs=0.5)
 
@@ -65,7 +62,7 @@ def test_modes_are_the_same_afterwards_and_progress_counts_images():
 def test_time_is_per_image_without_the_first_batch(monkeypatch):
     ticks = iter([0.0, 100.0, 0.0, 0.4, 0.0, 0.2])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
-    detected = detect_timed(BrightDetector(), Scenes(), batch_size=4, precision="fp32")
+    detected = detect_all(BrightDetector(), Scenes(), batch_size=4, precision="fp32")
     assert detected.milliseconds_per_image == pytest.approx(1e3 * 0.6 / 6)
 
 
@@ -188,14 +185,6 @@ def test_mistakes_are_told(run, data, monkeypatch):
         evaluate(run)
 
 
-def test_one_process_is_one_rank(monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "8")  # left over from something else
-    with joined_ranks(torch.device("cpu")) as ranks:
-        assert ranks == (0, 1, torch.device("cpu"))
-    assert gathered("part", num_ranks=1) == ["part"]
-
-
 def test_ranks_share_the_batches_and_take_the_parts_of_all(monkeypatch):
     """Both ranks in turn, each given what the other one finds."""
     parts = []
@@ -203,7 +192,7 @@ def test_ranks_share_the_batches_and_take_the_parts_of_all(monkeypatch):
     monkeypatch.setattr(module, "gathered", lambda part, *, num_ranks: parts.append(part) or [part, other])
     for rank in range(2):
         ranks = Process(rank, 2, torch.device("cpu"))
-        found = detect_all(BrightDetector(), Scenes(), batch_size=2, precision="fp32", fabric=ranks)
+        found = detect_all(BrightDetector(), Scenes(), batch_size=2, precision="fp32", fabric=ranks).detections
         assert [one.boxes[0].tolist() for one in found] == BOXES
     first, second = (set(found) for found, _ in parts)
     assert first | second == set(range(10))
@@ -211,40 +200,18 @@ def test_ranks_share_the_batches_and_take_the_parts_of_all(monkeypatch):
     assert min(len(first), len(second)) >= 2
 
 
-def share(rank, port, out):
-    """What each of two processes does; at module level so that a fresh interpreter finds it."""
-    torch.set_num_threads(1)
-    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ.update(ranks, TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    detector = BrightDetector()
-    with joined_ranks(torch.device("cpu")) as process:
-        found = detect_all(detector, Scenes(), batch_size=2, precision="fp32", fabric=process)
-    torch.save(([one.boxes[0].tolist() for one in found], sum(map(len, detector.seen))), out / f"{rank}.pt")
-
-
-@pytest.mark.prove
-def test_two_processes_share_the_images_and_both_know_all(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(share, args=(port, tmp_path), nprocs=2)
-    (first, first_count), (second, second_count) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert first == second == BOXES
-    assert first_count + second_count == len(BOXES)
-    assert min(first_count, second_count) >= 2
-
-
-def test_a_real_network_gives_the_same_over_a_split_as_picture_by_picture():
+@pytest.mark.parametrize("antialias", [True, False])
+def test_a_real_network_gives_the_same_over_a_split_as_picture_by_picture(antialias):
     """Evaluation and prediction are one path: bit-equal where batches are equal."""
     scenes = Scenes(BOXES[:3])
     detector = build(
         "retinanet_mobilenet_v2_fpn",
         class_names=("cell", "dog"),
-        preprocessing=Preprocessing(resize=Resize("long", 64)),
+        preprocessing=Preprocessing(resize=Resize("long", 50, antialias=antialias)),
         architecture={"width": 16, "head_depth": 1, "detect": {"score_threshold": 0.001, "top_k": 20}},
     )
     predictor = Predictor(detector, device="cpu", precision="fp32")
-    over_split = detect_all(detector, scenes, batch_size=1, precision="fp32")
+    over_split = detect_all(detector, scenes, batch_size=1, precision="fp32").detections
     for image, found in zip(scenes.images, over_split, strict=True):
         alone = predictor.predict(image)
         assert len(found) > 0

@@ -13,13 +13,14 @@ from squares import ARCHITECTURE, small_run, squares
 
 from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError, FocaldetError, MemoryShortError, NonFiniteLossError
+from focaldet.models import build
 from focaldet.train import engine
 from focaldet.train.config import RunConfig
 from focaldet.train.engine import train
 from focaldet.train.logs import MetricsFile
 from focaldet.train.resume import RunFolder
 from focaldet.train.step import Update
-from focaldet.weights import load_detector, metadata
+from focaldet.weights import load_detector, metadata, save_detector
 
 EIGHT = squares(8, empty=(5,))
 
@@ -95,6 +96,19 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "learning rate: 0.000707 = 0.001 × √(4 / 8) for 4 images per update" in printed
     assert "epoch 3/3  AP" in printed and "\x1b" not in printed
+
+
+def test_the_licence_of_the_initial_weights_stays_with_what_is_learnt(tmp_path, monkeypatch):
+    start = tmp_path / "start.safetensors"
+    architecture = {**ARCHITECTURE, "num_classes": 2}
+    save_detector(start, build("retinanet_mobilenet_v2_fpn", architecture=architecture), licence="CC-BY-4.0")
+    config = small_run(tmp_path / "run", weights=str(start), evaluate_every=1)
+    stop_after(monkeypatch, steps=3)
+    assert run(config).interrupted
+    monkeypatch.undo()
+    assert not run(dataclasses.replace(config, resume=True)).interrupted
+    for path in (RunFolder(config.out).last, RunFolder(config.out).best):
+        assert metadata(path).licence == "CC-BY-4.0"
 
 
 def test_average_is_what_is_kept(tmp_path):

@@ -1,4 +1,4 @@
-"""Processes, precision, seeds and settings of the machine."""
+"""Precision, seeds and settings of the machine."""
 
 import os
 import random
@@ -14,34 +14,9 @@ import torch
 from focaldet.errors import CheckpointError
 from focaldet.train.config import RunConfig
 from focaldet.train.interrupts import StopWish, stop_wish
-from focaldet.train.launch import advice, build_autocast, global_settings, launch, num_processes, seed_everything
+from focaldet.train.launch import advice, build_autocast, global_settings, seed_everything
 
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, 1),
-        ({"WORLD_SIZE": "4"}, 1),
-        ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}, 4),
-        ({"SLURM_NTASKS": "3", "SLURM_JOB_NAME": "train"}, 3),
-        ({"SLURM_NTASKS": "3", "SLURM_JOB_NAME": "bash"}, 1),
-    ],
-)
-def test_number_of_processes(monkeypatch, environment, expected):
-    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_NAME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert num_processes() == expected
-
-
-def test_one_process_is_launched_plainly():
-    fabric = launch("cpu")
-    module = torch.nn.Linear(2, 2)
-    assert (fabric.world_size, fabric.global_rank, fabric.device) == (1, 0, CPU)
-    assert fabric.strategy.setup_module(module) is module
 
 
 def draws():

@@ -23,9 +23,11 @@ class AnchorReport:
     """How the anchors fit the boxes of one split at the size of the network; ignored boxes are left out.
 
     `covered` is the share of boxes with IoU ≥ 0.5 to some anchor, `covered_per_level` the same for each stride alone.
+    `resize` says that size.
     `too_small` counts boxes of less than half the area of the smallest anchor: no anchor can reach IoU 0.5 with them.
     """
 
+    resize: str
     covered: float
     covered_per_level: dict[str, float]
     too_small: int
@@ -147,6 +149,7 @@ def _fit(index: Index, anchors: AnchorConfig, resize: Resize) -> AnchorReport:
     shares = good.double().mean(0).tolist()
     smallest = smallest_area(anchors)
     return AnchorReport(
+        resize=str(resize),
         covered=float(good.any(1).double().mean()),
         covered_per_level={f"stride {stride}": share for stride, share in zip(PYRAMID_STRIDES_PX, shares, strict=True)},
         too_small=int(((boxes[:, 2:] - boxes[:, :2]).prod(1) < FOREGROUND_IOU * smallest).sum()),
@@ -213,7 +216,7 @@ def _split_lines(split: SplitReport) -> list[str]:
         levels = ", ".join(f"{level} {share:.0%}" for level, share in split.anchors.covered_per_level.items())
         fit = split.anchors
         found += [
-            f"  anchors: {fit.covered:.1%} of the boxes reach IoU 0.5 with some anchor ({levels})",
+            f"  anchors at {fit.resize}: {fit.covered:.1%} of the boxes reach IoU 0.5 with one ({levels})",
             f"  too small for the smallest anchor ({fit.smallest_anchor_px:.0f} px): {fit.too_small} boxes",
         ]
     return found + [f"  {name:<{width}}  {number:>8}" for name, number in split.boxes_per_class.items()]

@@ -57,14 +57,18 @@ def pack(
     return PackedBatch(batch, every.boxes, every.labels, every.ignored, tuple(len(target.boxes) for target in targets))
 
 
-def padded(images: Sequence[UInt8[Tensor, "3 _ _"]], *, preprocessing: Preprocessing) -> UInt8[Tensor, "B 3 H W"]:
-    """All images at the top left of equal frames: the smallest that hold every one and that `preprocessing` allows.
+def padded(
+    images: Sequence[UInt8[Tensor, "3 _h _w"] | Float[Tensor, "3 _h _w"]], *, preprocessing: Preprocessing
+) -> UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]:
+    """All images, of one type, at the top left of equal frames: the smallest that hold every one and that
+    `preprocessing` allows.
 
-    The padding is the mean colour, rounded.
+    The padding is the mean colour, which is 0 after normalisation; in bytes it is rounded.
     """
     heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
     frame = preprocessing.padded(ImageSize(max(heights), max(widths)))
-    batch = blank(frame, preprocessing=preprocessing).expand(len(images), -1, -1, -1).clone()
+    colour = mean_colour(preprocessing, dtype=images[0].dtype)
+    batch = colour.repeat(len(images), 1, *frame)
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return batch
@@ -72,5 +76,10 @@ def padded(images: Sequence[UInt8[Tensor, "3 _ _"]], *, preprocessing: Preproces
 
 def blank(size: ImageSize, *, preprocessing: Preprocessing) -> UInt8[Tensor, "3 H W"]:
     """A picture of the mean colour."""
-    mean = torch.tensor(preprocessing.rgb_mean).round().to(torch.uint8)
-    return mean[:, None, None].expand(3, *size).contiguous()
+    return mean_colour(preprocessing, dtype=torch.uint8).repeat(1, *size)
+
+
+def mean_colour(preprocessing: Preprocessing, *, dtype: torch.dtype) -> UInt8[Tensor, "3 1 1"] | Float[Tensor, "3 1 1"]:
+    """One RGB pixel of the mean, rounded in a type of whole numbers."""
+    mean = torch.tensor(preprocessing.rgb_mean)[:, None, None]
+    return mean.to(dtype) if dtype.is_floating_point else mean.round().to(dtype)

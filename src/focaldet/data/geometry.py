@@ -1,7 +1,7 @@
 """Image and boxes moved together: resized, flipped, and shown through a window in a frame.
 
-Everything runs on uint8 through torchvision's transforms. Boxes stay whole on the way and are cut only at the end,
-because the rule on what to keep compares what is visible with the whole box.
+Everything but resizing without antialiasing runs on uint8 through torchvision's transforms. Boxes stay whole on the
+way and are cut only at the end, because the rule on what to keep compares what is visible with the whole box.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
@@ -22,7 +23,7 @@ MIN_SIDE_PX = 1.0
 class Sample:
     """A picture (RGB, 0…255) and what it contains, in its own pixels."""
 
-    image: UInt8[Tensor, "3 H W"]
+    image: UInt8[Tensor, "3 H W"] | Float[Tensor, "3 H W"]
     target: Target
 
     @property
@@ -44,10 +45,21 @@ class View:
 
 def resize_sample(sample: Sample, resize: Resize) -> Sample:
     """The sample at the size that the network wants; every box is kept, however small."""
-    size = resize.target(sample.size)
-    whole = View(top=0, left=0, window=sample.size, shown=size, x=0, y=0)
-    boxes = boxes_in_view(sample.target.boxes, view=whole, size=sample.size)
-    return Sample(window_of(sample.image, view=whole, antialias=resize.antialias), _with_boxes(sample.target, boxes))
+    boxes = boxes_in_view(sample.target.boxes, view=_whole(sample.size, resize), size=sample.size)
+    return Sample(resize_image(sample.image, resize), _with_boxes(sample.target, boxes))
+
+
+def resize_image(image: UInt8[Tensor, "3 H W"], resize: Resize) -> UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]:
+    """The picture at the size that the network wants.
+
+    With antialiasing it stays in bytes and is what training sees. Without, it is interpolated in floating point, as
+    torchvision's own detectors do it: rounding to bytes would move their logits by more than 1e-4.
+    """
+    size = ImageSize(*image.shape[1:])
+    if resize.antialias:
+        return window_of(image, view=_whole(size, resize), antialias=True)
+    target = tuple(resize.target(size))
+    return interpolate(image[None].float(), size=target, mode="bilinear", align_corners=False)[0]
 
 
 def flip_horizontal(sample: Sample) -> Sample:
@@ -108,6 +120,11 @@ def joined(targets: list[Target]) -> Target:
 def moved(target: Target, *, x: int, y: int) -> Target:
     """The target with every box shifted by whole pixels."""
     return _with_boxes(target, target.boxes + target.boxes.new_tensor([x, y, x, y]))
+
+
+def _whole(size: ImageSize, resize: Resize) -> View:
+    """All of a picture of `size`, resized."""
+    return View(top=0, left=0, window=size, shown=resize.target(size), x=0, y=0)
 
 
 def _with_boxes(target: Target, boxes: Float[Tensor, "G 4"]) -> Target:

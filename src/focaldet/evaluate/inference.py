@@ -13,40 +13,14 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional
 
-from focaldet.data.transforms import Sample, resize_sample
 from focaldet.errors import ConfigError
+from focaldet.evaluate.processes import local_rank, num_processes
 from focaldet.models import Detector
-from focaldet.types import Detections, ImageSize, Preprocessing, Resize, Target
+from focaldet.types import Detections, ImageSize, Resize
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resize_image(image: UInt8[Tensor, "3 H W"], resize: Resize) -> UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]:
-    """The picture at the size that the network wants.
-
-    With antialiasing it stays in bytes and is what training saw. Without, it is interpolated in floating point, as
-    torchvision's own detectors do it: rounding to bytes would move their logits by more than 1e-4.
-    """
-    if resize.antialias:
-        return resize_sample(Sample(image, Target.empty()), resize).image
-    size = resize.target(ImageSize(*image.shape[1:]))
-    return functional.interpolate(image[None].float(), size=tuple(size), mode="bilinear", align_corners=False)[0]
-
-
-def pad_images(
-    images: Sequence[UInt8[Tensor, "3 _h _w"] | Float[Tensor, "3 _h _w"]], preprocessing: Preprocessing
-) -> UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]:
-    """Images of one type in one batch, padded at the bottom and right with the mean, which is 0 after normalisation."""
-    largest = ImageSize(max(image.shape[1] for image in images), max(image.shape[2] for image in images))
-    mean = torch.tensor(preprocessing.rgb_mean)
-    value = mean if images[0].is_floating_point() else mean.round().to(torch.uint8)
-    batch = value.view(1, 3, 1, 1).repeat(len(images), 1, *preprocessing.padded(largest))
-    for place, image in enumerate(images):
-        batch[place, :, : image.shape[1], : image.shape[2]] = image
-    return batch
 
 
 def detect_batch(
@@ -93,18 +67,20 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def pick_device(name: str | None) -> torch.device:
     """The device called `name`, such as cpu, cuda, cuda:1 or mps; the best there is for None.
 
+    Where several processes were started together, each has the GPU of its place unless a number names another.
+
     Raises:
         ConfigError: there is no such device.
     """
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    if name is None:
-        return torch.device(next(kind for kind, count in there.items() if count))
-    kind, _, number = name.partition(":")
+    kind, _, number = (name or next(kind for kind, count in there.items() if count)).partition(":")
     if kind not in there or (number and not number.isdigit()):
         raise ConfigError(f"device: {name!r} is unknown; allowed: cpu, cuda, cuda:0, cuda:1, …, mps")
     if int(number or 0) >= there[kind]:
         raise ConfigError(f"device: {name!r} is not there; this machine has {there[kind]} of {kind!r}")
-    return torch.device(name)
+    if kind == "cuda" and not number and num_processes() > 1:
+        return torch.device(kind, local_rank())
+    return torch.device(f"{kind}:{number}" if number else kind)
 
 
 def pick_precision(precision: Precision | None, *, device: torch.device) -> Precision:

@@ -23,7 +23,7 @@ from focaldet.evaluate.inference import (
     pick_precision,
     resize_asked,
 )
-from focaldet.evaluate.ranks import Ranks, gathered, joined_ranks
+from focaldet.evaluate.processes import Ranks, gathered, joined_processes
 from focaldet.evaluate.results import write_results
 from focaldet.models import Detector
 from focaldet.types import Detections
@@ -64,7 +64,7 @@ def detect_all(
     workers: int = 0,
     fabric: Ranks | None = None,
     progress: Progress | None = None,
-) -> list[Detections]:
+) -> Detected:
     """What the detector finds in every image of `source`, in its order, in pixels of the original images.
 
     Every rank of `fabric` takes a share of the batches and has the whole list in the end.
@@ -79,30 +79,6 @@ def detect_all(
         fabric: a launched `lightning.Fabric`, or None for one process.
         progress: called after each batch.
     """
-    return detect_timed(
-        detector,
-        source,
-        batch_size=batch_size,
-        device=device,
-        precision=precision,
-        workers=workers,
-        fabric=fabric,
-        progress=progress,
-    ).detections
-
-
-def detect_timed(
-    detector: Detector,
-    source: Source,
-    *,
-    batch_size: int,
-    device: torch.device | None = None,
-    precision: Precision | None = None,
-    workers: int = 0,
-    fabric: Ranks | None = None,
-    progress: Progress | None = None,
-) -> Detected:
-    """As `detect_all`, with the time that it took."""
     device = device or next(detector.parameters()).device
     rank, num_ranks = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
     loader = Loader(
@@ -186,8 +162,8 @@ def evaluate(
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     settings = run_settings(run)
     index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
-    with joined_ranks(pick_device(device)) as ranks:
-        detected = detect_timed(
+    with joined_processes(pick_device(device)) as ranks:
+        detected = detect_all(
             detector.to(ranks.device),
             FileSource(index),
             batch_size=batch_size,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from focaldet.models import DETECTORS, PREPROCESSING, build
-from focaldet.types import Preprocessing, Resize
+from focaldet.types import Preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +48,6 @@ def detector_rows() -> tuple[DetectorRow, ...]:
     return tuple(_row(name) for name in DETECTORS)
 
 
-def describe_input(preprocessing: Preprocessing) -> str:
-    """How large an image enters the network, in a few words."""
-    resize: Resize = preprocessing.resize
-    if resize.mode == "warp":
-        return f"{resize.size} × {resize.size} px"
-    limit = f", long ≤ {resize.max_size}" if resize.mode == "short" and resize.max_size is not None else ""
-    return f"{resize.mode} side {resize.size}{limit} px"
-
-
 def _row(name: str) -> DetectorRow:
     config = DETECTORS[name]
     with torch.device("meta"):
@@ -66,6 +57,6 @@ def _row(name: str) -> DetectorRow:
         backbone=config.backbone,
         num_classes=config.num_classes,
         num_parameters=sum(parameter.numel() for parameter in detector.parameters()),
-        input=describe_input(PREPROCESSING.get(name, Preprocessing())),
+        input=str(PREPROCESSING.get(name, Preprocessing()).resize),
         published=PUBLISHED.get(name),
     )

@@ -13,13 +13,15 @@ from focaldet import config as configs
 from focaldet.data.index import Source
 from focaldet.data.loader import Loader
 from focaldet.evaluate.coco import HEADLINES, Metrics, evaluate_detections
+from focaldet.evaluate.inference import pick_device
+from focaldet.evaluate.processes import launch, num_processes
 from focaldet.evaluate.report import write_report
 from focaldet.evaluate.results import write_results
 from focaldet.evaluate.run import detect_all
 from focaldet.train.assembly import Parts, assemble
 from focaldet.train.config import RunConfig, checked
 from focaldet.train.interrupts import StopWish, stop_wish
-from focaldet.train.launch import advice, global_settings, launch, num_processes
+from focaldet.train.launch import advice, global_settings
 from focaldet.train.learner import steps_per_epoch
 from focaldet.train.logs import RunLog
 from focaldet.train.optim import rate_factor
@@ -68,7 +70,7 @@ def train(config: RunConfig, *, sources: tuple[Source, Source] | None = None) ->
         stack.enter_context(global_settings(config))
         wish = stack.enter_context(stop_wish())
         # Every process has looked at the folder before the first one changes it: launching waits for all.
-        fabric = launch(config.device)
+        fabric = launch(pick_device(config.device))
         parts = assemble(config, folder=folder, fabric=fabric, wish=wish, sources=sources)
         stack.callback(parts.log.close)
         return Run(config, folder=folder, parts=parts, wish=wish).finish()
@@ -189,11 +191,11 @@ class Run:
             fabric=fabric if fabric.world_size > 1 else None,
             progress=self._check_wish if fabric.world_size == 1 else None,
         )
-        detections = dict(enumerate(found))
+        detections = dict(enumerate(found.detections))
         metrics = evaluate_detections(source.index, detections)
         if fabric.is_global_zero and self._is_best(metrics):
             write_results(self.folder.predictions, source.index, detections)
-            save_detector(self.folder.best, self.parts.learner.evaluated, classes=self.parts.validation.index.classes)
+            self._save_weights(self.folder.best)
         return metrics
 
     def _is_best(self, metrics: Metrics) -> bool:
@@ -214,7 +216,11 @@ class Run:
         self.position.num_rows = self.log.num_rows
         state = {"position": asdict(self.position), "identity": json.dumps(self.parts.identity)}
         save_state(self.folder.state, {**state, **self.parts.learner.state()})
-        save_detector(self.folder.last, self.parts.learner.evaluated, classes=self.parts.validation.index.classes)
+        self._save_weights(self.folder.last)
+
+    def _save_weights(self, path: Path) -> None:
+        learner, classes = self.parts.learner, self.parts.validation.index.classes
+        save_detector(path, learner.evaluated, classes=classes, licence=learner.licence)
 
     def _tell_start(self) -> None:
         for line in self.parts.introduction:

@@ -1,4 +1,4 @@
-"""Where a run computes: device, processes, precision, threads, and the advice when memory runs out."""
+"""How a run computes: precision, seeds, threads, and the advice when memory runs out."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from focaldet.errors import CheckpointError, MemoryShortError
-from focaldet.evaluate.inference import Precision, autocast, pick_device, pick_precision
+from focaldet.evaluate.inference import Precision, autocast, pick_precision
 from focaldet.train.config import RunConfig
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -36,36 +36,6 @@ def build_autocast(precision: Precision | None, *, device: torch.device) -> Auto
     """The precision asked for, or bf16 where `device` multiplies in it natively and fp32 elsewhere."""
     chosen = pick_precision(precision, device=device)
     return Autocast(chosen, device, torch.amp.GradScaler(device.type) if chosen == "fp16" else None)
-
-
-def num_processes() -> int:
-    """The processes that torchrun or SLURM started for this run; 1 without them."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ.get("WORLD_SIZE", "1"))
-    interactive = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "interactive")
-    return 1 if interactive else int(os.environ.get("SLURM_NTASKS", "1"))
-
-
-def launch(device: str | None) -> Any:
-    """A launched `lightning.fabric.Fabric` on `device` (None: the best there is), one process of all that were started.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    from lightning.fabric import Fabric
-    from lightning.fabric.strategies.ddp import DDPStrategy
-
-    chosen = pick_device(device)
-    processes = num_processes()
-    if processes == 1:
-        devices = [chosen.index or 0] if chosen.type == "cuda" else 1
-        fabric = Fabric(accelerator=chosen.type, devices=devices)
-    else:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or processes)
-        strategy = DDPStrategy(gradient_as_bucket_view=True)
-        fabric = Fabric(accelerator=chosen.type, devices=local, num_nodes=processes // local, strategy=strategy)
-    fabric.launch()
-    return fabric
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

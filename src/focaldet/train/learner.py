@@ -14,18 +14,22 @@ from focaldet.train.config import BASE_BATCH, RunConfig
 from focaldet.train.ema import Ema
 from focaldet.train.launch import Autocast, build_autocast, seed_everything, sum_over_ranks
 from focaldet.train.optim import build_optimizer
-from focaldet.weights import load_into
+from focaldet.weights import LoadReport, load_into
 
 
 @dataclass
 class Learner:
-    """The parts of a run that a step changes."""
+    """The parts of a run that a step changes.
+
+    `licence` is that of the initial weights, which goes with what is learnt from them.
+    """
 
     detector: Detector
     ema: Ema | None
     optimizer: torch.optim.Optimizer
     autocast: Autocast
     context: LossContext
+    licence: str | None = None
 
     @property
     def evaluated(self) -> Detector:
@@ -41,6 +45,7 @@ class Learner:
             "ema": self.ema.detector.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "licence": self.licence,
             "context": {"images_seen": self.context.images_seen, "averages": dict(self.context.averages)},
         }
 
@@ -52,6 +57,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.autocast.scaler is not None:
             self.autocast.scaler.load_state_dict(state["scaler"])
+        self.licence = state["licence"]
         self.context.images_seen = state["context"]["images_seen"]
         self.context.averages.update(state["context"]["averages"])
 
@@ -66,7 +72,7 @@ def build_learner(
         CheckpointError: weights that do not fit.
     """
     seed_everything(config.seed)
-    detector, account = _build_detector(config, classes, state)
+    detector, loaded = _build_detector(config, classes, state)
     detector = fabric.to_device(detector).train()
     if config.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
@@ -77,29 +83,30 @@ def build_learner(
         optimizer=build_optimizer(detector, config),
         autocast=build_autocast(config.precision, device=fabric.device),
         context=LossContext(all_reduce_sum=sum_over_ranks if ranks > 1 else None, num_ranks=ranks),
+        licence=loaded.licence if loaded is not None else None,
     )
     if state is not None:
         learner.restore(state)
-    return learner, account
+        return learner, ()  # the initial weights were told when the run began
+    if loaded is None:
+        return learner, (f"no weights given: starts from random ones ({_normed(detector)})",)
+    return learner, loaded.sentences()
 
 
 def _build_detector(
     config: RunConfig, classes: Classes, state: dict[str, Any] | None
-) -> tuple[Detector, tuple[str, ...]]:
+) -> tuple[Detector, LoadReport | None]:
+    """The detector, filled from `config.weights` if there are any and they are not replaced by `state`."""
     detector = build(config.model, class_names=classes.names, architecture=_architecture(config))
-    if state is not None:  # the initial weights are not needed again
+    if state is not None:
         detector.preprocessing = configs.from_dict(type(detector.preprocessing), state["preprocessing"])
-        return detector, ()
-    account: tuple[str, ...] = ()
-    if config.weights is not None:
-        account = load_into(detector, config.weights, input=config.weights_input).sentences()
-    else:
-        account = (f"no weights given: starts from random ones ({_normed(detector)})",)
+        return detector, None
+    loaded = load_into(detector, config.weights, input=config.weights_input) if config.weights is not None else None
     resize = resize_asked(
         detector.preprocessing.resize, size=config.size, short_side=config.short_side, max_side=config.max_side
     )
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
-    return detector, account
+    return detector, loaded
 
 
 def _architecture(config: RunConfig) -> dict[str, Any]:
@@ -129,10 +136,9 @@ def described(config: RunConfig, learner: Learner, *, steps_per_epoch: int, fabr
     trained = sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
     ratio = f"{config.batch_size} / {BASE_BATCH}"
     scale = f"({ratio})" if config.optimizer == "sgd" else f"√({ratio})"
-    resize = detector.preprocessing.resize
     return [
         f"model: {config.model}, {len(detector.class_names)} classes, {trained / 1e6:.1f} M trained parameters, "
-        f"{resize.mode} side {resize.size} px",
+        f"{detector.preprocessing.resize}",
         f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "
         f"for {config.batch_size} images per update, {config.optimizer}, {config.schedule}; "
         f"backbone × {config.backbone_factor:g}",

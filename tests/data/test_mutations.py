@@ -85,15 +85,6 @@ def assert_holds_together(index: Index) -> None:
     assert all(index.path(i).resolve().is_relative_to(index.root.resolve()) for i in range(num_images))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A second thread costs tiny tensors more than it gives."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def mutate_and_open(kind: str, folder: Path, number: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Open `number` mutations of one file; how many were read and how many refused."""
     # The pictures never change here, so their headers are read once.

@@ -44,6 +44,7 @@ def target(boxes, labels, ignored=None):
         ({"detect": {"score_threshold": 1.0}}, "score_threshold: Input should be less than 1"),
         ({"frozen_stages": 9}, "frozen_stages: Input should be less than or equal to 5"),
         ({"backbone": "resnet19"}, "resnet19"),
+        ({"norm": "batch", "norm_eps": 0.0}, "norm_eps: .* must be above 0"),
     ],
 )
 def test_settings_out_of_range_are_named(setting, problem):

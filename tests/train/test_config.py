@@ -12,6 +12,7 @@ from focaldet.data.index import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.train import config as module
 from focaldet.train.config import FREE_ON_RESUME, RunConfig, checked
+from focaldet.train.learner import initial_architecture
 
 
 def test_defaults_are_valid():
@@ -78,3 +79,10 @@ def test_every_setting_is_explained():
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign):
             assert isinstance(after, ast.Expr), f"{ast.unparse(node.target)} has no explanation"
+
+
+def test_a_twin_made_for_other_peoples_statistics_trains_from_random_weights():
+    """torchvision's frozen BatchNorm has no epsilon; a batch's own deviation may be 0."""
+    settings = initial_architecture(RunConfig(model="retinanet_r50_fpn_tv"))
+    assert settings == {"norm": "batch", "frozen_stages": 0, "norm_eps": 1e-5}
+    assert initial_architecture(RunConfig(model="retinanet_r50_fpn_tv", weights="some")) == {}

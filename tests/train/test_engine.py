@@ -140,6 +140,7 @@ def test_random_weights_are_trained_in_every_layer_unless_somebody_asks(tmp_path
     run(small_run(tmp_path / "own", epochs=1, architecture=plain))
     assert "starts from random ones (batch norm, 0 stages frozen)" in capsys.readouterr().out
     config = load_detector(RunFolder(tmp_path / "own").last).config
+    assert config.norm_eps == 1e-5
     assert (config.norm, config.frozen_stages) == ("batch", 0)
     run(small_run(tmp_path / "asked", epochs=1, frozen_stages=3, architecture={**plain, "norm": "frozen"}))
     assert "frozen BatchNorm has no statistics" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
+from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
@@ -88,6 +89,10 @@ class RetinaNetConfig:
     matching: MatchConfig = field(default_factory=MatchConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
+
+    def __post_init__(self) -> None:
+        if self.norm == "batch" and self.norm_eps == 0:
+            raise ConfigError("norm_eps: trained BatchNorm divides by a batch's own deviation, so it must be above 0")
 
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "RetinaNet":
         """The network with random weights."""

@@ -16,6 +16,9 @@ from focaldet.train.launch import Autocast, build_autocast, seed_everything, sum
 from focaldet.train.optim import build_optimizer
 from focaldet.weights import LoadReport, load_into
 
+# For networks whose statistics come from elsewhere and need none, such as torchvision's.
+RANDOM_NORM_EPS = 1e-5
+
 
 @dataclass
 class Learner:
@@ -97,7 +100,7 @@ def _build_detector(
     config: RunConfig, classes: Classes, state: dict[str, Any] | None
 ) -> tuple[Detector, LoadReport | None]:
     """The detector, filled from `config.weights` if there are any and they are not replaced by `state`."""
-    detector = build(config.model, class_names=classes.names, architecture=_architecture(config))
+    detector = build(config.model, class_names=classes.names, architecture=initial_architecture(config))
     if state is not None:
         detector.preprocessing = configs.from_dict(type(detector.preprocessing), state["preprocessing"])
         return detector, None
@@ -109,14 +112,14 @@ def _build_detector(
     return detector, loaded
 
 
-def _architecture(config: RunConfig) -> dict[str, Any]:
+def initial_architecture(config: RunConfig) -> dict[str, Any]:
     """The overrides of the detector's config. Random weights have nothing worth freezing: unless somebody asks for it,
     all their stages are trained, and their BatchNorm too.
     """
     named = DETECTORS.get(config.model)
     settings: dict[str, Any] = {}
     if config.weights is None:
-        fitting = {"norm": "batch", "frozen_stages": 0}
+        fitting = {"norm": "batch", "frozen_stages": 0, "norm_eps": getattr(named, "norm_eps", 0) or RANDOM_NORM_EPS}
         settings = {name: value for name, value in fitting.items() if hasattr(named, name)}
     if config.frozen_stages is not None:
         settings["frozen_stages"] = config.frozen_stages

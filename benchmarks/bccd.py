@@ -39,7 +39,7 @@ def run_peer(chosen: argparse.Namespace, *, form: str, seed: int, folder: Path) 
     """One training by the peer's script, and its result file."""
     command = [sys.executable, HERE / "peer_torchvision.py", "--data", chosen.data, "--weights", chosen.weights]
     command += ["--form", form, "--seed", seed, "--epochs", chosen.epochs, "--size", chosen.size]
-    command += ["--batch-size", chosen.batch_size, "--out", folder]
+    command += ["--batch-size", chosen.batch_size, "--anchor-px", chosen.anchor_px, "--out", folder]
     subprocess.run([str(part) for part in command], check=True)
     result: dict[str, Any] = json.loads((folder / f"peer_{chosen.data.name}_{form}_seed{seed}.json").read_text())
     return {name: result[name] for name in ("seed", "seconds", "ap", "ap50")}
@@ -61,14 +61,16 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--size", type=int, default=320, help="long side in pixels")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--peer-seeds", type=int, default=1, help="how many of the seeds the peer is trained with")
+    parser.add_argument("--anchor-px", type=int, default=16, help="smallest anchor of the peer; 32 is torchvision's")
     parser.add_argument("--out", type=Path, default=None, help="folder of the result file")
     parser.add_argument("--ours", nargs=argparse.REMAINDER, default=[], help="more flags for focaldet train")
     chosen = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {"focaldet": [], **{f"torchvision {form}": [] for form in chosen.forms}}
     with tempfile.TemporaryDirectory() as folder:
-        for seed in chosen.seeds:
+        for place, seed in enumerate(chosen.seeds):
             runs["focaldet"].append(run_ours(chosen, seed=seed, folder=Path(folder)))
-            for form in chosen.forms:
+            for form in chosen.forms if place < chosen.peer_seeds else ():
                 found = run_peer(chosen, form=form, seed=seed, folder=Path(folder))
                 runs[f"torchvision {form}"].append(found)
     means = {name: summary(found) for name, found in runs.items()}
@@ -76,7 +78,8 @@ def main() -> None:
         ratio = means["focaldet"]["seconds"] / mean["seconds"]
         numbers = f"AP {100 * mean['ap']:.1f}  AP50 {100 * mean['ap50']:.1f}  {mean['seconds']:.0f} s"
         print(f"{name:18} {numbers}  ours / this: {ratio:.2f} of the seconds")
-    settings = {"epochs": chosen.epochs, "size": chosen.size, "batch_size": chosen.batch_size, "ours": chosen.ours}
+    names = ("epochs", "size", "batch_size", "anchor_px", "ours")
+    settings = {name: getattr(chosen, name) for name in names}
     print(write_result(chosen.data.name, {"settings": settings, "means": means, "runs": runs}, folder=chosen.out))
 
 

@@ -1,8 +1,10 @@
 """The peer: a plain torchvision RetinaNet loop on a Pascal VOC folder, as its users write it.
 
-The same network as `retinanet_mobilenet_v2_fpn` in torchvision's parts (MobileNetV2, FPN and subnets 96 wide, its
-anchors of 3 × 3 shapes), the same ImageNet weights, size, epochs and batch. Two forms: `plain` is torchvision as it
-comes (fp32, contiguous), `bf16` adds autocast and channels-last. Nothing of focaldet is used here.
+The same network as `retinanet_mobilenet_v2_fpn` in torchvision's parts (MobileNetV2, FPN and subnets 96 wide, anchors
+of 3 × 3 shapes), the same ImageNet weights, size, epochs and batch. torchvision's anchors begin at 32 px; the loop gets
+those of our preset, from 16 px, unless `--anchor-px 32` says otherwise: with its own it misses small objects. Two forms:
+`plain` is torchvision as it comes (fp32, contiguous), `bf16` adds autocast and channels-last. Nothing of focaldet is
+used here.
 
     python benchmarks/peer_torchvision.py --data bccd --weights mobilenet_v2.safetensors --form bf16 --seed 0
 """
@@ -25,8 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import read_image
 from torchvision.models import mobilenet_v2
 from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.retinanet import RetinaNetHead, _default_anchorgen
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -102,7 +105,7 @@ class FloatHead(RetinaNetHead):
         return {name: value.float() for name, value in super().forward(x).items()}
 
 
-def build(num_classes: int, weights: Path | None, *, size: int = 320) -> RetinaNet:
+def build(num_classes: int, weights: Path | None, *, size: int = 320, anchor_px: int = 16) -> RetinaNet:
     """RetinaNet on MobileNetV2, 96 wide, its longer image side `size` pixels (4 : 3 images)."""
     body = mobilenet_v2(norm_layer=FrozenBatchNorm2d)
     if weights is not None:
@@ -110,7 +113,9 @@ def build(num_classes: int, weights: Path | None, *, size: int = 320) -> RetinaN
     backbone = BackboneWithFPN(
         body.features[:18], {"6": "0", "13": "1", "17": "2"}, [32, 96, 320], WIDTH, LastLevelP6P7(WIDTH, WIDTH)
     )
-    anchors = _default_anchorgen()
+    # As `_default_anchorgen` of torchvision's file makes them from 32 px.
+    sizes = tuple(tuple(int(side * 2 ** (k / 3)) for k in range(3)) for side in (anchor_px * 2**n for n in range(5)))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     head = FloatHead(WIDTH, anchors.num_anchors_per_location()[0], num_classes)
     half = [0.5, 0.5, 0.5]
     return RetinaNet(
@@ -217,13 +222,13 @@ def evaluate(model: RetinaNet, pictures: Pictures) -> dict[str, float]:
 
 
 def run(
-    data: Path, weights: Path, *, form: str, seed: int, epochs: int, size: int, batch_size: int
+    data: Path, weights: Path, *, form: str, seed: int, epochs: int, size: int, batch_size: int, anchor_px: int
 ) -> dict[str, object]:
     """Train on `train`, evaluate on `val`: seconds of training alone, and the 12 numbers."""
     torch.manual_seed(seed)
     training, validation = read_voc(data, "train"), read_voc(data, "val")
     classes = sorted({name for picture in training for name in picture.names})
-    model = build(len(classes), weights, size=size)
+    model = build(len(classes), weights, size=size, anchor_px=anchor_px)
     seconds = train(model, Pictures(training, classes, flip=True), epochs=epochs, batch_size=batch_size, form=form)
     metrics = evaluate(model, Pictures(validation, classes, flip=False))
     return {
@@ -232,6 +237,7 @@ def run(
         "epochs": epochs,
         "size": size,
         "batch_size": batch_size,
+        "anchor_px": anchor_px,
         "seconds": seconds,
         **metrics,
     }
@@ -249,6 +255,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--size", type=int, default=320, help="long side in pixels")
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--anchor-px", type=int, default=16, help="side of the smallest anchor; 32 is torchvision's")
     parser.add_argument("--out", type=Path, default=None, help="folder of the result file")
     chosen = parser.parse_args()
     result = run(
@@ -259,6 +266,7 @@ def main() -> None:
         epochs=chosen.epochs,
         size=chosen.size,
         batch_size=chosen.batch_size,
+        anchor_px=chosen.anchor_px,
     )
     path = write_result(f"peer_{chosen.data.name}_{chosen.form}_seed{chosen.seed}", result, folder=chosen.out)
     accuracy = f"AP {result['ap']:.4f} AP50 {result['ap50']:.4f}"

@@ -25,14 +25,14 @@ DETECTORS: dict[str, AnyConfig] = {
     "retinanet_r101_fpn": RetinaNetConfig(backbone="resnet101"),
     "retinanet_x101_32x8d_fpn": RetinaNetConfig(backbone="resnext101_32x8d"),
     "retinanet_x101_64x4d_fpn": RetinaNetConfig(backbone="resnext101_64x4d"),
-    # Made for small data at 320 to 640 px: half-octave anchors from 16 px on, every object gets some, nothing frozen.
+    # Made for small data at 320 to 640 px: anchors from 16 px on, every object gets some, nothing frozen.
     "retinanet_mobilenet_v2_fpn": RetinaNetConfig(
         backbone="mobilenet_v2",
         frozen_stages=0,
         width=96,
         p6_from="P5",
         tower_init="he",
-        anchors=AnchorConfig(scales=(2**-1, 2**-0.5, 1.0, 2**0.5)),
+        anchors=AnchorConfig(base_scale=2.0),
         matching=MatchConfig(low_quality="any"),
         loss=LossConfig(box="giou", box_weight=2.0),
     ),

@@ -2,9 +2,9 @@
 
 The same network as `retinanet_mobilenet_v2_fpn` in torchvision's parts (MobileNetV2, FPN and subnets 96 wide, anchors
 of 3 × 3 shapes), the same ImageNet weights, size, epochs and batch. torchvision's anchors begin at 32 px; the loop gets
-those of our preset, from 16 px, unless `--anchor-px 32` says otherwise: with its own it misses small objects. Two forms:
-`plain` is torchvision as it comes (fp32, contiguous), `bf16` adds autocast and channels-last. Nothing of focaldet is
-used here.
+those of our preset, from 16 px, unless `--anchor-px 32` says otherwise: with its own it misses small objects. Of its
+two forms `plain` is torchvision as it comes (fp32, contiguous), `bf16` adds autocast and channels-last. Nothing of
+focaldet is used here.
 
     python benchmarks/peer_torchvision.py --data bccd --weights mobilenet_v2.safetensors --form bf16 --seed 0
 """

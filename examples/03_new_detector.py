@@ -24,7 +24,7 @@ from focaldet.models.base import Detector, LossContext
 from focaldet.nets import NormKind, build_backbone
 from focaldet.nets.heads import Subnet, logit
 from focaldet.ops.boxes import clip
-from focaldet.ops.losses.focal import focal_loss_sum
+from focaldet.ops.losses.fused import focal_loss_sum
 from focaldet.ops.losses.regression import giou_loss
 from focaldet.ops.nms import class_nms
 from focaldet.types import Detections, ImageSize, Preprocessing, Target

@@ -1,4 +1,4 @@
-"""The losses for other people's training loops: logits in, elementwise values out.
+"""The losses for other people's training loops: logits in, elementwise values out; as modules, normalised sums.
 
 >>> import torch
 >>> from focaldet import losses
@@ -6,7 +6,50 @@
 tensor([0.0010])
 """
 
-from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss, focal_loss_sum
-from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
+from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy, cross_entropy, p_t
+from focaldet.ops.losses.focal import (
+    balanced_focal_loss,
+    focal_loss,
+    focal_star_loss,
+    quality_focal_loss,
+    softmax_focal_loss,
+)
+from focaldet.ops.losses.fused import focal_loss_sum
+from focaldet.ops.losses.modules import (
+    BalancedCrossEntropyLoss,
+    BalancedFocalLoss,
+    BinaryCrossEntropyLoss,
+    FocalLoss,
+    FocalStarLoss,
+    NormalisedLoss,
+    QualityFocalLoss,
+    SoftmaxFocalLoss,
+)
+from focaldet.ops.losses.regression import ciou_loss, diou_loss, giou_loss, iou_loss, l1_loss, smooth_l1_loss
 
-__all__ = ["balanced_focal_loss", "focal_loss", "focal_loss_sum", "giou_loss", "smooth_l1_loss"]
+__all__ = [
+    "BalancedCrossEntropyLoss",
+    "BalancedFocalLoss",
+    "BinaryCrossEntropyLoss",
+    "FocalLoss",
+    "FocalStarLoss",
+    "NormalisedLoss",
+    "QualityFocalLoss",
+    "SoftmaxFocalLoss",
+    "balanced_cross_entropy",
+    "balanced_focal_loss",
+    "binary_cross_entropy",
+    "ciou_loss",
+    "cross_entropy",
+    "diou_loss",
+    "focal_loss",
+    "focal_loss_sum",
+    "focal_star_loss",
+    "giou_loss",
+    "iou_loss",
+    "l1_loss",
+    "p_t",
+    "quality_focal_loss",
+    "smooth_l1_loss",
+    "softmax_focal_loss",
+]

@@ -7,21 +7,51 @@ import pytest
 import torch
 import torchvision
 
-from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss, focal_loss_sum
+from focaldet.ops.losses import inputs
+from focaldet.ops.losses.focal import (
+    balanced_focal_loss,
+    focal_loss,
+    focal_star_loss,
+    quality_focal_loss,
+    softmax_focal_loss,
+)
 
 GAMMAS = [0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
 
 
+def star(gamma, beta):
+    return lambda x, t: focal_star_loss(x, t, gamma=gamma, beta=beta)
+
+
+def focal(gamma):
+    return lambda x, t: focal_loss(x, t, gamma=gamma)
+
+
 @pytest.mark.parametrize(
-    ("x", "value", "slope"),
-    [(-2.0, 1.650078, -1.076714), (0.0, 0.173287, -0.298287), (2.0, 0.001804, -0.004871)],
+    ("loss", "x", "value", "slope"),
+    [
+        (focal(0.0), -2.0, 2.126928, -0.880797),
+        (focal(0.0), 0.0, 0.693147, -0.5),
+        (focal(0.0), 2.0, 0.126928, -0.119203),
+        (focal(2.0), -2.0, 1.650078, -1.076714),
+        (focal(2.0), 0.0, 0.173287, -0.298287),
+        (focal(2.0), 2.0, 0.001804, -0.004871),
+        (star(2.0, 1.0), -2.0, 1.524294, -0.952574),
+        (star(2.0, 1.0), 0.0, 0.156631, -0.268941),
+        (star(2.0, 1.0), 2.0, 0.003358, -0.006693),
+        (star(4.0, 0.0), -2.0, 2.000084, -0.999665),
+        (star(4.0, 0.0), 0.0, 0.173287, -0.5),
+        (star(4.0, 0.0), 2.0, 0.000084, -0.000335),
+    ],
 )
-def test_vectors_of_the_appendix(x, value, slope):
-    logit = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-    loss = focal_loss(logit, torch.tensor(1.0, dtype=torch.float64), gamma=2.0)
-    loss.backward()
-    assert loss.item() == pytest.approx(value, abs=1e-6)
-    assert logit.grad.item() == pytest.approx(slope, abs=1e-6)
+def test_vectors_of_the_appendix(loss, x, value, slope):
+    """For y = +1; the mirror image for y = -1."""
+    for y in (1.0, -1.0):
+        logit = torch.tensor(x * y, dtype=torch.float64, requires_grad=True)
+        found = loss(logit, torch.tensor(y, dtype=torch.float64))
+        found.backward()
+        assert found.item() == pytest.approx(value, abs=1e-6)
+        assert logit.grad.item() == pytest.approx(y * slope, abs=1e-6)
 
 
 def test_easy_examples_weigh_a_hundredth_and_a_thousandth():
@@ -48,10 +78,6 @@ def test_finite_value_and_gradient_at_extreme_logits(gamma):
         loss = focal_loss(x, torch.full_like(x, target), gamma=gamma)
         (grad,) = torch.autograd.grad(loss.sum(), x)
         assert torch.isfinite(loss).all() and torch.isfinite(grad).all()
-    rows = x.detach().reshape(-1, 1).requires_grad_()
-    for label in (0, 1):
-        (grad,) = torch.autograd.grad(focal_loss_sum(rows, torch.full((961,), label), alpha=0.25, gamma=gamma), rows)
-        assert torch.isfinite(grad).all()
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -66,65 +92,23 @@ def test_elementwise_error_against_many_digits(gamma):
             assert abs(value - true) / true <= (8 + 2 * gamma * abs(logit)) * 2**-24
 
 
-def dense(logits, labels, alpha, gamma, ignored=None):
-    """Sum in float64 by the elementwise form and one-hot targets."""
-    targets = torch.nn.functional.one_hot(labels, logits.shape[-1] + 1)[..., :-1].double()
-    loss = focal_loss(logits.double(), targets, gamma=gamma)
-    if alpha is not None:
-        loss = loss * torch.where(targets > 0, alpha, 1 - alpha)
-    return loss.sum() if ignored is None else loss[~ignored].sum()
-
-
-def case(dtype, seed=0, rows=3000, classes=7):
-    generator = torch.Generator().manual_seed(seed)
-    logits = (torch.randn(rows, classes, generator=generator) * 4 - 3).to(dtype)
-    labels = torch.randint(0, classes + 1, (rows,), generator=generator)
-    return logits, labels, torch.rand(rows, generator=generator) < 0.2
-
-
-@pytest.mark.parametrize("gamma", GAMMAS)
-@pytest.mark.parametrize("alpha", [0.25, None])
-def test_fused_sum_and_gradient_equal_the_elementwise_form(alpha, gamma):
-    logits, labels, ignored = case(torch.float32)
-    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    total = focal_loss_sum(ours, labels, alpha=alpha, gamma=gamma, ignored=ignored)
-    expected = dense(theirs, labels, alpha, gamma, ignored)
-    total.backward()
-    expected.backward()
-    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
-    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=3e-5, atol=1e-7)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_inputs_lose_nothing_in_the_sum(dtype):
-    logits, labels, _ = case(dtype, seed=1)
-    ours = logits.clone().requires_grad_()
-    total = focal_loss_sum(ours, labels)
-    assert total.dtype == torch.float32
-    exact = logits.double().requires_grad_()
-    expected = dense(exact, labels, 0.25, 2.0)
-    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
-    (expected.backward(), total.backward())
-    torch.testing.assert_close(ours.grad, exact.grad.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
-
-
-def test_gradcheck_in_double():
-    logits, labels, ignored = case(torch.float64, rows=9, classes=3)
-    for gamma in (0.0, 0.5, 2.0):
-        assert torch.autograd.gradcheck(
-            lambda x, g=gamma: focal_loss_sum(x, labels, gamma=g, ignored=ignored), (logits.clone().requires_grad_(),)
-        )
-        targets = (torch.rand(9, 3) > 0.5).double()
-        x = logits.clone().requires_grad_()
-        assert torch.autograd.gradcheck(lambda x, t=targets, g=gamma: focal_loss(x, t, gamma=g), (x,))
-        assert torch.autograd.gradgradcheck(lambda x, t=targets, g=gamma: focal_loss(x, t, gamma=g), (x,))
-
-
-def test_second_derivative_of_the_fused_form_is_refused():
-    logits = torch.randn(4, 3, requires_grad=True)
-    total = focal_loss_sum(logits, torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(RuntimeError, match="use balanced_focal_loss"):
-        torch.autograd.grad(total, logits, create_graph=True)
+def test_gradcheck_and_its_gradient_in_double():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(5, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    targets = torch.rand(5, 3, generator=generator) > 0.5
+    qualities = torch.rand(5, 3, dtype=torch.float64, generator=generator)
+    classes = torch.tensor([0, 1, 2, 0, 1])
+    alpha = torch.tensor([0.2, 0.5, 0.8])
+    for loss in (
+        *(lambda x, g=g: focal_loss(x, targets, gamma=g) for g in (0.0, 0.5, 2.0)),
+        lambda x: balanced_focal_loss(x, targets, alpha=alpha, gamma=0.2),
+        lambda x: focal_star_loss(x, targets, gamma=3.0, beta=0.5),
+        lambda x: quality_focal_loss(x, qualities, beta=2.0),
+        lambda x: softmax_focal_loss(x, classes, gamma=0.5, alpha=alpha),
+        lambda x: softmax_focal_loss(x, qualities.softmax(-1), gamma=2.0),
+    ):
+        assert torch.autograd.gradcheck(loss, (x,))
+        assert torch.autograd.gradgradcheck(loss, (x,))
 
 
 def test_equals_torchvision_where_that_is_finite():
@@ -136,18 +120,126 @@ def test_equals_torchvision_where_that_is_finite():
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
 
 
-def test_batches_and_blocks_do_not_change_the_sum(monkeypatch):
-    logits, labels, ignored = case(torch.float32, rows=2000)
-    whole = focal_loss_sum(logits, labels, ignored=ignored)
-    shaped = focal_loss_sum(logits.view(4, 500, 7), labels.view(4, 500), ignored=ignored.view(4, 500))
-    monkeypatch.setattr("focaldet.ops.losses.focal._BLOCK_ELEMENTS", 100)
-    blocked = focal_loss_sum(logits, labels, ignored=ignored)
-    assert whole.item() == pytest.approx(shaped.item(), rel=1e-7) == pytest.approx(blocked.item(), rel=1e-6)
+def test_alpha_per_class_weighs_each_column():
+    x, targets = torch.randn(6, 2), torch.rand(6, 2) > 0.5
+    ours = balanced_focal_loss(x, targets, alpha=torch.tensor([0.25, 0.9]), gamma=2.0)
+    columns = [balanced_focal_loss(x[:, k], targets[:, k], alpha=a, gamma=2.0) for k, a in enumerate((0.25, 0.9))]
+    torch.testing.assert_close(ours, torch.stack(columns, 1))
 
 
-def test_no_anchors_and_all_ignored_cost_nothing():
-    assert focal_loss_sum(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)).item() == 0.0
-    logits = torch.randn(5, 3, requires_grad=True)
-    total = focal_loss_sum(logits, torch.zeros(5, dtype=torch.int64), ignored=torch.ones(5, dtype=torch.bool))
-    total.backward()
-    assert total.item() == 0.0 and not logits.grad.any()
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.bfloat16])
+def test_targets_may_be_of_any_type(dtype):
+    x, targets = torch.randn(20), torch.rand(20) > 0.5
+    ours = balanced_focal_loss(x, targets.to(dtype), alpha=0.25, gamma=2.0)
+    assert torch.equal(ours, balanced_focal_loss(x, targets, alpha=0.25, gamma=2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_inputs_give_fp32_losses_and_gradients_of_one_rounding(dtype):
+    x = (torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 4).to(dtype).requires_grad_()
+    targets = torch.rand(4000, generator=torch.Generator().manual_seed(1)) > 0.9
+    exact = x.detach().double().requires_grad_()
+    ours, true = focal_loss(x, targets, gamma=2.0), focal_loss(exact, targets, gamma=2.0)
+    assert ours.dtype == torch.float32
+    assert ours.sum().item() == pytest.approx(true.sum().item(), rel=1e-6)
+    (ours.sum().backward(), true.sum().backward())
+    torch.testing.assert_close(x.grad, exact.grad.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
+
+
+def test_autocast_does_not_change_the_type_that_is_computed_in():
+    x, targets = torch.randn(50), torch.rand(50) > 0.5
+    classes = torch.zeros(10, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = focal_loss(x, targets, gamma=2.0), softmax_focal_loss(x.view(10, 5), classes, gamma=2.0)
+    outside = focal_loss(x, targets, gamma=2.0), softmax_focal_loss(x.view(10, 5), classes, gamma=2.0)
+    assert all(map(torch.equal, inside, outside))
+
+
+def test_vmap_gives_the_same():
+    x, targets = torch.randn(6, 4), torch.rand(6, 4) > 0.5
+    for loss in (focal(2.0), lambda x, t: balanced_focal_loss(x, t, alpha=torch.full((4,), 0.3), gamma=0.5)):
+        assert torch.equal(torch.func.vmap(loss)(x, targets), loss(x, targets))
+    classes = torch.arange(6) % 4
+    soft = torch.func.vmap(lambda row, c: softmax_focal_loss(row, c, gamma=2.0))(x, classes)
+    torch.testing.assert_close(soft, softmax_focal_loss(x, classes, gamma=2.0))
+    slopes = torch.func.vmap(torch.func.grad(lambda row, t: focal_loss(row, t, gamma=2.0).sum()))(x, targets)
+    leaf = x.clone().requires_grad_()
+    focal_loss(leaf, targets, gamma=2.0).sum().backward()
+    torch.testing.assert_close(slopes, leaf.grad)
+
+
+@pytest.mark.parametrize("name", ["focal", "star", "quality", "softmax"])
+def test_ignored_elements_may_hold_anything_and_count_nothing(name):
+    losses = {
+        "focal": lambda x, t, i: balanced_focal_loss(x, t, alpha=0.25, gamma=0.5, ignore=i),
+        "star": lambda x, t, i: focal_star_loss(x, t, gamma=2.0, beta=1.0, ignore=i),
+        "quality": lambda x, t, i: quality_focal_loss(x, t.float() * 0.7, ignore=i),
+        "softmax": lambda x, t, i: softmax_focal_loss(x, t.long().argmax(1), gamma=2.0, ignore=i[:, 0]),
+    }
+    x, targets = torch.randn(4, 3), torch.rand(4, 3) > 0.5
+    ignore = torch.tensor([False, True, False, True])[:, None].expand(4, 3)
+    expected = losses[name](x, targets, torch.zeros_like(ignore))
+    x[1], x[3] = torch.nan, torch.inf
+    x.requires_grad_()
+    found = losses[name](x, targets, ignore)
+    found.sum().backward()
+    assert torch.equal(found[[0, 2]], expected[[0, 2]]) and not found[[1, 3]].any()
+    assert torch.isfinite(x.grad).all() and not x.grad[[1, 3]].any() and x.grad[[0, 2]].all()
+
+
+def test_hard_qualities_are_the_focal_loss():
+    x, targets = torch.randn(100), (torch.rand(100) > 0.5).float()
+    for gamma in (0.0, 1.0, 2.0):
+        torch.testing.assert_close(quality_focal_loss(x, targets, beta=gamma), focal_loss(x, targets, gamma=gamma))
+
+
+def test_a_sure_quality_costs_nothing_but_the_entropy_is_left_without_focus():
+    y = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    x = torch.logit(y)
+    assert quality_focal_loss(x, y).abs().max() < 1e-30
+    entropy = -(y * y.log() + (1 - y) * (1 - y).log())
+    torch.testing.assert_close(quality_focal_loss(x, y, beta=0.0), entropy)
+
+
+def test_softmax_of_two_classes_is_the_binary_loss_of_their_difference():
+    x = torch.randn(30, 2) * 6
+    classes = torch.arange(30) % 2
+    binary = focal_loss(x[:, 1] - x[:, 0], classes, gamma=2.0)
+    torch.testing.assert_close(softmax_focal_loss(x, classes, gamma=2.0), binary, rtol=1e-5, atol=0)
+    weighted = softmax_focal_loss(x, classes, gamma=2.0, alpha=torch.tensor([0.75, 0.25]))
+    torch.testing.assert_close(weighted, balanced_focal_loss(x[:, 1] - x[:, 0], classes, alpha=0.25, gamma=2.0))
+
+
+def test_a_distribution_of_one_class_is_its_index():
+    x, classes = torch.randn(12, 5), torch.arange(12) % 5
+    hot = torch.nn.functional.one_hot(classes, 5).float()
+    alpha = torch.rand(5)
+    torch.testing.assert_close(
+        softmax_focal_loss(x, hot, gamma=1.5, alpha=alpha), softmax_focal_loss(x, classes, gamma=1.5, alpha=alpha)
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        (lambda x, t: focal_loss(x, t, gamma=-1.0), "gamma must be ≥ 0, found -1.0"),
+        (lambda x, t: focal_loss(x, t, gamma=math.nan), "gamma must be ≥ 0, found nan"),
+        (lambda x, t: balanced_focal_loss(x, t, alpha=1.5, gamma=2.0), r"alpha must be in \[0, 1\], found 1.5"),
+        (lambda x, t: focal_star_loss(x, t, gamma=0.0, beta=1.0), "gamma must be > 0"),
+        (lambda x, t: quality_focal_loss(x, t, beta=0.5), "beta must be 0 or ≥ 1"),
+        (lambda x, t: softmax_focal_loss(x[:, None], t.long(), gamma=2.0), "at least 2 classes"),
+    ],
+)
+def test_settings_out_of_range_are_refused(call, problem):
+    with pytest.raises(ValueError, match=problem):
+        call(torch.randn(3), torch.ones(3))
+
+
+def test_probabilities_are_told_once(monkeypatch):
+    monkeypatch.setattr(inputs, "_warned_of_probabilities", False)
+    focal_loss(torch.tensor([0.2, 1.7]), torch.ones(2), gamma=2.0)
+    focal_loss(torch.zeros(2), torch.ones(2), gamma=2.0)
+    focal_loss(torch.zeros(0), torch.ones(0), gamma=2.0)
+    with pytest.warns(UserWarning, match="take logits"):
+        focal_loss(torch.tensor([0.2, 0.7]), torch.ones(2), gamma=2.0)
+    focal_loss(torch.tensor([0.2, 0.7]), torch.ones(2), gamma=2.0)

@@ -25,7 +25,7 @@ from focaldet.nets.necks import STRIDES_PX, FeaturePyramid
 from focaldet.nets.norm import NormKind
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.boxes import clip, decode, encode
-from focaldet.ops.losses.focal import focal_loss_sum
+from focaldet.ops.losses.fused import focal_loss_sum
 from focaldet.ops.losses.normalise import Normaliser, divisors
 from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, match
@@ -205,9 +205,9 @@ class RetinaNet(Detector):
         """The focal loss of each image divided by its part of `over`; one pass where all images share a divisor."""
         alpha, gamma = self.config.loss.alpha, self.config.loss.gamma
         if self.config.loss.normaliser != "image":
-            return focal_loss_sum(logits, labels, alpha=alpha, gamma=gamma, ignored=ignored) / over[0]
+            return focal_loss_sum(logits, labels, alpha=alpha, gamma=gamma, ignore=ignored) / over[0]
         sums = [
-            focal_loss_sum(rows, classes, alpha=alpha, gamma=gamma, ignored=left_out)
+            focal_loss_sum(rows, classes, alpha=alpha, gamma=gamma, ignore=left_out)
             for rows, classes, left_out in zip(logits, labels, ignored, strict=True)
         ]
         return (torch.stack(sums) / over).sum()

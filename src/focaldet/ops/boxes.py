@@ -58,10 +58,39 @@ def elementwise_giou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]
     eps = torch.finfo(first.dtype).eps
     shared = _intersections(first, second)
     union = areas(first) + areas(second) - shared
-    top_left = torch.minimum(first[..., :2], second[..., :2])
-    bottom_right = torch.maximum(first[..., 2:], second[..., 2:])
-    hull = (bottom_right - top_left).clamp(min=0).prod(-1)
+    hull = _hull_sides(first, second).prod(-1)
     return shared / union.clamp(min=eps) - (hull - union) / hull.clamp(min=eps)
+
+
+def elementwise_diou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """Distance IoU of the i-th boxes, in (-1, 1]; differentiable (Zheng et al. 2020, eq. 7).
+
+    IoU minus the squared distance of the centres over the squared diagonal of the smallest enclosing box.
+    """
+    distance = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]) / 2
+    diagonal = _hull_sides(first, second).square().sum(-1)
+    return elementwise_iou(first, second) - distance.square().sum(-1) / diagonal.clamp(min=torch.finfo(first.dtype).eps)
+
+
+def elementwise_ciou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """Complete IoU of the i-th boxes, in (-2, 1]; differentiable (Zheng et al. 2020, eqs. 8 to 11).
+
+    Distance IoU minus α v, v the difference of the aspect ratios in [0, 1]; α is a weight without gradient.
+    """
+    angles = [
+        torch.atan2(size[..., 0], size[..., 1].clamp(min=torch.finfo(size.dtype).eps))
+        for size in ((box[..., 2:] - box[..., :2]).clamp(min=0) for box in (first, second))
+    ]
+    v = 4 / math.pi**2 * (angles[0] - angles[1]).square()
+    with torch.no_grad():
+        weight = v / (1 - elementwise_iou(first, second) + v).clamp(min=torch.finfo(v.dtype).eps)
+    return elementwise_diou(first, second) - weight * v
+
+
+def _hull_sides(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 2"]:
+    """Width and height of the smallest box around both."""
+    corner = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
+    return corner.clamp(min=0)
 
 
 def encode(boxes: Float[Tensor, "*N 4"], anchors: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 4"]:

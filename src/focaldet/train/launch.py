@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor
 
 from focaldet.errors import CheckpointError, MemoryShortError
 from focaldet.evaluate.inference import Precision, autocast, pick_precision
@@ -36,13 +35,6 @@ def build_autocast(precision: Precision | None, *, device: torch.device) -> Auto
     """The precision asked for, or bf16 where `device` multiplies in it natively and fp32 elsewhere."""
     chosen = pick_precision(precision, device=device)
     return Autocast(chosen, device, torch.amp.GradScaler(device.type) if chosen == "fp16" else None)
-
-
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """`value` added up over all processes, without gradient."""
-    total = value.detach().clone()
-    torch.distributed.all_reduce(total)
-    return total
 
 
 def seed_everything(*numbers: int) -> None:

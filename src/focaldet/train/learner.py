@@ -10,9 +10,10 @@ from focaldet import config as configs
 from focaldet.data.index import Classes
 from focaldet.evaluate.inference import resize_asked
 from focaldet.models import DETECTORS, Detector, LossContext, build
+from focaldet.ops.losses.normalise import sum_over_ranks
 from focaldet.train.config import BASE_BATCH, RunConfig
 from focaldet.train.ema import Ema
-from focaldet.train.launch import Autocast, build_autocast, seed_everything, sum_over_ranks
+from focaldet.train.launch import Autocast, build_autocast, seed_everything
 from focaldet.train.optim import build_optimizer
 from focaldet.weights import LoadReport, load_into
 

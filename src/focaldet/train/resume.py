@@ -85,16 +85,20 @@ class RunFolder:
         return self.path / "state" / "last" / "checkpoint.pt"
 
     def create(self, config: RunConfig) -> None:
-        """Make the folders and write the settings; with `overwrite`, what an earlier run left goes first."""
+        """Make the folders and write the settings; with `overwrite`, what an earlier run left goes first.
+
+        Raises:
+            ConfigError: no folder can be made there.
+        """
+        configs.made_folder(self.path)
         if config.overwrite:
             self._clear()
-        self.path.mkdir(parents=True, exist_ok=True)
         # In one move, because the settings are also written anew when a run is resumed.
         part = self.path / ".config.yaml.partial"
         configs.save(replace(config, resume=False, overwrite=False), part)
         part.replace(self.config)
-        self.last.parent.mkdir(exist_ok=True)
-        self.state.parent.mkdir(parents=True, exist_ok=True)
+        configs.made_folder(self.last.parent)
+        configs.made_folder(self.state.parent)
 
     def _clear(self) -> None:
         """Remove what a run leaves, and nothing else."""
@@ -110,16 +114,13 @@ def open_folder(config: RunConfig) -> RunFolder:
     A run that was killed before its first save is resumed from its beginning.
 
     Raises:
-        ConfigError: it holds something and neither `resume` nor `overwrite` was asked for, or what it holds is no run.
+        ConfigError: it holds something and neither `resume` nor `overwrite` was asked for, what it holds is no run, a
+            file is in its place or in that of a parent, or there is no permission.
         CheckpointError: there is nothing to resume.
     """
     folder = RunFolder(config.out)
-    if config.out.exists() and not config.out.is_dir():
-        raise ConfigError(f"out: {config.out} is a file, not a folder")
-    # Hidden files do not count: a kill may have left half a `.config.yaml.partial` and nothing else.
-    entries = config.out.iterdir() if config.out.is_dir() else ()
-    contents = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    is_run = not contents or folder.config.exists()
+    contents = _visible_names(config.out)
+    is_run = not contents or folder.config.name in contents
     if config.resume and not (config.out.is_dir() and is_run):
         raise CheckpointError(f"{config.out}: holds no run to resume")
     if config.overwrite and not is_run:
@@ -127,6 +128,21 @@ def open_folder(config: RunConfig) -> RunFolder:
     if contents and not (config.resume or config.overwrite):
         raise ConfigError(f"out: {config.out} already exists; go on with --resume, or replace it with --overwrite")
     return folder
+
+
+def _visible_names(out: Path) -> list[str]:
+    """The sorted names in the folder `out`; none where there is nothing yet.
+
+    Hidden files do not count: a kill may have left half a `.config.yaml.partial` and nothing else.
+    """
+    try:
+        in_the_way = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
+        names = [entry.name for entry in out.iterdir()] if out.is_dir() else []
+    except OSError as error:
+        raise ConfigError(f"out: {out}: cannot be looked into: {error.strerror}") from None
+    if in_the_way is not None:
+        raise ConfigError(f"out: {in_the_way} is a file, not a folder")
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from focaldet.errors import NonFiniteLossError
+from focaldet.ops.losses.normalise import sum_over_ranks
 from focaldet.train.config import RunConfig
-from focaldet.train.launch import seed_everything, sum_over_ranks
+from focaldet.train.launch import seed_everything
 from focaldet.train.learner import Learner
 from focaldet.train.optim import clip_gradients, set_rate
 from focaldet.types import Batch

@@ -42,3 +42,10 @@ def divisors(
     else:
         count = total.float() + 1 if kind == "batch_plus_one" else total.float().clamp(min=1)
     return (count / num_ranks).expand(len(positives))
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """`value` added up over all processes of `torch.distributed`, without gradient."""
+    total = value.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total

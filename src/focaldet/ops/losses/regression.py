@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from focaldet.ops.boxes import elementwise_giou
+from focaldet.ops.boxes import elementwise_ciou, elementwise_diou, elementwise_giou, elementwise_iou
 
 
 def smooth_l1_loss(
@@ -20,6 +20,26 @@ def smooth_l1_loss(
     return torch.where(distance < beta, 0.5 * distance * distance / beta, distance - 0.5 * beta)
 
 
+def l1_loss(predicted: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """|d| of every element."""
+    return smooth_l1_loss(predicted, target, beta=0.0)
+
+
+def iou_loss(predicted: Float[Tensor, "*N 4"], target: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """1 - IoU of each pair of xyxy boxes, in [0, 1]; without a gradient where the boxes do not meet."""
+    return 1 - elementwise_iou(predicted, target)
+
+
 def giou_loss(predicted: Float[Tensor, "*N 4"], target: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
     """1 - GIoU of each pair of xyxy boxes, in [0, 2)."""
     return 1 - elementwise_giou(predicted, target)
+
+
+def diou_loss(predicted: Float[Tensor, "*N 4"], target: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """1 - DIoU of each pair of xyxy boxes, in [0, 2)."""
+    return 1 - elementwise_diou(predicted, target)
+
+
+def ciou_loss(predicted: Float[Tensor, "*N 4"], target: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
+    """1 - CIoU of each pair of xyxy boxes, in [0, 3)."""
+    return 1 - elementwise_ciou(predicted, target)

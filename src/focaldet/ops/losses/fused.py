@@ -1,0 +1,155 @@
+"""The α-balanced focal loss of dense detectors, summed in one pass, with its gradient and nothing else of its size.
+
+Axes: A anchors (rows), K classes. Inputs are logits; everything is computed in fp32 (fp64 stays fp64), half-precision
+inputs give an fp32 sum.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from focaldet.ops.losses.inputs import require_gamma, warn_of_probabilities, widened
+
+_BLOCK_ELEMENTS = 1 << 16  # 256 KB of fp32: the block's handful of temporaries stays in the second-level cache
+
+
+def focal_loss_sum(
+    logits: Float[Tensor, "*A K"],
+    labels: Int64[Tensor, "*A"],
+    *,
+    alpha: float | None = 0.25,
+    gamma: float = 2.0,
+    ignore: Bool[Tensor, "*A"] | None = None,
+) -> Float[Tensor, ""]:
+    """The sum of the α-balanced focal loss (eq. 5) over all anchors and classes, in [0, ∞), in one pass.
+
+    `labels` hold the class in [0, K) or K for background; rows marked in `ignore` count nothing, whatever they hold.
+    `alpha=None` leaves the balance out (eq. 4). Loss and gradient are computed together: beside the gradient (in the
+    type of `logits`) nothing of the size of `logits` is allocated. On CUDA it is one Triton kernel.
+
+    Raises:
+        ValueError: γ below 0, or (looked at on the CPU only) a label outside [0, K] that is not ignored.
+        RuntimeError: on the attempt to differentiate twice.
+    """
+    require_gamma(gamma)
+    warn_of_probabilities(logits)
+    total: Tensor = _FocalLossSum.apply(logits, labels, alpha, gamma, ignore)
+    return total
+
+
+class _FocalLossSum(torch.autograd.Function):
+    """Loss and gradient in one pass; the gradient waits for `backward`, which gives it away.
+
+    Whoever runs `backward` again on a retained graph has it computed again.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  autograd passes positions only
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        alpha: float | None,
+        gamma: float,
+        ignore: Tensor | None,
+    ) -> Tensor:
+        ctx.alpha, ctx.gamma = alpha, gamma
+        ctx.save_for_backward(logits, labels, ignore)
+        with_slope = ctx.needs_input_grad[0]
+        total, ctx.slope = _sum_and_slope(logits, labels, ignore, alpha=alpha, gamma=gamma, with_slope=with_slope)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # only so while a graph of this gradient is asked for
+            raise RuntimeError("focal_loss_sum has no second derivative: use balanced_focal_loss, which has")
+        slope, ctx.slope = ctx.slope, None
+        if slope is None:
+            logits, labels, ignore = ctx.saved_tensors
+            _, slope = _sum_and_slope(logits, labels, ignore, alpha=ctx.alpha, gamma=ctx.gamma, with_slope=True)
+        return slope.mul_(grad_output.to(slope.dtype)), None, None, None, None
+
+
+def _sum_and_slope(
+    logits: Tensor, labels: Tensor, ignore: Tensor | None, *, alpha: float | None, gamma: float, with_slope: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The sum, and its derivative by every logit if wanted."""
+    rows, classes = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    left_out = None if ignore is None else ignore.reshape(-1)
+    if logits.device.type == "cuda":
+        from focaldet.ops.losses.fused_cuda import sum_and_slope
+
+        total, slopes = sum_and_slope(rows, classes, left_out, alpha, gamma, with_slope)
+        slope = slopes if with_slope else None
+    else:
+        _require_labels(classes, left_out, num_classes=rows.shape[1])
+        slope = torch.empty_like(rows) if with_slope else None
+        total = torch.zeros((), dtype=torch.float64, device=logits.device)
+        for start in range(0, len(rows), step := max(1, _BLOCK_ELEMENTS // max(1, rows.shape[1]))):
+            block = slice(start, start + step)
+            masked, part = (None if each is None else each[block] for each in (left_out, slope))
+            total += _block(rows[block], classes[block], masked, part, alpha=alpha, gamma=gamma)
+    total = total.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    return total, None if slope is None else slope.view(logits.shape)
+
+
+def _require_labels(labels: Int64[Tensor, " A"], ignore: Bool[Tensor, " A"] | None, *, num_classes: int) -> None:
+    outside = (labels < 0) | (labels > num_classes)
+    if ignore is not None:
+        outside &= ~ignore
+    if outside.any():
+        found = int(labels[outside][0])
+        raise ValueError(f"labels must be in [0, {num_classes}], {num_classes} for background, found {found}")
+
+
+def _block(
+    logits: Float[Tensor, "A K"],
+    labels: Int64[Tensor, " A"],
+    ignore: Bool[Tensor, " A"] | None,
+    slope_out: Float[Tensor, "A K"] | None,
+    *,
+    alpha: float | None,
+    gamma: float,
+) -> Float[Tensor, ""]:
+    """Sum of the block's loss in float64; writes d loss / d logit into `slope_out`.
+
+    All elements are first treated as negatives; the few positives (one a row at most) are then put right.
+    """
+    x = widened(logits)
+    positive = (labels < x.shape[1]).nonzero().squeeze(1)
+    if ignore is not None:
+        x = x.masked_fill(ignore[:, None], 0.0)
+        positive = positive[~ignore[positive]]
+    column = labels[positive]
+    loss, slope = _value_and_slope(x, gamma)
+    true_loss, true_slope = _value_and_slope(-x[positive, column], gamma)
+    if alpha is not None:
+        loss, slope = loss * (1 - alpha), slope * (1 - alpha)
+        true_loss, true_slope = true_loss * alpha, true_slope * alpha
+    loss[positive, column] = true_loss
+    slope[positive, column] = -true_slope
+    if ignore is not None:
+        loss.masked_fill_(ignore[:, None], 0.0)
+        slope.masked_fill_(ignore[:, None], 0.0)
+    if slope_out is not None:
+        slope_out.copy_(slope)
+    return loss.sum(dtype=torch.float64)
+
+
+def _value_and_slope(
+    x: Float[Tensor, "*shape"], gamma: float
+) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Focal loss of negatives with logit `x`, and its derivative: p^γ · s and p^γ (γ (1 - p) s + p), s = softplus(x).
+
+    With p = σ(x) the probability given to the wrong answer, so p_t = 1 - p and s = -log p_t.
+    """
+    decay = torch.exp(-x.abs())
+    log_sum = torch.log1p(decay)
+    softplus = x.clamp(min=0) + log_sum
+    p = torch.where(x >= 0, 1.0, decay) / (1 + decay)
+    if gamma == 0:
+        return softplus, p
+    power = p * p if gamma == 2 else torch.exp(gamma * (x.clamp(max=0) - log_sum))
+    q = torch.where(x >= 0, decay, 1.0) / (1 + decay)
+    return power * softplus, power * (gamma * q * softplus + p)

@@ -1,0 +1,84 @@
+"""What every classification loss does with its inputs before it computes.
+
+Inputs are logits; they are computed in fp32 (fp64 stays fp64), whatever their type.
+"""
+
+import warnings
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+Targets = Float[Tensor, "*shape"] | Bool[Tensor, "*shape"] | Int64[Tensor, "*shape"]
+"""1 for what an element is, 0 for what it is not."""
+Alpha = float | Float[Tensor, " K"]
+"""The weight of positives in [0, 1], for all classes or for each (the last axis); negatives weigh 1 - α."""
+
+_warned_of_probabilities = False
+
+
+def widened(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The logits in the type that is computed in."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def signed(
+    logits: Float[Tensor, "*shape"], targets: Targets, *, ignore: Bool[Tensor, "*shape"] | None
+) -> Float[Tensor, "*shape"]:
+    """x for positives and -x for negatives, so that p_t = σ(signed x); 0 where ignored, whatever stands there."""
+    warn_of_probabilities(logits)
+    x = widened(logits)
+    if ignore is not None:
+        x = x.masked_fill(ignore, 0.0)
+    return torch.where(is_positive(targets), x, -x)
+
+
+def is_positive(targets: Targets) -> Bool[Tensor, "*shape"]:
+    """Where the targets are 1."""
+    return targets if targets.dtype == torch.bool else targets > 0.5
+
+
+def kept(loss: Float[Tensor, "*shape"], ignore: Bool[Tensor, "*shape"] | None) -> Float[Tensor, "*shape"]:
+    """The loss with 0 where ignored."""
+    return loss if ignore is None else loss.masked_fill(ignore, 0.0)
+
+
+def balance(targets: Targets, alpha: Alpha, *, dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+    """α_t: α where the targets are 1, 1 - α elsewhere.
+
+    Raises:
+        ValueError: an α outside [0, 1].
+    """
+    if isinstance(alpha, Tensor):
+        share = alpha.to(dtype)
+    elif 0 <= alpha <= 1:
+        share = torch.tensor(alpha, dtype=torch.float64, device=targets.device)
+    else:
+        raise ValueError(f"alpha must be in [0, 1], found {alpha}")
+    return torch.where(is_positive(targets), share, 1 - share).to(dtype)
+
+
+def require_gamma(gamma: float) -> None:
+    """Refuse an exponent below 0.
+
+    Raises:
+        ValueError: it is below 0 or not a number.
+    """
+    if not gamma >= 0:
+        raise ValueError(f"gamma must be ≥ 0, found {gamma}")
+
+
+def warn_of_probabilities(logits: Tensor) -> None:
+    """Warn once in a process if all values could be probabilities; on the CPU only, where looking costs no wait."""
+    global _warned_of_probabilities  # noqa: PLW0603  once in a process is what is asked for
+    if _warned_of_probabilities or logits.device.type != "cpu" or torch.compiler.is_compiling() or not logits.numel():
+        return
+    try:
+        low, high = (float(bound) for bound in torch.aminmax(logits.detach()))
+    except RuntimeError:  # under vmap and while tracing there are no values to look at
+        return
+    if low >= 0 and 0 < high <= 1:
+        _warned_of_probabilities = True
+        warnings.warn(
+            "all values are in [0, 1]: these losses take logits; were probabilities passed?", UserWarning, stacklevel=4
+        )

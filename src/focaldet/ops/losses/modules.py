@@ -1,0 +1,198 @@
+"""The classification losses as modules: sums over any shape, divided by a normaliser that detectors know.
+
+Axes: B images (the first axis of whatever is given), K classes.
+"""
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from focaldet.ops.losses import focal
+from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy
+from focaldet.ops.losses.inputs import Alpha, is_positive, require_gamma
+from focaldet.ops.losses.normalise import START, Normaliser, divisors, sum_over_ranks
+
+Divisor = Normaliser | Literal["elements", "none"]
+
+
+class NormalisedLoss(nn.Module):
+    """A scalar: the sum of an elementwise loss over `normaliser`.
+
+    `batch`, `image`, `batch_plus_one` and `moving_average` count the positives (targets of 1), see
+    `normalise.divisors`; the moving average is part of the state dict. `elements` counts all that is not ignored,
+    `none` divides by 1. With `over_ranks` the counts are those of all processes of `torch.distributed`, so that the
+    mean of the gradients over the processes is that of one process with all the data.
+
+    Raises:
+        ValueError: an unknown normaliser.
+    """
+
+    average: Tensor
+
+    def __init__(self, *, normaliser: Divisor = "batch", over_ranks: bool = False) -> None:
+        super().__init__()
+        known = ("batch", "image", "batch_plus_one", "moving_average", "elements", "none")
+        if normaliser not in known:
+            raise ValueError(f"normaliser must be one of {', '.join(known)}, found {normaliser!r}")
+        self.normaliser, self.over_ranks = normaliser, over_ranks
+        self.register_buffer("average", torch.tensor(START), persistent=normaliser == "moving_average")
+
+    @abstractmethod
+    def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
+        """The loss of every element or row, 0 where ignored."""
+
+    def positives(self, targets: Tensor) -> Bool[Tensor, "*shape"]:
+        """Where there is something to find."""
+        return is_positive(targets)
+
+    def forward(self, logits: Tensor, targets: Tensor, ignore: Tensor | None = None) -> Float[Tensor, ""]:
+        """The normalised loss of logits of any shape with at least one axis.
+
+        `targets` and `ignore` are as the elementwise function of the same name takes them.
+        """
+        loss = self.elementwise(logits, targets, ignore)
+        if self.normaliser == "none":
+            return loss.sum()
+        counted = torch.ones_like(loss, dtype=torch.bool) if ignore is None else ~ignore
+        if self.normaliser != "elements":
+            counted = counted & self.positives(targets)
+        return (loss.flatten(1).sum(1) if loss.ndim > 1 else loss).div(self._divisors(counted)).sum()
+
+    def _divisors(self, counted: Bool[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
+        """What the loss of each image is divided by."""
+        ranks = torch.distributed.get_world_size() if self.over_ranks and torch.distributed.is_initialized() else 1
+        averages = {"positives": self.average}
+        over = divisors(
+            counted.flatten(1).sum(1) if counted.ndim > 1 else counted.long(),
+            "batch" if self.normaliser == "elements" or self.normaliser == "none" else self.normaliser,  # noqa: PLR1714
+            averages=averages,
+            all_reduce_sum=sum_over_ranks if ranks > 1 else None,
+            num_ranks=ranks,
+        )
+        if self.training:
+            self.average.copy_(averages["positives"])
+        return over
+
+
+def keep_alpha(module: nn.Module, alpha: Alpha) -> None:
+    """Set `module.alpha`; one per class goes where the module goes."""
+    if isinstance(alpha, Tensor):
+        module.register_buffer("alpha", alpha, persistent=False)
+    else:
+        setattr(module, "alpha", alpha)  # noqa: B010  nn.Module declares only modules and tensors
+
+
+class BinaryCrossEntropyLoss(NormalisedLoss):
+    """Equation 1, summed and normalised: `cross_entropy.binary_cross_entropy`."""
+
+    def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
+        return binary_cross_entropy(logits, targets, ignore=ignore)
+
+
+class BalancedCrossEntropyLoss(NormalisedLoss):
+    """Equation 3, summed and normalised: `cross_entropy.balanced_cross_entropy`."""
+
+    alpha: Alpha
+
+    def __init__(self, *, alpha: Alpha, normaliser: Divisor = "batch", over_ranks: bool = False) -> None:
+        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+        keep_alpha(self, alpha)
+
+    def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
+        return balanced_cross_entropy(logits, targets, alpha=self.alpha, ignore=ignore)
+
+
+class FocalLoss(NormalisedLoss):
+    """Equation 4, summed and normalised: `focal.focal_loss`."""
+
+    def __init__(self, *, gamma: float = 2.0, normaliser: Divisor = "batch", over_ranks: bool = False) -> None:
+        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+        require_gamma(gamma)
+        self.gamma = gamma
+
+    def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
+        return focal.focal_loss(logits, targets, gamma=self.gamma, ignore=ignore)
+
+
+class BalancedFocalLoss(NormalisedLoss):
+    """Equation 5, summed and normalised, with the paper's α and γ: `focal.balanced_focal_loss`."""
+
+    alpha: Alpha
+
+    def __init__(
+        self, *, alpha: Alpha = 0.25, gamma: float = 2.0, normaliser: Divisor = "batch", over_ranks: bool = False
+    ) -> None:
+        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+        require_gamma(gamma)
+        keep_alpha(self, alpha)
+        self.gamma = gamma
+
+    def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
+        return focal.balanced_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma, ignore=ignore)
+
+
+class FocalStarLoss(NormalisedLoss):
+    """FL* of appendix A, summed and normalised: `focal.focal_star_loss`."""
+
+    def __init__(
+        self, *, gamma: float = 2.0, beta: float = 1.0, normaliser: Divisor = "batch", over_ranks: bool = False
+    ) -> None:
+        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+        self.gamma, self.beta = gamma, beta
+
+    def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
+        return focal.focal_star_loss(logits, targets, gamma=self.gamma, beta=self.beta, ignore=ignore)
+
+
+class QualityFocalLoss(NormalisedLoss):
+    """The focal loss for soft targets, summed and normalised: `focal.quality_focal_loss`. A quality above 0 counts as a
+    positive.
+    """
+
+    def __init__(self, *, beta: float = 2.0, normaliser: Divisor = "batch", over_ranks: bool = False) -> None:
+        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+        self.beta = beta
+
+    def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
+        return focal.quality_focal_loss(logits, targets, beta=self.beta, ignore=ignore)
+
+    def positives(self, targets: Tensor) -> Bool[Tensor, "*shape"]:
+        return targets > 0
+
+
+class SoftmaxFocalLoss(NormalisedLoss):
+    """The focal loss of a softmax over the last axis, summed over rows and normalised: `focal.softmax_focal_loss`.
+
+    By default it is the mean over rows. `background` is the class that is no positive, for the normalisers that count.
+
+    Raises:
+        ValueError: a normaliser that counts positives without a `background`.
+    """
+
+    alpha: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 2.0,
+        alpha: Float[Tensor, " K"] | None = None,
+        background: int | None = None,
+        normaliser: Divisor = "elements",
+        over_ranks: bool = False,
+    ) -> None:
+        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+        require_gamma(gamma)
+        if background is None and normaliser not in ("elements", "none"):
+            raise ValueError(f"normaliser {normaliser!r} counts positives: say which class is the background")
+        self.gamma, self.background = gamma, background
+        self.register_buffer("alpha", alpha, persistent=False)
+
+    def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
+        return focal.softmax_focal_loss(logits, targets, gamma=self.gamma, alpha=self.alpha, ignore=ignore)
+
+    def positives(self, targets: Tensor) -> Bool[Tensor, "*shape"]:
+        classes = targets.argmax(-1) if targets.is_floating_point() else targets
+        return classes.ne(-1 if self.background is None else self.background)

@@ -34,13 +34,13 @@ def hint(name: str, valid: Iterable[str]) -> str:
 
 
 def as_number(text: str, place: Place, allowed: str = "a finite number") -> float:
-    """The number that a text field holds; spaces around it are allowed, NaN and infinity are not.
+    """The number that a text field holds, in ASCII; spaces around it are allowed, NaN and infinity are not.
 
     Raises:
-        DataError: anything else.
+        DataError: anything else, also `1_000` and digits of other scripts, which Python itself would take.
     """
     try:
-        number = float(text)
+        number = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

@@ -70,6 +70,19 @@ def test_error_names_the_box(tmp_path, box):
         read(tmp_path, [GOOD, box], bad_boxes="error")
 
 
+@pytest.mark.parametrize(("bad_boxes", "severity"), [("clip", "error"), ("error", "error"), ("drop", "warning")])
+def test_lenient_lists_impossible_boxes_and_keeps_the_rest(tmp_path, bad_boxes, severity):
+    index = read(tmp_path, [GOOD, (math.nan, 0, 5, 5), (0, 0, 1e308, 1)], bad_boxes=bad_boxes, lenient=True)
+    assert index.boxes.tolist() == [list(GOOD)]
+    assert index.findings.counts == {(severity, "box impossible"): 2}
+
+
+def test_lenient_lists_every_box_that_would_be_refused(tmp_path):
+    index = read(tmp_path, [(-5, -5, 10, 10), GOOD, (5, 5, 5, 9)], bad_boxes="error", lenient=True)
+    assert index.boxes.tolist() == [list(GOOD)]
+    assert index.findings.counts == {("error", "box outside"): 1, ("error", "box empty"): 1}
+
+
 def test_error_lets_rounding_pass(tmp_path):
     assert read(tmp_path, [(0, 0, 64.4, 48)], bad_boxes="error").boxes.tolist() == [[0, 0, 64, 48]]
 

@@ -1,6 +1,7 @@
 """The data doctor's figures by hand, and its exit codes."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -113,8 +114,29 @@ def test_bad_boxes_follow_the_setting(tmp_path):
     write_coco(tmp_path, document)
     assert kinds(check(DataConfig(path=tmp_path))) == {"box clipped": 1}
     assert kinds(check(DataConfig(path=tmp_path, bad_boxes="drop"))) == {"box outside": 1}
-    with pytest.raises(DataError, match="allowed"):
-        check(DataConfig(path=tmp_path, bad_boxes="error"))
+    refused = check(DataConfig(path=tmp_path, bad_boxes="error"))
+    assert refused.findings.counts == {("error", "box outside"): 1} and refused.exit_code == 1
+    assert refused.splits[0].boxes == 2
+
+
+def test_impossible_boxes_are_all_listed_and_hide_nothing_else(tmp_path):
+    document = coco_document()
+    document["annotations"] += [
+        {"id": 600 + i, "image_id": 100, "category_id": 3, "bbox": box}
+        for i, box in enumerate([[math.nan, 0, 5, 5], [0, 0, 1e308, 5], [-10, 0, 30, 30]])
+    ]
+    write_coco(tmp_path, document)
+    (tmp_path / "images" / "c.png").unlink()
+    report = check(DataConfig(path=tmp_path))
+    assert report.findings.counts == {
+        ("error", "box impossible"): 2,
+        ("error", "picture unusable"): 1,
+        ("warning", "box clipped"): 1,
+    }
+    assert (report.exit_code, report.splits[0].boxes) == (1, 4)
+    assert "annotations[4] (id 601) · bbox: box x1, y1, x2, y2 = 0, 0, 1e+308, 5" in "\n".join(
+        report.lines(listed=True)
+    )
 
 
 def test_the_report_is_json(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float64, Int32, Int64
 from torch import Tensor
 
-from focaldet.data.findings import Place, Problem
+from focaldet.data.findings import Place, Problem, Severity
 from focaldet.data.images import read_header
 from focaldet.data.index import BadBoxes, Index, pack_paths, starts
 from focaldet.data.records import Records
@@ -28,12 +28,14 @@ _WORTH_THREADS = 64
 def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, lenient: bool = False) -> Index:
     """The index of a split: sizes from the picture files, boxes inside the pictures, everything odd in `findings`.
 
-    Without `pictures` no file is opened and the declared sizes count. `lenient` leaves out pictures that cannot be read
-    and lists them as errors, so that a check can report all of them at once; it still raises where none can be read.
+    Without `pictures` no file is opened and the declared sizes count. `lenient` lists pictures that cannot be read and
+    boxes that would be refused as errors and goes on without them, so that a check can report all of them at once; it
+    still raises where no picture can be read.
 
     Raises:
         DataError: no images; a picture that is missing, unreadable or outside its folder (unless `lenient`); a box that
-            is no box of pixels (unless they are dropped); any bad box if `bad_boxes` is "error".
+            is no box of pixels (unless `lenient` or they are dropped); any bad box if `bad_boxes` is "error" (unless
+            `lenient`).
     """
     if not records.paths:
         raise DataError(f'the split "{records.name}" holds no images', file=records.source)
@@ -41,7 +43,7 @@ def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, le
     keep = _without_failures(records, found, lenient=lenient)
     sizes = torch.tensor([[0, 0] if isinstance(size, DataError) else size for size in found], dtype=torch.int32)
     _note_repeated_paths(records)
-    rows, boxes = _checked_boxes(records, sizes, keep, bad_boxes=bad_boxes)
+    rows, boxes = _checked_boxes(records, sizes, keep, bad_boxes=bad_boxes, lenient=lenient)
     images = keep.nonzero()[:, 0]
     owners = (keep.cumsum(0) - 1)[records.owners[rows]]
     order = owners.argsort(stable=True)
@@ -140,7 +142,7 @@ def _note_repeated_paths(records: Records) -> None:
 
 
 def _checked_boxes(
-    records: Records, sizes: Int32[Tensor, "N 2"], keep: Bool[Tensor, " N"], *, bad_boxes: BadBoxes
+    records: Records, sizes: Int32[Tensor, "N 2"], keep: Bool[Tensor, " N"], *, bad_boxes: BadBoxes, lenient: bool
 ) -> tuple[Int64[Tensor, " R"], Float64[Tensor, "R 4"]]:
     """Rows of the boxes that stay, and these boxes inside their pictures."""
     rows = keep[records.owners].nonzero()[:, 0]
@@ -152,16 +154,21 @@ def _checked_boxes(
     moved = (clipped - boxes).abs().nan_to_num().amax(1) if len(rows) else empty.double()
     outside = (moved > ROUNDING_PX) & ~wild & ~empty
     report = _BoxReport(records, rows, boxes, limits)
-    if bad_boxes != "drop":
+    if not lenient and bad_boxes != "drop":
         report.refuse(wild)
-    if bad_boxes == "error":
+    if not lenient and bad_boxes == "error":
         report.refuse(empty | outside)
-    report.warn(wild, "box impossible", "dropped")
-    report.warn(empty, "box empty", "nothing of it is inside, dropped")
-    drop = bad_boxes == "drop"
-    report.warn(outside, "box outside" if drop else "box clipped", "dropped" if drop else "clipped")
+    clip = bad_boxes == "clip"
+    dropped = "training refuses it" if bad_boxes == "error" else "dropped"
+    fault: Severity = "error" if bad_boxes == "error" else "warning"
+    if bad_boxes == "drop":
+        report.add(wild, "warning", "box impossible", "dropped")
+    else:
+        report.add(wild, "error", "box impossible", "these are no pixel coordinates; training refuses it")
+    report.add(empty, fault, "box empty", f"nothing of it is inside, {dropped}")
+    report.add(outside, fault, "box clipped" if clip else "box outside", "clipped" if clip else dropped)
     report.note_rounded((moved > 0) & ~wild & ~empty & ~outside)
-    stays = ~(wild | empty | outside) if drop else ~(wild | empty)
+    stays = ~(wild | empty) if clip else ~(wild | empty | outside)
     return rows[stays], clipped[stays]
 
 
@@ -184,14 +191,14 @@ class _BoxReport:
                 allowed = f"these are no pixel coordinates; {allowed}"
             raise self._place(i).error(f"{self._describe(i)}; {allowed}{more}")
 
-    def warn(self, bad: Bool[Tensor, " R"], kind: str, outcome: str) -> None:
-        """List the marked boxes as warnings of one kind."""
+    def add(self, bad: Bool[Tensor, " R"], severity: Severity, kind: str, outcome: str) -> None:
+        """List the marked boxes as problems of one kind."""
         chosen = bad.nonzero()[:, 0].tolist()
 
         def problem(k: int) -> Problem:
-            return self._place(chosen[k]).problem("warning", kind, f"{self._describe(chosen[k])}: {outcome}")
+            return self._place(chosen[k]).problem(severity, kind, f"{self._describe(chosen[k])}: {outcome}")
 
-        self.records.findings.add_all("warning", kind, len(chosen), problem)
+        self.records.findings.add_all(severity, kind, len(chosen), problem)
 
     def note_rounded(self, moved: Bool[Tensor, " R"]) -> None:
         """One note on all boxes that a rounding tool put a hair outside."""

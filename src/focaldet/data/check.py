@@ -86,8 +86,8 @@ def check(
     """What a data set holds and what is odd about it. Opens every picture's header, decodes none.
 
     Looked at are the splits for training, validation and testing. `anchors` are measured on P3…P7 with pictures resized
-    by `size` (the paper's short side 800 where it is None); None leaves that out. Pictures that cannot be read are
-    listed as errors.
+    by `size` (the paper's short side 800 where it is None); None leaves that out. Pictures that cannot be read and
+    boxes that training would refuse are listed as errors.
 
     Raises:
         DataError: annotations that cannot be read at all.

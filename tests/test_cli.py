@@ -80,6 +80,10 @@ class TestTrainFlags:
         }
         assert found == expected
 
+    @pytest.mark.parametrize("text", ["2020-99-99", "!!bool", "!!int", "[1"])
+    def test_what_yaml_cannot_read_stays_text(self, settings_of, text):
+        assert settings_of(f"--architecture.backbone {text}").architecture == {"backbone": text}
+
 
 class TestConfigFile:
     @pytest.fixture
@@ -123,6 +127,16 @@ class TestConfigFile:
 
     def test_a_missing_file(self, capsys, tmp_path):
         assert "cannot be read" in refused(capsys, f"train --config {tmp_path / 'none.yaml'}")
+
+
+def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, demo_data, tmp_path):
+    (tmp_path / "file").touch()
+    picture = demo_data / "images" / "test_00000.png"
+    for out in (tmp_path / "file", tmp_path / "file" / "sub"):
+        for line in (f"train --data {demo_data}", f"eval {tiny_run}", f"predict {tiny_run} {picture}"):
+            said = refused(capsys, f"{line} --out {out}")
+            assert said.startswith("focaldet: out: ")
+            assert str(tmp_path / "file") in said
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy
 import pytest
@@ -289,6 +290,62 @@ def test_a_second_run_does_not_take_its_own_results_for_pictures(shots):
     first = predict_files(predictor(), [shots], shots / "drawn")
     assert predict_files(predictor(), [shots], shots / "drawn").num_images == first.num_images == 4
     assert find_pictures([shots / "drawn" / "002.jpg"], leave_out=shots / "drawn") == [shots / "drawn" / "002.jpg"]
+
+
+def test_only_folders_leave_out_earlier_results(shots, tmp_path):
+    """However the folders are written. Patterns and lists name their pictures, so none is dropped."""
+    left, right = shots / "left" / "001.png", shots / "right" / "002.png"
+    (tmp_path / "list.txt").write_text("in/left/001.png\nin/right/002.png\n")
+    assert find_pictures([tmp_path / "list.txt"], leave_out=shots) == [left, right]
+    assert find_pictures([str(shots / "*" / "00?.png")], leave_out=shots / "left")[0] == left
+    (tmp_path / "link").symlink_to(shots / "right")
+    for leave_out in (shots / "right", shots / "left" / ".." / "right", tmp_path / "link"):
+        assert find_pictures([shots], leave_out=leave_out) == [left]
+
+
+def test_a_folder_inside_the_results_says_why_it_holds_nothing(shots, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for one in ("in", "."):
+        with pytest.raises(DataError, match=r"lie in out, \., and are left out as .*: choose another out, or give the"):
+            predict_files(predictor(), [one], Path())
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_drawing_never_replaces_a_picture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo = save(picture(box=(8, 8, 24, 40)), tmp_path / "photo.jpg")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "photo.jpg").symlink_to(photo)
+    save(picture(), tmp_path / "other" / "photo.png")
+    before = photo.read_bytes()
+    for inputs, out in (
+        (["photo.jpg"], Path()),
+        (["*.jpg"], tmp_path / "links" / ".."),
+        ([photo], tmp_path / "links"),
+        (["links/photo.jpg"], Path()),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"out: the drawing of .*photo\.jpg would replace the picture .*photo\.jpg"
+        ):
+            predict_files(predictor(), inputs, out)
+    assert photo.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["links", "other", "photo.jpg"]
+
+    with pytest.raises(ConfigError, match=r"other_photo\.jpg: choose another folder"):
+        save(picture(), tmp_path / "other_photo.jpg")
+        predict_files(predictor(), ["photo.jpg", "other/photo.png", "other_photo.jpg"], Path())
+    assert predict_files(predictor(), ["photo.jpg"], Path(), drawn=False).num_detections == 1
+    assert photo.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(shots, monkeypatch):
+    def work(*arguments, **named):
+        raise AssertionError
+
+    monkeypatch.setattr(Predictor, "attempts", work)
+    for out in (shots / "left" / "001.png", shots / "left" / "001.png" / "drawn"):
+        with pytest.raises(ConfigError, match=r"out: .*001\.png.*: no folder can be made there: (File|Not a)"):
+            predict_files(predictor(), [shots], out)
 
 
 def test_inputs_are_files_folders_patterns_and_lists(shots, tmp_path):

@@ -369,7 +369,7 @@ def read_value(text: str) -> Any:
     """What YAML reads in `text`: a number, list, true, null; all else stays text."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except configs.NOT_YAML:
         return text
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import errno
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +15,9 @@ import yaml
 from focaldet.errors import ConfigError
 
 Config = TypeVar("Config")
+
+NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
+"""What PyYAML raises: more than its own errors, for dates such as `2020-99-99` or tags such as `!!bool x`."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -64,8 +69,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    # PyYAML lets other errors out for tags that do not fit their value, such as `!!bool x` or `!!int ''`.
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except NOT_YAML as error:
         raise ConfigError(f"{path}: is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: must hold a mapping of settings, found {type(values).__name__}")
@@ -75,6 +79,26 @@ def read_mapping(path: Path) -> dict[str, Any]:
 def save(config: Any, path: Path) -> None:
     """Write `config` as YAML, keys in their declared order."""
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def made_folder(path: Path, *, setting: str = "out") -> Path:
+    """`path`, which is a folder that can be written to; it and its parents are made where they are missing.
+
+    A full disk is no mistake of the setting and stays the `OSError` that it is.
+
+    Raises:
+        ConfigError: a file is in the way, there is no permission, or no disk can have such a name; names `setting`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{setting}: {path}: no folder can be made there: {reason}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"{setting}: {path}: there is no permission to write into this folder")
+    return path
 
 
 def to_json(config: Any) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from focaldet import draw
-from focaldet.config import nearest
+from focaldet.config import made_folder, nearest
 from focaldet.data.collate import padded
 from focaldet.data.geometry import resize_image
 from focaldet.data.images import SUFFIXES, from_array, read_image
@@ -239,7 +239,7 @@ def predict_files(
     Args:
         predictor: the detector.
         inputs: pictures, folders (with all below them), patterns such as `shots/*.png`, and `.txt` lists of paths.
-        out: a folder; it is made, and files of the same names are replaced.
+        out: a folder; it is made, and files of the same names are replaced, but none of the pictures.
         score: detections below it are left out.
         formats: which files to write: json, coco, yolo, csv.
         drawn: whether to write the pictures.
@@ -248,10 +248,14 @@ def predict_files(
 
     Raises:
         DataError: an input does not exist or holds no picture.
+        ConfigError: `out` cannot be made, or a drawing would replace one of the pictures.
     """
     paths = find_pictures(inputs, leave_out=out)
     names = output_names(paths)
-    out.mkdir(parents=True, exist_ok=True)
+    drawings = [out / f"{name}.jpg" for name in names]
+    if drawn:
+        _refuse_replacing(paths, drawings)
+    made_folder(out)
     failed: list[DataError] = []
     num_detections = num_done = 0
 
@@ -261,7 +265,7 @@ def predict_files(
         kept = Found(found.size, found.detections.above(score))
         if drawn:
             drawing = draw.boxes(read_image(paths[place]), kept.detections)
-            drawing.save(out / f"{names[place]}.jpg", quality=JPEG_QUALITY)
+            drawing.save(drawings[place], quality=JPEG_QUALITY)
         return kept
 
     with joined_processes(predictor.device) as process, ExitStack() as stack:
@@ -282,18 +286,25 @@ def predict_files(
 def find_pictures(inputs: Sequence[str | Path], *, leave_out: Path | None = None) -> list[Path]:
     """The pictures that files, folders, patterns and `.txt` lists stand for, each once, in their order.
 
-    What lies in `leave_out`, the folder of an earlier run's results, is not taken from folders.
+    What lies in `leave_out`, the folder of an earlier run's results, is not taken from folders; patterns and lists mean
+    what they say.
 
     Raises:
-        DataError: an input does not exist, or holds or matches no picture.
+        DataError: an input does not exist, holds or matches no picture, or none outside `leave_out`.
     """
     found: dict[Path, Path] = {}
     for one in inputs:
         try:
-            paths = [path for path in _expanded(one) if Path(one) == path or not _is_inside(path, leave_out)]
-            exists = Path(one).exists()
+            everything, exists = _expanded(one), Path(one).exists()
+            paths = _outside(leave_out, everything, folder=Path(one)) if Path(one).is_dir() else everything
         except (OSError, ValueError) as error:  # a name too long, or one that no disk can have
             raise DataError(f"cannot be read: {error}", file=str(one)) from None
+        if everything and not paths:
+            raise DataError(
+                f"all its pictures lie in out, {leave_out}, and are left out as results of an earlier run: "
+                "choose another out, or give the pictures themselves or a pattern",
+                file=str(one),
+            )
         if not paths:
             raise DataError("holds no pictures" if exists else "there is no such file", file=str(one))
         for path in paths:
@@ -316,6 +327,15 @@ def output_names(paths: Sequence[Path]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
+
+
+def _refuse_replacing(paths: Sequence[Path], drawings: Sequence[Path]) -> None:
+    """Raise a `ConfigError` where the drawing of one picture is the same file as that or another picture."""
+    pictures = {_resolved(path): path for path in paths}
+    for path, drawing in zip(paths, drawings, strict=True):
+        replaced = pictures.get(_resolved(drawing))
+        if replaced is not None:
+            raise ConfigError(f"out: the drawing of {path} would replace the picture {replaced}: choose another folder")
 
 
 def _opened(formats: Sequence[PredictionFormat], out: Path, predictor: Predictor, stack: ExitStack) -> list[Writer]:
@@ -405,8 +425,20 @@ def _expanded(one: str | Path) -> list[Path]:
     return [Path(match) for match in matches if Path(match).suffix.lower() in SUFFIXES]
 
 
-def _is_inside(path: Path, folder: Path | None) -> bool:
-    return folder is not None and path.absolute().is_relative_to(folder.absolute())
+def _outside(leave_out: Path | None, paths: list[Path], *, folder: Path) -> list[Path]:
+    """Those of the `paths` below `folder` that do not lie in `leave_out`, however the two folders are written."""
+    if leave_out is None:
+        return paths
+    here, there = _resolved(folder), _resolved(leave_out)
+    return [path for path in paths if not (here / path.relative_to(folder)).is_relative_to(there)]
+
+
+def _resolved(path: Path) -> Path:
+    """The path without links; as it stands where it leads round in a circle or is none that a disk can have."""
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return path.absolute()
 
 
 def _numbered(base: str) -> Iterator[str]:

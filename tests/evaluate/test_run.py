@@ -172,6 +172,16 @@ def test_weights_without_a_run_folder_need_data_and_write_nothing(run, data, tmp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(run, tmp_path):
+    (tmp_path / "file").touch()
+    (run / "eval-val").touch()
+    seen = []
+    for out in (tmp_path / "file", tmp_path / "file" / "sub", None):
+        with pytest.raises(ConfigError, match=r"out: .*: no folder can be made there"):
+            evaluate(run, out=out, device="cpu", progress=lambda *counts: seen.append(counts))
+    assert seen == []
+
+
 def test_mistakes_are_told(run, data, monkeypatch):
     with pytest.raises(ConfigError, match="give either"):
         evaluate(run, size=3, short_side=4)

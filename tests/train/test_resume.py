@@ -52,6 +52,23 @@ def test_foreign_folders_are_left_alone(tmp_path):
         open_folder(small_run(tmp_path / "thesis.tex"))
 
 
+def test_a_path_that_can_be_no_folder_is_refused_at_the_door(tmp_path):
+    (tmp_path / "file").touch()
+    for changes in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(ConfigError, match=r"out: .*/file is a file, not a folder"):
+            open_folder(small_run(tmp_path / "file" / "deep" / "run", **changes))
+    with pytest.raises(ConfigError, match=r"out: .*x: cannot be looked into: File name too long"):
+        open_folder(small_run(tmp_path / ("x" * 300)))
+
+
+@pytest.mark.parametrize("changes", [{}, {"overwrite": True}])
+def test_a_file_that_came_in_the_way_is_told(tmp_path, changes):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match=r"out: .*: no folder can be made there"):
+            RunFolder(out).create(small_run(out, **changes))
+
+
 def test_nothing_to_resume(tmp_path):
     with pytest.raises(CheckpointError, match="holds no run to resume"):
         open_folder(small_run(tmp_path / "missing", resume=True))

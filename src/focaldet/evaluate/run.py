@@ -154,7 +154,7 @@ def evaluate(
     Raises:
         CheckpointError: no weights, or damaged ones.
         DataError: data that cannot be read.
-        ConfigError: a setting out of range, or no class in common between detector and data.
+        ConfigError: a setting out of range, no class in common between detector and data, or `out` cannot be made.
     """
     opened = open_detector(run)
     detector = opened.detector
@@ -162,6 +162,10 @@ def evaluate(
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     settings = run_settings(run)
     index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
+    folder = out or (Path(run) / f"eval-{split}" if Path(run).is_dir() else None)
+    # Before the work, which takes long, and by every process: none waits for one that was refused.
+    if folder is not None:
+        configs.made_folder(folder)
     with joined_processes(pick_device(device)) as ranks:
         detected = detect_all(
             detector.to(ranks.device),
@@ -173,7 +177,6 @@ def evaluate(
             progress=progress,
         )
         metrics, detections = scored(index, detected, detector=detector)
-        folder = out or (Path(run) / f"eval-{split}" if Path(run).is_dir() else None)
         if folder is not None and ranks.global_rank == 0:
             write_evaluation(folder, metrics, index=index, detections=detections)
     return metrics
@@ -247,8 +250,7 @@ def relabelled(found: Detections, matched: ClassMatch, classes: Classes) -> Dete
 
 
 def write_evaluation(folder: Path, metrics: Metrics, *, index: Index, detections: list[Detections]) -> None:
-    """Write `metrics.json` and `predictions.json` into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `metrics.json` and `predictions.json` into `folder`, which is there."""
     write_results(folder / "predictions.json", index, dict(enumerate(detections)))
     text = json.dumps({"split": index.name} | metrics.to_dict(), ensure_ascii=False, indent=1)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")

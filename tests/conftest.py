@@ -72,3 +72,11 @@ def tiny_run(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     focaldet.train(config)
     return out
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_logits_may_look_like_probabilities() -> None:
+    """The losses warn once where all logits are in [0, 1], which chance does to small tests."""
+    from focaldet.ops.losses import inputs
+
+    inputs._warned_of_probabilities = True

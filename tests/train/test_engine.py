@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from safetensors.torch import load_file
 from squares import ARCHITECTURE, small_run, squares
 
 from focaldet import config as configs
+from focaldet.data.index import DataConfig
 from focaldet.errors import CheckpointError, ConfigError, FocaldetError, MemoryShortError, NonFiniteLossError
 from focaldet.models import build
-from focaldet.train import engine
+from focaldet.train import engine, learner
 from focaldet.train.config import RunConfig
 from focaldet.train.engine import train
 from focaldet.train.logs import MetricsFile
@@ -111,6 +114,75 @@ def test_the_licence_of_the_initial_weights_stays_with_what_is_learnt(tmp_path, 
         assert metadata(path).licence == "CC-BY-4.0"
 
 
+@pytest.mark.parametrize("name", ["save_state", "save_detector"])
+def test_a_run_that_dies_in_its_last_save_goes_on_to_the_same_weights(tmp_path, monkeypatch, name):
+    config = small_run(tmp_path / "straight")
+    run(config)
+    plain, saves = getattr(engine, name), []
+
+    def dying(*args, **kwargs):
+        saves.append(args)
+        if len(saves) == config.epochs:
+            raise SystemExit
+        plain(*args, **kwargs)
+
+    monkeypatch.setattr(engine, name, dying)
+    config = dataclasses.replace(config, out=tmp_path / "dying")
+    with pytest.raises(SystemExit):
+        run(config)
+    monkeypatch.undo()
+    run(dataclasses.replace(config, resume=True))
+    assert_same_end(tmp_path / "straight", tmp_path / "dying")
+
+
+def test_settings_that_came_with_the_initial_weights_are_resumed(tmp_path, monkeypatch):
+    plain = learner.load_into
+
+    def changing(detector, *args, **kwargs):
+        for module in detector.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eps = 1e-3
+        detector.config = dataclasses.replace(detector.config, norm_eps=1e-3)
+        return plain(detector, *args, **kwargs)
+
+    start = tmp_path / "start.safetensors"
+    architecture = {**ARCHITECTURE, "num_classes": 2}
+    save_detector(start, build("retinanet_mobilenet_v2_fpn", architecture={**architecture, "norm_eps": 1e-3}))
+    config = small_run(tmp_path / "straight", weights=str(start))
+    monkeypatch.setattr(learner, "load_into", changing)
+    run(config)
+    config = dataclasses.replace(config, out=tmp_path / "stopped")
+    stop_after(monkeypatch, steps=3)
+    assert run(config).interrupted
+    monkeypatch.undo()
+    run(dataclasses.replace(config, resume=True))
+    assert load_detector(RunFolder(config.out).last).config.norm_eps == 1e-3
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_loading_process_that_dies_while_the_network_computes_is_no_traceback(tmp_path, monkeypatch):
+    plain = Update.__call__
+
+    def bereft(self, batches, *, step, rate):
+        if step == 1:
+            child = next(iter(multiprocessing.active_children()))
+            os.kill(child.pid, signal.SIGKILL)
+            time.sleep(5)  # torch raises here, from its handler of SIGCHLD
+        return plain(self, batches, step=step, rate=rate)
+
+    monkeypatch.setattr(Update, "__call__", bereft)
+    with pytest.raises(FocaldetError, match="a process that loads images ended"):
+        run(small_run(tmp_path, workers=1))
+
+
+def test_evaluation_takes_as_many_images_at_once_as_a_part_of_an_update(tmp_path, monkeypatch):
+    sizes = []
+    plain = engine.detect_all
+    monkeypatch.setattr(engine, "detect_all", lambda *a, **k: sizes.append(k["batch_size"]) or plain(*a, **k))
+    run(small_run(tmp_path, epochs=1, evaluate_every=1, batch_size=8, accumulate=4))
+    assert sizes == [2]
+
+
 def test_average_is_what_is_kept(tmp_path):
     run(small_run(tmp_path, ema=0.9, epochs=1))
     state, kept = last_state(tmp_path), load_file(RunFolder(tmp_path).last)
@@ -174,11 +246,21 @@ def test_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch,
     stopped = run(dataclasses.replace(config, out=tmp_path / "stopped"))
     monkeypatch.undo()
     assert stopped.interrupted and last_state(tmp_path / "stopped")["position"]["step"] == 1
-    assert f"--config {tmp_path / 'stopped' / 'config.yaml'} --resume" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"stopped by {signal.Signals(number).name} after step 1" in told
+    assert "focaldet train" not in told, "no command can bring these images back"
     assert signal.getsignal(number) not in (None, signal.SIG_IGN), "the handlers are those of before"
     resumed = run(dataclasses.replace(config, out=tmp_path / "stopped", resume=True, workers=2))
     assert not resumed.interrupted and resumed.epochs == 2
     assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_run_on_files_says_how_to_go_on(tmp_path, demo_data, monkeypatch, capsys, own_handlers):
+    data = DataConfig(path=demo_data, val=demo_data / "instances_test.json")
+    stop_after(monkeypatch, steps=1)
+    assert train(small_run(tmp_path / "run", data=data)).interrupted
+    command = f"go on: focaldet train --config {tmp_path / 'run' / 'config.yaml'} --resume"
+    assert command in capsys.readouterr().out
 
 
 def test_stopped_evaluation_is_made_again(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 
 from focaldet import config as configs
 from focaldet.data.index import Source
-from focaldet.data.loader import Loader
+from focaldet.data.loader import Loader, explained_worker_death
 from focaldet.evaluate.coco import HEADLINES, Metrics, evaluate_detections
 from focaldet.evaluate.inference import pick_device
 from focaldet.evaluate.processes import launch, num_processes
@@ -67,20 +67,25 @@ def train(config: RunConfig, *, sources: tuple[Source, Source] | None = None) ->
     folder = open_folder(config)
     with ExitStack() as stack:
         stack.enter_context(advice(config))
+        stack.enter_context(explained_worker_death())
         stack.enter_context(global_settings(config))
         wish = stack.enter_context(stop_wish())
         # Every process has looked at the folder before the first one changes it: launching waits for all.
         fabric = launch(pick_device(config.device))
         parts = assemble(config, folder=folder, fabric=fabric, wish=wish, sources=sources)
         stack.callback(parts.log.close)
-        return Run(config, folder=folder, parts=parts, wish=wish).finish()
+        return Run(config, folder=folder, parts=parts, wish=wish, has_files=sources is None).finish()
 
 
 class Run:
-    """A run under way: epochs of steps, evaluations and saves, from a position on."""
+    """A run under way: epochs of steps, evaluations and saves, from a position on.
 
-    def __init__(self, config: RunConfig, *, folder: RunFolder, parts: Parts, wish: StopWish) -> None:
+    `has_files` says that the images are those of `config.data`, so that the command line can go on with the run.
+    """
+
+    def __init__(self, config: RunConfig, *, folder: RunFolder, parts: Parts, wish: StopWish, has_files: bool) -> None:
         self.config, self.folder, self.parts, self.wish = config, folder, parts, wish
+        self.has_files = has_files
         self.position: Position = parts.position
         self.log: RunLog = parts.log
         self.loader: Loader = parts.loader
@@ -184,7 +189,7 @@ class Run:
         found = detect_all(
             self.parts.learner.evaluated,
             source,
-            batch_size=self.config.batch_size // fabric.world_size,
+            batch_size=self.config.batch_size // (fabric.world_size * self.config.accumulate),
             device=fabric.device,
             precision=self.parts.learner.autocast.precision,
             workers=self.config.workers,
@@ -209,14 +214,17 @@ class Run:
             raise _StopAskedError
 
     def save(self) -> None:
-        """Replace the full state and the last weights; only the first process writes."""
+        """Replace the last weights and the full state; only the first process writes.
+
+        The state comes last: a run that is killed between the two goes on from the older one and writes both again.
+        """
         self.last_save = time.monotonic()
         if not self.parts.fabric.is_global_zero:
             return
         self.position.num_rows = self.log.num_rows
         state = {"position": asdict(self.position), "identity": json.dumps(self.parts.identity)}
-        save_state(self.folder.state, {**state, **self.parts.learner.state()})
         self._save_weights(self.folder.last)
+        save_state(self.folder.state, {**state, **self.parts.learner.state()})
 
     def _save_weights(self, path: Path) -> None:
         learner, classes = self.parts.learner, self.parts.validation.index.classes
@@ -231,10 +239,9 @@ class Run:
     def _tell_end(self, *, interrupted: bool) -> None:
         position = self.position
         if interrupted:
-            command = f"focaldet train --config {self.folder.config} --resume"
-            text = (
-                f"stopped by {self.wish.signal_name or 'another process'} after step {position.step}; go on: {command}"
-            )
+            text = f"stopped by {self.wish.signal_name or 'another process'} after step {position.step}"
+            if self.has_files:
+                text += f"; go on: focaldet train --config {self.folder.config} --resume"
             self.log.write("interrupted", step=position.step, text=text)
             return
         stalled = " (no better AP for a while)" if self._has_stalled() else ""

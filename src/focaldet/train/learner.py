@@ -44,6 +44,7 @@ class Learner:
         """Tensors and plain values that `restore` takes."""
         scaler = self.autocast.scaler
         return {
+            "architecture": configs.to_dict(self.detector.config),
             "preprocessing": configs.to_dict(self.detector.preprocessing),
             "detector": self.detector.state_dict(),
             "ema": self.ema.detector.state_dict() if self.ema is not None else None,
@@ -101,7 +102,9 @@ def _build_detector(
     config: RunConfig, classes: Classes, state: dict[str, Any] | None
 ) -> tuple[Detector, LoadReport | None]:
     """The detector, filled from `config.weights` if there are any and they are not replaced by `state`."""
-    detector = build(config.model, class_names=classes.names, architecture=initial_architecture(config))
+    # Initial weights may have changed the settings: BatchNorm's epsilon is that of whoever trained them.
+    architecture = initial_architecture(config) if state is None else state["architecture"]
+    detector = build(config.model, class_names=classes.names, architecture=architecture)
     if state is not None:
         detector.preprocessing = configs.from_dict(type(detector.preprocessing), state["preprocessing"])
         return detector, None

@@ -15,6 +15,7 @@ from focaldet.data.batches import (
     uniform_order,
 )
 from focaldet.data.randomness import stream
+from focaldet.types import ImageSize
 
 from .pictures import index_of, painted
 
@@ -86,10 +87,18 @@ def test_an_image_that_comes_again_is_told_apart():
     assert batch == [Pick(0, 3, 0), Pick(0, 1, 0), Pick(0, 3, 1), Pick(0, 3, 2)]
 
 
-def test_evaluation_takes_every_image_once_and_like_sizes_together():
-    sizes = [(20, 30), (30, 20), (20, 30), (10, 30), (30, 20)]
-    batches = evaluation_batches(sizes, batch_size=2)
-    assert [[pick.image for pick in batch] for batch in batches] == [[3, 0], [2, 1], [4]]
+def test_evaluation_takes_every_image_once_in_batches_of_one_frame():
+    frames = [ImageSize(*size) for size in ((64, 96), (96, 64), (64, 96), (32, 96), (64, 96), (96, 64))]
+    batches = evaluation_batches(frames, batch_size=2)
+    assert [[pick.image for pick in batch] for batch in batches] == [[3], [0, 2], [4], [1, 5]]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=40), st.integers(1, 9))
+def test_no_evaluation_batch_mixes_frames_and_none_could_be_joined(sizes, batch_size):
+    batches = evaluation_batches([ImageSize(*size) for size in sizes], batch_size=batch_size)
+    assert sorted(pick.image for batch in batches for pick in batch) == list(range(len(sizes)))
+    assert all(len({sizes[pick.image] for pick in batch}) == 1 for batch in batches)
+    assert len(batches) == sum(-(-number // batch_size) for number in Counter(sizes).values())
 
 
 @given(st.integers(0, 40), st.integers(1, 7))

@@ -15,6 +15,8 @@ from focaldet.data.loader import Loader, explained_worker_death
 from focaldet.data.splits import open_splits
 from focaldet.data.transforms import AugmentConfig
 from focaldet.errors import ConfigError, DataError, FocaldetError
+from focaldet.evaluate.run import detect_all
+from focaldet.models import build
 from focaldet.types import ImageSize, Preprocessing, Resize
 
 from .pictures import PaintedSource, painted, painted_source
@@ -121,6 +123,35 @@ def test_evaluation_covers_every_image_once_as_it_is(num_ranks):
                 scale = target.boxes.new_tensor([size.width / original.width, size.height / original.height] * 2)
                 assert torch.allclose(target.boxes, source.samples[i].target.boxes * scale)
     assert sorted(seen) == list(range(22))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_an_evaluated_picture_is_padded_the_same_in_every_batch(batch_size):
+    sizes = [(24, 40), (40, 24), (39, 24), (40, 40), (20, 40), (23, 40), (40, 17), (24, 39)]
+    source = PaintedSource(tuple(painted(size, [], []) for size in sizes))
+    for batch in loader(source, augment=None, batch_size=batch_size).epoch(0):
+        assert {PREPROCESSING.padded(size) for size in batch.sizes} == {ImageSize(*batch.images.shape[2:])}
+
+
+def test_what_a_network_finds_does_not_depend_on_the_batch_size():
+    sizes = [(32, 64), (40, 64), (64, 64), (72, 64), (64, 40), (31, 64), (50, 64), (64, 32)]
+    source = PaintedSource(tuple(painted(size, [(4, 4, 20 + 2 * i, 28)], [i % 7]) for i, size in enumerate(sizes)))
+    torch.manual_seed(0)
+    detector = build(
+        "retinanet_mobilenet_v2_fpn",
+        num_classes=2,
+        preprocessing=Preprocessing(resize=Resize("long", 64)),
+        architecture={"width": 16, "head_depth": 1, "detect": {"score_threshold": 0.001, "top_k": 20}},
+    )
+    alone, *others = (
+        detect_all(detector, source, batch_size=number, precision="fp32").detections for number in (1, 3, 100)
+    )
+    assert all(len(one) > 0 for one in alone)
+    for found in others:
+        for one, other in zip(alone, found, strict=True):
+            assert torch.equal(one.labels, other.labels)
+            assert torch.allclose(one.scores, other.scores, rtol=0, atol=1e-6)
+            assert torch.allclose(one.boxes, other.boxes, rtol=1e-6, atol=1e-6)
 
 
 def test_an_empty_set_evaluates_to_nothing():

@@ -1,5 +1,6 @@
 """Which images make up each batch of an epoch: order, class balance, grouping by aspect ratio."""
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from focaldet.data.index import Index
+from focaldet.types import ImageSize
 
 
 class Pick(NamedTuple):
@@ -75,10 +77,15 @@ def training_batches(
     return batches or [rest]
 
 
-def evaluation_batches(sizes: Sequence[tuple[int, int]], *, batch_size: int) -> list[list[Pick]]:
-    """Every image once, those of equal (height, width) side by side, which needs the least padding."""
-    order = sorted(range(len(sizes)), key=lambda image: (sizes[image][0] > sizes[image][1], sizes[image], image))
-    return _chunks(_picks(order, epoch=0), batch_size)
+def evaluation_batches(frames: Sequence[ImageSize], *, batch_size: int) -> list[list[Pick]]:
+    """Every image once, in batches of images with the same frame, which is the resized image with its padding.
+
+    More padding moves what a network finds at the border: so no image is padded for the sake of another one, and
+    detections are the same for every batch size.
+    """
+    order = sorted(range(len(frames)), key=lambda image: (frames[image], image))
+    groups = itertools.groupby(_picks(order, epoch=0), key=lambda pick: frames[pick.image])
+    return [batch for _, group in groups for batch in _chunks(list(group), batch_size)]
 
 
 def rank_slice(batch: Sequence[Pick], *, rank: int, num_ranks: int) -> list[Pick]:

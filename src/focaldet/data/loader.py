@@ -21,7 +21,7 @@ from focaldet.data.randomness import stream
 from focaldet.data.samples import Samples
 from focaldet.data.transforms import AugmentConfig
 from focaldet.errors import ConfigError, FocaldetError
-from focaldet.types import Batch, Preprocessing
+from focaldet.types import Batch, ImageSize, Preprocessing
 
 CACHE_BYTES = 1 << 30
 Sampling = Literal["uniform", "class_balanced"]
@@ -31,7 +31,8 @@ class Loader:
     """Batches of a source, epoch after epoch.
 
     With `augment` it is a training loader: shuffled, augmented, full batches, equally many on every rank. Without, it
-    is an evaluation loader: epoch 0 of the source, every image exactly once over all ranks, resized and nothing else.
+    is an evaluation loader: epoch 0 of the source, every image exactly once over all ranks, resized and nothing else;
+    a batch holds images of one padded size.
 
     Args:
         source: where pictures and targets come from.
@@ -67,7 +68,7 @@ class Loader:
         _check(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
         if augment is not None and len(source.index) < num_ranks:
             raise ConfigError(f"{len(source.index)} images cannot be trained on by {num_ranks} processes")
-        self._index, self._seed, self._workers = source.index, seed, workers
+        self._index, self._preprocessing, self._seed, self._workers = source.index, preprocessing, seed, workers
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
         self._training = augment is not None
         self._factors = planning.repeat_factors(source.index) if sampling == "class_balanced" else None
@@ -107,8 +108,9 @@ class Loader:
     def picks(self, epoch: int) -> list[list[Pick]]:
         """Which images each batch of this rank holds."""
         if not self._training:
-            sizes = [(height, width) for height, width in self._index.sizes.tolist()]
-            return planning.evaluation_batches(sizes, batch_size=self._batch_size)[self._rank :: self._num_ranks]
+            resize, padded = self._preprocessing.resize, self._preprocessing.padded
+            frames = [padded(resize.target(ImageSize(*size))) for size in self._index.sizes.tolist()]
+            return planning.evaluation_batches(frames, batch_size=self._batch_size)[self._rank :: self._num_ranks]
         draws = stream("order", self._seed, epoch)
         if self._factors is None:
             order = planning.uniform_order(len(self._index), stream=draws)

@@ -1,0 +1,121 @@
+"""The losses as modules: what they divide by, what they keep, and that a rank is a part."""
+
+import json
+import socket
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from torch import distributed, multiprocessing
+
+from focaldet import losses
+from focaldet.ops.losses.modules import (
+    BalancedCrossEntropyLoss,
+    BalancedFocalLoss,
+    BinaryCrossEntropyLoss,
+    FocalLoss,
+    FocalStarLoss,
+    QualityFocalLoss,
+    SoftmaxFocalLoss,
+)
+
+X = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0)) * 2
+TARGETS = torch.zeros(3, 5, 2)
+TARGETS[0, :3, 0] = TARGETS[2, 1, 1] = 1
+IGNORE = torch.zeros(3, 5, 2, dtype=torch.bool)
+IGNORE[0, 0] = True
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "divisor"),
+    [("batch", 4), ("batch_plus_one", 5), ("moving_average", 90.4), ("elements", 30), ("none", 1)],
+)
+def test_each_divisor_by_hand(normaliser, divisor):
+    loss = losses.balanced_focal_loss(X, TARGETS, alpha=0.25, gamma=2.0)
+    found = BalancedFocalLoss(normaliser=normaliser)(X, TARGETS)
+    torch.testing.assert_close(found, loss.sum() / divisor)
+
+
+def test_positives_of_the_image_are_averaged_over_images():
+    loss = losses.focal_loss(X, TARGETS, gamma=2.0).flatten(1).sum(1)
+    torch.testing.assert_close(FocalLoss(normaliser="image")(X, TARGETS), (loss / torch.tensor([3, 1, 1])).mean())
+
+
+def test_what_is_ignored_is_not_counted():
+    loss = losses.focal_loss(X, TARGETS, gamma=2.0, ignore=IGNORE)
+    torch.testing.assert_close(FocalLoss()(X, TARGETS, IGNORE), loss.sum() / 3)
+    torch.testing.assert_close(FocalLoss(normaliser="elements")(X, TARGETS, IGNORE), loss.sum() / 28)
+
+
+@pytest.mark.parametrize(
+    ("module", "loss"),
+    [
+        (BinaryCrossEntropyLoss(), losses.binary_cross_entropy(X, TARGETS)),
+        (BalancedCrossEntropyLoss(alpha=0.75), losses.balanced_cross_entropy(X, TARGETS, alpha=0.75)),
+        (FocalLoss(gamma=0.5), losses.focal_loss(X, TARGETS, gamma=0.5)),
+        (FocalStarLoss(), losses.focal_star_loss(X, TARGETS, gamma=2.0, beta=1.0)),
+        (QualityFocalLoss(), losses.quality_focal_loss(X, TARGETS)),
+    ],
+)
+def test_each_module_is_its_function_over_the_positives(module, loss):
+    torch.testing.assert_close(module(X, TARGETS), loss.sum() / 4)
+
+
+def test_softmax_is_the_mean_of_rows_or_counts_what_is_no_background():
+    rows, classes = X.reshape(15, 2), torch.arange(15) % 2
+    loss = losses.softmax_focal_loss(rows, classes, gamma=2.0)
+    torch.testing.assert_close(SoftmaxFocalLoss()(rows, classes), loss.mean())
+    torch.testing.assert_close(SoftmaxFocalLoss(normaliser="batch", background=0)(rows, classes), loss.sum() / 7)
+    with pytest.raises(ValueError, match="say which class is the background"):
+        SoftmaxFocalLoss(normaliser="batch")
+
+
+def test_the_moving_average_is_saved_and_rests_at_evaluation():
+    module = FocalLoss(normaliser="moving_average")
+    module(X, TARGETS)
+    assert module.average.item() == pytest.approx(90.4)
+    module.eval()(X, TARGETS)
+    assert module.average.item() == pytest.approx(90.4)
+    again = FocalLoss(normaliser="moving_average")
+    again.load_state_dict(module.state_dict())
+    assert again.average.item() == pytest.approx(90.4)
+    assert not FocalLoss().state_dict()
+
+
+def test_weights_per_class_go_where_the_module_goes():
+    module = BalancedFocalLoss(alpha=torch.tensor([0.25, 0.75])).to(torch.float64)
+    assert module.alpha.dtype == torch.float64 and not module.state_dict()
+    expected = losses.balanced_focal_loss(X, TARGETS, alpha=torch.tensor([0.25, 0.75]), gamma=2.0)
+    torch.testing.assert_close(module(X, TARGETS), expected.sum() / 4)
+
+
+def test_nothing_to_find_divides_by_one_and_an_unknown_normaliser_is_refused():
+    assert torch.isfinite(FocalLoss()(X, torch.zeros_like(X)))
+    with pytest.raises((ValueError, TypeCheckError), match="normaliser"):  # in tests the annotation refuses it first
+        FocalLoss(normaliser="mean")
+
+
+def gradient_of_part(rank, port, out):
+    """What each of two processes does with its part; at module level so that a fresh interpreter finds it."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    part = slice(0, 2) if rank == 0 else slice(2, 3)
+    found = {}
+    for normaliser in ("batch", "image", "elements"):
+        x = X[part].clone().requires_grad_()
+        FocalLoss(normaliser=normaliser, over_ranks=True)(x, TARGETS[part]).backward()
+        found[normaliser] = (x.grad / 2).tolist()  # as data-parallel training averages
+    (out / f"{rank}.json").write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
+def test_two_processes_that_average_gradients_are_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(gradient_of_part, args=(port, tmp_path), nprocs=2)
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for normaliser in ("batch", "image", "elements"):
+        x = X.clone().requires_grad_()
+        FocalLoss(normaliser=normaliser)(x, TARGETS).backward()
+        torch.testing.assert_close(torch.tensor(parts[0][normaliser] + parts[1][normaliser]), x.grad)

@@ -1,12 +1,15 @@
 """The quick anchor coverage equals what all anchors laid out would say."""
 
+import inspect
+
 import pytest
 import torch
 
-from focaldet.data.coverage import PYRAMID_STRIDES_PX, best_overlaps, resized_boxes, smallest_area
+from focaldet.data.coverage import best_overlaps, resized_boxes, smallest_area
+from focaldet.nets.necks import STRIDES_PX
 from focaldet.ops.anchors import AnchorConfig, level_anchors
 from focaldet.ops.boxes import pairwise_iou
-from focaldet.types import Resize
+from focaldet.types import ImageSize, Preprocessing, Resize
 
 from .test_index import small_index
 
@@ -20,10 +23,15 @@ def test_equals_brute_force(flavour):
     size = torch.rand(60, 2, generator=generator).square() * 200 + 1
     boxes = torch.cat([corner, torch.minimum(corner + size, torch.tensor([width, height]))], 1)
     found = best_overlaps(boxes, torch.tensor([[height, width]]).expand(60, 2), config)
-    for level, stride in enumerate(PYRAMID_STRIDES_PX):
-        rows, columns = -(-160 // stride), -(-256 // stride)  # the map of the picture padded to multiples of 32
+    for level, stride in enumerate(STRIDES_PX):
+        rows, columns = (-(-side // stride) for side in Preprocessing().padded(ImageSize(height, width)))
         anchors = level_anchors(config, stride_px=stride, height=rows, width=columns)
         assert torch.allclose(found[:, level], pairwise_iou(boxes, anchors).amax(1), atol=1e-5)
+
+
+def test_the_levels_are_those_of_the_pyramid():
+    assert inspect.signature(best_overlaps).parameters["strides_px"].default is STRIDES_PX
+    assert inspect.signature(smallest_area).parameters["strides_px"].default is STRIDES_PX
 
 
 def test_an_anchor_fits_itself_and_half_of_it_just_passes():

@@ -15,6 +15,7 @@ from focaldet.data.index import BadBoxes, Index, pack_paths, starts
 from focaldet.data.records import Records
 from focaldet.data.text import brief, shown
 from focaldet.errors import DataError
+from focaldet.ops.boxes import areas
 from focaldet.types import ImageSize
 
 # No picture is this large: a coordinate beyond it is a slip of the tool that wrote the file, not a box to be clipped.
@@ -49,7 +50,7 @@ def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, le
     order = owners.argsort(stable=True)
     rows, boxes = rows[order], boxes[order]
     path_bytes, path_offsets = pack_paths([records.paths[i] for i in images.tolist()])
-    areas = records.areas[rows]
+    stated = records.areas[rows]
     return Index(
         name=records.name,
         root=records.root,
@@ -60,7 +61,7 @@ def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, le
         boxes=boxes,
         labels=records.labels[rows].int(),
         flags=records.flags[rows],
-        areas=torch.where(areas.isnan(), (boxes[:, 2:] - boxes[:, :2]).prod(1), areas),
+        areas=torch.where(stated.isnan(), areas(boxes), stated),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
         findings=records.findings,

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from focaldet.data.coverage import FOREGROUND_IOU, PYRAMID_STRIDES_PX, best_overlaps, resized_boxes, smallest_area
+from focaldet.data.coverage import FOREGROUND_IOU, best_overlaps, resized_boxes, smallest_area
 from focaldet.data.findings import Findings, Problem
 from focaldet.data.index import DataConfig, Index
 from focaldet.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, find_parts, open_parts
+from focaldet.nets.necks import STRIDES_PX
 from focaldet.ops.anchors import AnchorConfig
+from focaldet.ops.boxes import areas
 from focaldet.types import Resize
 
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # square pixels, as COCO counts small, medium and large
@@ -122,8 +124,8 @@ def _chosen(parts: dict[str, Part], seed: int) -> str:
 def _describe(index: Index, anchors: AnchorConfig | None, resize: Resize) -> SplitReport:
     counted = index.flags == 0
     numbers = index.labels[counted].long().bincount(minlength=len(index.classes)).tolist()
-    areas = index.areas[counted]
-    small, large = int((areas < SMALL_AREA).sum()), int((areas >= MEDIUM_AREA).sum())
+    stated = index.areas[counted]
+    small, large = int((stated < SMALL_AREA).sum()), int((stated >= MEDIUM_AREA).sum())
     present = [number for number in numbers if number]
     return SplitReport(
         name=index.name,
@@ -132,7 +134,7 @@ def _describe(index: Index, anchors: AnchorConfig | None, resize: Resize) -> Spl
         boxes=len(index.boxes),
         ignored=int((~counted).sum()),
         boxes_per_class=_by_class(index.classes.names, numbers),
-        sizes={"small": small, "medium": len(areas) - small - large, "large": large},
+        sizes={"small": small, "medium": len(stated) - small - large, "large": large},
         imbalance=max(present) / min(present) if present else 1.0,
         anchors=_fit(index, anchors, resize) if anchors and present else None,
     )
@@ -151,8 +153,8 @@ def _fit(index: Index, anchors: AnchorConfig, resize: Resize) -> AnchorReport:
     return AnchorReport(
         resize=str(resize),
         covered=float(good.any(1).double().mean()),
-        covered_per_level={f"stride {stride}": share for stride, share in zip(PYRAMID_STRIDES_PX, shares, strict=True)},
-        too_small=int(((boxes[:, 2:] - boxes[:, :2]).prod(1) < FOREGROUND_IOU * smallest).sum()),
+        covered_per_level={f"stride {stride}": share for stride, share in zip(STRIDES_PX, shares, strict=True)},
+        too_small=int((areas(boxes) < FOREGROUND_IOU * smallest).sum()),
         smallest_anchor_px=smallest**0.5,
     )
 

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from focaldet.data.index import Index
+from focaldet.nets.necks import STRIDES_PX
 from focaldet.ops.anchors import AnchorConfig, cell_anchors
-from focaldet.types import Resize
+from focaldet.ops.boxes import areas
+from focaldet.types import Preprocessing, Resize
 
-PYRAMID_STRIDES_PX = (8, 16, 32, 64, 128)  # P3…P7
 FOREGROUND_IOU = 0.5
-_SIZE_DIVISOR = 32
 
 
 def best_overlaps(
@@ -23,14 +23,15 @@ def best_overlaps(
     images: Int64[Tensor, "M 2"],
     anchors: AnchorConfig,
     *,
-    strides_px: tuple[int, ...] = PYRAMID_STRIDES_PX,
+    strides_px: tuple[int, ...] = STRIDES_PX,
 ) -> Float[Tensor, "M L"]:
     """IoU of each box with its best anchor on each level, in [0, 1].
 
     `images` are the height and width of the picture of each box in the frame of the boxes; feature maps belong to the
-    picture padded to multiples of 32 px.
+    picture padded to multiples of `Preprocessing.size_divisor`.
     """
-    padded = (images + _SIZE_DIVISOR - 1) // _SIZE_DIVISOR * _SIZE_DIVISOR
+    divisor = Preprocessing().size_divisor
+    padded = (images + divisor - 1) // divisor * divisor
     levels = [
         _level_overlaps(boxes, -(-padded // stride), cell_anchors(anchors, stride_px=stride), stride)
         for stride in strides_px
@@ -54,10 +55,9 @@ def _level_overlaps(
     return (shared / union).amax(1)
 
 
-def smallest_area(anchors: AnchorConfig, *, strides_px: tuple[int, ...] = PYRAMID_STRIDES_PX) -> float:
+def smallest_area(anchors: AnchorConfig, *, strides_px: tuple[int, ...] = STRIDES_PX) -> float:
     """The area of the smallest anchor in square pixels."""
-    shapes = cell_anchors(anchors, stride_px=min(strides_px))
-    return float((shapes[:, 2:] - shapes[:, :2]).prod(1).min())
+    return float(areas(cell_anchors(anchors, stride_px=min(strides_px))).min())
 
 
 def resized_boxes(index: Index, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:

@@ -21,6 +21,7 @@ from focaldet.data.index import Classes, Index, pack_paths, starts
 from focaldet.data.randomness import stream
 from focaldet.data.scenes import SCENE_SIZE, Material, draw_layout, draw_picture, layout_target
 from focaldet.errors import ConfigError
+from focaldet.ops.boxes import areas
 from focaldet.types import Target
 
 CLASSES = Classes(names=tuple("0123456789"), category_ids=tuple(range(1, 11)))
@@ -100,7 +101,7 @@ def _index(split: str, targets: Sequence[Target]) -> Index:
         boxes=boxes,
         labels=torch.cat([target.labels for target in [Target.empty(), *targets]]).int(),
         flags=torch.zeros(len(boxes), dtype=torch.uint8),
-        areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+        areas=areas(boxes),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
         findings=Findings(),

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
+from focaldet.ops.boxes import areas, clip
 from focaldet.types import ImageSize, Resize, Target
 
 MIN_VISIBLE_SHARE = 0.25
@@ -95,8 +96,8 @@ def boxes_in_view(boxes: Float[Tensor, "G 4"], *, view: View, size: ImageSize) -
 
 def visible_shares(boxes: Float[Tensor, "G 4"], *, size: ImageSize) -> Float[Tensor, " G"]:
     """The share in [0, 1] of each box's area that lies inside a picture of `size`; 0 for a box without area."""
-    cut = _cut(boxes, size)
-    return _areas(cut) / _areas(boxes).clamp(min=torch.finfo(boxes.dtype).tiny)
+    cut = clip(boxes, height=size.height, width=size.width)
+    return areas(cut) / areas(boxes).clamp(min=torch.finfo(boxes.dtype).tiny)
 
 
 def visible_part(target: Target, *, size: ImageSize) -> Target:
@@ -105,7 +106,7 @@ def visible_part(target: Target, *, size: ImageSize) -> Target:
     A box stays when at least a quarter of its area is visible and both visible sides have at least one pixel; the same
     holds for ignored boxes. Less than that cannot be told from background.
     """
-    cut = _cut(target.boxes, size)
+    cut = clip(target.boxes, height=size.height, width=size.width)
     sides = cut[:, 2:] - cut[:, :2]
     keep = (visible_shares(target.boxes, size=size) >= MIN_VISIBLE_SHARE) & (sides >= MIN_SIDE_PX).all(1)
     return Target(cut[keep], target.labels[keep], target.ignored[keep])
@@ -138,12 +139,3 @@ def _wrapped(boxes: Float[Tensor, "G 4"], size: ImageSize) -> tv_tensors.Boundin
 
 def _plain(value: Tensor) -> Tensor:
     return value.as_subclass(Tensor)
-
-
-def _cut(boxes: Float[Tensor, "G 4"], size: ImageSize) -> Float[Tensor, "G 4"]:
-    limit = boxes.new_tensor([size.width, size.height, size.width, size.height])
-    return torch.minimum(boxes.clamp(min=0), limit)
-
-
-def _areas(boxes: Float[Tensor, "G 4"]) -> Float[Tensor, " G"]:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -59,6 +59,15 @@ def test_new_detector(demo_data, tmp_path):
     assert "trained CentreNet for 1 epochs: ('0', '1'" in ended.stdout
 
 
+def test_imbalanced_classifier(run):
+    """Thirty lines, without a detector; both losses find most of the eights."""
+    printed = run("04_imbalanced_classifier.py")
+    precisions = [float(number) for number in re.findall(r"precision (\S+)", printed)]
+    assert len(precisions) == 2 and min(precisions) > 0.6
+    code = (REPOSITORY / "examples" / "04_imbalanced_classifier.py").read_text().splitlines()
+    assert sum(bool(line.strip()) for line in code) <= 34
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_says_what_to_expect(path):
     config = checked(configs.load(RunConfig, path))

@@ -155,6 +155,56 @@ def test_timm_backbones_give_four_maps() -> None:
     assert backbone.channels == (64, 128, 256, 512)
 
 
+@pytest.mark.parametrize(
+    ("name", "first_trained"),
+    [
+        ("resnet18", ("layer1", "layer2", "layer4")),
+        ("mobilenetv3_small_050", ("blocks.0", "blocks.1", "blocks.4")),
+        ("convnext_atto", ("stages_0", "stages_1", "stages_3")),
+    ],
+)
+def test_freezing_timm_backbones_stops_at_the_asked_stage(name: str, first_trained: tuple[str, str, str]) -> None:
+    """The names of timm's maps tell where stages end: with stem and C2 frozen the rest still trains."""
+    pytest.importorskip("timm")
+    for count, first in zip((1, 2, 4), first_trained, strict=True):
+        with torch.device("meta"):
+            backbone = build_backbone(f"timm:{name}", norm="frozen", eps=1e-5, stride_in_1x1=False)
+        names = [name.removeprefix("model.") for name, _ in backbone.named_parameters()]
+        backbone.freeze(count)
+        start = next(place for place, name in enumerate(names) if name.startswith(f"{first}."))
+        assert {name.removeprefix("model.") for name in trained(backbone)} == set(names[start:])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "densenet121", "vgg11"])
+def test_stages_of_timm_backbones_are_what_their_maps_hang_on(name: str) -> None:
+    """Stage after stage, the parameters so far are those with a gradient from the map that the stage ends in."""
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        backbone = build_backbone(f"timm:{name}", norm="frozen", eps=1e-5, stride_in_1x1=False)
+        maps = backbone(torch.zeros(2, 3, 64, 64))
+    parameters = list(backbone.parameters())
+    stages = [{id(p) for module in stage for p in module.parameters()} for stage in backbone.stages()]
+    assert len(stages) == 5
+    for count, features in enumerate(maps, start=2):
+        gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True, retain_graph=True)
+        used = {id(p) for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+        assert set().union(*stages[:count]) == used
+
+
+def test_timm_backbones_without_known_stages_are_frozen_whole_or_not_at_all() -> None:
+    """HRNet's branches run side by side: no map cuts it in two."""
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        backbone = build_backbone("timm:hrnet_w18_small", norm="frozen", eps=1e-5, stride_in_1x1=False)
+    for count in (1, 2, 4):
+        with pytest.raises(ConfigError, match=r"frozen_stages: .* timm:hrnet_w18_small .* 0 .* or 5"):
+            backbone.freeze(count)
+    backbone.freeze(0)
+    assert len(trained(backbone)) == len(list(backbone.parameters()))
+    backbone.freeze(5)
+    assert not trained(backbone)
+
+
 def test_timm_names_that_do_not_exist() -> None:
     pytest.importorskip("timm")
     with pytest.raises(ConfigError, match="timm:no_such_net"):

@@ -25,7 +25,13 @@ class Backbone(nn.Module):
         """The modules of each stage: the stem, then those that end in C2, C3, C4, C5."""
 
     def freeze(self, num_stages: int) -> None:
-        """Stop the training of the first `num_stages` stages; 2 means the stem and C2, as in the paper's ResNets."""
-        for stage in self.stages()[:num_stages]:
+        """Stop the training of the first `num_stages` stages; 2 means the stem and C2, as in the paper's ResNets.
+
+        0 and `NUM_STAGES`, nothing and everything, need no cut into stages.
+        """
+        if num_stages == NUM_STAGES:
+            self.requires_grad_(False)
+            return
+        for stage in self.stages()[:num_stages] if num_stages else ():
             for module in stage:
                 module.requires_grad_(False)

@@ -1,16 +1,18 @@
 """Any backbone of the `timm` package that can return feature maps (extra `focaldet[timm]`)."""
 
+from itertools import pairwise
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
-from focaldet.nets.backbone import Backbone
+from focaldet.nets.backbone import NUM_STAGES, Backbone
 
 
 class TimmBackbone(Backbone):
     """A timm model cut after strides 4, 8, 16 and 32, with random weights.
 
-    Normalisation layers are timm's own and are trained; `freeze` takes all of it or nothing.
+    Normalisation layers are timm's own and are trained, but for those of frozen stages.
 
     Raises:
         ConfigError: timm is not installed, does not know the name, or the model has no maps of these strides.
@@ -30,9 +32,11 @@ class TimmBackbone(Backbone):
         at = {stride: place for place, stride in enumerate(info.reduction())}  # type: ignore[union-attr,operator]
         if not {4, 8, 16, 32} <= set(at):
             raise ConfigError(f"backbone timm:{name}: needs maps of strides 4, 8, 16 and 32, has {sorted(at)}")
-        self._places = [at[stride] for stride in (4, 8, 16, 32)]
+        self._name, self._places = name, [at[stride] for stride in (4, 8, 16, 32)]
         widths = [info.channels()[place] for place in self._places]  # type: ignore[union-attr,operator]
         self.channels = (widths[0], widths[1], widths[2], widths[3])
+        sources: list[str] = info.module_name()  # type: ignore[union-attr,operator]
+        self._ends = {stride: sources[place] for stride, place in at.items()}
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """The maps C2…C5 of normalised images."""
@@ -40,5 +44,35 @@ class TimmBackbone(Backbone):
         return [maps[place] for place in self._places]
 
     def stages(self) -> list[list[nn.Module]]:
-        """One stage that holds everything: timm's models share no cut."""
-        return [[self.model]]
+        """The modules of each stage: the stem, then those that end in C2, C3, C4, C5.
+
+        The stem ends in timm's map of stride 2, or before the module that gives C2 where timm has no such map.
+
+        Raises:
+            ConfigError: the model is no chain of modules of which some give its maps.
+        """
+        chain = self._chain()
+        places = {name: place for place, name in enumerate(chain)}
+        ends = [places.get(self._ends[stride], -1) + 1 for stride in (4, 8, 16, 32)]
+        stem = places.get(self._ends[2], -1) + 1 if 2 in self._ends else ends[0] - 1
+        cuts = [0, stem, *ends]
+        if any(start >= stop for start, stop in pairwise(cuts)):
+            raise ConfigError(
+                f"frozen_stages: timm does not tell the stages of timm:{self._name} apart, so it takes 0 (nothing) or "
+                f"{NUM_STAGES} (the whole backbone)"
+            )
+        modules = list(chain.values())
+        return [modules[start:stop] for start, stop in pairwise([*cuts[:-1], len(modules)])]
+
+    def _chain(self) -> dict[str, nn.Module]:
+        """The modules that run one after the other, by the names that timm gives its maps."""
+        ends = set(self._ends.values())
+        # timm's usual wrapper lifts `blocks.0` out of its Sequential and calls it `blocks_0`.
+        renamed = {end.replace(".", "_", 1): end for end in ends}
+        chain: dict[str, nn.Module] = {}
+        for name, child in self.model.named_children():
+            if isinstance(child, nn.Sequential) and any(end.startswith(f"{name}.") for end in ends):
+                chain.update({f"{name}.{inner}": module for inner, module in child.named_children()})
+            else:
+                chain[renamed.get(name, name)] = child
+        return chain

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from focaldet.errors import ConfigError
+
+NORM_GROUPS = 32
 TowerInit = Literal["normal", "he"]
 
 
@@ -21,7 +24,10 @@ class Subnet(nn.Module):
     Weights start from N(0, 0.01) and biases from 0, but for the last bias: `bias` (Focal Loss paper, section 4.1).
     `tower_init` "he" starts the tower's weights from N(0, 2 / fan-in) instead: with the paper's number every layer
     shrinks the signal, at 256 channels to a third, at 96 to a fifth, and a short training never gets going.
-    `norm` puts GroupNorm (32 groups) between convolution and ReLU, whose bias it makes needless.
+    `norm` puts GroupNorm (`NORM_GROUPS` groups) between convolution and ReLU, whose bias it makes needless.
+
+    Raises:
+        ConfigError: `norm` with a `width` that is no multiple of `NORM_GROUPS`.
     """
 
     def __init__(
@@ -36,9 +42,13 @@ class Subnet(nn.Module):
         tower_init: TowerInit = "normal",
     ) -> None:
         super().__init__()
+        if norm and depth and width % NORM_GROUPS:
+            raise ConfigError(
+                f"width: GroupNorm in the subnets needs a multiple of its {NORM_GROUPS} groups, found {width}"
+            )
         self.values = values
         self.tower = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=not norm) for _ in range(depth))
-        self.norms = nn.ModuleList(nn.GroupNorm(32, width) for _ in range(depth if norm else 0))
+        self.norms = nn.ModuleList(nn.GroupNorm(NORM_GROUPS, width) for _ in range(depth if norm else 0))
         self.predict = nn.Conv2d(width, per_cell * values, 3, padding=1)
         for conv in [*self.tower, self.predict]:
             assert isinstance(conv, nn.Conv2d)

@@ -56,6 +56,18 @@ def test_rows_come_every_few_steps(tmp_path):
     assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["3", "6"]
 
 
+def test_the_losses_have_columns_when_an_evaluation_is_the_first_row(tmp_path):
+    log = RunLog(MetricsFile(tmp_path / "metrics.csv", evaluation_columns=("ap",), log_every=3))
+    write_steps(log, [1, 2])
+    log.write("evaluation", epoch=1, step=2, ap=0.5)
+    write_steps(log, [3])
+    log.close()
+    evaluation, step = rows_of(tmp_path / "metrics.csv")
+    assert (evaluation["step"], evaluation["ap"], evaluation["class_loss"]) == ("2", "0.5", "")
+    assert (step["step"], step["class_loss"], step["box_loss"], step["ap"]) == ("3", "1", "0.25", "")
+    assert log.num_rows == 2
+
+
 def test_resuming_forgets_the_rows_after_the_saved_state(tmp_path):
     path = tmp_path / "metrics.csv"
     log = RunLog(MetricsFile(path, evaluation_columns=("ap",)))

@@ -69,18 +69,20 @@ class MetricsFile:
         self.evaluation_columns, self.log_every, self.num_rows = tuple(evaluation_columns), log_every, keep_rows
         kept = path.read_bytes().splitlines(keepends=True)[: keep_rows + 1] if keep_rows else []
         self.columns = next(csv.reader([kept[0].decode()]), []) if kept else []
+        self.losses: list[str] = []
         self.file = path.open("a", encoding="utf-8", newline="", buffering=1)
         self.file.truncate(sum(map(len, kept)))
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
+        # The first row can be an evaluation's, which has no losses: the header takes them from steps that get no row.
+        if kind == "step" and not self.columns:
+            self.losses = [name for name in flat(values) if name.endswith("_loss")]
         if kind == "evaluation" or (kind == "step" and values["step"] % self.log_every == 0):
             self._row({"kind": kind, **flat(values)})
 
     def _row(self, row: dict[str, Any]) -> None:
-        # An evaluation before the first step knows no losses: the header waits for a step.
         if not self.columns:
-            losses = [name for name in row if name.endswith("_loss")]
-            self.columns = ["kind", "epoch", "step", *STEP_COLUMNS, *losses, *self.evaluation_columns]
+            self.columns = ["kind", "epoch", "step", *STEP_COLUMNS, *self.losses, *self.evaluation_columns]
             csv.writer(self.file, lineterminator="\n").writerow(self.columns)
         shown = [row.get(column, "") for column in self.columns]
         csv.writer(self.file, lineterminator="\n").writerow(

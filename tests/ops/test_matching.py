@@ -1,7 +1,9 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.matching import MatchConfig, match
 
 NONE = torch.zeros(0, dtype=torch.bool)
@@ -24,25 +26,30 @@ def naive(anchors, boxes, ignored, config):
         union = area(a) + area(b) - shared(a, b)
         return shared(a, b) / union if union else 0.0
 
+    def assigned(chosen):
+        table = [[iou(a, boxes[g]) for g in chosen] for a in anchors]
+        for row in table:
+            best = max(row, default=0.0)
+            foreground = best >= config.foreground_iou and bool(row)
+            for place in range(len(chosen)):
+                top = max(other[place] for other in table)
+                lifted = config.low_quality == "any" or (
+                    config.low_quality == "above_background" and best >= config.background_iou
+                )
+                foreground |= lifted and top > 0 and row[place] == top
+            between = bool(row) and best >= config.background_iou and not foreground
+            yield chosen[row.index(best)] if row else 0, foreground, between
+
     anchors, boxes = anchors.tolist(), boxes.tolist()
-    usable = [g for g in range(len(boxes)) if not ignored[g]]
-    table = [[iou(a, boxes[g]) for g in usable] for a in anchors]
+    objects = assigned([g for g in range(len(boxes)) if not ignored[g]])
+    others = assigned([g for g in range(len(boxes)) if ignored[g]])
     answers = []
-    for a, row in zip(anchors, table, strict=True):
-        best = max(row, default=0.0)
-        index = usable[row.index(best)] if row else 0
-        foreground = best >= config.foreground_iou and bool(row)
-        for place in range(len(usable)):
-            top = max(other[place] for other in table)
-            lifted = config.low_quality == "any" or (
-                config.low_quality == "above_background" and best >= config.background_iou
-            )
-            foreground |= lifted and top > 0 and row[place] == top
-        left_out = bool(row) and best >= config.background_iou and not foreground
-        for g in range(len(boxes)):
-            if ignored[g] and not foreground and area(a) and shared(a, boxes[g]) / area(a) >= config.ignore_coverage:
-                left_out = True
-        answers.append((index, foreground, left_out))
+    for a, (index, foreground, left_out), (_, *as_object) in zip(anchors, objects, others, strict=True):
+        covered = any(
+            ignored[g] and area(a) and shared(a, boxes[g]) / area(a) >= config.ignore_coverage
+            for g in range(len(boxes))
+        )
+        answers.append((index, foreground, left_out or (not foreground and (covered or any(as_object)))))
     return answers
 
 
@@ -107,3 +114,31 @@ def test_a_crowd_is_neither_object_nor_background():
     found = match(anchors, crowd, torch.tensor([True]), MatchConfig(low_quality="any"))
     assert found.ignored.tolist() == [True, True, False]
     assert not found.foreground.any()
+
+
+SMALL_ANCHORS = AnchorConfig(base_scale=2.0), MatchConfig(low_quality="any")
+PAPER_ANCHORS = AnchorConfig(), MatchConfig()
+
+
+@pytest.mark.parametrize(
+    ("anchors_and_matching", "side_px", "count"), [(SMALL_ANCHORS, 8.0, 2), (PAPER_ANCHORS, 24.0, 11)]
+)
+def test_an_ignored_box_smaller_than_half_an_anchor_is_not_background(anchors_and_matching, side_px, count):
+    """All anchors that an object of this place and size would take from the background, it takes when ignored."""
+    shape, config = anchors_and_matching
+    maps = tuple((256 // stride, 256 // stride) for stride in (8, 16, 32, 64, 128))
+    anchors = pyramid_anchors(shape, strides_px=(8, 16, 32, 64, 128), shapes=maps, image=(256, 256))
+    box = torch.tensor([[100.0, 100.0, 100.0 + side_px, 100.0 + side_px]])
+    as_object = match(anchors, box, regular(1), config)
+    found = match(anchors, box, torch.tensor([True]), config)
+    assert not found.foreground.any()
+    assert int(found.ignored.sum()) >= count
+    assert not ((as_object.foreground | as_object.ignored) & ~found.ignored).any()
+
+
+def test_an_object_keeps_the_anchors_that_an_ignored_box_would_take():
+    anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 4.5], [30.0, 30.0, 40.0, 40.0]])
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [30.0, 30.0, 36.0, 37.0]])
+    found = match(anchors, boxes, torch.tensor([False, True, True]), MatchConfig())
+    assert found.foreground.tolist() == [True, False, False]
+    assert found.ignored.tolist() == [False, True, True], "IoU .42 with a box that covers .42 of the last anchor"

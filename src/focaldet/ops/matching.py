@@ -44,25 +44,30 @@ def match(
 ) -> Matches:
     """Assign every anchor to an object, to the background, or to neither.
 
-    Boxes marked in `ignored_boxes` (crowds, difficult objects) attract no anchor; a background anchor of which at least
-    `ignore_coverage` lies inside such a box is left out. `box_index` counts in `boxes` and is 0 where there is none.
-    Without boxes all anchors are background.
+    Boxes marked in `ignored_boxes` (crowds, difficult objects) attract no anchor. An anchor that is not foreground is
+    left out where at least `ignore_coverage` of it lies inside such a box, and where it would not be background if
+    such boxes were objects: a box too small to cover half of any anchor is not trained as background either.
+    `box_index` counts in `boxes` and is 0 where there is none. Without boxes all anchors are background.
     """
     count = anchors.shape[0]
     regular = (~ignored_boxes).nonzero().squeeze(1)
     if regular.numel():
-        matches = _match_regular(anchors, boxes[regular], config)
+        matches = _assign(anchors, boxes[regular], config)
         matches = matches._replace(box_index=regular[matches.box_index])
     else:
         nothing = torch.zeros(count, dtype=torch.bool, device=anchors.device)
         matches = Matches(torch.zeros(count, dtype=torch.int64, device=anchors.device), nothing, nothing)
     if regular.numel() == boxes.shape[0]:
         return matches
-    hidden = (pairwise_coverage(anchors, boxes[ignored_boxes]) >= config.ignore_coverage).any(dim=1)
-    return matches._replace(ignored=matches.ignored | (hidden & ~matches.foreground))
+    apart = boxes[ignored_boxes]
+    hidden = (pairwise_coverage(anchors, apart) >= config.ignore_coverage).any(dim=1)
+    as_objects = _assign(anchors, apart, config)
+    left_out = hidden | as_objects.foreground | as_objects.ignored
+    return matches._replace(ignored=matches.ignored | (left_out & ~matches.foreground))
 
 
-def _match_regular(anchors: Float[Tensor, "A 4"], boxes: Float[Tensor, "G 4"], config: MatchConfig) -> Matches:
+def _assign(anchors: Float[Tensor, "A 4"], boxes: Float[Tensor, "G 4"], config: MatchConfig) -> Matches:
+    """The rule of `MatchConfig` for boxes that are all objects; at least one."""
     iou = pairwise_iou(boxes, anchors)
     best, box_index = iou.max(dim=0)
     foreground = best >= config.foreground_iou

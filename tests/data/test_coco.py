@@ -31,6 +31,22 @@ def test_ids_are_sparse_in_the_file_and_contiguous_inside(tmp_path):
     assert index.findings.lines() == []
 
 
+def stated_sides(index) -> list[list[float]]:
+    return (index.boxes[:, 2:] - index.boxes[:, :2] + index.side_remainders).tolist()
+
+
+def test_sides_are_those_of_the_file_to_the_last_digit_unless_they_were_cut(tmp_path):
+    document = coco_document()
+    boxes = [[10.1, 0.7, 53.9, 0.3], [33.33, 17.77, 0.01, 20.02], [0.1, 40.1, 7.7, 100], [-3.3, 1.1, 13.3, 2.2]]
+    document["annotations"] = [{"id": i, "image_id": 100, "category_id": 3, "bbox": box} for i, box in enumerate(boxes)]
+    records = coco.read_coco(write_coco(tmp_path, document), images=None, name="train")
+    assert records.sides.tolist() == [box[2:] for box in boxes]
+    assert (records.boxes[:, 2:] - records.boxes[:, :2]).tolist() != records.sides.tolist()
+    index = assemble(records, bad_boxes="clip")
+    assert stated_sides(index) == [[53.9, 0.3], [0.01, 20.02], [7.7, 48 - 40.1], [-3.3 + 13.3, 2.2]]
+    assert stated_sides(index.subset([1, 0], "turned")) == stated_sides(index)
+
+
 def test_boxes_follow_their_images_whatever_their_order(tmp_path):
     document = coco_document()
     document["annotations"].reverse()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -286,6 +287,35 @@ def test_coco_mini_gives_pycocotools_numbers_through_the_index_and_through_files
     for found in (evaluate_detections(index, detections), evaluate_files(tmp_path / "results.json", truth)):
         for name, expected in zip(HEADLINES, evaluator.stats, strict=True):
             assert same(getattr(found, name), expected), name
+
+
+def boxes_on_thresholds(num_images=300):
+    """Annotations with two decimals, some up to the border, and results of half or three quarters of their height."""
+    rng = numpy.random.default_rng(7)
+    images, annotations, results = [], [], []
+    for image in range(num_images):
+        images.append({"id": image, "file_name": "a.png", "height": 640, "width": 640})
+        for _ in range(3):
+            x, y, width, height = (round(float(value), 2) for value in rng.uniform(1, 300, 4))
+            width, height = (round(640 - x, 2), round(640 - y, 2)) if rng.random() < 0.2 else (width, height)
+            record = {"image_id": image, "category_id": int(rng.integers(1, 4))}
+            area = {"id": len(annotations) + 1, "area": width * height, "iscrowd": 0}
+            annotations.append(record | area | {"bbox": [x, y, width, height]})
+            share = float(rng.choice([0.5, 0.75]))
+            results.append(record | {"bbox": [x, y, width, height * share], "score": float(rng.random())})
+    categories = [{"id": number, "name": f"class {number}"} for number in (1, 2, 3)]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}, results
+
+
+@pytest.mark.parametrize("ground_truth", ["instances_val.json", "."])
+def test_overlaps_on_a_threshold_fall_on_the_side_where_pycocotools_has_them(tmp_path, ground_truth):
+    annotations, results = boxes_on_thresholds()
+    (tmp_path / "instances_val.json").write_text(json.dumps(annotations))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    Image.new("RGB", (640, 640)).save(tmp_path / "a.png")
+    found = evaluate_files(tmp_path / "results.json", tmp_path / ground_truth)
+    for name, expected in zip(HEADLINES, referee(annotations, results).stats, strict=True):
+        assert same(getattr(found, name), expected), (name, getattr(found, name), expected)
 
 
 def test_half_a_million_detections_take_two_seconds_of_two_cores():

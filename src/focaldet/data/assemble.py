@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from focaldet.data.findings import Place, Problem, Severity
@@ -22,6 +22,8 @@ from focaldet.types import ImageSize
 MAX_COORDINATE = 1e6
 # Tools round to a few digits, so boxes at the border end up a hair outside: clipped in every mode, noted, no fault.
 ROUNDING_PX = 0.5
+# Doubles below `MAX_COORDINATE` are rounded by less, and no file states a side more finely.
+FINEST_PX = 1e-9
 _THREADS = 8
 _WORTH_THREADS = 64
 
@@ -65,7 +67,14 @@ def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, le
         path_bytes=path_bytes,
         path_offsets=path_offsets,
         findings=records.findings,
+        side_remainders=None if records.sides is None else _remainders(records.sides[rows], boxes),
     )
+
+
+def _remainders(sides: Float64[Tensor, "R 2"], boxes: Float64[Tensor, "R 4"]) -> Float32[Tensor, "R 2"]:
+    """What rounding took from the sides; 0 for sides that were cut, whose difference is more than rounding."""
+    lacking = sides - (boxes[:, 2:] - boxes[:, :2])
+    return lacking.masked_fill(lacking.abs() > FINEST_PX, 0).float()
 
 
 def _measure(records: Records) -> list[ImageSize | DataError]:

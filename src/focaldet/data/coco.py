@@ -83,8 +83,8 @@ def read_coco(file: Path, *, images: Path | None, name: str) -> Records:
     names = pictures.column("file_name", (str,), "the name of a picture file")
     root = _image_folder(file, names[:_TRIED_PICTURES], images)
     annotations.identifiers(default=None)
-    corners = annotations.boxes("bbox")
-    corners[:, 2:] += corners[:, :2]  # the file has x, y, width, height
+    xywh = annotations.boxes("bbox")
+    origin, sides = xywh[:, :2], xywh[:, 2:]
     labels = {category: label for label, category in enumerate(classes.category_ids)}
     owners = {image: i for i, image in enumerate(image_ids)}
     return Records(
@@ -99,7 +99,8 @@ def read_coco(file: Path, *, images: Path | None, name: str) -> Records:
         ],
         declared=_declared(pictures),
         owners=torch.tensor(annotations.references("image_id", owners, "images"), dtype=torch.int64),
-        boxes=corners,
+        boxes=torch.cat([origin, origin + sides], 1),
+        sides=sides,
         labels=torch.tensor(annotations.references("category_id", labels, "categories"), dtype=torch.int64),
         flags=_crowds(annotations),
         areas=annotations.numbers("area"),

@@ -1,7 +1,7 @@
 """One split of a data set as flat tensors: what every reader ends in, and what loaders and evaluators start from.
 
 Axes: N images, M boxes of all images, P bytes of all paths. The boxes of image i are rows offsets[i]:offsets[i + 1].
-A set of the size of COCO's training split takes 45 MB, and worker processes share it: a list of Python objects would
+A set of the size of COCO's training split takes 52 MB, and worker processes share it: a list of Python objects would
 be copied into each of them as soon as it is read.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64, Int32, Int64, UInt8
+from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
 from focaldet.data.findings import Findings
@@ -87,6 +87,8 @@ class Index:
         path_bytes: all paths below `root`, UTF-8, one after the other.
         path_offsets: first byte of each path; the last entry is P.
         findings: what was odd on the way.
+        side_remainders: what x2 − x1 and y2 − y1 lack, in floating point, of the width and height that the file states;
+            None where it states corners.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Index:
     path_bytes: UInt8[Tensor, " P"]
     path_offsets: Int64[Tensor, " N+1"]
     findings: Findings
+    side_remainders: Float32[Tensor, "M 2"] | None = None
 
     def __len__(self) -> int:
         return self.image_ids.shape[0]
@@ -137,13 +140,15 @@ class Index:
             areas=self.areas[rows],
             path_bytes=self.path_bytes[letters],
             path_offsets=path_offsets,
+            side_remainders=None if self.side_remainders is None else self.side_remainders[rows],
         )
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their name."""
         names = ("image_ids", "sizes", "offsets", "boxes", "labels", "flags", "areas", "path_bytes", "path_offsets")
-        return {name: getattr(self, name) for name in names}
+        optional = {} if self.side_remainders is None else {"side_remainders": self.side_remainders}
+        return {name: getattr(self, name) for name in names} | optional
 
     @property
     def nbytes(self) -> int:
@@ -154,8 +159,11 @@ class Index:
         """SHA-256 of classes, boxes, sizes and names; the same wherever the data lies. Pixels are not part of it."""
         digest = hashlib.sha256(json.dumps([self.classes.names, self.classes.category_ids]).encode())
         for name, tensor in self.tensors.items():
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().data)
+            if (
+                name != "side_remainders"
+            ):  # Training does not see them: with them, a run of before could not be resumed.
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()
 
 

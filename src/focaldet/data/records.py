@@ -40,6 +40,8 @@ class Records:
     `source` is the file or folder that was read, `root` the folder that `paths` start from.
     `boxes` are xyxy pixels, or shares of the picture's width and height if `fractions`. `owners` gives the image of
     each box. `areas` are NaN where the file states none. `image_place` and `box_place` say where a record stands.
+    `sides` are the widths and heights where the file states these instead of x2 and y2: x2 − x1 is no longer the same
+    to the last digit. None for other files.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Records:
     image_place: Callable[[int], Place]
     box_place: Callable[[int], Place]
     fractions: bool = False
+    sides: Float64[Tensor, "M 2"] | None = None
     findings: Findings = field(default_factory=Findings)
 
 

@@ -154,14 +154,20 @@ def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split:
 
 
 def truth_of_index(index: Index) -> GroundTruth:
-    """The boxes of an index, as the detector was taught them: inside their pictures, none of them empty."""
+    """The boxes of an index, as the detector was taught them: inside their pictures, none of them empty.
+
+    Sides that were not cut are those of the file to the last digit, as in `truth_of_file`.
+    """
     boxes = index.boxes.numpy()
+    sides = boxes[:, 2:] - boxes[:, :2]
+    if index.side_remainders is not None:
+        sides += index.side_remainders.numpy()
     return GroundTruth(
         image_ids=index.image_ids.numpy(),
         classes=index.classes,
         positions=numpy.repeat(numpy.arange(len(index)), numpy.diff(index.offsets.numpy())),
         labels=index.labels.numpy().astype(numpy.int64),
-        xywh=_xywh(boxes),
+        xywh=numpy.concatenate([boxes[:, :2], sides], axis=1),
         areas=index.areas.numpy(),
         ignored=index.flags.numpy() != 0,
     )
@@ -170,7 +176,8 @@ def truth_of_index(index: Index) -> GroundTruth:
 def truth_of_file(path: Path) -> GroundTruth:
     """The boxes of a COCO annotation file exactly as it states them, as COCO's own tool takes them.
 
-    The pictures need not be there.
+    Their sides do not come from corners: (x + w) − x is not w in floating point, and an IoU that lies on a threshold
+    would fall on its other side. The pictures need not be there.
 
     Raises:
         DataError: the file is no well-formed COCO json, or a box is not finite.
@@ -180,14 +187,14 @@ def truth_of_file(path: Path) -> GroundTruth:
     if not numpy.isfinite(boxes).all():
         row = int(numpy.flatnonzero(~numpy.isfinite(boxes).all(axis=1))[0])
         raise records.box_place(row).error(f"must be four finite numbers, found {boxes[row].tolist()}")
-    xywh = _xywh(boxes)
+    sides = boxes[:, 2:] - boxes[:, :2] if records.sides is None else records.sides.numpy()
     return GroundTruth(
         image_ids=numpy.array(records.image_ids, dtype=numpy.int64),
         classes=records.classes,
         positions=records.owners.numpy(),
         labels=records.labels.numpy(),
-        xywh=xywh,
-        areas=numpy.where(numpy.isnan(areas), xywh[:, 2] * xywh[:, 3], areas),
+        xywh=numpy.concatenate([boxes[:, :2], sides], axis=1),
+        areas=numpy.where(numpy.isnan(areas), sides.prod(axis=1), areas),
         ignored=records.flags.numpy() != 0,
     )
 
@@ -240,10 +247,6 @@ def _evaluated(
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator
-
-
-def _xywh(boxes: Float64[numpy.ndarray, "G 4"]) -> Float64[numpy.ndarray, "G 4"]:
-    return numpy.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def _class_numbers(

@@ -45,6 +45,9 @@ def target(boxes, labels, ignored=None):
         ({"frozen_stages": 9}, "frozen_stages: Input should be less than or equal to 5"),
         ({"backbone": "resnet19"}, "resnet19"),
         ({"norm": "batch", "norm_eps": 0.0}, "norm_eps: .* must be above 0"),
+        ({"width": 97, "head_norm": True}, "width: .* multiple of its 32 groups, found 97"),
+        ({"anchors": {"ratios": []}}, "anchors.ratios: .* at least 1 item"),
+        ({"matching": {"foreground_iou": 0.3, "background_iou": 0.6}}, "background_iou: must be at most"),
     ],
 )
 def test_settings_out_of_range_are_named(setting, problem):

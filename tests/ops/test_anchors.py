@@ -3,6 +3,8 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
+from focaldet.config import from_dict
+from focaldet.errors import ConfigError
 from focaldet.ops.anchors import AnchorConfig, cell_anchors, level_anchors, pyramid_anchors
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -65,3 +67,20 @@ def test_anchors_cached_by_evaluation_serve_training():
     deltas = torch.zeros(1, requires_grad=True)
     (deltas * pyramid_anchors(AnchorConfig(), **settings)).sum().backward()  # raises for an inference tensor
     assert deltas.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"ratios": []}, "ratios: .* at least 1 item"),
+        ({"scales": []}, "scales: .* at least 1 item"),
+        ({"ratios": [1.0, 0.0]}, "ratios.1: Input should be greater than 0, found 0"),
+        ({"ratios": [-1]}, "ratios.0: Input should be greater than 0"),
+        ({"scales": [-1]}, "scales.0: Input should be greater than 0"),
+        ({"base_scale": 0}, "base_scale: Input should be greater than 0"),
+        ({"base_scale": float("inf")}, "base_scale: Input should be a finite number"),
+    ],
+)
+def test_settings_out_of_range_are_named(values, problem):
+    with pytest.raises(ConfigError, match=problem):
+        from_dict(AnchorConfig, values)

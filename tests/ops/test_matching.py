@@ -3,6 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focaldet.config import from_dict
+from focaldet.errors import ConfigError
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.matching import MatchConfig, match
 
@@ -142,3 +144,25 @@ def test_an_object_keeps_the_anchors_that_an_ignored_box_would_take():
     found = match(anchors, boxes, torch.tensor([False, True, True]), MatchConfig())
     assert found.foreground.tolist() == [True, False, False]
     assert found.ignored.tolist() == [False, True, True], "IoU .42 with a box that covers .42 of the last anchor"
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"foreground_iou": 5}, "foreground_iou: Input should be less than or equal to 1"),
+        ({"foreground_iou": 0}, "foreground_iou: Input should be greater than 0"),
+        ({"background_iou": -0.1}, "background_iou: Input should be greater than or equal to 0"),
+        ({"ignore_coverage": 1.5}, "ignore_coverage: Input should be less than or equal to 1"),
+        ({"ignore_coverage": 0}, "ignore_coverage: Input should be greater than 0"),
+        ({"foreground_iou": 0.3, "background_iou": 0.6}, "at most foreground_iou, which is 0.3, found 0.6"),
+    ],
+)
+def test_settings_out_of_range_are_named(values, problem):
+    with pytest.raises(ConfigError, match=problem):
+        from_dict(MatchConfig, values)
+
+
+def test_thresholds_may_meet():
+    config = MatchConfig(foreground_iou=0.5, background_iou=0.5)
+    found = match(torch.tensor([[0.0, 0.0, 10.0, 4.9]]), torch.tensor([[0.0, 0.0, 10.0, 10.0]]), regular(1), config)
+    assert not found.foreground.any() and not found.ignored.any()

@@ -5,12 +5,15 @@ Axes: S anchors per cell, A anchors of a level or of all levels. Ratio = height 
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Several = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Flavour = Literal["continuous", "torchvision", "detectron1"]
 
 
@@ -23,9 +26,9 @@ class AnchorConfig:
     cell 0 at (stride - 1) / 2. `order` is the order of the S anchors in the channels of the subnets.
     """
 
-    base_scale: float = 4.0
-    scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    base_scale: Positive = 4.0
+    scales: Several = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    ratios: Several = (0.5, 1.0, 2.0)
     flavour: Flavour = "continuous"
     order: Literal["ratio, scale", "scale, ratio"] = "ratio, scale"
 

@@ -4,13 +4,18 @@ Axes: A anchors, G ground-truth boxes.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
+from pydantic import Field
 from torch import Tensor
 
+from focaldet.errors import ConfigError
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +25,22 @@ class MatchConfig:
     `low_quality` gives an object without such an anchor its best ones (ties included): `none` as the paper's text says;
     `above_background` only where their IoU is at least `background_iou` (Detectron); `any` always (detectron2,
     torchvision). The anchor still answers for the object it overlaps most.
+
+    Raises:
+        ConfigError: `background_iou` is above `foreground_iou`.
     """
 
-    foreground_iou: float = 0.5
-    background_iou: float = 0.4
+    foreground_iou: PositiveShare = 0.5
+    background_iou: Share = 0.4
     low_quality: Literal["none", "above_background", "any"] = "none"
-    ignore_coverage: float = 0.5
+    ignore_coverage: PositiveShare = 0.5
+
+    def __post_init__(self) -> None:
+        if self.background_iou > self.foreground_iou:
+            raise ConfigError(
+                f"background_iou: must be at most foreground_iou, which is {self.foreground_iou}, "
+                f"found {self.background_iou}"
+            )
 
 
 class Matches(NamedTuple):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from focaldet.data.index import DataConfig
-from focaldet.data.splits import hold_out, open_split, open_splits
+from focaldet.data.index import Classes, DataConfig
+from focaldet.data.splits import hold_out, open_split, open_splits, with_classes
 from focaldet.errors import ConfigError, DataError
 
 from .datasets import PICTURES, coco_document, write_coco, write_csv, write_pictures, write_voc, write_yolo
@@ -126,12 +126,42 @@ def test_validation_has_the_labels_of_training(tmp_path):
     document["categories"] = [{"id": 1, "name": "ant"}, {"id": 7, "name": "dog"}, {"id": 9, "name": "cat"}]
     file.write_text(json.dumps(document))
     splits = open_splits(DataConfig(path=folder), seed=0)
-    assert splits.val.classes == splits.train.classes
+    assert splits.val.classes.names == splits.train.classes.names == ("cat", "dog")
+    assert (
+        splits.val.classes.category_ids == splits.train.classes.category_ids == splits.train.classes.own_ids == (3, 7)
+    )
+    assert splits.val.classes.own_ids == (9, 7)
     assert splits.val.labels.unique().tolist() == splits.train.labels.unique().tolist() == [1]
     document["annotations"][0]["category_id"] = 1
     file.write_text(json.dumps(document))
     with pytest.raises(DataError, match=r"split .val. has boxes of classes that the training split lacks: 'ant'"):
         open_splits(DataConfig(path=folder), seed=0)
+
+
+def test_a_split_of_the_same_numbers_has_equal_classes_whatever_else_its_file_names(tmp_path):
+    folder = coco_with(tmp_path, "train", "val")
+    file = folder / "instances_val.json"
+    file.write_text(
+        json.dumps(
+            json.loads(file.read_text())
+            | {"categories": [{"id": 7, "name": "dog"}, {"id": 1, "name": "ant"}, {"id": 3, "name": "cat"}]}
+        )
+    )
+    splits = open_splits(DataConfig(path=folder), seed=0)
+    assert splits.val.classes == splits.train.classes
+    assert splits.val.findings.count() == 0
+
+
+def test_a_class_that_only_the_training_split_has_is_told(tmp_path):
+    folder = coco_with(tmp_path, "train", "val")
+    file = folder / "instances_val.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"categories": [{"id": 7, "name": "dog"}]}))
+    val = open_splits(DataConfig(path=folder), seed=0).val
+    assert (val.classes.names, val.classes.own_ids) == (("cat", "dog"), (None, 7))
+    (problem,) = val.findings
+    assert (problem.severity, problem.kind) == ("note", "class absent") and problem.message.endswith("has: cat")
+    assert with_classes(val, val.classes) is val
+    assert with_classes(val, Classes(("dog", "cat"), (1, 2))).classes.own_ids == (7, None)
 
 
 def test_nothing_named_nothing_there_nothing_known(tmp_path):

@@ -6,7 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from focaldet.data.index import DataConfig
+from focaldet.data.splits import open_splits
 from focaldet.errors import DataError
 from focaldet.evaluate.coco import evaluate_detections, evaluate_files
 from focaldet.evaluate.report import detections_of
@@ -144,6 +147,44 @@ def test_what_is_written_gives_the_same_numbers_to_the_last_digit(tmp_path):
     }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     assert evaluate_files(tmp_path / "out.json", tmp_path / "truth.json") == evaluate_detections(index, detections)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Training numbers ant, cell and dog 1, 2 and 3; validation numbers dog, cell and bus 1, 2 and 5, without ants."""
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    for split, categories in (("train", {"ant": 1, "cell": 2, "dog": 3}), ("valid", {"dog": 1, "cell": 2, "bus": 5})):
+        boxes = [(categories["cell"], [10, 20, 30, 40]), (categories["dog"], [50, 5, 25, 25])]
+        document = {
+            "images": [{"id": 7, "file_name": "a.png", "height": 100, "width": 100}],
+            "categories": [{"id": number, "name": name} for name, number in categories.items()],
+            "annotations": [
+                {"id": k, "image_id": 7, "category_id": number, "bbox": box, "area": 100, "iscrowd": 0}
+                for k, (number, box) in enumerate(boxes)
+            ],
+        }
+        (tmp_path / f"instances_{split}.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+def test_what_a_training_run_writes_has_the_ids_of_the_validation_file(folder):
+    val = open_splits(DataConfig(path=folder), seed=0).val
+    assert (val.classes.names, val.classes.category_ids) == (("ant", "cell", "dog"), (1, 2, 3))
+    found = {0: make_detections(([50, 5, 75, 30], 0.9, 2), ([10, 20, 40, 60], 0.8, 1), ([1, 1, 9, 9], 0.7, 0))}
+    path = folder / "predictions.json"
+    write_results(path, val, found)
+    records = json.loads(path.read_text())
+    assert [(one["category_id"], one["bbox"]) for one in records] == [(1, [50, 5, 25, 25]), (2, [10, 20, 30, 40])]
+
+    metrics = evaluate_detections(val, found)
+    assert [(one.name, one.category_id) for one in metrics.per_class] == [("ant", None), ("cell", 2), ("dog", 1)]
+    for ground_truth in (folder / "instances_valid.json", folder):
+        again = evaluate_files(path, ground_truth)
+        assert again.ap == metrics.ap == pytest.approx(1, abs=1e-12)
+    assert read(path, val).labels.tolist() == [2, 1]
+    path.write_text(json.dumps([{**GOOD, "image_id": 7, "category_id": 5}]))
+    with pytest.raises(DataError, match=r"5 is no category of the ground truth \(it has 2: 2, 1\)"):
+        read(path, val)
 
 
 def test_rows_and_detections_turn_into_each_other():

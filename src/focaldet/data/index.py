@@ -60,13 +60,25 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The names of the classes by label, and the (possibly sparse) ids that the files use for them."""
+    """The names of the classes by label, and the (possibly sparse) ids that files use for them.
+
+    Attributes:
+        names: by label.
+        category_ids: the ids in the file that the labels come from.
+        file_ids: the ids in the split's own file where it numbers the classes otherwise, None for a class it lacks.
+    """
 
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    file_ids: tuple[int | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def own_ids(self) -> tuple[int | None, ...]:
+        """By label the ids of the split's own file, which result files for it use; None for a class that it lacks."""
+        return self.category_ids if self.file_ids is None else self.file_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +171,7 @@ class Index:
         """SHA-256 of classes, boxes, sizes and names; the same wherever the data lies. Pixels are not part of it."""
         digest = hashlib.sha256(json.dumps([self.classes.names, self.classes.category_ids]).encode())
         for name, tensor in self.tensors.items():
-            if (
-                name != "side_remainders"
-            ):  # Training does not see them: with them, a run of before could not be resumed.
+            if name != "side_remainders":  # Training does not see them; with them, earlier runs could not be resumed.
                 digest.update(f"{name} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()

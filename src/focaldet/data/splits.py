@@ -9,6 +9,7 @@ import torch
 from focaldet.config import nearest
 from focaldet.data import coco, csv, voc, yolo
 from focaldet.data.assemble import assemble
+from focaldet.data.findings import Findings, Problem
 from focaldet.data.index import Classes, DataConfig, DataFormat, Index
 from focaldet.data.records import Layout, Records, some
 from focaldet.data.text import brief, hint, what_is_at
@@ -47,7 +48,8 @@ def open_splits(config: DataConfig, *, seed: int) -> Splits:
     """The training and validation splits of a data set.
 
     Validation is `config.val`, else the split named val, valid, validation or val2017, else a tenth of the training
-    images drawn by the seed. A test split is never taken. Both have the classes of the training split.
+    images drawn by the seed. A test split is never taken. Both have the classes of the training split; each keeps the
+    ids of its own file (`Classes.own_ids`).
 
     Raises:
         DataError: the data cannot be read; see the readers.
@@ -156,6 +158,8 @@ def hold_out(whole: Index, *, seed: int) -> tuple[Index, Index]:
 def with_classes(index: Index, classes: Classes) -> Index:
     """The same images with the labels of `classes`: classes are the same where their names are.
 
+    `Classes.own_ids` stay those of the index's own file. A note tells which classes have none there.
+
     Raises:
         DataError: the index has boxes of a class that `classes` lacks.
     """
@@ -170,7 +174,24 @@ def with_classes(index: Index, classes: Classes) -> Index:
         )
         raise DataError(problem + hint(strange[0], known), file=index.root)
     labels = torch.tensor([known.get(name, -1) for name in index.classes.names], dtype=torch.int32)
-    return replace(index, classes=classes, labels=labels[index.labels.long()])
+    numbers = {known.get(name): number for name, number in zip(index.classes.names, index.classes.own_ids, strict=True)}
+    own_ids = tuple(numbers.get(label) for label in range(len(classes)))
+    return replace(
+        index,
+        classes=replace(classes, file_ids=None if own_ids == classes.category_ids else own_ids),
+        labels=labels[index.labels.long()],
+        findings=_with_absent(index, [name for name, own in zip(classes.names, own_ids, strict=True) if own is None]),
+    )
+
+
+def _with_absent(index: Index, names: Sequence[str]) -> Findings:
+    """The findings of an index, and one note on the classes of the training split that its file lacks."""
+    findings = Findings()
+    findings.extend(index.findings)
+    if names:
+        message = f"result files leave out detections of classes that only the training split has: {some(names)}"
+        findings.add(Problem("note", "class absent", message, str(index.root), f'split "{index.name}"'))
+    return findings
 
 
 def _recognise(path: Path, wanted: DataFormat | None) -> Layout:

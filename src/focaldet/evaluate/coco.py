@@ -41,10 +41,13 @@ HEADLINES: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """The numbers of one class, as in `Metrics`; `num_boxes` leaves out ignored boxes."""
+    """The numbers of one class, as in `Metrics`; `num_boxes` leaves out ignored boxes.
+
+    `category_id` is the id in the file that was evaluated on; None for a class that only the training split has.
+    """
 
     name: str
-    category_id: int
+    category_id: int | None
     num_boxes: int
     ap: float | None
     ap50: float | None
@@ -210,7 +213,7 @@ def _measure(truth: GroundTruth, rows: ResultRows) -> Metrics:
     evaluator.summary_lines()
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     counts = numpy.bincount(truth.labels[~truth.ignored], minlength=len(class_rank))
-    classes = zip(truth.classes.names, truth.classes.category_ids, counts.tolist(), class_rank, strict=True)
+    classes = zip(truth.classes.names, truth.classes.own_ids, counts.tolist(), class_rank, strict=True)
     numbers: dict[str, Any] = {name: _defined(number) for name, number in zip(HEADLINES, evaluator.stats, strict=True)}
     return Metrics(
         **numbers,

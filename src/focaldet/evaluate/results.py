@@ -44,14 +44,14 @@ def rows_of(detections: Mapping[int, Detections]) -> ResultRows:
 
 
 def read_results(path: Path, *, image_ids: Sequence[int], classes: Classes) -> ResultRows:
-    """The detections of a COCO result file; its ids become places in `image_ids` and labels of `classes`.
+    """The detections of a COCO result file; its ids become places in `image_ids` and labels of `classes` (`own_ids`).
 
     Raises:
         DataError: no JSON list, or a record that lacks a field, has one of a wrong type or out of range, or names an
             unknown image or category; it names the record (counted from 0) and the field.
     """
     positions = {image_id: position for position, image_id in enumerate(image_ids)}
-    labels = {category_id: label for label, category_id in enumerate(classes.category_ids)}
+    labels = {own: label for label, own in enumerate(classes.own_ids) if own is not None}
     rows = []
     for number, record in enumerate(_read_list(path)):
         try:
@@ -65,15 +65,17 @@ def read_results(path: Path, *, image_ids: Sequence[int], classes: Classes) -> R
 def write_results(path: Path, index: Index, detections: Mapping[int, Detections]) -> None:
     """Write `detections` (by position in `index`) as a COCO result file with the file's own image and category ids.
 
-    Numbers are written in full, so that reading them back gives the same metrics to the last digit.
+    Detections of a class that the file lacks, and that only the training split has, are left out: no id names them, and
+    they have no part in the metrics. Numbers are written in full, so that reading them back gives the same metrics to
+    the last digit.
     """
-    image_ids = index.image_ids.tolist()
+    image_ids, own_ids = index.image_ids.tolist(), index.classes.own_ids
+    labels = tuple(range(len(own_ids)))
     lines = [
-        json.dumps(record)
+        json.dumps(record | {"category_id": own})
         for position in sorted(detections)
-        for record in detections[position].to_coco(
-            image_id=image_ids[position], category_ids=index.classes.category_ids
-        )
+        for record in detections[position].to_coco(image_id=image_ids[position], category_ids=labels)
+        if (own := own_ids[record["category_id"]]) is not None
     ]
     path.write_text("[" + ",\n".join(lines) + "]\n", encoding="utf-8")
 

@@ -109,7 +109,7 @@ def main() -> None:
         ratio = timed["torchvision"]["min"] / timed[form]["min"] if "torchvision" in timed else float("nan")
         extra = f", {memory[form]:.1f} × the logits of extra memory" if form in memory else ""
         print(
-            f"{form:12} {fastest:7.1f} / {median:7.1f} ms (minimum / median), {ratio:4.1f} × as fast as torchvision{extra}"
+            f"{form:12} {fastest:7.1f} / {median:7.1f} ms (minimum / median), {ratio:4.1f} × torchvision's speed{extra}"
         )
     settings = {"anchors": chosen.anchors, "classes": chosen.classes, "sums": totals}
     print(write_result("losses", {"settings": settings, "seconds": timed, "extra_memory": memory}))

@@ -29,6 +29,7 @@ from focaldet.evaluate.run import evaluate
 from focaldet.models import named_config
 from focaldet.predict import load, predict_files
 from focaldet.study.demo import run_demo
+from focaldet.study.loss_curves import study_losses
 from focaldet.study.published import detector_rows
 from focaldet.train.config import RunConfig
 from focaldet.train.engine import train as train_detector
@@ -78,6 +79,9 @@ app = App(
     default_parameter=Parameter(name_transform=flag_name, consume_multiple=True),
     suppress_keyboard_interrupt=False,
 )
+
+study = App(name="study", help="Look at the losses and at one's own data as the paper does.")
+app.command(study)
 
 Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
 DataParts = Annotated[DataConfig, Parameter(name="--data")]
@@ -319,6 +323,7 @@ def demo(
     given = {name: value for name, value in sizes.items() if value is not None}
     result = run_demo(out, seed=seed, device=device, **given)
     if result.metrics is None:
+        print("the scenes are made as training goes on, so the demo cannot: `focaldet demo` begins again")
         return INTERRUPTED
     print_metrics(result.metrics)
     print(
@@ -328,6 +333,16 @@ def demo(
         "         focaldet train --data YOUR_DATA --weights WEIGHTS --size 320 --out runs/mine"
     )
     return CLEAN
+
+
+@study.command(name="losses")
+def study_losses_command(*, out: Path = Path("runs/study/losses")) -> None:
+    """Draw the paper's figures of the losses (1, 5, 6) and the α-balance, and tell worked examples.
+
+    Args:
+        out: folder for pictures (svg, png), tables (csv, json) and the page that shows them.
+    """
+    print(f"look at  {study_losses(out).page}")
 
 
 def joined(path: Path | None, parts: DataConfig) -> DataConfig:

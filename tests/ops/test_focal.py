@@ -237,9 +237,10 @@ def test_settings_out_of_range_are_refused(call, problem):
 
 def test_probabilities_are_told_once(monkeypatch):
     monkeypatch.setattr(inputs, "_warned_of_probabilities", False)
-    focal_loss(torch.tensor([0.2, 1.7]), torch.ones(2), gamma=2.0)
-    focal_loss(torch.zeros(2), torch.ones(2), gamma=2.0)
-    focal_loss(torch.zeros(0), torch.ones(0), gamma=2.0)
+    probabilities, ones = torch.linspace(0.1, 0.9, 8), torch.ones(8)
+    for logits in (probabilities * 2, probabilities - 0.2, torch.zeros(8)):
+        focal_loss(logits, ones, gamma=2.0)
+    focal_loss(probabilities[:7], ones[:7], gamma=2.0)  # too few to judge
     with pytest.warns(UserWarning, match="take logits"):
-        focal_loss(torch.tensor([0.2, 0.7]), torch.ones(2), gamma=2.0)
-    focal_loss(torch.tensor([0.2, 0.7]), torch.ones(2), gamma=2.0)
+        focal_loss(probabilities, ones, gamma=2.0)
+    focal_loss(probabilities, ones, gamma=2.0)

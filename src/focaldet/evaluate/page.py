@@ -1,4 +1,6 @@
-"""How the report looks: one style sheet for light and dark, without any file from elsewhere."""
+"""How a page looks: one style sheet for light and dark, without any file from elsewhere."""
+
+from html import escape
 
 STYLE = """
 :root {
@@ -58,3 +60,15 @@ pre { background: var(--sheet); border: 1px solid var(--rule); border-radius: 10
   overflow-x: auto; font: 13px/1.45 ui-monospace, monospace; }
 @media print { details > pre { overflow: visible; white-space: pre-wrap; } .pair { break-inside: avoid; } }
 """
+
+
+def whole_page(title: str, body: str) -> str:
+    """An HTML page that needs no network; `title` is text, `body` is HTML."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # Even a class name that got past the escaping could load or run nothing.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+    )

@@ -15,7 +15,7 @@ from focaldet import draw
 from focaldet.data.index import Index, Source
 from focaldet.evaluate.charts import Line, line_chart
 from focaldet.evaluate.coco import HEADLINES, ClassMetrics, Metrics, evaluate_detections
-from focaldet.evaluate.page import STYLE
+from focaldet.evaluate.page import whole_page
 from focaldet.evaluate.results import ResultRows, read_results
 from focaldet.types import Detections, Target
 
@@ -59,17 +59,8 @@ def write_report(
         _findings(index),
         _settings(run),
     ]
-    title = f"{escape(run.absolute().name)} · focaldet report"
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Even a class name that got past the escaping could load or run nothing.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{''.join(sections)}</main>\n</body>\n</html>\n"
-    )
     path = run / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path.write_text(whole_page(f"{run.absolute().name} · focaldet report", "".join(sections)), encoding="utf-8")
     return path
 
 

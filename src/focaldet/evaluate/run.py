@@ -11,7 +11,7 @@ import torch
 
 from focaldet import config as configs
 from focaldet.data.index import Classes, DataConfig, FileSource, Index, Source
-from focaldet.data.loader import Loader
+from focaldet.data.loader import Loader, explained_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
 from focaldet.evaluate.coco import Metrics, evaluate_detections
@@ -93,7 +93,7 @@ def detect_all(
     total = sum(map(len, loader.picks(0)))
     found: dict[int, Detections] = {}
     timings: list[tuple[int, float]] = []
-    with inference_mode(detector):
+    with inference_mode(detector), explained_worker_death():
         for batch in loader.epoch(0):
             begin = time.perf_counter()
             batch_found = detect_batch(

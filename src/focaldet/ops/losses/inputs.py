@@ -14,6 +14,8 @@ Targets = Float[Tensor, "*shape"] | Bool[Tensor, "*shape"] | Int64[Tensor, "*sha
 Alpha = float | Float[Tensor, " K"]
 """The weight of positives in [0, 1], for all classes or for each (the last axis); negatives weigh 1 - α."""
 
+FEWEST_TO_JUDGE = 8  # of fewer logits all may well lie in [0, 1]
+
 _warned_of_probabilities = False
 
 
@@ -71,7 +73,9 @@ def require_gamma(gamma: float) -> None:
 def warn_of_probabilities(logits: Tensor) -> None:
     """Warn once in a process if all values could be probabilities; on the CPU only, where looking costs no wait."""
     global _warned_of_probabilities  # noqa: PLW0603  once in a process is what is asked for
-    if _warned_of_probabilities or logits.device.type != "cpu" or torch.compiler.is_compiling() or not logits.numel():
+    if _warned_of_probabilities or logits.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if logits.numel() < FEWEST_TO_JUDGE:
         return
     try:
         low, high = (float(bound) for bound in torch.aminmax(logits.detach()))

@@ -1,0 +1,69 @@
+"""Plots of the studies: one look for all, as SVG and PNG, through matplotlib without its global state."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COLOURS = ("#1f5fbf", "#b8430e", "#15784a", "#8a3ab0", "#7a6200", "#5a5f6b")
+STYLES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))
+INCHES = (7.0, 4.4)
+DOTS_PER_INCH = 160
+LOOK: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dcdde2",
+    "svg.fonttype": "path",
+    "svg.hashsalt": "focaldet",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A named curve."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Curves over common axes; `shaded` is a range of x with a word for it."""
+
+    title: str
+    curves: Sequence[Curve]
+    x_label: str
+    y_label: str
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+    shaded: tuple[float, float, str] | None = None
+    log_x: bool = False
+
+
+def write_plot(plot: Plot, path: Path) -> None:
+    """Write `path`.svg and `path`.png; the same plot gives the same bytes."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(LOOK):
+        figure = Figure(figsize=INCHES, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes: Any = figure.add_subplot()
+        if plot.shaded is not None:
+            low, high, word = plot.shaded
+            axes.axvspan(low, high, color="#e7f3ea", zorder=0)
+            middle = plot.y_range[0] + 0.42 * (plot.y_range[1] - plot.y_range[0])
+            axes.text((low + high) / 2, middle, word, ha="center", color="#15784a")
+        for number, curve in enumerate(plot.curves):
+            look = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
+            axes.plot(curve.x, curve.y, label=curve.name, linewidth=2, **look)
+        axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label, xlim=plot.x_range, ylim=plot.y_range)
+        if plot.log_x:
+            axes.set_xscale("log")
+        axes.legend(frameon=True, framealpha=0.9, edgecolor="none")
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"), dpi=DOTS_PER_INCH)

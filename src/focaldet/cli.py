@@ -117,18 +117,7 @@ def models(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
         print_json([dataclasses.asdict(row) for row in rows])
         return
     columns = ["NAME", "BACKBONE", "CLASSES", "PARAMETERS", "AP", "AP50", "AP75", "APS", "APM", "APL", "INPUT"]
-    lines = [
-        [
-            row.name,
-            row.backbone,
-            str(row.num_classes),
-            f"{row.num_parameters:,}",
-            *([f"{value:.1f}" for value in dataclasses.astuple(row.published)] if row.published else ["-"] * 6),
-            row.input,
-        ]
-        for row in rows
-    ]
-    print_table([columns, *lines], left={0, 1, 10})
+    print_table([columns, *(row.cells() for row in rows)], left={0, 1, 10})
     print("AP: percent on COCO test-dev, as Lin et al. 2017 print it in table 2")
     print("any backbone of timm: --architecture.backbone timm:NAME")
 

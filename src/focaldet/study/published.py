@@ -1,6 +1,6 @@
 """What the papers print about the detectors of the table, and the table itself with sizes counted."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -41,6 +41,11 @@ class DetectorRow:
     num_parameters: int
     input: str
     published: PublishedAP | None
+
+    def cells(self) -> list[str]:
+        """The row of a table: name, backbone, classes, parameters, the six figures, input."""
+        figures = [f"{value:.1f}" for value in astuple(self.published)] if self.published else ["-"] * 6
+        return [self.name, self.backbone, str(self.num_classes), f"{self.num_parameters:,}", *figures, self.input]
 
 
 def detector_rows() -> tuple[DetectorRow, ...]:

@@ -1,16 +1,19 @@
-"""The picture of the README: what the demo's detector finds on held-out scenes.
+"""The pictures of README and docs: what the demo's detector finds on held-out scenes, and figure 1 of the paper.
 
 make demo && make docs
 """
 
 import argparse
 import json
+import shutil
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 
 import focaldet
+from focaldet.study.loss_curves import study_losses
 
 COLUMNS, ROWS, GAP_PX = 3, 2, 6
 SCORE = 0.5
@@ -50,6 +53,9 @@ def main() -> None:
         large = picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.LANCZOS)
         drawn.append(focaldet.draw.boxes(large, found, min_score=SCORE))
     sheet(drawn).save(chosen.out, quality=85)
+    with tempfile.TemporaryDirectory() as folder:
+        study_losses(Path(folder))
+        shutil.copy(Path(folder) / "focal_loss.svg", chosen.out.parent)
 
 
 if __name__ == "__main__":

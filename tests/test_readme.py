@@ -66,6 +66,19 @@ def test_the_python_code_runs(name, tiny_run, demo_data, tmp_path, monkeypatch, 
     assert all(re.fullmatch(r"\d 0\.\d\d \[.*\]", line) for line in printed)
 
 
+@pytest.mark.parametrize("page", ["focal_loss.md", "focal_loss.ko.md"])
+def test_the_code_of_the_page_on_losses_runs(page):
+    found = blocks(f"docs/{page}", "python")
+    assert len(found) >= 8
+    exec(compile("\n".join(found), page, "exec"), {})
+
+
+def test_both_languages_of_the_page_on_losses_show_the_same_code():
+    pages = (blocks(f"docs/focal_loss{end}", "python") for end in (".md", ".ko.md"))
+    english, korean = ([without_comments(code) for code in page] for page in pages)
+    assert english == korean
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_the_map_shows_every_folder_and_only_what_is_there(name):
     rows = re.findall(r"^\| `([^`]+/)` \| (.*) \|$", (REPOSITORY / name).read_text(encoding="utf-8"), re.MULTILINE)

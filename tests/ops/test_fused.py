@@ -51,6 +51,15 @@ def test_half_inputs_lose_nothing_in_the_sum(dtype):
     torch.testing.assert_close(ours.grad, exact.grad.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_the_sum_of_a_detectors_logits_is_right_to_a_millionth(gamma):
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(20_000, 8, generator=generator) * 3 - 4
+    labels = torch.randint(0, 9, (20_000,), generator=generator)
+    expected = dense(logits, labels, 0.25, gamma).item()
+    assert focal_loss_sum(logits, labels, gamma=gamma).item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_gradcheck_in_double():
     logits, labels, ignore = case(torch.float64, rows=9, classes=3)
     for gamma in (0.0, 0.5, 2.0):

@@ -150,6 +150,6 @@ def _value_and_slope(
     p = torch.where(x >= 0, 1.0, decay) / (1 + decay)
     if gamma == 0:
         return softplus, p
-    power = p * p if gamma == 2 else torch.exp(gamma * (x.clamp(max=0) - log_sum))
+    power = p * p if gamma == 2 else p.pow(gamma)
     q = torch.where(x >= 0, decay, 1.0) / (1 + decay)
     return power * softplus, power * (gamma * q * softplus + p)

@@ -46,5 +46,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 		|| { echo "focaldet needs Python 3.11 to 3.13: make PYTHON=python3.12 ..."; exit 2; }
 	@test -x $(RUN)/pip || $(PYTHON) -m venv --clear $(VENV) \
 		|| { echo "no virtual environment could be made: on Debian, install python3-venv"; exit 2; }
+	@echo "installing what constraints.txt names, torch among it: some minutes, once"
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@

@@ -1,5 +1,7 @@
 """An imbalanced classifier with `focaldet.losses` alone: one eight to fifty other digits.
 
+With so few examples both losses end alike; a detector meets a thousand times as many, and there it decides.
+
 python examples/04_imbalanced_classifier.py
 """
 

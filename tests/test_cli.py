@@ -153,7 +153,7 @@ def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, 
         ("train --data nowhere --resume --overwrite", "exclude each other"),
         ("check nowhere --model retinanet_r5_fpn", 'did you mean "retinanet_r50_fpn"?'),
         ("eval", "either a run folder"),
-        ("eval nowhere --data nowhere", "'nowhere' are neither a file, a run folder nor a known name"),
+        ("eval nowhere --data nowhere", "there is no file or run folder 'nowhere', and it is no known name"),
         ("predict nowhere", "which pictures"),
         ("predict nowhere x.jpg", "nowhere"),
     ],
@@ -235,6 +235,7 @@ class TestEval:
         said = capsys.readouterr().out
         assert "AP50" in said
         assert "4 images" in said
+        assert said.endswith(f"look at  {tmp_path / 'e'}\n")
         assert json.loads((tmp_path / "e" / "metrics.json").read_text())["num_images"] == 4
         assert (tmp_path / "e" / "predictions.json").exists()
 
@@ -261,7 +262,7 @@ class TestPredict:
         out = tmp_path / "drawn"
         line = ["predict", str(tiny_run), str(pictures[0]), str(demo_data / "images"), "--out", str(out)]
         assert main([*line, "--score", "0", "--formats", "json", "coco", "yolo", "csv"]) == 0
-        assert "16 of 16 pictures" in capsys.readouterr().out
+        assert "16 pictures, " in capsys.readouterr().out
         found = json.loads((out / "predictions.json").read_text())
         assert len(found) == 16
         assert any(row["scores"] for row in found)
@@ -276,7 +277,7 @@ class TestPredict:
         assert main(line) == 1
         said = capsys.readouterr()
         assert "broken.png" in said.err
-        assert "1 of 2 pictures" in said.out
+        assert "2 pictures, 1 of them unreadable, " in said.out
         assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
         assert not list((tmp_path / "out").glob("*.jpg"))
 

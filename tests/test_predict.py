@@ -214,7 +214,7 @@ def test_load_refuses_names_without_weights_and_weights_of_another_network(weigh
         load("retinanet_r5", weights=weights)
     with pytest.raises(CheckpointError, match="made for another network"):
         load("retinanet_r18_fpn", weights=weights)
-    with pytest.raises(CheckpointError, match="neither a file, a run folder nor a known name"):
+    with pytest.raises(CheckpointError, match="there is no file or run folder"):
         load("nowhere")
 
 

@@ -25,7 +25,7 @@ from focaldet.evaluate.coco import HEADLINES, Metrics, evaluate_files
 from focaldet.evaluate.formats import PredictionFormat
 from focaldet.evaluate.inference import Precision, resize_asked
 from focaldet.evaluate.processes import is_first_process
-from focaldet.evaluate.run import evaluate
+from focaldet.evaluate.run import evaluate, evaluation_folder
 from focaldet.models import named_config
 from focaldet.predict import load, predict_files
 from focaldet.study.demo import run_demo
@@ -240,6 +240,8 @@ def evaluate_command(
         print_json(metrics.to_dict())
     else:
         print_metrics(metrics)
+        if run is not None and (folder := evaluation_folder(run, split=split, out=out)) is not None:
+            print(f"look at  {folder}")
 
 
 @app.command
@@ -285,8 +287,8 @@ def predict(
         )
     for error in result.failed:
         print_error(error)
-    done = result.num_images - len(result.failed)
-    print(f"{result.num_detections} detections in {done} of {result.num_images} pictures: {result.out}")
+    unreadable = f", {len(result.failed)} of them unreadable" if result.failed else ""
+    print(f"{result.num_images} pictures{unreadable}, {result.num_detections} detections; look at  {result.out}")
     return FAILED if result.failed else CLEAN
 
 

@@ -255,6 +255,14 @@ def test_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch,
     assert_same_end(tmp_path / "straight", tmp_path / "stopped")
 
 
+def test_resuming_a_finished_run_says_that_nothing_is_left(tmp_path, capsys):
+    config = small_run(tmp_path, epochs=1)
+    run(config)
+    assert "nothing to go on with" not in capsys.readouterr().out
+    run(dataclasses.replace(config, resume=True))
+    assert "nothing to go on with: all 1 epochs of this run are trained" in capsys.readouterr().out
+
+
 def test_a_run_on_files_says_how_to_go_on(tmp_path, demo_data, monkeypatch, capsys, own_handlers):
     data = DataConfig(path=demo_data, val=demo_data / "instances_test.json")
     stop_after(monkeypatch, steps=1)

@@ -61,7 +61,7 @@ def test_what_was_never_published_is_said(fetched: list[str], name: str, backbon
 @pytest.mark.parametrize("spec", ["torchvision:coco_v3", "torchvison:coco_v1"])
 def test_misspelt_names_are_answered_with_the_nearest(fetched: list[str], spec: str) -> None:
     with pytest.raises(
-        CheckpointError, match=r"neither a file, a run folder nor a known name .*torchvision:coco_v[12]"
+        CheckpointError, match=r"there is no file or run folder .* no known name .*torchvision:coco_v[12]"
     ):
         resolve(spec)
     assert not fetched

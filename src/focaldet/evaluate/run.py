@@ -162,7 +162,7 @@ def evaluate(
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     settings = run_settings(run)
     index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
-    folder = out or (Path(run) / f"eval-{split}" if Path(run).is_dir() else None)
+    folder = evaluation_folder(run, split=split, out=out)
     # Before the work, which takes long, and by every process: none waits for one that was refused.
     if folder is not None:
         configs.made_folder(folder)
@@ -180,6 +180,11 @@ def evaluate(
         if folder is not None and ranks.global_rank == 0:
             write_evaluation(folder, metrics, index=index, detections=detections)
     return metrics
+
+
+def evaluation_folder(run: str | Path, *, split: str, out: Path | None) -> Path | None:
+    """Where `evaluate` writes: `out`, else `eval-<split>` in a run folder; None for weights without one."""
+    return out or (Path(run) / f"eval-{split}" if Path(run).is_dir() else None)
 
 
 def evaluation_split(data: DataConfig, split: str, *, seed: int) -> Index:

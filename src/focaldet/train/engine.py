@@ -235,6 +235,9 @@ class Run:
             self.log.write("note", text=line)
         kind = "resumed" if self.position.step else "started"
         self.log.write(kind, step=self.position.step, epoch=self.position.epoch)
+        if self.position.epoch >= self.config.epochs:
+            text = f"nothing to go on with: all {self.config.epochs} epochs of this run are trained"
+            self.log.write("note", text=text)
 
     def _tell_end(self, *, interrupted: bool) -> None:
         position = self.position

@@ -52,7 +52,7 @@ def resolve(spec: str | Path, *, backbone: str | None = None, progress: Progress
         return Source(str(spec), _run_weights(path))
     if not path.exists():
         hint = nearest(str(spec), TORCHVISION)
-        raise CheckpointError(f"weights {str(spec)!r} are neither a file, a run folder nor a known name{hint}")
+        raise CheckpointError(f"weights: there is no file or run folder {str(spec)!r}, and it is no known name{hint}")
     return _published(str(spec), path) if _is_published(path) else Source(str(spec), path)
 
 

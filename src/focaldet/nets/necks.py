@@ -12,6 +12,20 @@ from torch import Tensor, nn
 STRIDES_PX = (8, 16, 32, 64, 128)
 
 
+class HalvingConv(nn.Conv2d):
+    """A 3 × 3 convolution with stride 2: B C H W → B C' ⌈H/2⌉ ⌈W/2⌉."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(channels, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] > 1:
+            return super().forward(x)
+        # Of a map 1 cell wide, oneDNN leaves most of the weights' gradient in bf16 as it finds the memory (torch 2.14);
+        # padded beforehand the map is 3 wide.
+        return F.conv2d(F.pad(x, (1, 1, 1, 1)), self.weight, self.bias, stride=2)
+
+
 class FeaturePyramid(nn.Module):
     """P3, P4, P5 from C3, C4, C5 by lateral 1×1 and top-down nearest upsampling; P6, P7 by strided convolutions.
 
@@ -24,8 +38,8 @@ class FeaturePyramid(nn.Module):
         self.p6_from = p6_from
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
-        self.p6 = nn.Conv2d(channels[-1] if p6_from == "C5" else width, width, 3, 2, 1)
-        self.p7 = nn.Conv2d(width, width, 3, 2, 1)
+        self.p6 = HalvingConv(channels[-1] if p6_from == "C5" else width, width)
+        self.p7 = HalvingConv(width, width)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)  # Caffe's XavierFill

@@ -1,0 +1,40 @@
+"""The feature pyramid: sizes of its levels, and the gradients of its coarsest ones."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from focaldet.nets.necks import FeaturePyramid, HalvingConv
+
+
+@pytest.mark.parametrize(("size", "coarse"), [((64, 64), (1, 1)), ((256, 320), (2, 3)), ((32, 320), (1, 3))])
+def test_each_level_halves_the_one_before_and_rounds_up(size, coarse):
+    maps = [torch.zeros(1, 8, -(-size[0] // stride), -(-size[1] // stride)) for stride in (8, 16, 32)]
+    levels = FeaturePyramid([8, 8, 8], 4, p6_from="P5")(maps)
+    assert [level.shape[-2:] for level in levels[:3]] == [one.shape[-2:] for one in maps]
+    assert levels[-1].shape == (1, 4, *coarse)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 2), (4, 3)])
+def test_halving_is_the_padded_convolution(size):
+    conv = HalvingConv(6, 5)
+    x = torch.randn(2, 6, *size)
+    torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 1), (1, 4), (2, 2)])
+def test_small_maps_have_the_right_gradient_in_bf16(size):
+    """Between the passes memory is filled and freed, so that what is left unwritten shows."""
+    torch.manual_seed(0)
+    exact = HalvingConv(32, 32).double()
+    conv = HalvingConv(32, 32).to(torch.bfloat16)
+    conv.load_state_dict(exact.state_dict())
+    x = torch.randn(4, 32, *size)
+    (expected,) = torch.autograd.grad(exact(x.double()).sum(), exact.weight)
+    for _ in range(8):
+        rubbish = [torch.full((32 * 32 * 9 + 512 * k,), 1e20, dtype=torch.bfloat16) for k in range(3)]
+        del rubbish
+        rubbish = [torch.full((32 * 32 * 9 + 512 * k,), 1e20) for k in range(3)]
+        del rubbish
+        (found,) = torch.autograd.grad(conv(x.to(torch.bfloat16)).sum(), conv.weight)
+        torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.15)

@@ -10,6 +10,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -70,19 +71,24 @@ def step(form: str, logits: Tensor, labels: Tensor) -> Callable[[], object]:
 
 
 def extra_memory(form: str, *, anchors: int, classes: int) -> float:
-    """Peak memory of a step beyond what was there before, in sizes of the logits; in a process of its own."""
+    """Peak memory of a step beyond what was there before, in sizes of the logits; in a process of its own, on Linux."""
     program = f"""
-import resource, sys
-sys.path.insert(0, {str(sys.path[0])!r})
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from losses import case, step
-run = step({form!r}, *case(1000, {classes}))
-run()
+
+def kilobytes(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(name)))
+
+step({form!r}, *case(1000, {classes}))()
 logits, labels = case({anchors}, {classes})
 run = step({form!r}, logits, labels)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = kilobytes("VmRSS")
 run()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024 / (logits.numel() * logits.element_size()))
+print((kilobytes("VmHWM") - before) * 1024 / (logits.numel() * logits.element_size()))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return float(done.stdout)

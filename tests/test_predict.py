@@ -286,6 +286,13 @@ def test_what_was_found_is_kept_when_the_job_is_interrupted(shots, tmp_path):
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
 
 
+def test_a_file_in_place_of_the_folder_of_labels_is_told(shots, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "labels").touch()
+    with pytest.raises(ConfigError, match=r"out: .*labels: no folder can be made there"):
+        predict_files(predictor(), [shots], tmp_path / "out", formats=("yolo",))
+
+
 def test_a_second_run_does_not_take_its_own_results_for_pictures(shots):
     first = predict_files(predictor(), [shots], shots / "drawn")
     assert predict_files(predictor(), [shots], shots / "drawn").num_images == first.num_images == 4

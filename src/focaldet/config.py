@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import pydantic
 import yaml
@@ -15,6 +15,12 @@ import yaml
 from focaldet.errors import ConfigError
 
 Config = TypeVar("Config")
+
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+"""The type of a setting in 0…1."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a full disk."""
 
 NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
 """What PyYAML raises: more than its own errors, for dates such as `2020-99-99` or tags such as `!!bool x`."""
@@ -92,7 +98,7 @@ def made_folder(path: Path, *, setting: str = "out") -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{setting}: {path}: no folder can be made there: {reason}") from None

@@ -182,6 +182,15 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(run, tmp_path):
     assert seen == []
 
 
+def test_classes_that_do_not_match_are_told_before_anything_is_detected(run, data, monkeypatch):
+    strange = Trained(BrightDetector(names=("bus", "tram")), (), "strange")
+    monkeypatch.setattr(module, "open_detector", lambda spec: strange)
+    seen = []
+    with pytest.raises(ConfigError, match="no class in common"):
+        evaluate(run, data / "instances_val.json", device="cpu", progress=lambda *counts: seen.append(counts))
+    assert seen == []
+
+
 def test_mistakes_are_told(run, data, monkeypatch):
     with pytest.raises(ConfigError, match="give either"):
         evaluate(run, size=3, short_side=4)

@@ -171,7 +171,7 @@ class Index:
         """SHA-256 of classes, boxes, sizes and names; the same wherever the data lies. Pixels are not part of it."""
         digest = hashlib.sha256(json.dumps([self.classes.names, self.classes.category_ids]).encode())
         for name, tensor in self.tensors.items():
-            if name != "side_remainders":  # Training does not see them; with them, earlier runs could not be resumed.
+            if name != "side_remainders":  # which training does not see
                 digest.update(f"{name} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()

@@ -80,7 +80,7 @@ def pick_device(name: str | None) -> torch.device:
         raise ConfigError(f"device: {name!r} is not there; this machine has {there[kind]} of {kind!r}")
     if kind == "cuda" and not number and num_processes() > 1:
         return torch.device(kind, local_rank())
-    return torch.device(f"{kind}:{number}" if number else kind)
+    return torch.device(name or kind)
 
 
 def pick_precision(precision: Precision | None, *, device: torch.device) -> Precision:

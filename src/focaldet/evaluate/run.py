@@ -164,6 +164,7 @@ def evaluate(
     index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
     folder = evaluation_folder(run, split=split, out=out)
     # Before the work, which takes long, and by every process: none waits for one that was refused.
+    matched = match_classes(detector.class_names, index.classes, num_classes=detector.config.num_classes)
     if folder is not None:
         configs.made_folder(folder)
     with joined_processes(pick_device(device)) as ranks:
@@ -176,7 +177,7 @@ def evaluate(
             fabric=ranks,
             progress=progress,
         )
-        metrics, detections = scored(index, detected, detector=detector)
+        metrics, detections = scored(index, detected, matched)
         if folder is not None and ranks.global_rank == 0:
             write_evaluation(folder, metrics, index=index, detections=detections)
     return metrics
@@ -198,13 +199,8 @@ def evaluation_split(data: DataConfig, split: str, *, seed: int) -> Index:
     return open_split(data, split, seed=seed)
 
 
-def scored(index: Index, detected: Detected, *, detector: Detector) -> tuple[Metrics, list[Detections]]:
-    """The COCO numbers, and the detections with the labels and names of the data.
-
-    Raises:
-        ConfigError: detector and data have no class in common.
-    """
-    matched = match_classes(detector.class_names, index.classes, num_classes=detector.config.num_classes)
+def scored(index: Index, detected: Detected, matched: ClassMatch) -> tuple[Metrics, list[Detections]]:
+    """The COCO numbers, and the detections with the labels and names of the data."""
     detections = [relabelled(found, matched, index.classes) for found in detected.detections]
     metrics = evaluate_detections(index, dict(enumerate(detections)))
     return replace(metrics, milliseconds_per_image=detected.milliseconds_per_image, notes=matched.notes), detections

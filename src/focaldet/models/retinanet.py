@@ -13,9 +13,10 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from focaldet.config import Share
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext
 from focaldet.nets import build_backbone
@@ -32,10 +33,6 @@ from focaldet.ops.matching import MatchConfig, match
 from focaldet.ops.nms import class_nms
 from focaldet.types import Detections, ImageSize, Preprocessing, Target
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
 
 @dataclass(frozen=True, slots=True)
 class LossConfig:
@@ -46,12 +43,12 @@ class LossConfig:
     """
 
     alpha: Share | None = 0.25
-    gamma: NotNegative = 2.0
+    gamma: NonNegativeFloat = 2.0
     normaliser: Normaliser = "batch"
     over_ranks: bool = True
     box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
-    beta: NotNegative = 0.11
-    box_weight: NotNegative = 1.0
+    beta: NonNegativeFloat = 0.11
+    box_weight: NonNegativeFloat = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +56,9 @@ class DetectConfig:
     """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class."""
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    top_k: Positive = 1000
+    top_k: PositiveInt = 1000
     nms_iou: Share = 0.5
-    max_detections: Positive = 100
+    max_detections: PositiveInt = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +70,15 @@ class RetinaNetConfig:
     class at every anchor. `head_norm` puts GroupNorm into the subnets, `tower_init` is how they start (`nets.heads`).
     """
 
-    num_classes: Positive = 80
+    num_classes: PositiveInt = 80
     backbone: str = "resnet50"
     norm: NormKind = "frozen"
-    norm_eps: NotNegative = 1e-5
+    norm_eps: NonNegativeFloat = 1e-5
     stride_in_1x1: bool = False
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 2
-    width: Positive = 256
+    width: PositiveInt = 256
     p6_from: Literal["C5", "P5"] = "C5"
-    head_depth: Annotated[int, Field(ge=0)] = 4
+    head_depth: NonNegativeInt = 4
     head_norm: bool = False
     tower_init: TowerInit = "normal"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01

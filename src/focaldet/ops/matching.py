@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 
+from focaldet.config import Share
 from focaldet.errors import ConfigError
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 
-Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 
 

@@ -19,7 +19,6 @@ from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss, focal_sta
 from focaldet.study.plots import Curve, Plot, write_plot
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
-ALPHA, GAMMA = 0.25, 2.0
 STARS = ((2.0, 1.0), (4.0, 0.0))
 WELL_CLASSIFIED = 0.6  # shaded in figure 1
 NUM_POINTS = 401
@@ -87,10 +86,10 @@ def worked_examples() -> tuple[Example, ...]:
 def _figure_1() -> Plot:
     """FL(p_t) for every γ; γ = 0 is the cross entropy."""
     p = torch.linspace(0.005, 0.9995, NUM_POINTS, dtype=torch.float64)
-    curves = [
-        Curve(f"γ = {gamma:g}{' (cross entropy)' if gamma == 0 else ''}", p.tolist(), _losses(p, gamma))
-        for gamma in GAMMAS
-    ]
+    logits, true = torch.logit(p), torch.ones_like(p)
+    names = [f"γ = {gamma:g}{' (cross entropy)' if gamma == 0 else ''}" for gamma in GAMMAS]
+    losses = [focal_loss(logits, true, gamma=gamma) for gamma in GAMMAS]
+    curves = [_curve(name, p, loss) for name, loss in zip(names, losses, strict=True)]
     return Plot(
         "Figure 1: the focal loss",
         curves,
@@ -102,20 +101,19 @@ def _figure_1() -> Plot:
     )
 
 
-def _losses(p: Tensor, gamma: float) -> list[float]:
-    values: list[float] = focal_loss(torch.logit(p), torch.ones_like(p), gamma=gamma).tolist()
-    return values
+def _curve(name: str, x: Tensor, y: Tensor) -> Curve:
+    return Curve(name, x.tolist(), y.tolist())
 
 
 def _balance() -> Plot:
     """Positives and negatives with and without α (eqs. 3 and 5)."""
     p = torch.linspace(0.005, 0.995, NUM_POINTS, dtype=torch.float64)
     forms: dict[str, Loss] = {
-        "balanced CE, α = .75": lambda x, t: balanced_cross_entropy(x, t, alpha=0.75),
-        "balanced FL, α = .25, γ = 2": lambda x, t: balanced_focal_loss(x, t, alpha=ALPHA, gamma=GAMMA),
+        "balanced CE, α = .75": partial(balanced_cross_entropy, alpha=0.75),
+        "balanced FL, α = .25, γ = 2": partial(balanced_focal_loss, alpha=0.25, gamma=2.0),
     }
     curves = [
-        Curve(f"{name}: {kind}", p.tolist(), loss(torch.logit(p), torch.full_like(p, target)).tolist())
+        _curve(f"{name}: {kind}", p, loss(torch.logit(p), torch.full_like(p, target)))
         for name, loss in forms.items()
         for kind, target in (("object", 1.0), ("background", 0.0))
     ]
@@ -130,10 +128,7 @@ def _balance() -> Plot:
 
 
 def _star_forms() -> dict[str, Loss]:
-    forms: dict[str, Loss] = {
-        "CE": lambda x, t: focal_loss(x, t, gamma=0.0),
-        "FL, γ = 2": lambda x, t: focal_loss(x, t, gamma=2.0),
-    }
+    forms: dict[str, Loss] = {"CE": partial(focal_loss, gamma=0.0), "FL, γ = 2": partial(focal_loss, gamma=2.0)}
     for gamma, beta in STARS:
         forms[f"FL*, γ = {gamma:g}, β = {beta:g}"] = partial(focal_star_loss, gamma=gamma, beta=beta)
     return forms
@@ -142,7 +137,7 @@ def _star_forms() -> dict[str, Loss]:
 def _figure_5() -> Plot:
     """FL* beside FL and the cross entropy (appendix A)."""
     x = torch.linspace(-5, 5, NUM_POINTS, dtype=torch.float64)
-    curves = [Curve(name, x.tolist(), loss(x, torch.ones_like(x)).tolist()) for name, loss in _star_forms().items()]
+    curves = [_curve(name, x, loss(x, torch.ones_like(x))) for name, loss in _star_forms().items()]
     return Plot(
         "Figure 5: another form of the focal loss",
         curves,
@@ -159,7 +154,7 @@ def _figure_6() -> Plot:
     for name, loss in _star_forms().items():
         x = torch.linspace(-10, 10, NUM_POINTS, dtype=torch.float64, requires_grad=True)
         (slope,) = torch.autograd.grad(loss(x, torch.ones_like(x)).sum(), x)
-        curves.append(Curve(name, x.tolist(), slope.tolist()))
+        curves.append(_curve(name, x, slope))
     return Plot(
         "Figure 6: derivatives of the losses of figure 5",
         curves,

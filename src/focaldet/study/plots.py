@@ -40,7 +40,6 @@ class Plot:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     shaded: tuple[float, float, str] | None = None
-    log_x: bool = False
 
 
 def write_plot(plot: Plot, path: Path) -> None:
@@ -62,8 +61,6 @@ def write_plot(plot: Plot, path: Path) -> None:
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
             axes.plot(curve.x, curve.y, label=curve.name, linewidth=2, **look)
         axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label, xlim=plot.x_range, ylim=plot.y_range)
-        if plot.log_x:
-            axes.set_xscale("log")
         axes.legend(frameon=True, framealpha=0.9, edgecolor="none")
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         figure.savefig(path.with_suffix(".png"), dpi=DOTS_PER_INCH)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from focaldet.config import from_dict, to_dict
+from focaldet.config import Share, from_dict, to_dict
 from focaldet.data.index import DataConfig
 from focaldet.data.loader import Sampling
 from focaldet.data.transforms import AugmentConfig
@@ -20,8 +20,6 @@ BASE_BATCH = 8
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["one_cycle", "cosine", "step", "constant"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 # What may differ when a run is resumed: it changes where or how fast the run computes, or what it reports, not its law.
 FREE_ON_RESUME = frozenset(
@@ -58,34 +56,34 @@ class RunConfig:
     overwrite: bool = False
     """Replace the run in `out`."""
 
-    size: Positive | None = None
+    size: PositiveInt | None = None
     """Long side of the resized image, in pixels."""
 
-    short_side: Positive | None = None
+    short_side: PositiveInt | None = None
     """Short side of the resized image, in pixels (the form of the paper, together with `max_side`)."""
 
-    max_side: Positive | None = None
+    max_side: PositiveInt | None = None
     """Limit of the long side when `short_side` is given, in pixels."""
 
-    epochs: Positive = 24
+    epochs: PositiveInt = 24
     """Passes over the training images."""
 
-    batch_size: Positive = 8
+    batch_size: PositiveInt = 8
     """Images per update, over all processes and accumulated parts."""
 
-    accumulate: Positive = 1
+    accumulate: PositiveInt = 1
     """Parts into which the images of an update are cut to save memory; each part is normalised by its own objects."""
 
     optimizer: Optimizer = "adamw"
     """Optimiser of the weights."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: PositiveFloat = 2e-3
     """Learning rate for 8 images per update; scaled to `batch_size`, linearly for sgd, by the square root for adamw."""
 
     backbone_factor: Share = 0.3
     """Factor on the learning rate of the backbone."""
 
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: NonNegativeFloat = 0.05
     """Weight decay; norm layers and biases have none."""
 
     momentum: Share = 0.9
@@ -94,10 +92,10 @@ class RunConfig:
     schedule: Schedule = "one_cycle"
     """Course of the learning rate. Only a `constant` run can be given more epochs when it is resumed."""
 
-    warmup_epochs: Annotated[float, Field(ge=0)] = 1.0
+    warmup_epochs: NonNegativeFloat = 1.0
     """Epochs of linear warm-up (one_cycle has its own rise over the first 30 % of the run)."""
 
-    clip_norm: Annotated[float, Field(gt=0)] | None = 10.0
+    clip_norm: PositiveFloat | None = 10.0
     """Largest norm of the gradient; None for no limit."""
 
     ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.998
@@ -121,16 +119,16 @@ class RunConfig:
     sampling: Sampling = "uniform"
     """Draw images evenly, or those with rare classes more often."""
 
-    overfit: Positive | None = None
+    overfit: PositiveInt | None = None
     """Train and score on this many images without augmentation: what cannot be learnt by heart has a fault."""
 
-    evaluate_every: Positive | None = 1
+    evaluate_every: PositiveInt | None = 1
     """Epochs between evaluations (the last epoch always has one); None for no evaluation."""
 
-    patience: Positive | None = None
+    patience: PositiveInt | None = None
     """Stop after this many evaluations without a better AP."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: NonNegativeInt = 0
     """Seed of everything random."""
 
     deterministic: bool = False
@@ -139,22 +137,22 @@ class RunConfig:
     device: str | None = None
     """Device such as cpu, cuda, cuda:1 or mps; None takes the best there is."""
 
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: NonNegativeInt = 0
     """Processes that load images; the result does not depend on it."""
 
-    threads: Positive | None = None
+    threads: PositiveInt | None = None
     """Threads of the processor for the network; None leaves it to torch."""
 
-    log_every: Positive = 1
+    log_every: PositiveInt = 1
     """Steps between rows of metrics.csv."""
 
     loggers: tuple[Logger, ...] = ()
     """Trackers to write to besides metrics.csv."""
 
-    save_minutes: Annotated[float, Field(gt=0)] = 10.0
+    save_minutes: PositiveFloat = 10.0
     """Minutes between saves of the full state within an epoch; it is also saved after every epoch."""
 
-    save_steps: Positive | None = None
+    save_steps: PositiveInt | None = None
     """Steps between saves of the full state."""
 
     @property

@@ -1,6 +1,5 @@
 """How a run computes: precision, seeds, threads, and the advice when memory runs out."""
 
-import errno
 import os
 import random
 from collections.abc import Iterator
@@ -11,11 +10,10 @@ from typing import Any
 import numpy
 import torch
 
+from focaldet.config import NO_SPACE
 from focaldet.errors import CheckpointError, MemoryShortError
 from focaldet.evaluate.inference import Precision, autocast, pick_precision
 from focaldet.train.config import RunConfig
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from focaldet.ops.losses.inputs import Alpha, Targets, balance, kept, signed, warn_of_probabilities, widened
+from focaldet.ops.losses.inputs import Alpha, Targets, balance, kept, prepared, signed
 
 LossOfClass = Callable[[Tensor, Tensor], Tensor]
 """From log p and log(1 - p) of classes to their loss."""
@@ -71,10 +71,7 @@ def cross_entropy(
 
 def softmax_sum(logits: Tensor, targets: Tensor, loss: LossOfClass, *, ignore: Tensor | None) -> Tensor:
     """Σ t_k loss(log p_k, log(1 - p_k)) of every row, both logarithms exact to rounding for p_k near 0 and near 1."""
-    warn_of_probabilities(logits)
-    x = widened(logits)
-    if ignore is not None:
-        x = x.masked_fill(ignore[..., None], 0.0)
+    x = prepared(logits, None if ignore is None else ignore[..., None])
     log_p, log_rest = log_softmax(x)
     if targets.is_floating_point():
         summed = (targets.to(x.dtype) * loss(log_p, log_rest)).sum(-1)

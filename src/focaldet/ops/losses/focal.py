@@ -14,9 +14,9 @@ from focaldet.ops.losses.inputs import (
     Targets,
     balance,
     kept,
+    prepared,
     require_gamma,
     signed,
-    warn_of_probabilities,
     widened,
 )
 
@@ -116,10 +116,7 @@ def quality_focal_loss(
     """
     if not (beta == 0 or beta >= 1):
         raise ValueError(f"beta must be 0 or ≥ 1, found {beta}")
-    warn_of_probabilities(logits)
-    x = widened(logits)
-    if ignore is not None:
-        x = x.masked_fill(ignore, 0.0)
+    x = prepared(logits, ignore)
     y = qualities.to(x.dtype)
     cross_entropy = -(y * F.logsigmoid(x) + (1 - y) * F.logsigmoid(-x))
     if beta == 0:

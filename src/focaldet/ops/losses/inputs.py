@@ -24,14 +24,17 @@ def widened(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def prepared(logits: Float[Tensor, "*shape"], ignore: Bool[Tensor, "*_mask"] | None) -> Float[Tensor, "*shape"]:
+    """The logits to compute with: widened, 0 where ignored, whatever stands there; probabilities are told of."""
+    warn_of_probabilities(logits)
+    return kept(widened(logits), ignore)
+
+
 def signed(
     logits: Float[Tensor, "*shape"], targets: Targets, *, ignore: Bool[Tensor, "*shape"] | None
 ) -> Float[Tensor, "*shape"]:
-    """x for positives and -x for negatives, so that p_t = σ(signed x); 0 where ignored, whatever stands there."""
-    warn_of_probabilities(logits)
-    x = widened(logits)
-    if ignore is not None:
-        x = x.masked_fill(ignore, 0.0)
+    """x for positives and -x for negatives, so that p_t = σ(signed x); 0 where ignored."""
+    x = prepared(logits, ignore)
     return torch.where(is_positive(targets), x, -x)
 
 
@@ -40,9 +43,9 @@ def is_positive(targets: Targets) -> Bool[Tensor, "*shape"]:
     return targets if targets.dtype == torch.bool else targets > 0.5
 
 
-def kept(loss: Float[Tensor, "*shape"], ignore: Bool[Tensor, "*shape"] | None) -> Float[Tensor, "*shape"]:
-    """The loss with 0 where ignored."""
-    return loss if ignore is None else loss.masked_fill(ignore, 0.0)
+def kept(values: Float[Tensor, "*shape"], ignore: Bool[Tensor, "*_mask"] | None) -> Float[Tensor, "*shape"]:
+    """The values with 0 where ignored; the mask may have axes of length 1."""
+    return values if ignore is None else values.masked_fill(ignore, 0.0)
 
 
 def balance(targets: Targets, alpha: Alpha, *, dtype: torch.dtype) -> Float[Tensor, "*shape"]:
@@ -84,5 +87,5 @@ def warn_of_probabilities(logits: Tensor) -> None:
     if low >= 0 and 0 < high <= 1:
         _warned_of_probabilities = True
         warnings.warn(
-            "all values are in [0, 1]: these losses take logits; were probabilities passed?", UserWarning, stacklevel=4
+            "all values are in [0, 1]: these losses take logits; were probabilities passed?", UserWarning, stacklevel=5
         )

@@ -4,7 +4,7 @@ Axes: B images (the first axis of whatever is given), K classes.
 """
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,7 +15,8 @@ from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cro
 from focaldet.ops.losses.inputs import Alpha, is_positive, require_gamma
 from focaldet.ops.losses.normalise import START, Normaliser, divisors, sum_over_ranks
 
-Divisor = Normaliser | Literal["elements", "none"]
+Uncounted = Literal["elements", "none"]
+Divisor = Normaliser | Uncounted
 
 
 class NormalisedLoss(nn.Module):
@@ -34,7 +35,7 @@ class NormalisedLoss(nn.Module):
 
     def __init__(self, *, normaliser: Divisor = "batch", over_ranks: bool = False) -> None:
         super().__init__()
-        known = ("batch", "image", "batch_plus_one", "moving_average", "elements", "none")
+        known = (*get_args(Normaliser), *get_args(Uncounted))
         if normaliser not in known:
             raise ValueError(f"normaliser must be one of {', '.join(known)}, found {normaliser!r}")
         self.normaliser, self.over_ranks = normaliser, over_ranks
@@ -67,7 +68,7 @@ class NormalisedLoss(nn.Module):
         averages = {"positives": self.average}
         over = divisors(
             counted.flatten(1).sum(1) if counted.ndim > 1 else counted.long(),
-            "batch" if self.normaliser == "elements" or self.normaliser == "none" else self.normaliser,  # noqa: PLR1714
+            "batch" if self.normaliser == "elements" else cast(Normaliser, self.normaliser),
             averages=averages,
             all_reduce_sum=sum_over_ranks if ranks > 1 else None,
             num_ranks=ranks,
@@ -185,7 +186,7 @@ class SoftmaxFocalLoss(NormalisedLoss):
     ) -> None:
         super().__init__(normaliser=normaliser, over_ranks=over_ranks)
         require_gamma(gamma)
-        if background is None and normaliser not in ("elements", "none"):
+        if background is None and normaliser not in get_args(Uncounted):
             raise ValueError(f"normaliser {normaliser!r} counts positives: say which class is the background")
         self.gamma, self.background = gamma, background
         self.register_buffer("alpha", alpha, persistent=False)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import focaldet
+from focaldet import losses
 from focaldet.models import LossContext, build
 from focaldet.models.retinanet import RetinaNetOutputs
 from focaldet.types import ImageSize, Target
@@ -86,11 +87,11 @@ def test_losses_by_hand():
     rows = [[0.0, 0.0]] * 4
     truth = [target([[0.0, 0.0, 10.0, 10.0]], [1])]
     net = detector(loss={"alpha": None, "gamma": 0.0})
-    losses = net.losses(outputs(rows), truth, LossContext())
+    found = net.losses(outputs(rows), truth, LossContext())
     # Anchors 0 and 1 (IoU 9/11) are foreground: 8 cross entropies of log 2 over 2 positives.
-    assert losses["class"].item() == pytest.approx(8 * math.log(2) / 2, rel=1e-6)
+    assert found["class"].item() == pytest.approx(8 * math.log(2) / 2, rel=1e-6)
     # Anchor 1 is a tenth of its side off, below the corner at .11.
-    assert losses["box"].item() == pytest.approx(0.5 * 0.1**2 / 0.11 / 2, rel=1e-4)
+    assert found["box"].item() == pytest.approx(0.5 * 0.1**2 / 0.11 / 2, rel=1e-4)
 
 
 def test_ignored_boxes_take_their_anchors_out():
@@ -154,3 +155,41 @@ def test_config_is_the_architecture():
     assert config.loss.gamma == 1.5 and config.num_classes == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.width = 3
+
+
+def test_margins_are_the_decisions_that_the_class_loss_sums():
+    truth = [target([[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 100.0, 100.0]], [1, 0], [False, True])]
+    rows = [
+        [-3.0, 2.0],
+        [-1.0, 0.5],
+        [9.0, 9.0],
+        [-4.0, -5.0],
+    ]  # anchors 0 and 1 on the dog, 2 on the crowd
+    net = detector(loss={"alpha": None, "gamma": 2.0})
+    margins = net.margins(outputs(rows), truth)
+    assert margins.positive.tolist() == [2.0, 0.5]
+    assert sorted(margins.negative.tolist()) == [1.0, 3.0, 4.0, 5.0]
+    loss = sum(losses.focal_loss(x, torch.ones_like(x), gamma=2.0).sum() for x in margins)
+    torch.testing.assert_close(loss / 2, net.losses(outputs(rows), truth, LossContext())["class"])
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(None, 0.0), (0.25, 2.0), (0.75, 0.5)])
+@pytest.mark.parametrize("prior", [0.01, 0.1])
+def test_a_fresh_head_costs_what_its_prior_says(alpha, gamma, prior):
+    """Section 4.1: every class has probability π at every anchor, whatever features of unit variance it is fed."""
+    torch.manual_seed(0)
+    net = detector(width=256, head_depth=4, prior=prior, loss={"alpha": alpha, "gamma": gamma})
+    levels = [torch.randn(1, 256, size, size) for size in (8, 4, 2, 1, 1)]
+    with torch.no_grad():
+        logits = net.class_subnet(levels)
+    num_anchors = logits.shape[1]
+    anchors = torch.arange(4.0).repeat(num_anchors, 1) * 10 + torch.arange(num_anchors)[:, None] * 1000
+    anchors[:, 2:] += 100
+    objects = target(anchors[::9].tolist(), [0] * len(anchors[::9]))
+    raw = RetinaNetOutputs(logits, torch.zeros(1, num_anchors, 4), anchors, (num_anchors,))
+    found = net.losses(raw, [objects], LossContext())["class"].item()
+    positives, negatives = len(objects.boxes), 2 * num_anchors - len(objects.boxes)
+    weight = (alpha, 1 - alpha) if alpha is not None else (1, 1)
+    of_positive = -weight[0] * (1 - prior) ** gamma * math.log(prior)
+    of_negative = -weight[1] * prior**gamma * math.log(1 - prior)
+    assert found == pytest.approx(of_positive + negatives / positives * of_negative, rel=0.01)

@@ -6,12 +6,13 @@ Axes: B images, H W pixels.
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from focaldet.errors import ConfigError
 from focaldet.types import Detections, ImageSize, Preprocessing, Target
 
 
@@ -27,6 +28,17 @@ class LossContext:
     averages: dict[str, Tensor] = field(default_factory=dict)
     all_reduce_sum: Callable[[Tensor], Tensor] | None = None
     num_ranks: int = 1
+
+
+class Margins(NamedTuple):
+    """x_t = y x of the paper's appendix for every decision that the class loss counts, P about objects, N about others.
+
+    The probability that the network gives to the truth is p_t = σ(x_t). A sigmoid detector decides for every anchor and
+    class: of an object's anchor the decision about its class is positive, all others are negative.
+    """
+
+    positive: Float[Tensor, " P"]
+    negative: Float[Tensor, " N"]
 
 
 class DetectorConfig(Protocol):
@@ -81,6 +93,17 @@ class Detector(nn.Module):
     @abstractmethod
     def losses(self, outputs: Any, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """Named scalars whose sum is minimised. Has no weights."""
+
+    def margins(self, outputs: Any, targets: Sequence[Target]) -> Margins:
+        """How sure the network is of the truth in every decision about a class; what the loss leaves out is not there.
+
+        For studies only: a detector trains and detects without it.
+
+        Raises:
+            ConfigError: this kind of detector does not tell.
+        """
+        del outputs, targets
+        raise ConfigError(f"{type(self).__name__} has no method `margins`, which tells how sure it decides")
 
     @abstractmethod
     def detect(self, outputs: Any, sizes: Sequence[ImageSize]) -> list[Detections]:

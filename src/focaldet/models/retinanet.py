@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from focaldet.config import Share
 from focaldet.errors import ConfigError
-from focaldet.models.base import Detector, LossContext
+from focaldet.models.base import Detector, LossContext, Margins
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.heads import Subnet, TowerInit, logit
@@ -29,7 +29,7 @@ from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.losses.fused import focal_loss_sum
 from focaldet.ops.losses.normalise import Normaliser, divisors
 from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
-from focaldet.ops.matching import MatchConfig, match
+from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
 from focaldet.types import Detections, ImageSize, Preprocessing, Target
 
@@ -155,7 +155,7 @@ class RetinaNet(Detector):
     def losses(self, outputs: RetinaNetOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`class` and `box` loss of the batch, normalised as the config says (section 4.1)."""
         config = self.config.loss
-        matched = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
+        matched, labels, ignored = self._assigned(outputs, targets)
         positives = torch.stack([m.foreground.sum() for m in matched])
         over = divisors(
             positives,
@@ -164,10 +164,6 @@ class RetinaNet(Detector):
             all_reduce_sum=context.all_reduce_sum if config.over_ranks else None,
             num_ranks=context.num_ranks if config.over_ranks else 1,
         )
-        labels = torch.stack(
-            [self._labels(t, m.box_index, m.foreground) for t, m in zip(targets, matched, strict=True)]
-        )
-        ignored = torch.stack([m.ignored for m in matched])
         box_losses = []
         for place, (target, found) in enumerate(zip(targets, matched, strict=True)):
             chosen = found.foreground.nonzero().squeeze(1)
@@ -178,12 +174,27 @@ class RetinaNet(Detector):
             "box": (torch.stack(box_losses) / over).sum() * config.box_weight,
         }
 
+    def margins(self, outputs: RetinaNetOutputs, targets: Sequence[Target]) -> Margins:
+        """x_t of every anchor and class; the anchors between foreground and background are not there."""
+        _, labels, ignored = self._assigned(outputs, targets)
+        logits, labels = outputs.logits[~ignored].float(), labels[~ignored]
+        is_class = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
+        return Margins(logits[is_class], -logits[~is_class])
+
     def detect(self, outputs: RetinaNetOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
         return [
             self._detect_one(outputs.logits[place], outputs.deltas[place], outputs, size)
             for place, size in enumerate(sizes)
         ]
+
+    def _assigned(
+        self, outputs: RetinaNetOutputs, targets: Sequence[Target]
+    ) -> tuple[list[Matches], Int64[Tensor, "B A"], Bool[Tensor, "B A"]]:
+        """What each anchor answers for: the matches of each image, classes (K for background), and what is left out."""
+        matched = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
+        labels = [self._labels(t, m.box_index, m.foreground) for t, m in zip(targets, matched, strict=True)]
+        return matched, torch.stack(labels), torch.stack([m.ignored for m in matched])
 
     def _labels(
         self, target: Target, box_index: Int64[Tensor, " A"], foreground: Bool[Tensor, " A"]

@@ -172,7 +172,7 @@ def habit_breaks(package: Path) -> list[str]:
                 found.append(f"{place}: a bare except hides what it does not expect")
             if isinstance(node, ast.Call) and module.room not in ("cli", "__main__"):
                 call = ast.unparse(node.func)
-                found += [f"{place}: {call} outside cli.py"] if call in ("print", "exit", "quit", "sys.exit") else []
+                found += [f"{place}: {call} outside cli"] if call in ("print", "exit", "quit", "sys.exit") else []
             if isinstance(node, ast.ImportFrom) and node.module == "__future__":
                 found.append(f"{place}: postponed annotations hide the shapes from the checks")
     return found

@@ -4,72 +4,44 @@ A user's mistake is one line on stderr and exit status 2. `focaldet <command> --
 """
 
 import dataclasses
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pydantic
-import yaml
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from focaldet import __version__
-from focaldet import config as configs
+from focaldet.cli.flags import TYPED, Data, DataParts, flag_name, joined, settings
+from focaldet.cli.output import (
+    CLEAN,
+    FAILED,
+    INTERRUPTED,
+    UNREADABLE,
+    USAGE,
+    print_error,
+    print_json,
+    print_metrics,
+    print_table,
+    progress,
+    quiet_unless_first,
+)
+from focaldet.cli.study import study
 from focaldet.data.check import check as check_data
 from focaldet.data.index import DataConfig
 from focaldet.errors import ConfigError, DataError, FocaldetError
-from focaldet.evaluate.coco import HEADLINES, Metrics, evaluate_files
+from focaldet.evaluate.coco import evaluate_files
 from focaldet.evaluate.formats import PredictionFormat
 from focaldet.evaluate.inference import Precision, resize_asked
-from focaldet.evaluate.processes import is_first_process
 from focaldet.evaluate.run import evaluate, evaluation_folder
 from focaldet.models import named_config
 from focaldet.predict import load, predict_files
 from focaldet.study.demo import run_demo
-from focaldet.study.loss_curves import study_losses
 from focaldet.study.published import detector_rows
 from focaldet.train.config import RunConfig
 from focaldet.train.engine import train as train_detector
 from focaldet.types import Resize
-
-CLEAN, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
-
-
-class TypedFlags:
-    """The flags of the present call that were typed: only these overrule a `--config` file.
-
-    `paths` are the names of the fields. `architecture` holds what `--architecture.<name>` gave: which names there are
-    is known only when the model is, so cyclopts cannot read it.
-    """
-
-    def __init__(self) -> None:
-        self.paths: list[tuple[str, ...]] = []
-        self.architecture: dict[str, Any] = {}
-
-    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Take note; cyclopts calls this between reading the flags and using them."""
-        del app, commands
-        self.paths, self.architecture = [], {}
-        for argument in arguments:
-            if argument.keys == ("architecture",):
-                for token in argument.tokens:
-                    names = [name.replace("-", "_") for name in token.keys]
-                    self.architecture = configs.merged(self.architecture, nested(names, read_value(token.value)))
-                argument.tokens = []
-            elif argument.keys and argument.tokens:
-                self.paths.append(argument.keys)
-
-
-TYPED = TypedFlags()
-
-
-def flag_name(field: str) -> str:
-    """The flag of a field: `bad_boxes` is `bad-boxes`; the input of weights reads as a part of them."""
-    return {"weights_input": "weights.input"}.get(field, field.replace("_", "-"))
-
 
 app = App(
     name="focaldet",
@@ -79,12 +51,7 @@ app = App(
     default_parameter=Parameter(name_transform=flag_name, consume_multiple=True),
     suppress_keyboard_interrupt=False,
 )
-
-study = App(name="study", help="Look at the losses and at one's own data as the paper does.")
 app.command(study)
-
-Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
-DataParts = Annotated[DataConfig, Parameter(name="--data")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -324,122 +291,3 @@ def demo(
         "         focaldet train --data YOUR_DATA --model retinanet_mobilenet_v2_fpn --size 320 --out runs/mine"
     )
     return CLEAN
-
-
-@study.command(name="losses")
-def study_losses_command(*, out: Path = Path("runs/study/losses")) -> None:
-    """Draw the paper's figures of the losses (1, 5, 6) and the α-balance, and tell worked examples.
-
-    Args:
-        out: folder for pictures (svg, png), tables (csv, json) and the page that shows them.
-    """
-    print(f"look at  {study_losses(out).page}")
-
-
-def joined(path: Path | None, parts: DataConfig) -> DataConfig:
-    """`parts` with the path that stands by itself on the command line."""
-    return parts if path is None else dataclasses.replace(parts, path=path)
-
-
-def settings(run: RunConfig, *, file: Path | None, data: Path | None) -> RunConfig:
-    """The settings of `file` with the flags laid over them that were typed.
-
-    Raises:
-        ConfigError: the file is unreadable or has an unknown or bad setting; names the file and the nearest valid one.
-    """
-    typed: dict[str, Any] = {"architecture": TYPED.architecture} if TYPED.architecture else {}
-    for path in TYPED.paths:
-        value: Any = run
-        for name in path:
-            value = getattr(value, name)
-        typed = configs.merged(typed, nested(path, value))
-    if data is not None:
-        typed = configs.merged(typed, nested(("data", "path"), data))
-    values = configs.read_mapping(file) if file is not None else {}
-    # Two steps, so that a mistake in the file is told as one of the file.
-    if file is not None:
-        configs.from_dict(RunConfig, values, source=str(file))
-    return configs.from_dict(RunConfig, configs.merged(values, typed), source="settings")
-
-
-def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """`value` inside one mapping per name of `path`; without a name it is itself a mapping."""
-    for name in reversed(path):
-        value = {name: value}
-    if not isinstance(value, dict):
-        raise ConfigError(f"--architecture: name the setting, as in --architecture.loss.gamma {value}")
-    return value
-
-
-def read_value(text: str) -> Any:
-    """What YAML reads in `text`: a number, list, true, null; all else stays text."""
-    try:
-        return yaml.safe_load(text)
-    except configs.NOT_YAML:
-        return text
-
-
-@contextmanager
-def progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    """Something to call with (done, all): a bar on the terminal, nothing where stderr is none."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def quiet_unless_first() -> Iterator[None]:
-    """Of the processes that `torchrun` or SLURM started, only the first one writes to stdout."""
-    if is_first_process():
-        yield
-        return
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
-        yield
-
-
-def print_error(error: Exception) -> None:
-    """One line on stderr."""
-    text = str(error)
-    if isinstance(error.__cause__, pydantic.ValidationError):  # of a flag's range; its own text takes four lines
-        text = f"{text.partition('. ')[0]}: {error.__cause__.errors()[0]['msg']}"
-    print("focaldet:", " ".join(text.split()), file=sys.stderr)
-
-
-def print_json(value: Any) -> None:
-    """`value` on stdout for programs."""
-    print(json.dumps(value, ensure_ascii=False, indent=1))
-
-
-def print_metrics(metrics: Metrics) -> None:
-    """The 12 numbers in percent, then a line per class."""
-    lines = [[name, percent(getattr(metrics, field)), meaning] for field, (name, meaning) in HEADLINES.items()]
-    print_table(lines, left={0, 2})
-    classes = [[row.name, str(row.num_boxes), *map(percent, (row.ap, row.ap50, row.ap75))] for row in metrics.per_class]
-    if len(classes) > 1:
-        print()
-        print_table([["CLASS", "BOXES", "AP", "AP50", "AP75"], *classes], left={0})
-    speed = "" if metrics.milliseconds_per_image is None else f", {metrics.milliseconds_per_image:.1f} ms per image"
-    print(f"\n{metrics.num_images} images, {metrics.num_boxes} boxes, {metrics.num_detections} detections{speed}")
-    for note in metrics.notes:
-        print(f"note: {note}")
-
-
-def percent(value: float | None) -> str:
-    """A share in percent; a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def print_table(rows: Sequence[Sequence[str]], *, left: set[int]) -> None:
-    """Columns two spaces apart; those in `left` start at the left, numbers end at the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())

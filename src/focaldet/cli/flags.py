@@ -1,0 +1,93 @@
+"""Flags: which of them were typed, how they are named, and how they lie over a file of settings."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from cyclopts import App, ArgumentCollection, Parameter
+
+from focaldet import config as configs
+from focaldet.data.index import DataConfig
+from focaldet.errors import ConfigError
+from focaldet.train.config import RunConfig
+
+Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
+DataParts = Annotated[DataConfig, Parameter(name="--data")]
+
+
+class TypedFlags:
+    """The flags of the present call that were typed: only these overrule a `--config` file.
+
+    `paths` are the names of the fields. `architecture` holds what `--architecture.<name>` gave: which names there are
+    is known only when the model is, so cyclopts cannot read it.
+    """
+
+    def __init__(self) -> None:
+        self.paths: list[tuple[str, ...]] = []
+        self.architecture: dict[str, Any] = {}
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Take note; cyclopts calls this between reading the flags and using them."""
+        del app, commands
+        self.paths, self.architecture = [], {}
+        for argument in arguments:
+            if argument.keys == ("architecture",):
+                for token in argument.tokens:
+                    names = [name.replace("-", "_") for name in token.keys]
+                    self.architecture = configs.merged(self.architecture, nested(names, read_value(token.value)))
+                argument.tokens = []
+            elif argument.keys and argument.tokens:
+                self.paths.append(argument.keys)
+
+
+TYPED = TypedFlags()
+
+
+def flag_name(field: str) -> str:
+    """The flag of a field: `bad_boxes` is `bad-boxes`; the input of weights reads as a part of them."""
+    return {"weights_input": "weights.input"}.get(field, field.replace("_", "-"))
+
+
+def joined(path: Path | None, parts: DataConfig) -> DataConfig:
+    """`parts` with the path that stands by itself on the command line."""
+    return parts if path is None else dataclasses.replace(parts, path=path)
+
+
+def settings(run: RunConfig, *, file: Path | None, data: Path | None) -> RunConfig:
+    """The settings of `file` with the flags laid over them that were typed.
+
+    Raises:
+        ConfigError: the file is unreadable or has an unknown or bad setting; names the file and the nearest valid one.
+    """
+    typed: dict[str, Any] = {"architecture": TYPED.architecture} if TYPED.architecture else {}
+    for path in TYPED.paths:
+        value: Any = run
+        for name in path:
+            value = getattr(value, name)
+        typed = configs.merged(typed, nested(path, value))
+    if data is not None:
+        typed = configs.merged(typed, nested(("data", "path"), data))
+    values = configs.read_mapping(file) if file is not None else {}
+    # Two steps, so that a mistake in the file is told as one of the file.
+    if file is not None:
+        configs.from_dict(RunConfig, values, source=str(file))
+    return configs.from_dict(RunConfig, configs.merged(values, typed), source="settings")
+
+
+def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """`value` inside one mapping per name of `path`; without a name it is itself a mapping."""
+    for name in reversed(path):
+        value = {name: value}
+    if not isinstance(value, dict):
+        raise ConfigError(f"--architecture: name the setting, as in --architecture.loss.gamma {value}")
+    return value
+
+
+def read_value(text: str) -> Any:
+    """What YAML reads in `text`: a number, list, true, null; all else stays text."""
+    try:
+        return yaml.safe_load(text)
+    except configs.NOT_YAML:
+        return text

@@ -1,4 +1,4 @@
-"""What the commands give back and print: exit statuses, tables, numbers, JSON, one line for an error, and progress on the terminal."""
+"""What the commands give back and print: exit statuses, tables, numbers, JSON, errors in one line, progress."""
 
 import json
 import os

@@ -12,10 +12,10 @@ from focaldet.errors import CheckpointError, ConfigError, DataError
 from focaldet.evaluate import run as module
 from focaldet.evaluate.coco import Metrics, evaluate_files
 from focaldet.evaluate.processes import Process
-from focaldet.evaluate.run import detect_all, evaluate, match_classes, relabelled
+from focaldet.evaluate.run import detect_all, evaluate, match_classes, relabelled, seen_by_detector
 from focaldet.models import build
 from focaldet.predict import Predictor
-from focaldet.types import Preprocessing, Resize
+from focaldet.types import Preprocessing, Resize, Target
 from focaldet.weights import Trained
 
 from .cases import BrightDetector, make_detections, make_index, picture, size_of
@@ -90,6 +90,18 @@ def test_what_one_side_lacks_is_told_and_left_out():
     )
     found = relabelled(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 1)), matched, CLASSES)
     assert (found.boxes.tolist(), found.names) == ([[0, 0, 2, 2]], ("cell",))
+
+
+def test_the_truth_in_the_labels_of_the_detector():
+    matched = match_classes(("dog", "bus", "cell", "cell"), CLASSES, num_classes=4)
+    truth = Target(
+        torch.arange(16.0).reshape(4, 4), torch.tensor([0, 1, 2, 0]), torch.tensor([False, True, False, False])
+    )
+    found = seen_by_detector(truth, matched)
+    assert torch.equal(found.boxes, truth.boxes)
+    assert found.ignored.tolist() == [False, True, True, False]  # a cat is unknown
+    assert [found.labels[place] for place in (0, 1, 3)] == [2, 0, 2]
+    assert len(seen_by_detector(Target.empty(), matched).labels) == 0
 
 
 def test_nothing_in_common_is_an_error():

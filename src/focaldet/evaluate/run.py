@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,7 +26,7 @@ from focaldet.evaluate.inference import (
 from focaldet.evaluate.processes import Ranks, gathered, joined_processes
 from focaldet.evaluate.results import write_results
 from focaldet.models import Detector
-from focaldet.types import Detections
+from focaldet.types import Detections, Target
 from focaldet.weights import open_detector
 
 Progress = Callable[[int, int], None]
@@ -41,6 +41,14 @@ class ClassMatch:
 
     labels: dict[int, int]
     notes: tuple[str, ...]
+
+
+class OnSplit(NamedTuple):
+    """A detector, the images it is to be looked at on, and how its classes are those of the data."""
+
+    detector: Detector
+    index: Index
+    matched: ClassMatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +164,11 @@ def evaluate(
         DataError: data that cannot be read.
         ConfigError: a setting out of range, no class in common between detector and data, or `out` cannot be made.
     """
-    opened = open_detector(run)
-    detector = opened.detector
-    resize = resize_asked(detector.preprocessing.resize, size=size, short_side=short_side, max_side=max_side)
-    detector.preprocessing = replace(detector.preprocessing, resize=resize)
-    settings = run_settings(run)
-    index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
-    folder = evaluation_folder(run, split=split, out=out)
     # Before the work, which takes long, and by every process: none waits for one that was refused.
-    matched = match_classes(detector.class_names, index.classes, num_classes=detector.config.num_classes)
+    detector, index, matched = open_on_split(
+        run, data, split=split, size=size, short_side=short_side, max_side=max_side
+    )
+    folder = evaluation_folder(run, split=split, out=out)
     if folder is not None:
         configs.made_folder(folder)
     with joined_processes(pick_device(device)) as ranks:
@@ -181,6 +185,31 @@ def evaluate(
         if folder is not None and ranks.global_rank == 0:
             write_evaluation(folder, metrics, index=index, detections=detections)
     return metrics
+
+
+def open_on_split(
+    run: str | Path,
+    data: DataConfig | str | Path | None,
+    *,
+    split: str,
+    size: int | None = None,
+    short_side: int | None = None,
+    max_side: int | None = None,
+) -> OnSplit:
+    """The detector with its classes matched to those of the images called `split`; the arguments are `evaluate`'s.
+
+    Raises:
+        CheckpointError: no weights, or damaged ones.
+        DataError: data that cannot be read.
+        ConfigError: a setting out of range, or no class in common between detector and data.
+    """
+    detector = open_detector(run).detector
+    resize = resize_asked(detector.preprocessing.resize, size=size, short_side=short_side, max_side=max_side)
+    detector.preprocessing = replace(detector.preprocessing, resize=resize)
+    settings = run_settings(run)
+    index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
+    matched = match_classes(detector.class_names, index.classes, num_classes=detector.config.num_classes)
+    return OnSplit(detector, index, matched)
 
 
 def evaluation_folder(run: str | Path, *, split: str, out: Path | None) -> Path | None:
@@ -248,6 +277,18 @@ def relabelled(found: Detections, matched: ClassMatch, classes: Classes) -> Dete
     return Detections(
         found.boxes[kept], found.scores[kept], torch.tensor(labels, dtype=torch.int64), class_names=classes.names
     )
+
+
+def seen_by_detector(target: Target, matched: ClassMatch) -> Target:
+    """The boxes of an image with the labels of the detector; those of a class it does not know are `ignored`.
+
+    Of twin names of the detector the first is taken. Boxes and their order stay.
+    """
+    own_label = {label: own for own, label in reversed(matched.labels.items())}
+    labels = target.labels.tolist()
+    unknown = torch.tensor([label not in own_label for label in labels], dtype=torch.bool)
+    own = torch.tensor([own_label.get(label, 0) for label in labels], dtype=torch.int64)
+    return Target(target.boxes, own, target.ignored | unknown)
 
 
 def write_evaluation(folder: Path, metrics: Metrics, *, index: Index, detections: list[Detections]) -> None:

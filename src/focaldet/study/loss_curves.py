@@ -1,12 +1,10 @@
 """The paper's figures of the losses, drawn from the library's own functions: 1, 5, 6, the balance, worked examples."""
 
-import base64
 import csv
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from html import escape
 from pathlib import Path
 
 import torch
@@ -16,7 +14,7 @@ from focaldet.config import made_folder
 from focaldet.evaluate.page import whole_page
 from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy
 from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss, focal_star_loss
-from focaldet.study.plots import Curve, Plot, write_plot
+from focaldet.study.plots import Curve, Plot, embedded, write_curves, write_plot
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 STARS = ((2.0, 1.0), (4.0, 0.0))
@@ -58,12 +56,7 @@ def study_losses(out: Path) -> LossStudy:
     plots = {"focal_loss": _figure_1(), "balance": _balance(), "star": _figure_5(), "star_slopes": _figure_6()}
     for name, plot in plots.items():
         write_plot(plot, out / name)
-    with (out / "curves.csv").open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["figure", "curve", "x", "y"])
-        for name, plot in plots.items():
-            for curve in plot.curves:
-                rows.writerows((name, curve.name, x, y) for x, y in zip(curve.x, curve.y, strict=True))
+    write_curves(plots, out / "curves.csv")
     examples = worked_examples()
     _write_examples(out, examples)
     page = out / "index.html"
@@ -175,10 +168,7 @@ def _write_examples(out: Path, examples: tuple[Example, ...]) -> None:
 
 
 def _body(out: Path, plots: dict[str, Plot], examples: tuple[Example, ...]) -> str:
-    figures = "".join(
-        f'<figure class="chart"><img alt="{escape(plot.title)}" src="{_embedded(out / f"{name}.svg")}"></figure>'
-        for name, plot in plots.items()
-    )
+    figures = "".join(embedded(plot, out / name) for name, plot in plots.items())
     rows = []
     for p in EXAMPLES:
         cells = "".join(
@@ -197,8 +187,3 @@ def _body(out: Path, plots: dict[str, Plot], examples: tuple[Example, ...]) -> s
         "<p>An easy example at p_t = .9 counts a hundred times less with γ = 2, one at .968 a thousand times; a hard "
         "one at p_t ≤ .5 at most four times.</p></section>"
     )
-
-
-def _embedded(path: Path) -> str:
-    """The picture as a data URL."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,7 +1,10 @@
 """Plots of the studies: one look for all, as SVG and PNG, through matplotlib without its global state."""
 
-from collections.abc import Sequence
+import base64
+import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +67,20 @@ def write_plot(plot: Plot, path: Path) -> None:
         axes.legend(frameon=True, framealpha=0.9, edgecolor="none")
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
         figure.savefig(path.with_suffix(".png"), dpi=DOTS_PER_INCH)
+
+
+def write_curves(plots: Mapping[str, Plot], path: Path) -> None:
+    """Write the points of all curves as CSV: figure, curve, x, y."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["figure", "curve", "x", "y"])
+        for name, plot in plots.items():
+            for curve in plot.curves:
+                rows.writerows((name, curve.name, x, y) for x, y in zip(curve.x, curve.y, strict=True))
+
+
+def embedded(plot: Plot, path: Path) -> str:
+    """HTML that holds the picture `path`.svg, which `write_plot` wrote, in itself."""
+    picture = base64.b64encode(path.with_suffix(".svg").read_bytes()).decode()
+    source = f"data:image/svg+xml;base64,{picture}"
+    return f'<figure class="chart"><img alt="{escape(plot.title)}" src="{source}"></figure>'

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -43,7 +43,8 @@ class ClassMatch:
     notes: tuple[str, ...]
 
 
-class OnSplit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class OnSplit:
     """A detector, the images it is to be looked at on, and how its classes are those of the data."""
 
     detector: Detector
@@ -165,25 +166,23 @@ def evaluate(
         ConfigError: a setting out of range, no class in common between detector and data, or `out` cannot be made.
     """
     # Before the work, which takes long, and by every process: none waits for one that was refused.
-    detector, index, matched = open_on_split(
-        run, data, split=split, size=size, short_side=short_side, max_side=max_side
-    )
+    opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
     folder = evaluation_folder(run, split=split, out=out)
     if folder is not None:
         configs.made_folder(folder)
     with joined_processes(pick_device(device)) as ranks:
         detected = detect_all(
-            detector.to(ranks.device),
-            FileSource(index),
+            opened.detector.to(ranks.device),
+            FileSource(opened.index),
             batch_size=batch_size,
             precision=precision,
             workers=workers,
             fabric=ranks,
             progress=progress,
         )
-        metrics, detections = scored(index, detected, matched)
+        metrics, detections = scored(opened.index, detected, opened.matched)
         if folder is not None and ranks.global_rank == 0:
-            write_evaluation(folder, metrics, index=index, detections=detections)
+            write_evaluation(folder, metrics, index=opened.index, detections=detections)
     return metrics
 
 

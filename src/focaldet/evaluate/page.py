@@ -33,7 +33,7 @@ section { margin-top: 36px; }
 figure { margin: 0; }
 .chart { background: var(--sheet); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px; }
 .chart figcaption { font-weight: 600; }
-.chart svg { display: block; width: 100%; height: auto; }
+.chart svg, .chart img { display: block; width: 100%; height: auto; }
 .chart text { fill: var(--soft); font-size: 13px; }
 .grid { stroke: var(--rule); stroke-width: 1; }
 .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; }

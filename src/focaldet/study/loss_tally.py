@@ -1,0 +1,102 @@
+"""The focal loss of any number of decisions, sorted from easy to hard, in memory that does not grow.
+
+Axes: S the two sides, positives and negatives; E exponents γ; X bins of x_t; P corners of a curve.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from focaldet.models.base import Margins
+from focaldet.ops.losses.focal import focal_loss
+
+SIDES = ("positives", "negatives")
+BINS_PER_UNIT, FARTHEST = 128, 60  # bins of x_t; what is farther out lies in the last ones
+NUM_BINS = 2 * FARTHEST * BINS_PER_UNIT
+DECISIONS_AT_ONCE = 1 << 20
+
+
+class LossTally:
+    """How many decisions fell into each bin of x_t, and the exact sum of their focal loss for every γ.
+
+    FL without α depends on x_t alone and falls with it, so the bins in the order of x_t give its cumulative sum over
+    any number of decisions in the same memory. Only within a bin, 1/128 of a logit wide, is the order unknown.
+
+    Args:
+        gammas: exponents of the loss, each ≥ 0.
+        device: where it adds up; one that computes in fp64.
+
+    Attributes:
+        counts: decisions, positives first; x_t grows from −60 to 60 over the bins.
+        losses: sums of the loss for every γ.
+    """
+
+    def __init__(self, gammas: Sequence[float], *, device: torch.device | None = None) -> None:
+        self.gammas = tuple(gammas)
+        self.counts: Int64[Tensor, "S X"] = torch.zeros(len(SIDES), NUM_BINS, dtype=torch.int64, device=device)
+        self.losses: Float64[Tensor, "E S X"] = torch.zeros(
+            len(self.gammas), len(SIDES), NUM_BINS, dtype=torch.float64, device=device
+        )
+
+    def add(self, margins: Margins) -> None:
+        """Count the decisions of some images; none may be NaN or infinite."""
+        x = torch.cat(margins)
+        first = len(margins.positive)
+        for start in range(0, len(x), DECISIONS_AT_ONCE):
+            part = x[start : start + DECISIONS_AT_ONCE].to(self.counts.device).double()
+            side = torch.arange(start, start + len(part), device=part.device) >= first
+            bins = ((part + FARTHEST) * BINS_PER_UNIT).clamp(0, NUM_BINS - 1).long() + side * NUM_BINS
+            self.counts += bins.bincount(minlength=self.counts.numel()).view_as(self.counts)
+            for losses, gamma in zip(self.losses.unbind(), self.gammas, strict=True):
+                loss = focal_loss(part, torch.ones_like(part), gamma=gamma)
+                losses.add_(bins.bincount(loss, minlength=losses.numel()).view_as(losses))
+
+    def cumulative(self, side: str, gamma: float) -> "CumulativeLoss | None":
+        """The curve of one of `SIDES`; None where that has no loss."""
+        place = SIDES.index(side)
+        return CumulativeLoss.of(self.counts[place].cpu(), self.losses[self.gammas.index(gamma), place].cpu())
+
+    def cpu(self) -> "LossTally":
+        """The same in the memory of the processor."""
+        return LossTally.merged([self])
+
+    @staticmethod
+    def merged(parts: "Sequence[LossTally]") -> "LossTally":
+        """What several tallies with the same γ have counted, on the processor."""
+        whole = LossTally(parts[0].gammas)
+        for part in parts:
+            whole.counts += part.counts.cpu()
+            whole.losses += part.losses.cpu()
+        return whole
+
+
+@dataclass(frozen=True, slots=True)
+class CumulativeLoss:
+    """The cumulative normalised loss: the easiest `fraction` of the examples holds `share` of the loss.
+
+    Both grow from 0 to 1, corner by corner; between the corners the curve is straight.
+    """
+
+    fraction: Float64[numpy.ndarray, " P"]
+    share: Float64[numpy.ndarray, " P"]
+
+    @staticmethod
+    def of(counts: Int64[Tensor, " X"], losses: Float64[Tensor, " X"]) -> "CumulativeLoss | None":
+        """The curve from decisions and loss of each bin, in the order of x_t; None where there is no loss."""
+        filled = counts.flip(0).nonzero().squeeze(1)  # from easy to hard: x_t falls
+        sums = [numpy.append(0.0, bins.flip(0)[filled].double().cumsum(0).numpy()) for bins in (counts, losses)]
+        if not sums[1][-1] > 0:
+            return None
+        return CumulativeLoss(*(ends / ends[-1] for ends in sums))
+
+    def at(self, fraction: Float64[numpy.ndarray, " P"]) -> Float64[numpy.ndarray, " P"]:
+        """The share of the loss that these fractions of the examples hold, the easiest ones."""
+        return numpy.asarray(numpy.interp(fraction, self.fraction, self.share))
+
+    def hardest(self, fraction: float) -> float:
+        """The share of the loss that this fraction of the examples holds, the hardest ones."""
+        return 1 - float(self.at(numpy.array([1 - fraction]))[0])

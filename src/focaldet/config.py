@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -127,5 +127,6 @@ def _refuse_unknown(cls: Any, values: Mapping[str, Any], *, source: str, path: t
     for key, value in values.items():
         if key not in fields:
             raise ConfigError(f"{source}: unknown setting {'.'.join((*path, str(key)))!r}{nearest(str(key), fields)}")
-        if dataclasses.is_dataclass(fields[key]) and isinstance(value, Mapping):
-            _refuse_unknown(fields[key], value, source=source, path=(*path, key))
+        for kind in (fields[key], *get_args(fields[key])):  # a setting may be a dataclass or None
+            if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+                _refuse_unknown(kind, value, source=source, path=(*path, key))

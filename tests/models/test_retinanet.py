@@ -42,6 +42,10 @@ def target(boxes, labels, ignored=None):
         ({"width": -32}, "width: Input should be greater than 0, found -32"),
         ({"prior": 0.0}, "prior: Input should be greater than 0"),
         ({"loss": {"gamma": -1.0}}, "loss.gamma: Input should be greater than or equal to 0"),
+        ({"loss": {"mining": {"batch": 0}}}, "loss.mining.batch: Input should be greater than 0"),
+        ({"loss": {"mining": {"nms": 0.5}}}, "unknown setting 'loss.mining.nms'.*nms_iou"),
+        ({"classifier": "softmix"}, "classifier: Input should be 'sigmoid' or 'softmax'"),
+        ({"classifier": "softmax", "prior": 0.5}, "prior: must be below 1 / 2 "),
         ({"detect": {"score_threshold": 1.0}}, "score_threshold: Input should be less than 1"),
         ({"frozen_stages": 9}, "frozen_stages: Input should be less than or equal to 5"),
         ({"backbone": "resnet19"}, "resnet19"),
@@ -193,3 +197,79 @@ def test_a_fresh_head_costs_what_its_prior_says(alpha, gamma, prior):
     of_positive = -weight[0] * (1 - prior) ** gamma * math.log(prior)
     of_negative = -weight[1] * prior**gamma * math.log(1 - prior)
     assert found == pytest.approx(of_positive + negatives / positives * of_negative, rel=0.01)
+
+
+MINED = {"alpha": None, "gamma": 0.0, "mining": {"batch": 2}}
+ROWS = [[-3.0, 2.0], [-1.0, 0.5], [1.0, -2.0], [-4.0, -5.0]]
+DOG = target([[0.0, 0.0, 10.0, 10.0]], [1])  # anchors 0 and 1, which overlap each other by 9/11
+
+
+def cross_entropy(*x_t):
+    return sum(math.log1p(math.exp(-x)) for x in x_t)
+
+
+def test_mining_by_hand():
+    """Anchor 1 of the dog is harder than anchor 0 and suppresses it; the other survivor is the cat that is none."""
+    found = detector(loss=MINED).losses(outputs(ROWS), [DOG], LossContext())
+    assert found["class"].item() == pytest.approx((cross_entropy(1.0, 0.5) + cross_entropy(-1.0, 2.0)) / 2, rel=1e-6)
+    plain = detector(loss={**MINED, "mining": None}).losses(outputs(ROWS), [DOG], LossContext())
+    assert plain["box"] == found["box"], "boxes are learnt from all positives"
+    margins = detector(loss=MINED).margins(outputs(ROWS), [DOG])
+    assert margins.positive.tolist() == [0.5] and sorted(margins.negative.tolist()) == [-1.0, 1.0, 2.0]
+
+
+def test_mining_with_a_ratio_by_hand():
+    net = detector(loss={**MINED, "mining": {"batch": 100, "ratio": 1.0}})
+    expected = (cross_entropy(1.0, 0.5) + cross_entropy(-1.0, 2.0)) / 2
+    assert net.losses(outputs(ROWS), [DOG], LossContext())["class"].item() == pytest.approx(expected, rel=1e-6)
+    alone = net.losses(outputs(ROWS), [Target.empty()], LossContext())
+    assert alone["class"].item() == pytest.approx(cross_entropy(3.0, -2.0), rel=1e-6), "one hardest negative"
+    assert alone["box"] == 0
+
+
+@pytest.mark.parametrize("normaliser", ["batch", "batch_plus_one", "moving_average", "image"])
+def test_mining_divides_by_what_was_chosen(normaliser):
+    """Two images choose 2 + 1 anchors: a mean over both, or a mean of the means."""
+    context = LossContext()
+    net = detector(loss={**MINED, "normaliser": normaliser})
+    far = target(
+        [[300.0, 300.0, 400.0, 400.0], [0.0, 0.0, 100.0, 100.0], [190.0, 190.0, 250.0, 250.0]], [0] * 3, [True] * 3
+    )
+    raw = outputs(ROWS)
+    both = RetinaNetOutputs(raw.logits.repeat(2, 1, 1), raw.deltas.repeat(2, 1, 1), ANCHORS, raw.level_sizes)
+    alone = [net.losses(raw, [truth], LossContext())["class"] for truth in (DOG, far)]
+    kept = [
+        len(margins.positive) + len(margins.negative) for margins in (net.margins(raw, [DOG]), net.margins(raw, [far]))
+    ]
+    assert kept == [4, 0], "two anchors of two classes; all others lie on crowds"
+    found = net.losses(both, [DOG, far], context)["class"]
+    expected = (alone[0] + alone[1]) / 2 if normaliser == "image" else alone[0]
+    torch.testing.assert_close(found, expected)
+    assert set(context.averages) == ({"positives"} if normaliser == "moving_average" else set())
+
+
+def softmax(**architecture):
+    return detector(classifier="softmax", **architecture)
+
+
+def test_softmax_losses_by_hand():
+    rows = [[0.0, 0.0, 0.0]] * 4
+    plain = softmax(loss={"alpha": None, "gamma": 0.0}).losses(outputs(rows), [DOG], LossContext())
+    assert plain["class"].item() == pytest.approx(4 * math.log(3) / 2, rel=1e-6), "once per anchor, over 2 positives"
+    focal = softmax(loss={"alpha": 0.25, "gamma": 2.0}).losses(outputs(rows), [DOG], LossContext())
+    weights = 2 * 0.25 + 2 * 0.75
+    assert focal["class"].item() == pytest.approx(weights * (2 / 3) ** 2 * math.log(3) / 2, rel=1e-6)
+
+
+def test_softmax_detections_by_hand():
+    rows = torch.tensor([[0.9, 0.05, 0.05], [0.02, 0.6, 0.38], [0.01, 0.7, 0.29], [0.04, 0.04, 0.92]]).log() + 3.0
+    found = softmax().detect(outputs(rows.tolist()), [ImageSize(300, 300)])[0]
+    assert found.names == ("cat", "dog", "dog")
+    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.6]))
+
+
+def test_softmax_margins_are_one_for_each_anchor():
+    rows = torch.tensor([[0.2, 0.7, 0.1], [0.1, 0.5, 0.4], [0.1, 0.1, 0.8], [0.0001, 0.0001, 0.9998]]).log()
+    margins = softmax().margins(outputs(rows.tolist()), [DOG])
+    torch.testing.assert_close(margins.positive.sigmoid(), torch.tensor([0.7, 0.5]))
+    torch.testing.assert_close(margins.negative.sigmoid(), torch.tensor([0.8, 0.9998]))

@@ -71,6 +71,25 @@ def test_other_classes_reset_the_class_layer_and_say_so(own: tuple[Detector, Pat
     assert "in the file 2 classes (cat, dog)" in said
 
 
+@pytest.mark.parametrize("names", [("cat", "dog"), ("cell",)])
+def test_another_classifier_resets_the_class_layer_both_ways(
+    own: tuple[Detector, Path], tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    softmax = small(class_names=names, architecture={"classifier": "softmax", "prior": 0.4})
+    fresh = {name: softmax.state_dict()[name].clone() for name in CLASS_LAYER}
+    report = load_into(softmax, own[1])
+    assert report.reset == CLASS_LAYER
+    assert all(torch.equal(softmax.state_dict()[name], fresh[name]) for name in CLASS_LAYER)
+    assert f"classes ({', '.join(names)}) in a softmax, in the file 2 classes (cat, dog)" in " ".join(
+        report.sentences()
+    )
+    save_detector(tmp_path / "softmax.safetensors", softmax)
+    assert open_detector(tmp_path / "softmax.safetensors").detector.config == softmax.config
+    assert load_into(small(class_names=names), tmp_path / "softmax.safetensors").reset == CLASS_LAYER
+    again = small(class_names=names, architecture={"classifier": "softmax"})
+    assert load_into(again, tmp_path / "softmax.safetensors").reset == ()
+
+
 def test_a_detector_without_names_takes_those_of_the_file(own: tuple[Detector, Path]) -> None:
     detector = small(num_classes=2)
     assert load_into(detector, own[1]).reset == ()

@@ -1,13 +1,14 @@
 """RetinaNet: one stage, a feature pyramid and the focal loss ("Focal Loss for Dense Object Detection", 2017).
 
-    images → backbone → C3 C4 C5 → pyramid → P3 … P7 ┬→ class subnet → logits   B A K
+    images → backbone → C3 C4 C5 → pyramid → P3 … P7 ┬→ class subnet → logits   B A V
                                                      └→ box subnet   → deltas   B A 4
 
-Axes: B images, A anchors of all levels, K classes, P positive anchors.
+Axes: B images, A anchors of all levels, K classes, V class values per anchor, P positive anchors.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
@@ -21,16 +22,17 @@ from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext, Margins
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
-from focaldet.nets.heads import Subnet, TowerInit, logit
+from focaldet.nets.heads import Subnet, TowerInit, logit, prior_biases
 from focaldet.nets.necks import STRIDES_PX, FeaturePyramid
 from focaldet.nets.norm import NormKind
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.boxes import clip, decode, encode
-from focaldet.ops.losses.fused import focal_loss_sum
+from focaldet.ops.classifier import Classifier, class_logits, class_loss_sum, class_losses, decisions
 from focaldet.ops.losses.normalise import Normaliser, divisors
 from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
+from focaldet.ops.sampling import MiningConfig, hardest
 from focaldet.types import Detections, ImageSize, Preprocessing, Target
 
 
@@ -40,6 +42,11 @@ class LossConfig:
 
     `alpha` None leaves the balance out. `beta` is the smooth-L1 corner on encoded boxes. With `over_ranks` the
     normaliser counts the positives of all processes.
+
+    With `mining` only the hardest anchors count in the class loss, which is then their mean as in the paper of OHEM:
+    divided by the number of chosen anchors of the batch (where `normaliser` is `image`, of the image, then the mean of
+    images). Over the positives a minibatch of always the same size would weigh the more the fewer objects there are.
+    The box loss stays that of all positives.
     """
 
     alpha: Share | None = 0.25
@@ -49,6 +56,7 @@ class LossConfig:
     box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
     beta: NonNegativeFloat = 0.11
     box_weight: NonNegativeFloat = 1.0
+    mining: MiningConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,9 @@ class RetinaNetConfig:
     `stride_in_1x1` is the paper's MSRA form; torchvision's ImageNet weights want it in the 3×3, the default here.
     `frozen_stages` counts the stem and the stages after it. `prior` is π, the probability a fresh network gives every
     class at every anchor. `head_norm` puts GroupNorm into the subnets, `tower_init` is how they start (`nets.heads`).
+    `classifier` softmax is for comparison: one softmax over the classes and a background class in place of K sigmoids.
+    Everything keeps its meaning: `loss.alpha` weighs objects and 1 - `loss.alpha` background, `loss.gamma` 0 is the
+    cross entropy, and `prior` leaves 1 - K π to the background, which must be above 0.
     """
 
     num_classes: PositiveInt = 80
@@ -82,6 +93,7 @@ class RetinaNetConfig:
     head_norm: bool = False
     tower_init: TowerInit = "normal"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    classifier: Classifier = "sigmoid"
     anchors: AnchorConfig = field(default_factory=AnchorConfig)
     matching: MatchConfig = field(default_factory=MatchConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -97,9 +109,12 @@ class RetinaNetConfig:
 
 
 class RetinaNetOutputs(NamedTuple):
-    """Raw outputs: logits and encoded boxes of every anchor, the anchors, and how many of them each level has."""
+    """Raw outputs: logits and encoded boxes of every anchor, the anchors, and how many of them each level has.
 
-    logits: Float[Tensor, "B A K"]
+    A softmax classifier has V = K + 1 logits, the background's last, others V = K.
+    """
+
+    logits: Float[Tensor, "B A V"]
     deltas: Float[Tensor, "B A 4"]
     anchors: Float[Tensor, "A 4"]
     level_sizes: tuple[int, ...]
@@ -117,13 +132,14 @@ class RetinaNet(Detector):
         self.backbone.freeze(c.frozen_stages)
         self.pyramid = FeaturePyramid(self.backbone.channels[1:], c.width, p6_from=c.p6_from)
         per_cell = c.anchors.per_cell
+        biases = prior_biases(c.classifier, num_classes=c.num_classes, prior=c.prior)
         self.class_subnet = Subnet(
             c.width,
             depth=c.head_depth,
             per_cell=per_cell,
-            values=c.num_classes,
+            values=len(biases),
             norm=c.head_norm,
-            bias=logit(c.prior),
+            bias=biases,
             tower_init=c.tower_init,
         )
         self.box_subnet = Subnet(
@@ -157,29 +173,35 @@ class RetinaNet(Detector):
         config = self.config.loss
         matched, labels, ignored = self._assigned(outputs, targets)
         positives = torch.stack([m.foreground.sum() for m in matched])
-        over = divisors(
-            positives,
-            config.normaliser,
-            averages=context.averages,
-            all_reduce_sum=context.all_reduce_sum if config.over_ranks else None,
-            num_ranks=context.num_ranks if config.over_ranks else 1,
-        )
+        over = class_over = self._divisors(positives, config.normaliser, context)
+        if config.mining is not None:
+            kind: Normaliser = "image" if config.normaliser == "image" else "batch"
+            class_over = self._divisors((~ignored).sum(1), kind, context)
         box_losses = []
         for place, (target, found) in enumerate(zip(targets, matched, strict=True)):
             chosen = found.foreground.nonzero().squeeze(1)
             boxes = target.boxes[found.box_index[chosen]]
             box_losses.append(self._box_loss(outputs.deltas[place, chosen], outputs.anchors[chosen], boxes))
         return {
-            "class": self._class_loss(outputs.logits, labels, ignored, over),
+            "class": self._class_loss(outputs.logits, labels, ignored, class_over),
             "box": (torch.stack(box_losses) / over).sum() * config.box_weight,
         }
 
+    def _divisors(self, counts: Int64[Tensor, " B"], kind: Normaliser, context: LossContext) -> Float[Tensor, " B"]:
+        """What the loss of each image is divided by where so many anchors count."""
+        over_ranks = self.config.loss.over_ranks
+        return divisors(
+            counts,
+            kind,
+            averages=context.averages,
+            all_reduce_sum=context.all_reduce_sum if over_ranks else None,
+            num_ranks=context.num_ranks if over_ranks else 1,
+        )
+
     def margins(self, outputs: RetinaNetOutputs, targets: Sequence[Target]) -> Margins:
-        """x_t of every anchor and class; the anchors between foreground and background are not there."""
+        """x_t of every anchor and class, of a softmax of every anchor; what the class loss leaves out is not there."""
         _, labels, ignored = self._assigned(outputs, targets)
-        logits, labels = outputs.logits[~ignored].float(), labels[~ignored]
-        is_class = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
-        return Margins(logits[is_class], -logits[~is_class])
+        return Margins(*decisions(outputs.logits[~ignored].float(), labels[~ignored], self.config.classifier))
 
     def detect(self, outputs: RetinaNetOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
@@ -191,10 +213,31 @@ class RetinaNet(Detector):
     def _assigned(
         self, outputs: RetinaNetOutputs, targets: Sequence[Target]
     ) -> tuple[list[Matches], Int64[Tensor, "B A"], Bool[Tensor, "B A"]]:
-        """What each anchor answers for: the matches of each image, classes (K for background), and what is left out."""
+        """What each anchor answers for: the matches of each image, classes (K for background), and what is left out.
+
+        The class loss leaves out what is neither object nor background, and with `mining` what is easy.
+        """
         matched = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
-        labels = [self._labels(t, m.box_index, m.foreground) for t, m in zip(targets, matched, strict=True)]
-        return matched, torch.stack(labels), torch.stack([m.ignored for m in matched])
+        labels = torch.stack(
+            [self._labels(t, m.box_index, m.foreground) for t, m in zip(targets, matched, strict=True)]
+        )
+        ignored = torch.stack([m.ignored for m in matched])
+        return matched, labels, ignored if self.config.loss.mining is None else self._easy(outputs, labels, ignored)
+
+    @torch.no_grad()
+    def _easy(
+        self, outputs: RetinaNetOutputs, labels: Int64[Tensor, "B A"], ignored: Bool[Tensor, "B A"]
+    ) -> Bool[Tensor, "B A"]:
+        """The anchors that are not among the hardest of their image, or were left out before."""
+        config = self.config.loss
+        assert config.mining is not None
+        kind = self.config.classifier
+        losses = class_losses(
+            outputs.logits, labels, classifier=kind, alpha=config.alpha, gamma=config.gamma, ignore=ignored
+        )
+        objects = labels < self.config.num_classes
+        rows = zip(losses, objects, ignored, strict=True)
+        return ~torch.stack([hardest(row[0], outputs.anchors, *row[1:], config=config.mining) for row in rows])
 
     def _labels(
         self, target: Target, box_index: Int64[Tensor, " A"], foreground: Bool[Tensor, " A"]
@@ -205,20 +248,18 @@ class RetinaNet(Detector):
 
     def _class_loss(
         self,
-        logits: Float[Tensor, "B A K"],
+        logits: Float[Tensor, "B A V"],
         labels: Int64[Tensor, "B A"],
         ignored: Bool[Tensor, "B A"],
         over: Float[Tensor, " B"],
     ) -> Float[Tensor, ""]:
-        """The focal loss of each image divided by its part of `over`; one pass where all images share a divisor."""
-        alpha, gamma = self.config.loss.alpha, self.config.loss.gamma
-        if self.config.loss.normaliser != "image":
-            return focal_loss_sum(logits, labels, alpha=alpha, gamma=gamma, ignore=ignored) / over[0]
-        sums = [
-            focal_loss_sum(rows, classes, alpha=alpha, gamma=gamma, ignore=left_out)
-            for rows, classes, left_out in zip(logits, labels, ignored, strict=True)
-        ]
-        return (torch.stack(sums) / over).sum()
+        """The class loss of each image divided by its part of `over`; one pass where all images share a divisor."""
+        config, kind = self.config.loss, self.config.classifier
+        total = partial(class_loss_sum, classifier=kind, alpha=config.alpha, gamma=config.gamma)
+        if config.normaliser != "image":
+            return total(logits, labels, ignore=ignored) / over[0]
+        rows = zip(logits, labels, ignored, strict=True)
+        return (torch.stack([total(row, classes, ignore=left_out) for row, classes, left_out in rows]) / over).sum()
 
     def _box_loss(
         self, deltas: Float[Tensor, "P 4"], anchors: Float[Tensor, "P 4"], boxes: Float[Tensor, "P 4"]
@@ -231,13 +272,13 @@ class RetinaNet(Detector):
 
     def _detect_one(
         self,
-        logits: Float[Tensor, "A K"],
+        logits: Float[Tensor, "A V"],
         deltas: Float[Tensor, "A 4"],
         outputs: RetinaNetOutputs,
         size: ImageSize,
     ) -> Detections:
         config = self.config.detect
-        anchor, label, best = self._candidates(logits, outputs.level_sizes)
+        anchor, label, best = self._candidates(class_logits(logits, self.config.classifier), outputs.level_sizes)
         boxes = clip(decode(deltas[anchor], outputs.anchors[anchor]), height=size.height, width=size.width)
         scores = best.sigmoid()
         keep = class_nms(boxes, scores, label, iou=config.nms_iou)[: config.max_detections]

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
+from focaldet.ops.classifier import Classifier
 
 NORM_GROUPS = 32
 TowerInit = Literal["normal", "he"]
@@ -21,7 +22,8 @@ TowerInit = Literal["normal", "he"]
 class Subnet(nn.Module):
     """`depth` 3×3 convolutions with ReLU, then one that gives `per_cell` × `values` outputs; shared by all levels.
 
-    Weights start from N(0, 0.01) and biases from 0, but for the last bias: `bias` (Focal Loss paper, section 4.1).
+    Weights start from N(0, 0.01) and biases from 0, but for the last: `bias`, one for all values of an anchor or one
+    each (Focal Loss paper, section 4.1).
     `tower_init` "he" starts the tower's weights from N(0, 2 / fan-in) instead: with the paper's number every layer
     shrinks the signal, at 256 channels to a third, at 96 to a fifth, and a short training never gets going.
     `norm` puts GroupNorm (`NORM_GROUPS` groups) between convolution and ReLU, whose bias it makes needless.
@@ -38,7 +40,7 @@ class Subnet(nn.Module):
         per_cell: int,
         values: int,
         norm: bool = False,
-        bias: float = 0.0,
+        bias: float | Sequence[float] = 0.0,
         tower_init: TowerInit = "normal",
     ) -> None:
         super().__init__()
@@ -59,7 +61,8 @@ class Subnet(nn.Module):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
         assert self.predict.bias is not None
-        nn.init.constant_(self.predict.bias, bias)
+        with torch.no_grad():
+            self.predict.bias.view(per_cell, values).copy_(torch.tensor(bias))
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "B A V"]:
         """The values of every anchor: levels in order, cells row by row, the anchors of a cell together; fp32."""
@@ -77,3 +80,20 @@ class Subnet(nn.Module):
 def logit(probability: float) -> float:
     """-log((1 - π) / π): the bias with which a sigmoid answers π = `probability`, in (0, 1)."""
     return -math.log((1 - probability) / probability)
+
+
+def prior_biases(classifier: Classifier, *, num_classes: int, prior: float) -> tuple[float, ...]:
+    """The biases with which a fresh subnet gives every class the probability π = `prior`, and the rest to background.
+
+    Raises:
+        ConfigError: a softmax has no probability left for the background, K π ≥ 1.
+    """
+    if classifier == "sigmoid":
+        return (logit(prior),) * num_classes
+    background = 1 - num_classes * prior
+    if background <= 0:
+        raise ConfigError(
+            f"prior: must be below 1 / {num_classes} where a softmax shares 1 among {num_classes} classes and the "
+            f"background, found {prior}"
+        )
+    return (0.0,) * num_classes + (math.log(background / prior),)

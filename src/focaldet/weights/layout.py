@@ -31,7 +31,9 @@ def without_memory(config: Any) -> Detector:
 
 def class_layer(detector: Detector) -> tuple[str, ...]:
     """The names of the tensors whose shape follows the number of classes."""
-    shapes = shapes_of(without_memory(replace(detector.config, num_classes=detector.config.num_classes + 1)))
+    count = detector.config.num_classes
+    # Fewer where that is possible: a softmax whose prior fits K classes may have no room for more.
+    shapes = shapes_of(without_memory(replace(detector.config, num_classes=count - 1 if count > 1 else 2)))
     return tuple(name for name, shape in shapes_of(detector).items() if shapes[name] != shape)
 
 

@@ -23,8 +23,8 @@ from focaldet.weights.layout import COUNTER, class_layer, listed, require_fit, s
 from focaldet.weights.sources import Source, resolve
 
 # Settings that may differ between a file and the detector it goes into: they concern training and answers, or the
-# number of classes. All others decide what a tensor means, even where its shape stays (anchors, strides).
-_FREE = {"num_classes", "norm", "norm_eps", "frozen_stages", "prior", "matching", "loss", "detect"}
+# class layer, which then starts afresh. All others decide what a tensor means, even where its shape stays (anchors).
+_FREE = {"num_classes", "norm", "norm_eps", "frozen_stages", "prior", "classifier", "matching", "loss", "detect"}
 _KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
 
 
@@ -267,15 +267,22 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _same_classes(detector: Detector, incoming: _Incoming) -> bool:
-    """Same number and, where both sides have names, the same names in the same order."""
+    """Same number, same classifier and, where both sides have names, the same names in the same order."""
     named = bool(detector.class_names and incoming.class_names)
     if named and detector.class_names != incoming.class_names:
         return False
-    return bool(detector.config.num_classes == incoming.config.num_classes)
+    ours, theirs = detector.config, incoming.config
+    return bool(ours.num_classes == theirs.num_classes) and _classifier(ours) == _classifier(theirs)
+
+
+def _classifier(config: Any) -> str | None:
+    """How classes are told apart, where the architecture has a choice."""
+    return getattr(config, "classifier", None)
 
 
 def _classes_in_words(names: tuple[str, ...], config: Any) -> str:
-    return f"{config.num_classes} classes ({listed(names)})" if names else f"{config.num_classes} classes"
+    softmax = " in a softmax" if _classifier(config) == "softmax" else ""
+    return f"{config.num_classes} classes{f' ({listed(names)})' if names else ''}{softmax}"
 
 
 def _set_norm_eps(detector: Detector, eps: float) -> tuple[str, ...]:

@@ -1,0 +1,75 @@
+"""Which anchors take part in the class loss, where not all do: online hard example mining.
+
+Axes: A anchors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+from torchvision.ops import nms
+
+from focaldet.config import Share
+
+FIRST, GROWTH = 8, 4  # of the anchors sorted by loss, first so many minibatches are looked at, then that times more
+
+
+@dataclass(frozen=True, slots=True)
+class MiningConfig:
+    """Online hard example mining (Shrivastava et al. 2016) as in table 1d of the focal-loss paper.
+
+    The `batch` anchors of an image with the highest loss train, after non-maximum suppression with `nms_iou`, so that
+    one hard place does not fill the minibatch. With `ratio` (3 for the paper's 1:3) at most so many negatives stand
+    beside every positive.
+    """
+
+    batch: PositiveInt = 128
+    nms_iou: Share = 0.5
+    ratio: PositiveFloat | None = None
+
+
+@torch.no_grad()
+def hardest(
+    losses: Float[Tensor, " A"],
+    boxes: Float[Tensor, "A 4"],
+    foreground: Bool[Tensor, " A"],
+    ignored: Bool[Tensor, " A"],
+    *,
+    config: MiningConfig,
+) -> Bool[Tensor, " A"]:
+    """True for the anchors of the minibatch of one image: at most `batch`, none that is `ignored`.
+
+    Of equal losses the first anchor counts as the harder. With `ratio` the minibatch is filled anew from the survivors:
+    at most batch / (1 + ratio) positives, and at most `ratio` negatives for each of them, hardest first; an image
+    without positives gives as many negatives as one with a single positive, so that pictures of background still teach.
+
+    Survivors of the hardest N anchors are survivors of all, so N grows only until they suffice.
+    """
+    order = losses.masked_fill(ignored, -torch.inf).argsort(descending=True, stable=True)
+    order = order[: len(order) - int(ignored.sum())]
+    num_positives = int(foreground[order].sum())
+    looked_at = FIRST * config.batch
+    while True:
+        first = order[:looked_at]
+        ranks = torch.arange(len(first), 0, -1, dtype=boxes.dtype, device=boxes.device)
+        survivors = first[nms(boxes[first], ranks, config.nms_iou)]
+        all_positives = int(foreground[first].sum()) == num_positives
+        chosen, is_full = _minibatch(survivors, foreground[survivors], config, all_positives=all_positives)
+        if is_full or len(first) == len(order):
+            return torch.zeros_like(foreground).index_fill_(0, chosen, value=True)
+        looked_at *= GROWTH
+
+
+def _minibatch(
+    survivors: Int64[Tensor, " N"], foreground: Bool[Tensor, " N"], config: MiningConfig, *, all_positives: bool
+) -> tuple[Int64[Tensor, " C"], bool]:
+    """The chosen of the `survivors`, hardest first, and whether more survivors could not change the choice."""
+    if config.ratio is None:
+        return survivors[: config.batch], len(survivors) >= config.batch
+    most = max(1, int(config.batch / (1 + config.ratio)))
+    positives, negatives = survivors[foreground][:most], survivors[~foreground]
+    limit = min(config.batch - len(positives), int(config.ratio * max(1, len(positives))))
+    is_full = (all_positives or len(positives) == most) and len(negatives) >= limit
+    return torch.cat([positives, negatives[:limit]]), is_full

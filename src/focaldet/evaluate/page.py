@@ -1,5 +1,7 @@
 """How a page looks: one style sheet for light and dark, without any file from elsewhere."""
 
+import base64
+import hashlib
 from html import escape
 
 STYLE = """
@@ -62,13 +64,25 @@ pre { background: var(--sheet); border: 1px solid var(--rule); border-radius: 10
 """
 
 
-def whole_page(title: str, body: str) -> str:
-    """An HTML page that needs no network; `title` is text, `body` is HTML."""
+def whole_page(title: str, body: str, *, style: str = "", script: str = "") -> str:
+    """An HTML page that needs no network.
+
+    Args:
+        title: text.
+        body: HTML.
+        style: CSS after that of all pages.
+        script: JavaScript, run after the body. A page with a script may show pictures that lie beside it.
+    """
+    # Even a class name that got past the escaping could load or run nothing.
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy += f" file: 'self'; script-src 'sha256-{digest}'"
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Even a class name that got past the escaping could load or run nothing.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{body}</main>\n"
+        + (f"<script>{script}</script>\n" if script else "")
+        + "</body>\n</html>\n"
     )

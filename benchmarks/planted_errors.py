@@ -1,0 +1,120 @@
+"""Whether `focaldet study hard` finds errors of the annotations that were put in on purpose, by a seed.
+
+    python benchmarks/planted_errors.py RUN --data DIR --split valid --remove 10 --shift 10 --look-at 40
+    python benchmarks/planted_errors.py RUN --data DIR --split val --relabel 10 --look-at 30
+
+RUN is a detector trained on another part of the data. A planted error counts as found when one of the first suspects
+is about its box; for a removed box, when the proposed one fits it (IoU ≥ .5). With `--relabel` only suspects of the
+problem "wrong class" are looked at. The real errors of the data compete with the planted ones.
+
+Axes: M boxes of all images.
+"""
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from measure import write_result
+from torch import Tensor
+
+from focaldet.data.index import DataConfig, FileSource, Index, starts
+from focaldet.evaluate.run import detect_all, open_on_split
+from focaldet.ops.boxes import pairwise_iou
+from focaldet.study.hard_examples import examples_on, telling_more
+from focaldet.study.suspects import Suspect, suspects
+
+FITS, SAME = 0.5, 0.99
+
+
+@dataclass(frozen=True)
+class Planted:
+    """What was done to which box of which image; `box` is where a suspect must be about (xyxy pixels)."""
+
+    kind: str
+    image: int
+    box: Tensor
+
+
+def plant(index: Index, kinds: Sequence[str], *, seed: int) -> tuple[Index, list[Planted]]:
+    """The index with one error of each of `kinds` at a box of its own, and what was done."""
+    draws = random.Random(seed)
+    rows = draws.sample((index.flags == 0).nonzero().squeeze(1).tolist(), len(kinds))
+    images = torch.repeat_interleave(torch.arange(len(index)), index.offsets.diff())
+    boxes, labels, keep = index.boxes.clone(), index.labels.clone(), torch.ones(len(index.boxes), dtype=torch.bool)
+    done = []
+    for kind, row in zip(kinds, rows, strict=True):
+        image = int(images[row])
+        if kind == "removed":
+            keep[row] = False
+        elif kind == "shifted":
+            half = (boxes[row, 2] - boxes[row, 0]) / 2
+            has_room = boxes[row, 2] + half <= index.size(image).width
+            boxes[row, [0, 2]] += half if has_room else -half
+            boxes[row] = boxes[row].clamp(min=0)
+        else:
+            others = [label for label in range(len(index.classes)) if label != int(labels[row])]
+            labels[row] = draws.choice(others)
+        done.append(Planted(kind, image, boxes[row].float()))
+    counts = torch.bincount(images[keep], minlength=len(index))
+    changed = replace(
+        index,
+        boxes=boxes[keep],
+        labels=labels[keep],
+        flags=index.flags[keep],
+        areas=index.areas[keep],
+        offsets=starts(counts),
+        side_remainders=None,
+    )
+    return changed, done
+
+
+def is_found(error: Planted, looked_at: Sequence[Suspect]) -> bool:
+    """Whether a suspect is about the box of this error."""
+    least = FITS if error.kind == "removed" else SAME
+    for one in looked_at:
+        labelled = one.proposed if error.kind == "removed" else one.annotated
+        if one.image == error.image and labelled is not None:
+            overlap = pairwise_iou(torch.tensor([labelled.box]), error.box[None]).item()
+            if overlap >= least:
+                return True
+    return False
+
+
+def main() -> None:
+    """Plant, look, count, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--remove", type=int, default=0)
+    parser.add_argument("--shift", type=int, default=0)
+    parser.add_argument("--relabel", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--score", type=float, default=0.3)
+    parser.add_argument("--look-at", type=int, default=40)
+    parser.add_argument("--name", default="planted_errors")
+    chosen = parser.parse_args()
+    opened = open_on_split(chosen.run, DataConfig(path=chosen.data), split=chosen.split)
+    detections = detect_all(telling_more(opened.detector), FileSource(opened.index), batch_size=8).detections
+    kinds = ["removed"] * chosen.remove + ["shifted"] * chosen.shift + ["relabelled"] * chosen.relabel
+    results = []
+    for seed in chosen.seeds:
+        index, errors = plant(opened.index, kinds, seed=seed)
+        examples = examples_on(replace(opened, index=index), detections, score=chosen.score)
+        found = suspects(examples, num_classes=len(index.classes), score=chosen.score)
+        relevant = [one for one in found if not chosen.relabel or one.problem == "wrong class"]
+        hits = [(error.kind, is_found(error, relevant[: chosen.look_at])) for error in errors]
+        counts = {kind: sum(hit for other, hit in hits if other == kind) for kind in dict.fromkeys(kinds)}
+        results.append({"seed": seed, "found": counts, "suspects": len(relevant)})
+        said = ", ".join(f"{kind} {count} of {kinds.count(kind)}" for kind, count in counts.items())
+        print(f"seed {seed}: {said} among the first {chosen.look_at} of {len(relevant)} suspects")
+    settings = {"split": opened.index.name, "look_at": chosen.look_at, "score": chosen.score}
+    planted = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+    print(write_result(chosen.name, {"settings": settings, "planted": planted, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

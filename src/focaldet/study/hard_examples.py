@@ -1,0 +1,201 @@
+"""The hard-example explorer: which objects of one's own images are easy for a detector and which are hard.
+
+Every object and every false positive gets its loss under the trained detector; a page shows them from green (easy) to
+red (hard), and lists what looks like an error of the annotations.
+"""
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from focaldet import draw
+from focaldet.config import made_folder
+from focaldet.data.geometry import resize_image
+from focaldet.data.images import read_image
+from focaldet.data.index import DataConfig, FileSource, Index
+from focaldet.errors import ConfigError
+from focaldet.evaluate.errors import FLOOR, KINDS, Example, Kind, judged
+from focaldet.evaluate.inference import Precision, pick_device
+from focaldet.evaluate.run import OnSplit, Progress, detect_all, open_on_split, relabelled, run_settings
+from focaldet.models import Detector
+from focaldet.study.hard_page import hard_page
+from focaldet.study.plots import Curve, Plot, write_curves, write_plot
+from focaldet.study.suspects import Suspect, suspects, write_suspects
+from focaldet.types import Detections, Resize, Target
+
+FALSE_POSITIVE_SHARE = 2 / 3  # of `score`: below it a false positive is not worth a look
+PICTURE_PX = 640
+JPEG_QUALITY = 80
+MOST_CURVES = 6
+COLUMNS = ("file", "image_id", "kind", "class", "x1", "y1", "x2", "y2", "p_t", "class_loss", "box_loss", "loss")
+
+
+@dataclass(frozen=True, slots=True)
+class HardStudy:
+    """What `study_hard` found and left: the examples of each image, the suspected label errors, and the page."""
+
+    page: Path
+    examples: tuple[tuple[Example, ...], ...]
+    suspects: tuple[Suspect, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def counts(self) -> dict[Kind, tuple[int, int]]:
+        """How many objects and how many false positives there are of each kind."""
+        counted = Counter((one.kind, one.place is None) for several in self.examples for one in several)
+        return {kind: (counted[kind, False], counted[kind, True]) for kind in KINDS}
+
+
+def study_hard(
+    run: str | Path,
+    data: DataConfig | str | Path | None = None,
+    *,
+    split: str = "val",
+    out: Path | None = None,
+    score: float = 0.3,
+    picture_px: int = PICTURE_PX,
+    batch_size: int = 8,
+    size: int | None = None,
+    short_side: int | None = None,
+    max_side: int | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> HardStudy:
+    """Look at every object and false positive of a split, and write the explorer into the folder `out`.
+
+    `index.html` with `pictures/` is the explorer, offline; `examples.csv` has a row per object and false positive,
+    `suspects.csv` and `suspects_coco.json` the suspected label errors, `easiness.svg`, `.png` and `curves.csv` how the
+    objects of each class spread from hard to easy.
+
+    Args:
+        run: a run folder (its best weights), a weights file, or a name such as `torchvision:coco_v1`.
+        data: the images and annotations; those of the run where it is left out.
+        split: train, val, test, or a split's own name in the data; a single annotation file is taken whole.
+        out: the folder; `hard-<split>` in the run folder by default, else `runs/study/hard`.
+        score: from here on a detection is the detector's answer; false positives are told from two thirds of it
+            on.
+        picture_px: long side of the page's pictures, which are never larger than the originals.
+        batch_size: images per batch.
+        size: long side of the resized image, instead of what the detector was trained with.
+        short_side: short side of the resized image, the same.
+        max_side: limit of the long side with `short_side`.
+        device: such as cpu or cuda:1; the best there is by default.
+        precision: fp32, bf16 or fp16; by default bf16 where the hardware has it, else fp32.
+        workers: processes that load images.
+        progress: called with the images done and the images there are, once for detecting and once for the pictures.
+
+    Raises:
+        CheckpointError: no weights, or damaged ones.
+        DataError: data that cannot be read.
+        ConfigError: a setting out of range, no class in common between detector and data, or `out` cannot be made.
+    """
+    if not 0 < score < 1:
+        raise ConfigError(f"score: must be above 0 and below 1, found {score}")
+    if picture_px < 1:
+        raise ConfigError(f"picture_px: must be at least 1, found {picture_px}")
+    opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
+    folder = out or (Path(run) / f"hard-{split}" if Path(run).is_dir() else Path("runs/study/hard"))
+    made_folder(folder / "pictures")
+    detected = detect_all(
+        telling_more(opened.detector).to(pick_device(device)),
+        FileSource(opened.index),
+        batch_size=batch_size,
+        precision=precision,
+        workers=workers,
+        progress=progress,
+    )
+    examples = examples_on(opened, detected.detections, score=score)
+    found = suspects(examples, num_classes=len(opened.index.classes), score=score)
+    _write_pictures(opened.index, folder / "pictures", longest_px=picture_px, progress=progress)
+    _write_examples(opened.index, examples, folder / "examples.csv")
+    write_suspects(found, opened.index, table=folder / "suspects.csv", coco=folder / "suspects_coco.json")
+    plot = _easiness(opened.index, examples)
+    write_plot(plot, folder / "easiness")
+    write_curves({"easiness": plot}, folder / "curves.csv")
+    page = folder / "index.html"
+    model = str(run_settings(run).get("model", run))
+    page.write_text(hard_page(opened.index, examples, found, score=score, model=model), encoding="utf-8")
+    return HardStudy(page, examples, tuple(found), opened.matched.notes)
+
+
+def telling_more(detector: Detector) -> Detector:
+    """The detector with the threshold of its detections at `FLOOR`, where its config has one."""
+    config = detector.config
+    if hasattr(config, "detect"):
+        lower = min(FLOOR, config.detect.score_threshold)
+        detector.config = replace(config, detect=replace(config.detect, score_threshold=lower))
+    return detector
+
+
+def examples_on(opened: OnSplit, detections: Sequence[Detections], *, score: float) -> tuple[tuple[Example, ...], ...]:
+    """The examples of each image, with the labels of the data; boxes of classes unknown to the detector are ignored."""
+    index, known = opened.index, torch.tensor(sorted(opened.matched.labels.values()))
+    found = []
+    for image, one in enumerate(detections):
+        target = index.target(image)
+        target = Target(target.boxes, target.labels, target.ignored | ~torch.isin(target.labels, known))
+        ours = relabelled(one, opened.matched, index.classes)
+        found.append(tuple(judged(ours, target, score=score, least_score=score * FALSE_POSITIVE_SHARE)))
+    return tuple(found)
+
+
+def _write_pictures(index: Index, folder: Path, *, longest_px: int, progress: Progress | None) -> None:
+    """A JPEG of every image, `<position>.jpg`, upright, the long side at most `longest_px`."""
+    for image in range(len(index)):
+        pixels = read_image(index.path(image))
+        resize = Resize(mode="long", size=min(longest_px, max(pixels.shape[1:])))
+        draw.to_picture(resize_image(pixels, resize)).save(folder / f"{image}.jpg", quality=JPEG_QUALITY)
+        if progress is not None:
+            progress(image + 1, len(index))
+
+
+def _write_examples(index: Index, examples: Sequence[Sequence[Example]], path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(COLUMNS)
+        for image, several in enumerate(examples):
+            name, image_id = str(index.path(image).relative_to(index.root)), int(index.image_ids[image])
+            for one in several:
+                box = [f"{side:.2f}" for side in one.box]
+                numbers = [f"{n:.4f}" for n in (one.probability, one.class_loss, one.box_loss, one.loss)]
+                role = one.kind if one.place is not None else f"false positive: {one.kind}"
+                rows.writerow([name, image_id, role, index.classes.names[one.label], *box, *numbers])
+
+
+def _easiness(index: Index, examples: Sequence[Sequence[Example]]) -> Plot:
+    """How the objects of all classes, and of the most frequent, spread between hard and easy."""
+    by_class: dict[int, list[float]] = {}
+    for several in examples:
+        for one in several:
+            if one.place is not None:
+                by_class.setdefault(one.label, []).append(easiness(one))
+    frequent = sorted(by_class, key=lambda label: -len(by_class[label]))[: MOST_CURVES - 1]
+    groups = {"all objects": [value for values in by_class.values() for value in values]}
+    if len(by_class) > 1:
+        groups |= {f"{index.classes.names[label]} ({len(by_class[label])})": by_class[label] for label in frequent}
+    return Plot(
+        "How easy the objects are",
+        [_spread(name, sorted(values)) for name, values in groups.items()],
+        x_label="easiness exp(−loss)",
+        y_label="share of objects that are harder",
+        x_range=(0.0, 1.0),
+        y_range=(0.0, 1.0),
+    )
+
+
+def easiness(one: Example) -> float:
+    """exp(−loss), in (0, 1]: 1 is easy and green, 0 hard and red."""
+    return math.exp(-one.loss)
+
+
+def _spread(name: str, values: Sequence[float]) -> Curve:
+    """The share of the values below each of them; `values` rise."""
+    shares = [(place + 1) / len(values) for place in range(len(values))]
+    return Curve(name, [0.0, *values, 1.0], [0.0, *shares, 1.0])

@@ -1,0 +1,88 @@
+"""The page of the hard-example explorer: data, style and script in one file; only the pictures lie beside it."""
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from focaldet.data.index import Index
+from focaldet.evaluate.errors import KINDS, Example
+from focaldet.evaluate.page import whole_page
+from focaldet.study.suspects import PROBLEMS, Labelled, Suspect
+
+MEDIUM_AREA, LARGE_AREA = 32**2, 96**2  # COCO's bounds, square pixels of the original image
+
+
+def hard_page(
+    index: Index, examples: Sequence[Sequence[Example]], suspects: Sequence[Suspect], *, score: float, model: str
+) -> str:
+    """The explorer as HTML. It expects the picture of image i at `pictures/<i>.jpg`.
+
+    Args:
+        index: the images.
+        examples: those of each image, by its position.
+        suspects: suspected label errors, the strongest first.
+        score: where the slider for false positives stands at first.
+        model: what the detector is called.
+    """
+    data = {
+        "name": index.name,
+        "fingerprint": index.fingerprint(),
+        "classes": index.classes.names,
+        "categories": index.classes.category_ids,
+        "kinds": KINDS,
+        "problems": PROBLEMS,
+        "score": score,
+        "images": [_image(index, place, several) for place, several in enumerate(examples)],
+        "suspects": [_suspect(one) for one in suspects],
+    }
+    text = (
+        json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/").replace("<!--", "<\\u0021--")
+    )
+    folder = files("focaldet.study")
+    body = (folder / "hard_page.html").read_text(encoding="utf-8")
+    for name, value in (("SPLIT", index.name), ("MODEL", model), ("COUNT", f"{len(index):,}")):
+        body = body.replace(f"{{{name}}}", escape(value))
+    return whole_page(
+        f"Easy and hard in {index.name} · focaldet",
+        f'{body}<script type="application/json" id="data">{text}</script>\n',
+        style=(folder / "hard_page.css").read_text(encoding="utf-8"),
+        script=(folder / "hard_page.js").read_text(encoding="utf-8"),
+    )
+
+
+def _image(index: Index, place: int, examples: Sequence[Example]) -> list[Any]:
+    """File, id, width, height, and the rows of the examples."""
+    height, width = index.size(place)
+    first = int(index.offsets[place])
+    rows = []
+    for one in examples:
+        x1, y1, x2, y2 = one.box
+        area = (x2 - x1) * (y2 - y1) if one.place is None else float(index.areas[first + one.place])
+        finding = [one.finding.label, round(one.finding.score, 3), _sides(one.finding.box)] if one.finding else None
+        size = (area >= MEDIUM_AREA) + (area >= LARGE_AREA)
+        losses = round(one.class_loss, 3), round(one.box_loss, 3)
+        kind = KINDS.index(one.kind)
+        rows.append([kind, int(one.place is not None), one.label, _sides(one.box), size, *losses, finding])
+    name = index.path(place).relative_to(index.root).as_posix()
+    return [name, int(index.image_ids[place]), width, height, rows]
+
+
+def _suspect(one: Suspect) -> list[Any]:
+    """Image, problem, suspicion, and class and box in the file and as proposed."""
+    return [
+        one.image,
+        PROBLEMS.index(one.problem),
+        round(one.suspicion, 4),
+        _labelled(one.annotated),
+        _labelled(one.proposed),
+    ]
+
+
+def _labelled(one: Labelled | None) -> list[Any] | None:
+    return None if one is None else [one.label, _sides(one.box)]
+
+
+def _sides(box: Sequence[float]) -> list[float]:
+    return [round(side, 1) for side in box]

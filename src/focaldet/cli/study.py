@@ -34,7 +34,7 @@ def imbalance(
     parts: DataParts = DataConfig(),  # noqa: B008  frozen
     split: str = "val",
     out: Path | None = None,
-    gamma: tuple[float, ...] = GAMMAS,
+    gamma: Annotated[tuple[float, ...], Parameter(negative="")] = GAMMAS,
     size: int | None = None,
     short_side: int | None = None,
     max_side: int | None = None,

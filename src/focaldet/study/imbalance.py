@@ -49,7 +49,8 @@ class LossHeld:
 
 @dataclass(frozen=True, slots=True)
 class Imbalance:
-    """Figure 4 in numbers. A decision is one class at one anchor; those that the loss leaves out are not counted.
+    """Figure 4 in numbers. A decision is one class at one anchor, with a softmax one anchor; what the loss leaves out
+    does not count.
 
     `num_boxes` are those that the detector was to find; `num_left_out` those marked as ignored or of a class that it
     does not know. `meaning` is in words what the numbers say, `notes` what a reader must know beside them.
@@ -378,7 +379,8 @@ def _body(imbalance: Imbalance, figures: str, subject: str) -> str:
         f'<div class="wide"><table><thead><tr><th></th>{columns}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         f"<p>{imbalance.num_images:,} images with {imbalance.num_boxes:,} boxes to find. A decision is one class at "
-        "one anchor; anchors that the loss leaves out do not count. The focal loss is that of equation 4, without α. "
+        "one anchor, with a softmax one anchor; anchors that the loss leaves out do not count. The focal loss is that of "
+        "equation 4, without α. "
         "After figure 4 and section 5.1 of Lin et al. 2017.</p></section>"
     )
 

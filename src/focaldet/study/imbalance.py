@@ -379,9 +379,8 @@ def _body(imbalance: Imbalance, figures: str, subject: str) -> str:
         f'<div class="wide"><table><thead><tr><th></th>{columns}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         f"<p>{imbalance.num_images:,} images with {imbalance.num_boxes:,} boxes to find. A decision is one class at "
-        "one anchor, with a softmax one anchor; anchors that the loss leaves out do not count. The focal loss is that of "
-        "equation 4, without α. "
-        "After figure 4 and section 5.1 of Lin et al. 2017.</p></section>"
+        "one anchor, with a softmax one anchor; anchors that the loss leaves out do not count. The focal loss is that "
+        "of equation 4, without α. After figure 4 and section 5.1 of Lin et al. 2017.</p></section>"
     )
 
 

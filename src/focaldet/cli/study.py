@@ -1,16 +1,24 @@
 """`focaldet study …`: the paper's figures, and one's own detector and data in the light of them."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from focaldet.cli.flags import Data, DataParts, joined
-from focaldet.cli.output import percent, print_json, print_table, progress
+from focaldet.cli.flags import Data, DataParts, joined, settings
+from focaldet.cli.output import CLEAN, INTERRUPTED, percent, print_json, print_table, progress
 from focaldet.data.index import DataConfig
 from focaldet.evaluate.inference import Precision
 from focaldet.study.imbalance import GAMMAS, Imbalance, study_imbalance
 from focaldet.study.loss_curves import study_losses
+from focaldet.study.sweep import ALPHAS, study_sweep
+from focaldet.study.sweep import GAMMAS as SWEEP_GAMMAS
+from focaldet.study.sweep_page import Row, best_of
+from focaldet.train.config import RunConfig
+
+SWEEP_OUT = Path("runs/study/sweep")
 
 study = App(name="study", help="Look at the losses and at one's own data as the paper does.")
 
@@ -93,3 +101,46 @@ def _print_imbalance(found: Imbalance) -> None:
     print_table(rows, left=set())
     print("\nshares: percent of the loss of all positives and of all negatives; last column: loss over loss\n")
     print(*found.meaning, *(f"note: {note}" for note in found.notes), sep="\n")
+
+
+@study.command
+def sweep(
+    *,
+    data: Data = None,
+    gamma: tuple[float, ...] = SWEEP_GAMMAS,
+    alpha: tuple[float | None, ...] = ALPHAS,
+    ohem: Annotated[bool, Parameter(negative="")] = False,
+    softmax: Annotated[bool, Parameter(negative="")] = False,
+    config: Path | None = None,
+    run: Annotated[RunConfig, Parameter(name="*")] = RunConfig(out=SWEEP_OUT),  # noqa: B008  frozen
+) -> int:
+    """Make the paper's tables 1a and 1b on your data: a short training for every γ and α. The same command goes on.
+
+    Exit status: 0 finished, 2 usage, 130 interrupted (saved). Every flag of `focaldet train` sets all trainings.
+
+    Args:
+        gamma: exponents of the focal loss; 0 is cross entropy.
+        alpha: weights of objects; none leaves the balance out (eq. 4).
+        ohem: also cross entropy with online hard example mining (table 1d).
+        softmax: also softmax cross entropy with a background class.
+        config: YAML file of settings; flags that are typed overrule it.
+    """
+    asked = settings(run, file=config, data=data)
+    if asked.out == RunConfig.out:
+        asked = replace(asked, out=SWEEP_OUT)
+    result = study_sweep(asked, gammas=gamma, alphas=alpha, ohem=ohem, softmax=softmax, tell=print)
+    if result.interrupted:
+        return INTERRUPTED
+    _print_sweep(result.rows)
+    print("", *result.sentences, f"look at  {result.page}", sep="\n")
+    return CLEAN
+
+
+def _print_sweep(rows: Sequence[Row]) -> None:
+    """A line for each setting; a star marks the best."""
+    best = best_of(rows)
+    lines = [["SETTING", "AP", "AP50", "AP75", ""]]
+    for row in rows:
+        remark = "diverged" if row.diverged is not None else "*" if row is best else ""
+        lines.append([row.title(), *map(percent, row.numbers()), remark])
+    print_table(lines, left={0, 4})

@@ -34,7 +34,10 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Curves over common axes; `shaded` is a range of x with a word for it."""
+    """Curves over common axes, a y of nan being a gap; `shaded` is a range of x with a word for it.
+
+    With `points` each value is marked, for curves of few.
+    """
 
     title: str
     curves: Sequence[Curve]
@@ -43,6 +46,7 @@ class Plot:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     shaded: tuple[float, float, str] | None = None
+    points: bool = False
 
 
 def write_plot(plot: Plot, path: Path) -> None:
@@ -62,6 +66,7 @@ def write_plot(plot: Plot, path: Path) -> None:
             axes.text((low + high) / 2, middle, word, ha="center", color="#15784a")
         for number, curve in enumerate(plot.curves):
             look = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
+            look |= {"marker": "o"} if plot.points else {}
             axes.plot(curve.x, curve.y, label=curve.name, linewidth=2, **look)
         axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label, xlim=plot.x_range, ylim=plot.y_range)
         axes.legend(frameon=True, framealpha=0.9, edgecolor="none")

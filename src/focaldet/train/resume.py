@@ -188,20 +188,27 @@ def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: P
     Raises:
         CheckpointError: names every setting that changed, or the data.
     """
-    new, old = dict(_flat(now["settings"])), dict(_flat(then["settings"]))
+    new, old = now["settings"], then["settings"]
     if new.get("schedule") == "constant" and new["epochs"] >= old.get("epochs", 0):
-        old["epochs"] = new["epochs"]
+        then = {**then, "settings": {**old, "epochs": new["epochs"]}}
+    if changed := differences(now, then):
+        raise CheckpointError(
+            f"{folder}: cannot go on, this is not the run that was started: {'; '.join(changed)}. "
+            f"Its settings are in {folder / 'config.yaml'}"
+        )
+
+
+def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """In words, every setting in which two values of `identity` differ, and the data if they do."""
+    new, old = dict(_flat(now["settings"])), dict(_flat(then["settings"]))
     changed = [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted({*new, *old})
         if new.get(name) != old.get(name)
     ]
-    changed += [f"the {name} data changed" for name, value in now["data"].items() if then["data"].get(name) != value]
-    if changed:
-        raise CheckpointError(
-            f"{folder}: cannot go on, this is not the run that was started: {'; '.join(changed)}. "
-            f"Its settings are in {folder / 'config.yaml'}"
-        )
+    return changed + [
+        f"the {name} data changed" for name, mark in now["data"].items() if then["data"].get(name) != mark
+    ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

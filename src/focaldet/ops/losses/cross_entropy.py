@@ -6,11 +6,11 @@ Axes: K classes.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from focaldet.ops.losses.inputs import Alpha, Targets, balance, kept, prepared, signed
+from focaldet.ops.losses.log_sigmoid import log_sigmoid, log_sigmoids
 
 LossOfClass = Callable[[Tensor, Tensor], Tensor]
 """From log p and log(1 - p) of classes to their loss."""
@@ -31,7 +31,7 @@ def binary_cross_entropy(
 
     `targets` are 0 or 1; where `ignore` is set, loss and gradient are 0.
     """
-    return kept(-F.logsigmoid(signed(logits, targets, ignore=ignore)), ignore)
+    return kept(-log_sigmoid(signed(logits, targets, ignore=ignore)), ignore)
 
 
 def balanced_cross_entropy(
@@ -94,8 +94,8 @@ def log_softmax(x: Float[Tensor, "*shape K"]) -> tuple[Float[Tensor, "*shape K"]
         raise ValueError(f"a softmax needs at least 2 classes on the last axis, found {x.shape[-1]}")
     top = x.argmax(-1, keepdim=True)
     margin = x.gather(-1, top) - x.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
-    log_top = F.logsigmoid(margin)
+    log_top, log_rest = log_sigmoids(margin)
     log_p = (x - x.gather(-1, top) + log_top).scatter(-1, top, log_top)
     # Where the largest stands, another value that is safe to differentiate is put in until it is replaced.
     small = log_p.scatter(-1, top, -1.0)
-    return log_p, torch.log1p(-small.exp()).scatter(-1, top, F.logsigmoid(-margin))
+    return log_p, torch.log1p(-small.exp()).scatter(-1, top, log_rest)

@@ -4,7 +4,6 @@ Axes: K classes.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from focaldet.ops.losses.inputs import (
     signed,
     widened,
 )
+from focaldet.ops.losses.log_sigmoid import log_sigmoid, log_sigmoids
 
 
 def focal_loss(
@@ -33,8 +33,7 @@ def focal_loss(
         ValueError: γ below 0.
     """
     require_gamma(gamma)
-    x = signed(logits, targets, ignore=ignore)
-    return kept(_focused(F.logsigmoid(x), F.logsigmoid(-x), gamma), ignore)
+    return kept(_focused(*log_sigmoids(signed(logits, targets, ignore=ignore)), gamma), ignore)
 
 
 def balanced_focal_loss(
@@ -73,7 +72,7 @@ def focal_star_loss(
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be > 0, found {gamma}")
-    return kept(-F.logsigmoid(gamma * signed(logits, targets, ignore=ignore) + beta) / gamma, ignore)
+    return kept(-log_sigmoid(gamma * signed(logits, targets, ignore=ignore) + beta) / gamma, ignore)
 
 
 def softmax_focal_loss(
@@ -118,7 +117,8 @@ def quality_focal_loss(
         raise ValueError(f"beta must be 0 or ≥ 1, found {beta}")
     x = prepared(logits, ignore)
     y = qualities.to(x.dtype)
-    cross_entropy = -(y * F.logsigmoid(x) + (1 - y) * F.logsigmoid(-x))
+    log_p, log_rest = log_sigmoids(x)
+    cross_entropy = -(y * log_p + (1 - y) * log_rest)
     if beta == 0:
         return kept(cross_entropy, ignore)
     # As y (1 - σ) - (1 - y) σ: the plain difference loses its digits where the answer is sure.

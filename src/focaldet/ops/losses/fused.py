@@ -7,13 +7,12 @@ inputs give an fp32 sum.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from focaldet.ops.losses.inputs import require_gamma, warn_of_probabilities, widened
+from focaldet.ops.losses.log_sigmoid import log1p
 
-SOFTPLUS_IS_X = 40.0  # from here on to the last digit, in fp64 too
 _BLOCK_ELEMENTS = 1 << 16  # 256 KB of fp32: the block's handful of temporaries stays in the second-level cache
 
 
@@ -144,7 +143,7 @@ def _value_and_slope(
 
     With p = σ(x) the probability given to the wrong answer, so p_t = 1 - p and s = softplus(x) = -log p_t.
     """
-    p, s = torch.sigmoid(x), F.softplus(x, threshold=SOFTPLUS_IS_X)
+    p, s = torch.sigmoid(x), log1p(x.abs().neg_().exp_()).add_(x.clamp(min=0))
     if gamma == 0:
         return s * weight, p * weight
     slope = torch.addcmul(p, 1 - p, s, value=gamma)

@@ -55,12 +55,12 @@ def balance(targets: Targets, alpha: Alpha, *, dtype: torch.dtype) -> Float[Tens
         ValueError: an α outside [0, 1].
     """
     if isinstance(alpha, Tensor):
-        share = alpha.to(dtype)
+        share, rest = alpha.to(dtype), 1 - alpha.to(dtype)
     elif 0 <= alpha <= 1:
-        share = torch.tensor(alpha, dtype=torch.float64, device=targets.device)
+        share, rest = (torch.full((), weight, dtype=dtype, device=targets.device) for weight in (alpha, 1 - alpha))
     else:
         raise ValueError(f"alpha must be in [0, 1], found {alpha}")
-    return torch.where(is_positive(targets), share, 1 - share).to(dtype)
+    return torch.where(is_positive(targets), share, rest)
 
 
 def require_gamma(gamma: float) -> None:

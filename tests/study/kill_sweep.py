@@ -1,0 +1,43 @@
+"""A sweep that kills itself: `python kill_sweep.py FOLDER UPDATES`, when it would begin one update more."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))
+
+from squares import small_run, squares
+
+from focaldet.study.sweep import study_sweep
+from focaldet.train.step import Update
+
+DATA = squares(6)
+FEW = {"gammas": (0.0, 2.0), "alphas": (0.25, None)}
+
+
+def of_squares(out, **changes):
+    """Four updates a setting, saved after each."""
+    settings = {"epochs": 2, "evaluate_every": 2, "batch_size": 3, "save_steps": 1, "threads": 1}
+    return small_run(out, **{**settings, **changes})
+
+
+def main(out, updates):
+    plain = Update.__call__
+
+    def step(self, batches, *, step, rate):
+        nonlocal updates
+        updates -= 1
+        if updates < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, batches, step=step, rate=rate)
+
+    Update.__call__ = step
+    study_sweep(of_squares(out), sources=(DATA, DATA), **FEW)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), int(sys.argv[2]))

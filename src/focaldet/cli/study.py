@@ -11,6 +11,7 @@ from focaldet.cli.flags import Data, DataParts, joined, settings
 from focaldet.cli.output import CLEAN, INTERRUPTED, percent, print_json, print_table, progress
 from focaldet.data.index import DataConfig
 from focaldet.evaluate.inference import Precision
+from focaldet.study.hard_examples import PICTURE_PX, HardStudy, study_hard
 from focaldet.study.imbalance import GAMMAS, Imbalance, study_imbalance
 from focaldet.study.loss_curves import study_losses
 from focaldet.study.sweep import ALPHAS, study_sweep
@@ -101,6 +102,69 @@ def _print_imbalance(found: Imbalance) -> None:
     print_table(rows, left=set())
     print("\nshares: percent of the loss of all positives and of all negatives; last column: loss over loss\n")
     print(*found.meaning, *(f"note: {note}" for note in found.notes), sep="\n")
+
+
+@study.command
+def hard(
+    run: str,
+    /,
+    *,
+    data: Data = None,
+    parts: DataParts = DataConfig(),  # noqa: B008  frozen
+    split: str = "val",
+    out: Path | None = None,
+    score: float = 0.3,
+    picture_px: int = PICTURE_PX,
+    size: int | None = None,
+    short_side: int | None = None,
+    max_side: int | None = None,
+    batch_size: int = 8,
+    device: str | None = None,
+    precision: Precision | None = None,
+    workers: int = 0,
+) -> None:
+    """Show which objects are easy (green) and which hard (red), and list what looks like errors of the annotations.
+
+    Args:
+        run: run folder, weights file, or a name such as torchvision:coco_v1.
+        split: train, val, test, or a split's own name in the data.
+        out: folder for the page, its pictures and the tables; a folder within the run by default.
+        score: from here on a detection is the detector's answer.
+        picture_px: long side of the page's pictures in pixels.
+        size: long side of the resized image in pixels, instead of what the detector was trained with.
+        short_side: short side in pixels, the paper's form.
+        max_side: limit of the long side with --short-side.
+        batch_size: images per batch.
+        device: such as cpu or cuda:1; the best there is by default.
+        precision: type of the network's products; bf16 where the hardware has it by default.
+        workers: processes that load images.
+    """
+    config = joined(data, parts)
+    with progress("hard examples") as seen:
+        result = study_hard(
+            run,
+            None if config == DataConfig() else config,
+            split=split,
+            out=out,
+            score=score,
+            picture_px=picture_px,
+            batch_size=batch_size,
+            size=size,
+            short_side=short_side,
+            max_side=max_side,
+            device=device,
+            precision=precision,
+            workers=workers,
+            progress=seen,
+        )
+    _print_hard(result)
+
+
+def _print_hard(result: HardStudy) -> None:
+    rows = [[kind, *map(str, numbers)] for kind, numbers in result.counts.items()]
+    print_table([["KIND", "OBJECTS", "FALSE POSITIVES"], *rows], left={0})
+    print(f"\n{len(result.suspects)} suspected label errors: {result.page.with_name('suspects.csv')}")
+    print(*(f"note: {note}" for note in result.notes), f"look at  {result.page}", sep="\n")
 
 
 @study.command

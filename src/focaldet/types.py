@@ -95,6 +95,10 @@ class Detections:
         """The same detections with their boxes multiplied by `x` and `y`."""
         return replace(self, boxes=self.boxes * self.boxes.new_tensor([x, y, x, y]))
 
+    def moved(self, x: float, y: float) -> "Detections":
+        """The same detections with their boxes shifted by `x` and `y`."""
+        return replace(self, boxes=self.boxes + self.boxes.new_tensor([x, y, x, y]))
+
     def clipped(self, size: ImageSize) -> "Detections":
         """The same detections with their boxes clipped to an image of this size."""
         limit = self.boxes.new_tensor([size.width, size.height, size.width, size.height])
@@ -138,15 +142,20 @@ class Detections:
         )
 
 
+LETTERBOX_GREY = 127.5  # one half, as darknet fills; 128 where pixels are bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Resize:
     """How large an image enters the network.
 
     `short`: the short side becomes `size`, unless the long side would pass `max_size`, then that one rules.
-    `long`: the long side becomes `size`. `warp`: exactly `size` × `size`, the aspect ratio is not kept.
+    `long`: the long side becomes `size`. `warp`: exactly `size` × `size`, the aspect ratio is not kept. `letterbox`: as
+    `long`, and the image lies in the middle of a grey square of `size` × `size`, as in darknet (its sides are rounded
+    down, whatever `rounding` says).
     """
 
-    mode: Literal["short", "long", "warp"] = "short"
+    mode: Literal["short", "long", "warp", "letterbox"] = "short"
     size: int = 800
     max_size: int | None = 1333
     rounding: Literal["nearest", "down"] = "nearest"
@@ -154,15 +163,26 @@ class Resize:
 
     def __str__(self) -> str:
         """In words, such as "short side 800, long ≤ 1333 px"."""
-        if self.mode == "warp":
-            return f"{self.size} × {self.size} px"
+        if self.mode in ("warp", "letterbox"):
+            return f"{self.size} × {self.size} px{', letterbox' if self.mode == 'letterbox' else ''}"
         limit = f", long ≤ {self.max_size}" if self.mode == "short" and self.max_size is not None else ""
         return f"{self.mode} side {self.size}{limit} px"
 
     def target(self, original: ImageSize) -> ImageSize:
-        """The size, at least 1 × 1, to which an image of size `original` is resized."""
+        """The size, at least 1 × 1, of what an image of size `original` becomes, the bars of a letterbox included."""
+        return ImageSize(self.size, self.size) if self.mode == "letterbox" else self.content(original)
+
+    def corner(self, original: ImageSize) -> tuple[int, int]:
+        """Where (x, y) in its target the image begins: (0, 0) but in a letterbox."""
+        frame, content = self.target(original), self.content(original)
+        return (frame.width - content.width) // 2, (frame.height - content.height) // 2
+
+    def content(self, original: ImageSize) -> ImageSize:
+        """The size, at least 1 × 1, to which an image of size `original` is resized, without a letterbox's bars."""
         if self.mode == "warp":
             return ImageSize(self.size, self.size)
+        if self.mode == "letterbox":
+            return ImageSize(*(max(1, side * self.size // max(original)) for side in original))
         short, long = min(original), max(original)
         scale = self.size / (long if self.mode == "long" else short)
         if self.mode == "short" and self.max_size is not None:
@@ -177,7 +197,8 @@ class Preprocessing:
     """What happens to a picture before the first convolution; part of every checkpoint.
 
     `mean` and `std` are per channel on the scale 0…255, in the order of `channels`. Padding (bottom and right, to
-    multiples of `size_divisor`) takes the value of `mean`, so that it is 0 after normalisation.
+    multiples of `size_divisor`) takes the value of `mean`, so that it is 0 after normalisation; with a letterbox it is
+    grey like the bars.
     """
 
     channels: Literal["RGB", "BGR"] = "RGB"
@@ -188,8 +209,13 @@ class Preprocessing:
 
     @property
     def rgb_mean(self) -> tuple[float, float, float]:
-        """`mean` in RGB order: the value of the padding."""
+        """`mean` in RGB order."""
         return self.mean if self.channels == "RGB" else (self.mean[2], self.mean[1], self.mean[0])
+
+    @property
+    def rgb_padding(self) -> tuple[float, float, float]:
+        """What lies beside an image, in RGB order on the scale 0…255."""
+        return (LETTERBOX_GREY,) * 3 if self.resize.mode == "letterbox" else self.rgb_mean
 
     def padded(self, size: ImageSize) -> ImageSize:
         """The smallest size that holds `size` and divides by `size_divisor`."""

@@ -63,11 +63,11 @@ def padded(
     """All images, of one type, at the top left of equal frames: the smallest that hold every one and that
     `preprocessing` allows.
 
-    The padding is the mean colour, which is 0 after normalisation; in bytes it is rounded.
+    The padding is the mean colour, which is 0 after normalisation, or the grey of a letterbox; in bytes it is rounded.
     """
     heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
     frame = preprocessing.padded(ImageSize(max(heights), max(widths)))
-    colour = mean_colour(preprocessing, dtype=images[0].dtype)
+    colour = padding_colour(preprocessing, dtype=images[0].dtype)
     batch = colour.repeat(len(images), 1, *frame)
     for place, image in zip(batch, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
@@ -75,11 +75,13 @@ def padded(
 
 
 def blank(size: ImageSize, *, preprocessing: Preprocessing) -> UInt8[Tensor, "3 H W"]:
-    """A picture of the mean colour."""
-    return mean_colour(preprocessing, dtype=torch.uint8).repeat(1, *size)
+    """A picture of nothing but padding."""
+    return padding_colour(preprocessing, dtype=torch.uint8).repeat(1, *size)
 
 
-def mean_colour(preprocessing: Preprocessing, *, dtype: torch.dtype) -> UInt8[Tensor, "3 1 1"] | Float[Tensor, "3 1 1"]:
-    """One RGB pixel of the mean, rounded in a type of whole numbers."""
-    mean = torch.tensor(preprocessing.rgb_mean)[:, None, None]
-    return mean.to(dtype) if dtype.is_floating_point else mean.round().to(dtype)
+def padding_colour(
+    preprocessing: Preprocessing, *, dtype: torch.dtype
+) -> UInt8[Tensor, "3 1 1"] | Float[Tensor, "3 1 1"]:
+    """One RGB pixel of what lies beside an image, rounded in a type of whole numbers."""
+    colour = torch.tensor(preprocessing.rgb_padding)[:, None, None]
+    return colour.to(dtype) if dtype.is_floating_point else colour.round().to(dtype)

@@ -62,9 +62,12 @@ def smallest_area(anchors: AnchorConfig, *, strides_px: tuple[int, ...] = STRIDE
 
 def resized_boxes(index: Index, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
     """The boxes that training looks for (no ignored ones) in the network's frame, and the sizes of their pictures."""
-    targets = torch.tensor([resize.target(index.size(i)) for i in range(len(index))], dtype=torch.int64).reshape(-1, 2)
+    sizes = [index.size(i) for i in range(len(index))]
+    placed = [(*resize.target(size), *resize.content(size), *resize.corner(size)) for size in sizes]
     owners = torch.arange(len(index)).repeat_interleave(index.offsets.diff())
     counted = index.flags == 0
-    images = targets[owners][counted]
-    scale = images.double() / index.sizes[owners][counted].double()
-    return index.boxes[counted] * scale.flip(1).repeat(1, 2), images
+    images, contents, corners = torch.split(
+        torch.tensor(placed, dtype=torch.int64).reshape(-1, 6)[owners][counted], 2, dim=1
+    )
+    scale = contents.double() / index.sizes[owners][counted].double()
+    return index.boxes[counted] * scale.flip(1).repeat(1, 2) + corners.repeat(1, 2), images

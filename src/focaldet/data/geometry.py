@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional
 
 from focaldet.ops.boxes import areas, clip
-from focaldet.types import ImageSize, Resize, Target
+from focaldet.types import LETTERBOX_GREY, ImageSize, Resize, Target
 
 MIN_VISIBLE_SHARE = 0.25
 MIN_SIDE_PX = 1.0
@@ -46,21 +46,31 @@ class View:
 
 def resize_sample(sample: Sample, resize: Resize) -> Sample:
     """The sample at the size that the network wants; every box is kept, however small."""
-    boxes = boxes_in_view(sample.target.boxes, view=_whole(sample.size, resize), size=sample.size)
-    return Sample(resize_image(sample.image, resize), _with_boxes(sample.target, boxes))
+    view = _whole(sample.size, resize)
+    boxes = boxes_in_view(sample.target.boxes, view=view, size=sample.size)
+    target = moved(_with_boxes(sample.target, boxes), x=view.x, y=view.y)
+    return Sample(resize_image(sample.image, resize), target)
 
 
 def resize_image(image: UInt8[Tensor, "3 H W"], resize: Resize) -> UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]:
-    """The picture at the size that the network wants.
+    """The picture at the size that the network wants, in the middle of its bars where that is a letterbox.
 
     With antialiasing it stays in bytes and is what training sees. Without, it is interpolated in floating point, as
     torchvision's own detectors do it: rounding to bytes would move their logits by more than 1e-4.
     """
     size = ImageSize(*image.shape[1:])
+    view = _whole(size, resize)
     if resize.antialias:
-        return window_of(image, view=_whole(size, resize), antialias=True)
-    target = tuple(resize.target(size))
-    return interpolate(image[None].float(), size=target, mode="bilinear", align_corners=False)[0]
+        shown = window_of(image, view=view, antialias=True)
+    else:
+        shown = interpolate(image[None].float(), size=tuple(view.shown), mode="bilinear", align_corners=False)[0]
+    frame = resize.target(size)
+    if frame == view.shown:
+        return shown
+    grey = LETTERBOX_GREY if shown.is_floating_point() else round(LETTERBOX_GREY)
+    canvas = shown.new_full((3, *frame), grey)
+    canvas[:, view.y : view.y + view.shown.height, view.x : view.x + view.shown.width] = shown
+    return canvas
 
 
 def flip_horizontal(sample: Sample) -> Sample:
@@ -125,7 +135,8 @@ def moved(target: Target, *, x: int, y: int) -> Target:
 
 def _whole(size: ImageSize, resize: Resize) -> View:
     """All of a picture of `size`, resized."""
-    return View(top=0, left=0, window=size, shown=resize.target(size), x=0, y=0)
+    x, y = resize.corner(size)
+    return View(top=0, left=0, window=size, shown=resize.content(size), x=x, y=y)
 
 
 def _with_boxes(target: Target, boxes: Float[Tensor, "G 4"]) -> Target:

@@ -1,7 +1,8 @@
 """Augmentation: what is done to a training sample, and how it is drawn.
 
 A sample leaves in the frame of the network: the size to which `Preprocessing.resize` takes the picture. What is larger
-is cut, what is smaller lies somewhere on the mean colour, so that a training step costs the same whatever was drawn.
+is cut, what is smaller lies somewhere on the colour of the padding, so that a training step costs the same whatever was
+drawn.
 """
 
 import random
@@ -68,7 +69,7 @@ class Augmenter:
     def _draw_view(self, sample: Sample, frame: ImageSize, stream: random.Random, *, shrink: float) -> View:
         """How much of the picture is shown, how large and where in the frame."""
         zoom, choice = shrink * stream.uniform(*self.augmentation.scale_jitter), stream.random()
-        target = self.preprocessing.resize.target(sample.size)
+        target = self.preprocessing.resize.content(sample.size)
         if choice < self.augmentation.crop:
             return _crop(sample, frame, _scaled(target, zoom * stream.uniform(*CROP_ZOOM)), stream)
         if choice < self.augmentation.crop + self.augmentation.zoom_out:
@@ -78,7 +79,7 @@ class Augmenter:
     def _show(
         self, image: UInt8[Tensor, "3 h w"], view: View, stream: random.Random, *, canvas: UInt8[Tensor, "3 H W"]
     ) -> None:
-        """Draw the view onto the canvas, its colours changed; the canvas around it keeps the mean colour."""
+        """Draw the view onto the canvas, its colours changed; the canvas around it keeps its colour."""
         strength = self.augmentation
         shown = window_of(image, view=view, antialias=self.preprocessing.resize.antialias)
         hue = stream.uniform(-strength.hue, strength.hue)

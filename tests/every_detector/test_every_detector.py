@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from focaldet import config as configs
-from focaldet.models import DETECTORS, Detector, LossContext, build, named_config
+from focaldet.models import DETECTORS, Detector, LossContext, YOLOv2Config, build, named_config
 from focaldet.train.config import RunConfig
 from focaldet.train.launch import build_autocast
 from focaldet.train.learner import Learner
@@ -52,7 +52,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "retinanet_mobilenet_v2_fpn",
         {"loss": {"alpha": None, "gamma": 0.0, "normaliser": "image", "mining": {"nms_iou": 0.7, "ratio": 3.0}}},
     ),
+    "YOLOv2 with the focal loss": ("yolov2_tiny", {"loss": {"objectness": "focal"}}),
 }
+
+
+# How large entries become small enough to run, where another backbone is not all it takes.
+SMALL: dict[type, dict[str, Any]] = {YOLOv2Config: {"backbone": "darknet19_quarter", "width": 128}}
 
 
 def entry_of(name: str) -> tuple[str, dict[str, Any]]:
@@ -60,7 +65,7 @@ def entry_of(name: str) -> tuple[str, dict[str, Any]]:
     if name in VARIANTS:
         return VARIANTS[name]
     large = num_parameters(on_meta(name)) > LARGEST
-    return name, {"backbone": "resnet18"} if large else {}
+    return name, SMALL.get(type(DETECTORS[name]), {"backbone": "resnet18"}) if large else {}
 
 
 def running_config(name: str) -> Any:
@@ -115,13 +120,17 @@ CROWDS = tuple(replace(found, ignored=torch.ones_like(found.ignored)) for found 
 
 
 def probabilities(detector: Detector, outputs: Any) -> Tensor:
-    """What the network believes of every anchor and class."""
+    """What the network believes of every anchor and class; of the object alone where that is a number of its own."""
+    if hasattr(outputs, "objectness"):
+        return outputs.objectness.detach()[..., None].sigmoid().expand(outputs.logits.shape)
     logits = outputs.logits.detach()
     return logits.softmax(-1)[..., :-1] if detector.config.classifier == "softmax" else logits.sigmoid()
 
 
 def silenced(outputs: Any) -> Any:
     """Outputs of a network that is sure of the background."""
+    if hasattr(outputs, "objectness"):
+        return outputs._replace(objectness=torch.full_like(outputs.objectness, -50.0))
     logits = torch.full_like(outputs.logits, -50.0)
     if logits.shape[-1] > len(CLASSES):
         logits[..., -1] = 50.0
@@ -131,7 +140,9 @@ def silenced(outputs: Any) -> Any:
 def excited(outputs: Any) -> Any:
     """Outputs with random logits in place of a fresh network's silence."""
     generator = torch.Generator().manual_seed(1)
-    return outputs._replace(logits=torch.randn(outputs.logits.shape, generator=generator) * 3 - 4)
+    names = {"logits", "objectness"} & set(outputs._fields)
+    drawn = {name: torch.randn(getattr(outputs, name).shape, generator=generator) * 3 - 4 for name in sorted(names)}
+    return outputs._replace(**drawn)
 
 
 def assert_alike(left: Any, right: Any, *, tolerance: float = 1e-4) -> None:
@@ -156,7 +167,12 @@ def test_shapes_follow_without_memory(name: str) -> None:
         outputs = detector(images().to("meta"))
     assert outputs.logits.device.type == "meta"
     assert outputs.logits.shape[0] == 2 and outputs.logits.shape[-1] == len(CLASSES)
-    assert outputs.logits.shape[1] == outputs.deltas.shape[1] == len(outputs.anchors) == sum(outputs.level_sizes)
+    assert outputs.logits.shape[1] == outputs.deltas.shape[1] == len(outputs.anchors)
+    if isinstance(detector.config, YOLOv2Config):
+        assert outputs.grid == (PADDED[0] // 32, PADDED[1] // 32)
+        assert len(outputs.anchors) == outputs.grid[0] * outputs.grid[1] * len(detector.config.anchors)
+    else:
+        assert len(outputs.anchors) == sum(outputs.level_sizes)
 
 
 @every
@@ -190,8 +206,9 @@ def test_a_batch_gives_what_its_images_give_alone(name: str) -> None:
         together = detector(batch)
         for place in range(3):
             alone = detector(batch[place : place + 1])
-            torch.testing.assert_close(together.logits[place], alone.logits[0], rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(together.deltas[place], alone.deltas[0], rtol=1e-4, atol=1e-4)
+            for field in {"logits", "objectness", "deltas"} & set(together._fields):
+                one, other = getattr(together, field)[place], getattr(alone, field)[0]
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @running
@@ -234,7 +251,7 @@ def test_detections_are_sane(name: str) -> None:
         assert detections.class_names == CLASSES
         assert set(detections.names) <= set(CLASSES)
         assert torch.equal(detections.scores, detections.scores.sort(descending=True).values)
-        assert detections.scores.min() > 0.05 and detections.scores.max() <= 1
+        assert detections.scores.min() > detector.config.detect.score_threshold and detections.scores.max() <= 1
         assert torch.equal(detections.clipped(size).boxes, detections.boxes)
         assert (detections.boxes[:, 2:] >= detections.boxes[:, :2]).all()
 
@@ -267,7 +284,7 @@ def test_losses_are_finite_and_reach_every_trained_parameter(name: str, targets:
     if targets is TARGETS:
         silent = [place for place, p in detector.named_parameters() if p.grad is not None and not p.grad.any()]
         # No anchor of the coarse levels is among the hardest of these pictures.
-        mined = detector.config.loss.mining is not None
+        mined = getattr(detector.config.loss, "mining", None) is not None
         assert not [place for place in silent if not (mined and place.startswith("pyramid."))]
 
 

@@ -1,5 +1,7 @@
 """The table of `focaldet models`: the paper's figures, and parameters counted by hand elsewhere."""
 
+from dataclasses import astuple
+
 import pytest
 
 from focaldet.models import DETECTORS
@@ -12,6 +14,9 @@ COUNTED = {
     "retinanet_x101_32x8d_fpn": 101_000_116,
     "retinanet_r50_fpn_tv": 34_014_999,
     "retinanet_r50_fpn_v2_tv": 38_198_935,
+    "ssd513_r101": 173_145_304,
+    "dssd513_r101": 254_983_896,
+    "yolov2": 50_962_889,
 }
 
 
@@ -35,6 +40,17 @@ def test_the_papers_table_2(rows):
     assert (published.ap_small, published.ap_medium, published.ap_large) == (21.8, 42.7, 50.2)
     assert rows["retinanet_x101_32x8d_fpn"].published.ap == 40.8
     assert rows["retinanet_r50_fpn"].published is None
+
+
+def test_the_rows_of_ssd_and_dssd(rows):
+    assert astuple(rows["ssd513_r101"].published) == (31.2, 50.4, 33.3, 10.2, 34.5, 49.8)
+    assert astuple(rows["dssd513_r101"].published) == (33.2, 53.3, 35.2, 13.0, 35.4, 51.1)
+    assert rows["ssd513_r101"].input == "513 × 513 px" and rows["ssd321_r101"].published is None
+
+
+def test_yolov2s_row(rows):
+    assert astuple(rows["yolov2"].published) == (21.6, 44.0, 19.2, 5.0, 22.4, 35.5)
+    assert rows["yolov2"].backbone == "darknet19" and rows["yolov2_tiny"].published is None
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from focaldet.evaluate.formats import PredictionFormat
 from focaldet.evaluate.inference import Precision, resize_asked
 from focaldet.evaluate.run import evaluate, evaluation_folder
 from focaldet.models import named_config
+from focaldet.ops.anchors import AnchorConfig
 from focaldet.predict import load, predict_files
 from focaldet.study.demo import run_demo
 from focaldet.study.published import detector_rows
@@ -113,8 +114,10 @@ def check(
         json: print JSON.
     """
     resize = resize_asked(Resize(), size=size, short_side=short_side, max_side=max_side)
+    model_anchors = getattr(named_config(model), "anchors", None)
+    pyramid = model_anchors if isinstance(model_anchors, AnchorConfig) else None
     try:
-        report = check_data(joined(data, parts), anchors=named_config(model).anchors, size=resize)
+        report = check_data(joined(data, parts), anchors=pyramid, size=resize)
     except DataError as error:
         print_error(error)
         return UNREADABLE
@@ -122,7 +125,10 @@ def check(
         print_json(report.to_dict())
     else:
         print(*report.lines(listed=listed), sep="\n")
-        print(f"\nanchors are those of {model}; others: --model, --size")
+        if pyramid is not None:
+            print(f"\nanchors are those of {model}; others: --model, --size")
+        else:
+            print(f"\nthe anchors of {model} belong to no pyramid and are not measured here; see `focaldet anchors`")
     return report.exit_code
 
 

@@ -8,13 +8,14 @@ from focaldet import config as configs
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext
 from focaldet.models.retinanet import DetectConfig, LossConfig, RetinaNetConfig
+from focaldet.models.yolov2 import RegionLossConfig, YOLOv2Config
 from focaldet.ops.anchors import AnchorConfig
 from focaldet.ops.matching import MatchConfig
 from focaldet.types import Preprocessing, Resize
 
-__all__ = ["DETECTORS", "PREPROCESSING", "Detector", "LossContext", "build", "from_config"]
+__all__ = ["DETECTORS", "PREPROCESSING", "Detector", "LossContext", "YOLOv2Config", "build", "from_config"]
 
-AnyConfig = RetinaNetConfig
+AnyConfig = RetinaNetConfig | YOLOv2Config
 
 _TORCHVISION_ANCHORS = AnchorConfig(flavour="torchvision")
 
@@ -55,13 +56,28 @@ DETECTORS: dict[str, AnyConfig] = {
         loss=LossConfig(normaliser="image", box="giou"),
         detect=DetectConfig(max_detections=300),
     ),
+    "yolov2": YOLOv2Config(),
+    # Made to train from random weights on small data: a quarter of the widths, anchors of 16 to 192 px.
+    "yolov2_tiny": YOLOv2Config(
+        backbone="darknet19_quarter",
+        norm_momentum=0.1,
+        width=256,
+        passthrough=16,
+        prior=0.01,
+        anchors=((0.5, 0.5), (1.0, 1.0), (1.75, 1.75), (3.0, 3.0), (6.0, 6.0)),
+        loss=RegionLossConfig(warmup_images=1000),
+    ),
 }
 
 _TORCHVISION_PREPROCESSING = Preprocessing(resize=Resize(rounding="down", antialias=False))
 
+_DARKNET_PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
+
 PREPROCESSING: dict[str, Preprocessing] = {
     "retinanet_r50_fpn_tv": _TORCHVISION_PREPROCESSING,
     "retinanet_r50_fpn_v2_tv": _TORCHVISION_PREPROCESSING,
+    "yolov2": replace(_DARKNET_PREPROCESSING, resize=Resize(mode="letterbox", size=544, max_size=None)),
+    "yolov2_tiny": replace(_DARKNET_PREPROCESSING, resize=Resize(mode="long", size=320, max_size=None)),
 }
 
 

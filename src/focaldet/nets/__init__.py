@@ -2,12 +2,13 @@
 
 from focaldet.errors import ConfigError
 from focaldet.nets.backbone import Backbone
+from focaldet.nets.darknet import DARKNETS, DarkNet19
 from focaldet.nets.mobilenet import MobileNetV2
 from focaldet.nets.norm import NormKind
 from focaldet.nets.resnet import RESNETS, ResNet
 from focaldet.nets.timm_backbone import TimmBackbone
 
-BACKBONES = (*RESNETS, "mobilenet_v2")
+BACKBONES = (*RESNETS, "mobilenet_v2", *DARKNETS)
 
 
 def build_backbone(name: str, *, norm: NormKind, eps: float, stride_in_1x1: bool) -> Backbone:
@@ -20,6 +21,8 @@ def build_backbone(name: str, *, norm: NormKind, eps: float, stride_in_1x1: bool
         return ResNet(name, norm=norm, eps=eps, stride_in_1x1=stride_in_1x1)
     if name == "mobilenet_v2":
         return MobileNetV2(norm=norm, eps=eps)
+    if name in DARKNETS:
+        return DarkNet19(DARKNETS[name], norm=norm, eps=eps)
     if name.startswith("timm:"):
         return TimmBackbone(name.removeprefix("timm:"))
     raise ConfigError(f"backbone {name!r} is unknown (valid: {', '.join(BACKBONES)}, or timm:NAME)")

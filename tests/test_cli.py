@@ -13,6 +13,7 @@ import pytest
 import focaldet
 from focaldet import cli
 from focaldet.cli import main
+from focaldet.models import named_config
 
 
 @pytest.fixture
@@ -229,6 +230,33 @@ class TestCheck:
         assert main(["check"]) == 2
 
 
+def test_check_says_which_anchors_it_cannot_measure(capsys, demo_data):
+    assert main(["check", str(demo_data), "--model", "yolov2_tiny"]) == 0
+    said = capsys.readouterr().out
+    assert "anchors at" not in said and "see `focaldet anchors`" in said
+
+
+class TestAnchors:
+    def test_what_it_prints_is_taken_by_training(self, capsys, demo_data):
+        assert not main(["anchors", str(demo_data), "--clusters", "2", "--size", "320"])
+        said = capsys.readouterr().out
+        assert "average IoU 0." in said and "long side 320 px" in said
+        flag, value = said.splitlines()[-1].split(": ")[1].split(" ")
+        assert flag == "--architecture.anchors" and len(json.loads(value)) == 2
+        assert len(named_config("yolov2", architecture={"anchors": json.loads(value)}).anchors) == 2
+
+    def test_json(self, capsys, demo_data):
+        assert not main(["anchors", str(demo_data), "--clusters", "3", "--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert len(found["pixels"]) == len(found["cells"]) == 3
+        assert 0.5 < found["average_iou"] <= 1
+        assert found["cells"][2][0] == pytest.approx(found["pixels"][2][0] / 32, abs=1e-3)
+
+    def test_too_many_clusters(self, capsys, demo_data):
+        assert main(["anchors", str(demo_data), "--clusters", "100000"]) == 2
+        assert "clusters: must be in 1…" in capsys.readouterr().err
+
+
 class TestEval:
     def test_a_run_on_its_own_data(self, capsys, tiny_run, tmp_path):
         assert main(["eval", str(tiny_run), "--out", str(tmp_path / "e")]) == 0
@@ -283,7 +311,7 @@ class TestPredict:
 
 
 def test_every_command_has_help(capsys):
-    for command in ("models", "check", "train", "eval", "predict", "demo"):
+    for command in ("models", "check", "anchors", "train", "eval", "predict", "demo"):
         assert main([command, "--help"]) == 0
         assert f"focaldet {command}" in capsys.readouterr().out
     assert main(["train", "--help"]) == 0

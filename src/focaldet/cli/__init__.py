@@ -30,6 +30,8 @@ from focaldet.cli.output import (
 from focaldet.cli.study import study
 from focaldet.data.check import check as check_data
 from focaldet.data.index import DataConfig
+from focaldet.data.shapes import anchor_shapes
+from focaldet.data.splits import open_split
 from focaldet.errors import ConfigError, DataError, FocaldetError
 from focaldet.evaluate.coco import evaluate_files
 from focaldet.evaluate.formats import PredictionFormat
@@ -130,6 +132,44 @@ def check(
         else:
             print(f"\nthe anchors of {model} belong to no pyramid and are not measured here; see `focaldet anchors`")
     return report.exit_code
+
+
+@app.command
+def anchors(
+    data: Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file.")] = None,
+    /,
+    *,
+    parts: DataParts = DataConfig(),  # noqa: B008  frozen
+    split: str = "train",
+    clusters: int = 5,
+    size: int = 416,
+    short_side: int | None = None,
+    max_side: int | None = None,
+    seed: int = 0,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Find the anchors for your boxes: k-means with the distance 1 - IoU, as YOLOv2's were found.
+
+    Args:
+        split: train, val, test, or a split's own name in the data.
+        clusters: how many; YOLOv2 has 5.
+        size: long side in pixels of the image that the anchors meet.
+        short_side: short side in pixels, the paper's form.
+        max_side: limit of the long side with --short-side.
+        seed: of the starts.
+        json: print JSON.
+    """
+    sides = {"size": None if short_side is not None else size, "short_side": short_side, "max_side": max_side}
+    index = open_split(joined(data, parts), split, seed=seed)
+    found = anchor_shapes(index, resize_asked(Resize(), **sides), num_clusters=clusters, seed=seed)
+    if json:
+        print_json(found.to_dict())
+        return
+    rows = [[f"{side:.2f}" for side in pixels] + [f"{side:.5g}" for side in cells] for pixels, cells in found.pairs()]
+    print_table([["WIDTH PX", "HEIGHT PX", "WIDTH / 32", "HEIGHT / 32"], *rows], left=set())
+    print(f'\naverage IoU {found.average_iou:.3f} of {found.num_boxes} boxes of "{found.split}" at {found.resize}')
+    cells = ",".join(f"[{width:.5g},{height:.5g}]" for width, height in found.cells)
+    print(f"for YOLOv2: --architecture.anchors [{cells}]")
 
 
 @app.command

@@ -16,6 +16,7 @@ from focaldet.errors import ConfigError
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+NO_OVERLAP = 1e-6  # Caffe's bipartite matching passes over pairs that overlap no more than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,17 @@ class MatchConfig:
     `above_background` only where their IoU is at least `background_iou` (Detectron); `any` always (detectron2,
     torchvision). The anchor still answers for the object it overlaps most.
 
+    `bipartite` is SSD's rule: before anything else the pair of object and anchor with the highest IoU of all is made,
+    then the highest of the objects and anchors that are left, and so on; such an anchor answers for its object. Of
+    equal pairs the one with the first anchor comes first, then that with the first object, as in Caffe.
+
     Raises:
         ConfigError: `background_iou` is above `foreground_iou`.
     """
 
     foreground_iou: PositiveShare = 0.5
     background_iou: Share = 0.4
-    low_quality: Literal["none", "above_background", "any"] = "none"
+    low_quality: Literal["none", "above_background", "any", "bipartite"] = "none"
     ignore_coverage: PositiveShare = 0.5
 
     def __post_init__(self) -> None:
@@ -86,9 +91,33 @@ def _assign(anchors: Float[Tensor, "A 4"], boxes: Float[Tensor, "G 4"], config: 
     iou = pairwise_iou(boxes, anchors)
     best, box_index = iou.max(dim=0)
     foreground = best >= config.foreground_iou
-    if config.low_quality != "none":
+    if config.low_quality == "bipartite":
+        objects, chosen = _best_pairs(iou)
+        box_index = box_index.index_put((chosen,), objects)
+        foreground = foreground.index_fill(0, chosen, value=True)
+    elif config.low_quality != "none":
         forced = ((iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)).any(dim=0)
         if config.low_quality == "above_background":
             forced &= best >= config.background_iou
         foreground |= forced
     return Matches(box_index, foreground, (best >= config.background_iou) & ~foreground)
+
+
+def _best_pairs(iou: Float[Tensor, "G A"]) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
+    """Objects and anchors of the greedy matching without replacement; pairs that do not meet are not made."""
+    left = iou.clone()
+    best, place = left.max(dim=1)
+    pairs = []
+    for _ in range(min(iou.shape)):
+        top = best.max()
+        if top <= NO_OVERLAP:
+            break
+        row = int(torch.where(best == top, place, iou.shape[1]).argmin())
+        column = int(place[row])
+        pairs.append((row, column))
+        left[:, column] = -1.0
+        left[row] = -1.0
+        stale = (place == column).nonzero().squeeze(1)
+        best[stale], place[stale] = left[stale].max(dim=1)
+    found = torch.tensor(pairs, dtype=torch.int64, device=iou.device).reshape(-1, 2)
+    return found[:, 0], found[:, 1]

@@ -1,6 +1,6 @@
 """Which anchors take part in the class loss, where not all do: online hard example mining.
 
-Axes: A anchors.
+Axes: B images, A anchors.
 """
 
 from dataclasses import dataclass
@@ -73,3 +73,24 @@ def _minibatch(
     limit = min(config.batch - len(positives), int(config.ratio * max(1, len(positives))))
     is_full = (all_positives or len(positives) == most) and len(negatives) >= limit
     return torch.cat([positives, negatives[:limit]]), is_full
+
+
+@torch.no_grad()
+def hardest_negatives(
+    losses: Float[Tensor, "B A"],
+    foreground: Bool[Tensor, "B A"],
+    ignored: Bool[Tensor, "B A"],
+    *,
+    ratio: float,
+) -> Bool[Tensor, "B A"]:
+    """True for the negatives that train: of each image at most `ratio` per positive (rounded down), hardest first.
+
+    SSD's hard negative mining (Liu et al. 2016, section 2.2) with 3 for `ratio`. `losses` are those of calling the
+    anchor background. Of equal losses the first anchor counts as the harder. An image without positives gives none;
+    `ignored` anchors are never chosen.
+    """
+    negative = ~foreground & ~ignored
+    wanted = (foreground.sum(1).double() * ratio).long().minimum(negative.sum(1))
+    order = losses.masked_fill(~negative, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    chosen = torch.arange(losses.shape[1], device=losses.device) < wanted[:, None]
+    return torch.zeros_like(foreground).scatter(1, order, chosen)

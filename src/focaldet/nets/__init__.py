@@ -11,14 +11,24 @@ from focaldet.nets.timm_backbone import TimmBackbone
 BACKBONES = (*RESNETS, "mobilenet_v2", *DARKNETS)
 
 
-def build_backbone(name: str, *, norm: NormKind, eps: float, stride_in_1x1: bool) -> Backbone:
+def build_backbone(
+    name: str,
+    *,
+    norm: NormKind,
+    eps: float,
+    stride_in_1x1: bool,
+    ceil_pool: bool = False,
+    dilated_c5: bool = False,
+) -> Backbone:
     """The backbone called `name`: one of `BACKBONES`, or `timm:` and a name of that package.
 
     Raises:
-        ConfigError: the name is unknown, or timm is missing.
+        ConfigError: the name is unknown, timm is missing, or `ceil_pool` or `dilated_c5` with what is no ResNet.
     """
     if name in RESNETS:
-        return ResNet(name, norm=norm, eps=eps, stride_in_1x1=stride_in_1x1)
+        return ResNet(name, norm=norm, eps=eps, stride_in_1x1=stride_in_1x1, ceil_pool=ceil_pool, dilated_c5=dilated_c5)
+    if ceil_pool or dilated_c5:
+        raise ConfigError(f"backbone {name!r}: only ResNets have ceil_pool and dilated_c5; set both to false")
     if name == "mobilenet_v2":
         return MobileNetV2(norm=norm, eps=eps)
     if name in DARKNETS:

@@ -38,11 +38,11 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, planes: int, *, stride: int, norm: NormKind, eps: float) -> None:
+    def __init__(self, channels: int, planes: int, *, stride: int, dilation: int, norm: NormKind, eps: float) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, planes, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(channels, planes, 3, stride, dilation, dilation, bias=False)
         self.bn1 = norm_layer(norm, planes, eps=eps)
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, dilation, dilation, bias=False)
         self.bn2 = norm_layer(norm, planes, eps=eps)
         self.downsample = _shortcut(channels, planes, stride=stride, norm=norm, eps=eps)
 
@@ -63,6 +63,7 @@ class Bottleneck(nn.Module):
         planes: int,
         *,
         stride: int,
+        dilation: int,
         shape: ResNetShape,
         stride_in_1x1: bool,
         norm: NormKind,
@@ -73,7 +74,7 @@ class Bottleneck(nn.Module):
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(channels, width, 1, first, bias=False)
         self.bn1 = norm_layer(norm, width, eps=eps)
-        self.conv2 = nn.Conv2d(width, width, 3, second, 1, groups=shape.groups, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, second, dilation, dilation, groups=shape.groups, bias=False)
         self.bn2 = norm_layer(norm, width, eps=eps)
         self.conv3 = nn.Conv2d(width, planes * self.expansion, 1, bias=False)
         self.bn3 = norm_layer(norm, planes * self.expansion, eps=eps)
@@ -87,19 +88,34 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Backbone):
-    """ResNet-18/34/50/101 or ResNeXt-101 without its classifier."""
+    """ResNet-18/34/50/101 or ResNeXt-101 without its classifier.
 
-    def __init__(self, name: str, *, norm: NormKind = "frozen", eps: float = 1e-5, stride_in_1x1: bool = False) -> None:
+    `ceil_pool` is Caffe's pooling after the stem, not padded and rounded up: 257 becomes 128. `dilated_c5` leaves out
+    the last halving and spreads the 3×3 convolutions of that stage by 2 instead: C5 has the stride of C4.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        norm: NormKind = "frozen",
+        eps: float = 1e-5,
+        stride_in_1x1: bool = False,
+        ceil_pool: bool = False,
+        dilated_c5: bool = False,
+    ) -> None:
         super().__init__()
         shape = RESNETS[name]
+        self.ceil_pool = ceil_pool
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = norm_layer(norm, 64, eps=eps)
         channels = 64
         widths = []
         for number, depth in enumerate(shape.depths):
             blocks: list[nn.Module] = []
+            dilation = 2 if dilated_c5 and number == len(shape.depths) - 1 else 1
             for block in range(depth):
-                stride = 2 if number and not block else 1
+                stride = 2 if number and not block and dilation == 1 else 1
                 planes = 64 * 2**number
                 if shape.bottleneck:
                     blocks.append(
@@ -107,6 +123,7 @@ class ResNet(Backbone):
                             channels,
                             planes,
                             stride=stride,
+                            dilation=dilation,
                             shape=shape,
                             stride_in_1x1=stride_in_1x1,
                             norm=norm,
@@ -115,7 +132,7 @@ class ResNet(Backbone):
                     )
                     channels = planes * Bottleneck.expansion
                 else:
-                    blocks.append(BasicBlock(channels, planes, stride=stride, norm=norm, eps=eps))
+                    blocks.append(BasicBlock(channels, planes, stride=stride, dilation=dilation, norm=norm, eps=eps))
                     channels = planes
             self.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
             widths.append(channels)
@@ -125,7 +142,7 @@ class ResNet(Backbone):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """The maps C2…C5 of normalised images."""
         x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
-        x = F.max_pool2d(x, 3, 2, 1)
+        x = F.max_pool2d(x, 3, 2, 0 if self.ceil_pool else 1, ceil_mode=self.ceil_pool)
         maps = []
         for layer in self._layers():
             x = layer(x)

@@ -1,0 +1,206 @@
+"""The parts of SSD with residual layers (Fu et al. 2017): extra layers behind the backbone, and what predicts.
+
+Axes: B images, C D channels, H W cells, S priors per cell, A priors of a level, V values per prior.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from focaldet.errors import ConfigError
+from focaldet.nets.heads import TowerInit
+from focaldet.nets.norm import NormKind, conv_norm, norm_layer
+
+EXPANSION = 4
+GROUP_CHANNELS = 16  # of GroupNorm: with fewer, a group of the 1 × 1 map is a single number or nearly so
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """How all layers behind the backbone are made."""
+
+    norm: NormKind
+    eps: float
+    tower_init: TowerInit
+
+
+class ConvNormReLU(nn.Module):
+    """A 3×3 convolution without bias, normalisation, and ReLU unless `relu` is off."""
+
+    def __init__(self, channels: int, width: int, *, norm: NormKind, eps: float, relu: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.norm = _norm(norm, width, eps=eps)
+        self.relu = relu
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
+        y = conv_norm(x, self.conv, self.norm)
+        return F.relu(y, inplace=True) if self.relu else y
+
+
+class ProjectedBottleneck(nn.Module):
+    """One residual unit whose shortcut is a convolution: C channels to 4 · `width`, as Caffe's ResBody builds it.
+
+    `kernel` and `stride` are those of the shortcut and of the first convolution. With kernel and stride 1 it is the
+    prediction module (c) of the paper's figure 2, with both 2 an extra layer. A map smaller than the kernel is padded
+    to it with zeros, so that any picture goes through.
+
+    Raises:
+        ConfigError: in training, BatchNorm meets a single cell of a single image, which has no deviation.
+    """
+
+    def __init__(
+        self, channels: int, width: int, *, kernel: int, stride: int, padding: int, norm: NormKind, eps: float
+    ) -> None:
+        super().__init__()
+        out_channels = EXPANSION * width
+        self.project = nn.Conv2d(channels, out_channels, kernel, stride, padding, bias=False)
+        self.project_norm = _norm(norm, out_channels, eps=eps)
+        self.conv1 = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
+        self.norm1 = _norm(norm, width, eps=eps)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = _norm(norm, width, eps=eps)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.norm3 = _norm(norm, out_channels, eps=eps)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
+        x = self._at_least_kernel(x)
+        self._require_statistics(x)
+        y = F.relu(conv_norm(x, self.conv1, self.norm1), inplace=True)
+        y = F.relu(conv_norm(y, self.conv2, self.norm2), inplace=True)
+        y = conv_norm(y, self.conv3, self.norm3)
+        return F.relu(y + conv_norm(x, self.project, self.project_norm), inplace=True)
+
+    def _at_least_kernel(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+        kernel, padding = self.conv1.kernel_size[0], int(self.conv1.padding[0])
+        down, right = (max(0, kernel - 2 * padding - side) for side in x.shape[-2:])
+        return F.pad(x, (0, right, 0, down)) if down or right else x
+
+    def _require_statistics(self, x: Float[Tensor, "B C H W"]) -> None:
+        if not (self.training and isinstance(self.norm1, nn.BatchNorm2d)):
+            return
+        kernel, stride, padding = self.conv1.kernel_size[0], self.conv1.stride[0], int(self.conv1.padding[0])
+        rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[-2:])
+        if len(x) * rows * columns < 2:  # a single number has no deviation
+            raise ConfigError(
+                "batch_size: BatchNorm cannot be trained on the map of 1 × 1 cells of a single image; give every "
+                "process and every accumulated part at least 2 images (the original took 5 and more), or set "
+                "architecture.extra_norm to group, which needs no batch"
+            )
+
+
+class ExtraLayers(nn.ModuleList):
+    """Residual units that halve the last map again and again.
+
+    `paddings` are those of the 2×2 convolutions; the last one holds for all further layers.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        count: int,
+        paddings: Sequence[int],
+        layers: Layers,
+    ) -> None:
+        super().__init__()
+        for place in range(count):
+            before = channels if place == 0 else width
+            padding = at_level(paddings, place)
+            self.append(
+                ProjectedBottleneck(
+                    before, width // EXPANSION, kernel=2, stride=2, padding=padding, norm=layers.norm, eps=layers.eps
+                )
+            )
+        initialise(self, layers.tower_init)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
+        """The map after each layer, finest first."""
+        maps = []
+        for layer in self:
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+class LevelPredictor(nn.Module):
+    """What predicts on one map: module (c), then a convolution each for classes and boxes.
+
+    `inter_width` puts a 3×3 convolution of that width with norm and ReLU before each of the two, as DSSD has it.
+    `biases` are those of the V class values; without `std` the two last convolutions start as Caffe's Xavier filler
+    leaves them, uniform in ±√(3 / fan-in), with it from N(0, std).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        kernel: int,
+        per_cell: int,
+        biases: Sequence[float],
+        std: float | None,
+        inter_width: int | None,
+        layers: Layers,
+    ) -> None:
+        super().__init__()
+        norm, eps = layers.norm, layers.eps
+        self.values = len(biases)
+        self.module = ProjectedBottleneck(channels, width, kernel=1, stride=1, padding=0, norm=norm, eps=eps)
+        out_channels = EXPANSION * width
+        self.class_inter = self.box_inter = None
+        if inter_width is not None:
+            self.class_inter = ConvNormReLU(out_channels, inter_width, norm=norm, eps=eps)
+            self.box_inter = ConvNormReLU(out_channels, inter_width, norm=norm, eps=eps)
+        initialise(self, layers.tower_init)
+        last = inter_width or out_channels
+        self.classes = nn.Conv2d(last, per_cell * len(biases), kernel, padding=kernel // 2)
+        self.boxes = nn.Conv2d(last, per_cell * 4, kernel, padding=kernel // 2)
+        for conv in (self.classes, self.boxes):
+            if std is None:
+                nn.init.kaiming_uniform_(conv.weight, a=1)  # Caffe's Xavier filler
+            else:
+                nn.init.normal_(conv.weight, std=std)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+        assert self.classes.bias is not None
+        with torch.no_grad():
+            self.classes.bias.view(per_cell, len(biases)).copy_(torch.tensor(biases))
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B A V"], Float[Tensor, "B A 4"]]:
+        """Class values and encoded boxes: cells row by row, the priors of a cell together; fp32."""
+        x = self.module(x)
+        of_classes = x if self.class_inter is None else self.class_inter(x)
+        of_boxes = x if self.box_inter is None else self.box_inter(x)
+        return _per_prior(self.classes(of_classes), self.values), _per_prior(self.boxes(of_boxes), 4)
+
+
+def _per_prior(x: Float[Tensor, "B C H W"], values: int) -> Float[Tensor, "B A V"]:
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1, values).float()
+
+
+def _norm(kind: NormKind, channels: int, *, eps: float) -> nn.Module:
+    """As everywhere in the nets, but for the size of the groups."""
+    if kind == "group":
+        return nn.GroupNorm(max(1, channels // GROUP_CHANNELS), channels, eps=eps)
+    return norm_layer(kind, channels, eps=eps)
+
+
+def at_level(values: Sequence[int], level: int) -> int:
+    """The value of a level where the last of `values` holds for all further ones."""
+    return values[min(level, len(values) - 1)]
+
+
+def initialise(module: nn.Module, tower_init: TowerInit) -> None:
+    """Start all convolutions of `module` from N(0, 0.01), as the original before its BatchNorm, or from He's."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            if tower_init == "he":
+                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            else:
+                nn.init.normal_(part.weight, std=0.01)

@@ -369,7 +369,7 @@ def _filled(name: str, weights: str | Path | None) -> Trained:
         raise ConfigError(f"unknown detector {name!r}{nearest(name, DETECTORS)}; weights go with a detector's name")
     if weights is None:
         raise ConfigError(f"{name} has no weights of its own: say weights=…, or take focaldet.build for random ones")
-    trained = open_detector(weights)
+    trained = open_detector(weights, model=name)
     classes = trained.detector.class_names
     load_into(build(name, num_classes=trained.detector.config.num_classes, class_names=classes), weights)
     return trained

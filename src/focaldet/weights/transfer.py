@@ -14,7 +14,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.types import Preprocessing
-from focaldet.weights import torchvision
+from focaldet.weights import darknet, torchvision
 from focaldet.weights.checkpoint import NO_LICENCE, detector_config, is_own, load_detector, metadata
 from focaldet.weights.download import Progress
 from focaldet.weights.files import TensorFile, read_tensors
@@ -24,7 +24,10 @@ from focaldet.weights.sources import Source, resolve
 
 # Settings that may differ between a file and the detector it goes into: they concern training and answers, or the
 # class layer, which then starts afresh. All others decide what a tensor means, even where its shape stays (anchors).
-_FREE = {"num_classes", "norm", "norm_eps", "frozen_stages", "prior", "classifier", "matching", "loss", "detect"}
+_FREE = {
+    *("num_classes", "norm", "norm_eps", "norm_momentum", "frozen_stages"),
+    *("prior", "classifier", "matching", "loss", "detect"),
+}
 _KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
 
 
@@ -93,6 +96,8 @@ def load_into(
     source = resolve(spec, backbone=getattr(detector.config, "backbone", None), progress=progress)
     if is_own(source.path):
         return _take_detector(detector, _own(detector, source, named_input=input), source)
+    if darknet.is_darknet(source.path):
+        return _take_darknet(detector, source, named_input=input)
     file = read_tensors(source.path)
     if torchvision.is_retinanet(file.tensors):
         return _take_detector(detector, _torchvision(detector, file, source, named_input=input), source)
@@ -102,10 +107,13 @@ def load_into(
 def open_detector(
     spec: str | Path,
     *,
+    model: str | None = None,
     input: str | None = None,  # noqa: A002  what users write: --weights.input
     progress: Progress | None = None,
 ) -> Trained:
     """The trained detector of a file, run folder or name, built as the file says.
+
+    A darknet file says nothing but its numbers: only there `model` names the entry of the table that is built.
 
     Raises:
         CheckpointError: missing, damaged, or a backbone alone, which detects nothing.
@@ -116,6 +124,8 @@ def open_detector(
         if input is not None:
             detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
         return Trained(detector, described.category_ids, source.label)
+    if darknet.is_darknet(source.path):
+        return _open_darknet(source, model=model, named_input=input)
     tensors = read_tensors(source.path).tensors
     if not torchvision.is_retinanet(tensors):
         raise CheckpointError(
@@ -127,6 +137,23 @@ def open_detector(
         detector = build(torchvision.preset(tensors), num_classes=count)
     load_into(detector, spec, input=input)
     return Trained(detector, tuple(range(count)), source.label)
+
+
+def _open_darknet(source: Source, *, model: str | None, named_input: str | None) -> Trained:
+    """The detector called `model`, with as many classes as the file has; 80 are taken for COCO's."""
+    if model is None:
+        raise CheckpointError(f"{source.label}: a darknet file does not state its network: name one, such as yolov2")
+    with torch.device("meta"):
+        sketch = build(model)
+    found = darknet.detector_tensors(sketch, darknet.read_darknet(source.path), source=source.label)
+    if found is None:
+        raise CheckpointError(f"{source.label}: holds a classifier, which detects nothing (it can be trained from)")
+    count, _ = found
+    with torch.random.fork_rng(devices=[]):
+        detector = build(model, num_classes=count)
+    load_into(detector, source.path, input=named_input)
+    ids = darknet.COCO_CATEGORY_IDS if detector.class_names else ()
+    return Trained(detector, ids, source.label)
 
 
 def _own(detector: Detector, source: Source, *, named_input: str | None) -> _Incoming:
@@ -160,6 +187,29 @@ def _torchvision(detector: Detector, file: TensorFile, source: Source, *, named_
         remarks=() if stated else (remark,),
         licence=file.statements.get("licence") or source.licence,
     )
+
+
+def _take_darknet(detector: Detector, source: Source, *, named_input: str | None) -> LoadReport:
+    """A whole YOLOv2, or the backbone of a classifier."""
+    file = darknet.read_darknet(source.path)
+    preprocessing = with_input(detector.preprocessing, named_input or "unit", source=source.label)
+    found = darknet.detector_tensors(detector, file, source=source.label)
+    if found is None:
+        classes, tensors = darknet.backbone_tensors(detector, file)
+        backbone = detector.get_submodule("backbone")
+        _copy(backbone, tensors, shapes_of(backbone, counters=False), source)
+        detector.preprocessing = preprocessing
+        loaded, left_out = tuple(f"backbone.{name}" for name in tensors), ("the classifier",) if classes else ()
+        return LoadReport(source.label, "backbone", loaded, (), left_out, preprocessing)
+    count, tensors = found
+    incoming = _Incoming(
+        config=replace(detector.config, num_classes=count),
+        tensors=tensors,
+        class_names=darknet.COCO_CLASS_NAMES if count == len(darknet.COCO_CLASS_NAMES) else (),
+        preprocessing=preprocessing,
+        remarks=("a darknet file states neither anchors nor classes: the anchors are those of the settings",),
+    )
+    return _take_detector(detector, incoming, source)
 
 
 def _take_detector(detector: Detector, incoming: _Incoming, source: Source) -> LoadReport:
@@ -286,11 +336,11 @@ def _classes_in_words(names: tuple[str, ...], config: Any) -> str:
 
 
 def _set_norm_eps(detector: Detector, eps: float) -> tuple[str, ...]:
-    """Give the backbone's BatchNorm the ε its weights were trained with; what was changed, in words."""
+    """Give BatchNorm the ε its weights were trained with; what was changed, in words."""
     old = getattr(detector.config, "norm_eps", eps)
     if old == eps:
         return ()
-    for module in detector.get_submodule("backbone").modules():
+    for module in detector.modules():
         if isinstance(module, FrozenBatchNorm | nn.BatchNorm2d):
             module.eps = eps
     detector.config = replace(detector.config, norm_eps=eps)

@@ -272,3 +272,31 @@ def test_real_pictures_give_the_same_batches_in_workers(real_data):
     (batch, *_) = loader(source, **settings, augment=None).epoch(0)
     assert batch.images.shape == (8, 3, 256, 320)
     assert set(batch.sizes) == {ImageSize(240, 320)}
+
+
+def test_multi_scale_draws_a_size_every_ten_batches_whatever_the_start_and_the_workers():
+    many = {"source": painted_source(96), "batch_size": 4, "multi_scale": (30, 100)}
+    sizes = [batch.images.shape[-1] for batch in loader(**many).epoch(0)]
+    assert len(sizes) == 24 and set(sizes) <= {32, 64, 96}
+    assert len(set(sizes[:10])) == len(set(sizes[10:20])) == len(set(sizes[20:])) == 1
+    assert {size for epoch in range(6) for batch in loader(**many).picks(epoch) for size in [batch[0].size_px]} == {
+        *(32, 64, 96)
+    }
+    assert [batch.images.shape[-1] for batch in loader(**many).epoch(0, start_batch=7)] == sizes[7:]
+    plain = content(loader(**many).epoch(0, start_batch=18))
+    assert content(loader(**many, workers=1).epoch(0, start_batch=18)) == plain
+    ranks = [loader(**many | {"batch_size": 2}, rank=rank, num_ranks=2).picks(0) for rank in range(2)]
+    assert [batch[0].size_px for batch in ranks[0]] == [batch[0].size_px for batch in ranks[1]] == sizes
+
+
+def test_multi_scale_changes_the_size_and_nothing_else_that_is_drawn():
+    one, other = loader(multi_scale=(32, 32)), loader()
+    assert content(one.epoch(0)) == content(other.epoch(0))
+    assert one.picks(0) != other.picks(0)
+    assert loader(augment=None, multi_scale=(32, 64)).picks(0) == loader(augment=None).picks(0), "training alone"
+
+
+@pytest.mark.parametrize("bounds", [(33, 63), (64, 32), (-64, -32), (0, 32)])
+def test_multi_scale_without_a_multiple_of_32_is_refused(bounds):
+    with pytest.raises(ConfigError, match="multi_scale: there is no multiple of 32 px"):
+        loader(multi_scale=bounds).picks(0)

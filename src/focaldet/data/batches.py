@@ -10,16 +10,25 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from focaldet.data import randomness
 from focaldet.data.index import Index
+from focaldet.errors import ConfigError
 from focaldet.types import ImageSize
+
+# YOLO9000, section 2: the size of the input changes every 10 batches, in steps of the network's stride.
+SIZE_BATCHES, SIZE_STEP_PX = 10, 32
 
 
 class Pick(NamedTuple):
-    """An image's place in a batch; `repeat` counts its earlier places in the same epoch."""
+    """An image's place in a batch; `repeat` counts its earlier places in the same epoch.
+
+    `size_px` takes the place of `Resize.size` for this image.
+    """
 
     epoch: int
     image: int
     repeat: int
+    size_px: int | None = None
 
 
 def repeat_factors(index: Index) -> Float64[Tensor, " N"]:
@@ -86,6 +95,26 @@ def evaluation_batches(frames: Sequence[ImageSize], *, batch_size: int) -> list[
     order = sorted(range(len(frames)), key=lambda image: (frames[image], image))
     groups = itertools.groupby(_picks(order, epoch=0), key=lambda pick: frames[pick.image])
     return [batch for _, group in groups for batch in _chunks(list(group), batch_size)]
+
+
+def with_drawn_sizes(
+    batches: Sequence[Sequence[Pick]], bounds: tuple[int, int], *, seed: int, epoch: int
+) -> list[list[Pick]]:
+    """The batches of an epoch, each with a size for all its images: one for every `SIZE_BATCHES` of them.
+
+    Sizes are the multiples of `SIZE_STEP_PX` within `bounds`; which one is drawn depends on (seed, epoch, batch) alone.
+
+    Raises:
+        ConfigError: there is no such multiple.
+    """
+    low, high = bounds
+    sizes = range(-(-low // SIZE_STEP_PX) * SIZE_STEP_PX, high + 1, SIZE_STEP_PX)
+    if low < 1 or not sizes:
+        raise ConfigError(f"multi_scale: there is no multiple of {SIZE_STEP_PX} px in {low}…{high}")
+    drawn = [
+        randomness.stream("size", seed, epoch, number // SIZE_BATCHES).choice(sizes) for number in range(len(batches))
+    ]
+    return [[pick._replace(size_px=size) for pick in batch] for batch, size in zip(batches, drawn, strict=True)]
 
 
 def rank_slice(batch: Sequence[Pick], *, rank: int, num_ranks: int) -> list[Pick]:

@@ -46,6 +46,8 @@ class Loader:
         num_ranks: how many processes train together.
         sampling: "uniform" shows every image once per epoch; "class_balanced" as many images, those of rare classes
             more often (`batches.repeat_factors`). Evaluation knows only "uniform".
+        multi_scale: smallest and largest size in pixels, of which training draws one every few batches
+            (`batches.with_drawn_sizes`); `None` keeps that of `preprocessing`.
 
     Raises:
         ConfigError: a number out of range, or fewer images to train on than ranks.
@@ -64,13 +66,14 @@ class Loader:
         rank: int = 0,
         num_ranks: int = 1,
         sampling: Sampling = "uniform",
+        multi_scale: tuple[int, int] | None = None,
     ) -> None:
         _check(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
         if augment is not None and len(source.index) < num_ranks:
             raise ConfigError(f"{len(source.index)} images cannot be trained on by {num_ranks} processes")
         self._index, self._preprocessing, self._seed, self._workers = source.index, preprocessing, seed, workers
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
-        self._training = augment is not None
+        self._training, self._multi_scale = augment is not None, multi_scale
         self._factors = planning.repeat_factors(source.index) if sampling == "class_balanced" else None
         if augment is not None and isinstance(source, FileSource):
             source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, workers))
@@ -119,6 +122,8 @@ class Loader:
         portrait = (self._index.sizes[:, 0] > self._index.sizes[:, 1]).tolist()
         global_size = self._batch_size * self._num_ranks
         whole = planning.training_batches(order, portrait, epoch=epoch, batch_size=global_size, stream=draws)
+        if self._multi_scale is not None:
+            whole = planning.with_drawn_sizes(whole, self._multi_scale, seed=self._seed, epoch=epoch)
         return [planning.rank_slice(batch, rank=self._rank, num_ranks=self._num_ranks) for batch in whole]
 
     def _running(self) -> Iterator[PackedBatch | FocaldetError]:

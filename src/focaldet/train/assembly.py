@@ -130,6 +130,7 @@ def _build_loader(config: RunConfig, source: Source, learner: Learner, *, fabric
         rank=fabric.global_rank,
         num_ranks=fabric.world_size,
         sampling="uniform" if overfit else config.sampling,
+        multi_scale=None if overfit else config.multi_scale,
     )
 
 

@@ -65,6 +65,9 @@ class RunConfig:
     max_side: PositiveInt | None = None
     """Limit of the long side when `short_side` is given, in pixels."""
 
+    multi_scale: tuple[PositiveInt, PositiveInt] | None = None
+    """Smallest and largest size in pixels: every 10 batches training draws a multiple of 32 between them."""
+
     epochs: PositiveInt = 24
     """Passes over the training images."""
 

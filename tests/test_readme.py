@@ -101,12 +101,13 @@ def test_links_lead_somewhere(page):
     assert broken == []
 
 
-def test_the_settings_that_the_page_on_retinanet_names_exist():
-    from focaldet.models import RetinaNetConfig
+@pytest.mark.parametrize(("page", "entry"), [("retinanet.md", "retinanet_r50_fpn"), ("yolov2.md", "yolov2")])
+def test_the_settings_that_the_page_of_a_detector_names_exist(page, entry):
+    from focaldet.models import DETECTORS
 
-    rows = re.findall(r"^\| `([a-z0-9_.]+)` \|", (REPOSITORY / "docs" / "retinanet.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \|", (REPOSITORY / "docs" / page).read_text(), re.MULTILINE)
     assert len(rows) >= 8
     for row in rows:
-        value = RetinaNetConfig()
+        value = DETECTORS[entry]
         for name in row.split("."):
             value = getattr(value, name)

@@ -8,16 +8,49 @@ from focaldet import config as configs
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext
 from focaldet.models.retinanet import DetectConfig, LossConfig, RetinaNetConfig
+from focaldet.models.ssd import DecoderConfig, SSDConfig
 from focaldet.models.yolov2 import RegionLossConfig, YOLOv2Config
 from focaldet.ops.anchors import AnchorConfig
 from focaldet.ops.matching import MatchConfig
+from focaldet.ops.priors import PriorConfig
 from focaldet.types import Preprocessing, Resize
 
-__all__ = ["DETECTORS", "PREPROCESSING", "Detector", "LossContext", "YOLOv2Config", "build", "from_config"]
+__all__ = [
+    "DETECTORS",
+    "PREPROCESSING",
+    "Detector",
+    "LossContext",
+    "SSDConfig",
+    "YOLOv2Config",
+    "build",
+    "from_config",
+]
 
-AnyConfig = RetinaNetConfig | YOLOv2Config
+AnyConfig = RetinaNetConfig | SSDConfig | YOLOv2Config
 
 _TORCHVISION_ANCHORS = AnchorConfig(flavour="torchvision")
+
+# Made for small data at 320 px: priors from 16 px on that lie evenly on every map.
+_SMALL_PRIORS = PriorConfig(
+    percents=(5.0, 10.0, 20.0, 35.0, 55.0, 80.0, 110.0), elongations=(2.0, 3.0), whole_px=False, starts_px=(None,) * 6
+)
+
+_PRIORS_321 = PriorConfig(
+    percents=(4.0, 10.0, 31.0, 52.0, 73.0, 94.0, 115.0), starts_px=(2.5, 2.5, 10.5, 26.5, None, None)
+)
+_SSD_R18 = SSDConfig(
+    backbone="resnet18",
+    norm="frozen",
+    norm_eps=1e-5,
+    stride_in_1x1=False,
+    extra_width=256,
+    extra_paddings=(0, 0, 1, 0),
+    extra_norm="group",
+    module_widths=(64,),
+    kernels=(3,),
+    tower_init="he",
+    priors=_SMALL_PRIORS,
+)
 
 DETECTORS: dict[str, AnyConfig] = {
     "retinanet_r18_fpn": RetinaNetConfig(backbone="resnet18"),
@@ -56,6 +89,30 @@ DETECTORS: dict[str, AnyConfig] = {
         loss=LossConfig(normaliser="image", box="giou"),
         detect=DetectConfig(max_detections=300),
     ),
+    "ssd513_r101": SSDConfig(),
+    "ssd321_r101": SSDConfig(extra_paddings=(0, 0, 1, 0), priors=_PRIORS_321),
+    "ssd_r18": _SSD_R18,
+    "ssd_mobilenet_v2": SSDConfig(
+        backbone="mobilenet_v2",
+        norm="frozen",
+        norm_eps=1e-5,
+        stride_in_1x1=False,
+        ceil_pool=False,
+        dilated_c5=False,
+        sources=("C3", "C4", "C5"),
+        extra_width=128,
+        extra_paddings=(0, 1, 0),
+        extra_norm="group",
+        module_widths=(32,),
+        kernels=(3,),
+        tower_init="he",
+        priors=_SMALL_PRIORS,
+    ),
+    "dssd513_r101": SSDConfig(module_widths=(256,), decoder=DecoderConfig()),
+    "dssd321_r101": SSDConfig(
+        module_widths=(256,), extra_paddings=(0, 0, 1, 0), priors=_PRIORS_321, decoder=DecoderConfig(top_kernel=3)
+    ),
+    "dssd_r18": replace(_SSD_R18, decoder=DecoderConfig(width=64, inter_width=64, top_kernel=3)),
     "yolov2": YOLOv2Config(),
     # Made to train from random weights on small data: a quarter of the widths, anchors of 16 to 192 px.
     "yolov2_tiny": YOLOv2Config(
@@ -71,11 +128,28 @@ DETECTORS: dict[str, AnyConfig] = {
 
 _TORCHVISION_PREPROCESSING = Preprocessing(resize=Resize(rounding="down", antialias=False))
 
+# The mean of the VGG networks, which SSD's authors kept for all backbones.
+_SSD_PREPROCESSING = Preprocessing(
+    channels="BGR",
+    mean=(104.0, 117.0, 123.0),
+    std=(1.0, 1.0, 1.0),
+    resize=Resize(mode="warp", size=513, max_size=None),
+    size_divisor=1,
+)
+_WARP_320 = Preprocessing(resize=Resize(mode="warp", size=320, max_size=None))
+
 _DARKNET_PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
 
 PREPROCESSING: dict[str, Preprocessing] = {
     "retinanet_r50_fpn_tv": _TORCHVISION_PREPROCESSING,
     "retinanet_r50_fpn_v2_tv": _TORCHVISION_PREPROCESSING,
+    "ssd513_r101": _SSD_PREPROCESSING,
+    "ssd321_r101": replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
+    "ssd_r18": _WARP_320,
+    "ssd_mobilenet_v2": _WARP_320,
+    "dssd513_r101": _SSD_PREPROCESSING,
+    "dssd321_r101": replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
+    "dssd_r18": _WARP_320,
     "yolov2": replace(_DARKNET_PREPROCESSING, resize=Resize(mode="letterbox", size=544, max_size=None)),
     "yolov2_tiny": replace(_DARKNET_PREPROCESSING, resize=Resize(mode="long", size=320, max_size=None)),
 }

@@ -109,6 +109,14 @@ class Detector(nn.Module):
     def detect(self, outputs: Any, sizes: Sequence[ImageSize]) -> list[Detections]:
         """The objects of each image, in the frame of the resized image and clipped to its size; best first."""
 
+    def starts_from(self, other: Any) -> tuple[str, ...]:
+        """The beginnings of the names of the tensors that this detector takes from one of config `other`.
+
+        Empty unless `other` describes the first stage of training of this one.
+        """
+        del other
+        return ()
+
     @abstractmethod
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that come from pre-training on classification; they usually learn at a lower rate."""

@@ -1,0 +1,336 @@
+"""SSD with a residual backbone (Liu et al. 2016; SSD321, SSD513 and their DSSD of Fu et al. 2017).
+
+    images → backbone → C3, C5 → extra layers, each half as large → (decoder) → on every map ┬→ logits   B A V
+                                                                                             └→ deltas   B A 4
+
+With a decoder it is a DSSD: the maps go once more from coarse to fine before they predict.
+
+Axes: B images, A priors of all maps, K classes, V class values per prior, N chosen priors, G objects.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, UInt8
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from focaldet.config import Share
+from focaldet.errors import ConfigError
+from focaldet.models.base import Detector, LossContext, Margins
+from focaldet.nets import build_backbone
+from focaldet.nets.backbone import NUM_STAGES
+from focaldet.nets.dssd import Decoder
+from focaldet.nets.heads import TowerInit, prior_biases
+from focaldet.nets.norm import NormKind
+from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, at_level
+from focaldet.ops.boxes import clip, decode, encode
+from focaldet.ops.classifier import Classifier, class_loss_sum, decisions
+from focaldet.ops.losses.normalise import divisors
+from focaldet.ops.losses.regression import smooth_l1_loss
+from focaldet.ops.matching import MatchConfig, Matches, match
+from focaldet.ops.nms import class_nms
+from focaldet.ops.priors import PriorConfig, all_priors
+from focaldet.ops.sampling import hardest_negatives
+from focaldet.types import Detections, ImageSize, Preprocessing, Target
+
+STRIDES_PX = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
+DILATED_STRIDE_PX = 16  # of a C5 that is dilated in place of halved
+PREDICTOR_STD = 0.01  # of the last convolutions under the focal loss, as RetinaNet's
+
+
+@dataclass(frozen=True, slots=True)
+class SSDLossConfig:
+    """The class loss, and smooth L1 with its corner at `beta` on the encoded boxes, over the matches of the batch.
+
+    `kind` "mining" is the paper's: softmax cross entropy of the matched priors and of the hardest others, `ratio` to
+    one in every image. "focal" puts the focal loss of all priors in its place, with a sigmoid for every class,
+    "softmax_focal" that of a softmax; `alpha` and `gamma` are theirs. With `over_ranks` the matches of all processes
+    count.
+    """
+
+    kind: Literal["mining", "focal", "softmax_focal"] = "mining"
+    ratio: PositiveFloat = 3.0
+    alpha: Share | None = 0.25
+    gamma: NonNegativeFloat = 2.0
+    beta: NonNegativeFloat = 1.0
+    box_weight: NonNegativeFloat = 1.0
+    over_ranks: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SSDDetectConfig:
+    """From logits to detections: threshold, the best `top_k` priors of each class, NMS per class, the best of all."""
+
+    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    top_k: PositiveInt = 400
+    nms_iou: Share = 0.45
+    max_detections: PositiveInt = 200
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """What makes an SSD a DSSD: deconvolution modules of `width` channels.
+
+    `top_kernel` is that of the first transposed convolution, the cells of the second coarsest map. `inter_width` is
+    that of a further 3×3 convolution each before the class and the box layer. `norm` is that of all these layers and
+    the predictors', None as before the decoder. With `frozen_encoder` backbone and extra layers are not trained, as in
+    the first of the two stages of training; their BatchNorm is then to be `frozen`, too.
+    """
+
+    width: PositiveInt = 512
+    top_kernel: Literal[2, 3] = 2
+    inter_width: PositiveInt | None = 512
+    norm: NormKind | None = None
+    frozen_encoder: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SSDConfig:
+    """Everything that defines an SSD; the defaults are SSD513's.
+
+    `stride_in_1x1`, `ceil_pool` and `dilated_c5` make the backbone the original's. `sources` are the maps of the
+    backbone that predict; the extra layers (`extra_width` channels, 2×2 convolutions with `extra_paddings`) follow the
+    last of them, as many as `priors` has further levels. `extra_norm` is that of all layers
+    behind the backbone, None as `norm`. `module_widths` are the inner widths of the prediction modules, `kernels` those
+    of the last convolutions. In all three the last number holds for all further levels. `tower_init` is how the layers
+    behind the backbone start.
+
+    `variances` divide the encoded boxes. `prior` is π, the probability that a fresh network gives every class under
+    the focal loss; with mining the softmax begins even, as in Caffe.
+    """
+
+    num_classes: PositiveInt = 80
+    backbone: str = "resnet101"
+    norm: NormKind = "batch"
+    norm_eps: NonNegativeFloat = 1e-3
+    stride_in_1x1: bool = True
+    ceil_pool: bool = True
+    dilated_c5: bool = True
+    frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 0
+    sources: Annotated[tuple[Literal["C2", "C3", "C4", "C5"], ...], Field(min_length=1)] = ("C3", "C5")
+    extra_width: Annotated[int, Field(gt=0, multiple_of=4)] = 1024
+    extra_paddings: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    extra_norm: NormKind | None = None
+    module_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 512, 256)
+    kernels: Annotated[tuple[Literal[1, 3, 5], ...], Field(min_length=1)] = (5, 5, 3)
+    tower_init: TowerInit = "normal"
+    decoder: DecoderConfig | None = None
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    variances: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (0.1, 0.1, 0.2, 0.2)
+    priors: PriorConfig = field(default_factory=PriorConfig)
+    matching: MatchConfig = field(default_factory=lambda: MatchConfig(background_iou=0.5, low_quality="bipartite"))
+    loss: SSDLossConfig = field(default_factory=SSDLossConfig)
+    detect: SSDDetectConfig = field(default_factory=SSDDetectConfig)
+
+    def __post_init__(self) -> None:
+        if self.norm == "batch" and self.norm_eps == 0:
+            raise ConfigError("norm_eps: trained BatchNorm divides by a batch's own deviation, so it must be above 0")
+        if list(self.sources) != sorted(set(self.sources)):
+            raise ConfigError(f"sources: must go from fine to coarse, each once, found {', '.join(self.sources)}")
+        if self.priors.num_levels < len(self.sources):
+            raise ConfigError(
+                f"priors.starts_px: must have at least one level for each of the {len(self.sources)} sources, found "
+                f"{self.priors.num_levels}"
+            )
+        if self.decoder and self.decoder.frozen_encoder and "batch" in (self.norm, self.extra_norm):
+            raise ConfigError("decoder.frozen_encoder: norm and extra_norm must be frozen as well, or group")
+
+    @property
+    def classifier(self) -> Classifier:
+        """How classes are told apart: by the loss."""
+        return "sigmoid" if self.loss.kind == "focal" else "softmax"
+
+    @property
+    def first_probability(self) -> float:
+        """What a fresh network gives every class at every prior."""
+        return 1 / (self.num_classes + 1) if self.loss.kind == "mining" else self.prior
+
+    @property
+    def strides_px(self) -> tuple[int, ...]:
+        """The distance of the cells of each map."""
+        known = STRIDES_PX | ({"C5": DILATED_STRIDE_PX} if self.dilated_c5 else {})
+        sources = [known[name] for name in self.sources]
+        count = self.priors.num_levels - len(sources)
+        return (*sources, *(sources[-1] * 2**place for place in range(1, count + 1)))
+
+    def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "SSD":
+        """The network with random weights."""
+        return SSD(self, class_names=class_names, preprocessing=preprocessing)
+
+
+class SSDOutputs(NamedTuple):
+    """Raw outputs: logits and encoded boxes of every prior, the priors, and how many of them each level has.
+
+    A softmax has V = K + 1 logits, the background's last, sigmoids V = K.
+    """
+
+    logits: Float[Tensor, "B A V"]
+    deltas: Float[Tensor, "B A 4"]
+    anchors: Float[Tensor, "A 4"]
+    level_sizes: tuple[int, ...]
+
+
+class SSD(Detector):
+    """Backbone, extra layers, and a predictor on each map."""
+
+    config: SSDConfig
+
+    def __init__(self, config: SSDConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
+        super().__init__(config, class_names=class_names, preprocessing=preprocessing)
+        c = config
+        self.backbone = build_backbone(
+            c.backbone,
+            norm=c.norm,
+            eps=c.norm_eps,
+            stride_in_1x1=c.stride_in_1x1,
+            ceil_pool=c.ceil_pool,
+            dilated_c5=c.dilated_c5,
+        )
+        layers = Layers(c.extra_norm or c.norm, c.norm_eps, c.tower_init)
+        self.places = [list(STRIDES_PX).index(name) for name in c.sources]
+        widths = [self.backbone.channels[place] for place in self.places]
+        count = c.priors.num_levels - len(widths)
+        self.extras = ExtraLayers(widths[-1], c.extra_width, count=count, paddings=c.extra_paddings, layers=layers)
+        widths += [c.extra_width] * count
+        self.decoder = None
+        if c.decoder is not None:
+            layers = replace(layers, norm=c.decoder.norm or layers.norm)
+            paddings = [0] * (len(c.sources) - 1) + list(c.extra_paddings)
+            self.decoder = Decoder(
+                widths, c.decoder.width, top_kernel=c.decoder.top_kernel, paddings=paddings, layers=layers
+            )
+            widths = [c.decoder.width] * (len(widths) - 1) + widths[-1:]
+            self.backbone.requires_grad_(not c.decoder.frozen_encoder)
+            self.extras.requires_grad_(not c.decoder.frozen_encoder)
+        self.backbone.freeze(c.frozen_stages)
+        self.predictors = nn.ModuleList(self._predictor(level, width, layers) for level, width in enumerate(widths))
+
+    def _predictor(self, level: int, channels: int, layers: Layers) -> LevelPredictor:
+        """What predicts on the map of one level."""
+        c = self.config
+        return LevelPredictor(
+            channels,
+            at_level(c.module_widths, level),
+            kernel=at_level(c.kernels, level),
+            per_cell=c.priors.per_cell,
+            biases=prior_biases(c.classifier, num_classes=c.num_classes, prior=c.first_probability),
+            std=None if c.loss.kind == "mining" else PREDICTOR_STD,
+            inter_width=c.decoder.inter_width if c.decoder else None,
+            layers=layers,
+        )
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """The parameters that come from ImageNet."""
+        return list(self.backbone.parameters())
+
+    def starts_from(self, other: Any) -> tuple[str, ...]:
+        """A DSSD starts from the encoder of a trained SSD."""
+        is_encoder = isinstance(other, SSDConfig) and other.decoder is None and self.config.decoder is not None
+        return ("backbone.", "extras.") if is_encoder else ()
+
+    def forward(
+        self,
+        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
+    ) -> SSDOutputs:
+        """Logits and encoded boxes of all priors for padded RGB images in 0…255."""
+        maps = self.backbone(self.normalise(images))
+        levels = [maps[place] for place in self.places]
+        levels += self.extras(levels[-1])
+        if self.decoder is not None:
+            levels = self.decoder(levels)
+        cells = tuple((level.shape[-2], level.shape[-1]) for level in levels)
+        priors = all_priors(
+            self.config.priors,
+            strides_px=self.config.strides_px,
+            cells=cells,
+            image=(images.shape[-2], images.shape[-1]),
+            device=images.device,
+        )
+        logits, deltas = zip(
+            *(predict(level) for predict, level in zip(self.predictors, levels, strict=True)), strict=True
+        )
+        sizes = tuple(height * width * self.config.priors.per_cell for height, width in cells)
+        return SSDOutputs(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), priors, sizes)
+
+    def losses(self, outputs: SSDOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
+        """`class` and `box` loss, summed and divided by the matches of the batch (section 2.2 of the SSD paper)."""
+        config = self.config.loss
+        matched, labels, ignored = self._assigned(outputs, targets)
+        over = divisors(
+            torch.stack([found.foreground.sum() for found in matched]),
+            "batch",
+            averages=context.averages,
+            all_reduce_sum=context.all_reduce_sum if config.over_ranks else None,
+            num_ranks=context.num_ranks if config.over_ranks else 1,
+        )[0]
+        box_losses = []
+        for place, (target, found) in enumerate(zip(targets, matched, strict=True)):
+            chosen = found.foreground.nonzero().squeeze(1)
+            truth = encode(target.boxes[found.box_index[chosen]], outputs.anchors[chosen]) / self._variances(outputs)
+            box_losses.append(smooth_l1_loss(outputs.deltas[place, chosen], truth, beta=config.beta).sum())
+        return {
+            "class": self._class_loss(outputs.logits, labels, ignored) / over,
+            "box": torch.stack(box_losses).sum() / over * config.box_weight,
+        }
+
+    def margins(self, outputs: SSDOutputs, targets: Sequence[Target]) -> Margins:
+        """x_t of every decision that the class loss counts, with mining of the chosen priors alone."""
+        _, labels, ignored = self._assigned(outputs, targets)
+        return Margins(*decisions(outputs.logits[~ignored].float(), labels[~ignored], self.config.classifier))
+
+    def detect(self, outputs: SSDOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
+        """At most `max_detections` objects an image, in the frame of the resized image."""
+        boxes = decode(outputs.deltas * self._variances(outputs), outputs.anchors.expand_as(outputs.deltas))
+        return [self._detect_one(outputs.logits[place], boxes[place], size) for place, size in enumerate(sizes)]
+
+    def _variances(self, outputs: SSDOutputs) -> Float[Tensor, " 4"]:
+        return outputs.deltas.new_tensor(self.config.variances)
+
+    @torch.no_grad()
+    def _assigned(
+        self, outputs: SSDOutputs, targets: Sequence[Target]
+    ) -> tuple[list[Matches], Int64[Tensor, "B A"], Bool[Tensor, "B A"]]:
+        """The matches of each image, every prior's class (K for background), and what the class loss leaves out."""
+        matched = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
+        foreground = torch.stack([found.foreground for found in matched])
+        ignored = torch.stack([found.ignored for found in matched])
+        background = torch.full_like(foreground, self.config.num_classes, dtype=torch.int64)
+        rows = zip(targets, matched, background, strict=True)
+        labels = torch.stack(
+            [
+                torch.where(m.foreground, t.labels[m.box_index], empty) if len(t.labels) else empty
+                for t, m, empty in rows
+            ]
+        )
+        if self.config.loss.kind == "mining":
+            of_background = -F.log_softmax(outputs.logits.detach(), dim=-1)[..., -1]
+            ignored = ~(
+                foreground | hardest_negatives(of_background, foreground, ignored, ratio=self.config.loss.ratio)
+            )
+        return matched, labels, ignored
+
+    def _class_loss(
+        self, logits: Float[Tensor, "B A V"], labels: Int64[Tensor, "B A"], ignored: Bool[Tensor, "B A"]
+    ) -> Float[Tensor, ""]:
+        """The sum over the priors that count."""
+        config, kind = self.config.loss, self.config.classifier
+        if config.kind == "mining":  # a softmax of the few that are chosen
+            logits, labels = logits[~ignored], labels[~ignored]
+            nothing = torch.zeros_like(labels, dtype=torch.bool)
+            return class_loss_sum(logits, labels, classifier=kind, alpha=None, gamma=0.0, ignore=nothing)
+        return class_loss_sum(logits, labels, classifier=kind, alpha=config.alpha, gamma=config.gamma, ignore=ignored)
+
+    def _detect_one(self, logits: Float[Tensor, "A V"], boxes: Float[Tensor, "A 4"], size: ImageSize) -> Detections:
+        config = self.config.detect
+        likely = logits.softmax(-1)[:, :-1] if self.config.classifier == "softmax" else logits.sigmoid()
+        best, prior = likely.T.topk(min(config.top_k, len(likely)), dim=1)
+        label, place = (best > config.score_threshold).nonzero().unbind(1)
+        scores = best[label, place]
+        found = clip(boxes[prior[label, place]], height=size.height, width=size.width)
+        keep = class_nms(found, scores, label, iou=config.nms_iou)[: config.max_detections]
+        return Detections(found[keep], scores[keep], label[keep], self.class_names)

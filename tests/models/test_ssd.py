@@ -1,0 +1,272 @@
+"""SSD: the numbers of SSD513 and SSD321, the losses by hand, and what it refuses."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from focaldet import config as configs
+from focaldet.errors import ConfigError
+from focaldet.evaluate.inference import resize_asked
+from focaldet.models import DETECTORS, PREPROCESSING, LossContext, SSDConfig, build, named_config
+from focaldet.models.ssd import SSDDetectConfig, SSDLossConfig, SSDOutputs
+from focaldet.ops.boxes import encode
+from focaldet.ops.priors import PriorConfig, all_priors
+from focaldet.train.config import RunConfig, checked
+from focaldet.types import ImageSize, Preprocessing, Target
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = {"backbone": "resnet18", "extra_width": 64, "module_widths": (16,)}
+
+
+def on_meta(name, **architecture):
+    with torch.device("meta"):
+        return build(name, architecture=architecture)
+
+
+def num_parameters(detector):
+    return sum(parameter.numel() for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize(("name", "count"), [("ssd513_r101", 173_145_304), ("dssd513_r101", 254_983_896)])
+def test_the_parameters(name, count):
+    """BatchNorm's affine part counted, 81 outputs."""
+    assert num_parameters(on_meta(name)) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "cells"),
+    [
+        ("ssd513_r101", 513, (64, 32, 16, 8, 4, 2, 1)),
+        ("ssd321_r101", 321, (40, 20, 10, 5, 3, 1)),
+        ("dssd513_r101", 513, (64, 32, 16, 8, 4, 2, 1)),
+        ("dssd321_r101", 321, (40, 20, 10, 5, 3, 1)),
+    ],
+)
+def test_the_maps_and_priors(name, side, cells):
+    detector = on_meta(name)
+    with torch.device("meta"):
+        outputs = detector(torch.zeros(2, 3, side, side))
+    assert outputs.level_sizes == tuple(8 * cell**2 for cell in cells)
+    assert outputs.logits.shape == (2, {513: 43_688, 321: 17_080}[side], 81)
+    assert PREPROCESSING[name].padded(PREPROCESSING[name].resize.target(ImageSize(480, 640))) == (side, side)
+
+
+@pytest.mark.parametrize("name", ["ssd_mobilenet_v2", "ssd_r18"])
+@pytest.mark.parametrize("side", [320, 321])
+def test_the_small_ones_have_six_maps(name, side):
+    detector = on_meta(name)
+    with torch.device("meta"):
+        outputs = detector(torch.zeros(2, 3, side, side))
+    sides = [math.isqrt(size // detector.config.priors.per_cell) for size in outputs.level_sizes]
+    assert sides == ([41, 21, 11, 5, 3, 1] if name == "ssd_mobilenet_v2" and side == 321 else [40, 20, 10, 5, 3, 1])
+
+
+def test_a_padded_pool_breaks_everything_after():
+    with torch.device("meta"):
+        outputs = on_meta("ssd513_r101", ceil_pool=False)(torch.zeros(2, 3, 513, 513))
+    assert outputs.level_sizes[0] == 8 * 65**2
+
+
+def test_the_strides_follow_the_sources():
+    assert DETECTORS["ssd513_r101"].strides_px == (8, 16, 32, 64, 128, 256, 512)
+    assert DETECTORS["ssd_mobilenet_v2"].strides_px == (8, 16, 32, 64, 128, 256)
+
+
+def tiny(*, detect=SSDDetectConfig(), **loss):  # noqa: B008  frozen
+    """A network of one level, whose losses and answers are asked with outputs made by hand."""
+    config = SSDConfig(
+        num_classes=2,
+        backbone="resnet18",
+        sources=("C5",),
+        module_widths=(8,),
+        priors=PriorConfig(percents=(10.0, 20.0), starts_px=(None,), elongations=()),
+        loss=SSDLossConfig(**loss),
+        detect=detect,
+    )
+    return config.build(class_names=("a", "b"), preprocessing=Preprocessing())
+
+
+PRIORS = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [20, 0, 30, 10], [30, 0, 40, 10], [0, 20, 10, 30]])
+LOGITS = torch.tensor([[2.0, 0, 1], [1, 0, 0], [0, 0, 3], [0, 2, 0], [0, 0, 0]])
+DELTAS = torch.tensor([[0.3, -0.2, 0.0, 2.0]]).repeat(5, 1)
+OUTPUTS = SSDOutputs(LOGITS[None], DELTAS[None], PRIORS, (5,))
+
+
+def object_at(*box, label=0):
+    return Target(torch.tensor([box]), torch.tensor([label]), torch.tensor([False]))
+
+
+def cross_entropy(row, label):
+    return math.log(sum(math.exp(x) for x in row)) - row[label]
+
+
+def smooth_l1(difference):
+    return 0.5 * difference**2 if abs(difference) < 1 else abs(difference) - 0.5
+
+
+def test_the_losses_by_hand():
+    """One object, three negatives: the hardest three of four, by the loss of calling them background."""
+    target = object_at(1.0, 0.0, 11.0, 12.0)
+    losses = tiny().losses(OUTPUTS, [target], LossContext())
+    rows = LOGITS.tolist()
+    of_background = sorted((cross_entropy(rows[place], 2) for place in range(1, 5)), reverse=True)
+    assert float(losses["class"]) == pytest.approx(cross_entropy(rows[0], 0) + sum(of_background[:3]), rel=1e-6)
+    centre_x, centre_y, width, height = 6.0, 6.0, 10.0, 12.0
+    offsets = [(centre_x - 5) / 10 / 0.1, (centre_y - 5) / 10 / 0.1]
+    truth = [*offsets, math.log(width / 10) / 0.2, math.log(height / 10) / 0.2]
+    expected = sum(smooth_l1(a - b) for a, b in zip(DELTAS[0].tolist(), truth, strict=True))
+    assert float(losses["box"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_both_losses_are_divided_by_the_matches_of_the_batch():
+    """Two images, one with two objects, the other with none: it gives no negatives, and counts in nothing."""
+    two = Target(torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]]), torch.tensor([0, 1]), torch.tensor([False, False]))
+    batch = SSDOutputs(LOGITS.repeat(2, 1, 1), DELTAS.repeat(2, 1, 1), PRIORS, (5,))
+    together = tiny().losses(batch, [two, Target.empty()], LossContext())
+    rows = LOGITS.tolist()
+    objects = cross_entropy(rows[0], 0) + cross_entropy(rows[2], 1)
+    negatives = sum(cross_entropy(rows[place], 2) for place in (1, 3, 4))
+    assert float(together["class"]) == pytest.approx((objects + negatives) / 2, rel=1e-6)
+    alone = tiny().losses(OUTPUTS, [two], LossContext())
+    assert float(together["box"]) == pytest.approx(float(alone["box"]), rel=1e-6)
+
+
+def test_matches_count_over_all_processes():
+    context = LossContext(all_reduce_sum=lambda counts: counts * 4, num_ranks=2)  # the others have three times as many
+    target = object_at(1.0, 0.0, 11.0, 12.0)
+    alone = tiny().losses(OUTPUTS, [target], LossContext())
+    ranked = tiny().losses(OUTPUTS, [target], context)
+    assert float(ranked["class"]) == pytest.approx(float(alone["class"]) / 2, rel=1e-6)
+    own = tiny(over_ranks=False).losses(OUTPUTS, [target], context)
+    assert float(own["class"]) == pytest.approx(float(alone["class"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["focal", "softmax_focal"])
+def test_one_field_puts_the_focal_loss_in_the_place_of_mining(kind):
+    """By the formula, over all priors; sigmoids have no background."""
+    detector = tiny(kind=kind)
+    logits = LOGITS[:, :2] if kind == "focal" else LOGITS
+    found = detector.losses(OUTPUTS._replace(logits=logits[None]), [object_at(0.0, 0, 10, 10, label=1)], LossContext())
+    total = 0.0
+    for place, row in enumerate(logits.double()):
+        label = 1 if place == 0 else 2
+        if kind == "softmax_focal":
+            p = float(row.softmax(0)[label])
+            total -= (0.25 if label < 2 else 0.75) * (1 - p) ** 2 * math.log(p)
+            continue
+        for k, p in enumerate(row.sigmoid().tolist()):
+            p_t, alpha = (p, 0.25) if k == label else (1 - p, 0.75)
+            total -= alpha * (1 - p_t) ** 2 * math.log(p_t)
+    assert float(found["class"]) == pytest.approx(total, rel=1e-5)
+
+
+def test_what_the_loss_counts_is_what_the_margins_tell():
+    margins = tiny().margins(OUTPUTS, [object_at(1.0, 0.0, 11.0, 12.0)])
+    assert (len(margins.positive), len(margins.negative)) == (1, 3)
+    losses = torch.nn.functional.softplus(-torch.cat(margins)).sum()
+    expected = tiny().losses(OUTPUTS, [object_at(1.0, 0.0, 11.0, 12.0)], LossContext())["class"]
+    torch.testing.assert_close(losses, expected)
+
+
+def test_detections_undo_the_variances():
+    """Deltas that encode a box, divided by the variances, give it back; scores are those of the softmax."""
+    box = torch.tensor([12.0, 1.0, 24.0, 9.0])
+    deltas = torch.zeros(5, 4)
+    deltas[1] = encode(box, PRIORS[1]) / torch.tensor([0.1, 0.1, 0.2, 0.2])
+    logits = torch.tensor([[-9.0, -9, 9]]).repeat(5, 1)
+    logits[1] = torch.tensor([0.0, 4, 0])
+    (found,) = tiny().detect(OUTPUTS._replace(logits=logits[None], deltas=deltas[None]), [ImageSize(40, 40)])
+    assert found.labels.tolist()[0] == 1
+    torch.testing.assert_close(found.boxes[0], box)
+    assert float(found.scores[0]) == pytest.approx(math.exp(4) / (math.exp(4) + 2), rel=1e-5)
+
+
+def test_the_best_of_each_class_are_looked_at_not_of_all():
+    detector = tiny(detect=SSDDetectConfig(top_k=1, nms_iou=1.0))
+    logits = torch.tensor([[3.0, 0, 0], [2.9, 0, 0], [0, 1.0, 0], [0, 0.5, 0], [0, 0, 9]])
+    (found,) = detector.detect(OUTPUTS._replace(logits=logits[None], deltas=torch.zeros(1, 5, 4)), [ImageSize(40, 40)])
+    assert found.labels.tolist() == [0, 1]
+    assert found.boxes.tolist() == [PRIORS[0].tolist(), PRIORS[2].tolist()]
+
+
+def test_batch_norm_on_a_single_cell_of_a_single_image_says_what_to_do():
+    detector = build("ssd321_r101", num_classes=2, architecture=SMALL).train()
+    one = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(
+        ConfigError, match=r"batch_size: BatchNorm .* at least 2 images[^.]*architecture.extra_norm to group"
+    ):
+        detector(one)
+    detector(torch.zeros(2, 3, 64, 64))
+    detector.eval()(one)
+    build("ssd321_r101", num_classes=2, architecture=SMALL | {"extra_norm": "group"}).train()(one)
+
+
+def test_a_fresh_network_is_even_or_answers_the_prior():
+    assert SSDConfig(num_classes=4).first_probability == 1 / 5
+    focal = SSDLossConfig(kind="focal")
+    assert SSDConfig(loss=focal).first_probability == 0.01
+    assert (SSDConfig(loss=focal).classifier, SSDConfig().classifier) == ("sigmoid", "softmax")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "words"),
+    [
+        ({"sources": ("C5", "C3")}, "fine to coarse"),
+        ({"sources": ("C3", "C3")}, "each once"),
+        ({"priors": {"percents": (5.0, 10.0), "starts_px": (None,)}}, "at least one level"),
+        ({"norm_eps": 0.0}, "norm_eps"),
+        ({"backbone": "mobilenet_v2"}, "ceil_pool and dilated_c5"),
+        ({"extra_width": 130}, "multiple of 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(architecture, words):
+    with pytest.raises(ConfigError, match=words):
+        build("ssd513_r101", architecture=architecture)
+
+
+def test_a_frozen_encoder_leaves_the_rest_to_train():
+    settings = {"norm": "frozen", "extra_norm": "frozen", "decoder": {"norm": "batch", "frozen_encoder": True}}
+    detector = on_meta("dssd321_r101", **settings)
+    trained = {name.split(".")[0] for name, parameter in detector.named_parameters() if parameter.requires_grad}
+    still = {name.split(".")[0] for name, parameter in detector.named_parameters() if not parameter.requires_grad}
+    assert (trained, still) == ({"decoder", "predictors"}, {"backbone", "extras"})
+    with pytest.raises(ConfigError, match="frozen_encoder: norm and extra_norm must be frozen"):
+        on_meta("dssd321_r101", decoder={"frozen_encoder": True})
+
+
+def test_a_dssd_differs_from_its_ssd_in_decoder_and_predictors_alone():
+    ssd, dssd = (on_meta(name).state_dict() for name in ("ssd513_r101", "dssd513_r101"))
+    encoder = {name for name in ssd if name.startswith(("backbone.", "extras."))}
+    assert encoder == {name for name in dssd if name.startswith(("backbone.", "extras."))}
+    assert all(ssd[name].shape == dssd[name].shape for name in encoder)
+
+
+def test_size_is_the_side_of_the_square():
+    """A detector that warps keeps warping; a short side makes no sense for it."""
+    warp = PREPROCESSING["ssd513_r101"].resize
+    asked = resize_asked(warp, size=320)
+    assert (asked.mode, asked.target(ImageSize(480, 640))) == ("warp", (320, 320))
+    assert resize_asked(warp) == warp
+    with pytest.raises(ConfigError, match="short_side: this detector puts pictures into a square"):
+        resize_asked(warp, short_side=600)
+
+
+def test_the_priors_grow_with_the_picture():
+    """Their sizes are shares of the side, not pixels."""
+    config = DETECTORS["ssd_r18"]
+    cells = tuple((side, side) for side in (40, 20, 10, 5, 3, 1))
+    small, large = (
+        all_priors(config.priors, strides_px=config.strides_px, cells=cells, image=(side, side)) for side in (320, 640)
+    )
+    torch.testing.assert_close(large, small * 2)
+
+
+def test_the_published_recipes_build_what_they_name():
+    for path in sorted((REPOSITORY / "recipes").glob("*ssd*.yaml")):
+        run = checked(configs.load(RunConfig, path))
+        config = named_config(run.model, architecture=run.architecture)
+        assert run.model.startswith(path.stem.split("_stage")[0])
+        assert run.scaled_learning_rate == pytest.approx(1e-4 if path.stem.endswith("stage2") else 1e-3)
+        assert not config.stride_in_1x1, "the strides of torchvision's ImageNet weights"

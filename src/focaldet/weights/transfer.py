@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,10 @@ from focaldet.weights.sources import Source, resolve
 _FREE = {
     *("num_classes", "norm", "norm_eps", "norm_momentum", "frozen_stages"),
     *("prior", "classifier", "matching", "loss", "detect"),
+    *("extra_norm", "decoder.norm", "decoder.frozen_encoder"),
 }
+# What a detector may have otherwise than the one whose encoder it starts from: all that comes behind the encoder.
+_BEHIND_ENCODER = {"decoder", "module_widths", "kernels", "variances", "priors", "tower_init"}
 _KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
 
 
@@ -38,7 +42,7 @@ class LoadReport:
     """
 
     source: str
-    kind: Literal["detector", "backbone"]
+    kind: Literal["detector", "encoder", "backbone"]
     loaded: tuple[str, ...]
     reset: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -212,7 +216,25 @@ def _take_darknet(detector: Detector, source: Source, *, named_input: str | None
     return _take_detector(detector, incoming, source)
 
 
+def _take_encoder(detector: Detector, incoming: _Incoming, source: Source, *, parts: tuple[str, ...]) -> LoadReport:
+    """The part of another detector that this one starts from; what comes behind it stays fresh."""
+    _require_same_settings(incoming.config, detector.config, source.label, free=_FREE | _BEHIND_ENCODER)
+    tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
+    left_out = tuple(name for name in tensors if not name.startswith(parts))
+    tensors = {name: value for name, value in tensors.items() if name not in left_out}
+    shapes = shapes_of(detector, counters=False)
+    expected = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
+    _copy(detector, tensors, expected, source)
+    remarks = (*incoming.remarks, *_set_norm_eps(detector, incoming.config.norm_eps))
+    detector.preprocessing = incoming.preprocessing
+    return LoadReport(
+        source.label, "encoder", tuple(expected), (), left_out, incoming.preprocessing, incoming.licence, remarks
+    )
+
+
 def _take_detector(detector: Detector, incoming: _Incoming, source: Source) -> LoadReport:
+    if parts := detector.starts_from(incoming.config):
+        return _take_encoder(detector, incoming, source, parts=parts)
     _require_same_settings(incoming.config, detector.config, source.label)
     tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
     expected = shapes_of(detector, counters=False)
@@ -287,12 +309,12 @@ def _copy(
     module.load_state_dict(tensors, strict=False)
 
 
-def _require_same_settings(theirs: Any, ours: Any, source: str) -> None:
+def _require_same_settings(theirs: Any, ours: Any, source: str, *, free: AbstractSet[str] = frozenset(_FREE)) -> None:
     """Raise where a setting that gives tensors their meaning differs, whether or not a shape does."""
     if type(theirs) is not type(ours):
         raise CheckpointError(f"{source}: made for another network: {type(theirs).__name__}, not {type(ours).__name__}")
     left, right = (_flat(configs.to_dict(config)) for config in (theirs, ours))
-    differing = [name for name in left if name.split(".")[0] not in _FREE and left[name] != right.get(name)]
+    differing = [name for name in left if not _is_free(name, free) and left[name] != right.get(name)]
     if differing:
         pairs = (f"{name} is {left[name]!r} in the file, {right.get(name)!r} here" for name in differing)
         raise CheckpointError(f"{source}: made for another network: {'; '.join(pairs)}{_hint(theirs)}")
@@ -305,7 +327,12 @@ def _hint(config: Any) -> str:
 
 def _flat_fixed(config: Any) -> dict[str, Any]:
     flat = _flat(configs.to_dict(config))
-    return {name: value for name, value in flat.items() if name.split(".")[0] not in _FREE}
+    return {name: value for name, value in flat.items() if not _is_free(name, _FREE)}
+
+
+def _is_free(name: str, free: AbstractSet[str]) -> bool:
+    """Whether a setting (dotted name) is one of `free` or part of one."""
+    return name in free or name.split(".", maxsplit=1)[0] in free
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -101,7 +101,9 @@ def test_links_lead_somewhere(page):
     assert broken == []
 
 
-@pytest.mark.parametrize(("page", "entry"), [("retinanet.md", "retinanet_r50_fpn"), ("yolov2.md", "yolov2")])
+@pytest.mark.parametrize(
+    ("page", "entry"), [("retinanet.md", "retinanet_r50_fpn"), ("ssd.md", "ssd513_r101"), ("yolov2.md", "yolov2")]
+)
 def test_the_settings_that_the_page_of_a_detector_names_exist(page, entry):
     from focaldet.models import DETECTORS
 

@@ -82,7 +82,7 @@ def test_size_of_the_released_networks(classes, trainable, floats):
 
 
 def test_anchors_in_pixels():
-    """DETECTORS: 18.33×21.68 … 312.66×293.38 px for COCO, whatever the size of the input."""
+    """18.33×21.68 … 312.66×293.38 px for COCO, whatever the size of the input."""
     anchors = grid_anchors(COCO_ANCHORS, stride_px=32, height=2, width=3)
     assert anchors.shape == (30, 4)
     sides = [[round(value, 2) for value in row] for row in (anchors[:5, 2:] - anchors[:5, :2]).tolist()]

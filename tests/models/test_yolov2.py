@@ -50,6 +50,11 @@ def outputs_of(raw, anchors, num_classes):
     values = torch.tensor(raw).view(images, len(anchors), 5 + num_classes, height, width)
     values = values.permute(0, 3, 4, 1, 2).reshape(images, -1, 5 + num_classes).requires_grad_()
     boxes = grid_anchors(anchors, stride_px=32, height=height, width=width).double()
+    # What fp32 rounds off the anchors would be the largest difference where the truth is 0.
+    centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).round()
+    half = torch.tensor(anchors, dtype=torch.float64).repeat(height * width, 1) * 16
+    torch.testing.assert_close(boxes, torch.cat([centres - half, centres + half], 1), rtol=1e-6, atol=1e-4)
+    boxes = torch.cat([centres - half, centres + half], 1)
     return values, YOLOv2Outputs(values[..., 5:], values[..., 4], values[..., :4], boxes, (height, width))
 
 

@@ -80,12 +80,13 @@ def test_a_recipe_is_valid_and_says_what_to_expect(path):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_each_row_of_the_papers_table_has_a_recipe_with_its_figures(name):
-    (path,) = [path for path in RECIPES if configs.load(RunConfig, path).model == name]
     row = PUBLISHED[name]
     expected = (
         f"AP {row.ap}, AP50 {row.ap50}, AP75 {row.ap75}, APs {row.ap_small}, APm {row.ap_medium}, APl {row.ap_large}"
     )
-    assert expected in path.read_text()
+    own = [path for path in RECIPES if configs.load(RunConfig, path).model == name]
+    # Of a recipe in stages the last one: it ends where the paper's detector is.
+    assert [path for path in own if expected in path.read_text()] == own[-1:]
 
 
 def test_the_papers_schedule_is_ninety_thousand_updates_at_its_rates():

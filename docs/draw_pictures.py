@@ -1,4 +1,4 @@
-"""The pictures of README and docs: what the demo's detector finds on held-out scenes, and figure 1 of the paper.
+"""The pictures of README and docs: what the demo's detector finds on held-out scenes, its hard examples, and figure 1.
 
 make demo && make docs
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 import focaldet
+from focaldet.study.hard_examples import study_hard
 from focaldet.study.loss_curves import study_losses
 
 COLUMNS, ROWS, GAP_PX = 3, 2, 6
@@ -37,6 +38,21 @@ def filled_scenes(data: Path) -> list[Path]:
     return [data / "images" / one["file_name"] for one in truth["images"] if digits[one["id"]] >= LEAST_DIGITS]
 
 
+def photograph(page: Path, out: Path) -> None:
+    """Show a page in Chromium and keep what one sees; without that browser the old picture stays."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        view = browser.new_page(viewport={"width": 1200, "height": 860})
+        view.goto(page.absolute().as_uri(), wait_until="networkidle")
+        view.screenshot(path=out, type="jpeg", quality=80)
+        browser.close()
+
+
 def main() -> None:
     """Draw the first held-out scenes with boxes and names, twice their size for legibility."""
     parser = argparse.ArgumentParser(description="Draw docs/detections.jpg from the demo's run.")
@@ -56,6 +72,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         study_losses(Path(folder))
         shutil.copy(Path(folder) / "focal_loss.svg", chosen.out.parent)
+        explorer = study_hard(chosen.run, out=Path(folder) / "hard").page
+        photograph(explorer, chosen.out.parent / "hard_examples.jpg")
 
 
 if __name__ == "__main__":

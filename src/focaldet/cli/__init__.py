@@ -13,7 +13,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from focaldet import __version__
-from focaldet.cli.flags import TYPED, Data, DataParts, flag_name, joined, settings
+from focaldet.cli.flags import TYPED, Data, DataParts, SplitFlags, SplitParts, flag_name, joined, named_data, settings
 from focaldet.cli.output import (
     CLEAN,
     FAILED,
@@ -201,15 +201,8 @@ def evaluate_command(
     data: Data = None,
     parts: DataParts = DataConfig(),  # noqa: B008  frozen
     predictions: Path | None = None,
-    split: str = "val",
     out: Path | None = None,
-    size: int | None = None,
-    short_side: int | None = None,
-    max_side: int | None = None,
-    batch_size: int = 8,
-    device: str | None = None,
-    precision: Precision | None = None,
-    workers: int = 0,
+    how: SplitParts = SplitFlags(),  # noqa: B008  frozen
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Give a detector, or anybody's COCO result file, the 12 COCO numbers.
@@ -217,43 +210,27 @@ def evaluate_command(
     Args:
         run: run folder, weights file, or a name such as torchvision:coco_v1.
         predictions: COCO result file to score against the ground truth file `--data`, instead of a detector.
-        split: train, val, test, or a split's own name in the data.
         out: folder for metrics.json and predictions.json; a folder within the run by default.
-        size: long side of the resized image in pixels, instead of what the detector was trained with.
-        short_side: short side in pixels, the paper's form.
-        max_side: limit of the long side with --short-side.
-        batch_size: images per batch.
-        device: such as cpu or cuda:1; the best there is by default.
-        precision: type of the network's products; bf16 where the hardware has it by default.
-        workers: processes that load images.
         json: print JSON.
     """
     if (run is None) == (predictions is None):
         raise ConfigError("eval: give either a run folder, weights file or name, or --predictions RESULTS.json")
-    config = joined(data, parts)
     if predictions is not None:
-        metrics = evaluate_files(predictions, config, split=split)
+        metrics = evaluate_files(predictions, joined(data, parts), split=how.split)
     else:
         with progress("evaluate") as seen:
             metrics = evaluate(
                 str(run),
-                None if config == DataConfig() else config,
-                split=split,
+                named_data(data, parts),
                 out=out,
-                batch_size=batch_size,
-                size=size,
-                short_side=short_side,
-                max_side=max_side,
-                device=device,
-                precision=precision,
-                workers=workers,
                 progress=seen,
+                **dataclasses.asdict(how),
             )
     if json:
         print_json(metrics.to_dict())
     else:
         print_metrics(metrics)
-        if run is not None and (folder := evaluation_folder(run, split=split, out=out)) is not None:
+        if run is not None and (folder := evaluation_folder(run, split=how.split, out=out)) is not None:
             print(f"look at  {folder}")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,10 +12,43 @@ from cyclopts import App, ArgumentCollection, Parameter
 from focaldet import config as configs
 from focaldet.data.index import DataConfig
 from focaldet.errors import ConfigError
+from focaldet.evaluate.inference import Precision
 from focaldet.train.config import RunConfig
 
 Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
 DataParts = Annotated[DataConfig, Parameter(name="--data")]
+
+
+@dataclass(frozen=True)
+class SplitFlags:
+    """Which images a trained detector is looked at on, and how it computes."""
+
+    split: str = "val"
+    """Train, val, test, or a split's own name in the data."""
+
+    size: int | None = None
+    """Long side of the resized image in pixels, instead of what the detector was trained with."""
+
+    short_side: int | None = None
+    """Short side in pixels, the paper's form."""
+
+    max_side: int | None = None
+    """Limit of the long side with --short-side."""
+
+    batch_size: int = 8
+    """Images per batch."""
+
+    device: str | None = None
+    """Such as cpu or cuda:1; the best there is by default."""
+
+    precision: Precision | None = None
+    """Type of the network's products; bf16 where the hardware has it by default."""
+
+    workers: int = 0
+    """Processes that load images."""
+
+
+SplitParts = Annotated[SplitFlags, Parameter(name="*")]
 
 
 class TypedFlags:
@@ -48,6 +82,12 @@ TYPED = TypedFlags()
 def flag_name(field: str) -> str:
     """The flag of a field: `bad_boxes` is `bad-boxes`; the input of weights reads as a part of them."""
     return {"weights_input": "weights.input"}.get(field, field.replace("_", "-"))
+
+
+def named_data(path: Path | None, parts: DataConfig) -> DataConfig | None:
+    """As `joined`; None where nothing was said of the data, so that a run's own are taken."""
+    config = joined(path, parts)
+    return None if config == DataConfig() else config
 
 
 def joined(path: Path | None, parts: DataConfig) -> DataConfig:

@@ -1,16 +1,15 @@
 """`focaldet study …`: the paper's figures, and one's own detector and data in the light of them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from focaldet.cli.flags import Data, DataParts, joined, settings
+from focaldet.cli.flags import Data, DataParts, SplitFlags, SplitParts, named_data, settings
 from focaldet.cli.output import CLEAN, INTERRUPTED, percent, print_json, print_table, progress
 from focaldet.data.index import DataConfig
-from focaldet.evaluate.inference import Precision
 from focaldet.study.hard_examples import PICTURE_PX, HardStudy, study_hard
 from focaldet.study.imbalance import GAMMAS, Imbalance, study_imbalance
 from focaldet.study.loss_curves import study_losses
@@ -41,50 +40,27 @@ def imbalance(
     *,
     data: Data = None,
     parts: DataParts = DataConfig(),  # noqa: B008  frozen
-    split: str = "val",
     out: Path | None = None,
     gamma: Annotated[tuple[float, ...], Parameter(negative="")] = GAMMAS,
-    size: int | None = None,
-    short_side: int | None = None,
-    max_side: int | None = None,
-    batch_size: int = 8,
-    device: str | None = None,
-    precision: Precision | None = None,
-    workers: int = 0,
+    how: SplitParts = SplitFlags(),  # noqa: B008  frozen
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Draw the paper's figure 4 for a detector and data: who holds the loss, many easy examples or a few hard ones?
 
     Args:
         run: run folder, weights file, or a name such as torchvision:coco_v1.
-        split: train, val, test, or a split's own name in the data.
         out: folder for pictures, curves.csv, imbalance.json and the page; a folder within the run by default.
         gamma: exponents of the focal loss to compare.
-        size: long side of the resized image in pixels, instead of what the detector was trained with.
-        short_side: short side in pixels, the paper's form.
-        max_side: limit of the long side with --short-side.
-        batch_size: images per batch.
-        device: such as cpu or cuda:1; the best there is by default.
-        precision: type of the network's products; bf16 where the hardware has it by default.
-        workers: processes that load images.
         json: print JSON.
     """
-    config = joined(data, parts)
     with progress("imbalance") as seen:
         result = study_imbalance(
             run,
-            None if config == DataConfig() else config,
-            split=split,
+            named_data(data, parts),
             out=out,
             gammas=gamma,
-            batch_size=batch_size,
-            size=size,
-            short_side=short_side,
-            max_side=max_side,
-            device=device,
-            precision=precision,
-            workers=workers,
             progress=seen,
+            **asdict(how),
         )
     if json:
         print_json(result.imbalance.to_dict())
@@ -111,51 +87,28 @@ def hard(
     *,
     data: Data = None,
     parts: DataParts = DataConfig(),  # noqa: B008  frozen
-    split: str = "val",
     out: Path | None = None,
     score: float = 0.3,
     picture_px: int = PICTURE_PX,
-    size: int | None = None,
-    short_side: int | None = None,
-    max_side: int | None = None,
-    batch_size: int = 8,
-    device: str | None = None,
-    precision: Precision | None = None,
-    workers: int = 0,
+    how: SplitParts = SplitFlags(),  # noqa: B008  frozen
 ) -> None:
     """Show which objects are easy (green) and which hard (red), and list what looks like errors of the annotations.
 
     Args:
         run: run folder, weights file, or a name such as torchvision:coco_v1.
-        split: train, val, test, or a split's own name in the data.
         out: folder for the page, its pictures and the tables; a folder within the run by default.
         score: from here on a detection is the detector's answer.
         picture_px: long side of the page's pictures in pixels.
-        size: long side of the resized image in pixels, instead of what the detector was trained with.
-        short_side: short side in pixels, the paper's form.
-        max_side: limit of the long side with --short-side.
-        batch_size: images per batch.
-        device: such as cpu or cuda:1; the best there is by default.
-        precision: type of the network's products; bf16 where the hardware has it by default.
-        workers: processes that load images.
     """
-    config = joined(data, parts)
     with progress("hard examples") as seen:
         result = study_hard(
             run,
-            None if config == DataConfig() else config,
-            split=split,
+            named_data(data, parts),
             out=out,
             score=score,
             picture_px=picture_px,
-            batch_size=batch_size,
-            size=size,
-            short_side=short_side,
-            max_side=max_side,
-            device=device,
-            precision=precision,
-            workers=workers,
             progress=seen,
+            **asdict(how),
         )
     _print_hard(result)
 

@@ -211,9 +211,9 @@ def open_on_split(
     return OnSplit(detector, index, matched)
 
 
-def evaluation_folder(run: str | Path, *, split: str, out: Path | None) -> Path | None:
-    """Where `evaluate` writes: `out`, else `eval-<split>` in a run folder; None for weights without one."""
-    return out or (Path(run) / f"eval-{split}" if Path(run).is_dir() else None)
+def evaluation_folder(run: str | Path, *, split: str, out: Path | None, kind: str = "eval") -> Path | None:
+    """Where `evaluate` writes: `out`, else `<kind>-<split>` in a run folder; None for weights without one."""
+    return out or (Path(run) / f"{kind}-{split}" if Path(run).is_dir() else None)
 
 
 def evaluation_split(data: DataConfig, split: str, *, seed: int) -> Index:

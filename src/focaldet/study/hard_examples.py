@@ -21,13 +21,23 @@ from focaldet.data.index import DataConfig, FileSource, Index
 from focaldet.errors import ConfigError
 from focaldet.evaluate.errors import FLOOR, KINDS, Example, Kind, judged
 from focaldet.evaluate.inference import Precision, pick_device
-from focaldet.evaluate.run import OnSplit, Progress, detect_all, open_on_split, relabelled, run_settings
+from focaldet.evaluate.processes import joined_processes
+from focaldet.evaluate.run import (
+    OnSplit,
+    Progress,
+    detect_all,
+    evaluation_folder,
+    open_on_split,
+    relabelled,
+    run_settings,
+)
 from focaldet.models import Detector
 from focaldet.study.hard_page import hard_page
 from focaldet.study.plots import Curve, Plot, write_curves, write_plot
 from focaldet.study.suspects import Suspect, suspects, write_suspects
 from focaldet.types import Detections, Resize, Target
 
+ELSEWHERE = Path("runs/study/hard")  # of weights without a run folder
 FALSE_POSITIVE_SHARE = 2 / 3  # of `score`: below it a false positive is not worth a look
 PICTURE_PX = 640
 JPEG_QUALITY = 80
@@ -72,7 +82,8 @@ def study_hard(
 
     `index.html` with `pictures/` is the explorer, offline; `examples.csv` has a row per object and false positive,
     `suspects.csv` and `suspects_coco.json` the suspected label errors, `easiness.svg`, `.png` and `curves.csv` how the
-    objects of each class spread from hard to easy.
+    objects of each class spread from hard to easy. Under `torchrun` every process takes a share of the images and the
+    first one writes.
 
     Args:
         run: a run folder (its best weights), a weights file, or a name such as `torchvision:coco_v1`.
@@ -82,7 +93,7 @@ def study_hard(
         score: from here on a detection is the detector's answer; false positives are told from two thirds of it
             on.
         picture_px: long side of the page's pictures, which are never larger than the originals.
-        batch_size: images per batch.
+        batch_size: images per batch of one process.
         size: long side of the resized image, instead of what the detector was trained with.
         short_side: short side of the resized image, the same.
         max_side: limit of the long side with `short_side`.
@@ -101,28 +112,38 @@ def study_hard(
     if picture_px < 1:
         raise ConfigError(f"picture_px: must be at least 1, found {picture_px}")
     opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
-    folder = out or (Path(run) / f"hard-{split}" if Path(run).is_dir() else Path("runs/study/hard"))
+    folder = evaluation_folder(run, split=split, out=out, kind="hard") or ELSEWHERE
     made_folder(folder / "pictures")
-    detected = detect_all(
-        telling_more(opened.detector).to(pick_device(device)),
-        FileSource(opened.index),
-        batch_size=batch_size,
-        precision=precision,
-        workers=workers,
-        progress=progress,
-    )
-    examples = examples_on(opened, detected.detections, score=score)
-    found = suspects(examples, num_classes=len(opened.index.classes), score=score)
-    _write_pictures(opened.index, folder / "pictures", longest_px=picture_px, progress=progress)
-    _write_examples(opened.index, examples, folder / "examples.csv")
-    write_suspects(found, opened.index, table=folder / "suspects.csv", coco=folder / "suspects_coco.json")
-    plot = _easiness(opened.index, examples)
+    with joined_processes(pick_device(device)) as ranks:
+        detected = detect_all(
+            telling_more(opened.detector).to(ranks.device),
+            FileSource(opened.index),
+            batch_size=batch_size,
+            precision=precision,
+            workers=workers,
+            fabric=ranks,
+            progress=progress,
+        )
+        examples = examples_on(opened, detected.detections, score=score)
+        found = suspects(examples, num_classes=len(opened.index.classes), score=score)
+        study = HardStudy(folder / "index.html", examples, tuple(found), opened.matched.notes)
+        if ranks.global_rank == 0:
+            model = str(run_settings(run).get("model", run))
+            page = hard_page(opened.index, examples, found, score=score, model=model)
+            study.page.write_text(page, encoding="utf-8")
+            _write_tables(opened.index, study)
+            _write_pictures(opened.index, folder / "pictures", longest_px=picture_px, progress=progress)
+    return study
+
+
+def _write_tables(index: Index, study: HardStudy) -> None:
+    """The files beside the page, without the pictures."""
+    folder = study.page.parent
+    _write_examples(index, study.examples, folder / "examples.csv")
+    write_suspects(study.suspects, index, table=folder / "suspects.csv", coco=folder / "suspects_coco.json")
+    plot = _easiness(index, study.examples)
     write_plot(plot, folder / "easiness")
     write_curves({"easiness": plot}, folder / "curves.csv")
-    page = folder / "index.html"
-    model = str(run_settings(run).get("model", run))
-    page.write_text(hard_page(opened.index, examples, found, score=score, model=model), encoding="utf-8")
-    return HardStudy(page, examples, tuple(found), opened.matched.notes)
 
 
 def telling_more(detector: Detector) -> Detector:

@@ -18,11 +18,12 @@ from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.evaluate.inference import Precision, autocast, inference_mode, pick_device, pick_precision
 from focaldet.evaluate.page import whole_page
 from focaldet.evaluate.processes import Process, gathered, joined_processes
-from focaldet.evaluate.run import OnSplit, Progress, open_on_split, seen_by_detector
+from focaldet.evaluate.run import OnSplit, Progress, evaluation_folder, open_on_split, seen_by_detector
 from focaldet.models.base import Margins
 from focaldet.study.loss_tally import SIDES, LossTally
 from focaldet.study.plots import Curve, Plot, embedded, write_curves, write_plot
 
+ELSEWHERE = Path("runs/study/imbalance")  # of weights without a run folder
 GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = {"positives": 0.2, "negatives": 0.01}  # the tails that are told in numbers; the first one is the paper's
 FEW, SAME = 0.1, 0.05  # up to which a share of the loss is called little, and a difference none
@@ -128,7 +129,7 @@ def study_imbalance(
     opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
     if len(opened.index) == 0:
         raise ConfigError(f"split: {split!r} has no images")
-    folder = made_folder(imbalance_folder(run, split=split, out=out))
+    folder = made_folder(evaluation_folder(run, split=split, out=out, kind="imbalance") or ELSEWHERE)
     with joined_processes(pick_device(device)) as ranks:
         opened.detector.to(ranks.device)
         loading = {"batch_size": batch_size, "workers": workers}
@@ -138,11 +139,6 @@ def study_imbalance(
             subject = f"{run} · {opened.index.name}"
             _write(folder, tally, imbalance, subject=subject)
     return ImbalanceStudy(folder / "index.html", imbalance)
-
-
-def imbalance_folder(run: str | Path, *, split: str, out: Path | None) -> Path:
-    """Where `study_imbalance` writes: `out`, else a folder within the run, else one in `runs/study`."""
-    return out or (Path(run) / f"imbalance-{split}" if Path(run).is_dir() else Path("runs/study/imbalance"))
 
 
 def tally_losses(

@@ -57,7 +57,7 @@ class RunConfig:
     """Replace the run in `out`."""
 
     size: PositiveInt | None = None
-    """Long side of the resized image, in pixels."""
+    """Long side of the resized image, in pixels; of a detector that warps or letterboxes the side of its square."""
 
     short_side: PositiveInt | None = None
     """Short side of the resized image, in pixels (the form of the paper, together with `max_side`)."""

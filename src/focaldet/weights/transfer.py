@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.nets.norm import FrozenBatchNorm
@@ -21,17 +19,9 @@ from focaldet.weights.download import Progress
 from focaldet.weights.files import TensorFile, read_tensors
 from focaldet.weights.inputs import describe, with_input
 from focaldet.weights.layout import COUNTER, class_layer, listed, require_fit, shapes_of
+from focaldet.weights.settings import BEHIND_ENCODER, FREE, require_same_settings
 from focaldet.weights.sources import Source, resolve
 
-# Settings that may differ between a file and the detector it goes into: they concern training and answers, or the
-# class layer, which then starts afresh. All others decide what a tensor means, even where its shape stays (anchors).
-_FREE = {
-    *("num_classes", "norm", "norm_eps", "norm_momentum", "frozen_stages"),
-    *("prior", "classifier", "matching", "loss", "detect"),
-    *("extra_norm", "decoder.norm", "decoder.frozen_encoder"),
-}
-# What a detector may have otherwise than the one whose encoder it starts from: all that comes behind the encoder.
-_BEHIND_ENCODER = {"decoder", "module_widths", "kernels", "variances", "priors", "tower_init"}
 _KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
 
 
@@ -218,7 +208,7 @@ def _take_darknet(detector: Detector, source: Source, *, named_input: str | None
 
 def _take_encoder(detector: Detector, incoming: _Incoming, source: Source, *, parts: tuple[str, ...]) -> LoadReport:
     """The part of another detector that this one starts from; what comes behind it stays fresh."""
-    _require_same_settings(incoming.config, detector.config, source.label, free=_FREE | _BEHIND_ENCODER)
+    require_same_settings(incoming.config, detector.config, source=source.label, free=FREE | BEHIND_ENCODER)
     tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
     left_out = tuple(name for name in tensors if not name.startswith(parts))
     tensors = {name: value for name, value in tensors.items() if name not in left_out}
@@ -235,7 +225,7 @@ def _take_encoder(detector: Detector, incoming: _Incoming, source: Source, *, pa
 def _take_detector(detector: Detector, incoming: _Incoming, source: Source) -> LoadReport:
     if parts := detector.starts_from(incoming.config):
         return _take_encoder(detector, incoming, source, parts=parts)
-    _require_same_settings(incoming.config, detector.config, source.label)
+    require_same_settings(incoming.config, detector.config, source=source.label)
     tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
     expected = shapes_of(detector, counters=False)
     reset = () if _same_classes(detector, incoming) else class_layer(detector)
@@ -307,40 +297,6 @@ def _copy(
         if not value.is_floating_point():
             raise CheckpointError(f"{source.label}: {name}: is {value.dtype}, must hold floating-point numbers")
     module.load_state_dict(tensors, strict=False)
-
-
-def _require_same_settings(theirs: Any, ours: Any, source: str, *, free: AbstractSet[str] = frozenset(_FREE)) -> None:
-    """Raise where a setting that gives tensors their meaning differs, whether or not a shape does."""
-    if type(theirs) is not type(ours):
-        raise CheckpointError(f"{source}: made for another network: {type(theirs).__name__}, not {type(ours).__name__}")
-    left, right = (_flat(configs.to_dict(config)) for config in (theirs, ours))
-    differing = [name for name in left if not _is_free(name, free) and left[name] != right.get(name)]
-    if differing:
-        pairs = (f"{name} is {left[name]!r} in the file, {right.get(name)!r} here" for name in differing)
-        raise CheckpointError(f"{source}: made for another network: {'; '.join(pairs)}{_hint(theirs)}")
-
-
-def _hint(config: Any) -> str:
-    names = (name for name, known in DETECTORS.items() if _flat_fixed(known) == _flat_fixed(config))
-    return f" (it fits {name})" if (name := next(names, None)) else ""
-
-
-def _flat_fixed(config: Any) -> dict[str, Any]:
-    flat = _flat(configs.to_dict(config))
-    return {name: value for name, value in flat.items() if not _is_free(name, _FREE)}
-
-
-def _is_free(name: str, free: AbstractSet[str]) -> bool:
-    """Whether a setting (dotted name) is one of `free` or part of one."""
-    return name in free or name.split(".", maxsplit=1)[0] in free
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _same_classes(detector: Detector, incoming: _Incoming) -> bool:

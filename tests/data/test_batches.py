@@ -13,6 +13,7 @@ from focaldet.data.batches import (
     repeat_factors,
     training_batches,
     uniform_order,
+    with_drawn_sizes,
 )
 from focaldet.data.randomness import stream
 from focaldet.types import ImageSize
@@ -107,3 +108,16 @@ def test_rank_slices_make_up_the_batch(length, num_ranks):
     parts = [rank_slice(batch, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
     assert [pick for part in parts for pick in part] == batch
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_darknets_last_200_batches():
+    """detector.c: the largest size while batch + 200 > max_batches, of 500 200; before them sizes are drawn as ever."""
+    batches = [[Pick(272, 0, 0)]] * 1833
+
+    def sizes(**law):
+        found = with_drawn_sizes(batches, (320, 608), seed=0, epoch=272, num_epochs=273, **law)
+        return [pick.size_px for (pick,) in found]
+
+    drawn = sizes(end_share=0.0)
+    assert set(drawn) == set(range(320, 609, 32)) and set(drawn[-200:]) != {608}
+    assert sizes(end_share=0.0004) == [*drawn[:-200], *[608] * 200]

@@ -296,6 +296,19 @@ def test_multi_scale_changes_the_size_and_nothing_else_that_is_drawn():
     assert loader(augment=None, multi_scale=(32, 64)).picks(0) == loader(augment=None).picks(0), "training alone"
 
 
+def test_the_last_share_of_a_run_has_the_largest_size():
+    """Of 3 epochs of 24 batches the last tenth: 7 batches, the end of a block of 10 too."""
+    many = {"source": painted_source(96), "batch_size": 4, "multi_scale": (32, 320), "num_epochs": 3}
+    drawn, ended = (
+        [[batch[0].size_px for batch in one.picks(epoch)] for epoch in range(3)]
+        for one in (loader(**many), loader(**many, multi_scale_end=0.1))
+    )
+    assert ended[:2] == drawn[:2] and ended[2] == [*drawn[2][:17], *[320] * 7]
+    assert drawn[2][17:] != [320] * 7
+    whole = loader(**many, multi_scale_end=1.0)
+    assert {batch[0].size_px for epoch in range(3) for batch in whole.picks(epoch)} == {320}
+
+
 @pytest.mark.parametrize("bounds", [(33, 63), (64, 32), (-64, -32), (0, 32)])
 def test_multi_scale_without_a_multiple_of_32_is_refused(bounds):
     with pytest.raises(ConfigError, match="multi_scale: there is no multiple of 32 px"):

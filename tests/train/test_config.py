@@ -68,6 +68,12 @@ class TestMadeFolder:
         ({"seed": -1}, "seed"),
         ({"resume": True, "overwrite": True}, "resume and overwrite"),
         ({"patience": 3, "evaluate_every": None}, "patience"),
+        ({"warmup_power": 0.0}, "warmup_power"),
+        ({"step_at": (0.5, 1.5)}, "step_at"),
+        ({"step_at": (0.9, 0.8)}, "step_at: shares must rise"),
+        ({"step_at": (0.5, 0.5)}, "step_at: shares must rise"),
+        ({"multi_scale": (32, 64), "multi_scale_end": 2.0}, "multi_scale_end"),
+        ({"multi_scale_end": 0.5}, "multi_scale_end: needs multi_scale"),
         ({"batch_size": 8, "accumulate": 3}, "allowed: a multiple of 3"),
     ],
 )

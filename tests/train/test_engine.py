@@ -318,6 +318,25 @@ def test_constant_run_is_made_longer(tmp_path):
     assert_same_end(tmp_path / "long", tmp_path / "short")
 
 
+def test_a_run_keeps_the_rules_of_its_rate_and_of_its_last_sizes(tmp_path, monkeypatch):
+    """12 updates: a square rise over 3, a tenth at the half and at three quarters, the last third at 96 px."""
+    sides = []
+    measured = Update.__call__
+
+    def noted(update, group, **named):
+        sides.extend(batch.images.shape[-1] for batch in group)
+        return measured(update, group, **named)
+
+    monkeypatch.setattr(Update, "__call__", noted)
+    rules = {"schedule": "step", "step_at": (0.5, 0.75), "warmup_epochs": 0.75, "warmup_power": 2.0}
+    sizes = {"size": 64, "multi_scale": (32, 96), "multi_scale_end": 1 / 3, "seed": 1}
+    config = small_run(tmp_path, epochs=3, batch_size=2, evaluate_every=None, **rules, **sizes)
+    run(config)
+    rates = [float(row["learning_rate"]) / config.scaled_learning_rate for row in rows_of(tmp_path)]
+    assert rates == pytest.approx([1 / 9, 4 / 9, *[1.0] * 4, *[0.1] * 3, *[0.01] * 3], rel=1e-5)
+    assert len(sides) == 12 and sides[8:] == [96] * 4 and sides[7] < 96
+
+
 def test_resuming_another_run_is_refused(tmp_path):
     config = small_run(tmp_path, epochs=1)
     run(config)

@@ -1,6 +1,7 @@
 """The course of the learning rate against torch and by hand; the groups of parameters; clipping."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,16 +9,28 @@ from squares import ARCHITECTURE
 from tiny import TinyDetector
 from torch import nn
 
+from focaldet import config as configs
 from focaldet.models import build
 from focaldet.train.config import RunConfig
 from focaldet.train.optim import build_optimizer, clip_gradients, parameter_groups, rate_factor, set_rate
 
+RECIPES = Path(__file__).parents[2] / "recipes"
+DEFAULT = RunConfig()
 
-def factors(schedule, *, total_steps, warmup_steps=0.0):
-    return [
-        rate_factor(step, total_steps=total_steps, warmup_steps=warmup_steps, schedule=schedule)
-        for step in range(total_steps)
-    ]
+
+def factor(step, *, schedule, total_steps, warmup_steps=0.0, warmup_power=1.0, step_at=DEFAULT.step_at):
+    return rate_factor(
+        step,
+        total_steps=total_steps,
+        warmup_steps=warmup_steps,
+        warmup_power=warmup_power,
+        schedule=schedule,
+        step_at=step_at,
+    )
+
+
+def factors(schedule, *, total_steps, **named):
+    return [factor(step, total_steps=total_steps, schedule=schedule, **named) for step in range(total_steps)]
 
 
 @pytest.mark.parametrize("total_steps", [10, 37, 600])
@@ -48,7 +61,7 @@ def test_cosine_by_hand():
 def test_step_schedule_of_the_paper():
     """90 000 steps, divided by ten at 60 000 and again at 80 000 (section 4.1)."""
     at = {
-        step: rate_factor(step, total_steps=90_000, warmup_steps=500.0, schedule="step")
+        step: factor(step, total_steps=90_000, warmup_steps=500.0, schedule="step")
         for step in (0, 499, 59_999, 60_000, 79_999, 80_000, 89_999)
     }
     expected = {0: 1 / 500, 499: 1, 59_999: 1, 60_000: 0.1, 79_999: 0.1, 80_000: 0.01, 89_999: 0.01}
@@ -57,7 +70,46 @@ def test_step_schedule_of_the_paper():
 
 def test_constant_warms_up_and_stays():
     assert factors("constant", total_steps=6, warmup_steps=4.0) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
-    assert rate_factor(10**9, total_steps=6, warmup_steps=4.0, schedule="constant") == 1
+    assert factor(10**9, total_steps=6, warmup_steps=4.0, schedule="constant") == 1
+
+
+def test_the_rate_of_darknets_cfg():
+    """yolov2.cfg: 500 200 updates, burn_in=1000 with power 4, a tenth at 400 000 and 450 000; its batch t is our t - 1.
+
+    get_current_rate of src/network.c, with the shares that the recipe has.
+    """
+
+    def darknet(batch):
+        if batch < 1000:
+            return (batch / 1000) ** 4
+        return 0.1 ** sum(place <= batch for place in (400_000, 450_000))
+
+    law = {"schedule": "step", "total_steps": 500_200, "warmup_steps": 1000.0, "warmup_power": 4.0}
+    recipe = configs.load(RunConfig, RECIPES / "yolov2_coco.yaml")
+    assert (recipe.schedule, recipe.warmup_power, recipe.step_at) == ("step", 4.0, (0.79968, 0.89964))
+    for batch in (1, 10, 500, 999, 1000, 1001, 399_990, 400_010, 449_990, 450_010, 500_200):
+        found = factor(batch - 1, **law, step_at=recipe.step_at)
+        assert found == pytest.approx(darknet(batch), rel=1e-12), batch
+
+
+def test_ssds_rate_falls_where_its_authors_let_it():
+    """130 000 and 210 000 of 250 000 updates."""
+    recipe = configs.load(RunConfig, RECIPES / "ssd513_r101.yaml")
+    law = {"schedule": recipe.schedule, "total_steps": 250_000, "step_at": recipe.step_at}
+    at = {step: factor(step, **law) for step in (129_999, 130_000, 209_999, 210_000)}
+    assert at == pytest.approx({129_999: 1, 130_000: 0.1, 209_999: 0.1, 210_000: 0.01})
+
+
+def test_no_place_to_fall_at_is_a_constant_rate():
+    assert factors("step", total_steps=5, step_at=()) == [1.0] * 5
+
+
+def test_the_power_bends_every_linear_warm_up():
+    for schedule in ("constant", "cosine", "step"):
+        one, square = (factors(schedule, total_steps=8, warmup_steps=4.0, warmup_power=p) for p in (1.0, 2.0))
+        shares = [0.25, 0.5, 0.75, *[1.0] * 5]
+        assert square == pytest.approx([factor * share for factor, share in zip(one, shares, strict=True)])
+    assert factors("one_cycle", total_steps=8, warmup_power=2.0) == factors("one_cycle", total_steps=8)
 
 
 def test_groups_hold_every_trained_parameter_once():

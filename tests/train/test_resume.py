@@ -180,6 +180,10 @@ def test_only_a_constant_run_can_be_made_longer(tmp_path):
         with pytest.raises(CheckpointError, match="epochs was 2, is 9"):
             compare(small_run(tmp_path, schedule=schedule), small_run(tmp_path, schedule=schedule, epochs=9))
     compare(small_run(tmp_path, schedule="constant"), small_run(tmp_path, schedule="constant", epochs=9))
+    ended = {"schedule": "constant", "multi_scale": (32, 64), "multi_scale_end": 0.1}
+    compare(small_run(tmp_path, **ended), small_run(tmp_path, **ended))
+    with pytest.raises(CheckpointError, match="epochs was 2, is 9"):
+        compare(small_run(tmp_path, **ended), small_run(tmp_path, **ended, epochs=9))
     with pytest.raises(CheckpointError, match="epochs was 2, is 1"):
         compare(small_run(tmp_path, schedule="constant"), small_run(tmp_path, schedule="constant", epochs=1))
 

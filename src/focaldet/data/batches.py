@@ -98,11 +98,18 @@ def evaluation_batches(frames: Sequence[ImageSize], *, batch_size: int) -> list[
 
 
 def with_drawn_sizes(
-    batches: Sequence[Sequence[Pick]], bounds: tuple[int, int], *, seed: int, epoch: int
+    batches: Sequence[Sequence[Pick]],
+    bounds: tuple[int, int],
+    *,
+    seed: int,
+    epoch: int,
+    num_epochs: int,
+    end_share: float,
 ) -> list[list[Pick]]:
     """The batches of an epoch, each with a size for all its images: one for every `SIZE_BATCHES` of them.
 
     Sizes are the multiples of `SIZE_STEP_PX` within `bounds`; which one is drawn depends on (seed, epoch, batch) alone.
+    The last batches of all epochs, by their share `end_share`, have the largest size.
 
     Raises:
         ConfigError: there is no such multiple.
@@ -114,6 +121,11 @@ def with_drawn_sizes(
     drawn = [
         randomness.stream("size", seed, epoch, number // SIZE_BATCHES).choice(sizes) for number in range(len(batches))
     ]
+    total = num_epochs * len(batches)
+    for number in range(len(batches)):
+        batches_left = total - epoch * len(batches) - number
+        if 0 < batches_left <= end_share * total:
+            drawn[number] = sizes[-1]
     return [[pick._replace(size_px=size) for pick in batch] for batch, size in zip(batches, drawn, strict=True)]
 
 

@@ -40,7 +40,7 @@ class Loader:
         batch_size: images per batch of one rank, ≥ 1.
         seed: of the order and of the augmentation.
         augment: the augmentation; `None` for evaluation.
-        num_epochs: the length of the training, which decides when the mosaic ends.
+        num_epochs: the length of the training, which decides when the mosaic and the drawing of sizes end.
         workers: processes that load beside this one; 0 loads in this process.
         rank: which part of every global batch is loaded, 0 … num_ranks − 1.
         num_ranks: how many processes train together.
@@ -48,6 +48,7 @@ class Loader:
             more often (`batches.repeat_factors`). Evaluation knows only "uniform".
         multi_scale: smallest and largest size in pixels, of which training draws one every few batches
             (`batches.with_drawn_sizes`); `None` keeps that of `preprocessing`.
+        multi_scale_end: share of the training, at its end, whose batches all have the largest size.
 
     Raises:
         ConfigError: a number out of range, or fewer images to train on than ranks.
@@ -67,6 +68,7 @@ class Loader:
         num_ranks: int = 1,
         sampling: Sampling = "uniform",
         multi_scale: tuple[int, int] | None = None,
+        multi_scale_end: float = 0.0,
     ) -> None:
         _check(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
         if augment is not None and len(source.index) < num_ranks:
@@ -74,6 +76,7 @@ class Loader:
         self._index, self._preprocessing, self._seed, self._workers = source.index, preprocessing, seed, workers
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
         self._training, self._multi_scale = augment is not None, multi_scale
+        self._num_epochs, self._multi_scale_end = num_epochs, multi_scale_end
         self._factors = planning.repeat_factors(source.index) if sampling == "class_balanced" else None
         if augment is not None and isinstance(source, FileSource):
             source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, workers))
@@ -123,7 +126,14 @@ class Loader:
         global_size = self._batch_size * self._num_ranks
         whole = planning.training_batches(order, portrait, epoch=epoch, batch_size=global_size, stream=draws)
         if self._multi_scale is not None:
-            whole = planning.with_drawn_sizes(whole, self._multi_scale, seed=self._seed, epoch=epoch)
+            whole = planning.with_drawn_sizes(
+                whole,
+                self._multi_scale,
+                seed=self._seed,
+                epoch=epoch,
+                num_epochs=self._num_epochs,
+                end_share=self._multi_scale_end,
+            )
         return [planning.rank_slice(batch, rank=self._rank, num_ranks=self._num_ranks) for batch in whole]
 
     def _running(self) -> Iterator[PackedBatch | FocaldetError]:

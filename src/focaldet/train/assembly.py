@@ -131,6 +131,7 @@ def _build_loader(config: RunConfig, source: Source, learner: Learner, *, fabric
         num_ranks=fabric.world_size,
         sampling="uniform" if overfit else config.sampling,
         multi_scale=None if overfit else config.multi_scale,
+        multi_scale_end=config.multi_scale_end,
     )
 
 

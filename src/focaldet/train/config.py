@@ -68,6 +68,9 @@ class RunConfig:
     multi_scale: tuple[PositiveInt, PositiveInt] | None = None
     """Smallest and largest size in pixels: every 10 batches training draws a multiple of 32 between them."""
 
+    multi_scale_end: Share = 0.0
+    """Share of the run, at its end, that has the largest size of `multi_scale` only."""
+
     epochs: PositiveInt = 24
     """Passes over the training images."""
 
@@ -95,8 +98,14 @@ class RunConfig:
     schedule: Schedule = "one_cycle"
     """Course of the learning rate. Only a `constant` run can be given more epochs when it is resumed."""
 
+    step_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (2 / 3, 8 / 9)
+    """Shares of the run at which the rate of the `step` schedule falls to a tenth."""
+
     warmup_epochs: NonNegativeFloat = 1.0
-    """Epochs of linear warm-up (one_cycle has its own rise over the first 30 % of the run)."""
+    """Epochs of warm-up (one_cycle has its own rise over the first 30 % of the run)."""
+
+    warmup_power: PositiveFloat = 1.0
+    """Power of the warm-up's share that is over; 1 is a linear rise, 4 the burn-in of darknet."""
 
     clip_norm: PositiveFloat | None = 10.0
     """Largest norm of the gradient; None for no limit."""
@@ -176,6 +185,8 @@ def checked(config: RunConfig, *, num_ranks: int = 1) -> RunConfig:
     contradictions = {
         "resume and overwrite exclude each other": config.resume and config.overwrite,
         "patience: needs evaluate_every": config.patience and not config.evaluate_every,
+        "multi_scale_end: needs multi_scale": config.multi_scale_end and config.multi_scale is None,
+        f"step_at: shares must rise, found {config.step_at}": list(config.step_at) != sorted({*config.step_at}),
         f"batch_size: {config.batch_size} images per update cannot be shared by {num_ranks} processes × "
         f"{config.accumulate} accumulated parts; allowed: a multiple of {parts}": config.batch_size % parts,
     }

@@ -155,7 +155,9 @@ class Run:
             self.position.step,
             total_steps=self.steps_per_epoch * self.config.epochs,
             warmup_steps=self.steps_per_epoch * self.config.warmup_epochs,
+            warmup_power=self.config.warmup_power,
             schedule=self.config.schedule,
+            step_at=self.config.step_at,
         )
 
     def _save_is_due(self) -> bool:

@@ -11,25 +11,34 @@ from focaldet.train.config import RunConfig, Schedule
 # One-cycle, as torch's `OneCycleLR` has it: rise over this share of the steps, from 1 / START, down to 1 / (START ·
 # END).
 RISE, START, END = 0.3, 25.0, 1e4
-# Step schedule: times DROP at these shares of the run (60 000 and 80 000 of 90 000 steps in the paper).
-MILESTONES, DROP = (2 / 3, 8 / 9), 0.1
+# The step schedule's factor at each of its places.
+DROP = 0.1
 
 
-def rate_factor(step: int, *, total_steps: int, warmup_steps: float, schedule: Schedule) -> float:
+def rate_factor(
+    step: int,
+    *,
+    total_steps: int,
+    warmup_steps: float,
+    warmup_power: float,
+    schedule: Schedule,
+    step_at: tuple[float, ...],
+) -> float:
     """The factor in (0, 1] on the learning rate at `step` in [0, `total_steps`).
 
     `one_cycle` equals `torch.optim.lr_scheduler.OneCycleLR`, `cosine` is (1 + cos(π · step / total)) / 2, `step` falls
-    to a tenth at two thirds and at eight ninths of the run; the last two and `constant` warm up linearly over
-    `warmup_steps`.
+    to a tenth at each share of the run in `step_at` (60 000 and 80 000 of 90 000 steps in the paper). The last two and
+    `constant` rise over `warmup_steps` with the power `warmup_power` of the share that is over.
     """
     if schedule == "one_cycle":
         return _one_cycle(step, total_steps=total_steps)
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
+    warmup = math.pow(warmup, warmup_power)
     share = step / total_steps
     if schedule == "cosine":
         return warmup * (1 + math.cos(math.pi * share)) / 2
     if schedule == "step":
-        return warmup * DROP ** sum(share >= milestone for milestone in MILESTONES)
+        return warmup * DROP ** sum(share >= milestone for milestone in step_at)
     return warmup
 
 

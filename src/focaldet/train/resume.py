@@ -182,14 +182,16 @@ def identity(config: RunConfig, *, fingerprints: Mapping[str, str]) -> dict[str,
 def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: Path) -> None:
     """Make sure that a run is resumed as it was started.
 
-    The learning rate of all schedules but `constant` depends on the length of the run, and nothing can make a run
-    longer that has already come down: more epochs need a new run with `weights` set to what this one has learnt.
+    The learning rate of all schedules but `constant` depends on the length of the run, as does `multi_scale_end`, and
+    nothing can make a run longer that has already come down: more epochs need a new run with `weights` set to what this
+    one has learnt.
 
     Raises:
         CheckpointError: names every setting that changed, or the data.
     """
     new, old = now["settings"], then["settings"]
-    if new.get("schedule") == "constant" and new["epochs"] >= old.get("epochs", 0):
+    has_end = new.get("schedule") != "constant" or new.get("multi_scale_end")
+    if not has_end and new["epochs"] >= old.get("epochs", 0):
         then = {**then, "settings": {**old, "epochs": new["epochs"]}}
     if changed := differences(now, then):
         raise CheckpointError(

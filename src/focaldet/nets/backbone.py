@@ -8,7 +8,27 @@ from torch import Tensor, nn
 NUM_STAGES = 5
 
 
-class Backbone(nn.Module):
+class Staged(nn.Module):
+    """A network whose first stages can be kept from training."""
+
+    @abstractmethod
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules of each stage, first the stem."""
+
+    def freeze(self, num_stages: int) -> None:
+        """Stop the training of the first `num_stages` stages; 2 means the stem and C2, as in the paper's ResNets.
+
+        0 and `NUM_STAGES`, nothing and everything, need no cut into stages.
+        """
+        if num_stages == NUM_STAGES:
+            self.requires_grad_(False)
+            return
+        for stage in self.stages()[:num_stages] if num_stages else ():
+            for module in stage:
+                module.requires_grad_(False)
+
+
+class Backbone(Staged):
     """Turns an image into the feature maps C2, C3, C4, C5 (strides 4, 8, 16, 32 px).
 
     `channels` are the widths of the four maps.
@@ -23,15 +43,3 @@ class Backbone(nn.Module):
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
         """The modules of each stage: the stem, then those that end in C2, C3, C4, C5."""
-
-    def freeze(self, num_stages: int) -> None:
-        """Stop the training of the first `num_stages` stages; 2 means the stem and C2, as in the paper's ResNets.
-
-        0 and `NUM_STAGES`, nothing and everything, need no cut into stages.
-        """
-        if num_stages == NUM_STAGES:
-            self.requires_grad_(False)
-            return
-        for stage in self.stages()[:num_stages] if num_stages else ():
-            for module in stage:
-                module.requires_grad_(False)

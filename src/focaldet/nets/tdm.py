@@ -1,0 +1,91 @@
+"""Top-down modulation (Shrivastava et al. 2016): coarse maps told to finer ones, of which only the finest is read.
+
+A re-creation: the authors released no code, and widths and end points for Inception-ResNet-v2 are choices of ours.
+
+Axes: B images, R regions, C D E channels, H W cells.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from focaldet.nets.dssd import fitted
+
+WIDTHS_TO_STRIDE_8 = (256,)
+"""Widths of the two sides of each module, coarsest first: one module from stride 16 to 8, its map has 512 channels."""
+WIDTHS_TO_STRIDE_4 = (256, 128)
+"""The same with a second module, to stride 4; its map has 256 channels."""
+
+
+class TopDownModule(nn.Module):
+    """The coarser map T and the finer one L, a 3×3 convolution with ReLU each, side by side in a 1×1 one with ReLU.
+
+    T is doubled by repeating its cells, unless the maps are of one size already. Where L has an odd number of rows or
+    columns, T's last one is cut off; where L was made without padding and T is too small, T's last one is repeated.
+    """
+
+    def __init__(self, coarse_channels: int, fine_channels: int, width: int) -> None:
+        super().__init__()
+        self.top_down = nn.Conv2d(coarse_channels, width, 3, padding=1)
+        self.lateral = nn.Conv2d(fine_channels, width, 3, padding=1)
+        self.output = nn.Conv2d(2 * width, 2 * width, 1)
+        self.channels = 2 * width
+
+    def forward(self, coarse: Float[Tensor, "B C h w"], fine: Float[Tensor, "B D H W"]) -> Float[Tensor, "B E H W"]:
+        top = F.relu(self.top_down(coarse), inplace=True)
+        if coarse.shape[-2:] != fine.shape[-2:]:
+            top = fitted(F.interpolate(top, scale_factor=2, mode="nearest"), like=fine, padding=0)
+        both = torch.cat([F.relu(self.lateral(fine), inplace=True), top], 1)
+        return F.relu(self.output(both), inplace=True)
+
+
+class TopDownNetwork(nn.Module):
+    """As many modules as there are `widths`, from the coarsest of the maps down; `channels` are those of the result.
+
+    Regions are proposed on the result and cut from it: there is no prediction on the other maps.
+    """
+
+    def __init__(self, channels: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        modules: list[TopDownModule] = []
+        for place, width in enumerate(widths):
+            coarse = modules[-1].channels if modules else channels[-1]
+            modules.append(TopDownModule(coarse, channels[-2 - place], width))
+        self.steps = nn.ModuleList(modules)
+        self.channels = modules[-1].channels
+        _initialise(self)
+
+    def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B C H W"]:
+        """The last module's map. `maps` are finest first, with the channels given at the start."""
+        x = maps[-1]
+        for place, module in enumerate(self.steps):
+            x = module(x, maps[-2 - place])
+        return x
+
+
+class AdaptedTail(nn.Module):
+    """A second half that was trained on the backbone's own map, run on what is cut out of a top-down one.
+
+    A 1×1 convolution gives the crops the channels the second half knows, and ReLU the sign: all its inputs were ≥ 0.
+    """
+
+    def __init__(self, channels: int, tail: nn.Module, tail_channels: int) -> None:
+        super().__init__()
+        self.adapter = nn.Conv2d(channels, tail_channels, 1)
+        self.tail = tail
+        _initialise(self.adapter)
+
+    def forward(self, crops: Float[Tensor, "R C H W"]) -> Float[Tensor, "R D h w"]:
+        x: Tensor = self.tail(F.relu(self.adapter(crops), inplace=True))
+        return x
+
+
+def _initialise(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            assert part.bias is not None
+            nn.init.zeros_(part.bias)

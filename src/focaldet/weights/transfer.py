@@ -13,7 +13,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.types import Preprocessing
-from focaldet.weights import darknet, torchvision
+from focaldet.weights import darknet, timm, torchvision
 from focaldet.weights.checkpoint import NO_LICENCE, detector_config, is_own, load_detector, metadata
 from focaldet.weights.download import Progress
 from focaldet.weights.files import TensorFile, read_tensors
@@ -95,6 +95,8 @@ def load_into(
     file = read_tensors(source.path)
     if torchvision.is_retinanet(file.tensors):
         return _take_detector(detector, _torchvision(detector, file, source, named_input=input), source)
+    if timm.is_inception_resnet(file.tensors):
+        return _take_halves(detector, file, source, named_input=input)
     return _take_backbone(detector, file, source, named_input=input)
 
 
@@ -248,17 +250,11 @@ def _take_detector(detector: Detector, incoming: _Incoming, source: Source) -> L
 
 def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> LoadReport:
     """An ImageNet classifier's weights into `detector.backbone`."""
-    stated = named_input or file.statements.get("input") or source.input
     if not torchvision.is_classifier(file.tensors):
         raise CheckpointError(
             f"{source.label}: no layout that focaldet knows (first tensors: {listed(list(file.tensors))})"
         )
-    if stated is None:
-        raise ConfigError(
-            f"{source.label}: does not state what input it was trained on; say it with --weights.input "
-            "(torchvision's ImageNet weights: imagenet)"
-        )
-    preprocessing = with_input(detector.preprocessing, stated, source=source.label)
+    preprocessing = _classifier_input(detector, file, source, named_input=named_input)
     backbone = detector.get_submodule("backbone")
     kept_frozen = bool(_KEEP_FROZEN.search(file.statements.get("note", "")))
     if kept_frozen and any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
@@ -285,6 +281,30 @@ def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, name
         licence=file.statements.get("licence") or source.licence,
         remarks=remarks,
     )
+
+
+def _take_halves(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> LoadReport:
+    """timm's Inception-ResNet-v2 into both stages of a detector that is made of it."""
+    preprocessing = _classifier_input(detector, file, source, named_input=named_input)
+    tensors, expected, left_out = timm.detector_tensors(detector, file.tensors, source=source.label)
+    _copy(detector, tensors, expected, source)
+    remarks = (*timm.remarks(file.tensors), *_set_norm_eps(detector, timm.BATCH_NORM_EPS))
+    detector.preprocessing = preprocessing
+    licence = file.statements.get("licence")
+    return LoadReport(source.label, "backbone", tuple(expected), (), left_out, preprocessing, licence, remarks)
+
+
+def _classifier_input(
+    detector: Detector, file: TensorFile, source: Source, *, named_input: str | None
+) -> Preprocessing:
+    """The detector's preprocessing with the input that the user, the file or its origin states, in that order."""
+    stated = named_input or file.statements.get("input") or source.input
+    if stated is None:
+        raise ConfigError(
+            f"{source.label}: does not state what input it was trained on; say it with --weights.input "
+            "(torchvision's ImageNet weights: imagenet; timm's Inception-ResNet-v2: symmetric)"
+        )
+    return with_input(detector.preprocessing, stated, source=source.label)
 
 
 def _copy(

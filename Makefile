@@ -38,6 +38,7 @@ bench: $(INSTALLED)
 	$(RUN)/python benchmarks/bccd.py --data "$(DATA)" --weights "$(WEIGHTS)"
 
 docs: $(INSTALLED)
+	$(RUN)/python docs/draw_networks.py
 	$(RUN)/python docs/draw_pictures.py
 
 # pip runs again only when what it installs from has changed.

@@ -230,10 +230,35 @@ class TestCheck:
         assert main(["check"]) == 2
 
 
-def test_check_says_which_anchors_it_cannot_measure(capsys, demo_data):
-    assert main(["check", str(demo_data), "--model", "yolov2_tiny"]) == 0
-    said = capsys.readouterr().out
-    assert "anchors at" not in said and "see `focaldet anchors`" in said
+class TestCheckMeasuresTheAnchorsOfEveryKind:
+    @pytest.mark.parametrize(
+        ("model", "size", "level"),
+        [
+            ("retinanet_mobilenet_v2_fpn", "short side 800", "STRIDE 128"),
+            ("ssd_r18", "320 × 320 px", "C3"),
+            ("yolov2", "544 × 544 px, letterbox", "STRIDE 32"),
+        ],
+    )
+    def test_at_the_size_of_the_detector(self, capsys, demo_data, model, size, level):
+        assert main(["check", str(demo_data), "--model", model]) == 0
+        said = capsys.readouterr().out
+        assert f"anchors at {size}" in said and level in said and f"those of {model}" in said
+        assert ("width and height" in said) == (model == "yolov2")
+
+    def test_the_side_of_a_square_is_asked_for_with_size(self, capsys, demo_data):
+        assert main(["check", str(demo_data), "--model", "ssd_r18", "--size", "256"]) == 0
+        assert "anchors at 256 × 256 px" in capsys.readouterr().out
+        assert main(["check", str(demo_data), "--model", "ssd_r18", "--short-side", "256"]) == 2
+
+    def test_settings_of_the_architecture_count(self, capsys, demo_data):
+        command = ["check", str(demo_data), "--model", "yolov2_tiny", "--json"]
+        covered = []
+        for anchors in ("[[1,1],[2,2]]", "[[40,0.1],[50,0.1]]"):
+            assert main([*command, "--architecture.anchors", anchors]) == 0
+            covered.append(json.loads(capsys.readouterr().out)["splits"][0]["anchors"]["covered"])
+        assert covered[0] > covered[1] == 0
+        assert main([*command, "--architecture.anchor", "[[1,1]]"]) == 2
+        assert "anchors" in capsys.readouterr().err
 
 
 class TestAnchors:

@@ -9,15 +9,22 @@ import pytest
 
 from focaldet.data.check import check
 from focaldet.data.index import DataConfig
+from focaldet.data.shapes import anchor_shapes
+from focaldet.data.splits import find_parts, open_parts
 from focaldet.errors import DataError
-from focaldet.ops.anchors import AnchorConfig
-from focaldet.types import Resize
+from focaldet.models import named_config
+from focaldet.models.retinanet import RetinaNetConfig
+from focaldet.types import Preprocessing, Resize
 
 from .datasets import coco_document, write_coco, write_pictures, write_voc
 
 
 def kinds(report) -> dict[str, int]:
     return {kind: number for (_, kind), number in report.findings.counts.items()}
+
+
+def at(resize: Resize) -> Preprocessing:
+    return Preprocessing(resize=resize)
 
 
 def test_a_clean_set(tmp_path):
@@ -38,13 +45,72 @@ def test_a_clean_set(tmp_path):
 def test_anchors_are_measured_at_the_size_of_the_network(tmp_path):
     write_coco(tmp_path)
     config = DataConfig(path=tmp_path)
-    small = check(config, anchors=AnchorConfig(), size=Resize("long", 64)).splits[0].anchors
+    small = check(config, detector=RetinaNetConfig(), preprocessing=at(Resize("long", 64))).splits[0].anchors
     assert small.too_small == 1  # 16 × 12 px is less than half of 32 × 32; the others have 1024 and 768 px²
     assert small.smallest_anchor_px == pytest.approx(32)
     assert small.covered == pytest.approx(2 / 3)
     assert list(small.covered_per_level) == [f"stride {stride}" for stride in (8, 16, 32, 64, 128)]
-    large = check(config, anchors=AnchorConfig(), size=Resize("long", 640)).splits[0].anchors
+    large = check(config, detector=RetinaNetConfig(), preprocessing=at(Resize("long", 640))).splits[0].anchors
     assert (large.too_small, large.covered) == (0, 1)
+
+
+def test_priors_and_cells_are_measured_too(tmp_path):
+    write_coco(tmp_path)
+    config, square = DataConfig(path=tmp_path), at(Resize("warp", 320, max_size=None))
+    priors = check(config, detector=named_config("ssd_r18"), preprocessing=square).splits[0].anchors
+    assert list(priors.covered_per_level) == ["C3", "C5", "E1", "E2", "E3", "E4"]
+    assert (priors.resize, priors.by_shape, priors.smallest_anchor_px) == ("320 × 320 px", False, pytest.approx(16))
+    assert 0 < priors.average_iou < 1
+    letterbox = at(Resize("letterbox", 416, max_size=None))
+    cells = check(config, detector=named_config("yolov2"), preprocessing=letterbox).splits[0].anchors
+    assert cells.by_shape and list(cells.covered_per_level) == ["stride 32"]
+    assert cells.covered == cells.covered_per_level["stride 32"]
+
+
+def test_the_mean_of_yolov2_is_that_of_the_clusters(tmp_path):
+    write_coco(tmp_path)
+    letterbox = Resize("letterbox", 416, max_size=None)
+    data = DataConfig(path=tmp_path)
+    (index,) = open_parts(data, find_parts(data), lenient=True).values()
+    found = anchor_shapes(index, letterbox, num_clusters=2, seed=0)
+    config = replace(named_config("yolov2"), anchors=found.cells)
+    (split,) = check(data, detector=config, preprocessing=at(letterbox)).splits
+    assert split.anchors.average_iou == pytest.approx(found.average_iou, abs=1e-4)
+
+
+def many_classes(tmp_path, count, boxes):
+    """A set of `count` classes, the first ones with `boxes` boxes on one picture."""
+    document = coco_document()
+    document["categories"] = [{"id": place + 1, "name": f"kind{place + 1:02d}"} for place in range(count)]
+    one = document["annotations"][0]
+    document["annotations"] = [
+        one | {"id": 900 + serial, "category_id": place + 1, "bbox": [serial % 40, 1 + serial // 40, 5, 5], "area": 25}
+        for serial, place in enumerate(place for place, number in enumerate(boxes) for _ in range(number))
+    ]
+    write_coco(tmp_path, document)
+    return check(DataConfig(path=tmp_path))
+
+
+def test_a_long_list_of_classes_shows_its_ends(tmp_path):
+    report = many_classes(tmp_path, 30, [25 - place for place in range(25)])
+    lines = report.lines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("CLASS"))
+    names = [line.split()[0] for line in lines[start + 1 : start + 23]]
+    assert names[:10] == [f"kind{place:02d}" for place in range(1, 11)]
+    assert names[10] == "…"
+    assert names[11:21] == [f"kind{place:02d}" for place in range(16, 26)]
+    assert lines[start + 22] == "10 more: --all; 5 classes have no box"
+    everything = [line.split()[0] for line in report.lines(all_classes=True) if line.startswith("kind")]
+    assert len(everything) == 30
+
+
+def test_a_short_list_of_classes_is_whole_and_the_splits_stand_side_by_side(tmp_path):
+    write_voc(tmp_path, {"train": ["a", "c"], "val": ["b"]})
+    lines = check(DataConfig(path=tmp_path)).lines()
+    header = next(line for line in lines if line.startswith("CLASS"))
+    assert header.split() == ["CLASS", "train", "val"]
+    assert not any("--all" in line for line in lines)
+    assert [line.split()[0] for line in lines if line.startswith(("train", "val"))] == ["train", "val"]
 
 
 def test_ignored_boxes_do_not_count_for_classes(tmp_path):
@@ -141,12 +207,14 @@ def test_impossible_boxes_are_all_listed_and_hide_nothing_else(tmp_path):
 
 def test_the_report_is_json(tmp_path):
     write_coco(tmp_path)
-    report = check(DataConfig(path=tmp_path), anchors=AnchorConfig(), size=Resize("long", 320))
+    report = check(DataConfig(path=tmp_path), detector=RetinaNetConfig(), preprocessing=at(Resize("long", 320)))
     assert json.loads(json.dumps(report.to_dict()))["splits"][0]["boxes_per_class"] == {"cat": 2, "dog": 1}
 
 
 def test_real_blood_cells(real_data):
-    report = check(DataConfig(path=real_data / "bccd"), anchors=AnchorConfig(), size=Resize("long", 320))
+    report = check(
+        DataConfig(path=real_data / "bccd"), detector=RetinaNetConfig(), preprocessing=at(Resize("long", 320))
+    )
     total: dict[str, int] = {}
     for split in report.splits:
         for name, number in split.boxes_per_class.items():

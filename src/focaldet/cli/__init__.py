@@ -13,7 +13,19 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from focaldet import __version__
-from focaldet.cli.flags import TYPED, Data, DataParts, SplitFlags, SplitParts, flag_name, joined, named_data, settings
+from focaldet.cli.flags import (
+    TYPED,
+    Data,
+    DataParts,
+    ModelFlags,
+    ModelParts,
+    SplitFlags,
+    SplitParts,
+    flag_name,
+    joined,
+    named_data,
+    settings,
+)
 from focaldet.cli.output import (
     CLEAN,
     FAILED,
@@ -37,14 +49,13 @@ from focaldet.evaluate.coco import evaluate_files
 from focaldet.evaluate.formats import PredictionFormat
 from focaldet.evaluate.inference import Precision, resize_asked
 from focaldet.evaluate.run import evaluate, evaluation_folder
-from focaldet.models import named_config
-from focaldet.ops.anchors import AnchorConfig
+from focaldet.models import PREPROCESSING
 from focaldet.predict import load, predict_files
 from focaldet.study.demo import run_demo
 from focaldet.study.published import detector_rows
 from focaldet.train.config import RunConfig
 from focaldet.train.engine import train as train_detector
-from focaldet.types import Resize
+from focaldet.types import Preprocessing, Resize
 
 app = App(
     name="focaldet",
@@ -98,39 +109,38 @@ def check(
     /,
     *,
     parts: DataParts = DataConfig(),  # noqa: B008  frozen
-    model: str = RunConfig.model,
+    which: ModelParts = ModelFlags(),  # noqa: B008  frozen
     size: int | None = None,
     short_side: int | None = None,
     max_side: int | None = None,
+    all_classes: Annotated[bool, Parameter(name="--all", negative="")] = False,
     listed: Annotated[bool, Parameter(name="--list", negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Tell what is in a data set and what is wrong with it. Exit status: 0 clean, 1 findings, 2 usage, 3 unreadable.
 
     Args:
-        model: detector whose anchors are measured against the boxes.
-        size: long side in pixels of the image that the anchors meet.
+        size: long side in pixels of the image that the anchors meet, instead of the detector's own.
         short_side: short side in pixels, the paper's form.
         max_side: limit of the long side with --short-side.
+        all_classes: count the boxes of every class, not only of the most and the least frequent.
         listed: list every problem, not only how many there are of each kind.
         json: print JSON.
     """
-    resize = resize_asked(Resize(), size=size, short_side=short_side, max_side=max_side)
-    model_anchors = getattr(named_config(model), "anchors", None)
-    pyramid = model_anchors if isinstance(model_anchors, AnchorConfig) else None
+    detector, prepared = which.config(), PREPROCESSING.get(which.model, Preprocessing())
+    resize = resize_asked(prepared.resize, size=size, short_side=short_side, max_side=max_side)
     try:
-        report = check_data(joined(data, parts), anchors=pyramid, size=resize)
+        report = check_data(
+            joined(data, parts), detector=detector, preprocessing=dataclasses.replace(prepared, resize=resize)
+        )
     except DataError as error:
         print_error(error)
         return UNREADABLE
     if json:
         print_json(report.to_dict())
     else:
-        print(*report.lines(listed=listed), sep="\n")
-        if pyramid is not None:
-            print(f"\nanchors are those of {model}; others: --model, --size")
-        else:
-            print(f"\nthe anchors of {model} belong to no pyramid and are not measured here; see `focaldet anchors`")
+        print(*report.lines(listed=listed, all_classes=all_classes), sep="\n")
+        print(f"\nanchors are those of {which.model}; others: --model, --size, --architecture")
     return report.exit_code
 
 

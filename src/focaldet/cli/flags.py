@@ -13,6 +13,7 @@ from focaldet import config as configs
 from focaldet.data.index import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.evaluate.inference import Precision
+from focaldet.models import AnyConfig, named_config
 from focaldet.train.config import RunConfig
 
 Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
@@ -49,6 +50,28 @@ class SplitFlags:
 
 
 SplitParts = Annotated[SplitFlags, Parameter(name="*")]
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """A detector by its name, and settings laid over those of that name."""
+
+    model: str = RunConfig.model
+    """Detector whose anchors are measured against the boxes."""
+
+    architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of the detector to override, nested as in its config."""
+
+    def config(self) -> AnyConfig:
+        """What they say together.
+
+        Raises:
+            ConfigError: the name or a setting is unknown or out of range.
+        """
+        return named_config(self.model, architecture=TYPED.architecture)
+
+
+ModelParts = Annotated[ModelFlags, Parameter(name="*")]
 
 
 class TypedFlags:

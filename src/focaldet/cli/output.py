@@ -10,6 +10,7 @@ from typing import Any
 
 import pydantic
 
+from focaldet.data.check_report import aligned
 from focaldet.evaluate.coco import HEADLINES, Metrics
 from focaldet.evaluate.processes import is_first_process
 
@@ -73,10 +74,4 @@ def percent(value: float | None) -> str:
 
 def print_table(rows: Sequence[Sequence[str]], *, left: set[int]) -> None:
     """Columns two spaces apart; those in `left` start at the left, numbers end at the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if place in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+    print(*aligned(rows, left=left), sep="\n")

@@ -1,63 +1,78 @@
-"""How well anchors fit boxes, without laying out the anchors.
+"""How well the anchors of a detector fit the boxes of a data set, without laying out the anchors.
 
-Axes: M boxes, S anchors per cell, L levels. The overlap of a box with an anchor of fixed shape only shrinks with the
-distance of their centres, along x and along y alike. So the best anchor of a level lies, for each shape, in the cell
-nearest to the box, and M × L × S overlaps say exactly what all anchors of all images would.
+Axes: M boxes, L levels.
 """
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from focaldet.data.index import Index
-from focaldet.nets.necks import STRIDES_PX
-from focaldet.ops.anchors import AnchorConfig, cell_anchors
+from focaldet.models.base import DetectorConfig
 from focaldet.ops.boxes import areas
-from focaldet.types import Preprocessing, Resize
+from focaldet.ops.grids import best_overlaps
+from focaldet.types import ImageSize, Preprocessing, Resize
 
 FOREGROUND_IOU = 0.5
 
 
-def best_overlaps(
-    boxes: Float[Tensor, "M 4"],
-    images: Int64[Tensor, "M 2"],
-    anchors: AnchorConfig,
-    *,
-    strides_px: tuple[int, ...] = STRIDES_PX,
-) -> Float[Tensor, "M L"]:
-    """IoU of each box with its best anchor on each level, in [0, 1].
+@dataclass(frozen=True, slots=True)
+class AnchorReport:
+    """How the anchors fit the boxes of one split at the size of the network; ignored boxes are left out.
 
-    `images` are the height and width of the picture of each box in the frame of the boxes; feature maps belong to the
-    picture padded to multiples of `Preprocessing.size_divisor`.
+    `covered` is the share of boxes with IoU ≥ 0.5 to some anchor, `covered_per_level` the same for each map alone,
+    `average_iou` the mean over the boxes of the IoU with the best anchor. With `by_shape` all are IoUs of width and
+    height at a common centre. `resize` says the size.
+    `too_small` counts boxes of less than half the area of the smallest anchor: no anchor can reach IoU 0.5 with them.
     """
-    divisor = Preprocessing().size_divisor
-    padded = (images + divisor - 1) // divisor * divisor
-    levels = [
-        _level_overlaps(boxes, -(-padded // stride), cell_anchors(anchors, stride_px=stride), stride)
-        for stride in strides_px
-    ]
-    return torch.stack(levels, dim=1)
+
+    resize: str
+    covered: float
+    covered_per_level: dict[str, float]
+    average_iou: float
+    by_shape: bool
+    too_small: int
+    smallest_anchor_px: float
 
 
-def _level_overlaps(
-    boxes: Float[Tensor, "M 4"], cells: Int64[Tensor, "M 2"], shapes: Float[Tensor, "S 4"], stride_px: int
-) -> Float[Tensor, " M"]:
-    """IoU of each box with its best anchor of one level, whose map has `cells` rows and columns."""
-    shapes = shapes.to(boxes.dtype)
-    center = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
-    size = boxes[:, None, 2:] - boxes[:, None, :2]
-    anchor_center, anchor_size = (shapes[:, :2] + shapes[:, 2:]) / 2, shapes[:, 2:] - shapes[:, :2]
-    last = (cells.flip(1) - 1)[:, None].to(boxes.dtype)
-    cell = ((center - anchor_center) / stride_px).round().clamp(min=0).minimum(last)
-    distance = (center - anchor_center - cell * stride_px).abs()
-    shared = ((size + anchor_size) / 2 - distance).minimum(size).minimum(anchor_size).clamp(min=0).prod(-1)
-    union = size.prod(-1) + anchor_size.prod(-1) - shared
-    return (shared / union).amax(1)
+def anchor_report(index: Index, detector: DetectorConfig, preprocessing: Preprocessing) -> AnchorReport:
+    """How the anchors fit the boxes of a split that has any."""
+    boxes, images = resized_boxes(index, preprocessing.resize)
+    step = preprocessing.size_divisor
+    frames = (images + step - 1) // step * step
+    grids = detector.grids(ImageSize(*frames[0].tolist()))
+    fit = level_overlaps(boxes, frames, detector)
+    shares = (fit >= FOREGROUND_IOU).double().mean(0).tolist()
+    smallest = min(grid.smallest_area for grid in grids)
+    best = fit.amax(1)
+    return AnchorReport(
+        resize=str(preprocessing.resize),
+        covered=float((best >= FOREGROUND_IOU).double().mean()),
+        covered_per_level={grid.name: share for grid, share in zip(grids, shares, strict=True)},
+        average_iou=float(best.double().mean()),
+        by_shape=all(grid.by_shape for grid in grids),
+        too_small=int((areas(boxes) < FOREGROUND_IOU * smallest).sum()),
+        smallest_anchor_px=smallest**0.5,
+    )
 
 
-def smallest_area(anchors: AnchorConfig, *, strides_px: tuple[int, ...] = STRIDES_PX) -> float:
-    """The area of the smallest anchor in square pixels."""
-    return float(areas(cell_anchors(anchors, stride_px=min(strides_px))).min())
+def level_overlaps(
+    boxes: Float[Tensor, "M 4"], frames: Int64[Tensor, "M 2"], detector: DetectorConfig
+) -> Float[Tensor, "M L"]:
+    """IoU, in [0, 1], of each box with its best anchor on each level. `frames` are the height and width of the input
+    that each box lies in, padding included; there must be a box.
+    """
+    sizes, owners = frames.unique(dim=0, return_inverse=True)
+    fit: Tensor | None = None
+    for place, size in enumerate(sizes.tolist()):
+        rows = (owners == place).nonzero().squeeze(1)
+        levels = [best_overlaps(boxes[rows], grid) for grid in detector.grids(ImageSize(*size))]
+        fit = boxes.new_zeros(len(boxes), len(levels)) if fit is None else fit
+        fit[rows] = torch.stack(levels, dim=1)
+    assert fit is not None
+    return fit
 
 
 def resized_boxes(index: Index, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:

@@ -3,16 +3,18 @@
 Axes: B images, H W pixels.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
+from focaldet.ops.grids import Grid
 from focaldet.types import Detections, ImageSize, Preprocessing, Target
 
 
@@ -41,6 +43,7 @@ class Margins(NamedTuple):
     negative: Float[Tensor, " N"]
 
 
+@runtime_checkable
 class DetectorConfig(Protocol):
     """A frozen dataclass that describes an architecture and can build it."""
 
@@ -50,6 +53,22 @@ class DetectorConfig(Protocol):
 
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "Detector":
         """The detector with random weights."""
+
+    def grids(self, image: ImageSize) -> tuple[Grid, ...]:
+        """The anchors over an input of this size (padding included), finest map first."""
+
+
+def level_cells(config: DetectorConfig, *, per_cell: int, image: ImageSize) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of every map with anchors, as the network itself makes them of an input of this size.
+
+    It is built on the device "meta", which computes shapes alone, and given squares: rows come from the height as
+    columns come from the width.
+    """
+    with torch.device("meta"), torch.no_grad():
+        detector = config.build(class_names=(), preprocessing=Preprocessing()).eval()
+        rows, columns = (detector(torch.zeros(1, 3, side, side)).level_sizes for side in image)
+    sides = [tuple(math.isqrt(number // per_cell) for number in sizes) for sizes in (rows, columns)]
+    return tuple(zip(*sides, strict=True))
 
 
 class Detector(nn.Module):

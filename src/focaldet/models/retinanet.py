@@ -28,6 +28,7 @@ from focaldet.nets.norm import NormKind
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.classifier import Classifier, class_logits, class_loss_sum, class_losses, decisions
+from focaldet.ops.grids import Grid, pyramid_grids
 from focaldet.ops.losses.normalise import Normaliser, divisors
 from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
@@ -106,6 +107,10 @@ class RetinaNetConfig:
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "RetinaNet":
         """The network with random weights."""
         return RetinaNet(self, class_names=class_names, preprocessing=preprocessing)
+
+    def grids(self, image: ImageSize) -> tuple[Grid, ...]:
+        """The anchors of P3…P7."""
+        return pyramid_grids(self.anchors, strides_px=STRIDES_PX, image=image)
 
 
 class RetinaNetOutputs(NamedTuple):

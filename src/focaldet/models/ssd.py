@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from focaldet.config import Share
 from focaldet.errors import ConfigError
-from focaldet.models.base import Detector, LossContext, Margins
+from focaldet.models.base import Detector, LossContext, Margins, level_cells
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.dssd import Decoder
@@ -29,6 +29,7 @@ from focaldet.nets.norm import NormKind
 from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, at_level
 from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.classifier import Classifier, class_loss_sum, decisions
+from focaldet.ops.grids import Grid, prior_grids
 from focaldet.ops.losses.normalise import divisors
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
@@ -160,6 +161,12 @@ class SSDConfig:
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "SSD":
         """The network with random weights."""
         return SSD(self, class_names=class_names, preprocessing=preprocessing)
+
+    def grids(self, image: ImageSize) -> tuple[Grid, ...]:
+        """The priors of all maps: those of the backbone by name, then E1, E2… of the extra layers."""
+        cells = level_cells(self, per_cell=self.priors.per_cell, image=image)
+        names = (*self.sources, *(f"E{number}" for number in range(1, len(cells) - len(self.sources) + 1)))
+        return prior_grids(self.priors, names=names, strides_px=self.strides_px, cells=cells, image=image)
 
 
 class SSDOutputs(NamedTuple):

@@ -29,6 +29,7 @@ from focaldet.nets.heads import logit
 from focaldet.nets.norm import NormKind
 from focaldet.ops.anchors import Positive
 from focaldet.ops.boxes import clip, elementwise_iou
+from focaldet.ops.grids import Grid
 from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss
 from focaldet.ops.matching import PositiveShare
 from focaldet.ops.nms import class_nms
@@ -134,6 +135,12 @@ class YOLOv2Config:
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "YOLOv2":
         """The network with random weights."""
         return YOLOv2(self, class_names=class_names, preprocessing=preprocessing)
+
+    def grids(self, image: ImageSize) -> tuple[Grid, ...]:
+        """The anchors of the one map; how well they fit is a matter of width and height alone."""
+        first = grid_anchors(self.anchors, stride_px=STRIDE_PX, height=1, width=1)
+        cells = (image.height // STRIDE_PX, image.width // STRIDE_PX)
+        return (Grid(f"stride {STRIDE_PX}", first, (STRIDE_PX, STRIDE_PX), cells, by_shape=True),)
 
 
 class YOLOv2Outputs(NamedTuple):

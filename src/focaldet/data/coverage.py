@@ -64,7 +64,7 @@ def level_overlaps(
     """IoU, in [0, 1], of each box with its best anchor on each level. `frames` are the height and width of the input
     that each box lies in, padding included; there must be a box.
     """
-    sizes, owners = frames.unique(dim=0, return_inverse=True)
+    sizes, owners = torch.unique(frames, dim=0, return_inverse=True)
     fit: Tensor | None = None
     for place, size in enumerate(sizes.tolist()):
         rows = (owners == place).nonzero().squeeze(1)

@@ -205,7 +205,9 @@ class TestCheck:
     def test_clean(self, capsys, demo_data):
         assert main(["check", str(demo_data)]) == 0
         said = capsys.readouterr().out
-        assert "12 images" in said
+        header = next(place for place, line in enumerate(said.splitlines()) if line.startswith("SPLIT  "))
+        assert said.splitlines()[header].split()[:2] == ["SPLIT", "IMAGES"]
+        assert said.splitlines()[header + 1].split()[1] == "12"
         assert "anchors" in said
 
     def test_findings(self, capsys, demo_data, tmp_path):

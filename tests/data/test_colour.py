@@ -1,9 +1,11 @@
 import colorsys
+import random
 
 import pytest
 import torch
 
-from focaldet.data.colour import hsv_matrix, recolour
+from focaldet.data.augmentation import PRESETS, Augmentation
+from focaldet.data.colour import Colours, draw_colours, hsv_matrix, recolour, recoloured, stretched
 
 
 def picture(*pixels):
@@ -53,3 +55,65 @@ def test_the_result_does_not_depend_on_threads_or_layout():
     exact = (matrix.double() @ image.double().flatten(1)).round().clamp(0, 255).to(torch.uint8).view_as(image)
     assert torch.equal(recolour(image, matrix), exact)
     assert torch.equal(recolour(image.permute(1, 2, 0).contiguous().permute(2, 0, 1), matrix), exact)
+
+
+def test_stretching_multiplies_adds_rounds_and_clips():
+    assert pixels(stretched(picture((10, 100, 200)), addend=-32.0)) == [[0, 68, 168]]
+    assert pixels(stretched(picture((10, 100, 200)), factor=1.5, addend=7.25)) == [[22, 157, 255]]
+    image = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    assert torch.equal(stretched(image), image)
+
+
+def test_brightness_comes_first_and_a_coin_places_the_contrast():
+    """Every step is clipped: 200 · 1.5 is 255, half of it 128 and not 150."""
+    grey = picture((200, 200, 200))
+    assert pixels(recoloured(grey, Colours(contrast=1.5, contrast_first=True, value=0.5))) == [[128] * 3]
+    assert pixels(recoloured(grey, Colours(contrast=1.5, contrast_first=False, value=0.5))) == [[150] * 3]
+    assert pixels(recoloured(picture((20, 20, 20)), Colours(brightness=-32.0, contrast=1.5))) == [[0] * 3]
+    assert pixels(recoloured(picture((240, 240, 240)), Colours(brightness=32.0, contrast=0.5))) == [[128] * 3]
+    assert torch.equal(recoloured(grey, Colours()), grey)
+
+
+def draws(strength, count=3000):
+    stream = random.Random(0)
+    return [draw_colours(strength, stream) for _ in range(count)]
+
+
+def spread(numbers, *, share, low, high, neutral):
+    """`share` of the numbers differ from `neutral`; they lie in low…high, come near both and are even in between."""
+    made = [number for number in numbers if number != neutral]
+    assert len(made) / len(numbers) == pytest.approx(share, abs=0.03)
+    margin = 0.02 * (high - low)
+    assert low <= min(made) < low + margin and high - margin < max(made) <= high
+    assert sum(made) / len(made) == pytest.approx((low + high) / 2, abs=0.03 * (high - low))
+
+
+def test_the_colours_of_ssd_are_drawn_each_by_itself_for_half_of_the_pictures():
+    drawn = draws(PRESETS["ssd"])
+    spread([colours.brightness for colours in drawn], share=0.5, low=-32, high=32, neutral=0)
+    spread([colours.contrast for colours in drawn], share=0.5, low=0.5, high=1.5, neutral=1)
+    spread([colours.saturation for colours in drawn], share=0.5, low=0.5, high=1.5, neutral=1)
+    spread([colours.hue for colours in drawn], share=0.5, low=-0.1, high=0.1, neutral=0)  # 18 of OpenCV's 180 steps
+    assert {colours.value for colours in drawn} == {1}
+    first = [colours.contrast_first for colours in drawn if colours.contrast != 1]
+    assert sum(first) / len(first) == pytest.approx(0.5, abs=0.04)
+    both = [colours.brightness != 0 and colours.hue != 0 for colours in drawn]
+    assert sum(both) / len(both) == pytest.approx(0.25, abs=0.03)
+
+
+def test_the_colours_of_yolo_are_factors_or_their_inverses():
+    drawn = draws(PRESETS["yolo"])
+    spread([colours.hue for colours in drawn], share=1, low=-0.1, high=0.1, neutral=0)
+    for name in ("saturation", "value"):
+        factors = [getattr(colours, name) for colours in drawn]
+        above, below = [f for f in factors if f > 1], [1 / f for f in factors if f < 1]
+        assert len(above) / len(factors) == pytest.approx(0.5, abs=0.03)
+        spread(above, share=1, low=1, high=1.5, neutral=None)
+        spread(below, share=1, low=1, high=1.5, neutral=None)
+    assert {(colours.brightness, colours.contrast) for colours in drawn} == {(0, 1)}
+
+
+def test_colours_that_are_off_are_left_as_they_are():
+    assert set(draws(Augmentation(), 20)) == {Colours()}
+    off = Augmentation(recolour=0.0, brightness=9.0, contrast=0.5, hue=0.5, saturation=0.5, value_factor=3.0)
+    assert set(draws(off, 20)) == {Colours()}

@@ -5,11 +5,14 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from focaldet.data.geometry import (
+    INTERPOLATIONS,
     Sample,
     View,
+    Window,
     boxes_in_view,
     flip_horizontal,
     flip_vertical,
+    part_in_picture,
     resize_image,
     resize_sample,
     visible_part,
@@ -107,6 +110,76 @@ def test_visible_part_lies_inside_and_what_was_inside_stays_whole(rows):
     assert (kept.boxes >= 0).all() and (kept.boxes[:, 2] <= 40).all() and (kept.boxes[:, 3] <= 30).all()
     whole = inside[kept.labels]
     assert torch.equal(kept.boxes[whole], boxes[kept.labels][whole])
+
+
+def test_rules_on_which_boxes_stay_by_hand():
+    size = ImageSize(20, 20)
+    boxes = torch.tensor(
+        [
+            [-10.0, 0.0, 10.0, 10.0],  # its centre on the edge
+            [-10.5, 0.0, 10.0, 10.0],  # its centre beyond
+            [-30.0, 0.0, 0.9, 10.0],  # less than a pixel in sight
+            [10.0, 10.0, 10.5, 10.5],  # half a pixel, whole
+            [-30.0, 0.0, 0.01, 10.0],  # half a thousandth of the frame's width
+            [25.0, 0.0, 30.0, 10.0],  # outside
+            [5.0, 5.0, 5.0, 9.0],  # without area
+        ]
+    )
+    target = Target(boxes, torch.arange(7), torch.arange(7) % 2 == 0)
+    kept = {keep: visible_part(target, size=size, keep=keep) for keep in ("visible", "centre", "any")}
+    assert {keep: part.labels.tolist() for keep, part in kept.items()} == {
+        "visible": [0, 1],
+        "centre": [0, 3],
+        "any": [0, 1, 2, 3],
+    }
+    assert kept["any"].boxes[2].tolist() == pytest.approx([0, 0, 0.9, 10])
+    assert kept["any"].ignored.tolist() == [True, False, True, False]
+    wide = visible_part(target, size=size, keep="any", frame=ImageSize(20, 850))
+    assert wide.labels.tolist() == [0, 1, 2]  # half a pixel is less than a thousandth of 850
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(-50, 50), st.integers(-50, 50)),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+)
+def test_the_part_in_the_picture_lies_where_the_whole_view_would_show_it(picture, corner, length, shown):
+    size, window = ImageSize(*picture), Window(corner[0], corner[1], ImageSize(100, 100))
+    view = View(top=3, left=5, window=ImageSize(*length), shown=ImageSize(*shown), x=7, y=9)
+    part = part_in_picture(view, window, size=size)
+    starts = (window.top + 3, window.left + 5)
+    spans = [(max(0, start), min(start + long, limit)) for start, long, limit in zip(starts, length, size, strict=True)]
+    if any(first >= last for first, last in spans):
+        assert part is None
+        return
+    assert (part.top, part.left) == (spans[0][0], spans[1][0])
+    assert tuple(part.window) == tuple(last - first for first, last in spans)
+    places = ((part.y - 9, part.shown.height), (part.x - 7, part.shown.width))
+    for (begin, wide), start, long, frame, span in zip(places, starts, length, shown, spans, strict=True):
+        assert 0 <= begin < begin + wide <= frame and wide >= 1
+        ideal = [(edge - start) * frame / long for edge in span]
+        # To half a pixel, but for what is less than a pixel and becomes one.
+        limit = 0.51 if ideal[1] - ideal[0] >= 1 else 1.0
+        assert abs(begin - ideal[0]) <= limit and abs(begin + wide - ideal[1]) <= limit
+
+
+def test_a_view_within_the_picture_stays_as_it_is():
+    view = View(top=4, left=10, window=ImageSize(20, 20), shown=ImageSize(37, 41), x=2, y=3)
+    assert part_in_picture(view, Window(0, 0, SAMPLE.size), size=SAMPLE.size) == view
+
+
+def test_every_interpolation_gives_bytes_of_the_size_down_to_one_pixel():
+    for kind, antialias in INTERPOLATIONS:
+        for shown in ((1, 1), (1, 5), (7, 1), (30, 50), (61, 90)):
+            view = View(top=2, left=3, window=ImageSize(9, 14), shown=ImageSize(*shown), x=0, y=0)
+            out = window_of(noise(30, 50), view=view, antialias=antialias, interpolation=kind)
+            assert out.shape == (3, *shown) and out.dtype == torch.uint8
+        flat = window_of(
+            torch.full((3, 30, 50), 77, dtype=torch.uint8), view=view, antialias=antialias, interpolation=kind
+        )
+        assert (flat == 77).all()
 
 
 def noise(height, width):

@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 import torch
@@ -170,6 +171,22 @@ def test_single_settings_lie_over_the_preset():
     assert AugmentConfig("none").resolved() == Augmentation()
 
 
+def test_words_are_checked_where_no_type_checker_stands_before():
+    for field, word in (("keep_boxes", "some"), ("interpolation", "cubic")):
+        augmentation = Augmentation()
+        object.__setattr__(augmentation, field, word)
+        with pytest.raises(ConfigError, match=f"augment.{field}: must be one of .*, found '{word}'"):
+            augmentation.__post_init__()
+
+
+def test_parts_of_the_published_chains_lie_over_any_preset():
+    config = from_dict(AugmentConfig, {"preset": "light", "expand": 0.3, "crop_overlaps": [0.5], "brightness": 10})
+    assert config.resolved().crop_overlaps == (0.5,) and config.resolved().expand_ratio == (1.0, 4.0)
+    assert from_dict(AugmentConfig, to_dict(config)) == config
+    assert from_dict(AugmentConfig, {"preset": "ssd", "crop_overlaps": []}).resolved().crop_overlaps == ()
+    assert AugmentConfig("yolo", saturation_factor=1.0).resolved().value_factor == 1.5
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -180,11 +197,24 @@ def test_single_settings_lie_over_the_preset():
         ({"crop": 0.6, "zoom_out": 0.6}, "augment.crop"),
         ({"flip_vertical": float("nan")}, "augment.flip_vertical"),
         ({"preset": "hard"}, "preset"),
+        ({"expand": 1.5}, "augment.expand: must be in 0…1, found 1.5"),
+        ({"expand_ratio": (0.5, 2)}, "augment.expand_ratio: must be 1 ≤ low ≤ high ≤ 10, found (0.5, 2.0)"),
+        ({"crop_overlaps": (0.5, 1.1)}, "augment.crop_overlaps: every number must be in 0…1"),
+        ({"crop_scale": (0.0, 1.0)}, "augment.crop_scale"),
+        ({"crop_aspect": (2.0, 1.0)}, "augment.crop_aspect"),
+        ({"aspect_jitter": 1.0}, "augment.aspect_jitter: must be in 0…0.9, found 1.0"),
+        ({"brightness": 256}, "augment.brightness: must be in 0…255, found 256"),
+        ({"contrast": -0.5}, "augment.contrast"),
+        ({"saturation_factor": 0.5}, "augment.saturation_factor: must be in 1…10, found 0.5"),
+        ({"value_factor": float("nan")}, "augment.value_factor"),
+        ({"recolour": 2}, "augment.recolour"),
+        ({"keep_boxes": "some"}, "keep_boxes"),
+        ({"interpolation": "cubic"}, "interpolation"),
         ({"mosiac": 0.5}, "mosaic"),
     ],
 )
 def test_wrong_settings_are_named(settings, named):
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(ConfigError, match=re.escape(named)):
         from_dict(AugmentConfig, settings)
 
 

@@ -11,13 +11,25 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import InterpolationMode, functional
 
+from focaldet.data.augmentation import KeepBoxes
 from focaldet.ops.boxes import areas, clip
 from focaldet.types import LETTERBOX_GREY, ImageSize, Resize, Target
 
 MIN_VISIBLE_SHARE = 0.25
 MIN_SIDE_PX = 1.0
+MIN_FRAME_SHARE = 0.001  # darknet's data.c
+
+# Kind and antialiasing, for OpenCV's five that SSD draws of: nearest (there half a pixel aside), linear and cubic;
+# linear with antialiasing in place of the mean over areas, cubic with antialiasing in place of Lanczos.
+INTERPOLATIONS = (
+    (InterpolationMode.NEAREST_EXACT, False),
+    (InterpolationMode.BILINEAR, False),
+    (InterpolationMode.BILINEAR, True),
+    (InterpolationMode.BICUBIC, False),
+    (InterpolationMode.BICUBIC, True),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,15 @@ class View:
     shown: ImageSize
     x: int
     y: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of whole pixels in a picture's frame, which may reach beyond the picture."""
+
+    top: int
+    left: int
+    size: ImageSize
 
 
 def resize_sample(sample: Sample, resize: Resize) -> Sample:
@@ -87,14 +108,50 @@ def flip_vertical(sample: Sample) -> Sample:
     return Sample(_plain(image), _with_boxes(sample.target, _plain(boxes)))
 
 
-def window_of(image: UInt8[Tensor, "3 H W"], *, view: View, antialias: bool) -> UInt8[Tensor, "3 h w"]:
+def window_of(
+    image: UInt8[Tensor, "3 H W"],
+    *,
+    view: View,
+    antialias: bool,
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+) -> UInt8[Tensor, "3 h w"]:
     """The view's window at the view's shown size: cut first, so that only what is seen is resampled."""
     (height, width), shown = view.window, list(view.shown)
     # With the channels last in memory, as decoders write them, torch takes a third of the time; and with the channels
     # first, torch 2.14 stops with an internal error when the result is 1 × 1.
     interleaved = tv_tensors.Image(image.permute(1, 2, 0).contiguous().permute(2, 0, 1))
-    picture = functional.resized_crop(interleaved, view.top, view.left, height, width, size=shown, antialias=antialias)
+    picture = functional.resized_crop(
+        interleaved, view.top, view.left, height, width, size=shown, interpolation=interpolation, antialias=antialias
+    )
     return _plain(picture)
+
+
+def part_in_picture(view: View, window: Window, *, size: ImageSize) -> View | None:
+    """The part of a view of `window` that lies in a picture of `size`, as a view of the picture; None if there is none.
+
+    Beyond the picture there is nothing to sample, so the canvas of an expansion is never made. Where the picture ends
+    within the view, its edge falls on a whole pixel of the frame; boxes go by the view that comes back and stay on
+    their objects.
+    """
+    rows = _part_of_side(window.top + view.top, view.window.height, view.shown.height, size.height)
+    columns = _part_of_side(window.left + view.left, view.window.width, view.shown.width, size.width)
+    if rows is None or columns is None:
+        return None
+    (top, height, shown_height, y), (left, width, shown_width, x) = rows, columns
+    part, shown = ImageSize(height, width), ImageSize(shown_height, shown_width)
+    return View(top=top, left=left, window=part, shown=shown, x=view.x + x, y=view.y + y)
+
+
+def _part_of_side(start: int, length: int, shown: int, limit: int) -> tuple[int, int, int, int] | None:
+    """One axis: start and length of what lies in 0…`limit`, its length in the frame, and where it begins there."""
+    first, last = max(start, 0), min(start + length, limit)
+    if first >= last:
+        return None
+    begin, end = (round((edge - start) * shown / length) for edge in (first, last))
+    if begin == end:  # Less than a pixel of the frame: the one it lies in.
+        begin = (first - start) * shown // length
+        end = begin + 1
+    return first, last - first, end - begin, begin
 
 
 def boxes_in_view(boxes: Float[Tensor, "G 4"], *, view: View, size: ImageSize) -> Float[Tensor, "G 4"]:
@@ -110,16 +167,28 @@ def visible_shares(boxes: Float[Tensor, "G 4"], *, size: ImageSize) -> Float[Ten
     return areas(cut) / areas(boxes).clamp(min=torch.finfo(boxes.dtype).tiny)
 
 
-def visible_part(target: Target, *, size: ImageSize) -> Target:
+def visible_part(
+    target: Target, *, size: ImageSize, keep: KeepBoxes = "visible", frame: ImageSize | None = None
+) -> Target:
     """The target cut to a picture of `size`.
 
-    A box stays when at least a quarter of its area is visible and both visible sides have at least one pixel; the same
-    holds for ignored boxes. Less than that cannot be told from background.
+    Which boxes stay, ignored ones as well, `keep` says. "visible": at least a quarter of the area is visible and both
+    visible sides have at least one pixel; less than that cannot be told from background. "centre": the centre lies in
+    the picture. "any": what is visible has a thousandth of the sides of `frame` (of `size` where there is none). A box
+    of which nothing is visible never stays.
     """
     cut = clip(target.boxes, height=size.height, width=size.width)
     sides = cut[:, 2:] - cut[:, :2]
-    keep = (visible_shares(target.boxes, size=size) >= MIN_VISIBLE_SHARE) & (sides >= MIN_SIDE_PX).all(1)
-    return Target(cut[keep], target.labels[keep], target.ignored[keep])
+    if keep == "visible":
+        stays = (visible_shares(target.boxes, size=size) >= MIN_VISIBLE_SHARE) & (sides >= MIN_SIDE_PX).all(1)
+    elif keep == "centre":
+        centres = (target.boxes[:, :2] + target.boxes[:, 2:]) / 2
+        limit = centres.new_tensor([size.width, size.height])
+        stays = ((centres >= 0) & (centres <= limit) & (sides > 0)).all(1)
+    else:
+        height, width = frame or size
+        stays = (sides >= MIN_FRAME_SHARE * sides.new_tensor([width, height])).all(1)
+    return Target(cut[stays], target.labels[stays], target.ignored[stays])
 
 
 def joined(targets: list[Target]) -> Target:

@@ -9,13 +9,15 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 
 from focaldet.data.augmentation import Augmentation, AugmentConfig
 from focaldet.data.collate import blank
-from focaldet.data.colour import hsv_matrix, recolour
+from focaldet.data.colour import draw_colours, recoloured
 from focaldet.data.geometry import (
+    INTERPOLATIONS,
     Sample,
     View,
     boxes_in_view,
@@ -23,11 +25,13 @@ from focaldet.data.geometry import (
     flip_vertical,
     joined,
     moved,
+    part_in_picture,
     resize_sample,
     visible_part,
     visible_shares,
     window_of,
 )
+from focaldet.data.windows import draw_window
 from focaldet.types import ImageSize, Preprocessing, Target
 
 __all__ = ["AugmentConfig", "Augmentation", "Augmenter", "Sample", "resize_sample"]
@@ -53,7 +57,7 @@ class Augmenter:
         """The sample in the network's frame, everything drawn from `stream`.
 
         With three `partners` it is a mosaic: the frame is cut in four at a drawn point, each part a view of a picture.
-        Boxes are kept by the rule of `geometry.visible_part`, applied to each picture's window.
+        Boxes are kept by the rule `keep_boxes` (`geometry.visible_part`), applied to each picture's window.
         """
         frame = self.preprocessing.resize.target(sample.size)
         image = blank(frame, preprocessing=self.preprocessing)
@@ -62,32 +66,57 @@ class Augmenter:
         for picture, (y, x, part) in zip((sample, *partners), parts, strict=True):
             shrink = stream.uniform(*MOSAIC_SHRINK) if partners else 1.0
             view = self._draw_view(picture, part, stream, shrink=shrink)
+            if view is None:
+                continue
             self._show(picture.image, view, stream, canvas=image[:, y : y + part.height, x : x + part.width])
-            targets.append(moved(_seen(picture, view), x=x + view.x, y=y + view.y))
-        return self._flipped(Sample(image, joined(targets)), stream)
+            targets.append(moved(self._seen(picture, view, frame), x=x + view.x, y=y + view.y))
+        return self._flipped(Sample(image, joined(targets) if targets else Target.empty()), stream)
 
-    def _draw_view(self, sample: Sample, frame: ImageSize, stream: random.Random, *, shrink: float) -> View:
-        """How much of the picture is shown, how large and where in the frame."""
-        zoom, choice = shrink * stream.uniform(*self.augmentation.scale_jitter), stream.random()
-        target = self.preprocessing.resize.content(sample.size)
-        if choice < self.augmentation.crop:
-            return _crop(sample, frame, _scaled(target, zoom * stream.uniform(*CROP_ZOOM)), stream)
-        if choice < self.augmentation.crop + self.augmentation.zoom_out:
-            zoom /= stream.uniform(*ZOOM_OUT)
-        return _place(sample.size, frame, _scaled(target, zoom), stream)
+    def _draw_view(self, sample: Sample, frame: ImageSize, stream: random.Random, *, shrink: float) -> View | None:
+        """How much of the picture is shown, how large and where in the frame; None where a crop of an expansion shows
+        nothing of it.
+        """
+        strength, size = self.augmentation, sample.size
+        window = draw_window(size, sample.target.boxes, strength=strength, stream=stream)
+        zoom, choice = shrink * stream.uniform(*strength.scale_jitter), stream.random()
+        target = self._draw_content(size, stream)
+        if choice < strength.crop:
+            boxes = moved(sample.target, x=-window.left, y=-window.top).boxes
+            scaled = _scaled(target, zoom * stream.uniform(*CROP_ZOOM))
+            view = _crop(boxes, window.size, frame, scaled, stream)
+        else:
+            if choice < strength.crop + strength.zoom_out:
+                zoom /= stream.uniform(*ZOOM_OUT)
+            view = _place(window.size, frame, _scaled(target, zoom), stream)
+        return part_in_picture(view, window, size=size)
+
+    def _draw_content(self, size: ImageSize, stream: random.Random) -> ImageSize:
+        """The size at which a picture of `size` is shown before any zoom."""
+        content, jitter = self.preprocessing.resize.content(size), self.augmentation.aspect_jitter
+        if jitter == 0:
+            return content
+        frame = self.preprocessing.resize.target(size)
+        height, width = (side * (1 + stream.uniform(-jitter, jitter)) for side in content)
+        fit = min(frame.height / height, frame.width / width)
+        return ImageSize(*(max(1, round(side * fit)) for side in (height, width)))
 
     def _show(
         self, image: UInt8[Tensor, "3 h w"], view: View, stream: random.Random, *, canvas: UInt8[Tensor, "3 H W"]
     ) -> None:
         """Draw the view onto the canvas, its colours changed; the canvas around it keeps its colour."""
-        strength = self.augmentation
-        shown = window_of(image, view=view, antialias=self.preprocessing.resize.antialias)
-        hue = stream.uniform(-strength.hue, strength.hue)
-        saturation = 1 + stream.uniform(-strength.saturation, strength.saturation)
-        value = 1 + stream.uniform(-strength.value, strength.value)
-        if (hue, saturation, value) != (0, 1, 1):
-            shown = recolour(shown, hsv_matrix(hue=hue, saturation=saturation, value=value))
+        kind, antialias = InterpolationMode.BILINEAR, self.preprocessing.resize.antialias
+        if self.augmentation.interpolation == "random":
+            kind, antialias = stream.choice(INTERPOLATIONS)
+        shown = window_of(image, view=view, antialias=antialias, interpolation=kind)
+        shown = recoloured(shown, draw_colours(self.augmentation, stream))
         canvas[:, view.y : view.y + view.shown.height, view.x : view.x + view.shown.width] = shown
+
+    def _seen(self, sample: Sample, view: View, frame: ImageSize) -> Target:
+        """What is visible through the view, in pixels of the shown picture."""
+        target = sample.target
+        boxes = boxes_in_view(target.boxes, view=view, size=sample.size)
+        whole = Target(boxes, target.labels, target.ignored)
+        return visible_part(whole, size=view.shown, keep=self.augmentation.keep_boxes, frame=frame)
 
     def _flipped(self, sample: Sample, stream: random.Random) -> Sample:
         if stream.random() < self.augmentation.flip_horizontal:
@@ -110,13 +139,17 @@ def _scaled(size: ImageSize, zoom: float) -> ImageSize:
     return ImageSize(*(max(1, round(side * zoom)) for side in size))
 
 
-def _crop(sample: Sample, frame: ImageSize, scaled: ImageSize, stream: random.Random) -> View:
-    """A view in which some object is visible by at least a drawn share; the last one tried where none is."""
+def _crop(
+    boxes: Float[Tensor, "G 4"], size: ImageSize, frame: ImageSize, scaled: ImageSize, stream: random.Random
+) -> View:
+    """A view of a picture of `size` in which some object is visible by at least a drawn share; the last one tried where
+    none is.
+    """
     least = stream.choice(CROP_SHARES) - 1e-4  # A whole box measures a little less than 1 in float32.
     for _ in range(CROP_TRIES):
-        view = _place(sample.size, frame, scaled, stream)
-        boxes = boxes_in_view(sample.target.boxes, view=view, size=sample.size)
-        if len(boxes) == 0 or visible_shares(boxes, size=view.shown).max() >= least:
+        view = _place(size, frame, scaled, stream)
+        seen = boxes_in_view(boxes, view=view, size=size)
+        if len(seen) == 0 or visible_shares(seen, size=view.shown).max() >= least:
             break
     return view
 
@@ -135,10 +168,3 @@ def _place_side(length: int, frame: int, scaled: int, stream: random.Random) -> 
         return 0, length, scaled, stream.randint(0, frame - scaled)
     window = max(1, round(length * frame / scaled))
     return stream.randint(0, length - window), window, frame, 0
-
-
-def _seen(sample: Sample, view: View) -> Target:
-    """What is visible through the view, in pixels of the shown picture."""
-    target = sample.target
-    boxes = boxes_in_view(target.boxes, view=view, size=sample.size)
-    return visible_part(Target(boxes, target.labels, target.ignored), size=view.shown)

@@ -71,6 +71,7 @@ def test_a_padded_pool_breaks_everything_after():
 
 def test_the_strides_follow_the_sources():
     assert DETECTORS["ssd513_r101"].strides_px == (8, 16, 32, 64, 128, 256, 512)
+    assert DETECTORS["ssd321_r101"].strides_px == (8, 16, 32, 64, 64, 64)
     assert DETECTORS["ssd_mobilenet_v2"].strides_px == (8, 16, 32, 64, 128, 256)
 
 

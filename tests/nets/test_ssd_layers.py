@@ -8,7 +8,7 @@ from torch import nn
 from focaldet.errors import ConfigError
 from focaldet.nets import build_backbone
 from focaldet.nets.dssd import Decoder, DeconvolutionModule, fitted
-from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, ProjectedBottleneck, at_level
+from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, ProjectedBottleneck, at_level, extra_strides
 
 FROZEN = Layers("frozen", 1e-3, "he")
 
@@ -61,7 +61,7 @@ def test_other_backbones_have_no_such_switches():
 
 
 def extras(**changes):
-    settings = {"count": 5, "paddings": (0,), "layers": FROZEN} | changes
+    settings = {"kernels": (2,) * 5, "paddings": (0,), "layers": FROZEN} | changes
     return ExtraLayers(8, 16, **settings)
 
 
@@ -71,11 +71,18 @@ def sides(maps):
 
 def test_extra_layers_halve():
     assert sides(extras()(torch.zeros(1, 8, 32, 32))) == [16, 8, 4, 2, 1]
-    assert sides(extras(count=4, paddings=(0, 0, 1, 0))(torch.zeros(1, 8, 20, 20))) == [10, 5, 3, 1]
+    assert sides(extras(kernels=(2,) * 4, paddings=(0, 0, 1, 0))(torch.zeros(1, 8, 20, 20))) == [10, 5, 3, 1]
+    assert sides(extras(kernels=(2, 2, 3, 3))(torch.zeros(1, 8, 20, 20))) == [10, 5, 3, 1]
+
+
+def test_extra_strides_double_where_a_layer_halves():
+    assert extra_strides(16, (2,), count=5) == [32, 64, 128, 256, 512]
+    assert extra_strides(16, (2, 2, 3), count=4) == [32, 64, 64, 64]
+    assert extra_strides(16, (2,), count=0) == []
 
 
 def test_a_map_smaller_than_the_kernel_is_padded():
-    found = extras(count=2)(torch.ones(1, 8, 3, 1))
+    found = extras(kernels=(2, 2))(torch.ones(1, 8, 3, 1))
     assert [tuple(one.shape[-2:]) for one in found] == [(1, 1), (1, 1)]
 
 
@@ -142,7 +149,7 @@ def test_the_last_value_holds_for_all_further_levels():
 def test_a_deconvolution_module_is_a_product():
     """Against the layers one by one; the frozen norms are the identity but for the root of 1 + ε."""
     torch.manual_seed(0)
-    module = DeconvolutionModule(4, 6, 8, kernel=2, norm="frozen", eps=0.0)
+    module = DeconvolutionModule(4, 6, 8, kernel=2, stride=2, norm="frozen", eps=0.0)
     coarse, fine = torch.randn(2, 4, 3, 3), torch.randn(2, 6, 6, 6)
     raised = torch.zeros(2, 8, 6, 6)
     for row in range(3):
@@ -155,9 +162,11 @@ def test_a_deconvolution_module_is_a_product():
     torch.testing.assert_close(module(coarse, fine, padding=0), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_decoder_gives_the_maps_of_the_encoder():
+@pytest.mark.parametrize(("kernels", "paddings"), [((2, 2, 2, 3, 3), [0]), ((2, 2, 2, 2, 2), [0, 0, 0, 1, 0])])
+def test_the_decoder_gives_the_maps_of_the_encoder(kernels, paddings):
     """SSD321's 40 … 1 with a first step from 1 cell to 3; the coarsest map stays as it is."""
-    decoder = Decoder([6, 6, 6, 6, 6, 5], 8, top_kernel=3, paddings=[0, 0, 0, 1, 0], layers=FROZEN)
+    decoder = Decoder([6, 6, 6, 6, 6, 5], 8, kernels=kernels, top_kernel=3, paddings=paddings, layers=FROZEN)
+    assert [step.up.stride[0] for step in decoder.steps] == [{2: 2, 3: 1}[kernel] for kernel in kernels]
     levels = [torch.randn(1, 6, side, side) for side in (40, 20, 10, 5, 3)] + [torch.randn(1, 5, 1, 1)]
     combined = decoder(levels)
     assert [tuple(level.shape[1:]) for level in combined[:-1]] == [(8, side, side) for side in (40, 20, 10, 5, 3)]

@@ -5,12 +5,14 @@ import torch
 
 from focaldet.config import from_dict, to_dict
 from focaldet.errors import ConfigError
+from focaldet.models import DETECTORS
 from focaldet.ops.priors import PriorConfig, all_priors, level_priors, prior_shapes
 
 SSD513 = PriorConfig()
 CELLS_513 = tuple((side, side) for side in (64, 32, 16, 8, 4, 2, 1))
 STRIDES_513 = (8, 16, 32, 64, 128, 256, 512)
-SSD321 = PriorConfig(percents=(4.0, 10.0, 31.0, 52.0, 73.0, 94.0, 115.0), starts_px=(2.5, 2.5, 10.5, 26.5, None, None))
+SSD321 = DETECTORS["ssd321_r101"].priors
+STRIDES_321 = DETECTORS["ssd321_r101"].strides_px
 
 
 def percents_by_the_rule(*, lowest: int, highest: int, levels: int, first: int) -> list[float]:
@@ -22,7 +24,7 @@ def percents_by_the_rule(*, lowest: int, highest: int, levels: int, first: int) 
 
 def test_the_sizes_follow_the_rule_of_the_scripts():
     assert list(SSD513.percents) == percents_by_the_rule(lowest=10, highest=95, levels=7, first=4)
-    assert list(SSD321.percents) == percents_by_the_rule(lowest=10, highest=95, levels=6, first=4)
+    assert list(SSD321.percents) == percents_by_the_rule(lowest=20, highest=95, levels=6, first=10)
 
 
 def test_the_sizes_at_513_px():
@@ -51,7 +53,7 @@ def test_the_number_of_priors():
     found = all_priors(SSD513, strides_px=STRIDES_513, cells=CELLS_513, image=(513, 513))
     assert len(found) == 43_688
     cells = tuple((side, side) for side in (40, 20, 10, 5, 3, 1))
-    assert len(all_priors(SSD321, strides_px=STRIDES_513[:6], cells=cells, image=(321, 321))) == 17_080
+    assert len(all_priors(SSD321, strides_px=STRIDES_321, cells=cells, image=(321, 321))) == 17_080
 
 
 @pytest.mark.parametrize(
@@ -68,15 +70,19 @@ def test_the_centres_at_513_px(level, first):
         assert centres[0, 1, 0].tolist() == pytest.approx([first + stride, first], abs=1e-4)
 
 
-def test_the_starts_are_those_of_the_receptive_fields():
+@pytest.mark.parametrize(
+    ("config", "strides"), [(SSD513, (8, 16, 32, 64, 128, 256)), (SSD321, (8, 16, 32, 64, 64))], ids=["513", "321"]
+)
+def test_the_starts_are_those_of_the_receptive_fields(config, strides):
     """Centre of cell 0 through conv1 (7, pad 3), the pool (3, no pad), strided 1×1 and 2×2 convolutions, plus ½ px."""
     position, step = 0.0, 1
     found = []
-    for kernel, stride, padding in [(7, 2, 3), (3, 2, 0), (1, 2, 0), (1, 2, 0), *[(2, 2, 0)] * 4]:
+    extras = [(2, 2, 0)] * 4 if config is SSD513 else [(2, 2, 0), (2, 2, 0), (3, 1, 0)]
+    for kernel, stride, padding in [(7, 2, 3), (3, 2, 0), (1, 2, 0), (1, 2, 0), *extras]:
         position += ((kernel - 1) / 2 - padding) * step
         step *= stride
         found.append((step, position + 0.5))
-    assert found[2:] == list(zip((8, 16, 32, 64, 128, 256), SSD513.starts_px[:-1], strict=True))
+    assert found[2:] == list(zip(strides, config.starts_px[:-1], strict=True))
 
 
 def test_the_released_program_by_its_word_lies_outside():

@@ -35,8 +35,9 @@ _SMALL_PRIORS = PriorConfig(
     percents=(5.0, 10.0, 20.0, 35.0, 55.0, 80.0, 110.0), elongations=(2.0, 3.0), whole_px=False, starts_px=(None,) * 6
 )
 
+# As the released scripts, which are those for VOC.
 _PRIORS_321 = PriorConfig(
-    percents=(4.0, 10.0, 31.0, 52.0, 73.0, 94.0, 115.0), starts_px=(2.5, 2.5, 10.5, 26.5, None, None)
+    percents=(10.0, 20.0, 38.0, 56.0, 74.0, 92.0, 110.0), starts_px=(2.5, 2.5, 10.5, 26.5, 90.5, None)
 )
 _SSD_R18 = SSDConfig(
     backbone="resnet18",
@@ -90,7 +91,7 @@ DETECTORS: dict[str, AnyConfig] = {
         detect=DetectConfig(max_detections=300),
     ),
     "ssd513_r101": SSDConfig(),
-    "ssd321_r101": SSDConfig(extra_paddings=(0, 0, 1, 0), priors=_PRIORS_321),
+    "ssd321_r101": SSDConfig(extra_kernels=(2, 2, 3), module_widths=(256,), priors=_PRIORS_321),
     "ssd_r18": _SSD_R18,
     "ssd_mobilenet_v2": SSDConfig(
         backbone="mobilenet_v2",
@@ -110,7 +111,10 @@ DETECTORS: dict[str, AnyConfig] = {
     ),
     "dssd513_r101": SSDConfig(module_widths=(256,), decoder=DecoderConfig()),
     "dssd321_r101": SSDConfig(
-        module_widths=(256,), extra_paddings=(0, 0, 1, 0), priors=_PRIORS_321, decoder=DecoderConfig(top_kernel=3)
+        module_widths=(256,),
+        extra_kernels=(2, 2, 3),
+        priors=_PRIORS_321,
+        decoder=DecoderConfig(top_kernel=3, inter_width=None),
     ),
     "dssd_r18": replace(_SSD_R18, decoder=DecoderConfig(width=64, inter_width=64, top_kernel=3)),
     "yolov2": YOLOv2Config(),

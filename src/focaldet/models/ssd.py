@@ -26,7 +26,7 @@ from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.dssd import Decoder
 from focaldet.nets.heads import TowerInit, prior_biases
 from focaldet.nets.norm import NormKind
-from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, at_level
+from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, at_level, extra_strides
 from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.classifier import Classifier, class_loss_sum, decisions
 from focaldet.ops.grids import Grid, prior_grids
@@ -94,11 +94,11 @@ class SSDConfig:
     """Everything that defines an SSD; the defaults are SSD513's.
 
     `stride_in_1x1`, `ceil_pool` and `dilated_c5` make the backbone the original's. `sources` are the maps of the
-    backbone that predict; the extra layers (`extra_width` channels, 2×2 convolutions with `extra_paddings`) follow the
-    last of them, as many as `priors` has further levels. `extra_norm` is that of all layers
-    behind the backbone, None as `norm`. `module_widths` are the inner widths of the prediction modules, `kernels` those
-    of the last convolutions. In all three the last number holds for all further levels. `tower_init` is how the layers
-    behind the backbone start.
+    backbone that predict; the extra layers (`extra_width` channels) follow the last of them, as many as `priors` has
+    further levels: `extra_kernels` of 2×2 halve a map, those of 3×3 go over it cell by cell, with `extra_paddings`
+    around it. `extra_norm` is that of all layers behind the backbone, None as `norm`. `module_widths` are the inner
+    widths of the prediction modules, `kernels` those of the last convolutions. In all four the last number holds for
+    all further levels. `tower_init` is how the layers behind the backbone start.
 
     `variances` divide the encoded boxes. `prior` is π, the probability that a fresh network gives every class under
     the focal loss; with mining the softmax begins even, as in Caffe.
@@ -114,6 +114,7 @@ class SSDConfig:
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 0
     sources: Annotated[tuple[Literal["C2", "C3", "C4", "C5"], ...], Field(min_length=1)] = ("C3", "C5")
     extra_width: Annotated[int, Field(gt=0, multiple_of=4)] = 1024
+    extra_kernels: Annotated[tuple[Literal[2, 3], ...], Field(min_length=1)] = (2,)
     extra_paddings: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     extra_norm: NormKind | None = None
     module_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 512, 256)
@@ -156,7 +157,7 @@ class SSDConfig:
         known = STRIDES_PX | ({"C5": DILATED_STRIDE_PX} if self.dilated_c5 else {})
         sources = [known[name] for name in self.sources]
         count = self.priors.num_levels - len(sources)
-        return (*sources, *(sources[-1] * 2**place for place in range(1, count + 1)))
+        return (*sources, *extra_strides(sources[-1], self.extra_kernels, count=count))
 
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "SSD":
         """The network with random weights."""
@@ -200,19 +201,20 @@ class SSD(Detector):
         layers = Layers(c.extra_norm or c.norm, c.norm_eps, c.tower_init)
         self.places = [list(STRIDES_PX).index(name) for name in c.sources]
         widths = [self.backbone.channels[place] for place in self.places]
-        count = c.priors.num_levels - len(widths)
-        self.extras = ExtraLayers(widths[-1], c.extra_width, count=count, paddings=c.extra_paddings, layers=layers)
-        widths += [c.extra_width] * count
+        kernels = [at_level(c.extra_kernels, place) for place in range(c.priors.num_levels - len(widths))]
+        self.extras = ExtraLayers(widths[-1], c.extra_width, kernels=kernels, paddings=c.extra_paddings, layers=layers)
+        widths += [c.extra_width] * len(kernels)
         self.decoder = None
-        if c.decoder is not None:
-            layers = replace(layers, norm=c.decoder.norm or layers.norm)
+        if (decoder := c.decoder) is not None:
+            layers = replace(layers, norm=decoder.norm or layers.norm)
+            kernels = [2] * (len(c.sources) - 1) + kernels
             paddings = [0] * (len(c.sources) - 1) + list(c.extra_paddings)
             self.decoder = Decoder(
-                widths, c.decoder.width, top_kernel=c.decoder.top_kernel, paddings=paddings, layers=layers
+                widths, decoder.width, kernels=kernels, top_kernel=decoder.top_kernel, paddings=paddings, layers=layers
             )
-            widths = [c.decoder.width] * (len(widths) - 1) + widths[-1:]
-            self.backbone.requires_grad_(not c.decoder.frozen_encoder)
-            self.extras.requires_grad_(not c.decoder.frozen_encoder)
+            widths = [decoder.width] * (len(widths) - 1) + widths[-1:]
+            self.backbone.requires_grad_(not decoder.frozen_encoder)
+            self.extras.requires_grad_(not decoder.frozen_encoder)
         self.backbone.freeze(c.frozen_stages)
         self.predictors = nn.ModuleList(self._predictor(level, width, layers) for level, width in enumerate(widths))
 

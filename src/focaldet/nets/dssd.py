@@ -10,21 +10,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from focaldet.nets.norm import NormKind
-from focaldet.nets.ssd import ConvNormReLU, Layers, at_level, initialise
+from focaldet.nets.ssd import STRIDE_OF_KERNEL, ConvNormReLU, Layers, at_level, initialise
 
 
 class DeconvolutionModule(nn.Module):
-    """The coarser map doubled by a transposed convolution, times the finer one, and ReLU (figure 3 of the paper).
+    """The coarser map enlarged by a transposed convolution, times the finer one, and ReLU (figure 3 of the paper).
 
     The released script gives the first transposed convolution, from 1 cell to 2, stride 1: the same numbers as with
     stride 2, which also fits larger pictures.
     """
 
     def __init__(
-        self, channels: int, fine_channels: int, width: int, *, kernel: int, norm: NormKind, eps: float
+        self, channels: int, fine_channels: int, width: int, *, kernel: int, stride: int, norm: NormKind, eps: float
     ) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose2d(channels, width, kernel, stride=2)
+        self.up = nn.ConvTranspose2d(channels, width, kernel, stride)
         self.up_conv = ConvNormReLU(width, width, norm=norm, eps=eps, relu=False)
         self.fine_conv1 = ConvNormReLU(fine_channels, width, norm=norm, eps=eps)
         self.fine_conv2 = ConvNormReLU(width, width, norm=norm, eps=eps, relu=False)
@@ -38,13 +38,18 @@ class DeconvolutionModule(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A deconvolution module for every map but the coarsest, which stays as it is."""
+    """A deconvolution module for every map but the coarsest, which stays as it is.
+
+    `kernels` are those of the convolutions that made a map of the next finer one, finest first: their transposed ones
+    undo them. That of the coarsest map has `top_kernel` instead.
+    """
 
     def __init__(
         self,
         channels: Sequence[int],
         width: int,
         *,
+        kernels: Sequence[int],
         top_kernel: int,
         paddings: Sequence[int],
         layers: Layers,
@@ -57,7 +62,8 @@ class Decoder(nn.Module):
                 channels[-1] if level == top else width,
                 channels[level],
                 width,
-                kernel=top_kernel if level == top else 2,
+                kernel=top_kernel if level == top else kernels[level],
+                stride=STRIDE_OF_KERNEL[kernels[level]],
                 norm=layers.norm,
                 eps=layers.eps,
             )

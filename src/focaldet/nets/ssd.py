@@ -3,8 +3,10 @@
 Axes: B images, C D channels, H W cells, S priors per cell, A priors of a level, V values per prior.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from focaldet.nets.heads import TowerInit
 from focaldet.nets.norm import NormKind, conv_norm, norm_layer
 
 EXPANSION = 4
+STRIDE_OF_KERNEL = {2: 2, 3: 1}  # of the extra layers, as the released scripts have them
 GROUP_CHANNELS = 16  # of GroupNorm: with fewer, a group of the 1 × 1 map is a single number or nearly so
 
 
@@ -46,8 +49,8 @@ class ProjectedBottleneck(nn.Module):
     """One residual unit whose shortcut is a convolution: C channels to 4 · `width`, as Caffe's ResBody builds it.
 
     `kernel` and `stride` are those of the shortcut and of the first convolution. With kernel and stride 1 it is the
-    prediction module (c) of the paper's figure 2, with both 2 an extra layer. A map smaller than the kernel is padded
-    to it with zeros, so that any picture goes through.
+    prediction module (c) of the paper's figure 2, with both 2 (or 3 and 1) an extra layer. A map smaller than the
+    kernel is padded to it with zeros, so that any picture goes through.
 
     Raises:
         ConfigError: in training, BatchNorm meets a single cell of a single image, which has no deviation.
@@ -94,9 +97,10 @@ class ProjectedBottleneck(nn.Module):
 
 
 class ExtraLayers(nn.ModuleList):
-    """Residual units that halve the last map again and again.
+    """Residual units that make the last map smaller again and again.
 
-    `paddings` are those of the 2×2 convolutions; the last one holds for all further layers.
+    `kernels` are one for each layer: 2 halves, 3 goes over the map cell by cell. `paddings` are those of these
+    convolutions; the last one holds for all further layers.
     """
 
     def __init__(
@@ -104,17 +108,21 @@ class ExtraLayers(nn.ModuleList):
         channels: int,
         width: int,
         *,
-        count: int,
+        kernels: Sequence[int],
         paddings: Sequence[int],
         layers: Layers,
     ) -> None:
         super().__init__()
-        for place in range(count):
-            before = channels if place == 0 else width
-            padding = at_level(paddings, place)
+        for place, kernel in enumerate(kernels):
             self.append(
                 ProjectedBottleneck(
-                    before, width // EXPANSION, kernel=2, stride=2, padding=padding, norm=layers.norm, eps=layers.eps
+                    channels if place == 0 else width,
+                    width // EXPANSION,
+                    kernel=kernel,
+                    stride=STRIDE_OF_KERNEL[kernel],
+                    padding=at_level(paddings, place),
+                    norm=layers.norm,
+                    eps=layers.eps,
                 )
             )
         initialise(self, layers.tower_init)
@@ -194,6 +202,12 @@ def _norm(kind: NormKind, channels: int, *, eps: float) -> nn.Module:
 def at_level(values: Sequence[int], level: int) -> int:
     """The value of a level where the last of `values` holds for all further ones."""
     return values[min(level, len(values) - 1)]
+
+
+def extra_strides(stride: int, kernels: Sequence[int], *, count: int) -> list[int]:
+    """The distance of the cells after each of `count` extra layers behind a map of `stride`; units are the caller's."""
+    factors = (STRIDE_OF_KERNEL[at_level(kernels, place)] for place in range(count))
+    return list(accumulate(factors, operator.mul, initial=stride))[1:]
 
 
 def initialise(module: nn.Module, tower_init: TowerInit) -> None:

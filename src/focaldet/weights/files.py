@@ -4,12 +4,14 @@ import argparse
 import os
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -24,14 +26,14 @@ WRAPPERS = ("model", "state_dict")
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """Named tensors and what their file states about itself (the metadata of safetensors; nothing in a pickle)."""
+    """Named tensors and what their file states about itself (the metadata of safetensors; nothing in other files)."""
 
     tensors: dict[str, Tensor]
     statements: dict[str, str]
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """The tensors of a safetensors file or of a file by `torch.save`, told apart by their content.
+    """The tensors of a safetensors file, of one by `torch.save` or by `numpy.savez`, told apart by their content.
 
     A dictionary under `model` or `state_dict` is unwrapped and the prefix `module.` of distributed training removed.
 
@@ -45,6 +47,8 @@ def read_tensors(path: Path) -> TensorFile:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     # The first 8 bytes of safetensors are a length, which may look like anything; its header then opens with a brace.
     if start.startswith(PICKLE_STARTS) and start[8:] != b"{":
+        if _is_npz(path):
+            return TensorFile(_read_npz(path), {})
         return TensorFile(_without_prefix(_read_pickle(path)), {})
     with open_safetensors(path) as content:
         return TensorFile({name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {})  # noqa: SIM118
@@ -96,6 +100,32 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _is_npz(path: Path) -> bool:
+    """True for a zip archive of arrays alone; what `torch.save` writes holds a pickle."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of a file by `numpy.savez`; pickled ones are refused, they could run anything."""
+    tensors = {}
+    with numpy.load(path, allow_pickle=False) as archive:
+        for name in archive.files:
+            try:
+                array = archive[name]
+                tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+            # zipfile, zlib and numpy raise whatever the bytes of a strange file lead them to.
+            except Exception as error:
+                is_object = "allow_pickle" in str(error)
+                reason = "it holds pickled objects, which are never read" if is_object else f"damaged: {error}"
+                raise CheckpointError(f"{path}: {name}: refused: {reason}; plain numbers are allowed") from None
+    return tensors
 
 
 def _read_pickle(path: Path) -> Mapping[str, Tensor]:

@@ -13,6 +13,7 @@ INPUTS = {
     "symmetric": replace(IMAGENET, mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5)),  # RGB in -1…1
     "unit": replace(IMAGENET, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)),  # RGB in 0…1
     "caffe": Preprocessing(channels="BGR", mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0)),  # MSRA's ResNets
+    "caffe_ssd": Preprocessing(channels="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)),  # SSD and DSSD
 }
 """The input scalings that `--weights.input` can name (only channels, mean and standard deviation count)."""
 

@@ -13,7 +13,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.types import Preprocessing
-from focaldet.weights import darknet, timm, torchvision
+from focaldet.weights import caffe, darknet, timm, torchvision
 from focaldet.weights.checkpoint import NO_LICENCE, detector_config, is_own, load_detector, metadata
 from focaldet.weights.download import Progress
 from focaldet.weights.files import TensorFile, read_tensors
@@ -97,6 +97,8 @@ def load_into(
         return _take_detector(detector, _torchvision(detector, file, source, named_input=input), source)
     if timm.is_inception_resnet(file.tensors):
         return _take_halves(detector, file, source, named_input=input)
+    if caffe.is_detector(file.tensors):
+        return _take_detector(detector, _caffe(detector, file, source, named_input=input), source)
     return _take_backbone(detector, file, source, named_input=input)
 
 
@@ -123,16 +125,22 @@ def open_detector(
     if darknet.is_darknet(source.path):
         return _open_darknet(source, model=model, named_input=input)
     tensors = read_tensors(source.path).tensors
-    if not torchvision.is_retinanet(tensors):
+    count: int | None
+    if torchvision.is_retinanet(tensors):
+        name, count = torchvision.preset(tensors), torchvision.num_classes(tensors)
+        ids = tuple(range(count))
+    elif caffe.is_detector(tensors):
+        name, count = caffe.preset(tensors)
+        ids = darknet.COCO_CATEGORY_IDS if count == len(darknet.COCO_CLASS_NAMES) else ()
+    else:
         raise CheckpointError(
             f"{source.label}: holds no detector that focaldet knows (a backbone alone can be trained from)"
         )
-    count = torchvision.num_classes(tensors)
     # The random weights that the file's replace must not cost the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
-        detector = build(torchvision.preset(tensors), num_classes=count)
+        detector = build(name, num_classes=count)
     load_into(detector, spec, input=input)
-    return Trained(detector, tuple(range(count)), source.label)
+    return Trained(detector, ids, source.label)
 
 
 def _open_darknet(source: Source, *, model: str | None, named_input: str | None) -> Trained:
@@ -182,6 +190,20 @@ def _torchvision(detector: Detector, file: TensorFile, source: Source, *, named_
         preprocessing=with_input(detector.preprocessing, stated or "imagenet", source=source.label),
         remarks=() if stated else (remark,),
         licence=file.statements.get("licence") or source.licence,
+    )
+
+
+def _caffe(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> _Incoming:
+    """An SSD or DSSD of Caffe's; its scripts have but one input, so a file that states nothing still has one."""
+    config, tensors = caffe.detector_tensors(detector, file.tensors, source=source.label)
+    stated = named_input or file.statements.get("input") or caffe.INPUT
+    return _Incoming(
+        config=config,
+        tensors=tensors,
+        class_names=darknet.COCO_CLASS_NAMES if config.num_classes == len(darknet.COCO_CLASS_NAMES) else (),
+        preprocessing=with_input(detector.preprocessing, stated, source=source.label),
+        remarks=(caffe.REMARK,),
+        licence=file.statements.get("licence"),
     )
 
 

@@ -153,6 +153,9 @@ class Resize:
     `long`: the long side becomes `size`. `warp`: exactly `size` × `size`, the aspect ratio is not kept. `letterbox`: as
     `long`, and the image lies in the middle of a grey square of `size` × `size`, as in darknet (its sides are rounded
     down, whatever `rounding` says).
+
+    Without `antialias` pixels are squares, or with `align_corners` points, the first and the last of which stay where
+    they are, as in darknet.
     """
 
     mode: Literal["short", "long", "warp", "letterbox"] = "short"
@@ -160,6 +163,7 @@ class Resize:
     max_size: int | None = 1333
     rounding: Literal["nearest", "down"] = "nearest"
     antialias: bool = True
+    align_corners: bool = False
 
     def __str__(self) -> str:
         """In words, such as "short side 800, long ≤ 1333 px"."""

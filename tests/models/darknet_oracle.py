@@ -125,6 +125,52 @@ def coverage(a, b):
     return max(w, 0.0) * max(h, 0.0) / (a[2] * a[3])
 
 
+def letterbox(im, net):
+    """letterbox_image of image.c for (3, h, w) in 0…1 and a square network, with its resize_image and embed_image."""
+    _, im_h, im_w = im.shape
+    new_w, new_h = _inside(im_w, im_h, net)
+    boxed = np.full((3, net, net), 0.5)
+    dx, dy = (net - new_w) // 2, (net - new_h) // 2
+    boxed[:, dy : dy + new_h, dx : dx + new_w] = resize_image(im, new_w, new_h)
+    return boxed
+
+
+def _inside(im_w, im_h, net):
+    if net / im_w < net / im_h:
+        return net, (im_h * net) // im_w
+    return (im_w * net) // im_h, net
+
+
+def resize_image(im, w, h):
+    channels, im_h, im_w = im.shape
+    part, resized = np.zeros((channels, im_h, w)), np.zeros((channels, h, w))
+    w_scale, h_scale = (im_w - 1) / (w - 1), (im_h - 1) / (h - 1)
+    for c in range(w):
+        if c == w - 1 or im_w == 1:
+            part[:, :, c] = im[:, :, im_w - 1]
+        else:
+            ix = int(c * w_scale)
+            dx = c * w_scale - ix
+            part[:, :, c] = (1 - dx) * im[:, :, ix] + dx * im[:, :, ix + 1]
+    for r in range(h):
+        iy = int(r * h_scale)
+        dy = r * h_scale - iy
+        resized[:, r] = (1 - dy) * part[:, iy]
+        if r == h - 1 or im_h == 1:
+            continue
+        resized[:, r] += dy * part[:, iy + 1]
+    return resized
+
+
+def corrected(box, w, h, net):
+    """correct_region_boxes of region_layer.c: a box of the square network's input in pixels of the picture."""
+    new_w, new_h = _inside(w, h, net)
+    x, y, bw, bh = box
+    x = (x - (net - new_w) / 2 / net) / (new_w / net)
+    y = (y - (net - new_h) / 2 / net) / (new_h / net)
+    return x * w, y * h, bw * net / new_w * w, bh * net / new_h * h
+
+
 class Region:
     """The region layer over one image: `raw` is (S · (5 + K), H, W), as the last convolution leaves it."""
 

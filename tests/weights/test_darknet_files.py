@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from focaldet.cli import main
 from focaldet.errors import CheckpointError
 from focaldet.models import build
 from focaldet.predict import load
@@ -129,20 +130,80 @@ def test_the_released_file_has_203_934_260_bytes(tmp_path):
         (lambda content: content[:7], "7 bytes are less than its header"),
         (lambda content: content[:14], "damaged: 14 bytes"),
         (lambda content: content[:-2], "whole number of float32"),
-        (lambda content: content[:-4], "numbers are too short: this one has 3,276,385 with 80 classes"),
+        (lambda content: content[:-4], "numbers are too short: this one has 3,276,385 with 5 anchors, 80 classes"),
         (lambda content: content + b"\0" * 8, "numbers are too long"),
         (lambda content: struct.pack("<3i", 1, 2, 0) + content[12:], "its header says 1.2, known are 0.1 and 0.2"),
         (lambda content: struct.pack("<3i", 0, 2000, 0) + content[12:], "its header says 0.2000"),
         (lambda content: b"[net]\nwidth=608\nheight=608\n" * 40, "no darknet file, or of an unknown version"),
         (lambda content: b"", "0 bytes are less than its header"),
+        (lambda content: None, "is no run folder with weights"),
     ],
 )
 def test_bad_files_give_one_clear_error(tmp_path, convolutions, spoil, words):
     path = tmp_path / "bad.weights"
-    path.write_bytes(spoil(content_of(convolutions)))
+    content = spoil(content_of(convolutions))
+    path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(CheckpointError, match=words) as caught:
         load_into(build("yolov2_tiny"), path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+BAD_FILES = {
+    "short": (lambda content: content[:-4], "made for another network"),
+    "long": (lambda content: content + bytes(8), "made for another network"),
+    "cut": (lambda content: content[:-2], "damaged"),
+    "version": (
+        lambda content: struct.pack("<3i", 1, 2, 0) + content[12:],
+        "of an unknown version: its header says 1.2",
+    ),
+    "text": (lambda content: b"[net]\nwidth=608\n" * 40, "no darknet file"),
+    "empty": (lambda content: b"", "0 bytes are less than its header"),
+    "folder": (None, "is no run folder with weights"),
+}
+
+
+def refused(capsys, demo_data, tmp_path, *flags):
+    """What the command says in its one line before it gives up; it leaves no run."""
+    out = tmp_path / "run"
+    line = ["train", "--data", demo_data, "--data.val", demo_data / "instances_test.json", "--model", "yolov2_tiny"]
+    line += ["--size", 64, "--epochs", 1, "--device", "cpu", "--out", out, *flags]
+    assert main([str(word) for word in line]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("focaldet: ") and said.count("\n") == 1 and "Traceback" not in said
+    assert not (out / "weights" / "last.safetensors").exists()
+    return said
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_the_command_tells_a_bad_file_in_one_line(capsys, demo_data, tmp_path, convolutions, name):
+    spoil, words = BAD_FILES[name]
+    path = tmp_path / f"{name}.weights"
+    if spoil is None:
+        path.mkdir()
+    else:
+        path.write_bytes(spoil(content_of(convolutions)))
+    said = refused(capsys, demo_data, tmp_path, "--weights", path)
+    assert str(path) in said and words in said
+
+
+@pytest.mark.parametrize(
+    ("anchors", "words"),
+    [
+        ("[[1,2],[3,4]]", "with 2 anchors, 10 classes"),
+        ("[[1,-2]]", "anchors.0.1: Input should be greater than 0, found -2"),
+        ("[[0,2]]", "anchors.0.0: Input should be greater than 0, found 0"),
+        ("[[1,.nan]]", "anchors.0.1: Input should be a finite number, found nan"),
+        ("[[1,.inf]]", "anchors.0.1: Input should be a finite number, found inf"),
+        ("[[1]]", "anchors.0.1: Field required, found [1]"),
+        ("[[1,2,3]]", "anchors.0: Tuple should have at most 2 items"),
+        ("[1,2]", "anchors.0: Input should be a valid tuple, found 1"),
+        ("[]", "anchors: Tuple should have at least 1 item"),
+        ("five", "anchors: Input should be a valid tuple, found 'five'"),
+    ],
+)
+def test_the_command_tells_bad_anchors_in_one_line(capsys, demo_data, tmp_path, file, anchors, words):
+    said = refused(capsys, demo_data, tmp_path, "--weights", file, "--architecture.anchors", anchors)
+    assert words in said and (str(file) in said or "architecture of yolov2_tiny" in said)
 
 
 def test_what_is_no_darknet_network_is_refused(tmp_path, file):

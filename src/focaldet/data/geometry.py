@@ -84,7 +84,7 @@ def resize_image(image: UInt8[Tensor, "3 H W"], resize: Resize) -> UInt8[Tensor,
     if resize.antialias:
         shown = window_of(image, view=view, antialias=True)
     else:
-        shown = interpolate(image[None].float(), size=tuple(view.shown), mode="bilinear", align_corners=False)[0]
+        shown = _interpolated(image, view.shown, align_corners=resize.align_corners)
     frame = resize.target(size)
     if frame == view.shown:
         return shown
@@ -92,6 +92,12 @@ def resize_image(image: UInt8[Tensor, "3 H W"], resize: Resize) -> UInt8[Tensor,
     canvas = shown.new_full((3, *frame), grey)
     canvas[:, view.y : view.y + view.shown.height, view.x : view.x + view.shown.width] = shown
     return canvas
+
+
+def _interpolated(image: UInt8[Tensor, "3 H W"], size: ImageSize, *, align_corners: bool) -> Float[Tensor, "3 h w"]:
+    # Distances between points are no round numbers: in fp32 places in a wide picture would be off by 1e-4 px.
+    pixels = image[None].double() if align_corners else image[None].float()
+    return interpolate(pixels, size=tuple(size), mode="bilinear", align_corners=align_corners)[0].float()
 
 
 def flip_horizontal(sample: Sample) -> Sample:

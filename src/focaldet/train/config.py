@@ -180,7 +180,9 @@ def checked(config: RunConfig, *, num_ranks: int = 1) -> RunConfig:
     Raises:
         ConfigError: a value is out of range or two settings contradict each other.
     """
-    config = from_dict(RunConfig, to_dict(config), source="run settings")
+    # The architecture as it was given: plain values know no NaN, of which its own check is to tell.
+    values = {**to_dict(config), "architecture": config.architecture}
+    config = from_dict(RunConfig, values, source="run settings")
     parts = config.accumulate * num_ranks
     contradictions = {
         "resume and overwrite exclude each other": config.resume and config.overwrite,

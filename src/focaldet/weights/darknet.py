@@ -117,7 +117,8 @@ def detector_tensors(detector: Detector, file: DarknetFile, *, source: str) -> t
         amount = "short" if len(file.numbers) < expected else "long"
         raise CheckpointError(
             f"{source}: made for another network: {len(file.numbers):,} numbers are too {amount}: this one has "
-            f"{expected:,} with {detector.config.num_classes} classes and {per_class:,} for each class more or less"
+            f"{expected:,} with {anchors} anchors, {detector.config.num_classes} classes, and {per_class:,} for each "
+            "class more or less"
         )
     outputs = channels * anchors
     return channels - 5, _cut(file, [*rest, (bias, (outputs,)), (weight, (outputs, width, 1, 1))])

@@ -130,6 +130,48 @@ class TestConfigFile:
         assert "cannot be read" in refused(capsys, f"train --config {tmp_path / 'none.yaml'}")
 
 
+class TestPhases:
+    @pytest.fixture
+    def file(self, tmp_path):
+        path = tmp_path / "run.yaml"
+        path.write_text(
+            "learning_rate: 0.1\nphases:\n- {epochs: 30, architecture: {loss: {gamma: 1}}}\n"
+            "- {epochs: 10, weight_decay: 0.5}"
+        )
+        return path
+
+    def test_they_are_read(self, settings_of, file):
+        expected = {"epochs": 30, "architecture": {"loss": {"gamma": 1}}}, {"epochs": 10, "weight_decay": 0.5}
+        assert settings_of(f"--config {file} --learning-rate 0.2").phases == expected
+
+    def test_typed_epochs_are_shared_out(self, settings_of, file):
+        config = settings_of(f"--config {file} --epochs 8")
+        assert config.epochs == 8
+        assert [phase["epochs"] for phase in config.phases] == [6, 2]
+        assert config.phases[1]["weight_decay"] == 0.5
+
+    def test_they_can_be_left_out(self, settings_of, file):
+        config = settings_of(f"--config {file} --empty-phases --epochs 3 --weight-decay 0.1")
+        assert (config.phases, config.epochs, config.weight_decay) == ((), 3, 0.1)
+
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            ("--weight-decay 0.1", "--weight-decay: has no effect in {file}: set in phase 2"),
+            ("--architecture.loss.gamma 2", "--architecture.loss.gamma: has no effect in {file}: set in phase 1"),
+            ("--epochs 1", "epochs: 1 for 2 phases"),
+            ("--phases x", "--phases: phases are told in a file of settings"),
+        ],
+    )
+    def test_a_flag_without_effect_is_refused(self, capsys, file, flags, said):
+        assert said.format(file=file) in refused(capsys, f"train --config {file} {flags}")
+
+    def test_a_mistake_in_a_phase_names_the_file(self, capsys, tmp_path):
+        (tmp_path / "run.yaml").write_text("phases: [{epochs: 1}, {epochs: 2, lerning_rate: 1}]")
+        said = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")
+        assert "run.yaml: phase 2: unknown setting 'lerning_rate' (did you mean \"learning_rate\"?)" in said
+
+
 def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, demo_data, tmp_path):
     (tmp_path / "file").touch()
     picture = demo_data / "images" / "test_00000.png"

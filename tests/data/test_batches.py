@@ -114,10 +114,12 @@ def test_darknets_last_200_batches():
     """detector.c: the largest size while batch + 200 > max_batches, of 500 200; before them sizes are drawn as ever."""
     batches = [[Pick(272, 0, 0)]] * 1833
 
-    def sizes(**law):
-        found = with_drawn_sizes(batches, (320, 608), seed=0, epoch=272, num_epochs=273, **law)
+    def sizes(num_epochs=273, **law):
+        found = with_drawn_sizes(batches, (320, 608), seed=0, epoch=272, num_epochs=num_epochs, **law)
         return [pick.size_px for (pick,) in found]
 
     drawn = sizes(end_share=0.0)
     assert set(drawn) == set(range(320, 609, 32)) and set(drawn[-200:]) != {608}
     assert sizes(end_share=0.0004) == [*drawn[:-200], *[608] * 200]
+    of_a_phase = sizes(num_epochs=3, first_epoch=270, end_share=0.04)
+    assert of_a_phase == [*drawn[:-219], *[608] * 219], "4 % of its 5499 batches"

@@ -50,6 +50,15 @@ def run(tmp_path):
     return folder
 
 
+def test_phases_are_told_with_what_each_sets(run):
+    assert "Phases" not in write_report(run, Scenes()).read_text()
+    (run / "config.yaml").write_text("phases:\n- {epochs: 4}\n- {epochs: 2, model_note: <b>, ema: null}\n")
+    page = Seen(write_report(run, Scenes()).read_text())
+    assert "Phases" in page.text
+    assert "epochs 1 to 4: as the run" in page.text
+    assert 'epochs 5 to 6: {"model_note": "<b>", "ema": null}' in page.text
+
+
 class Seen(HTMLParser):
     """Tags with their attributes, and all text."""
 

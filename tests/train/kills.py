@@ -2,8 +2,9 @@
 
 PLAN is JSON: {run name: [kill, …]}. A kill is {"rows": r, "seconds": s} (SIGKILL from outside, so long after
 metrics.csv has r rows), {"step": n} (in the middle of update n) or {"write": n, "share": f} (in write n of a file
-that is saved, when the share f of it is on disk; 1 means before it is renamed, 2 just after). After the last kill the
-run is left to finish. Each process is a fork of this one, which has done no more than import, so that a process costs
+that is saved, when the share f of it is on disk; 1 means before it is renamed, 2 just after), or {"phase": n} (phase n
+has begun and has not made its first step). After the last kill the run is left to finish. Runs whose name begins with
+"phases" have two. Each process is a fork of this one, which has done no more than import, so that a process costs
 no start.
 """
 
@@ -21,8 +22,15 @@ import lightning.fabric  # noqa: F401
 import torch
 from squares import small_run, squares
 
+from focaldet.train.assembly import Parts
 from focaldet.train.engine import train
 from focaldet.train.step import Update
+
+# The first trains the heads with an average of the weights, the second, whose batches are smaller, all without one.
+PHASES = (
+    {"epochs": 2, "frozen_stages": 5, "schedule": "constant"},
+    {"epochs": 2, "batch_size": 2, "learning_rate": 5e-4, "ema": None, "architecture": {"norm": "frozen"}},
+)
 
 
 def die():
@@ -40,6 +48,15 @@ def arrange(kill):
             return plain(self, batches, step=step, rate=rate)
 
         Update.__call__ = step_killed
+    elif "phase" in kill:
+        begin = Parts.begin_next_phase
+
+        def begin_killed(self):
+            begin(self)
+            if self.work.phase.number == kill["phase"]:
+                die()
+
+        Parts.begin_next_phase = begin_killed
     elif "write" in kill:
         count_writes(kill["write"], kill["share"])
 
@@ -80,8 +97,9 @@ def process(out, *, resume, kill, workers):
             torch.set_num_threads(1)
             arrange(kill)
             data = squares(12, empty=(3,))
+            length = {"phases": PHASES} if out.name.startswith("phases") else {"epochs": 4}
             train(
-                small_run(out, resume=resume, workers=workers, epochs=4, ema=0.9, evaluate_every=2, save_steps=2),
+                small_run(out, resume=resume, workers=workers, ema=0.9, evaluate_every=2, save_steps=2, **length),
                 sources=(data, data),
             )
             status = 0

@@ -1,5 +1,6 @@
 """What each process of `torchrun` does in test_ranks.py: `ranks.py FOLDER`."""
 
+import hashlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import torch
 from squares import ARCHITECTURE, small_run, squares
 
 from focaldet.errors import NonFiniteLossError
+from focaldet.train.assembly import Parts
 from focaldet.train.engine import train
 from focaldet.train.step import Update
 
@@ -33,6 +35,26 @@ def train_both(folder):
             ema=0.9,
         )
         train(config, sources=(data, data))
+
+
+def train_phases(folder):
+    """Two phases, BatchNorm trained in the first: each rank counts statistics of its own images. What the second begins
+    with, as a digest.
+    """
+    plain, digests = Parts.begin_next_phase, []
+
+    def seen(self):
+        plain(self)
+        for detector in (self.work.learner.detector, self.work.learner.evaluated):
+            state = detector.state_dict()
+            digests.append(hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest())
+
+    Parts.begin_next_phase = seen
+    phases = ({"epochs": 1}, {"epochs": 1, "learning_rate": 1e-4, "architecture": {"norm": "frozen"}})
+    data = squares(16)
+    train(small_run(folder / "phases", phases=phases, ema=0.9, evaluate_every=1), sources=(data, data))
+    Parts.begin_next_phase = plain
+    return digests
 
 
 def fail_on_one_rank(folder):
@@ -74,5 +96,5 @@ def stop_on_one_rank(folder):
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     train_both(out)
-    told = {"broken": fail_on_one_rank(out), "interrupted": stop_on_one_rank(out)}
+    told = {"phases": train_phases(out), "broken": fail_on_one_rank(out), "interrupted": stop_on_one_rank(out)}
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(told))

@@ -83,4 +83,6 @@ def small_run(out, **changes):
         "evaluate_every": None,
         "ema": None,
     }
+    if "phases" in changes:
+        del settings["epochs"]
     return RunConfig(out=Path(out), **{**settings, **changes})

@@ -68,6 +68,26 @@ def test_the_losses_have_columns_when_an_evaluation_is_the_first_row(tmp_path):
     assert log.num_rows == 2
 
 
+def test_a_later_phase_may_have_other_losses(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = RunLog(MetricsFile(path, evaluation_columns=("ap",)))
+    log.write("step", phase=1, epoch=1, step=1, **STEP)
+    log.write("step", phase=2, epoch=2, step=2, **{**STEP, "losses": {"class": 1.0, "region": 0.5}})
+    log.write("evaluation", phase=2, epoch=2, step=2, ap=0.5)
+    log.close()
+    again = RunLog(MetricsFile(path, evaluation_columns=("ap",), keep_rows=2))
+    again.write("step", phase=2, epoch=2, step=3, **{**STEP, "losses": {"region": 0.25}})
+    again.close()
+    assert path.read_text().splitlines() == [
+        "kind,phase,epoch,step,seconds,images_per_second,learning_rate,gradient_norm,loss,class_loss,box_loss,"
+        "region_loss,ap",
+        "step,1,1,1,0.5,16,0.001,2.5,1.25,1,0.25,,",
+        "step,2,2,2,0.5,16,0.001,2.5,1.25,1,,0.5,",
+        "step,2,2,3,0.5,16,0.001,2.5,1.25,,,0.25,",
+    ]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.csv"]
+
+
 def test_resuming_forgets_the_rows_after_the_saved_state(tmp_path):
     path = tmp_path / "metrics.csv"
     log = RunLog(MetricsFile(path, evaluation_columns=("ap",)))

@@ -28,7 +28,7 @@ def both(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.count("2 processes") == 4, "only the first process talks, once per run"
+    assert done.stdout.count("2 processes") == 6, "only the first process talks, once per run and phase"
     ranks.train_both(one)
     return one, two
 
@@ -56,6 +56,12 @@ def test_one_image_gives_losses_now_and_then(both):
     """The second case is what it says: in most steps no rank has a box, and in some one has."""
     boxes = [float(row["box_loss"]) for row in rows_of(both[1] / "one_image")]
     assert 1 <= sum(loss > 0 for loss in boxes) <= 10
+
+
+def test_all_ranks_begin_a_phase_with_the_weights_of_the_first(both):
+    first, second = (json.loads((both[1] / f"rank{rank}.json").read_text())["phases"] for rank in (0, 1))
+    assert first == second and len(set(first)) == 1, "the average begins as the network itself"
+    assert [row["phase"] for row in rows_of(both[1] / "phases")] == ["1"] * 4 + ["2"] * 4
 
 
 def test_all_ranks_stop_at_a_loss_that_is_not_finite_on_one(both):

@@ -1,7 +1,7 @@
 """Flags: which of them were typed, how they are named, and how they lie over a file of settings."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,9 @@ from focaldet.data.index import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.evaluate.inference import Precision
 from focaldet.models import AnyConfig, named_config
-from focaldet.train.config import RunConfig
+from focaldet.train.config import RunConfig, phase_settings
+from focaldet.train.phases import shared_out
+from focaldet.train.resume import flattened
 
 Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
 DataParts = Annotated[DataConfig, Parameter(name="--data")]
@@ -95,6 +97,8 @@ class TypedFlags:
                     names = [name.replace("-", "_") for name in token.keys]
                     self.architecture = configs.merged(self.architecture, nested(names, read_value(token.value)))
                 argument.tokens = []
+            elif argument.keys == ("phases",) and any(token.value for token in argument.tokens):
+                raise ConfigError("--phases: phases are told in a file of settings, given with --config")
             elif argument.keys and argument.tokens:
                 self.paths.append(argument.keys)
 
@@ -121,8 +125,11 @@ def joined(path: Path | None, parts: DataConfig) -> DataConfig:
 def settings(run: RunConfig, *, file: Path | None, data: Path | None) -> RunConfig:
     """The settings of `file` with the flags laid over them that were typed.
 
+    Typed epochs are those of all phases of the file together, shared out in its proportions.
+
     Raises:
-        ConfigError: the file is unreadable or has an unknown or bad setting; names the file and the nearest valid one.
+        ConfigError: the file is unreadable or has an unknown or bad setting (names the file and the nearest valid one),
+            or a flag would have no effect because the file's phases have that setting for themselves.
     """
     typed: dict[str, Any] = {"architecture": TYPED.architecture} if TYPED.architecture else {}
     for path in TYPED.paths:
@@ -135,8 +142,24 @@ def settings(run: RunConfig, *, file: Path | None, data: Path | None) -> RunConf
     values = configs.read_mapping(file) if file is not None else {}
     # Two steps, so that a mistake in the file is told as one of the file.
     if file is not None:
-        configs.from_dict(RunConfig, values, source=str(file))
+        phase_settings(configs.from_dict(RunConfig, values, source=str(file)), source=str(file))
+    if "phases" not in typed:
+        values = {**values, **_phases(values.get("phases") or [], typed, source=str(file))}
     return configs.from_dict(RunConfig, configs.merged(values, typed), source="settings")
+
+
+def _phases(phases: Sequence[dict[str, Any]], typed: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """The setting `phases` under what was typed, if there is one."""
+    for name, _ in flattened(typed):
+        having = [str(number) for number, phase in enumerate(phases, start=1) if name in dict(flattened(phase))]
+        if having and name != "epochs":
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: has no effect in {source}: set in phase {', '.join(having)}"
+            )
+    if not phases or "epochs" not in typed:
+        return {"phases": phases} if phases else {}
+    shares = shared_out([phase["epochs"] for phase in phases], total=typed["epochs"])
+    return {"phases": [{**phase, "epochs": share} for phase, share in zip(phases, shares, strict=True)]}
 
 
 def nested(path: Sequence[str], value: Any) -> dict[str, Any]:

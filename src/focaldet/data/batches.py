@@ -105,11 +105,13 @@ def with_drawn_sizes(
     epoch: int,
     num_epochs: int,
     end_share: float,
+    first_epoch: int = 0,
 ) -> list[list[Pick]]:
     """The batches of an epoch, each with a size for all its images: one for every `SIZE_BATCHES` of them.
 
     Sizes are the multiples of `SIZE_STEP_PX` within `bounds`; which one is drawn depends on (seed, epoch, batch) alone.
-    The last batches of all epochs, by their share `end_share`, have the largest size.
+    The last batches of all epochs, which are `num_epochs` from `first_epoch` on, have the largest size by their share
+    `end_share`.
 
     Raises:
         ConfigError: there is no such multiple.
@@ -123,7 +125,7 @@ def with_drawn_sizes(
     ]
     total = num_epochs * len(batches)
     for number in range(len(batches)):
-        batches_left = total - epoch * len(batches) - number
+        batches_left = total - (epoch - first_epoch) * len(batches) - number
         if 0 < batches_left <= end_share * total:
             drawn[number] = sizes[-1]
     return [[pick._replace(size_px=size) for pick in batch] for batch, size in zip(batches, drawn, strict=True)]

@@ -41,6 +41,7 @@ class Loader:
         seed: of the order and of the augmentation.
         augment: the augmentation; `None` for evaluation.
         num_epochs: the length of the training, which decides when the mosaic and the drawing of sizes end.
+        first_epoch: the epoch with which that training begins, where it is a phase of a longer one.
         workers: processes that load beside this one; 0 loads in this process.
         rank: which part of every global batch is loaded, 0 … num_ranks − 1.
         num_ranks: how many processes train together.
@@ -63,6 +64,7 @@ class Loader:
         seed: int,
         augment: AugmentConfig | None = None,
         num_epochs: int = 1,
+        first_epoch: int = 0,
         workers: int = 0,
         rank: int = 0,
         num_ranks: int = 1,
@@ -76,7 +78,7 @@ class Loader:
         self._index, self._preprocessing, self._seed, self._workers = source.index, preprocessing, seed, workers
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
         self._training, self._multi_scale = augment is not None, multi_scale
-        self._num_epochs, self._multi_scale_end = num_epochs, multi_scale_end
+        self._num_epochs, self._first_epoch, self._multi_scale_end = num_epochs, first_epoch, multi_scale_end
         self._factors = planning.repeat_factors(source.index) if sampling == "class_balanced" else None
         if augment is not None and isinstance(source, FileSource):
             source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, workers))
@@ -86,6 +88,7 @@ class Loader:
             seed=seed,
             augmentation=augment.resolved() if augment is not None else None,
             num_epochs=num_epochs,
+            first_epoch=first_epoch,
         )
         self._plan = _Plan()
         self._torch_loader: DataLoader[Any] | None = None
@@ -133,6 +136,7 @@ class Loader:
                 epoch=epoch,
                 num_epochs=self._num_epochs,
                 end_share=self._multi_scale_end,
+                first_epoch=self._first_epoch,
             )
         return [planning.rank_slice(batch, rank=self._rank, num_ranks=self._num_ranks) for batch in whole]
 

@@ -27,9 +27,11 @@ class Samples(Dataset[PackedBatch]):
         seed: int,
         augmentation: Augmentation | None,
         num_epochs: int,
+        first_epoch: int = 0,
     ) -> None:
         self._source, self._preprocessing = source, preprocessing
         self._seed, self._num_epochs, self._augmentation = seed, num_epochs, augmentation
+        self._first_epoch = first_epoch
 
     def __getitems__(self, picks: Sequence[Pick]) -> PackedBatch | FocaldetError:
         """The batch of these images, all of one size; or the error, which torch could not carry out of a process as an
@@ -51,7 +53,8 @@ class Samples(Dataset[PackedBatch]):
         if self._augmentation is None:
             return resize_sample(self._load(pick.image, pick.epoch), preprocessing.resize), self._name(pick.image)
         draws = stream("sample", self._seed, pick.epoch, pick.image, pick.repeat)
-        mosaic = draws.random() < self._augmentation.mosaic_share(epoch=pick.epoch, num_epochs=self._num_epochs)
+        epoch = pick.epoch - self._first_epoch
+        mosaic = draws.random() < self._augmentation.mosaic_share(epoch=epoch, num_epochs=self._num_epochs)
         num_images = len(self._source.index)
         images = [pick.image, *(draws.randrange(num_images) for _ in range(NUM_PARTNERS if mosaic else 0))]
         first, *partners = (self._load(image, pick.epoch) for image in images)

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
 from html import escape
@@ -52,6 +53,7 @@ def write_report(
     metrics = metrics or evaluate_detections(index, dict(enumerate(detections)))
     sections = [
         _headline(run, index, metrics),
+        _phases(run / "config.yaml"),
         _curves(run / "metrics.csv"),
         _coco_table(metrics),
         _class_table(metrics),
@@ -103,6 +105,20 @@ def _headline(run: Path, index: Index, metrics: Metrics) -> str:
 
 def _card(name: str, value: str, meaning: str) -> str:
     return f'<div class="card"><h2>{name}</h2><p class="value">{value}</p><p>{meaning}</p></div>'
+
+
+def _phases(path: Path) -> str:
+    """The phases of the run in the words of its settings; nothing where there are none."""
+    phases = configs.read_mapping(path).get("phases") if path.is_file() else None
+    if not isinstance(phases, list) or not phases:
+        return ""
+    rows, begin = [], 1
+    for phase in phases:
+        own = {name: value for name, value in phase.items() if name != "epochs"}
+        text = json.dumps(own, ensure_ascii=False) if own else "as the run"
+        rows.append(f"<li>epochs {begin} to {begin + phase['epochs'] - 1}: <code>{escape(text)}</code></li>")
+        begin += phase["epochs"]
+    return f"<section><h2>Phases</h2><ol>{''.join(rows)}</ol></section>\n"
 
 
 def _curves(path: Path) -> str:

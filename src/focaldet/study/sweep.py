@@ -161,6 +161,8 @@ def _plans(run: RunConfig, settings: Sequence[Setting]) -> list[RunConfig]:
     if num_processes() > 1:
         raise ConfigError("a sweep runs in one process; start it without torchrun or SLURM tasks")
     checked(run)
+    if run.phases:
+        raise ConfigError("phases: every setting of a sweep is trained in one piece; leave them out")
     if run.evaluate_every is None:
         raise ConfigError("evaluate_every: a sweep compares AP, so there must be evaluations")
     for name in VARIED:

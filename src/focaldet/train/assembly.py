@@ -17,29 +17,56 @@ from focaldet.data.transforms import AugmentConfig
 from focaldet.evaluate.coco import HEADLINES
 from focaldet.train.config import RunConfig
 from focaldet.train.interrupts import StopWish
-from focaldet.train.learner import Learner, build_learner, described, steps_per_epoch
+from focaldet.train.learner import Learner, build_learner, described, next_learner, steps_per_epoch
 from focaldet.train.logs import Display, EventsFile, MetricsFile, RunLog, Sink, Trackers
+from focaldet.train.phases import Phase
 from focaldet.train.resume import Position, RunFolder, check_identity, identity, load_state, write_environment
 from focaldet.train.step import Update
-from focaldet.types import Target
+from focaldet.types import Preprocessing, Target
 
 # An epoch of `overfit` shows its few images again and again, up to this many updates.
 OVERFIT_UPDATES = 16
 
 
 @dataclass
-class Parts:
-    """What a run works with. `identity` is what must stay the same when it is resumed."""
+class Work:
+    """What one phase of a run works with.
 
-    fabric: Any
+    `first_step` is the number of updates of the run before it, `introduction` what to tell when it begins.
+    """
+
+    phase: Phase
     learner: Learner
     update: Update
     loader: Loader
+    first_step: int
+    steps_per_epoch: int
+    introduction: list[str]
+
+
+@dataclass
+class Parts:
+    """What a run works with. `identity` is what must stay the same when it is resumed, `work` the phase under way."""
+
+    fabric: Any
+    wish: StopWish
+    phases: tuple[Phase, ...]
+    source: Source
     validation: Source
     log: RunLog
     position: Position
     identity: dict[str, Any]
     introduction: list[str]
+    work: Work
+
+    def begin_next_phase(self) -> None:
+        """Go on from the phase that has ended to the next one, with the weights that it leaves."""
+        ended, self.position.phase = self.work, self.position.phase + 1
+        phase = self.phases[self.position.phase]
+        learner = next_learner(ended.learner, phase.config, before=ended.phase.config, fabric=self.fabric)
+        self.work = prepare(
+            phase, learner, source=self.source, first_step=self.position.step, fabric=self.fabric, wish=self.wish
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +84,13 @@ class ChosenImages:
 
 
 def assemble(
-    config: RunConfig, *, folder: RunFolder, fabric: Any, wish: StopWish, sources: tuple[Source, Source] | None
+    config: RunConfig,
+    *,
+    phases: tuple[Phase, ...],
+    folder: RunFolder,
+    fabric: Any,
+    wish: StopWish,
+    sources: tuple[Source, Source] | None,
 ) -> Parts:
     """The parts of the run that `config` describes, in their first state or in that of the run that is resumed.
 
@@ -72,7 +105,27 @@ def assemble(
     if config.resume and folder.state.exists():
         state = load_state(folder.state, device=fabric.device)
         check_identity(own, json.loads(state["identity"]), folder=folder.path)
-    learner, account = build_learner(config, classes=validation.index.classes, fabric=fabric, state=state)
+    position = Position(**state["position"]) if state is not None else Position()
+    phase = phases[position.phase]
+    learner, account = build_learner(phase.config, classes=validation.index.classes, fabric=fabric, state=state)
+    steps = [_num_steps(phase, train_source, learner.detector.preprocessing, fabric=fabric) for phase in phases]
+    work = prepare(
+        phase, learner, source=train_source, first_step=sum(steps[: position.phase]), fabric=fabric, wish=wish
+    )
+    if fabric.is_global_zero:
+        folder.create(config)
+        write_environment(folder.environment, config=config, fingerprints=fingerprints, fabric=fabric)
+    log = RunLog()
+    if fabric.is_global_zero:
+        log = _open_log(config, folder=folder, position=position, total_steps=sum(steps))
+    return Parts(
+        fabric, wish, phases, train_source, validation, log, position, own, introduction=[*chosen, *account], work=work
+    )
+
+
+def prepare(phase: Phase, learner: Learner, *, source: Source, first_step: int, fabric: Any, wish: StopWish) -> Work:
+    """What `phase` works with, given the learner that it trains."""
+    config = phase.config
     if config.compile:
         learner.detector.compile()
     update = Update(
@@ -80,19 +133,13 @@ def assemble(
         module=fabric.strategy.setup_module(learner.detector),
         config=config,
         rank=fabric.global_rank,
+        first_step=first_step,
         stop_asked=lambda: bool(wish),
     )
-    loader = _build_loader(config, train_source, learner, fabric=fabric)
-    position = Position(**state["position"]) if state is not None else Position()
-    if fabric.is_global_zero:
-        folder.create(config)
-        write_environment(folder.environment, config=config, fingerprints=fingerprints, fabric=fabric)
+    loader = _build_loader(phase, source, learner.detector.preprocessing, fabric=fabric)
     steps = steps_per_epoch(len(loader), config)
-    lines = [*chosen, *account, *described(config, learner, steps_per_epoch=steps, fabric=fabric)]
-    log = RunLog()
-    if fabric.is_global_zero:
-        log = _open_log(config, folder=folder, position=position, total_steps=steps * config.epochs)
-    return Parts(fabric, learner, update, loader, validation, log, position, own, lines)
+    lines = described(config, learner, steps_per_epoch=steps, fabric=fabric)
+    return Work(phase, learner, update, loader, first_step, steps, introduction=lines)
 
 
 def open_sources(config: RunConfig, sources: tuple[Source, Source] | None) -> tuple[Source, Source, list[str]]:
@@ -117,15 +164,23 @@ def _choose(source: Source, positions: Sequence[int]) -> ChosenImages:
     return ChosenImages(source.index.subset(positions, "overfit"), source, tuple(positions))
 
 
-def _build_loader(config: RunConfig, source: Source, learner: Learner, *, fabric: Any) -> Loader:
+def _num_steps(phase: Phase, source: Source, preprocessing: Preprocessing, *, fabric: Any) -> int:
+    """The updates of a phase, however its pictures are resized."""
+    loader = _build_loader(phase, source, preprocessing, fabric=fabric)
+    return steps_per_epoch(len(loader), phase.config) * phase.config.epochs
+
+
+def _build_loader(phase: Phase, source: Source, preprocessing: Preprocessing, *, fabric: Any) -> Loader:
+    config = phase.config
     overfit = config.overfit is not None
     return Loader(
         source,
-        preprocessing=learner.detector.preprocessing,
+        preprocessing=preprocessing,
         batch_size=config.batch_size // (fabric.world_size * config.accumulate),
         seed=config.seed,
         augment=AugmentConfig(preset="none") if overfit else config.augment,
         num_epochs=config.epochs,
+        first_epoch=phase.first_epoch,
         workers=config.workers,
         rank=fabric.global_rank,
         num_ranks=fabric.world_size,

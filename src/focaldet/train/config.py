@@ -1,13 +1,14 @@
 """The settings of one training run. Defaults suit fine-tuning on small data; the paper's schedules are recipes."""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from focaldet.config import Share, from_dict, to_dict
+from focaldet.config import Share, from_dict, merged, nearest, to_dict
 from focaldet.data.index import DataConfig
 from focaldet.data.loader import Sampling
 from focaldet.data.transforms import AugmentConfig
@@ -25,6 +26,14 @@ Logger = Literal["tensorboard", "wandb", "mlflow"]
 FREE_ON_RESUME = frozenset(
     {"data", "out", "resume", "overwrite", "device", "workers", "threads"}
     | {"log_every", "loggers", "save_minutes", "save_steps"}
+)
+
+# What a phase may set otherwise than its run: whatever decides how it learns, and on which form of the pictures.
+IN_PHASES = frozenset(
+    {"epochs", "batch_size", "accumulate", "evaluate_every", "architecture", "frozen_stages", "ema"}
+    | {"optimizer", "learning_rate", "backbone_factor", "weight_decay", "momentum", "clip_norm"}
+    | {"schedule", "step_at", "warmup_epochs", "warmup_power"}
+    | {"size", "short_side", "max_side", "multi_scale", "multi_scale_end", "augment", "sampling"}
 )
 
 
@@ -72,7 +81,10 @@ class RunConfig:
     """Share of the run, at its end, that has the largest size of `multi_scale` only."""
 
     epochs: PositiveInt = 24
-    """Passes over the training images."""
+    """Passes over the training images; typed for a recipe with phases, they are shared out as the recipe's are."""
+
+    phases: tuple[dict[str, Any], ...] = ()
+    """Parts of the run, one after another on the same weights: the epochs of each, and what differs. In files only."""
 
     batch_size: PositiveInt = 8
     """Images per update, over all processes and accumulated parts."""
@@ -175,24 +187,65 @@ class RunConfig:
 
 
 def checked(config: RunConfig, *, num_ranks: int = 1) -> RunConfig:
-    """`config` itself after all its values were validated, alone and together.
+    """`config` itself after all its values were validated, alone and together; `epochs` are those of all phases.
 
     Raises:
         ConfigError: a value is out of range or two settings contradict each other.
     """
     # The architecture as it was given: plain values know no NaN, of which its own check is to tell.
-    values = {**to_dict(config), "architecture": config.architecture}
+    values = {**to_dict(config), "architecture": config.architecture, "phases": config.phases}
     config = from_dict(RunConfig, values, source="run settings")
-    parts = config.accumulate * num_ranks
-    contradictions = {
+    contradictions: dict[str, object] = {
         "resume and overwrite exclude each other": config.resume and config.overwrite,
         "patience: needs evaluate_every": config.patience and not config.evaluate_every,
+        "patience: a run with phases is as long as they say and cannot end early": config.patience and config.phases,
+    }
+    for number, part in enumerate(phase_settings(config), start=1):
+        where = f"phase {number}: " if config.phases else ""
+        found = _contradictions(part, num_ranks=num_ranks)
+        contradictions |= {where + problem: there for problem, there in found.items()}
+    total = sum(phase["epochs"] for phase in config.phases) or config.epochs
+    problem = f"epochs: {config.epochs}, but the phases together have {total}"
+    contradictions[problem] = config.epochs not in (RunConfig.epochs, total)
+    for problem, found in contradictions.items():
+        if found:
+            raise ConfigError(f"run settings: {problem}")
+    return replace(config, epochs=total)
+
+
+def _contradictions(config: RunConfig, *, num_ranks: int) -> dict[str, object]:
+    """Problems of the settings of one phase, and whether they are there."""
+    parts = config.accumulate * num_ranks
+    return {
         "multi_scale_end: needs multi_scale": config.multi_scale_end and config.multi_scale is None,
         f"step_at: shares must rise, found {config.step_at}": list(config.step_at) != sorted({*config.step_at}),
         f"batch_size: {config.batch_size} images per update cannot be shared by {num_ranks} processes × "
         f"{config.accumulate} accumulated parts; allowed: a multiple of {parts}": config.batch_size % parts,
     }
-    for problem, found in contradictions.items():
-        if found:
-            raise ConfigError(f"run settings: {problem}")
-    return config
+
+
+def phase_settings(config: RunConfig, *, source: str = "run settings") -> tuple[RunConfig, ...]:
+    """The settings of each phase, laid over those of the run (nested ones are merged); without phases the run's own.
+
+    Raises:
+        ConfigError: a phase does not say how long it is, or holds a setting that is unknown, of the whole run alone or
+            out of range; names `source`, the number of the phase and the setting.
+    """
+    run = {**to_dict(replace(config, phases=())), "architecture": config.architecture}
+    found = []
+    for number, phase in enumerate(config.phases, start=1):
+        where = f"{source}: phase {number}"
+        _refuse_foreign(phase, where)
+        found.append(from_dict(RunConfig, merged(run, phase), source=where))
+    return tuple(found) or (config,)
+
+
+def _refuse_foreign(phase: Mapping[str, Any], where: str) -> None:
+    names = {field.name for field in fields(RunConfig)}
+    for name in phase:
+        if name in names - IN_PHASES:
+            raise ConfigError(f"{where}: {name}: is a setting of the whole run, not of a phase")
+        if name not in names:
+            raise ConfigError(f"{where}: unknown setting {name!r}{nearest(name, IN_PHASES)}")
+    if "epochs" not in phase:
+        raise ConfigError(f"{where}: epochs: is missing; every phase says how long it is")

@@ -11,7 +11,7 @@ from typing import Any
 
 from focaldet import config as configs
 from focaldet.data.index import Source
-from focaldet.data.loader import Loader, explained_worker_death
+from focaldet.data.loader import explained_worker_death
 from focaldet.evaluate.coco import HEADLINES, Metrics, evaluate_detections
 from focaldet.evaluate.inference import pick_device
 from focaldet.evaluate.processes import launch, num_processes
@@ -20,11 +20,11 @@ from focaldet.evaluate.results import write_results
 from focaldet.evaluate.run import detect_all
 from focaldet.train.assembly import Parts, assemble
 from focaldet.train.config import RunConfig, checked
-from focaldet.train.interrupts import StopWish, stop_wish
+from focaldet.train.interrupts import stop_wish
 from focaldet.train.launch import advice, global_settings
-from focaldet.train.learner import steps_per_epoch
 from focaldet.train.logs import RunLog
 from focaldet.train.optim import rate_factor
+from focaldet.train.phases import Phase, planned
 from focaldet.train.resume import Position, RunFolder, open_folder, save_state
 from focaldet.types import Batch
 from focaldet.weights import save_detector
@@ -64,7 +64,7 @@ def train(config: RunConfig, *, sources: tuple[Source, Source] | None = None) ->
         MemoryShortError: out of memory.
     """
     config = checked(config, num_ranks=num_processes())
-    folder = open_folder(config)
+    folder, phases = open_folder(config), planned(config)
     with ExitStack() as stack:
         stack.enter_context(advice(config))
         stack.enter_context(explained_worker_death())
@@ -72,36 +72,43 @@ def train(config: RunConfig, *, sources: tuple[Source, Source] | None = None) ->
         wish = stack.enter_context(stop_wish())
         # Every process has looked at the folder before the first one changes it: launching waits for all.
         fabric = launch(pick_device(config.device))
-        parts = assemble(config, folder=folder, fabric=fabric, wish=wish, sources=sources)
+        parts = assemble(config, phases=phases, folder=folder, fabric=fabric, wish=wish, sources=sources)
         stack.callback(parts.log.close)
-        return Run(config, folder=folder, parts=parts, wish=wish, has_files=sources is None).finish()
+        return Run(config, folder=folder, parts=parts, has_files=sources is None).finish()
 
 
 class Run:
     """A run under way: epochs of steps, evaluations and saves, from a position on.
 
-    `has_files` says that the images are those of `config.data`, so that the command line can go on with the run.
+    `config` are the settings of the whole run, `settings` those of the phase under way. `has_files` says that the
+    images are those of `config.data`, so that the command line can go on with the run.
     """
 
-    def __init__(self, config: RunConfig, *, folder: RunFolder, parts: Parts, wish: StopWish, has_files: bool) -> None:
-        self.config, self.folder, self.parts, self.wish = config, folder, parts, wish
+    def __init__(self, config: RunConfig, *, folder: RunFolder, parts: Parts, has_files: bool) -> None:
+        self.config, self.folder, self.parts = config, folder, parts
         self.has_files = has_files
         self.position: Position = parts.position
         self.log: RunLog = parts.log
-        self.loader: Loader = parts.loader
-        self.steps_per_epoch = steps_per_epoch(len(parts.loader), config)
         self.last_save = time.monotonic()
+
+    @property
+    def phase(self) -> Phase:
+        """The phase under way."""
+        return self.parts.work.phase
+
+    @property
+    def settings(self) -> RunConfig:
+        """The settings of the phase under way."""
+        return self.phase.config
 
     def finish(self) -> TrainResult:
         """Train up to the last epoch, or until the run is asked to stop or no longer improves."""
         self._tell_start()
-        interrupted = False
-        while self.position.epoch < self.config.epochs and not self._has_stalled():
-            interrupted = not (self._train_epoch() and self._evaluate())
-            if interrupted:
-                break
-            self.position.epoch, self.position.batch = self.position.epoch + 1, 0
-            self.save()
+        interrupted = not self._train_phase()
+        while not interrupted and self.phase.number < self.phase.count:
+            self.parts.begin_next_phase()
+            self._tell_phase()
+            interrupted = not self._train_phase()
         position, best = self.position, metrics_from(self.position.best)
         if best is not None and not interrupted and self.parts.fabric.is_global_zero:
             write_report(self.folder.path, self.parts.validation, metrics=best)
@@ -115,24 +122,34 @@ class Run:
             interrupted=interrupted,
         )
 
+    def _train_phase(self) -> bool:
+        """Train to the end of the phase, or until it no longer improves. False when asked to stop."""
+        while self.position.epoch < self.phase.end_epoch and not self._has_stalled():
+            if not (self._train_epoch() and self._evaluate()):
+                return False
+            self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+            self.save()
+        return True
+
     def _has_stalled(self) -> bool:
         patience = self.config.patience
         return patience is not None and self.position.evaluations_without_gain >= patience
 
     def _train_epoch(self) -> bool:
         """Train to the end of the epoch. False when asked to stop, with everything saved."""
-        position = self.position
-        batches = self.loader.epoch(position.epoch, start_batch=position.batch)
+        position, work = self.position, self.parts.work
+        batches = work.loader.epoch(position.epoch, start_batch=position.batch)
         begin = time.perf_counter()
-        for group in _grouped(batches, self.config.accumulate):
-            rate = self.config.scaled_learning_rate * self._rate_factor()
-            result = self.parts.update(group, step=position.step, rate=rate)
+        for group in _grouped(batches, self.settings.accumulate):
+            rate = self.settings.scaled_learning_rate * self._rate_factor()
+            result = work.update(group, step=position.step, rate=rate)
             position.step += 1
             position.batch += len(group)
             seconds = time.perf_counter() - begin
             position.seconds_training += seconds
             self.log.write(
                 "step",
+                **self.phase.mark,
                 epoch=position.epoch + 1,
                 step=position.step,
                 seconds=seconds,
@@ -151,13 +168,14 @@ class Run:
         return True
 
     def _rate_factor(self) -> float:
+        work, settings = self.parts.work, self.settings
         return rate_factor(
-            self.position.step,
-            total_steps=self.steps_per_epoch * self.config.epochs,
-            warmup_steps=self.steps_per_epoch * self.config.warmup_epochs,
-            warmup_power=self.config.warmup_power,
-            schedule=self.config.schedule,
-            step_at=self.config.step_at,
+            self.position.step - work.first_step,
+            total_steps=work.steps_per_epoch * settings.epochs,
+            warmup_steps=work.steps_per_epoch * settings.warmup_epochs,
+            warmup_power=settings.warmup_power,
+            schedule=settings.schedule,
+            step_at=settings.step_at,
         )
 
     def _save_is_due(self) -> bool:
@@ -167,8 +185,8 @@ class Run:
 
     def _evaluate(self) -> bool:
         """Evaluate after this epoch if it is time to. False when asked to stop, with everything saved."""
-        every, epoch = self.config.evaluate_every, self.position.epoch + 1
-        if every is None or (epoch % every and epoch != self.config.epochs):
+        every, epoch, phase = self.settings.evaluate_every, self.position.epoch + 1, self.phase
+        if every is None or ((epoch - phase.first_epoch) % every and epoch != phase.end_epoch):
             return True
         try:
             metrics = self._measure()
@@ -182,18 +200,20 @@ class Run:
             self.position.best = metrics.to_dict()
         numbers = {name: value for name, value in metrics.to_dict().items() if name in HEADLINES}
         text = f"epoch {epoch}/{self.config.epochs}  {_summary(metrics)}{'  (best so far)' if is_best else ''}"
-        self.log.write("evaluation", epoch=epoch, step=self.position.step, best=is_best, text=text, **numbers)
+        self.log.write(
+            "evaluation", **phase.mark, epoch=epoch, step=self.position.step, best=is_best, text=text, **numbers
+        )
         return True
 
     def _measure(self) -> Metrics:
         """The metrics of the detector as it stands; its detections and weights are kept if none before were better."""
-        source, fabric = self.parts.validation, self.parts.fabric
+        source, fabric, learner = self.parts.validation, self.parts.fabric, self.parts.work.learner
         found = detect_all(
-            self.parts.learner.evaluated,
+            learner.evaluated,
             source,
-            batch_size=self.config.batch_size // (fabric.world_size * self.config.accumulate),
+            batch_size=self.settings.batch_size // (fabric.world_size * self.settings.accumulate),
             device=fabric.device,
-            precision=self.parts.learner.autocast.precision,
+            precision=learner.autocast.precision,
             workers=self.config.workers,
             fabric=fabric if fabric.world_size > 1 else None,
             progress=self._check_wish if fabric.world_size == 1 else None,
@@ -212,7 +232,7 @@ class Run:
     def _check_wish(self, done: int, total: int) -> None:
         """An evaluation is given up when the run is asked to stop: resuming begins it again."""
         del done, total
-        if self.wish:
+        if self.parts.wish:
             raise _StopAskedError
 
     def save(self) -> None:
@@ -226,25 +246,32 @@ class Run:
         self.position.num_rows = self.log.num_rows
         state = {"position": asdict(self.position), "identity": json.dumps(self.parts.identity)}
         self._save_weights(self.folder.last)
-        save_state(self.folder.state, {**state, **self.parts.learner.state()})
+        save_state(self.folder.state, {**state, **self.parts.work.learner.state()})
 
     def _save_weights(self, path: Path) -> None:
-        learner, classes = self.parts.learner, self.parts.validation.index.classes
+        learner, classes = self.parts.work.learner, self.parts.validation.index.classes
         save_detector(path, learner.evaluated, classes=classes, licence=learner.licence)
 
     def _tell_start(self) -> None:
         for line in self.parts.introduction:
             self.log.write("note", text=line)
+        self._tell_phase()
         kind = "resumed" if self.position.step else "started"
         self.log.write(kind, step=self.position.step, epoch=self.position.epoch)
         if self.position.epoch >= self.config.epochs:
             text = f"nothing to go on with: all {self.config.epochs} epochs of this run are trained"
             self.log.write("note", text=text)
 
+    def _tell_phase(self) -> None:
+        if self.config.phases:
+            self.log.write("phase", **self.phase.mark, step=self.position.step, text=self.phase.sentence())
+        for line in self.parts.work.introduction:
+            self.log.write("note", text=line)
+
     def _tell_end(self, *, interrupted: bool) -> None:
         position = self.position
         if interrupted:
-            text = f"stopped by {self.wish.signal_name or 'another process'} after step {position.step}"
+            text = f"stopped by {self.parts.wish.signal_name or 'another process'} after step {position.step}"
             if self.has_files:
                 text += f"; go on: focaldet train --config {self.folder.config} --resume"
             self.log.write("interrupted", step=position.step, text=text)

@@ -1,6 +1,7 @@
 """What learns: the detector with its average, its optimiser, and whatever else training changes."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,12 +10,13 @@ import torch
 from focaldet import config as configs
 from focaldet.data.index import Classes
 from focaldet.evaluate.inference import resize_asked
-from focaldet.models import DETECTORS, Detector, LossContext, build
+from focaldet.models import DETECTORS, Detector, LossContext, build, named_config
 from focaldet.ops.losses.normalise import sum_over_ranks
 from focaldet.train.config import BASE_BATCH, RunConfig
 from focaldet.train.ema import Ema
 from focaldet.train.launch import Autocast, build_autocast, seed_everything
 from focaldet.train.optim import build_optimizer
+from focaldet.types import Resize
 from focaldet.weights import LoadReport, load_into
 
 # For networks whose statistics come from elsewhere and need none, such as torchvision's.
@@ -78,24 +80,67 @@ def build_learner(
     """
     seed_everything(config.seed)
     detector, loaded = _build_detector(config, classes, state)
-    detector = fabric.to_device(detector).train()
-    if config.channels_last:
-        detector = detector.to(memory_format=torch.channels_last)
     ranks = fabric.world_size
-    learner = Learner(
-        detector,
-        ema=Ema(detector, decay=config.ema) if config.ema is not None else None,
-        optimizer=build_optimizer(detector, config),
-        autocast=build_autocast(config.precision, device=fabric.device),
-        context=LossContext(all_reduce_sum=sum_over_ranks if ranks > 1 else None, num_ranks=ranks),
-        licence=loaded.licence if loaded is not None else None,
-    )
+    context = LossContext(all_reduce_sum=sum_over_ranks if ranks > 1 else None, num_ranks=ranks)
+    learner = _learner(detector, config, context=context, fabric=fabric)
+    learner.licence = loaded.licence if loaded is not None else None
     if state is not None:
         learner.restore(state)
         return learner, ()  # the initial weights were told when the run began
     if loaded is None:
-        return learner, (f"no weights given: starts from random ones ({_normed(detector)})",)
+        return learner, (f"no weights given: starts from random ones ({_normed(learner.detector)})",)
     return learner, loaded.sentences()
+
+
+def next_learner(learner: Learner, config: RunConfig, *, before: RunConfig, fabric: Any) -> Learner:
+    """The learner of the phase that `config` describes, with the weights that the phase `before` keeps.
+
+    These are the moving average's where there is one. Optimiser and average begin anew; what the losses count and
+    average goes on.
+    """
+    seed_everything(config.seed)
+    kept = learner.evaluated
+    # Not the settings as they were asked for alone: the initial weights and the data decided some of those that hold.
+    changed = _changes(*(configs.to_dict(asked_architecture(settings)) for settings in (before, config)))
+    architecture = configs.merged(configs.to_dict(kept.config), changed)
+    detector = build(config.model, class_names=kept.class_names, architecture=architecture)
+    detector.preprocessing = replace(kept.preprocessing, resize=_resize(detector, config))
+    # BatchNorm's counters of batches may come or go; all other tensors are the same (`phases.planned`).
+    detector.load_state_dict(kept.state_dict(), strict=False)
+    detector = fabric.to_device(detector)
+    if fabric.world_size > 1:  # each process has counted its own statistics of the last batch; the first one's are kept
+        for value in detector.state_dict().values():
+            torch.distributed.broadcast(value, src=0)
+    following = _learner(detector, config, context=learner.context, fabric=fabric)
+    following.licence = learner.licence
+    return following
+
+
+def _learner(detector: Detector, config: RunConfig, *, context: LossContext, fabric: Any) -> Learner:
+    """The learner of `detector` as it stands, at its first step."""
+    detector = fabric.to_device(detector).train()
+    if config.channels_last:
+        detector = detector.to(memory_format=torch.channels_last)
+    return Learner(
+        detector,
+        ema=Ema(detector, decay=config.ema) if config.ema is not None else None,
+        optimizer=build_optimizer(detector, config),
+        autocast=build_autocast(config.precision, device=fabric.device),
+        context=context,
+    )
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `after` that are others in `before`, nested as they are there."""
+    found = {}
+    for name, value in after.items():
+        old = before.get(name)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = _changes(old, value)  # noqa: PLW2901
+            old = {}
+        if value != old:
+            found[name] = value
+    return found
 
 
 def _build_detector(
@@ -109,11 +154,23 @@ def _build_detector(
         detector.preprocessing = configs.from_dict(type(detector.preprocessing), state["preprocessing"])
         return detector, None
     loaded = load_into(detector, config.weights, input=config.weights_input) if config.weights is not None else None
-    resize = resize_asked(
-        detector.preprocessing.resize, size=config.size, short_side=config.short_side, max_side=config.max_side
-    )
-    detector.preprocessing = replace(detector.preprocessing, resize=resize)
+    detector.preprocessing = replace(detector.preprocessing, resize=_resize(detector, config))
     return detector, loaded
+
+
+def _resize(detector: Detector, config: RunConfig) -> Resize:
+    """The resizing that `config` asks for, of a detector that still has its own."""
+    own = detector.preprocessing.resize
+    return resize_asked(own, size=config.size, short_side=config.short_side, max_side=config.max_side)
+
+
+def asked_architecture(config: RunConfig) -> Any:
+    """The config of the detector as the settings ask for it, before weights and data have their say.
+
+    Raises:
+        ConfigError: the name or a setting is unknown or out of range.
+    """
+    return named_config(config.model, architecture=initial_architecture(config))
 
 
 def initial_architecture(config: RunConfig) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TextIO, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -59,36 +59,61 @@ class RunLog:
 class MetricsFile:
     """`metrics.csv`: a row per logged step and per evaluation, `kind` telling which; what a row does not have is empty.
 
-    The columns are `kind`, `epoch`, `step`, those of a step, one `<name>_loss` per loss, and `evaluation_columns`. Of
-    a file that is already there, `keep_rows` rows stay: those written after the state that a run resumes from.
+    The columns are `kind`, `epoch`, `step`, those of a step, one `<name>_loss` per loss, and `evaluation_columns`; in a
+    run with phases `phase` comes after `kind`. Of a file that is already there, `keep_rows` rows stay: those written
+    after the state that a run resumes from.
     """
 
     def __init__(
         self, path: Path, *, evaluation_columns: Sequence[str], log_every: int = 1, keep_rows: int = 0
     ) -> None:
         self.evaluation_columns, self.log_every, self.num_rows = tuple(evaluation_columns), log_every, keep_rows
+        self.path = path
         kept = path.read_bytes().splitlines(keepends=True)[: keep_rows + 1] if keep_rows else []
         self.columns = next(csv.reader([kept[0].decode()]), []) if kept else []
         self.losses: list[str] = []
-        self.file = path.open("a", encoding="utf-8", newline="", buffering=1)
+        self.file = self._opened()
         self.file.truncate(sum(map(len, kept)))
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
         # The first row can be an evaluation's, which has no losses: the header takes them from steps that get no row.
-        if kind == "step" and not self.columns:
-            self.losses = [name for name in flat(values) if name.endswith("_loss")]
+        if kind == "step":
+            losses = [name for name in flat(values) if name.endswith("_loss")]
+            if not self.columns:
+                self.losses = losses
+            elif new := [name for name in losses if name not in self.columns]:
+                self._widen(new)
         if kind == "evaluation" or (kind == "step" and values["step"] % self.log_every == 0):
             self._row({"kind": kind, **flat(values)})
 
     def _row(self, row: dict[str, Any]) -> None:
         if not self.columns:
-            self.columns = ["kind", "epoch", "step", *STEP_COLUMNS, *self.losses, *self.evaluation_columns]
+            lead = ["kind", "phase"] if "phase" in row else ["kind"]
+            self.columns = [*lead, "epoch", "step", *STEP_COLUMNS, *self.losses, *self.evaluation_columns]
             csv.writer(self.file, lineterminator="\n").writerow(self.columns)
         shown = [row.get(column, "") for column in self.columns]
         csv.writer(self.file, lineterminator="\n").writerow(
             [f"{value:.7g}" if isinstance(value, float) else value for value in shown]
         )
         self.num_rows += 1
+
+    def _widen(self, losses: Sequence[str]) -> None:
+        """Give the losses that a later phase brings columns beside the others."""
+        place = max(number for number, name in enumerate(self.columns, start=1) if name.endswith("loss"))
+        self.columns[place:place] = losses
+        self.file.close()
+        with self.path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        part = self.path.with_name(f".{self.path.name}.partial")
+        with part.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(self.path)
+        self.file = self._opened()
+
+    def _opened(self) -> TextIO:
+        return self.path.open("a", encoding="utf-8", newline="", buffering=1)
 
     def close(self) -> None:
         self.file.close()

@@ -29,9 +29,11 @@ STATE_FORMAT = 1
 class Position:
     """Where a run stands. `batch` counts the batches of the epoch that were used, `step` the updates of the whole run.
 
-    `best` and `last` are metrics as plain values, `num_rows` the rows of metrics.csv.
+    `phase` counts from 0; between two phases it is the one that ended. `best` and `last` are metrics as plain values,
+    `num_rows` the rows of metrics.csv.
     """
 
+    phase: int = 0
     epoch: int = 0
     batch: int = 0
     step: int = 0
@@ -184,13 +186,13 @@ def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: P
 
     The learning rate of all schedules but `constant` depends on the length of the run, as does `multi_scale_end`, and
     nothing can make a run longer that has already come down: more epochs need a new run with `weights` set to what this
-    one has learnt.
+    one has learnt. Nor does a run with phases grow: where one ended, the next has begun.
 
     Raises:
         CheckpointError: names every setting that changed, or the data.
     """
     new, old = now["settings"], then["settings"]
-    has_end = new.get("schedule") != "constant" or new.get("multi_scale_end")
+    has_end = new.get("schedule") != "constant" or new.get("multi_scale_end") or new.get("phases")
     if not has_end and new["epochs"] >= old.get("epochs", 0):
         then = {**then, "settings": {**old, "epochs": new["epochs"]}}
     if changed := differences(now, then):
@@ -202,7 +204,7 @@ def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: P
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """In words, every setting in which two values of `identity` differ, and the data if they do."""
-    new, old = dict(_flat(now["settings"])), dict(_flat(then["settings"]))
+    new, old = dict(flattened(now["settings"])), dict(flattened(then["settings"]))
     changed = [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted({*new, *old})
@@ -213,10 +215,14 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted name; the members of a list of settings are counted from 1."""
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flattened(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and all(isinstance(member, Mapping) for member in value):
+            members = {str(number): member for number, member in enumerate(value, start=1)}
+            yield from flattened(members, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

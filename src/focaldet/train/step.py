@@ -32,7 +32,8 @@ class StepResult(NamedTuple):
 class Update:
     """The way from batches to new weights: forward, losses, backward, clipping, optimiser, moving average.
 
-    `module` is the learner's detector as it is called: plain, or spread over ranks.
+    `module` is the learner's detector as it is called: plain, or spread over ranks. `first_step` is the number of
+    updates of the run before the learner's first.
     """
 
     def __init__(
@@ -42,16 +43,17 @@ class Update:
         module: Callable[..., Any],
         config: RunConfig,
         rank: int = 0,
+        first_step: int = 0,
         stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self.learner, self.module, self.config, self.rank = learner, module, config, rank
         self.context, self.optimizer = learner.context, learner.optimizer
-        self.stop_asked = stop_asked
+        self.first_step, self.stop_asked = first_step, stop_asked
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, batches: Sequence[Batch], *, step: int, rate: float) -> StepResult:
-        """Update number `step` (from 0) from one or more batches whose mean gradient counts.
+        """Update number `step` (from 0) of the run from one or more batches whose mean gradient counts.
 
         Raises:
             NonFiniteLossError: a loss or the gradient is infinite or NaN on any rank; the weights are as they were.
@@ -119,7 +121,7 @@ class Update:
         else:
             self._refuse(f"the gradient is not finite (norm {norm})", batches, step=step, guilty=True)
         if self.learner.ema is not None:
-            self.learner.ema.update(update=step)
+            self.learner.ema.update(update=step - self.first_step)
         return norm
 
     def _unsynchronised(self) -> AbstractContextManager[Any]:

@@ -212,7 +212,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, overwrite):
     ("changes", "message"),
     [
         ({"evaluate_every": None}, "evaluate_every: a sweep compares AP"),
-        ({"phases": ({"epochs": 1},)}, "phases: every setting of a sweep"),
+        ({"phases": ({"epochs": 1},), "epochs": 1}, "phases: every setting of a sweep"),
         ({"architecture": {"loss": {"gamma": 1.0}}}, r"architecture\.loss\.gamma: is what a sweep varies"),
         ({"architecture": {"classifier": "softmax"}}, r"architecture\.classifier: is what a sweep varies"),
         ({"model": "retinanet_r9"}, "unknown detector 'retinanet_r9'"),

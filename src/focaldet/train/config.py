@@ -202,8 +202,8 @@ def checked(config: RunConfig, *, num_ranks: int = 1) -> RunConfig:
     }
     for number, part in enumerate(phase_settings(config), start=1):
         where = f"phase {number}: " if config.phases else ""
-        found = _contradictions(part, num_ranks=num_ranks)
-        contradictions |= {where + problem: there for problem, there in found.items()}
+        own = _contradictions(part, num_ranks=num_ranks)
+        contradictions |= {where + problem: found for problem, found in own.items()}
     total = sum(phase["epochs"] for phase in config.phases) or config.epochs
     problem = f"epochs: {config.epochs}, but the phases together have {total}"
     contradictions[problem] = config.epochs not in (RunConfig.epochs, total)

@@ -71,13 +71,13 @@ def match(
     """
     count = anchors.shape[0]
     regular = (~ignored_boxes).nonzero().squeeze(1)
-    if regular.numel():
+    if regular.numel() and count:
         matches = _assign(anchors, boxes[regular], config)
         matches = matches._replace(box_index=regular[matches.box_index])
     else:
         nothing = torch.zeros(count, dtype=torch.bool, device=anchors.device)
         matches = Matches(torch.zeros(count, dtype=torch.int64, device=anchors.device), nothing, nothing)
-    if regular.numel() == boxes.shape[0]:
+    if regular.numel() == boxes.shape[0] or not count:
         return matches
     apart = boxes[ignored_boxes]
     hidden = (pairwise_coverage(anchors, apart) >= config.ignore_coverage).any(dim=1)

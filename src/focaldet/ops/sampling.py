@@ -1,4 +1,4 @@
-"""Which anchors take part in the class loss, where not all do: online hard example mining.
+"""Which anchors take part in the loss, where not all do: by lot, or the hardest (online hard example mining).
 
 Axes: B images, A anchors.
 """
@@ -94,3 +94,38 @@ def hardest_negatives(
     order = losses.masked_fill(~negative, -torch.inf).argsort(dim=1, descending=True, stable=True)
     chosen = torch.arange(losses.shape[1], device=losses.device) < wanted[:, None]
     return torch.zeros_like(foreground).scatter(1, order, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleConfig:
+    """Minibatches by lot (Girshick 2015, section 2.3): `count` of an image train, a share of `positives` at most."""
+
+    count: PositiveInt = 256
+    positives: Share = 0.5
+
+
+@torch.no_grad()
+def balanced(
+    lots: Float[Tensor, "*B A"],
+    foreground: Bool[Tensor, "*B A"],
+    ignored: Bool[Tensor, "*B A"],
+    *,
+    config: SampleConfig,
+) -> Bool[Tensor, "*B A"]:
+    """True for the anchors of the minibatch of each image: at most `count`, none that is `ignored`.
+
+    `lots` are random numbers; the lowest win, of equal ones the first. First ⌊`count` · `positives`⌋ positives are
+    drawn, or all where there are fewer; negatives fill what is left. Too few negatives leave the minibatch small.
+    """
+    positive, negative = foreground & ~ignored, ~foreground & ~ignored
+    num_positives = positive.sum(-1, keepdim=True).clamp(max=int(config.count * config.positives))
+    return _lowest(lots, positive, num_positives) | _lowest(lots, negative, config.count - num_positives)
+
+
+def _lowest(
+    lots: Float[Tensor, "*B A"], eligible: Bool[Tensor, "*B A"], wanted: Int64[Tensor, "*B 1"]
+) -> Bool[Tensor, "*B A"]:
+    """True for the `wanted` eligible ones with the lowest lots, for all where there are fewer."""
+    order = lots.masked_fill(~eligible, torch.inf).argsort(dim=-1, stable=True)
+    first = torch.arange(lots.shape[-1], device=lots.device) < wanted
+    return torch.zeros_like(eligible).scatter(-1, order, first) & eligible

@@ -1,0 +1,142 @@
+"""Features of a region, cut out of a map and brought to one size: RoIPool, RoIAlign and crop-and-resize.
+
+Axes: B images, C channels, H W cells of a map, R regions of all images, S cells of a region's side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+from torchvision.ops import roi_align, roi_pool
+
+CANONICAL_LEVEL = 4  # an object of `canonical_px`, ImageNet's usual size, is read from the map of stride 16
+EPS = 1e-6  # Detectron's: a region of exactly 224 px belongs to the upper of the two levels
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """How the features of a region become `size` × `size` cells.
+
+    `align` is RoIAlign (He et al. 2017) with pixel centres at half-integers, `align_legacy` its first form, half a cell
+    too far to the lower right; both average `sampling_ratio`² bilinear samples a cell, 0 for as many as the cell is
+    large. `max` is RoIPool (Girshick 2015), which rounds to whole cells. `crop_resize` takes one bilinear sample a
+    cell, the outer ones on the corners of the region, as the TF Object Detection API does. A region with sides of
+    `canonical_px` is read from the pyramid level of stride 16.
+    """
+
+    kind: Literal["align", "align_legacy", "max", "crop_resize"] = "align"
+    size: PositiveInt = 7
+    sampling_ratio: NonNegativeInt = 2
+    canonical_px: PositiveInt = 224
+
+
+def region_levels(
+    regions: Float[Tensor, "R 4"], *, finest: int, coarsest: int, canonical_px: int = 224
+) -> Int64[Tensor, " R"]:
+    """The pyramid level in [`finest`, `coarsest`] that each region is read from (FPN paper, eq. 1).
+
+    k = ⌊4 + log2(√(w h) / `canonical_px` + 1e-6)⌋. A region without area belongs to the finest.
+    """
+    sides = (regions[:, 2:] - regions[:, :2]).clamp(min=0).prod(1).sqrt()
+    level = torch.floor(CANONICAL_LEVEL + torch.log2(sides / canonical_px + EPS))
+    return level.clamp(finest, coarsest).long()
+
+
+def pool_pyramid(
+    levels: Sequence[Tensor],
+    regions: Float[Tensor, "R 4"],
+    image_index: Int64[Tensor, " R"],
+    *,
+    finest: int,
+    frame_px: tuple[int, int],
+    config: PoolConfig,
+) -> Float[Tensor, "R C S S"]:
+    """The features of each region from the level of its size; the first of `levels` has the number `finest`.
+
+    A level's stride is 2^number. Levels without a region take part with nothing, so that their gradient is 0 and not
+    absent.
+    """
+    coarsest = finest + len(levels) - 1
+    level = region_levels(regions, finest=finest, coarsest=coarsest, canonical_px=config.canonical_px) - finest
+    members = [(level == number).nonzero().squeeze(1) for number in range(len(levels))]
+    pooled = [
+        pool(features, regions[of], image_index[of], stride_px=2 ** (finest + number), frame_px=frame_px, config=config)
+        for number, (features, of) in enumerate(zip(levels, members, strict=True))
+    ]
+    return torch.cat(pooled)[torch.cat(members).argsort()]
+
+
+def pool(
+    features: Float[Tensor, "B C H W"],
+    regions: Float[Tensor, "R 4"],
+    image_index: Int64[Tensor, " R"],
+    *,
+    stride_px: int,
+    frame_px: tuple[int, int],
+    config: PoolConfig,
+) -> Float[Tensor, "R C S S"]:
+    """The features of each region of one map, in fp32 or above; `frame_px` is (height, width) of the padded image.
+
+    Only the features have a gradient: where a region lies is not learnt through them.
+    """
+    features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
+    boxes = regions.detach().to(features.dtype)
+    if config.kind == "crop_resize":
+        return crop_and_resize(features, boxes, image_index, size=config.size, frame_px=frame_px)
+    rows = torch.cat([image_index[:, None].to(boxes.dtype), boxes], dim=1)
+    if config.kind == "max":
+        largest: Tensor = roi_pool(features, rows, config.size, 1 / stride_px)
+        return largest
+    is_aligned = config.kind == "align"
+    mean: Tensor = roi_align(
+        features, rows, config.size, 1 / stride_px, config.sampling_ratio or -1, aligned=is_aligned
+    )
+    return mean
+
+
+def crop_and_resize(
+    features: Float[Tensor, "B C H W"],
+    regions: Float[Tensor, "R 4"],
+    image_index: Int64[Tensor, " R"],
+    *,
+    size: int,
+    frame_px: tuple[int, int],
+) -> Float[Tensor, "R C S S"]:
+    """One bilinear sample a cell, in the manner of TensorFlow's operation of this name.
+
+    With y1, y2 as shares of the frame, row i is sampled at (y1 + i (y2 - y1) / (S - 1)) (H - 1), columns likewise; one
+    cell alone is sampled in the middle. What lies outside of the map is 0, without a blend at its border.
+    """
+    height, width = features.shape[-2:]
+    y, in_map_y = _samples(regions[:, 1], regions[:, 3], size, frame=frame_px[0], cells=height)
+    x, in_map_x = _samples(regions[:, 0], regions[:, 2], size, frame=frame_px[1], cells=width)
+    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
+    inside = in_map_y[:, :, None] & in_map_x[:, None, :]
+    members = [(image_index == image).nonzero().squeeze(1) for image in range(len(features))]
+    crops = [_sampled(image[None], grid[of]) for image, of in zip(features, members, strict=True)]
+    return torch.cat(crops)[torch.cat(members).argsort()] * inside[:, None]
+
+
+def _samples(
+    start: Float[Tensor, " R"], stop: Float[Tensor, " R"], size: int, *, frame: int, cells: int
+) -> tuple[Float[Tensor, "R S"], Bool[Tensor, "R S"]]:
+    """Where the samples along one axis lie, -1 in the middle of the first cell and 1 of the last; and if in the map."""
+    steps = torch.linspace(0, 1, size, dtype=start.dtype, device=start.device) if size > 1 else start.new_tensor([0.5])
+    share = (start[:, None] + steps * (stop - start)[:, None]) / frame
+    # Compared in cells, as TensorFlow does: the last sample of a region that ends with the frame is inside.
+    place = share * (cells - 1)
+    return share * 2 - 1, (place >= 0) & (place <= cells - 1)
+
+
+def _sampled(image: Float[Tensor, "1 C H W"], grid: Float[Tensor, "R S S 2"]) -> Float[Tensor, "R C S S"]:
+    """The image at all points of the grid, in one call."""
+    count, size = grid.shape[:2]
+    if count == 0:
+        return image[:0, :, :1, :1].expand(-1, -1, size, size)  # nothing, with the way back to the image
+    crops = F.grid_sample(image, grid.reshape(1, -1, size, 2), padding_mode="border", align_corners=True)
+    return crops.reshape(image.shape[1], count, size, size).transpose(0, 1)

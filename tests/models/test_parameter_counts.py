@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
 
 from focaldet.models import build
 
@@ -11,6 +12,10 @@ COUNTS = {
     "retinanet_x101_32x8d_fpn": 101_000_116,
     "retinanet_r50_fpn_tv": 34_014_999,
     "retinanet_r50_fpn_v2_tv": 38_198_935,
+    "faster_rcnn_r50_fpn": 41_704_036,
+    "faster_rcnn_r101_fpn": 60_643_940,
+    "faster_rcnn_x101_32x8d_fpn": 104_788_580,
+    "faster_rcnn_r50_fpn_tv": 41_755_286,
 }
 # torchvision counts the parameters of its V1 as it is built for the published weights: frozen BatchNorm has none.
 
@@ -29,6 +34,23 @@ def test_p6_from_p5_saves_the_wide_convolution(name: str, difference: int) -> No
     with torch.device("meta"):
         detector = build(name, architecture={"p6_from": "P5"})
     assert sum(parameter.numel() for parameter in detector.parameters()) == COUNTS[name] + difference
+
+
+def test_torchvisions_own_counts_of_faster_rcnn() -> None:
+    """Both, counted there; the first without BatchNorm's affine part, which its weights freeze."""
+    with torch.device("meta"):
+        first, second = (
+            builder(weights=None, weights_backbone=None)
+            for builder in (fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2)
+        )
+        ours = build("faster_rcnn_r50_fpn_v2_tv")
+    norms = [module for module in first.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    frozen = sum(parameter.numel() for norm in norms for parameter in norm.parameters())
+    assert sum(p.numel() for p in first.parameters()) - frozen == COUNTS["faster_rcnn_r50_fpn_tv"]
+    assert sum(p.numel() for p in second.parameters()) == sum(p.numel() for p in ours.parameters()) == 43_712_278
+    with torch.device("meta"):
+        without = build("faster_rcnn_r50_fpn", architecture={"background_box": False})
+    assert sum(p.numel() for p in without.parameters()) == COUNTS["faster_rcnn_r50_fpn"] - 4 * 1025
 
 
 def test_mmdetections_counts_of_what_is_trained() -> None:

@@ -48,6 +48,15 @@ def test_what_the_network_itself_lays_out(name, image):
     agree(random_boxes(150, image), detector.config.grids(image), outputs.anchors, outputs.level_sizes)
 
 
+@pytest.mark.parametrize("name", ["faster_rcnn_r50_fpn", "faster_rcnn_r50_fpn_tv", "faster_rcnn_mobilenet_v2_fpn"])
+@pytest.mark.parametrize("image", [ImageSize(320, 320), ImageSize(192, 352)])
+def test_what_a_first_stage_lays_out(name, image):
+    detector = build(name, num_classes=2, architecture={"backbone": "resnet18", "width": 8, "head_width": 8}).eval()
+    with torch.no_grad():
+        _, first = detector.first_stage(torch.zeros(1, 3, *image))
+    agree(random_boxes(150, image), detector.config.grids(image), first.anchors, first.level_sizes)
+
+
 @pytest.mark.parametrize("name", ["ssd513_r101", "ssd321_r101"])
 def test_the_published_priors(name):
     config, side = named_config(name), 513 if name == "ssd513_r101" else 321
@@ -103,7 +112,7 @@ def test_the_smallest_anchor_has_32_px():
 
 
 def test_every_detector_has_grids_from_fine_to_coarse():
-    for name in ("retinanet_r50_fpn", "ssd_r18", "yolov2"):
+    for name in ("retinanet_r50_fpn", "faster_rcnn_r50_fpn", "ssd_r18", "yolov2"):
         areas = [grid.smallest_area for grid in DETECTORS[name].grids(ImageSize(320, 320))]
         assert areas == sorted(areas) and areas[0] > 0
 

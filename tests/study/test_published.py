@@ -14,6 +14,8 @@ COUNTED = {
     "retinanet_x101_32x8d_fpn": 101_000_116,
     "retinanet_r50_fpn_tv": 34_014_999,
     "retinanet_r50_fpn_v2_tv": 38_198_935,
+    "faster_rcnn_r50_fpn": 41_704_036,
+    "faster_rcnn_r101_fpn": 60_643_940,
     "ssd513_r101": 173_145_304,
     "dssd513_r101": 254_983_896,
     "yolov2": 50_962_889,
@@ -46,6 +48,11 @@ def test_the_rows_of_ssd_and_dssd(rows):
     assert astuple(rows["ssd513_r101"].published) == (31.2, 50.4, 33.3, 10.2, 34.5, 49.8)
     assert astuple(rows["dssd513_r101"].published) == (33.2, 53.3, 35.2, 13.0, 35.4, 51.1)
     assert rows["ssd513_r101"].input == "513 × 513 px" and rows["ssd321_r101"].published is None
+
+
+def test_faster_rcnns_row(rows):
+    assert astuple(rows["faster_rcnn_r101_fpn"].published) == (36.2, 59.1, 39.0, 18.2, 39.0, 48.2)
+    assert rows["faster_rcnn_r50_fpn"].published is None
 
 
 def test_yolov2s_row(rows):

@@ -7,18 +7,24 @@ from typing import Any
 from focaldet import config as configs
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext
+from focaldet.models.faster_rcnn import FasterRCNNConfig
 from focaldet.models.retinanet import DetectConfig, LossConfig, RetinaNetConfig
 from focaldet.models.ssd import DecoderConfig, SSDConfig
+from focaldet.models.stages import StageConfig
 from focaldet.models.yolov2 import RegionLossConfig, YOLOv2Config
 from focaldet.ops.anchors import AnchorConfig
 from focaldet.ops.matching import MatchConfig
 from focaldet.ops.priors import PriorConfig
+from focaldet.ops.proposals import ProposalConfig, ProposalLimits
+from focaldet.ops.roi import PoolConfig
+from focaldet.ops.sampling import SampleConfig
 from focaldet.types import Preprocessing, Resize
 
 __all__ = [
     "DETECTORS",
     "PREPROCESSING",
     "Detector",
+    "FasterRCNNConfig",
     "LossContext",
     "SSDConfig",
     "YOLOv2Config",
@@ -26,7 +32,7 @@ __all__ = [
     "from_config",
 ]
 
-AnyConfig = RetinaNetConfig | SSDConfig | YOLOv2Config
+AnyConfig = RetinaNetConfig | FasterRCNNConfig | SSDConfig | YOLOv2Config
 
 _TORCHVISION_ANCHORS = AnchorConfig(flavour="torchvision")
 
@@ -51,6 +57,27 @@ _SSD_R18 = SSDConfig(
     kernels=(3,),
     tower_init="he",
     priors=_SMALL_PRIORS,
+)
+
+_FASTER_RCNN_TORCHVISION = FasterRCNNConfig(
+    num_classes=90,
+    norm_eps=0.0,
+    anchors=AnchorConfig(base_scale=8.0, scales=(1.0,), flavour="torchvision"),
+    pooling=PoolConfig(kind="align_legacy"),
+    region=StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=512, positives=0.25), beta=1 / 9),
+)
+
+# Made for small data at 320 px: anchors from 16 px on, few regions, a narrow pyramid and head, nothing frozen.
+_FASTER_RCNN_SMALL = FasterRCNNConfig(
+    backbone="mobilenet_v2",
+    frozen_stages=0,
+    width=96,
+    tower_init="he",
+    anchors=AnchorConfig(base_scale=4.0, scales=(1.0,)),
+    pooling=PoolConfig(canonical_px=112),
+    head_width=512,
+    region=StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=64, positives=0.25), beta=1.0),
+    proposals=ProposalConfig(detect=ProposalLimits(1000, 300), train=ProposalLimits(1000, 300)),
 )
 
 DETECTORS: dict[str, AnyConfig] = {
@@ -89,6 +116,21 @@ DETECTORS: dict[str, AnyConfig] = {
         matching=MatchConfig(low_quality="any"),
         loss=LossConfig(normaliser="image", box="giou"),
         detect=DetectConfig(max_detections=300),
+    ),
+    "faster_rcnn_r18_fpn": replace(_FASTER_RCNN_SMALL, backbone="resnet18", frozen_stages=2),
+    "faster_rcnn_r50_fpn": FasterRCNNConfig(),
+    "faster_rcnn_r101_fpn": FasterRCNNConfig(backbone="resnet101"),
+    "faster_rcnn_x101_32x8d_fpn": FasterRCNNConfig(backbone="resnext101_32x8d"),
+    "faster_rcnn_mobilenet_v2_fpn": _FASTER_RCNN_SMALL,
+    "faster_rcnn_r50_fpn_tv": _FASTER_RCNN_TORCHVISION,
+    "faster_rcnn_r50_fpn_v2_tv": replace(
+        _FASTER_RCNN_TORCHVISION,
+        norm="batch",
+        norm_eps=1e-5,
+        frozen_stages=0,
+        neck_norm=True,
+        proposal_depth=2,
+        head="4conv1fc",
     ),
     "ssd513_r101": SSDConfig(),
     "ssd321_r101": SSDConfig(extra_kernels=(2, 2, 3), module_widths=(256,), priors=_PRIORS_321),
@@ -147,6 +189,8 @@ _DARKNET_PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 
 PREPROCESSING: dict[str, Preprocessing] = {
     "retinanet_r50_fpn_tv": _TORCHVISION_PREPROCESSING,
     "retinanet_r50_fpn_v2_tv": _TORCHVISION_PREPROCESSING,
+    "faster_rcnn_r50_fpn_tv": _TORCHVISION_PREPROCESSING,
+    "faster_rcnn_r50_fpn_v2_tv": _TORCHVISION_PREPROCESSING,
     "ssd513_r101": _SSD_PREPROCESSING,
     "ssd321_r101": replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
     "ssd_r18": _WARP_320,

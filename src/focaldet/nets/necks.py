@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al. 2016) in RetinaNet's form: P3 to P7.
+"""Feature pyramid network (Lin et al. 2016): P3 to P7 as RetinaNet has it, P2 to P6 for detectors with two stages.
 
 Axes: B images, C channels, H W cells.
 """
@@ -9,7 +9,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focaldet.nets.norm import NormKind, norm_layer
+
 STRIDES_PX = (8, 16, 32, 64, 128)
+REGION_STRIDES_PX = (4, 8, 16, 32, 64)
 
 
 class HalvingConv(nn.Conv2d):
@@ -40,18 +43,56 @@ class FeaturePyramid(nn.Module):
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
         self.p6 = HalvingConv(channels[-1] if p6_from == "C5" else width, width)
         self.p7 = HalvingConv(width, width)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)  # Caffe's XavierFill
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        _initialise(self)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """P3…P7 from C3, C4, C5, finest first."""
-        merged = self.lateral[-1](maps[-1])
-        levels = [self.output[-1](merged)]
-        for place in range(len(maps) - 2, -1, -1):
-            lateral = self.lateral[place](maps[place])
-            merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
-            levels.insert(0, self.output[place](merged))
+        laterals = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
+        levels = [output(x) for output, x in zip(self.output, top_down(laterals), strict=True)]
         p6 = self.p6(maps[-1] if self.p6_from == "C5" else levels[-1])
         return [*levels, p6, self.p7(F.relu(p6))]
+
+
+class RegionPyramid(nn.Module):
+    """P2…P5 from C2…C5, and P6, every other cell of P5, for the large anchors alone (FPN paper, footnote 1).
+
+    `norm` puts a normalisation behind every convolution, whose bias it makes needless, as torchvision's second Faster
+    R-CNN has it.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int, *, norm: NormKind | None = None, eps: float = 1e-5) -> None:
+        super().__init__()
+        plain = norm is None
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1, bias=plain) for c in channels)
+        self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=plain) for _ in channels)
+        count = len(channels) if norm is not None else 0
+        self.lateral_norms = nn.ModuleList(norm_layer(norm or "frozen", width, eps=eps) for _ in range(count))
+        self.output_norms = nn.ModuleList(norm_layer(norm or "frozen", width, eps=eps) for _ in range(count))
+        _initialise(self)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """P2…P6 from C2…C5, finest first."""
+        levels = _each(self.output, self.output_norms, top_down(_each(self.lateral, self.lateral_norms, maps)))
+        return [*levels, F.max_pool2d(levels[-1], 1, stride=2)]
+
+
+def top_down(laterals: Sequence[Tensor]) -> list[Tensor]:
+    """Each map plus the merged coarser one, which grows by repeating its cells; finest first, as they come."""
+    merged = [laterals[-1]]
+    for lateral in reversed(laterals[:-1]):
+        merged.insert(0, lateral + F.interpolate(merged[0], size=lateral.shape[-2:], mode="nearest"))
+    return merged
+
+
+def _each(convs: nn.ModuleList, norms: nn.ModuleList, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Every map through its convolution and, where there are any, its normalisation."""
+    convolved = [conv(x) for conv, x in zip(convs, maps, strict=True)]
+    return [norm(x) for norm, x in zip(norms, convolved, strict=True)] if norms else convolved
+
+
+def _initialise(pyramid: nn.Module) -> None:
+    for module in pyramid.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=1)  # Caffe's XavierFill
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

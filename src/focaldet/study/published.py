@@ -21,11 +21,12 @@ class PublishedAP:
 
 
 # Lin et al. 2017, "Focal Loss for Dense Object Detection", table 2: RetinaNet with scale jitter and the 1.5× schedule,
-# SSD513 and DSSD513 as Fu et al. 2017 trained them,
+# Faster R-CNN with a pyramid as Lin et al. 2016 trained it, SSD513 and DSSD513 as Fu et al. 2017 trained them,
 # YOLOv2 at 544 px (Redmon and Farhadi 2016, table 5).
 PUBLISHED: dict[str, PublishedAP] = {
     "retinanet_r101_fpn": PublishedAP(39.1, 59.1, 42.3, 21.8, 42.7, 50.2),
     "retinanet_x101_32x8d_fpn": PublishedAP(40.8, 61.1, 44.1, 24.1, 44.2, 51.2),
+    "faster_rcnn_r101_fpn": PublishedAP(36.2, 59.1, 39.0, 18.2, 39.0, 48.2),
     "ssd513_r101": PublishedAP(31.2, 50.4, 33.3, 10.2, 34.5, 49.8),
     "dssd513_r101": PublishedAP(33.2, 53.3, 35.2, 13.0, 35.4, 51.1),
     "yolov2": PublishedAP(21.6, 44.0, 19.2, 5.0, 22.4, 35.5),

@@ -12,6 +12,7 @@ FREE = {
     *("num_classes", "norm", "norm_eps", "norm_momentum", "frozen_stages"),
     *("prior", "classifier", "matching", "loss", "detect"),
     *("extra_norm", "decoder.norm", "decoder.frozen_encoder"),
+    *("rpn", "proposals", "region", "straddle_px"),
 }
 """Settings that may differ between a file and the detector it goes into: they concern training and answers, or the
 class layer, which then starts afresh. All others decide what a tensor means, even where its shape stays (anchors)."""

@@ -1,0 +1,130 @@
+"""What a detector with two stages adds to its maps: the region proposal head, and the heads that look at regions.
+
+Axes: B images, C channels, A anchors of all levels, R regions of all images, S cells of a region's side, K classes,
+V = K + 1 class values, the background's last, D width of a region's vector.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from focaldet.nets.heads import TowerInit
+from focaldet.nets.norm import NormKind, norm_layer
+
+BOX_STD = 0.001  # of the box layer's first weights (Girshick 2015, section 3.1)
+
+
+class ProposalHead(nn.Module):
+    """`depth` 3×3 convolutions with ReLU, then 1×1 ones for objectness and boxes; shared by all levels.
+
+    Weights start from N(0, 0.01), or the 3×3 from He's variance, and biases from 0, but objectness from `bias`.
+    """
+
+    def __init__(
+        self, width: int, *, depth: int, per_cell: int, bias: float = 0.0, tower_init: TowerInit = "normal"
+    ) -> None:
+        super().__init__()
+        self.tower = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
+        self.objectness = nn.Conv2d(width, per_cell, 1)
+        self.boxes = nn.Conv2d(width, 4 * per_cell, 1)
+        for conv in [*self.tower, self.objectness, self.boxes]:
+            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)
+            if tower_init == "he" and conv.kernel_size == (3, 3):
+                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        nn.init.constant_(self.objectness.bias, bias)  # type: ignore[arg-type]
+
+    def forward(self, levels: Sequence[Tensor]) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A 4"]]:
+        """Logit and encoded box of every anchor: levels in order, cells row by row, a cell's anchors together; fp32."""
+        rows = [self._level(level) for level in levels]
+        objectness, boxes = (torch.cat(parts, dim=1) for parts in zip(*rows, strict=True))
+        return objectness, boxes
+
+    def _level(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B _"], Float[Tensor, "B _ 4"]]:
+        for conv in self.tower:
+            x = F.relu(conv(x), inplace=True)
+        objectness, boxes = (layer(x).permute(0, 2, 3, 1).float() for layer in (self.objectness, self.boxes))
+        return objectness.flatten(1), boxes.reshape(len(x), -1, 4)
+
+
+class TwoLayers(nn.Module):
+    """Two fully connected layers with ReLU over all cells of a region (FPN paper, section 4.2)."""
+
+    def __init__(self, channels: int, size: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.fc6 = nn.Linear(channels * size * size, width)
+        self.fc7 = nn.Linear(width, width)
+        _initialise([self.fc6, self.fc7])
+
+    def forward(self, pooled: Float[Tensor, "R C S S"]) -> Float[Tensor, "R D"]:
+        """A vector of each region."""
+        return F.relu(self.fc7(F.relu(self.fc6(pooled.flatten(1)), inplace=True)), inplace=True)
+
+
+class FourConvolutions(nn.Module):
+    """Four 3×3 convolutions, each normalised and with ReLU, then one fully connected layer with ReLU.
+
+    The head of torchvision's second Faster R-CNN (Wu and He 2018, "Group Normalization", section 4.2).
+    """
+
+    def __init__(self, channels: int, size: int, width: int, *, norm: NormKind, eps: float) -> None:
+        super().__init__()
+        self.width = width
+        self.tower = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(4))
+        self.norms = nn.ModuleList(norm_layer(norm, channels, eps=eps) for _ in range(4))
+        self.fc = nn.Linear(channels * size * size, width)
+        for conv in self.tower:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        _initialise([self.fc])
+
+    def forward(self, pooled: Float[Tensor, "R C S S"]) -> Float[Tensor, "R D"]:
+        """A vector of each region."""
+        x = pooled
+        for conv, norm in zip(self.tower, self.norms, strict=True):
+            x = F.relu(_normed(conv(x), norm), inplace=True)
+        return F.relu(self.fc(x.flatten(1)), inplace=True)
+
+
+class RegionPredictor(nn.Module):
+    """Class values and boxes of each region, a box for every class.
+
+    Weights start from N(0, 0.01) and N(0, 0.001), class values from `biases`. `background_box` keeps the four rows
+    that the background has in torchvision and Detectron, which nothing ever reads.
+    """
+
+    def __init__(self, width: int, *, biases: Sequence[float], background_box: bool) -> None:
+        super().__init__()
+        self.num_classes = len(biases) - 1
+        self.classes = nn.Linear(width, len(biases))
+        self.boxes = nn.Linear(width, 4 * (self.num_classes + background_box))
+        nn.init.normal_(self.classes.weight, std=0.01)
+        nn.init.normal_(self.boxes.weight, std=BOX_STD)
+        nn.init.zeros_(self.boxes.bias)
+        with torch.no_grad():
+            self.classes.bias.copy_(torch.tensor(biases))
+
+    def forward(self, vectors: Float[Tensor, "R D"]) -> tuple[Float[Tensor, "R V"], Float[Tensor, "R K 4"]]:
+        """Logits and encoded boxes; fp32."""
+        boxes = self.boxes(vectors).float().unflatten(1, (-1, 4))
+        return self.classes(vectors).float(), boxes[:, : self.num_classes]
+
+
+def _initialise(layers: Sequence[nn.Linear]) -> None:
+    for layer in layers:
+        nn.init.kaiming_uniform_(layer.weight, a=1)  # Caffe's XavierFill
+        nn.init.zeros_(layer.bias)
+
+
+def _normed(x: Float[Tensor, "R C S S"], norm: nn.Module) -> Float[Tensor, "R C S S"]:
+    """`norm(x)`; without regions its affine part alone, as no statistics can be taken of nothing."""
+    if len(x):
+        y: Tensor = norm(x)
+        return y
+    assert isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)
+    return x * norm.weight[:, None, None] + norm.bias[:, None, None]

@@ -1,6 +1,6 @@
 """torchvision's RetinaNets made lively: random weights whose answers are many, of many classes, and far from equal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ TWINS = {
     "retinanet_r50_fpn_tv": (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1),
     "retinanet_r50_fpn_v2_tv": (retinanet_resnet50_fpn_v2, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
 }
+Answer = tuple[dict[str, Tensor], dict[str, Tensor]]
 LOGIT_STD, DELTA_STD, CANDIDATES = 2.0, 0.3, 500
 THRESHOLD_LOGIT = -2.944439
 KEPT = 120
@@ -57,14 +58,14 @@ def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
     builder, published = TWINS[name]
     model = builder(weights=None, weights_backbone=None, min_size=size_px, max_size=size_px * 5 // 3)
     inputs = [model.transform([image / 255])[0].tensors for image in photographs()[:2]]
-    _calibrate_norms(model.backbone, inputs)
+    calibrate_norms(model.backbone, inputs)
     pyramids = [list(model.backbone(x).values()) for x in inputs]
     for module in model.head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
     classes, boxes = model.head.classification_head, model.head.regression_head
-    _standardise(boxes.bbox_reg, boxes.conv, pyramids, std=DELTA_STD)
-    _standardise(classes.cls_logits, classes.conv, pyramids, std=LOGIT_STD)
+    standardise(boxes.bbox_reg, boxes.conv, pyramids, std=DELTA_STD)
+    standardise(classes.cls_logits, classes.conv, pyramids, std=LOGIT_STD)
     limits = [
         torch.cat([classes.cls_logits(classes.conv(level)).flatten() for level in levels]).topk(CANDIDATES).values[-1]
         for levels in pyramids
@@ -80,7 +81,8 @@ def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
     return twin.eval()
 
 
-def _calibrate_norms(backbone: nn.Module, inputs: list[Tensor]) -> None:
+def calibrate_norms(backbone: nn.Module, inputs: list[Tensor]) -> None:
+    """Give BatchNorm a random affine part and the statistics of these inputs."""
     for name, norm in backbone.named_modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.momentum = None  # cumulative: plain averages over the inputs
@@ -95,7 +97,7 @@ def _calibrate_norms(backbone: nn.Module, inputs: list[Tensor]) -> None:
     backbone.eval()
 
 
-def _standardise(conv: nn.Conv2d, tower: nn.Module, pyramids: list[list[Tensor]], *, std: float) -> None:
+def standardise(conv: nn.Conv2d, tower: nn.Module, pyramids: list[list[Tensor]], *, std: float) -> None:
     """Give every output channel of `conv` mean 0 and this standard deviation over all positions."""
     assert conv.bias is not None
     conv.bias.zero_()
@@ -124,7 +126,7 @@ def is_lively(detections: dict[str, Tensor]) -> bool:
 
 
 def lively_answers(
-    model: Any, images: Iterable[Tensor], *, wanted: int
+    model: Any, images: Iterable[Tensor], *, wanted: int, answer: Callable[..., Answer] = answer
 ) -> list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
     """The first `wanted` pictures of different sizes with lively answers, and torchvision's answers to them."""
     found: dict[tuple[int, ...], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]] = {}

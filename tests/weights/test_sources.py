@@ -29,6 +29,8 @@ def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     [
         ("torchvision:coco_v1", None, "retinanet_resnet50_fpn_coco-eeacb38b.pth"),
         ("torchvision:coco_v2", "resnet18", "retinanet_resnet50_fpn_v2_coco-5905b1c5.pth"),
+        ("torchvision:faster_rcnn_coco_v1", None, "fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"),
+        ("torchvision:faster_rcnn_coco_v2", None, "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"),
         ("torchvision:imagenet_v1", "resnet50", "resnet50-0676ba61.pth"),
         ("torchvision:imagenet_v2", "resnet50", "resnet50-11ad3fa6.pth"),
         ("torchvision:imagenet_v1", "resnext101_64x4d", "resnext101_64x4d-173b62eb.pth"),

@@ -10,6 +10,8 @@ from focaldet.weights.download import Progress, cache_folder, download, sha256, 
 TORCHVISION = {
     "torchvision:coco_v1": ("retinanet_resnet50_fpn", "COCO_V1"),
     "torchvision:coco_v2": ("retinanet_resnet50_fpn_v2", "COCO_V1"),
+    "torchvision:faster_rcnn_coco_v1": ("fasterrcnn_resnet50_fpn", "COCO_V1"),
+    "torchvision:faster_rcnn_coco_v2": ("fasterrcnn_resnet50_fpn_v2", "COCO_V1"),
     "torchvision:imagenet_v1": (None, "IMAGENET1K_V1"),
     "torchvision:imagenet_v2": (None, "IMAGENET1K_V2"),
 }
@@ -17,6 +19,7 @@ TORCHVISION = {
 
 TORCHVISION_MODELS = (
     *("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"),
+    *("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"),
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2"),
 )
 RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")

@@ -93,7 +93,7 @@ def load_into(
     if darknet.is_darknet(source.path):
         return _take_darknet(detector, source, named_input=input)
     file = read_tensors(source.path)
-    if torchvision.is_retinanet(file.tensors):
+    if torchvision.is_detector(file.tensors):
         return _take_detector(detector, _torchvision(detector, file, source, named_input=input), source)
     if timm.is_inception_resnet(file.tensors):
         return _take_halves(detector, file, source, named_input=input)
@@ -126,9 +126,9 @@ def open_detector(
         return _open_darknet(source, model=model, named_input=input)
     tensors = read_tensors(source.path).tensors
     count: int | None
-    if torchvision.is_retinanet(tensors):
+    if torchvision.is_detector(tensors):
         name, count = torchvision.preset(tensors), torchvision.num_classes(tensors)
-        ids = tuple(range(count))
+        ids = torchvision.category_ids(tensors)
     elif caffe.is_detector(tensors):
         name, count = caffe.preset(tensors)
         ids = darknet.COCO_CATEGORY_IDS if count == len(darknet.COCO_CLASS_NAMES) else ()
@@ -175,18 +175,18 @@ def _own(detector: Detector, source: Source, *, named_input: str | None) -> _Inc
 
 
 def _torchvision(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> _Incoming:
-    """A torchvision RetinaNet. Its normalisation is part of that class, so a file that states nothing still has one."""
+    """A torchvision detector. Its normalisation is part of that class, so a file that states nothing still has one."""
     count = torchvision.num_classes(file.tensors)
     twin = DETECTORS[torchvision.preset(file.tensors)]
     eps = torchvision.batch_norm_eps(file.tensors)
     if eps is None:
         eps = twin.norm_eps if source.input else getattr(detector.config, "norm_eps", twin.norm_eps)
     stated = named_input or file.statements.get("input") or source.input
-    remark = "the file states no input; that is the default of torchvision's RetinaNet (--weights.input overrules it)"
+    remark = "the file states no input; that is the default of torchvision's detectors (--weights.input overrules it)"
     return _Incoming(
         config=replace(twin, num_classes=count, norm_eps=eps),
         tensors=torchvision.detector_tensors(file.tensors),
-        class_names=torchvision.COCO_NAMES if count == len(torchvision.COCO_NAMES) else (),
+        class_names=torchvision.class_names(file.tensors),
         preprocessing=with_input(detector.preprocessing, stated or "imagenet", source=source.label),
         remarks=() if stated else (remark,),
         licence=file.statements.get("licence") or source.licence,

@@ -1,0 +1,129 @@
+"""One state dict in torchvision and here gives the same proposals, logits, boxes and labels on real pictures."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision_regions import TWINS, answer, lively
+from torchvision_twins import KEPT, lively_answers, photographs, pictures, prepared
+
+from focaldet.models import DETECTORS, Detector, build
+from focaldet.models.faster_rcnn import FasterRCNNOutputs
+from focaldet.types import Resize
+from focaldet.weights import load_into
+from focaldet.weights.torchvision import COCO_NAMES
+
+EVERYDAY_PX = 160
+Pair = tuple[Any, Detector]
+
+
+def paired(name: str, folder: Path, *, size_px: int) -> Pair:
+    """A lively torchvision model and our detector with its weights, read from a file."""
+    reference = lively(name, size_px=size_px)
+    path = folder / "lively.pth"
+    torch.save(reference.state_dict(), path)
+    detector = build(name, architecture={"detect": {"max_detections": KEPT}}).eval()
+    load_into(detector, path, input="imagenet")
+    path.unlink()
+    return reference, detector
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return paired(request.param, tmp_path_factory.mktemp("weights"), size_px=EVERYDAY_PX)
+
+
+def assert_close_logits(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert ((found - expected).abs() / expected.abs().clamp(min=1)).max() <= 1e-4
+
+
+@torch.inference_mode()
+def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int) -> None:
+    reference, detector = pair
+    resize = Resize("short", size_px, size_px * 5 // 3, rounding="down", antialias=False)
+    preprocessing = replace(detector.preprocessing, resize=resize)
+    answers = lively_answers(reference, images, wanted=wanted, answer=answer)
+    assert len(answers) == wanted, "too few pictures with lively answers"
+    for image, raw, expected in answers:
+        x, size = prepared(image, preprocessing)
+        outputs: FasterRCNNOutputs = detector(x)
+        assert outputs.first.frames.tolist() == [list(size)]
+        assert_close_logits(outputs.first.objectness, raw["objectness"])
+        torch.testing.assert_close(outputs.first.deltas, raw["anchor_deltas"], rtol=1e-4, atol=1e-4)
+        # Proposals whose scores differ in the last digit may change places; the border makes some of two levels equal.
+        apart = torch.cdist(raw["proposals"], outputs.regions, p=torch.inf)
+        assert len(outputs.regions) == len(raw["proposals"]) >= 100
+        assert apart.amin(0).max() <= 1e-2 and apart.amin(1).max() <= 1e-2
+        nearest = apart.argmin(1)
+        assert_close_logits(outputs.logits[nearest], raw["logits"].roll(-1, 1))
+        torch.testing.assert_close(outputs.deltas[nearest], raw["deltas"][:, 1:], rtol=1e-4, atol=1e-3)
+        found = detector.detect(outputs, [size])[0].scaled(image.shape[2] / size.width, image.shape[1] / size.height)
+        assert len(found) >= 100
+        assert torch.equal(found.labels + 1, expected["labels"])
+        assert (found.boxes - expected["boxes"]).abs().max() <= 1e-2
+        assert (found.scores - expected["scores"]).abs().max() <= 1e-4
+        assert found.names[0] == COCO_NAMES[int(expected["labels"][0])]
+
+
+def test_answers_on_photographs(pair: Pair) -> None:
+    compare(pair, photographs(), wanted=2, size_px=EVERYDAY_PX)
+
+
+def test_answers_on_coco_pictures(pair: Pair, real_data: Path) -> None:
+    compare(pair, pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=EVERYDAY_PX)
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", TWINS)
+def test_answers_at_full_size(name: str, real_data: Path, tmp_path: Path) -> None:
+    full = paired(name, tmp_path, size_px=800)
+    compare(full, pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=800)
+
+
+@pytest.mark.parametrize("change", ["pooling", "frames"])
+def test_a_convention_of_others_would_be_noticed(pair: Pair, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison can fail: half a cell in RoIAlign, or regions that are not clipped to the picture."""
+    _, detector = pair
+    config = detector.config
+    if change == "pooling":
+        detector.config = replace(config, pooling=replace(config.pooling, kind="align"))
+    else:
+        whole = "focaldet.models.faster_rcnn.content_sizes"
+        monkeypatch.setattr(whole, lambda images, _: torch.tensor([[*images.shape[-2:]]]).float())
+    try:
+        with pytest.raises(AssertionError):
+            compare(pair, photographs()[:2], wanted=1, size_px=EVERYDAY_PX)
+    finally:
+        detector.config = config
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_have_torchvisions_numbers(name: str) -> None:
+    with torch.device("meta"):
+        reference = TWINS[name][0](weights=None, weights_backbone=None)
+    config, rpn, heads = DETECTORS[name], reference.rpn, reference.roi_heads
+    found = (config.detect.score_threshold, config.detect.nms_iou, config.detect.max_detections)
+    assert found == (heads.score_thresh, heads.nms_thresh, heads.detections_per_img)
+    for mode, limits in (("training", config.proposals.train), ("testing", config.proposals.detect)):
+        assert (limits.top_k, limits.keep) == (rpn._pre_nms_top_n[mode], rpn._post_nms_top_n[mode])
+    assert config.proposals.nms_iou == rpn.nms_thresh
+    for stage, sampler, matcher in (
+        (config.rpn, rpn.fg_bg_sampler, rpn.proposal_matcher),
+        (config.region, heads.fg_bg_sampler, heads.proposal_matcher),
+    ):
+        assert (stage.sampling.count, stage.sampling.positives) == (
+            sampler.batch_size_per_image,
+            sampler.positive_fraction,
+        )
+        assert (stage.matching.foreground_iou, stage.matching.background_iou) == (
+            matcher.high_threshold,
+            matcher.low_threshold,
+        )
+        assert (stage.matching.low_quality == "any") == matcher.allow_low_quality_matches
+    assert (config.anchor_weights, config.region_weights) == (rpn.box_coder.weights, heads.box_coder.weights)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from focaldet.ops.boxes import decode, pairwise_iou
-from focaldet.ops.matching import MatchConfig
+from focaldet.ops.matching import MatchConfig, match
 from focaldet.ops.proposals import ProposalLimits, clip_to_frame, has_sides, match_inside, propose
 from focaldet.ops.sampling import SampleConfig, balanced
 
@@ -102,6 +102,13 @@ def test_no_anchor_inside_leaves_all_out():
     found = match_inside(anchors, boxes, nothing, frame=FRAME, straddle_px=0.0, config=RPN)
     assert (found.foreground.tolist(), found.ignored.tolist()) == ([False], [True])
     assert match_inside(anchors, boxes, nothing, frame=FRAME, straddle_px=None, config=RPN).foreground.all()
+
+
+@pytest.mark.parametrize("low_quality", ["none", "above_background", "any", "bipartite"])
+def test_no_anchors_match_nothing(low_quality):
+    config = MatchConfig(low_quality=low_quality)
+    found = match(torch.zeros(0, 4), drawn_boxes(2, torch.Generator()), torch.tensor([False, True]), config)
+    assert [len(part) for part in found] == [0, 0, 0]
 
 
 def literal_sample(lots, foreground, ignored, *, count, share):

@@ -198,7 +198,10 @@ PREPROCESSING: dict[str, Preprocessing] = {
     "dssd513_r101": _SSD_PREPROCESSING,
     "dssd321_r101": replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
     "dssd_r18": _WARP_320,
-    "yolov2": replace(_DARKNET_PREPROCESSING, resize=Resize(mode="letterbox", size=544, max_size=None)),
+    "yolov2": replace(
+        _DARKNET_PREPROCESSING,
+        resize=Resize(mode="letterbox", size=544, max_size=None, antialias=False, align_corners=True),
+    ),
     "yolov2_tiny": replace(_DARKNET_PREPROCESSING, resize=Resize(mode="long", size=320, max_size=None)),
 }
 

@@ -1,0 +1,217 @@
+"""YOLOv2 beside the program it comes from: the same weights and pictures through both, and what differs.
+
+python benchmarks/peer_darknet.py --darknet DIR --size 416 one.jpg two.jpg three.jpg
+
+DIR holds darknet's `cfg/yolov2.cfg` and the `libdarknet.so` that its `make` builds (without GPU and OpenCV). The
+weights are random, with the statistics of these pictures.
+
+Axes: B images, H W pixels, N numbers of all cells.
+"""
+
+import argparse
+import copy
+import ctypes
+import json
+import re
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+from torchvision.utils import save_image
+
+from focaldet.data.geometry import resize_image
+from focaldet.data.images import read_image
+from focaldet.errors import FocaldetError
+from focaldet.models import Detector, build
+from focaldet.predict import Predictor
+from focaldet.types import Detections, ImageSize
+from focaldet.weights.darknet import write_darknet
+
+NUM_CLASSES, THRESHOLD, NMS_IOU = 80, 0.1, 0.45
+FLOATS = ctypes.POINTER(ctypes.c_float)
+
+
+class Image(ctypes.Structure):
+    """darknet's `image`."""
+
+    _fields_ = [(name, ctypes.c_int) for name in ("w", "h", "c")] + [("data", FLOATS)]
+
+    def tensor(self) -> Float[Tensor, "3 H W"]:
+        """A copy of its pixels, RGB in 0…1."""
+        return torch.from_numpy(numpy.ctypeslib.as_array(self.data, (self.c, self.h, self.w)).copy())
+
+
+class Detection(ctypes.Structure):
+    """darknet's `detection`."""
+
+    _fields_ = [
+        *((name, ctypes.c_float) for name in ("x", "y", "w", "h")),
+        ("classes", ctypes.c_int),
+        *((name, FLOATS) for name in ("prob", "mask")),
+        ("objectness", ctypes.c_float),
+        ("sort_class", ctypes.c_int),
+    ]
+
+
+@dataclass(frozen=True)
+class Darknet:
+    """The built library and the cfg of its YOLOv2 at one size."""
+
+    library: Any
+    cfg: str
+
+    @staticmethod
+    def opened(folder: Path, *, size: int) -> "Darknet":
+        """The library in `folder`.
+
+        Raises:
+            FocaldetError: it is not there, or not to be loaded.
+        """
+        try:
+            library = ctypes.CDLL(str(folder.resolve() / "libdarknet.so"))
+            cfg = (folder / "cfg" / "yolov2.cfg").read_text()
+        except OSError as error:
+            raise FocaldetError(f"--darknet {folder}: holds no darknet that was built: {error}") from None
+        library.load_network.restype = ctypes.c_void_p
+        library.network_predict.restype = FLOATS
+        library.network_predict.argtypes = [ctypes.c_void_p, FLOATS]
+        library.load_image_color.restype = library.letterbox_image.restype = Image
+        library.letterbox_image.argtypes = [Image, ctypes.c_int, ctypes.c_int]
+        library.get_network_boxes.restype = ctypes.POINTER(Detection)
+        library.get_network_boxes.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 2, *[ctypes.c_float] * 2]
+        library.get_network_boxes.argtypes += [ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
+        library.do_nms_sort.argtypes = [ctypes.POINTER(Detection), *[ctypes.c_int] * 2, ctypes.c_float]
+        return Darknet(library, re.sub(r"(?m)^(width|height)=\d+", rf"\1={size}", cfg))
+
+    def network(self, weights: Path, *, with_region: bool) -> Any:
+        """A loaded network; without its region layer it answers with the numbers that go into it."""
+        cfg = weights.with_suffix(".cfg")
+        cfg.write_text(self.cfg if with_region else self.cfg[: self.cfg.index("[region]")])
+        return self.library.load_network(str(cfg).encode(), str(weights).encode(), 0)
+
+    def raw(self, network: Any, boxed: Image, *, num_values: int) -> Float[Tensor, " N"]:
+        """What the last layer gives."""
+        values = self.library.network_predict(network, boxed.data)
+        return torch.from_numpy(numpy.ctypeslib.as_array(values, (num_values,)).copy())
+
+    def detections(self, network: Any, *, width: int, height: int) -> Detections:
+        """What the last `network_predict` found in a picture of that size, cut to it; best first."""
+        count = ctypes.c_int(0)
+        found = self.library.get_network_boxes(network, width, height, THRESHOLD, 0.5, None, 0, ctypes.byref(count))
+        self.library.do_nms_sort(found, count.value, NUM_CLASSES, NMS_IOU)
+        rows = [
+            (one.prob[k], k, one.x - one.w / 2, one.y - one.h / 2, one.x + one.w / 2, one.y + one.h / 2)
+            for one in found[: count.value]
+            for k in range(NUM_CLASSES)
+            if one.prob[k] > 0
+        ]
+        table = torch.tensor(sorted(rows, reverse=True)).reshape(-1, 6)
+        edges = torch.tensor([width, height] * 2)
+        return Detections(table[:, 2:].clamp(min=0).minimum(edges), table[:, 0], table[:, 1].long())
+
+
+def lively_detector(pictures: list[Path], *, size: int) -> Detector:
+    """Random weights whose BatchNorm has the statistics of these pictures, and whose answers are spread."""
+    torch.manual_seed(0)
+    detect = {"score_threshold": THRESHOLD, "nms_iou": NMS_IOU, "top_k": 100_000, "max_detections": 100_000}
+    detector = build("yolov2", architecture={"detect": detect, "norm_momentum": 1.0})
+    resize = replace(detector.preprocessing.resize, size=size)
+    detector.preprocessing = replace(detector.preprocessing, resize=resize)
+    for module in detector.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+    predict = detector.get_submodule("predict")
+    assert isinstance(predict, nn.Conv2d)
+    nn.init.normal_(predict.weight, std=0.08)
+    with torch.no_grad():
+        detector.train()(torch.stack([resize_image(read_image(one), resize) for one in pictures]))
+    return detector.eval()
+
+
+def with_darknets_epsilon(detector: Detector) -> Detector:
+    """A copy with variances so that sqrt(variance + 1e-5) is darknet's sqrt(variance) + 1e-6."""
+    copied = copy.deepcopy(detector)
+    for module in copied.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_var is not None:
+            module.running_var.copy_((module.running_var.double().sqrt() + 1e-6).square() - module.eps)
+    return copied
+
+
+def difference(detector: Detector, image: Float[Tensor, "3 H W"], peer: Float[Tensor, " N"]) -> dict[str, float]:
+    """The largest difference of the raw numbers for RGB in 0…1, and its share of the largest number."""
+    with torch.no_grad():
+        found = detector(image[None] * 255)
+    values = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)[0]
+    height, width = found.grid
+    ours = values.view(height, width, -1, values.shape[-1]).permute(2, 3, 0, 1).flatten()
+    largest = float((ours - peer).abs().max())
+    return {"absolute": largest, "relative": largest / float(peer.abs().max())}
+
+
+def agreement(ours: Detections, peer: Detections) -> dict[str, float | None]:
+    """How many each found, how many of the peer's have one of ours of that class at IoU ≥ .9, and how far the
+    scores of the nearest are apart."""
+    overlaps = box_iou(peer.boxes, ours.boxes) * (peer.labels[:, None] == ours.labels)
+    scores = (peer.scores[:, None] - ours.scores).abs().masked_fill(~(overlaps >= 0.9), 2.0).min(1).values
+    pairs = scores < 2
+    scores = scores[pairs]
+    return {
+        "ours": len(ours),
+        "peer": len(peer),
+        "classes": len(set(peer.labels.tolist())),
+        "together": int(pairs.sum()),
+        "largest_score_difference": float(scores.max()) if len(scores) else None,
+    }
+
+
+def compare(darknet: Darknet, pictures: list[Path], *, size: int, folder: Path) -> list[dict[str, Any]]:
+    """One row of differences per picture."""
+    detector, weights = lively_detector(pictures, size=size), folder / "lively.weights"
+    write_darknet(weights, detector)
+    bare, whole = (darknet.network(weights, with_region=with_region) for with_region in (False, True))
+    other, rows = with_darknets_epsilon(detector), []
+    for picture in pictures:
+        # darknet reads JPEG with another decoder.
+        save_image(read_image(picture) / 255, folder / "picture.png")
+        image = darknet.library.load_image_color(str(folder / "picture.png").encode(), 0, 0)
+        boxed = darknet.library.letterbox_image(image, size, size)
+        raw = darknet.raw(bare, boxed, num_values=425 * (size // 32) ** 2)
+        darknet.raw(whole, boxed, num_values=1)
+        square, found = (darknet.detections(whole, width=w, height=h) for w, h in ((size, size), (image.w, image.h)))
+        row = {"picture": picture.name, "size": [image.w, image.h], "raw": difference(detector, boxed.tensor(), raw)}
+        row["raw_with_its_epsilon"] = difference(other, boxed.tensor(), raw)
+        with torch.no_grad():
+            ours = other.detect(other(boxed.tensor()[None] * 255), [ImageSize(size, size)])[0]
+        row["detections_of_its_input"] = agreement(ours, square)
+        row["detections_end_to_end"] = agreement(
+            Predictor(detector, device="cpu", precision="fp32").predict(folder / "picture.png"), found
+        )
+        rows.append(row)
+    return rows
+
+
+def main() -> None:
+    """Compare and print one JSON object per picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--darknet", type=Path, required=True, help="folder with cfg/yolov2.cfg and libdarknet.so")
+    parser.add_argument("--size", type=int, default=416, help="side of the network's input in pixels")
+    parser.add_argument("pictures", type=Path, nargs="+")
+    chosen = parser.parse_args()
+    try:
+        darknet = Darknet.opened(chosen.darknet, size=chosen.size)
+    except FocaldetError as error:
+        parser.error(str(error))
+    with tempfile.TemporaryDirectory() as folder:
+        for row in compare(darknet, chosen.pictures, size=chosen.size, folder=Path(folder)):
+            print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

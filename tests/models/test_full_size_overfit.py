@@ -64,7 +64,7 @@ def test_dssd513(ssd513, real_data, tmp_path):
     learnt(
         tmp_path / "dssd513",
         real_data / "bccd",
-        *("--model", "dssd513_r101", "--weights", ssd513, "--epochs", "4", *architecture),
+        *("--model", "dssd513_r101", "--weights", ssd513, "--epochs", "8", *architecture),
     )
 
 

@@ -1,11 +1,13 @@
 """Reading tensors of any file without running it, and writing that outlives a crash."""
 
 import argparse
+import json
 import os
 import pickle
 import struct
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ def equal(found: dict[str, torch.Tensor]) -> bool:
         TENSORS,
         OrderedDict(TENSORS),
         {"model": TENSORS, "epoch": 3, "args": argparse.Namespace(lr=0.1)},
-        {"state_dict": OrderedDict(TENSORS), "meta": {"version": "1"}},
+        {"state_dict": OrderedDict(TENSORS), "meta": {"version": "1"}, "optimizer": {"state": {0: torch.ones(9)}}},
         {f"module.{name}": tensor for name, tensor in TENSORS.items()},
     ],
     ids=["plain", "ordered", "torchvision training script", "state_dict", "distributed"],
@@ -39,6 +41,28 @@ def test_pickles_of_tensors_are_unwrapped(tmp_path: Path, content: object, old_f
     file = read_tensors(path)
     assert equal(file.tensors)
     assert file.statements == {}
+
+
+@pytest.mark.parametrize(
+    ("meta", "classes"),
+    [
+        ({"CLASSES": ("cat", "dog")}, ["cat", "dog"]),
+        ({"dataset_meta": {"classes": ["cat"], "palette": [(1, 2, 3)]}, "CLASSES": ("older",)}, ["cat"]),
+        ({"dataset_meta": {"CLASSES": ("cat",)}}, ["cat"]),
+        ({"CLASSES": None}, None),
+        ({"CLASSES": ("cat", 3)}, None),
+        ({"CLASSES": ["a" * 1000] * 101}, None),
+        ("no mapping", None),
+    ],
+)
+def test_what_mmdetection_states(tmp_path: Path, meta: Any, classes: list[str] | None) -> None:
+    if isinstance(meta, dict):
+        meta |= {"mmdet_version": "2.3.0", "config": "model = dict(type='RetinaNet')\n", "epoch": 12}
+    torch.save({"state_dict": TENSORS, "meta": meta}, tmp_path / "w.pth")
+    file = read_tensors(tmp_path / "w.pth")
+    assert equal(file.tensors)
+    expected = {"mmdet_version": "2.3.0", "config": "model = dict(type='RetinaNet')\n"} if isinstance(meta, dict) else {}
+    assert file.statements == expected | ({"classes": json.dumps(classes)} if classes else {})
 
 
 @pytest.mark.parametrize("length_byte", range(0, 256, 8))

@@ -1,6 +1,7 @@
 """Weights files of any program as named tensors, read without running anything; and writing that outlives a crash."""
 
 import argparse
+import json
 import os
 import re
 import warnings
@@ -17,39 +18,53 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
+from focaldet.weights.pickles import read_pickle
 
-PICKLE_STARTS = (b"PK", b"\x80")
-"""First bytes of what `torch.save` writes: a zip archive, or a bare pickle in old files."""
-WRAPPERS = ("model", "state_dict")
-"""Keys under which training programs put the weights, beside optimiser and schedule."""
+ZIP_START, PICKLE_START = b"PK", b"\x80"
+OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+"""How old files of `torch.save` begin: a pickle of a certain number, with others behind it."""
+WRAPPERS = ("model", "state_dict", "blobs")
+"""Keys under which training programs put the weights, beside optimiser and schedule; the last is Detectron1's."""
+STATED = ("__author__", "matching_heuristics", "mmdet_version", "config", "cfg")
+"""What such files state beside their weights, or below `meta`: detectron2's model zoo, and mmdetection's settings."""
+LONGEST_NAMES = 100_000
+"""Characters of all class names together that are read: no more than a file may state by naming one again and again."""
+MOMENTUM = "_momentum"
+"""End of the names of the optimiser's state that Detectron1 keeps among the weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """Named tensors and what their file states about itself (the metadata of safetensors; nothing in other files)."""
+    """Named tensors and what their file states about itself: the metadata of safetensors; `STATED`, and `classes` as a
+    list in JSON, of the files of training programs.
+    """
 
     tensors: dict[str, Tensor]
     statements: dict[str, str]
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """The tensors of a safetensors file, of one by `torch.save` or by `numpy.savez`, told apart by their content.
+    """The tensors of a file by safetensors, `torch.save`, `numpy.savez` or detectron2, told apart by their content.
 
-    A dictionary under `model` or `state_dict` is unwrapped and the prefix `module.` of distributed training removed.
+    A dictionary under `model`, `state_dict` or `blobs` is unwrapped and the prefix `module.` of distributed training
+    removed. Optimiser and schedule are left out, what momentum Detectron1 keeps among its blobs too.
 
     Raises:
         CheckpointError: missing, damaged, holding anything but named tensors, or code (which is never run).
     """
     try:
         with path.open("rb") as file:
-            start = file.read(9)
+            start = file.read(len(OLD_TORCH_START))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     # The first 8 bytes of safetensors are a length, which may look like anything; its header then opens with a brace.
-    if start.startswith(PICKLE_STARTS) and start[8:] != b"{":
-        if _is_npz(path):
+    if start[8:9] != b"{":
+        if start.startswith(ZIP_START) and _is_npz(path):
             return TensorFile(_read_npz(path), {})
-        return TensorFile(_without_prefix(_read_pickle(path)), {})
+        if start.startswith((ZIP_START, OLD_TORCH_START)):
+            return _named_tensors(_read_torch(path), path)
+        if start.startswith(PICKLE_START) or path.suffix == ".pkl":
+            return _named_tensors(read_pickle(path), path)
     with open_safetensors(path) as content:
         return TensorFile({name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {})  # noqa: SIM118
 
@@ -128,30 +143,47 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_pickle(path: Path) -> Mapping[str, Tensor]:
+def _read_torch(path: Path) -> object:
     try:
         # argparse.Namespace, a bag of plain values, stands in the files of torchvision's own training script.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     # The restricted unpickler raises whatever the bytes of a strange file lead it to.
     except Exception as error:
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it holds code ({blocked[1]}), which is never run" if blocked else "damaged, or no weights file"
         raise CheckpointError(f"{path}: refused: {reason}; plain tensors by name are allowed") from None
-    return _state_dict(content, path)
 
 
-def _state_dict(content: object, path: Path) -> Mapping[str, Tensor]:
-    """The mapping of names to tensors in what was unpickled."""
+def _named_tensors(content: object, path: Path) -> TensorFile:
+    """The mapping of names to tensors in what was unpickled, and what stands beside it in words."""
+    inner = content
     if isinstance(content, Mapping):
-        inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping))
-        content = next(inner, content)
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path}: must hold tensors by name, found {type(content).__name__}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(inner, Mapping) or not inner:
+        raise CheckpointError(f"{path}: must hold tensors by name, found {type(inner).__name__}")
+    tensors = {}
+    for name, value in inner.items():
+        tensor = torch.from_numpy(value) if isinstance(value, numpy.ndarray) else value
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {name}: must be a tensor, found {type(value).__name__}")
-    return content
+        if not name.endswith(MOMENTUM):
+            tensors[name] = tensor
+    return TensorFile(_without_prefix(tensors), _statements(content) if inner is not content else {})
+
+
+def _statements(content: object) -> dict[str, str]:
+    """What stands beside the weights in words, `classes` as a list in JSON."""
+    beside = content if isinstance(content, Mapping) else {}
+    meta = beside["meta"] if isinstance(beside.get("meta"), Mapping) else {}
+    data = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), Mapping) else {}
+    stated = {key: str(part[key]) for part in (beside, meta) for key in STATED if isinstance(part.get(key), str | bool)}
+    places = ((data, "classes"), (data, "CLASSES"), (meta, "CLASSES"))
+    found = [part[key] for part, key in places if isinstance(part.get(key), list | tuple)]
+    for names in found[:1]:
+        if all(isinstance(name, str) for name in names) and sum(map(len, names)) <= LONGEST_NAMES:
+            stated["classes"] = json.dumps(names)
+    return stated
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

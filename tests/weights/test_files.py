@@ -61,7 +61,8 @@ def test_what_mmdetection_states(tmp_path: Path, meta: Any, classes: list[str] |
     torch.save({"state_dict": TENSORS, "meta": meta}, tmp_path / "w.pth")
     file = read_tensors(tmp_path / "w.pth")
     assert equal(file.tensors)
-    expected = {"mmdet_version": "2.3.0", "config": "model = dict(type='RetinaNet')\n"} if isinstance(meta, dict) else {}
+    stated = {"mmdet_version": "2.3.0", "config": "model = dict(type='RetinaNet')\n"}
+    expected = stated if isinstance(meta, dict) else {}
     assert file.statements == expected | ({"classes": json.dumps(classes)} if classes else {})
 
 

@@ -61,9 +61,9 @@ def test_what_mmdetection_states(tmp_path: Path, meta: Any, classes: list[str] |
     torch.save({"state_dict": TENSORS, "meta": meta}, tmp_path / "w.pth")
     file = read_tensors(tmp_path / "w.pth")
     assert equal(file.tensors)
-    stated = {"mmdet_version": "2.3.0", "config": "model = dict(type='RetinaNet')\n"}
-    expected = stated if isinstance(meta, dict) else {}
-    assert file.statements == expected | ({"classes": json.dumps(classes)} if classes else {})
+    stated: dict[str, Any] = {"mmdet_version": "2.3.0", "config": "model = dict(type='RetinaNet')\n"}
+    expected = stated | ({"classes": classes} if classes else {})
+    assert json.loads(file.statements.get("meta", "{}")) == (expected if isinstance(meta, dict) else {})
 
 
 @pytest.mark.parametrize("length_byte", range(0, 256, 8))

@@ -25,8 +25,10 @@ OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """How old files of `torch.save` begin: a pickle of a certain number, with others behind it."""
 WRAPPERS = ("model", "state_dict", "blobs")
 """Keys under which training programs put the weights, beside optimiser and schedule; the last is Detectron1's."""
-STATED = ("__author__", "matching_heuristics", "mmdet_version", "config", "cfg")
-"""What such files state beside their weights, or below `meta`: detectron2's model zoo, and mmdetection's settings."""
+STATED = ("__author__", "matching_heuristics")
+"""What detectron2's model zoo states beside the weights."""
+META = ("config", "cfg", "mmdet_version")
+"""What mmdetection's files state below `meta`: the text of their settings, and which version made them."""
 LONGEST_NAMES = 100_000
 """Characters of all class names together that are read: no more than a file may state by naming one again and again."""
 MOMENTUM = "_momentum"
@@ -35,8 +37,10 @@ MOMENTUM = "_momentum"
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
-    """Named tensors and what their file states about itself: the metadata of safetensors; `STATED`, and `classes` as a
-    list in JSON, of the files of training programs.
+    """Named tensors and what their file states about itself.
+
+    That is the metadata of safetensors; of the files of training programs `STATED`, and `meta`: a mapping in JSON of
+    `META` and `classes`, as far as they are there.
     """
 
     tensors: dict[str, Tensor]
@@ -173,17 +177,23 @@ def _named_tensors(content: object, path: Path) -> TensorFile:
 
 
 def _statements(content: object) -> dict[str, str]:
-    """What stands beside the weights in words, `classes` as a list in JSON."""
+    """What stands beside the weights in words."""
     beside = content if isinstance(content, Mapping) else {}
+    stated = {key: str(beside[key]) for key in STATED if isinstance(beside.get(key), str | bool)}
     meta = beside["meta"] if isinstance(beside.get("meta"), Mapping) else {}
+    plain: dict[str, Any] = {key: meta[key] for key in META if isinstance(meta.get(key), str)}
+    if names := _class_names(meta):
+        plain["classes"] = names
+    return stated | ({"meta": json.dumps(plain)} if plain else {})
+
+
+def _class_names(meta: Mapping[Any, Any]) -> list[str]:
+    """mmdetection's class names: `dataset_meta.classes` of its version 3, `CLASSES` of its version 2."""
     data = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), Mapping) else {}
-    stated = {key: str(part[key]) for part in (beside, meta) for key in STATED if isinstance(part.get(key), str | bool)}
     places = ((data, "classes"), (data, "CLASSES"), (meta, "CLASSES"))
-    found = [part[key] for part, key in places if isinstance(part.get(key), list | tuple)]
-    for names in found[:1]:
-        if all(isinstance(name, str) for name in names) and sum(map(len, names)) <= LONGEST_NAMES:
-            stated["classes"] = json.dumps(names)
-    return stated
+    found = next((part[key] for part, key in places if isinstance(part.get(key), list | tuple)), ())
+    is_plain = all(isinstance(name, str) for name in found) and sum(map(len, found)) <= LONGEST_NAMES
+    return list(found) if is_plain else []
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

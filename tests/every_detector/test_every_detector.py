@@ -88,8 +88,14 @@ def entry_of(name: str) -> tuple[str, dict[str, Any]]:
     config = DETECTORS[name]
     if num_parameters(on_meta(name)) <= LARGEST:
         return name, {}
-    decoder = {"decoder": {"width": 64, "inter_width": 256}} if getattr(config, "decoder", None) else {}
-    return name, SMALL.get(type(config), {"backbone": "resnet18"}) | decoder
+    change = SMALL.get(type(config), {"backbone": "resnet18"})
+    if getattr(config, "decoder", None):
+        change = change | {"decoder": {"width": 64, "inter_width": 256}}
+    if getattr(config, "trunk", None) == "halves":
+        change = {"backbone": "resnet18", "pooling": {"size": 7}}
+        if config.backbone.startswith("inception"):
+            change = change | {"backbone": "inception_resnet_small", "proposal_head": {"width": 64}}
+    return name, change
 
 
 def running_config(name: str) -> Any:
@@ -170,9 +176,9 @@ def silenced(outputs: Any) -> Any:
     """Outputs of a network that is sure of the background."""
     if hasattr(outputs, "objectness"):
         return outputs._replace(objectness=torch.full_like(outputs.objectness, -50.0))
-    logits = torch.full_like(outputs.logits, -50.0)
+    logits = torch.full_like(outputs.logits, -200.0)
     if logits.shape[-1] > len(CLASSES):
-        logits[..., -1] = 50.0
+        logits[..., -1] = 200.0
     return outputs._replace(logits=logits)
 
 
@@ -224,8 +230,10 @@ def two_stages_follow(detector: FasterRCNN) -> None:
     """How many regions there are, numbers decide: the second stage is given some."""
     with torch.device("meta"):
         levels, first = detector.first_stage(images().to("meta"))
-        width, size = detector.config.width, detector.config.pooling.size
-        logits, deltas = detector.predictor(detector.region_head(torch.empty(7, width, size, size)))
+        channels, size = levels[0].shape[1], detector.config.pooling.size
+        vectors = detector.region_head(torch.empty(7, channels, size, size))
+        vectors = vectors.repeat(1, 1 + detector.config.plus.context)
+        logits, deltas = detector.predictor(vectors)
     assert first.objectness.device.type == logits.device.type == "meta"
     assert first.objectness.shape == first.deltas.shape[:2] == (2, len(first.anchors))
     assert len(first.anchors) == sum(first.level_sizes) and len(levels) == len(first.level_sizes)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 import focaldet
 from focaldet.models import LossContext, build
-from focaldet.models.faster_rcnn import FasterRCNNOutputs
-from focaldet.models.stages import FirstStage, StageConfig, minibatch, regions_matched
-from focaldet.nets.regions import FourConvolutions, ProposalHead, RegionPredictor, TwoLayers
+from focaldet.models.plus import View
+from focaldet.models.stages import FasterRCNNOutputs, FirstStage, StageConfig, minibatch, regions_matched
+from focaldet.nets.regions import FourConvolutions, ProposalHead, ProposalHeadConfig, RegionPredictor, TwoLayers
 from focaldet.ops.losses.focal import balanced_focal_loss, softmax_focal_loss
 from focaldet.ops.matching import MatchConfig
 from focaldet.ops.sampling import SampleConfig
@@ -240,11 +240,12 @@ def test_the_second_stage_does_not_mix_images():
     regions = torch.tensor([[0.0, 0.0, 40.0, 40.0], [10.0, 5.0, 90.0, 60.0], [30.0, 8.0, 50.0, 30.0]])
     index = torch.tensor([1, 0, 1])
     with torch.inference_mode():
-        levels, _ = found.first_stage(pictures())
-        logits, deltas = found.second_stage(levels, regions, index, frame_px=(64, 96))
+        levels, first = found.first_stage(pictures())
+        logits, deltas = found.second_stage([View(levels, (64, 96))], regions, index, frames=first.frames)
         for place in range(3):
             own = [level[index[place]][None] for level in levels]
-            one = found.second_stage(own, regions[[place]], torch.zeros(1, dtype=torch.int64), frame_px=(64, 96))
+            here = torch.zeros(1, dtype=torch.int64)
+            one = found.second_stage([View(own, (64, 96))], regions[[place]], here, frames=first.frames[:1])
             torch.testing.assert_close(logits[[place]], one[0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(deltas[[place]], one[1], rtol=1e-4, atol=1e-5)
 
@@ -254,7 +255,7 @@ def test_the_second_stage_does_not_mix_images():
 )
 def test_without_a_single_region_all_parameters_have_a_gradient(change, monkeypatch):
     """A process that meets such a batch must take part when the gradients of all are added."""
-    monkeypatch.setattr("focaldet.models.faster_rcnn.propose", lambda *_, **__: torch.zeros(0, 4))
+    monkeypatch.setattr("focaldet.models.stages.propose", lambda *_, **__: torch.zeros(0, 4))
     found = detector(**change).train()
     empty = [Target.empty(), Target.empty()]
     raw = found(pictures(), empty)
@@ -276,7 +277,8 @@ def test_losses_of_two_ranks_add_up():
     index = torch.tensor([0, 0, 1])
     with torch.inference_mode():
         levels, first = found.first_stage(images)
-        both = FasterRCNNOutputs(first, regions, index, *found.second_stage(levels, regions, index, frame_px=(64, 96)))
+        answers = found.second_stage([View(levels, (64, 96))], regions, index, frames=first.frames)
+        both = FasterRCNNOutputs(first, regions, index, *answers)
         together = found.losses(both, truth, LossContext())
         counts = {0: [], 1: []}
         for rank in (0, 1):
@@ -313,7 +315,7 @@ def _of(both, rank):
 
 def test_heads_have_the_shapes_they_say():
     maps = [torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4)]
-    objectness, boxes = ProposalHead(8, depth=2, per_cell=3)(maps)
+    objectness, boxes = ProposalHead(8, config=ProposalHeadConfig(depth=2), per_cell=3)(maps)
     assert (objectness.shape, boxes.shape) == ((2, 162), (2, 162, 4))
     pooled = torch.randn(5, 8, 7, 7)
     for head in (TwoLayers(8, 7, 16), FourConvolutions(8, 7, 16, norm="batch", eps=1e-5)):
@@ -327,7 +329,7 @@ def test_heads_have_the_shapes_they_say():
 
 def test_objectness_and_boxes_are_in_the_order_of_the_anchors():
     """A head whose 1×1 layers pass channels on tells which cell and which anchor each row is."""
-    head = ProposalHead(3, depth=1, per_cell=3)
+    head = ProposalHead(3, config=ProposalHeadConfig(), per_cell=3)
     with torch.no_grad():
         head.tower[0].weight.zero_()
         head.tower[0].weight[:, :, 1, 1] = torch.eye(3)

@@ -12,7 +12,7 @@ from torchvision_regions import TWINS, answer, lively
 from torchvision_twins import KEPT, lively_answers, photographs, pictures, prepared
 
 from focaldet.models import DETECTORS, Detector, build
-from focaldet.models.faster_rcnn import FasterRCNNOutputs
+from focaldet.models.stages import FasterRCNNOutputs
 from focaldet.types import Resize
 from focaldet.weights import load_into
 from focaldet.weights.torchvision import COCO_NAMES

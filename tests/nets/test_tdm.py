@@ -11,7 +11,8 @@ from focaldet.nets.inception_resnet import (
     InceptionResNetTail,
     InceptionResNetTrunk,
 )
-from focaldet.nets.tdm import WIDTHS_TO_STRIDE_4, WIDTHS_TO_STRIDE_8, AdaptedTail, TopDownModule, TopDownNetwork
+from focaldet.nets.regions import PooledTail
+from focaldet.nets.tdm import WIDTHS_TO_STRIDE_4, WIDTHS_TO_STRIDE_8, TopDownModule, TopDownNetwork
 
 CHANNELS = (192, 320, 1088)
 
@@ -33,7 +34,7 @@ def test_the_parameters_of_whole_detectors(widths, channels: int, total: int) ->
         if widths is not None:
             top_down = TopDownNetwork(trunk.channels, widths)
             assert top_down.channels == channels
-            parts = [trunk, top_down, AdaptedTail(channels, tail, tail.in_channels)]
+            parts = [trunk, top_down, PooledTail(channels, tail, tail_channels=tail.in_channels, width=1536)]
         proposals = [nn.Conv2d(channels, 512, 3), nn.Conv2d(512, 24, 1), nn.Conv2d(512, 48, 1)]
         heads = [nn.Linear(1536, 81), nn.Linear(1536, 320)]
     assert count(*parts, *proposals, *heads) == total
@@ -89,11 +90,11 @@ def test_on_the_trunks_maps_gradients_reach_every_part(widths, level: int, size_
     shape = InceptionResNetShape(factor=0.25, repeats=(1, 1, 1))
     trunk, tail = InceptionResNetTrunk(shape), InceptionResNetTail(shape)
     top_down = TopDownNetwork(trunk.channels, widths)
-    adapted = AdaptedTail(top_down.channels, tail, tail.in_channels)
+    adapted = PooledTail(top_down.channels, tail, tail_channels=tail.in_channels, width=tail.channels)
     maps = trunk(torch.randn(1, 3, *size_px))
-    finest = top_down(maps)
+    (finest,) = top_down(maps)
     assert tuple(finest.shape) == (1, 2 * widths[-1], *maps[level].shape[-2:])
-    features = adapted(finest[..., :9, :6])
+    features = adapted(finest[..., :5, :5])
     features.sum().backward()
     parts = (*trunk.parameters(), *top_down.parameters(), *adapted.parameters())
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in parts)
@@ -109,9 +110,11 @@ def test_the_second_half_gets_what_it_knows() -> None:
             seen.append(x)
             return x
 
-    adapted = AdaptedTail(6, Witness(), 9)
+    adapted = PooledTail(6, Witness(), tail_channels=9, width=9)
     crops = torch.randn(4, 6, 5, 5)
-    expected = torch.einsum("de,rehw->rdhw", adapted.adapter.weight[..., 0, 0], crops)
-    torch.testing.assert_close(adapted(crops), F.relu(expected), rtol=1e-5, atol=1e-6)
-    assert tuple(seen[0].shape) == (4, 9, 5, 5)
-    assert adapted(crops[:0]).shape == (0, 9, 5, 5)
+    expected = F.relu(torch.einsum("de,rehw->rdhw", adapted.adapter.weight[..., 0, 0], crops))
+    torch.testing.assert_close(adapted(crops), expected.mean((2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-6)
+    assert adapted(crops[:0]).shape == (0, 9)
+    plain = PooledTail(9, Witness(), tail_channels=9, width=9)
+    assert plain.adapter is None

@@ -16,7 +16,7 @@ from focaldet.nets.inception_resnet import (
     InceptionResNetTail,
     InceptionResNetTrunk,
 )
-from focaldet.nets.tdm import AdaptedTail
+from focaldet.nets.regions import PooledTail
 from focaldet.types import Preprocessing
 from focaldet.weights import load_into
 from focaldet.weights.timm import detector_tensors, is_inception_resnet
@@ -40,7 +40,7 @@ class TwoHalves(Detector):
         super().__init__(config, class_names=("a", "b"), preprocessing=Preprocessing())
         self.backbone = InceptionResNetTrunk(config.shape, norm=config.norm, eps=config.norm_eps)
         tail = InceptionResNetTail(config.shape, norm=config.norm, eps=config.norm_eps)
-        self.box_head = AdaptedTail(8, tail, tail.in_channels)
+        self.box_head = PooledTail(8, tail, tail_channels=tail.in_channels, width=tail.channels)
 
     def forward(self, images, targets=None):
         return self.box_head.tail(self.backbone(images)[-1])

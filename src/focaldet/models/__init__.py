@@ -6,18 +6,16 @@ from typing import Any
 
 from focaldet import config as configs
 from focaldet.errors import ConfigError
+from focaldet.models import two_stage_presets as two_stage
 from focaldet.models.base import Detector, LossContext
 from focaldet.models.faster_rcnn import FasterRCNNConfig
 from focaldet.models.retinanet import DetectConfig, LossConfig, RetinaNetConfig
 from focaldet.models.ssd import DecoderConfig, SSDConfig
-from focaldet.models.stages import StageConfig
 from focaldet.models.yolov2 import RegionLossConfig, YOLOv2Config
+from focaldet.nets.tdm import WIDTHS_TO_STRIDE_8
 from focaldet.ops.anchors import AnchorConfig
 from focaldet.ops.matching import MatchConfig
 from focaldet.ops.priors import PriorConfig
-from focaldet.ops.proposals import ProposalConfig, ProposalLimits
-from focaldet.ops.roi import PoolConfig
-from focaldet.ops.sampling import SampleConfig
 from focaldet.types import Preprocessing, Resize
 
 __all__ = [
@@ -59,27 +57,6 @@ _SSD_R18 = SSDConfig(
     priors=_SMALL_PRIORS,
 )
 
-_FASTER_RCNN_TORCHVISION = FasterRCNNConfig(
-    num_classes=90,
-    norm_eps=0.0,
-    anchors=AnchorConfig(base_scale=8.0, scales=(1.0,), flavour="torchvision"),
-    pooling=PoolConfig(kind="align_legacy"),
-    region=StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=512, positives=0.25), beta=1 / 9),
-)
-
-# Made for small data at 320 px: anchors from 16 px on, few regions, a narrow pyramid and head, nothing frozen.
-_FASTER_RCNN_SMALL = FasterRCNNConfig(
-    backbone="mobilenet_v2",
-    frozen_stages=0,
-    width=96,
-    tower_init="he",
-    anchors=AnchorConfig(base_scale=4.0, scales=(1.0,)),
-    pooling=PoolConfig(canonical_px=112),
-    head_width=512,
-    region=StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=64, positives=0.25), beta=1.0),
-    proposals=ProposalConfig(detect=ProposalLimits(1000, 300), train=ProposalLimits(1000, 300)),
-)
-
 DETECTORS: dict[str, AnyConfig] = {
     "retinanet_r18_fpn": RetinaNetConfig(backbone="resnet18"),
     "retinanet_r34_fpn": RetinaNetConfig(backbone="resnet34"),
@@ -117,21 +94,20 @@ DETECTORS: dict[str, AnyConfig] = {
         loss=LossConfig(normaliser="image", box="giou"),
         detect=DetectConfig(max_detections=300),
     ),
-    "faster_rcnn_r18_fpn": replace(_FASTER_RCNN_SMALL, backbone="resnet18", frozen_stages=2),
+    "faster_rcnn_r18_fpn": replace(two_stage.SMALL, backbone="resnet18", frozen_stages=2),
     "faster_rcnn_r50_fpn": FasterRCNNConfig(),
     "faster_rcnn_r101_fpn": FasterRCNNConfig(backbone="resnet101"),
     "faster_rcnn_x101_32x8d_fpn": FasterRCNNConfig(backbone="resnext101_32x8d"),
-    "faster_rcnn_mobilenet_v2_fpn": _FASTER_RCNN_SMALL,
-    "faster_rcnn_r50_fpn_tv": _FASTER_RCNN_TORCHVISION,
-    "faster_rcnn_r50_fpn_v2_tv": replace(
-        _FASTER_RCNN_TORCHVISION,
-        norm="batch",
-        norm_eps=1e-5,
-        frozen_stages=0,
-        neck_norm=True,
-        proposal_depth=2,
-        head="4conv1fc",
-    ),
+    "faster_rcnn_mobilenet_v2_fpn": two_stage.SMALL,
+    "faster_rcnn_r50_fpn_tv": two_stage.TORCHVISION,
+    "faster_rcnn_r50_fpn_v2_tv": two_stage.TORCHVISION_V2,
+    "faster_rcnn_r101_c4": two_stage.C4,
+    "faster_rcnn_r101_c4_plus": two_stage.C4_PLUS,
+    "faster_rcnn_r18_c4": two_stage.C4_SMALL,
+    "faster_rcnn_inception_resnet_v2": two_stage.GRMI,
+    "faster_rcnn_inception_resnet_v2_tdm": replace(two_stage.GRMI, top_down=WIDTHS_TO_STRIDE_8),
+    "faster_rcnn_inception_resnet_small": two_stage.INCEPTION_SMALL,
+    "faster_rcnn_inception_resnet_small_tdm": replace(two_stage.INCEPTION_SMALL, top_down=(64,)),
     "ssd513_r101": SSDConfig(),
     "ssd321_r101": SSDConfig(extra_kernels=(2, 2, 3), module_widths=(256,), priors=_PRIORS_321),
     "ssd_r18": _SSD_R18,
@@ -174,6 +150,15 @@ DETECTORS: dict[str, AnyConfig] = {
 
 _TORCHVISION_PREPROCESSING = Preprocessing(resize=Resize(rounding="down", antialias=False))
 
+_FASTER_RCNN_600 = Preprocessing(resize=Resize(size=600, max_size=1000))
+# Scaled to -1…1 and padded to the largest of a batch alone, as the TF Object Detection API does.
+_GRMI_PREPROCESSING = Preprocessing(
+    mean=(127.5, 127.5, 127.5),
+    std=(127.5, 127.5, 127.5),
+    resize=Resize(size=600, max_size=1024),
+    size_divisor=1,
+)
+
 # The mean of the VGG networks, which SSD's authors kept for all backbones.
 _SSD_PREPROCESSING = Preprocessing(
     channels="BGR",
@@ -191,6 +176,9 @@ PREPROCESSING: dict[str, Preprocessing] = {
     "retinanet_r50_fpn_v2_tv": _TORCHVISION_PREPROCESSING,
     "faster_rcnn_r50_fpn_tv": _TORCHVISION_PREPROCESSING,
     "faster_rcnn_r50_fpn_v2_tv": _TORCHVISION_PREPROCESSING,
+    "faster_rcnn_r101_c4_plus": _FASTER_RCNN_600,
+    "faster_rcnn_inception_resnet_v2": _GRMI_PREPROCESSING,
+    "faster_rcnn_inception_resnet_v2_tdm": _GRMI_PREPROCESSING,
     "ssd513_r101": _SSD_PREPROCESSING,
     "ssd321_r101": replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
     "ssd_r18": _WARP_320,

@@ -128,6 +128,11 @@ class Detector(nn.Module):
     def detect(self, outputs: Any, sizes: Sequence[ImageSize]) -> list[Detections]:
         """The objects of each image, in the frame of the resized image and clipped to its size; best first."""
 
+    @property
+    def pretrained(self) -> tuple[tuple[str, str], ...]:
+        """Beginnings of the names of a classifier's tensors, and what they are here; the first that fits counts."""
+        return (("", "backbone."),)
+
     def starts_from(self, other: Any) -> tuple[str, ...]:
         """The beginnings of the names of the tensors that this detector takes from one of config `other`.
 

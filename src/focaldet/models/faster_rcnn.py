@@ -1,64 +1,55 @@
-"""Faster R-CNN with a feature pyramid: two stages (Ren et al. 2015; Lin et al. 2016, "Feature Pyramid Networks").
+"""Faster R-CNN: two stages (Ren et al. 2015), on a feature pyramid (Lin et al. 2016) or on one map of a classifier.
 
     images → backbone → C2 … C5 → pyramid → P2 … P6 → proposal head → objectness B A, deltas B A 4 → regions R 4
                                           └ P2 … P5 → pooled at the regions → head → logits R V, boxes R K 4
+
+    images → first half → one map → proposal head → objectness, deltas → regions
+                                  └ pooled at the regions → second half → mean → logits, boxes
 
 Axes: B images, A anchors of all levels, R regions of all images, N regions of one image, K classes, V = K + 1 class
 values, the background's last.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Share
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext, Margins
+from focaldet.models.plus import PlusConfig, View, largest_of_scales, second_look, views_of
+from focaldet.models.region_answers import RegionDetectConfig, answers, best_boxes
+from focaldet.models.region_parts import STRIDE_OF_HALVES_PX, Head, Norms, Parts, halved_parts, pyramid_parts
 from focaldet.models.stages import (
+    FasterRCNNOutputs,
     FirstStage,
     RegionMatches,
     StageConfig,
     anchor_losses,
-    minibatch,
+    drawn_regions,
     region_losses,
     regions_matched,
 )
-from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.heads import TowerInit, logit, prior_biases
-from focaldet.nets.necks import REGION_STRIDES_PX, RegionPyramid
+from focaldet.nets.necks import REGION_STRIDES_PX
 from focaldet.nets.norm import NormKind
-from focaldet.nets.regions import FourConvolutions, ProposalHead, RegionPredictor, TwoLayers
+from focaldet.nets.regions import PooledTail, ProposalHead, ProposalHeadConfig, RegionPredictor
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
-from focaldet.ops.boxes import clip, decode
 from focaldet.ops.classifier import Classifier, decisions
 from focaldet.ops.frames import content_sizes
 from focaldet.ops.grids import Grid, pyramid_grids
 from focaldet.ops.matching import MatchConfig
-from focaldet.ops.nms import class_nms
-from focaldet.ops.proposals import ProposalConfig, has_sides, propose
+from focaldet.ops.proposals import ProposalConfig
 from focaldet.ops.roi import PoolConfig, pool_pyramid
 from focaldet.ops.sampling import SampleConfig
 from focaldet.types import Detections, ImageSize, Preprocessing, Target
 
-FINEST_LEVEL = 2
-MIN_SIDE_PX = 1e-2  # detections that the image's border cut to nothing are none; torchvision's number
-
 Four = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
-
-
-@dataclass(frozen=True, slots=True)
-class RegionDetectConfig:
-    """From the second stage to detections: threshold, NMS per class, the best of all."""
-
-    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    nms_iou: Share = 0.5
-    max_detections: PositiveInt = 100
 
 
 def _first_stage() -> StageConfig:
@@ -74,10 +65,14 @@ def _second_stage() -> StageConfig:
 class FasterRCNNConfig:
     """Everything that defines a Faster R-CNN; the defaults are the pyramid paper's with ResNet-50, trained jointly.
 
-    `anchors`: one size a level, 32…512 px at P2…P6. `proposal_depth` is the number of 3×3 convolutions of the proposal
-    head, `head` the network on each region: `2fc` or torchvision's `4conv1fc`, whose norm is that of the backbone, as
-    is the pyramid's with `neck_norm`. `anchor_weights` and `region_weights` multiply the encoded boxes of the stages.
-    `background_box` keeps the box rows of the background, as torchvision and Detectron do; detectron2 has none.
+    `trunk` "pyramid" has one anchor size a level, 32…512 px at P2…P6. Its own are `width`, `neck_norm`,
+    `head_width` and `head`, `2fc` or torchvision's `4conv1fc`, whose norm is the backbone's, as with `neck_norm` is the
+    pyramid's.
+    `trunk` "halves" cuts the backbone in two: its map has the stride `output_stride`, or that of the finest map that
+    modules of the widths `top_down` lead to. Anchors are as large on every such map as `anchors` says for stride 16.
+
+    `anchor_weights` and `region_weights` multiply the encoded boxes of the stages. `background_box` keeps the box rows
+    of the background, as torchvision and Detectron do; detectron2 has none. `plus` is what "+++" adds.
 
     `straddle_px` leaves anchors that cross the image's border by more out of training (Detectron: 0). `prior` is π,
     the probability that a fresh network gives an object at an anchor, and each class at a region, under the focal loss.
@@ -89,17 +84,21 @@ class FasterRCNNConfig:
     norm_eps: NonNegativeFloat = 1e-5
     stride_in_1x1: bool = False
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 2
+    trunk: Literal["pyramid", "halves"] = "pyramid"
+    output_stride: Literal[8, 16] = 16
+    top_down: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
     width: PositiveInt = 256
     neck_norm: bool = False
-    proposal_depth: PositiveInt = 1
+    proposal_head: ProposalHeadConfig = field(default_factory=ProposalHeadConfig)
     tower_init: TowerInit = "normal"
     anchors: AnchorConfig = field(default_factory=lambda: AnchorConfig(base_scale=8.0, scales=(1.0,)))
     anchor_weights: Four = (1.0, 1.0, 1.0, 1.0)
     pooling: PoolConfig = field(default_factory=PoolConfig)
-    head: Literal["2fc", "4conv1fc"] = "2fc"
+    head: Head = "2fc"
     head_width: PositiveInt = 1024
     region_weights: Four = (10.0, 10.0, 5.0, 5.0)
     background_box: bool = True
+    plus: PlusConfig = field(default_factory=PlusConfig)
     straddle_px: NonNegativeFloat | None = None
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
     rpn: StageConfig = field(default_factory=_first_stage)
@@ -110,6 +109,8 @@ class FasterRCNNConfig:
     def __post_init__(self) -> None:
         if self.norm == "batch" and self.norm_eps == 0:
             raise ConfigError("norm_eps: trained BatchNorm divides by a batch's own deviation, so it must be above 0")
+        if self.trunk == "pyramid" and (self.top_down or self.output_stride != STRIDE_OF_HALVES_PX):
+            raise ConfigError('top_down and output_stride: a pyramid has neither; they belong to trunk: "halves"')
 
     @property
     def classifier(self) -> Classifier:
@@ -121,81 +122,126 @@ class FasterRCNNConfig:
         """What a fresh network gives every class at every region."""
         return self.prior if self.region.loss == "focal" else 1 / (self.num_classes + 1)
 
+    @property
+    def strides_px(self) -> tuple[int, ...]:
+        """The stride of every level."""
+        if self.trunk == "pyramid":
+            return REGION_STRIDES_PX
+        return ((self.output_stride, 8, 4)[len(self.top_down)],)
+
+    @property
+    def laid_anchors(self) -> AnchorConfig:
+        """The anchors as a multiple of the strides of the levels."""
+        if self.trunk == "pyramid":
+            return self.anchors
+        return replace(self.anchors, base_scale=self.anchors.base_scale * STRIDE_OF_HALVES_PX / self.strides_px[0])
+
+    def parts(self) -> Parts:
+        """The networks that make the maps and look at regions, with random weights."""
+        norms = Norms(self.norm, self.norm_eps, self.stride_in_1x1)
+        if self.trunk == "halves":
+            return halved_parts(self.backbone, norms, output_stride=self.output_stride, top_down=self.top_down)
+        return pyramid_parts(
+            self.backbone,
+            norms,
+            width=self.width,
+            neck_norm=self.neck_norm,
+            head=self.head,
+            head_width=self.head_width,
+            pooled_size=self.pooling.size,
+        )
+
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "FasterRCNN":
         """The network with random weights."""
         return FasterRCNN(self, class_names=class_names, preprocessing=preprocessing)
 
     def grids(self, image: ImageSize) -> tuple[Grid, ...]:
-        """The anchors of P2…P6."""
-        return pyramid_grids(self.anchors, strides_px=REGION_STRIDES_PX, image=image)
-
-
-class FasterRCNNOutputs(NamedTuple):
-    """Raw outputs: those of the first stage, the regions and the image of each, class logits and encoded boxes."""
-
-    first: FirstStage
-    regions: Float[Tensor, "R 4"]
-    image_index: Int64[Tensor, " R"]
-    logits: Float[Tensor, "R V"]
-    deltas: Float[Tensor, "R K 4"]
+        """The anchors of all levels."""
+        return pyramid_grids(self.laid_anchors, strides_px=self.strides_px, image=image)
 
 
 class FasterRCNN(Detector):
-    """Backbone, pyramid, proposal head, and a head on the regions."""
+    """Backbone, pyramid or not, proposal head, and a head on the regions."""
 
     config: FasterRCNNConfig
 
     def __init__(self, config: FasterRCNNConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
         super().__init__(config, class_names=class_names, preprocessing=preprocessing)
-        c = config
-        self.backbone = build_backbone(c.backbone, norm=c.norm, eps=c.norm_eps, stride_in_1x1=c.stride_in_1x1)
+        c, parts = config, config.parts()
+        self.backbone = parts.backbone
         self.backbone.freeze(c.frozen_stages)
-        self.pyramid = RegionPyramid(
-            self.backbone.channels, c.width, norm=c.norm if c.neck_norm else None, eps=c.norm_eps
-        )
+        self.pyramid = parts.neck
+        self.finest, self.num_pooled = parts.finest, parts.num_pooled
         self.proposal_head = ProposalHead(
-            c.width,
-            depth=c.proposal_depth,
+            parts.channels,
+            config=c.proposal_head,
             per_cell=c.anchors.per_cell,
+            dilation=STRIDE_OF_HALVES_PX // parts.strides_px[0] if c.trunk == "halves" else 1,
             bias=logit(c.prior) if c.rpn.loss == "focal" else 0.0,
             tower_init=c.tower_init,
         )
-        self.region_head: TwoLayers | FourConvolutions = (
-            TwoLayers(c.width, c.pooling.size, c.head_width)
-            if c.head == "2fc"
-            else FourConvolutions(c.width, c.pooling.size, c.head_width, norm=c.norm, eps=c.norm_eps)
-        )
-        is_focal = c.region.loss == "focal"
-        even = (0.0,) * (c.num_classes + 1)
-        biases = prior_biases("softmax", num_classes=c.num_classes, prior=c.prior) if is_focal else even
-        self.predictor = RegionPredictor(c.head_width, biases=biases, background_box=c.background_box)
+        self.region_head = parts.head
+        biases: tuple[float, ...] = (0.0,) * (c.num_classes + 1)
+        if c.region.loss == "focal":
+            biases = prior_biases("softmax", num_classes=c.num_classes, prior=c.prior)
+        width = parts.head.width * (1 + c.plus.context)
+        self.predictor = RegionPredictor(width, biases=biases, background_box=c.background_box)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """The parameters that come from ImageNet."""
-        return list(self.backbone.parameters())
+        """The parameters that come from ImageNet: with halves those of the second one too."""
+        tail = self.region_head.tail.parameters() if isinstance(self.region_head, PooledTail) else ()
+        return [*self.backbone.parameters(), *tail]
+
+    @property
+    def pretrained(self) -> tuple[tuple[str, str], ...]:
+        """conv5 of a ResNet looks at regions where the backbone ends in C4."""
+        tail = (("layer4.", "region_head.tail."),) if self.config.trunk == "halves" else ()
+        return (*tail, ("", "backbone."))
+
+    def starts_from(self, other: object) -> tuple[str, ...]:
+        """Top-down modules go between the trained halves of a detector without them (the second phase of TDM)."""
+        if not isinstance(other, FasterRCNNConfig) or other.top_down or not self.config.top_down:
+            return ()
+        same_classes = other.num_classes == self.config.num_classes
+        return ("backbone.", "region_head.tail.", *(("predictor.",) if same_classes else ()))
 
     def forward(
         self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], targets: Sequence[Target] | None = None
     ) -> FasterRCNNOutputs:
-        """Both stages for padded RGB images in 0…255; with `targets` the second sees a sample around their boxes."""
+        """Both stages for padded RGB images in 0…255; with `targets` the second sees a sample around their boxes.
+
+        Without, `plus.refine` adds the regions of the second look, `plus.scales` the maps that regions are cut from.
+        """
         levels, first = self.first_stage(images)
-        regions, image_index = self.regions(first, targets)
-        frame_px = (images.shape[-2], images.shape[-1])
-        return FasterRCNNOutputs(
-            first, regions, image_index, *self.second_stage(levels, regions, image_index, frame_px=frame_px)
-        )
+        regions, index = self.regions(first, targets)
+        views: tuple[View, ...] = (View(levels, _frame(images)),)
+        if targets is None and self.config.plus.scales:
+            views = views_of(self.normalise(images), levels, scales=self.config.plus.scales, levels_of=self.levels)
+        logits, deltas = self.second_stage(views, regions, index, frames=first.frames)
+        if targets is None and (refine := self.config.plus.refine) is not None:
+            boxes, likely = answers(regions, logits, deltas, weights=self.config.region_weights)
+            again = second_look(boxes, likely, index, frames=first.frames, config=refine)
+            more = self.second_stage(views, *again, frames=first.frames)
+            pairs = zip((regions, index, logits, deltas), (*again, *more), strict=True)
+            regions, index, logits, deltas = (torch.cat(pair) for pair in pairs)
+        return FasterRCNNOutputs(first, regions, index, logits, deltas)
+
+    def levels(self, x: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        """The maps of normalised images that regions are proposed on and cut from."""
+        maps: list[Tensor] = self.backbone(x)
+        return self.pyramid(maps) if self.pyramid is not None else maps[-1:]
 
     def first_stage(
         self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
     ) -> tuple[list[Tensor], FirstStage]:
-        """The maps of the pyramid, and what the proposal head makes of them."""
-        levels = self.pyramid(self.backbone(self.normalise(images)))
-        shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
+        """The maps, and what the proposal head makes of them."""
+        levels = self.levels(self.normalise(images))
+        shapes = tuple(_frame(level) for level in levels)
         anchors = pyramid_anchors(
-            self.config.anchors,
-            strides_px=REGION_STRIDES_PX,
+            self.config.laid_anchors,
+            strides_px=self.config.strides_px,
             shapes=shapes,
-            image=(images.shape[-2], images.shape[-1]),
+            image=_frame(images),
             device=images.device,
         )
         sizes = tuple(height * width * self.config.anchors.per_cell for height, width in shapes)
@@ -203,46 +249,45 @@ class FasterRCNN(Detector):
         frames = content_sizes(images, self.preprocessing.rgb_padding)
         return levels, FirstStage(objectness, deltas, anchors, sizes, frames)
 
-    @torch.no_grad()
     def regions(
         self, first: FirstStage, targets: Sequence[Target] | None
     ) -> tuple[Float[Tensor, "R 4"], Int64[Tensor, " R"]]:
         """Where the second stage looks: the best proposals, or with `targets` a sample of them and of the objects."""
-        config = self.config.proposals
-        deltas = first.deltas / first.deltas.new_tensor(self.config.anchor_weights)
-        found = [
-            propose(
-                first.objectness[place],
-                deltas[place],
-                first.anchors,
-                level_sizes=first.level_sizes,
-                frame=frame,
-                limits=config.detect if targets is None else config.train,
-                nms_iou=config.nms_iou,
-            )
-            for place, frame in enumerate(first.frames)
-        ]
-        if targets is not None:
-            found = [
-                minibatch(regions, target, self.config.region) for regions, target in zip(found, targets, strict=True)
-            ]
-        index = [torch.full_like(regions[:, 0], place, dtype=torch.int64) for place, regions in enumerate(found)]
-        return torch.cat(found), torch.cat(index)
+        c = self.config
+        return drawn_regions(first, targets, weights=c.anchor_weights, proposals=c.proposals, config=c.region)
 
     def second_stage(
         self,
-        levels: Sequence[Tensor],
+        views: Sequence[View],
         regions: Float[Tensor, "R 4"],
         image_index: Int64[Tensor, " R"],
         *,
-        frame_px: tuple[int, int],
+        frames: Float[Tensor, "B 2"],
     ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "R K 4"]]:
-        """Class logits and encoded boxes of the regions; the coarsest map serves proposals alone."""
-        pooled = pool_pyramid(
-            levels[:-1], regions, image_index, finest=FINEST_LEVEL, frame_px=frame_px, config=self.config.pooling
-        )
-        logits, deltas = self.predictor(self.region_head(pooled))
+        """Class logits and encoded boxes of the regions; `frames` are (height, width) of the pictures."""
+        vectors = self._vectors(views, regions, image_index)
+        if self.config.plus.context:
+            whole = torch.cat([torch.zeros_like(frames), frames.flip(1)], 1)
+            context = self._vectors(views, whole, torch.arange(len(frames), device=frames.device))
+            vectors = torch.cat([vectors, context[image_index]], 1)
+        logits, deltas = self.predictor(vectors)
         return logits, deltas
+
+    def _vectors(
+        self, views: Sequence[View], regions: Float[Tensor, "R 4"], image_index: Int64[Tensor, " R"]
+    ) -> Float[Tensor, "R D"]:
+        """What the head makes of the regions; the coarsest level of several serves proposals alone."""
+
+        def look(view: View, own: Tensor, index: Tensor) -> Tensor:
+            levels = view.levels[: self.num_pooled]
+            pooled = pool_pyramid(
+                levels, own, index, finest=self.finest, frame_px=view.frame_px, config=self.config.pooling
+            )
+            vectors: Tensor = self.region_head(pooled)
+            return vectors
+
+        canonical_px = self.config.pooling.canonical_px
+        return largest_of_scales(regions, image_index, views, look, canonical_px=canonical_px)
 
     def losses(self, outputs: FasterRCNNOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`objectness` and `anchor_box` of the first stage, `class` and `box` of the second."""
@@ -278,17 +323,17 @@ class FasterRCNN(Detector):
 
     def detect(self, outputs: FasterRCNNOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
-        deltas = outputs.deltas / outputs.deltas.new_tensor(self.config.region_weights)
-        boxes = decode(deltas, outputs.regions[:, None].expand_as(deltas))
-        likely = outputs.logits.softmax(-1)[:, :-1]
+        weights = self.config.region_weights
+        boxes, likely = answers(outputs.regions, outputs.logits, outputs.deltas, weights=weights)
         members = [outputs.image_index == place for place in range(len(sizes))]
-        return [self._detect_one(likely[of], boxes[of], size) for of, size in zip(members, sizes, strict=True)]
+        config, refine = self.config.detect, self.config.plus.refine
+        found = [
+            best_boxes(boxes[of], likely[of], size=size, config=config, refine=refine)
+            for of, size in zip(members, sizes, strict=True)
+        ]
+        return [Detections(*best, self.class_names) for best in found]
 
-    def _detect_one(self, likely: Float[Tensor, "N K"], boxes: Float[Tensor, "N K 4"], size: ImageSize) -> Detections:
-        config = self.config.detect
-        clipped = clip(boxes, height=size.height, width=size.width)
-        wanted = (likely > config.score_threshold) & has_sides(clipped, least_px=MIN_SIDE_PX)
-        region, label = wanted.nonzero().unbind(1)
-        found, scores = clipped[region, label], likely[region, label]
-        keep = class_nms(found, scores, label, iou=config.nms_iou)[: config.max_detections]
-        return Detections(found[keep], scores[keep], label[keep], self.class_names)
+
+def _frame(images: Tensor) -> tuple[int, int]:
+    """(height, width)."""
+    return images.shape[-2], images.shape[-1]

@@ -22,7 +22,7 @@ from focaldet.ops.classifier import Classifier, class_loss_sum
 from focaldet.ops.losses.normalise import divisors
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, match
-from focaldet.ops.proposals import match_inside
+from focaldet.ops.proposals import ProposalConfig, match_inside, propose
 from focaldet.ops.sampling import SampleConfig, balanced
 from focaldet.types import Target
 
@@ -55,6 +55,16 @@ class FirstStage(NamedTuple):
     frames: Float[Tensor, "B 2"]
 
 
+class FasterRCNNOutputs(NamedTuple):
+    """Raw outputs: those of the first stage, the regions and the image of each, class logits and encoded boxes."""
+
+    first: FirstStage
+    regions: Float[Tensor, "R 4"]
+    image_index: Int64[Tensor, " R"]
+    logits: Float[Tensor, "R V"]
+    deltas: Float[Tensor, "R K 4"]
+
+
 class RegionMatches(NamedTuple):
     """For each region: its class (K for background), whether the loss leaves it out, and the box it overlaps most."""
 
@@ -64,15 +74,52 @@ class RegionMatches(NamedTuple):
 
 
 @torch.no_grad()
-def minibatch(regions: Float[Tensor, "N 4"], target: Target, config: StageConfig) -> Float[Tensor, "M 4"]:
+def minibatch(
+    regions: Float[Tensor, "N 4"], target: Target, config: StageConfig, *, objects_join: bool = True
+) -> Float[Tensor, "M 4"]:
     """The regions of one image that the second stage trains on, drawn by lot from proposals and objects.
 
-    torch's own generator draws: the engine seeds it before every step.
+    torch's own generator draws: the engine seeds it before every step. Without `objects_join` proposals are alone.
     """
-    every = torch.cat([regions, target.boxes[~target.ignored]])
+    every = torch.cat([regions, target.boxes[~target.ignored]]) if objects_join else regions
     found = match(every, target.boxes, target.ignored, config.matching)
     lots = torch.rand(len(every), device=every.device)
     return every[balanced(lots, found.foreground, found.ignored, config=config.sampling)]
+
+
+@torch.no_grad()
+def drawn_regions(
+    first: FirstStage,
+    targets: Sequence[Target] | None,
+    *,
+    weights: Sequence[float],
+    proposals: ProposalConfig,
+    config: StageConfig,
+) -> tuple[Float[Tensor, "R 4"], Int64[Tensor, " R"]]:
+    """The regions of all images and the image of each: the best proposals, or with `targets` a minibatch by lot.
+
+    `weights` are those that the encoded boxes of the first stage were multiplied by.
+    """
+    deltas = first.deltas / first.deltas.new_tensor(weights)
+    found = [
+        propose(
+            first.objectness[place],
+            deltas[place],
+            first.anchors,
+            level_sizes=first.level_sizes,
+            frame=frame,
+            limits=proposals.detect if targets is None else proposals.train,
+            nms_iou=proposals.nms_iou,
+        )
+        for place, frame in enumerate(first.frames)
+    ]
+    if targets is not None:
+        found = [
+            minibatch(regions, target, config, objects_join=proposals.objects_join)
+            for regions, target in zip(found, targets, strict=True)
+        ]
+    index = [torch.full_like(regions[:, 0], place, dtype=torch.int64) for place, regions in enumerate(found)]
+    return torch.cat(found), torch.cat(index)
 
 
 def anchor_losses(

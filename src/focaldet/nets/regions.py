@@ -5,10 +5,12 @@ V = K + 1 class values, the background's last, D width of a region's vector.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from focaldet.nets.heads import TowerInit
@@ -17,18 +19,46 @@ from focaldet.nets.norm import NormKind, norm_layer
 BOX_STD = 0.001  # of the box layer's first weights (Girshick 2015, section 3.1)
 
 
-class ProposalHead(nn.Module):
-    """`depth` 3×3 convolutions with ReLU, then 1×1 ones for objectness and boxes; shared by all levels.
+@dataclass(frozen=True, slots=True)
+class ProposalHeadConfig:
+    """How the proposal head is made: `depth` 3×3 convolutions of `width` channels, None for as many as the maps have.
 
-    Weights start from N(0, 0.01), or the 3×3 from He's variance, and biases from 0, but objectness from `bias`.
+    `relu6` cuts their outputs at 6. With `softmax` an anchor has two values, of nothing and of an object, as in Faster
+    R-CNN's first programs and in the TF Object Detection API; their difference is the logit.
+    """
+
+    depth: PositiveInt = 1
+    width: PositiveInt | None = None
+    relu6: bool = False
+    softmax: bool = False
+
+
+class ProposalHead(nn.Module):
+    """The 3×3 convolutions of `config`, then 1×1 ones for objectness and boxes; shared by all levels.
+
+    `dilation` spreads the 3×3 ones. Weights start from N(0, 0.01), or the 3×3 from He's variance, and biases from 0,
+    but the logit of an object from `bias`.
     """
 
     def __init__(
-        self, width: int, *, depth: int, per_cell: int, bias: float = 0.0, tower_init: TowerInit = "normal"
+        self,
+        channels: int,
+        *,
+        config: ProposalHeadConfig,
+        per_cell: int,
+        dilation: int = 1,
+        bias: float = 0.0,
+        tower_init: TowerInit = "normal",
     ) -> None:
         super().__init__()
-        self.tower = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
-        self.objectness = nn.Conv2d(width, per_cell, 1)
+        width = config.width or channels
+        self.activation = nn.ReLU6(inplace=True) if config.relu6 else nn.ReLU(inplace=True)
+        self.values = 2 if config.softmax else 1
+        self.tower = nn.ModuleList(
+            nn.Conv2d(width if place else channels, width, 3, padding=dilation, dilation=dilation)
+            for place in range(config.depth)
+        )
+        self.objectness = nn.Conv2d(width, self.values * per_cell, 1)
         self.boxes = nn.Conv2d(width, 4 * per_cell, 1)
         for conv in [*self.tower, self.objectness, self.boxes]:
             assert isinstance(conv, nn.Conv2d) and conv.bias is not None
@@ -36,7 +66,9 @@ class ProposalHead(nn.Module):
             nn.init.zeros_(conv.bias)
             if tower_init == "he" and conv.kernel_size == (3, 3):
                 nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        nn.init.constant_(self.objectness.bias, bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            assert self.objectness.bias is not None
+            self.objectness.bias[self.values - 1 :: self.values] = bias
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A 4"]]:
         """Logit and encoded box of every anchor: levels in order, cells row by row, a cell's anchors together; fp32."""
@@ -46,9 +78,11 @@ class ProposalHead(nn.Module):
 
     def _level(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B _"], Float[Tensor, "B _ 4"]]:
         for conv in self.tower:
-            x = F.relu(conv(x), inplace=True)
+            x = self.activation(conv(x))
         objectness, boxes = (layer(x).permute(0, 2, 3, 1).float() for layer in (self.objectness, self.boxes))
-        return objectness.flatten(1), boxes.reshape(len(x), -1, 4)
+        values = objectness.reshape(len(x), -1, self.values)
+        logit = values[..., 1] - values[..., 0] if self.values > 1 else values[..., 0]
+        return logit, boxes.reshape(len(x), -1, 4)
 
 
 class TwoLayers(nn.Module):
@@ -89,6 +123,31 @@ class FourConvolutions(nn.Module):
         for conv, norm in zip(self.tower, self.norms, strict=True):
             x = F.relu(_normed(conv(x), norm), inplace=True)
         return F.relu(self.fc(x.flatten(1)), inplace=True)
+
+
+class PooledTail(nn.Module):
+    """The second half of a classifier on the cells of a region, and the mean of what it makes of them.
+
+    `tail` gives `width` channels. Where the map has other channels than the `tail_channels` it was trained on, a 1×1
+    convolution gives the cells those, and ReLU the sign: all its inputs were ≥ 0.
+    """
+
+    def __init__(self, channels: int, tail: nn.Module, *, tail_channels: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.adapter = nn.Conv2d(channels, tail_channels, 1) if channels != tail_channels else None
+        if self.adapter is not None:
+            nn.init.kaiming_normal_(self.adapter.weight, nonlinearity="relu")
+            assert self.adapter.bias is not None
+            nn.init.zeros_(self.adapter.bias)
+        self.tail = tail
+
+    def forward(self, pooled: Float[Tensor, "R C S S"]) -> Float[Tensor, "R D"]:
+        """A vector of each region; of no region none, made of one that is cut off again: normalisation needs one."""
+        x = pooled if len(pooled) else F.pad(pooled, (0, 0, 0, 0, 0, 0, 0, 1))
+        x = x if self.adapter is None else F.relu(self.adapter(x), inplace=True)
+        vectors: Tensor = self.tail(x).mean((2, 3))
+        return vectors[: len(pooled)]
 
 
 class RegionPredictor(nn.Module):

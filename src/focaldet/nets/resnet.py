@@ -140,7 +140,7 @@ class ResNet(Backbone):
         self._initialise()
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The maps C2…C5 of normalised images."""
+        """The maps C2…C5 of normalised images; to C4 after `cut`."""
         x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
         x = F.max_pool2d(x, 3, 2, 0 if self.ceil_pool else 1, ceil_mode=self.ceil_pool)
         maps = []
@@ -153,8 +153,14 @@ class ResNet(Backbone):
         """The modules of each stage: the stem, then those that end in C2, C3, C4, C5."""
         return [[self.conv1, self.bn1], *([layer] for layer in self._layers())]
 
+    def cut(self) -> nn.Module:
+        """Take conv5 out and return it: what is left ends in C4."""
+        tail = self.get_submodule("layer4")
+        del self.layer4
+        return tail
+
     def _layers(self) -> list[nn.Module]:
-        return [self.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
+        return [module for name, module in self.named_children() if name.startswith("layer")]
 
     def _initialise(self) -> None:
         for module in self.modules():

@@ -2,7 +2,7 @@
 
 A re-creation: the authors released no code, and widths and end points for Inception-ResNet-v2 are choices of ours.
 
-Axes: B images, R regions, C D E channels, H W cells.
+Axes: B images, C D E channels, H W cells.
 """
 
 from collections.abc import Sequence
@@ -58,29 +58,12 @@ class TopDownNetwork(nn.Module):
         self.channels = modules[-1].channels
         _initialise(self)
 
-    def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B C H W"]:
-        """The last module's map. `maps` are finest first, with the channels given at the start."""
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The last module's map, the only level. `maps` are finest first, with the channels given at the start."""
         x = maps[-1]
         for place, module in enumerate(self.steps):
             x = module(x, maps[-2 - place])
-        return x
-
-
-class AdaptedTail(nn.Module):
-    """A second half that was trained on the backbone's own map, run on what is cut out of a top-down one.
-
-    A 1×1 convolution gives the crops the channels the second half knows, and ReLU the sign: all its inputs were ≥ 0.
-    """
-
-    def __init__(self, channels: int, tail: nn.Module, tail_channels: int) -> None:
-        super().__init__()
-        self.adapter = nn.Conv2d(channels, tail_channels, 1)
-        self.tail = tail
-        _initialise(self.adapter)
-
-    def forward(self, crops: Float[Tensor, "R C H W"]) -> Float[Tensor, "R D h w"]:
-        x: Tensor = self.tail(F.relu(self.adapter(crops), inplace=True))
-        return x
+        return [x]
 
 
 def _initialise(module: nn.Module) -> None:

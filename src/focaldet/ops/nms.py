@@ -1,12 +1,14 @@
-"""Non-maximum suppression per class.
+"""Non-maximum suppression per class, and the vote of those that it suppresses.
 
-Axes: N candidate boxes.
+Axes: N candidate boxes, D those that were kept.
 """
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torchvision.ops import nms
+
+from focaldet.ops.boxes import pairwise_iou
 
 
 def class_nms(
@@ -30,3 +32,21 @@ def class_nms(
     apart = exact - low + (labels * span)[:, None]
     kept: Tensor = nms(apart, scores.double(), iou)
     return kept
+
+
+def vote(
+    boxes: Float[Tensor, "N 4"],
+    scores: Float[Tensor, " N"],
+    labels: Int64[Tensor, " N"],
+    *,
+    kept: Int64[Tensor, " D"],
+    iou: float,
+) -> Float[Tensor, "D 4"]:
+    """Where the `kept` boxes lie by the vote of all (Gidaris and Komodakis 2015, section 5).
+
+    Each is the mean, weighted by `scores` > 0, of all boxes of its class whose overlap with it is at least `iou`; it is
+    one of them itself.
+    """
+    votes = (pairwise_iou(boxes[kept], boxes) >= iou) & (labels[kept][:, None] == labels)
+    weights = votes * scores
+    return weights @ boxes / weights.sum(1, keepdim=True)

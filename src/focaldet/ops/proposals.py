@@ -28,11 +28,15 @@ class ProposalLimits:
 
 @dataclass(frozen=True, slots=True)
 class ProposalConfig:
-    """How many regions of an image the second stage sees, or in training the sampler; NMS at `nms_iou` per level."""
+    """How many regions of an image the second stage sees, or in training the sampler; NMS at `nms_iou` per level.
+
+    In training the objects themselves are regions too, unless `objects_join` says no.
+    """
 
     detect: ProposalLimits = field(default_factory=ProposalLimits)
     train: ProposalLimits = field(default_factory=lambda: ProposalLimits(top_k=2000, keep=2000))
     nms_iou: Share = 0.7
+    objects_join: bool = True
 
 
 @torch.no_grad()
@@ -64,9 +68,9 @@ def propose(
     return boxes[real[keep]]
 
 
-def clip_to_frame(boxes: Float[Tensor, "*N 4"], frame: Float[Tensor, " 2"]) -> Float[Tensor, "*N 4"]:
-    """The boxes cut to [0, width] × [0, height] of `frame` (height, width), which stays on the device."""
-    limit = frame.flip(0).repeat(2)
+def clip_to_frame(boxes: Float[Tensor, "*N 4"], frame: Float[Tensor, "*M 2"]) -> Float[Tensor, "*N 4"]:
+    """The boxes cut to [0, width] × [0, height] of `frame` (height, width), one for all or one each; on the device."""
+    limit = torch.cat([frame, frame], -1).flip(-1)
     return torch.minimum(boxes.clamp(min=0), limit)
 
 

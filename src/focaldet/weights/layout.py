@@ -57,6 +57,14 @@ def require_fit(expected: Shapes, found: Shapes, *, source: str) -> None:
         raise CheckpointError(f"{source}: made for another network: {'; '.join(problems)}")
 
 
+def renamed(name: str, beginnings: Sequence[tuple[str, str]]) -> str:
+    """The name with the first of `beginnings` (theirs, ours) that it has exchanged; itself where it has none."""
+    for theirs, ours in beginnings:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
 def listed(names: Sequence[str]) -> str:
     """The first few names and the number of the others."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""

@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from focaldet import config as configs
-from focaldet.errors import CheckpointError
+from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS
 
 FREE = {
@@ -13,11 +13,25 @@ FREE = {
     *("prior", "classifier", "matching", "loss", "detect"),
     *("extra_norm", "decoder.norm", "decoder.frozen_encoder"),
     *("rpn", "proposals", "region", "straddle_px"),
+    *("plus.refine", "plus.scales"),
 }
 """Settings that may differ between a file and the detector it goes into: they concern training and answers, or the
 class layer, which then starts afresh. All others decide what a tensor means, even where its shape stays (anchors)."""
-BEHIND_ENCODER = {"decoder", "module_widths", "kernels", "variances", "priors", "tower_init"}
+BEHIND_ENCODER = {
+    "decoder",
+    "module_widths",
+    "kernels",
+    "variances",
+    "priors",
+    "tower_init",
+    "top_down",
+    "proposal_head",
+}
 """What a detector may have otherwise than the one whose encoder it starts from: all that comes behind the encoder."""
+
+
+ANSWERS = {"detect", "proposals", "plus.refine", "plus.scales"}
+"""Settings that only say how a trained detector answers."""
 
 
 def require_same_settings(theirs: Any, ours: Any, *, source: str, free: AbstractSet[str] = frozenset(FREE)) -> None:
@@ -36,6 +50,24 @@ def require_same_settings(theirs: Any, ours: Any, *, source: str, free: Abstract
         raise CheckpointError(f"{source}: made for another network: {'; '.join(pairs)}{_hint(theirs)}")
 
 
+def with_answers(trained: Any, architecture: Mapping[str, Any]) -> Any:
+    """The config of a trained detector with the settings of `architecture` (nested) laid over it.
+
+    Raises:
+        ConfigError: a setting is unknown, out of range, or gives the weights their meaning; names it.
+    """
+    values = configs.merged(configs.to_dict(trained), architecture)
+    changed = configs.from_dict(type(trained), values, source="architecture")
+    left, right = (_flat(configs.to_dict(config)) for config in (trained, changed))
+    fixed = [name for name in {**left, **right} if left.get(name) != right.get(name) and not _is_free(name, ANSWERS)]
+    if fixed:
+        raise ConfigError(
+            f"architecture.{fixed[0]}: is part of what the weights were trained as; a trained detector takes other "
+            f"settings of {', '.join(sorted(ANSWERS))} alone"
+        )
+    return changed
+
+
 def _hint(config: Any) -> str:
     names = (name for name, known in DETECTORS.items() if _flat_fixed(known) == _flat_fixed(config))
     return f" (it fits {name})" if (name := next(names, None)) else ""
@@ -48,7 +80,8 @@ def _flat_fixed(config: Any) -> dict[str, Any]:
 
 def _is_free(name: str, free: AbstractSet[str]) -> bool:
     """Whether a setting (dotted name) is one of `free` or part of one."""
-    return name in free or name.split(".", maxsplit=1)[0] in free
+    parts = name.split(".")
+    return any(".".join(parts[: place + 1]) in free for place in range(len(parts)))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -86,8 +86,9 @@ def _translated(name: str, ours: Mapping[str, Tensor], config: SSDConfig) -> Ten
     """A tensor with its numbers as we keep them."""
     place, _, part = name.rpartition(".")
     if part in ("running_mean", "running_var"):
-        factor = float(ours[place + FACTOR])
-        return ours[name] / factor if factor else torch.zeros_like(ours[name])  # as Caffe does before any training
+        sums, factor = ours[name], ours[place + FACTOR]
+        # A factor of 0 stands there before any training; Caffe then takes 0. In tensors, so that both can be traced.
+        return torch.where(factor == 0, torch.zeros_like(sums), sums / factor)
     return background_last(ours[name], config.num_classes + 1) if place.endswith(".classes") else ours[name]
 
 

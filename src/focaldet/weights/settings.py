@@ -47,7 +47,15 @@ def require_same_settings(theirs: Any, ours: Any, *, source: str, free: Abstract
     differing = [name for name in left if not _is_free(name, free) and left[name] != right.get(name)]
     if differing:
         pairs = (f"{name} is {left[name]!r} in the file, {right.get(name)!r} here" for name in differing)
-        raise CheckpointError(f"{source}: made for another network: {'; '.join(pairs)}{_hint(theirs)}")
+        hint = f" (it fits {name})" if (name := fitting(theirs)) else ""
+        raise CheckpointError(f"{source}: made for another network: {'; '.join(pairs)}{hint}")
+
+
+def fitting(config: Any) -> str | None:
+    """The entry of the table of detectors that differs from `config` in free settings at most; None where none does."""
+    fixed = _flat_fixed(config)
+    same_kind = ((name, known) for name, known in DETECTORS.items() if type(known) is type(config))
+    return next((name for name, known in same_kind if _flat_fixed(known) == fixed), None)
 
 
 def with_answers(trained: Any, architecture: Mapping[str, Any]) -> Any:
@@ -66,11 +74,6 @@ def with_answers(trained: Any, architecture: Mapping[str, Any]) -> Any:
             f"settings of {', '.join(sorted(ANSWERS))} alone"
         )
     return changed
-
-
-def _hint(config: Any) -> str:
-    names = (name for name, known in DETECTORS.items() if _flat_fixed(known) == _flat_fixed(config))
-    return f" (it fits {name})" if (name := next(names, None)) else ""
 
 
 def _flat_fixed(config: Any) -> dict[str, Any]:

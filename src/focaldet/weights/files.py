@@ -170,7 +170,7 @@ def _named_tensors(content: object, path: Path) -> TensorFile:
     for name, value in inner.items():
         tensor = torch.from_numpy(value) if isinstance(value, numpy.ndarray) else value
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {name}: must be a tensor, found {type(value).__name__}")
+            raise CheckpointError(f"{path}: {str(name)[:80]}: must be a tensor, found {type(value).__name__}")
         if not name.endswith(MOMENTUM):
             tensors[name] = tensor
     return TensorFile(_without_prefix(tensors), _statements(content) if inner is not content else {})

@@ -199,8 +199,9 @@ class _Machine:
 
     def push_name(self, module: object, name: object) -> None:
         """Push one of the known names, or refuse it."""
-        known = KNOWN.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
-        if known is None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            _refuse("it names something by what is no text")
+        if (known := KNOWN.get((module, name))) is None:
             readable = re.sub(r"[^\w.]", "?", f"{module}.{name}")[:80]
             _refuse(f"it holds code ({readable}), which is never run")
         self.stack.append(known)

@@ -39,6 +39,23 @@ def refused(capsys, line):
     return said.err
 
 
+def test_eval_and_predict_take_other_answers_of_a_trained_detector(monkeypatch):
+    """`--architecture` reaches both as it was typed; what the weights were trained as is refused where it is known."""
+    seen = []
+
+    def noted(*_, architecture, **__):
+        seen.append(architecture)
+        raise focaldet.ConfigError("enough")
+
+    monkeypatch.setattr(cli, "evaluate", noted)
+    monkeypatch.setattr(cli, "load", noted)
+    typed = "--architecture.plus.refine.boxes best_class --architecture.plus.scales [0.5,1]"
+    for line in (f"eval RUN --data D {typed}", f"predict RUN a.jpg {typed}", "eval RUN --data D"):
+        assert main(line.split()) == 2
+    answers = {"plus": {"refine": {"boxes": "best_class"}, "scales": [0.5, 1]}}
+    assert seen == [answers, answers, {}]
+
+
 class TestTrainFlags:
     def test_the_documented_call(self, settings_of):
         line = "--data DIR --model retinanet_mobilenet_v2_fpn --weights W --epochs 24 --size 320 --out runs/cells"
@@ -198,6 +215,10 @@ def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, 
         ("eval", "either a run folder"),
         ("eval nowhere --data nowhere", "there is no file or run folder 'nowhere', and it is no known name"),
         ("predict nowhere", "which pictures"),
+        ("convert nowhere --out w.safetensors", "there is no file or run folder 'nowhere', and it is no known name"),
+        ("convert nowhere --out w.pth", "there is no file or run folder 'nowhere'"),
+        ("convert nowhere --out w.safetensors --from onnx", "from: no whole detectors of 'onnx' are known"),
+        ("convert nowhere", "--out"),
         ("predict nowhere x.jpg", "nowhere"),
     ],
 )
@@ -380,7 +401,7 @@ class TestPredict:
 
 
 def test_every_command_has_help(capsys):
-    for command in ("models", "check", "anchors", "train", "eval", "predict", "demo"):
+    for command in ("models", "check", "anchors", "train", "eval", "predict", "convert", "demo"):
         assert main([command, "--help"]) == 0
         assert f"focaldet {command}" in capsys.readouterr().out
     assert main(["train", "--help"]) == 0

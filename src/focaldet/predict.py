@@ -5,7 +5,7 @@ Axes: H W pixels.
 
 import glob
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ from focaldet.evaluate.inference import (
 from focaldet.evaluate.processes import Process, gathered, joined_processes
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.types import Detections, ImageSize
-from focaldet.weights import Trained, load_into, open_detector
+from focaldet.weights import Trained, load_into, open_detector, with_answers
 
 Progress = Callable[[int, int], None]
 """Called with the pictures done and the pictures there are."""
@@ -193,6 +193,7 @@ def load(
     size: int | None = None,
     short_side: int | None = None,
     max_side: int | None = None,
+    architecture: Mapping[str, Any] | None = None,
 ) -> Predictor:
     """The trained detector of a run folder, a weights file or a name such as `torchvision:coco_v1`, ready for pictures.
 
@@ -204,6 +205,7 @@ def load(
         size: long side of the resized picture, instead of what the detector was trained with.
         short_side: short side of the resized picture, the same.
         max_side: limit of the long side with `short_side`.
+        architecture: settings of how the detector answers (thresholds, NMS, second looks), nested, instead of its own.
 
     Raises:
         CheckpointError: missing or damaged weights, or weights that do not fill the whole detector.
@@ -212,6 +214,7 @@ def load(
     is_name = weights is not None or (str(spec) in DETECTORS and not Path(spec).exists())
     trained = _filled(str(spec), weights) if is_name else open_detector(spec)
     detector = trained.detector
+    detector.config = with_answers(detector.config, architecture or {})
     resize = resize_asked(detector.preprocessing.resize, size=size, short_side=short_side, max_side=max_side)
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     return Predictor(detector, category_ids=trained.category_ids, device=device, precision=precision)

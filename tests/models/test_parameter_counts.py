@@ -16,7 +16,15 @@ COUNTS = {
     "faster_rcnn_r101_fpn": 60_643_940,
     "faster_rcnn_x101_32x8d_fpn": 104_788_580,
     "faster_rcnn_r50_fpn_tv": 41_755_286,
+    "faster_rcnn_r101_c4": 52_731_548,
 }
+WITH_NORMS = {
+    "faster_rcnn_r101_c4": 52_836_892,
+    "faster_rcnn_r101_c4_plus": 53_659_153,
+    "faster_rcnn_inception_resnet_v2": 59_943_481,
+    "faster_rcnn_inception_resnet_v2_tdm": 61_354_617,
+}
+"""With what BatchNorm learns: of G-RMI's the shifts alone, as slim's has no scale."""
 # torchvision counts the parameters of its V1 as it is built for the published weights: frozen BatchNorm has none.
 
 
@@ -25,6 +33,13 @@ def test_parameter_counts(name: str) -> None:
     with torch.device("meta"):
         detector = build(name)
     assert sum(parameter.numel() for parameter in detector.parameters()) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", WITH_NORMS)
+def test_parameter_counts_with_what_batch_norm_learns(name: str) -> None:
+    with torch.device("meta"):
+        detector = build(name, architecture={"norm": "batch"})
+    assert sum(parameter.numel() for parameter in detector.parameters()) == WITH_NORMS[name]
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,17 @@ class ModelFlags:
 ModelParts = Annotated[ModelFlags, Parameter(name="*")]
 
 
+@dataclass(frozen=True)
+class AnswerFlags:
+    """How a trained detector answers, otherwise than it was trained to."""
+
+    architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings under detect, proposals, plus.refine and plus.scales, such as --architecture.detect.nms-iou 0.4."""
+
+
+AnswerParts = Annotated[AnswerFlags, Parameter(name="*")]
+
+
 class TypedFlags:
     """The flags of the present call that were typed: only these overrule a `--config` file.
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from focaldet.evaluate.processes import Ranks, gathered, joined_processes
 from focaldet.evaluate.results import write_results
 from focaldet.models import Detector
 from focaldet.types import Detections, Target
-from focaldet.weights import open_detector
+from focaldet.weights import open_detector, with_answers
 
 Progress = Callable[[int, int], None]
 """Called with the images done and the images there are, by rank 0, counting the images of rank 0."""
@@ -139,6 +139,7 @@ def evaluate(
     device: str | None = None,
     precision: Precision | None = None,
     workers: int = 0,
+    architecture: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Metrics:
     """The COCO numbers of a trained detector on a split, written to `out` together with all detections.
@@ -158,6 +159,7 @@ def evaluate(
         device: such as cpu or cuda:1; the best there is by default.
         precision: fp32, bf16 or fp16; by default bf16 where the hardware has it, else fp32.
         workers: processes that load images.
+        architecture: settings of how the detector answers (thresholds, NMS, second looks), nested, instead of its own.
         progress: called with the images done and the images there are.
 
     Raises:
@@ -166,7 +168,8 @@ def evaluate(
         ConfigError: a setting out of range, no class in common between detector and data, or `out` cannot be made.
     """
     # Before the work, which takes long, and by every process: none waits for one that was refused.
-    opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
+    sides = {"size": size, "short_side": short_side, "max_side": max_side}
+    opened = open_on_split(run, data, split=split, architecture=architecture, **sides)
     folder = evaluation_folder(run, split=split, out=out)
     if folder is not None:
         configs.made_folder(folder)
@@ -194,6 +197,7 @@ def open_on_split(
     size: int | None = None,
     short_side: int | None = None,
     max_side: int | None = None,
+    architecture: Mapping[str, Any] | None = None,
 ) -> OnSplit:
     """The detector with its classes matched to those of the images called `split`; the arguments are `evaluate`'s.
 
@@ -203,6 +207,7 @@ def open_on_split(
         ConfigError: a setting out of range, or no class in common between detector and data.
     """
     detector = open_detector(run).detector
+    detector.config = with_answers(detector.config, architecture or {})
     resize = resize_asked(detector.preprocessing.resize, size=size, short_side=short_side, max_side=max_side)
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     settings = run_settings(run)

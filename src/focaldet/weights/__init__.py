@@ -1,6 +1,7 @@
 """Weights: our own files, those of torchvision, and the way from a path or name into a detector."""
 
 from focaldet.weights.checkpoint import Metadata, load_detector, metadata, save_detector
+from focaldet.weights.settings import with_answers
 from focaldet.weights.sources import Source, resolve
 from focaldet.weights.transfer import LoadReport, Trained, load_into, open_detector
 
@@ -15,4 +16,5 @@ __all__ = [
     "open_detector",
     "resolve",
     "save_detector",
+    "with_answers",
 ]

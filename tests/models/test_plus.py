@@ -1,0 +1,239 @@
+"""What "+++" adds to Faster R-CNN, each addition by hand or against the rule in words."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import focaldet
+from focaldet.models import LossContext, build
+from focaldet.models.plus import RefineConfig, View, largest_of_scales, scales_of, second_look, views_of
+from focaldet.ops.boxes import pairwise_iou
+from focaldet.ops.nms import class_nms, vote
+from focaldet.types import ImageSize, Target
+from focaldet.weights import with_answers
+
+SMALL = {
+    "anchors": {"scales": [2.0, 4.0]},
+    "pooling": {"size": 4, "canonical_px": 40},
+    "proposals": {"detect": {"keep": 12}},
+}
+TARGETS = [
+    Target(torch.tensor([[4.0, 4.0, 40.0, 44.0]]), torch.tensor([1]), torch.tensor([False])),
+    Target.empty(),
+]
+
+
+def detector(**plus):
+    torch.manual_seed(0)
+    found = build("faster_rcnn_r18_c4", class_names=("cat", "dog"), architecture={**SMALL, "plus": plus}).eval()
+    with torch.no_grad():  # boxes that move, and classes that differ from region to region
+        found.predictor.boxes.weight.mul_(100)
+        found.predictor.classes.weight.mul_(20)
+    return found
+
+
+def pictures():
+    return torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def random_boxes(count, *, generator, side=80):
+    corner = torch.rand(count, 2, generator=generator) * side
+    return torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * side], 1)
+
+
+@pytest.mark.parametrize("case", range(20))
+def test_two_neighbouring_scales_whose_region_is_nearest_to_the_canonical_side(case):
+    generator = torch.Generator().manual_seed(case)
+    factors = torch.rand(5, generator=generator).add(0.2).sort().values.tolist()
+    views = [View((), (1, 1), (factor, factor)) for factor in factors]
+    regions = random_boxes(30, generator=generator)
+    chosen = scales_of(regions, views, canonical_px=40)
+    for region, pair in zip(regions.tolist(), chosen.tolist(), strict=True):
+        side = math.sqrt((region[2] - region[0]) * (region[3] - region[1]))
+        apart = sorted(range(5), key=lambda place: abs(math.log(side * factors[place] / 40)))
+        assert sorted(pair) == sorted(apart[:2])
+        assert abs(pair[0] - pair[1]) == 1
+
+
+def test_of_two_scales_the_larger_value_counts_in_each_place():
+    views = [View((), (1, 1), (factor, factor)) for factor in (0.5, 1.0, 2.0)]
+    regions = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 40, 40], [0, 0, 90, 90]]
+    )  # nearest: 1 and 2, two of three, 0 and 1
+    seen = {}
+
+    def look(view, own, index):
+        rows = torch.stack([view.scale[0] * own[:, 2], -own[:, 2] + index], 1)
+        seen[view.scale[0]] = own[:, 2].tolist()
+        return rows
+
+    found = largest_of_scales(regions, torch.tensor([0, 1, 0]), views, look, canonical_px=40)
+    assert seen[2.0] == [20.0, 80.0] or seen[0.5] == [20.0, 45.0]
+    assert found[0].tolist() == [40.0, -10.0]
+    assert found[2].tolist() == [90.0, -45.0]
+
+
+def test_views_are_the_pictures_at_their_scales():
+    x = torch.rand(1, 3, 30, 50)
+    calls = []
+    own, other = [torch.zeros(1)], [torch.ones(1)]
+    views = views_of(x, own, scales=(0.5, 1.0, 1.31), levels_of=lambda y: calls.append(y) or other)
+    assert [view.frame_px for view in views] == [(15, 25), (30, 50), (39, 66)]
+    assert [view.levels is own for view in views] == [False, True, False]
+    assert views[2].scale == (66 / 50, 39 / 30) and [tuple(y.shape[-2:]) for y in calls] == [(15, 25), (39, 66)]
+    torch.testing.assert_close(views[2].regions(torch.tensor([[0.0, 0, 50, 30]])), torch.tensor([[0.0, 0, 66, 39]]))
+    torch.testing.assert_close(calls[0].mean((2, 3)), x.mean((2, 3)), rtol=0.05, atol=0)
+
+
+@torch.inference_mode()
+def test_several_scales_are_what_each_scale_gives_alone():
+    found = detector(scales=(0.5, 1.0, 2.0))
+    raw = found(pictures())
+    levels, _ = found.first_stage(pictures())
+    views = views_of(found.normalise(pictures()), levels, scales=(0.5, 1.0, 2.0), levels_of=found.levels)
+    alone = torch.stack([found._vectors([view], raw.regions, raw.image_index) for view in views], 1)
+    chosen = scales_of(raw.regions, views, canonical_px=40)
+    vectors = torch.take_along_dim(alone, chosen[..., None], 1).amax(1)
+    logits, deltas = found.predictor(vectors)
+    torch.testing.assert_close(raw.logits, logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(raw.deltas, deltas, rtol=1e-4, atol=1e-3)
+    assert len({tuple(pair) for pair in chosen.sort(1).values.tolist()}) == 2, "both pairs are used"
+    plain = detector()(pictures())
+    assert torch.equal(plain.regions, raw.regions), "proposals come from the picture as it is"
+    assert not torch.allclose(plain.logits, raw.logits, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_one_scale_of_1_is_none():
+    plain, single = detector()(pictures()), detector(scales=(1.0,))(pictures())
+    assert torch.equal(plain.logits, single.logits)
+
+
+@torch.inference_mode()
+def test_context_is_the_picture_without_its_padding_beside_every_region():
+    found = detector(context=True)
+    images = pictures()
+    images[0, :, 40:] = torch.tensor(focaldet.Preprocessing().rgb_mean)[:, None, None]
+    raw = found(images)
+    levels, _ = found.first_stage(images)
+    view = [View(levels, (64, 96))]
+    whole = torch.tensor([[0.0, 0.0, 96.0, 40.0], [0.0, 0.0, 96.0, 64.0]])
+    context = found._vectors(view, whole, torch.tensor([0, 1]))
+    vectors = found._vectors(view, raw.regions, raw.image_index)
+    assert not torch.allclose(context[0], context[1], atol=1e-3)
+    logits, _ = found.predictor(torch.cat([vectors, context[raw.image_index]], 1))
+    torch.testing.assert_close(raw.logits, logits, rtol=1e-4, atol=1e-4)
+    assert found.predictor.classes.in_features == 2 * found.region_head.width
+
+
+def boxes_of(found, raw):
+    deltas = raw.deltas / torch.tensor(found.config.region_weights)
+    size = raw.regions[:, None, 2:] - raw.regions[:, None, :2]
+    center = raw.regions[:, None, :2] + size / 2 + deltas[..., :2] * size
+    half = size * deltas[..., 2:].clamp(max=math.log(1000 / 16)).exp() / 2
+    return torch.cat([center - half, center + half], -1)
+
+
+@torch.inference_mode()
+def test_the_second_look_is_at_the_box_of_the_likeliest_class():
+    plain, found = detector(), detector(refine={})
+    once, raw = plain(pictures()), found(pictures())
+    count = len(once.regions)
+    assert count < len(raw.regions) <= 2 * count
+    assert torch.equal(raw.regions[:count], once.regions) and torch.equal(raw.logits[:count], once.logits)
+    best = once.logits[:, :2].argmax(1)
+    expected = boxes_of(plain, once)[torch.arange(count), best]
+    expected[:, 0::2] = expected[:, 0::2].clamp(0, 96)
+    expected[:, 1::2] = expected[:, 1::2].clamp(0, 64)
+    real = ((expected[:, 2:] - expected[:, :2]) >= 1e-3).all(1)
+    torch.testing.assert_close(raw.regions[count:], expected[real], rtol=1e-4, atol=1e-3)
+    assert torch.equal(raw.image_index[count:], once.image_index[real])
+    levels, first = found.first_stage(pictures())
+    again = found.second_stage(
+        [View(levels, (64, 96))], raw.regions[count:], raw.image_index[count:], frames=first.frames
+    )
+    torch.testing.assert_close(raw.logits[count:], again[0], rtol=1e-4, atol=1e-4)
+
+
+def test_every_class_that_is_likely_can_be_looked_at_again():
+    boxes = torch.tensor(
+        [[[0.0, 0, 9, 9], [5, 5, 50, 50]], [[-5, 0, 4, 4], [8, 8, 8, 8.0005]], [[1, 1, 3, 3], [2, 2, 9, 9]]]
+    )
+    likely = torch.tensor([[0.5, 0.2], [0.3, 0.6], [0.01, 0.05]])
+    index, frames = torch.tensor([0, 1, 1]), torch.tensor([[40.0, 30.0], [20.0, 20.0]])
+    every = RefineConfig(boxes="every_class", least_score=0.1)
+    found, images = second_look(boxes, likely, index, frames=frames, config=every)
+    assert found.tolist() == [
+        [0.0, 0, 9, 9],
+        [5, 5, 30, 40],
+        [0, 0, 4, 4],
+    ]  # cut to the picture, the empty one left out
+    assert images.tolist() == [0, 0, 1]
+    found, images = second_look(boxes, likely, index, frames=frames, config=RefineConfig())
+    assert found.tolist() == [[0.0, 0, 9, 9], [2, 2, 9, 9]] and images.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("case", range(30))
+def test_votes_against_the_rule_in_words(case):
+    generator = torch.Generator().manual_seed(case)
+    boxes = random_boxes(25, generator=generator, side=20)
+    scores, labels = torch.rand(25, generator=generator), torch.randint(0, 3, (25,), generator=generator)
+    kept = class_nms(boxes, scores, labels, iou=0.3)
+    found = vote(boxes, scores, labels, kept=kept, iou=0.5)
+    overlaps = pairwise_iou(boxes, boxes)
+    for place, own in enumerate(kept.tolist()):
+        voters = [n for n in range(25) if labels[n] == labels[own] and overlaps[own, n] >= 0.5]
+        assert own in voters
+        total = sum(float(scores[n]) for n in voters)
+        mean = [sum(float(scores[n] * boxes[n, side]) for n in voters) / total for side in range(4)]
+        assert found[place].tolist() == pytest.approx(mean, rel=1e-4)
+    assert vote(boxes[:0], scores[:0], labels[:0], kept=kept[:0], iou=0.5).shape == (0, 4)
+
+
+@torch.inference_mode()
+def test_both_looks_go_into_nms_and_vote():
+    found = detector(refine={"nms_iou": 0.3, "vote_iou": 0.6})
+    raw = found(pictures())
+    answers = found.detect(raw, [ImageSize(64, 96), ImageSize(64, 96)])
+    boxes = boxes_of(found, raw)
+    boxes[..., 0::2], boxes[..., 1::2] = boxes[..., 0::2].clamp(0, 96), boxes[..., 1::2].clamp(0, 64)
+    likely = raw.logits.softmax(1)
+    for place, answer in enumerate(answers):
+        assert len(answer) > 1
+        for box, score, label in zip(answer.boxes, answer.scores, answer.labels, strict=True):
+            rows = (raw.image_index == place) & (likely[:, label] > 0.05)
+            own, weights = boxes[rows, label], likely[rows, label]
+            (center,) = own[weights == score]
+            voters = pairwise_iou(center[None], own)[0] >= 0.6
+            mean = (own[voters] * weights[voters, None]).sum(0) / weights[voters].sum()
+            torch.testing.assert_close(box, mean, rtol=1e-4, atol=1e-3)
+        same = answer.labels[:, None] == answer.labels
+        assert len(answer) == int(same.diagonal().sum())
+    loose = replace(found.config, plus=replace(found.config.plus, refine=RefineConfig(nms_iou=0.9)))
+    found.config = loose
+    assert len(found.detect(raw, [ImageSize(64, 96)] * 2)[0]) > len(answers[0])
+
+
+def test_training_knows_neither_second_look_nor_scales():
+    plain, found = detector(), detector(refine={}, scales=(0.5, 2.0))
+    torch.manual_seed(1)
+    one = plain(pictures(), TARGETS)
+    torch.manual_seed(1)
+    other = found(pictures(), TARGETS)
+    assert torch.equal(one.regions, other.regions) and torch.equal(one.logits, other.logits)
+    assert all(loss.isfinite() for loss in found.losses(other, TARGETS, LossContext()).values())
+
+
+def test_a_trained_detector_takes_answers_and_nothing_else():
+    config = detector().config
+    changed = with_answers(config, {"plus": {"refine": {"boxes": "every_class"}, "scales": [0.5, 1.0]}})
+    assert changed.plus.refine == RefineConfig(boxes="every_class") and changed.plus.scales == (0.5, 1.0)
+    assert with_answers(changed, {"plus": {"refine": None, "scales": []}}) == config
+    assert with_answers(config, {"detect": {"nms_iou": 0.4}}).detect.nms_iou == 0.4
+    for fixed in ({"plus": {"context": True}}, {"num_classes": 3}, {"pooling": {"size": 7}}):
+        with pytest.raises(focaldet.ConfigError, match="trained detector takes other settings of detect"):
+            with_answers(config, fixed)
+    with pytest.raises(focaldet.ConfigError, match='did you mean "refine"'):
+        with_answers(config, {"plus": {"refin": {}}})

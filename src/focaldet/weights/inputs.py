@@ -14,6 +14,8 @@ INPUTS = {
     "unit": replace(IMAGENET, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)),  # RGB in 0…1
     "caffe": Preprocessing(channels="BGR", mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0)),  # MSRA's ResNets
     "caffe_ssd": Preprocessing(channels="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0)),  # SSD and DSSD
+    "detectron2": Preprocessing(channels="BGR", mean=(103.53, 116.28, 123.675), std=(1.0, 1.0, 1.0)),  # its ResNets
+    "detectron2_x101": Preprocessing(channels="BGR", mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395)),
 }
 """The input scalings that `--weights.input` can name (only channels, mean and standard deviation count)."""
 

@@ -10,17 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import DETECTORS, Detector, build
+from focaldet.models import Detector, build
 from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.types import Preprocessing
-from focaldet.weights import caffe, darknet, timm, torchvision
+from focaldet.weights import darknet, timm, torchvision
 from focaldet.weights.checkpoint import NO_LICENCE, detector_config, is_own, load_detector, metadata
 from focaldet.weights.download import Progress
 from focaldet.weights.files import TensorFile, read_tensors
+from focaldet.weights.foreign import Incoming, coco_ids, layout_of
 from focaldet.weights.inputs import describe, with_input
 from focaldet.weights.layout import COUNTER, class_layer, listed, require_fit, shapes_of
 from focaldet.weights.settings import BEHIND_ENCODER, FREE, require_same_settings
 from focaldet.weights.sources import Source, resolve
+from focaldet.weights.twins import coco_names
 
 _KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
 
@@ -59,18 +61,6 @@ class Trained:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Incoming:
-    """A file brought to the detector's names; `config` and `class_names` are those it was made with."""
-
-    config: Any
-    tensors: dict[str, Tensor]
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    remarks: tuple[str, ...] = ()
-    licence: str | None = None
-
-
 def load_into(
     detector: Detector,
     spec: str | Path,
@@ -93,12 +83,10 @@ def load_into(
     if darknet.is_darknet(source.path):
         return _take_darknet(detector, source, named_input=input)
     file = read_tensors(source.path)
-    if torchvision.is_detector(file.tensors):
-        return _take_detector(detector, _torchvision(detector, file, source, named_input=input), source)
+    if (layout := layout_of(file.tensors)) is not None:
+        return _take_detector(detector, layout.brought(detector, file, source, input), source)
     if timm.is_inception_resnet(file.tensors):
         return _take_halves(detector, file, source, named_input=input)
-    if caffe.is_detector(file.tensors):
-        return _take_detector(detector, _caffe(detector, file, source, named_input=input), source)
     return _take_backbone(detector, file, source, named_input=input)
 
 
@@ -124,22 +112,15 @@ def open_detector(
         return Trained(detector, described.category_ids, source.label)
     if darknet.is_darknet(source.path):
         return _open_darknet(source, model=model, named_input=input)
-    tensors = read_tensors(source.path).tensors
-    count: int | None
-    if torchvision.is_detector(tensors):
-        name, count = torchvision.preset(tensors), torchvision.num_classes(tensors)
-        ids = torchvision.category_ids(tensors)
-    elif caffe.is_detector(tensors):
-        name, count = caffe.preset(tensors)
-        ids = darknet.COCO_CATEGORY_IDS if count == len(darknet.COCO_CLASS_NAMES) else ()
-    else:
+    file = read_tensors(source.path)
+    if (layout := layout_of(file.tensors)) is None:
         raise CheckpointError(
             f"{source.label}: holds no detector that focaldet knows (a backbone alone can be trained from)"
         )
     # The random weights that the file's replace must not cost the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
-        detector = build(name, num_classes=count)
-    load_into(detector, spec, input=input)
+        detector, ids = layout.built(file, source, input)
+    _take_detector(detector, layout.brought(detector, file, source, input), source)
     return Trained(detector, ids, source.label)
 
 
@@ -156,54 +137,20 @@ def _open_darknet(source: Source, *, model: str | None, named_input: str | None)
     with torch.random.fork_rng(devices=[]):
         detector = build(model, num_classes=count)
     load_into(detector, source.path, input=named_input)
-    ids = darknet.COCO_CATEGORY_IDS if detector.class_names else ()
-    return Trained(detector, ids, source.label)
+    return Trained(detector, coco_ids(coco_names(count)), source.label)
 
 
-def _own(detector: Detector, source: Source, *, named_input: str | None) -> _Incoming:
+def _own(detector: Detector, source: Source, *, named_input: str | None) -> Incoming:
     """One of our own files; its tensors keep their names."""
     described = metadata(source.path)
     theirs = described.preprocessing
     ours = replace(detector.preprocessing, channels=theirs.channels, mean=theirs.mean, std=theirs.std)
-    return _Incoming(
+    return Incoming(
         config=detector_config(described, source.path),
         tensors=read_tensors(source.path).tensors,
         class_names=described.class_names,
         preprocessing=ours if named_input is None else with_input(ours, named_input, source=source.label),
         licence=None if described.licence == NO_LICENCE else described.licence,
-    )
-
-
-def _torchvision(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> _Incoming:
-    """A torchvision detector. Its normalisation is part of that class, so a file that states nothing still has one."""
-    count = torchvision.num_classes(file.tensors)
-    twin = DETECTORS[torchvision.preset(file.tensors)]
-    eps = torchvision.batch_norm_eps(file.tensors)
-    if eps is None:
-        eps = twin.norm_eps if source.input else getattr(detector.config, "norm_eps", twin.norm_eps)
-    stated = named_input or file.statements.get("input") or source.input
-    remark = "the file states no input; that is the default of torchvision's detectors (--weights.input overrules it)"
-    return _Incoming(
-        config=replace(twin, num_classes=count, norm_eps=eps),
-        tensors=torchvision.detector_tensors(file.tensors),
-        class_names=torchvision.class_names(file.tensors),
-        preprocessing=with_input(detector.preprocessing, stated or "imagenet", source=source.label),
-        remarks=() if stated else (remark,),
-        licence=file.statements.get("licence") or source.licence,
-    )
-
-
-def _caffe(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> _Incoming:
-    """An SSD or DSSD of Caffe's; its scripts have but one input, so a file that states nothing still has one."""
-    config, tensors = caffe.detector_tensors(detector, file.tensors, source=source.label)
-    stated = named_input or file.statements.get("input") or caffe.INPUT
-    return _Incoming(
-        config=config,
-        tensors=tensors,
-        class_names=darknet.COCO_CLASS_NAMES if config.num_classes == len(darknet.COCO_CLASS_NAMES) else (),
-        preprocessing=with_input(detector.preprocessing, stated, source=source.label),
-        remarks=(caffe.REMARK,),
-        licence=file.statements.get("licence"),
     )
 
 
@@ -220,17 +167,17 @@ def _take_darknet(detector: Detector, source: Source, *, named_input: str | None
         loaded, left_out = tuple(f"backbone.{name}" for name in tensors), ("the classifier",) if classes else ()
         return LoadReport(source.label, "backbone", loaded, (), left_out, preprocessing)
     count, tensors = found
-    incoming = _Incoming(
+    incoming = Incoming(
         config=replace(detector.config, num_classes=count),
         tensors=tensors,
-        class_names=darknet.COCO_CLASS_NAMES if count == len(darknet.COCO_CLASS_NAMES) else (),
+        class_names=coco_names(count),
         preprocessing=preprocessing,
         remarks=("a darknet file states neither anchors nor classes: the anchors are those of the settings",),
     )
     return _take_detector(detector, incoming, source)
 
 
-def _take_encoder(detector: Detector, incoming: _Incoming, source: Source, *, parts: tuple[str, ...]) -> LoadReport:
+def _take_encoder(detector: Detector, incoming: Incoming, source: Source, *, parts: tuple[str, ...]) -> LoadReport:
     """The part of another detector that this one starts from; what comes behind it stays fresh."""
     require_same_settings(incoming.config, detector.config, source=source.label, free=FREE | BEHIND_ENCODER)
     tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
@@ -246,7 +193,7 @@ def _take_encoder(detector: Detector, incoming: _Incoming, source: Source, *, pa
     )
 
 
-def _take_detector(detector: Detector, incoming: _Incoming, source: Source) -> LoadReport:
+def _take_detector(detector: Detector, incoming: Incoming, source: Source) -> LoadReport:
     if parts := detector.starts_from(incoming.config):
         return _take_encoder(detector, incoming, source, parts=parts)
     require_same_settings(incoming.config, detector.config, source=source.label)
@@ -266,7 +213,14 @@ def _take_detector(detector: Detector, incoming: _Incoming, source: Source) -> L
     detector.preprocessing = incoming.preprocessing
     loaded = tuple(expected)
     return LoadReport(
-        source.label, "detector", loaded, lost, (), incoming.preprocessing, incoming.licence, tuple(remarks)
+        source.label,
+        "detector",
+        loaded,
+        lost,
+        incoming.left_out,
+        incoming.preprocessing,
+        incoming.licence,
+        tuple(remarks),
     )
 
 
@@ -341,7 +295,7 @@ def _copy(
     module.load_state_dict(tensors, strict=False)
 
 
-def _same_classes(detector: Detector, incoming: _Incoming) -> bool:
+def _same_classes(detector: Detector, incoming: Incoming) -> bool:
     """Same number, same classifier and, where both sides have names, the same names in the same order."""
     named = bool(detector.class_names and incoming.class_names)
     if named and detector.class_names != incoming.class_names:

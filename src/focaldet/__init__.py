@@ -28,6 +28,7 @@ from focaldet.predict import Predictor, load
 from focaldet.train.config import RunConfig
 from focaldet.train.engine import TrainResult, train
 from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Resize, Target
+from focaldet.weights.convert import Conversion, convert
 
 __version__ = version("focaldet")
 
@@ -36,6 +37,7 @@ __all__ = [
     "Batch",
     "CheckpointError",
     "ConfigError",
+    "Conversion",
     "DataConfig",
     "DataError",
     "Detections",
@@ -54,6 +56,7 @@ __all__ = [
     "__version__",
     "build",
     "check",
+    "convert",
     "draw",
     "evaluate",
     "evaluate_files",

@@ -13,6 +13,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from focaldet import __version__
+from focaldet.cli.convert import convert_command
 from focaldet.cli.flags import (
     TYPED,
     Data,
@@ -66,6 +67,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(study)
+app.command(convert_command, name="convert")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ CLEAN, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130  # exit statuses
 
 
 @contextmanager
-def progress(text: str) -> Iterator[Callable[[int, int], None]]:
+def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
     """Something to call with (done, all): a bar on the terminal, nothing where stderr is none."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

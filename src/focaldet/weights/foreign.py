@@ -43,6 +43,7 @@ class Layout:
     weights, and the ids of its classes, and how its tensors come into a detector. The last text is `--weights.input`.
     """
 
+    program: str
     is_detector: Callable[[Mapping[str, Tensor]], bool]
     built: Callable[[TensorFile, Source, str | None], tuple[Detector, Ids]]
     brought: Callable[[Detector, TensorFile, Source, str | None], Incoming]
@@ -152,9 +153,9 @@ def _from_twin(detector: Detector, twin: Twin, source: Source, stated: str | Non
 
 # detectron2 before torchvision: some of their names are the same.
 LAYOUTS = (
-    Layout(detectron2.is_detector, _of_detectron2, _from_detectron2),
-    Layout(mmdetection.is_detector, _of_mmdetection, _from_mmdetection),
-    Layout(torchvision.is_detector, _of_torchvision, _from_torchvision),
-    Layout(caffe.is_detector, _of_caffe, _from_caffe),
+    Layout("detectron2", detectron2.is_detector, _of_detectron2, _from_detectron2),
+    Layout("mmdetection", mmdetection.is_detector, _of_mmdetection, _from_mmdetection),
+    Layout("torchvision", torchvision.is_detector, _of_torchvision, _from_torchvision),
+    Layout("caffe", caffe.is_detector, _of_caffe, _from_caffe),
 )
 """The programs whose whole detectors are known."""

@@ -1,0 +1,380 @@
+"""Whole detectors of every foreign layout, converted: the same answers, an account of it, and what is refused."""
+
+import json
+import pickle
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import detection, resnet18
+
+import focaldet
+from focaldet.cli import main
+from focaldet.errors import CheckpointError, ConfigError
+from focaldet.models import DETECTORS, build
+from focaldet.nets.resnet import RESNETS
+from focaldet.types import Preprocessing, Resize
+from focaldet.weights import checkpoint, foreign, load_detector, metadata, open_detector, save_detector
+from focaldet.weights.convert import convert
+from focaldet.weights.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, write_darknet
+from focaldet.weights.files import TensorFile
+from focaldet.weights.torchvision import COCO_NAMES
+from focaldet.weights.traced import origins, traced
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import caffe_oracle
+import peer_oracle
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder for files of hundreds of megabytes, which are gone afterwards."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def lively(shapes):
+    return peer_oracle.lively_tensors({name: tuple(shape) for name, shape in shapes.items()}, seed=2)
+
+
+def of_torchvision(folder, builder, **changes):
+    """A state dict of torchvision's own model, its BatchNorm frozen as in the published files."""
+    with torch.device("meta"):
+        state = getattr(detection, builder)(weights=None, weights_backbone=None).state_dict()
+    tensors = lively({name: value.shape for name, value in state.items() if value.ndim}) | changes
+    torch.save(tensors, folder / "w.pth")
+    return folder / "w.pth"
+
+
+def of_detectron2(folder, name):
+    arrays = {key: value.numpy() for key, value in lively(peer_oracle.listed(f"detectron2_{name}")).items()}
+    content = {"model": arrays, "__author__": "Detectron2 Model Zoo", "matching_heuristics": True}
+    (folder / "w.pkl").write_bytes(pickle.dumps(content, 4))
+    return folder / "w.pkl"
+
+
+def of_mmdetection(folder, name):
+    tensors = lively(peer_oracle.listed(f"mmdetection_{name}"))
+    torch.save(
+        {"state_dict": tensors, "meta": {"mmdet_version": "3.3.0"}, "optimizer": {"state": {}}}, folder / "w.pth"
+    )
+    return folder / "w.pth"
+
+
+def of_darknet(folder):
+    torch.manual_seed(4)
+    detector = build("yolov2_tiny")
+    detector.predict.bias.data.fill_(1.0)
+    write_darknet(folder / "w.weights", detector)
+    return folder / "w.weights"
+
+
+def of_caffe(folder):
+    blobs = caffe_oracle.lively_blobs(caffe_oracle.thinned(caffe_oracle.listed_layers("ssd321")), seed=7)
+    np.savez(folder / "w.npz", **caffe_oracle.arrays_of(blobs))
+    return folder / "w.npz"
+
+
+@pytest.fixture
+def thin(monkeypatch):
+    """SSD321 with a 16th of the channels."""
+    width = 64 // caffe_oracle.THIN
+    monkeypatch.setitem(RESNETS, "resnet101", replace(RESNETS["resnet101"], width_per_group=width))
+    thinner = replace(DETECTORS["ssd321_r101"], extra_width=1024 // caffe_oracle.THIN, module_widths=(16,))
+    monkeypatch.setitem(DETECTORS, "ssd321_r101", thinner)
+
+
+def answers(trained, size):
+    """What a detector finds in a picture of noise."""
+    detector = trained.detector
+    if size is not None:
+        detector.preprocessing = replace(detector.preprocessing, resize=Resize("long", size))
+    picture = torch.randint(0, 256, (3, 60, 80), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    found = focaldet.Predictor(detector, category_ids=trained.category_ids, device="cpu", precision="fp32").predict(
+        picture
+    )
+    assert len(found.scores) > 0, "an empty answer proves nothing"
+    return found
+
+
+def require_same(path, out, *, model=None, size=None):
+    """The converted file holds what the foreign file gives, and answers bit for bit alike."""
+    direct, ours = open_detector(path, model=model), open_detector(out)
+    left, right = (trained.detector for trained in (direct, ours))
+    assert left.config == right.config and left.preprocessing == right.preprocessing
+    assert (left.class_names, direct.category_ids) == (right.class_names, ours.category_ids)
+    state = right.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in left.state_dict().items())
+    expected, found = answers(direct, size), answers(ours, size)
+    for field in ("boxes", "scores", "labels"):
+        assert torch.equal(getattr(found, field), getattr(expected, field))
+    assert found.names == expected.names
+
+
+@pytest.mark.parametrize(
+    ("builder", "model", "background", "ids", "parts"),
+    [
+        (
+            "retinanet_resnet50_fpn",
+            "retinanet_r50_fpn_tv",
+            "none, each class is decided by itself",
+            tuple(range(91)),
+            {"backbone": 265, "pyramid": 16, "class_subnet": 10, "box_subnet": 10},
+        ),
+        (
+            "fasterrcnn_resnet50_fpn",
+            "faster_rcnn_r50_fpn_tv",
+            "first in the file, last here",
+            tuple(range(1, 91)),
+            {"backbone": 265, "pyramid": 16, "proposal_head": 6, "region_head": 4, "predictor": 4},
+        ),
+    ],
+)
+def test_torchvision(folder, builder, model, background, ids, parts):
+    path, out = of_torchvision(folder, builder), folder / "new folder" / "w.safetensors"
+    done = convert(path, out, layout="torchvision", model=model)
+    assert (done.layout, done.model, done.background, done.left_out) == ("torchvision", model, background, ())
+    assert (done.class_names, done.category_ids) == (tuple(COCO_NAMES[place] for place in ids), ids)
+    assert {part: count for part, (count, _) in done.parts().items()} == parts
+    assert done.anchors["flavour"] == "torchvision" and done.anchors["order"] == "ratio, scale"
+    assert all(len(one.made_of) == 1 for one in done.tensors)
+    made_of = {one.name: one.made_of[0] for one in done.tensors}
+    assert made_of["pyramid.output.2.bias"] == "backbone.fpn.layer_blocks.2.0.bias"
+    described = metadata(out)
+    assert described.licence == done.licence == "torchvision (its published weights: BSD-3-Clause)"
+    assert (described.model, described.category_ids) == (model, ids)
+    assert described.extra["converted_from"] == "w.pth" and len(described.extra["source_sha256"]) == 64
+    require_same(path, out, size=64)
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "layout", "model", "anchors", "background", "licence"),
+    [
+        (of_detectron2, "retinanet_r50", "detectron2", None, "scale, ratio", "none, each", "CC BY-SA 3.0"),
+        (of_mmdetection, "faster_rcnn_r50_fpn", "mmdetection", None, "ratio, scale", "last in the file", "Apache-2.0"),
+    ],
+)
+def test_detectron2_and_mmdetection(folder, written, name, layout, model, anchors, background, licence):
+    path, out = written(folder, name), folder / "w.safetensors"
+    done = convert(path, out, layout="mmdet" if layout == "mmdetection" else None)
+    assert (done.layout, done.model, done.class_names) == (layout, model, COCO_CLASS_NAMES)
+    assert done.anchors["order"] == anchors and done.background.startswith(background)
+    assert licence in metadata(out).licence
+    read = set(peer_oracle.listed(f"{layout}_{name}"))
+    assert {origin for one in done.tensors for origin in one.made_of} == read - set(done.left_out)
+    assert all(re.search(r"cell_anchors\.\d$|num_batches_tracked$|pixel_(mean|std)$", name) for name in done.left_out)
+    require_same(path, out, size=64)
+
+
+@pytest.mark.usefixtures("thin")
+def test_caffe(folder):
+    done = convert(of_caffe(folder), folder / "w.safetensors")
+    assert (done.layout, done.model, done.left_out) == ("caffe", "ssd321_r101", ())
+    assert (done.num_classes, done.class_names, done.background) == (20, (), "first in the file, last here")
+    assert done.licence == checkpoint.NO_LICENCE
+    made_of = {one.name: one.made_of for one in done.tensors}
+    assert made_of["backbone.bn1.running_var"] == ("bn_conv1.2", "bn_conv1.1"), "a sum and the factor it is divided by"
+    assert made_of["backbone.conv1.weight"] == ("conv1.0",)
+    assert all(made_of.values())
+    require_same(folder / "w.npz", folder / "w.safetensors")
+
+
+def test_darknet_there_and_back(folder):
+    path, out = of_darknet(folder), folder / "w.safetensors"
+    done = convert(path, out, model="yolov2_tiny")
+    assert (done.layout, done.model, done.boxes) == ("darknet", "yolov2_tiny", "x, y, width, height, objectness")
+    assert (done.class_names, done.category_ids) == (COCO_CLASS_NAMES, COCO_CATEGORY_IDS)
+    assert "public domain" in metadata(out).licence
+    made_of = {one.name: one.made_of for one in done.tensors}
+    last = (path.stat().st_size - 20) // 4
+    assert made_of["backbone.blocks.0.0.norm.bias"] == ("numbers 1…8",)
+    assert made_of["predict.weight"][0].endswith(f"…{last}")
+    require_same(path, out, model="yolov2_tiny")
+    write_darknet(folder / "again.weights", load_detector(out))
+    assert (folder / "again.weights").read_bytes() == path.read_bytes()
+
+
+def test_what_the_user_states_goes_over_what_is_known(folder):
+    path, out = of_darknet(folder), folder / "w.safetensors"
+    convert(path, out, model="yolov2_tiny", licence="MIT", input="x/127.5-1, BGR")
+    described = metadata(out)
+    assert (described.licence, described.preprocessing.channels) == ("MIT", "BGR")
+    assert described.preprocessing.std == (127.5, 127.5, 127.5)
+
+
+def test_what_the_file_states_goes_over_what_is_known(folder):
+    tensors = torch.load(of_torchvision(folder, "retinanet_resnet50_fpn"), weights_only=True)
+    counter = {"backbone.body.bn1.num_batches_tracked": torch.tensor(7)}
+    save_file(tensors | counter, folder / "in.safetensors", metadata={"licence": "CC0-1.0", "input": "unit"})
+    done = convert(folder / "in.safetensors", folder / "w.safetensors", model="retinanet_r50_fpn_tv")
+    assert (done.licence, done.preprocessing.std, done.remarks) == ("CC0-1.0", (255.0, 255.0, 255.0), ())
+    assert done.left_out == tuple(counter), "BatchNorm's counters are named, not dropped silently"
+    assert load_detector(folder / "w.safetensors").config.norm_eps == 1e-5, "its BatchNorm was an ordinary one"
+
+
+class TestCommand:
+    """What the command line says, and its refusals: one line, status 2, nothing written."""
+
+    @pytest.fixture
+    def file(self, folder):
+        return of_darknet(folder)
+
+    def test_a_table_for_people(self, capsys, file, folder):
+        line = ["convert", str(file), "--out", str(folder / "w.safetensors"), "--model", "yolov2_tiny"]
+        assert not main(line)
+        said = capsys.readouterr().out
+        rows = [row.split(maxsplit=1) for row in said.splitlines()]
+        assert rows[0] == ["read", f"{file} (darknet)"]
+        assert rows[1] == ["detector", "yolov2_tiny (YOLOv2Config)"]
+        assert {"tensors", "classes", "background", "boxes", "anchors", "input", "licence", "written"} < {
+            row[0] for row in rows
+        }
+        assert "80: person, bicycle, car, motorcycle and 76 more" in said and "1…90" in said
+        assert "anchors       [[" in said and "unit (RGB), long side 320 px" in said
+        assert "left out      nothing" in said
+        assert not main([*line, "--overwrite", "--verbose"])
+        said = capsys.readouterr().out
+        assert said.startswith("TENSOR ") and "backbone.blocks.0.0.norm.bias" in said and "numbers 1…8" in said
+
+    def test_json_for_programs(self, capsys, file, folder):
+        out = folder / "w.safetensors"
+        assert not main(["convert", str(file), "--out", str(out), "--model", "yolov2_tiny", "--json"])
+        said = json.loads(capsys.readouterr().out)
+        assert (said["layout"], said["model"], said["num_classes"]) == ("darknet", "yolov2_tiny", 80)
+        assert said["tensors"]["predict.bias"]["shape"] == [425]
+        assert sum(part["tensors"] for part in said["parts"].values()) == len(said["tensors"])
+        assert sum(part["numbers"] for part in said["parts"].values()) == (file.stat().st_size - 20) // 4
+        assert said["preprocessing"]["resize"]["size"] == 320 and said["out"] == str(out)
+
+    def refused(self, capsys, folder, *words, said):
+        before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        assert main(["convert", *map(str, words)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.startswith("focaldet: ") and captured.err.count("\n") == 1
+        assert said in captured.err and "Traceback" not in captured.err
+        assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            ([], "w.weights: a darknet file does not state its network: name one"),
+            (["--model", "yolov3"], "unknown detector 'yolov3'"),
+            (["--model", "retinanet_r18_fpn"], "hold YOLOv2 with DarkNet-19, not RetinaNetConfig"),
+            (["--model", "yolov2"], "made for another network: 3,276,385 numbers"),
+            (["--model", "yolov2_tiny", "--from", "torchvision"], "is laid out by darknet, not by torchvision"),
+            (["--model", "yolov2_tiny", "--from", "darknot"], '(did you mean "darknet"?)'),
+            (["--from", "timm"], "a backbone alone needs no conversion"),
+            (["--model", "yolov2_tiny", "--weights.input", "the usual"], "weights.input: 'the usual' is neither"),
+        ],
+    )
+    def test_flags_that_do_not_fit_the_file(self, capsys, file, folder, flags, said):
+        self.refused(capsys, folder, file, "--out", folder / "w.safetensors", *flags, said=said)
+
+    def test_a_place_that_is_taken_or_wrong(self, capsys, file, folder, monkeypatch):
+        (folder / "taken.safetensors").write_bytes(b"precious")
+        rest = (file, "--model", "yolov2_tiny", "--out")
+        self.refused(
+            capsys, folder, *rest, folder / "taken.safetensors", said="is there already; --overwrite replaces it"
+        )
+        self.refused(capsys, folder, *rest, folder / "w.pth", said="w.pth: must end in .safetensors")
+        self.refused(capsys, folder, *rest, file / "w.safetensors", said="cannot be written")
+        (folder / "folder.safetensors").mkdir()
+        self.refused(capsys, folder, *rest, folder / "folder.safetensors", "--overwrite", said="cannot be written")
+        self.refused(capsys, folder, folder / "none.pth", "--out", folder / "w.safetensors", said="there is no file")
+
+    def test_a_file_of_ours_is_converted_already(self, capsys, folder):
+        path = folder / "ours.safetensors"
+        save_detector(path, build("yolov2_tiny", num_classes=1))
+        self.refused(capsys, folder, path, "--out", folder / "w.safetensors", said="is a file of focaldet's already")
+        self.refused(capsys, folder, path, "--out", path, "--overwrite", said="is the file that would be read")
+
+    def test_what_is_no_whole_detector(self, capsys, folder):
+        for tensors, said in (
+            (resnet18(weights=None).state_dict(), "holds no detector that focaldet knows (a backbone alone"),
+            ({"encoder.weight": torch.zeros(2)}, "holds no detector that focaldet knows"),
+        ):
+            torch.save(tensors, folder / "w.pth")
+            self.refused(capsys, folder, folder / "w.pth", "--out", folder / "w.safetensors", said=said)
+        line = (folder / "w.pth", "--from", "caffe", "--out", folder / "w.safetensors")
+        self.refused(capsys, folder, *line, said="by a program that focaldet does not know, not by caffe")
+
+    def test_tensors_left_over_and_another_entry(self, capsys, folder):
+        path = of_torchvision(folder, "retinanet_resnet50_fpn", **{"head.mask.weight": torch.zeros(2)})
+        line = (path, "--out", folder / "w.safetensors")
+        self.refused(capsys, folder, *line, said="left over head.mask.weight")
+        path = of_torchvision(folder, "retinanet_resnet50_fpn")
+        said = "p6_from is 'P5' in the file, 'C5' here; head_norm is False in the file, True here; model "
+        said += "retinanet_r50_fpn_v2_tv was asked for; it fits retinanet_r50_fpn_tv"
+        self.refused(capsys, folder, *line, "--model", "retinanet_r50_fpn_v2_tv", said=said)
+        said = "RetinaNetConfig, not SSDConfig; model ssd_r18 was asked for; it fits retinanet_r50_fpn_tv"
+        self.refused(capsys, folder, *line, "--model", "ssd_r18", said=said)
+
+    def test_code_in_a_file_is_never_run(self, capsys, folder):
+        class Call:
+            def __reduce__(self):
+                return (Path.mkdir, (folder / "trace",))
+
+        (folder / "w.pkl").write_bytes(pickle.dumps({"model": {"a": Call()}}))
+        line = (folder / "w.pkl", "--out", folder / "w.safetensors")
+        self.refused(capsys, folder, *line, said="w.pkl: refused: it holds code (pathlib")
+        torch.save({"model": {"a": Call()}}, folder / "w.pth")
+        self.refused(capsys, folder, folder / "w.pth", *line[1:], said="w.pth: refused: it holds code (")
+        assert not (folder / "trace").exists()
+
+
+def test_what_nobody_names_and_nothing_uses_is_an_error(folder, monkeypatch):
+    """A reader that loses a tensor is found out, though every tensor of the detector was filled."""
+    renamed = foreign.torchvision.detector_tensors
+
+    def losing(tensors):
+        return renamed({name: value for name, value in tensors.items() if name != "lost"})
+
+    of_torchvision(folder, "retinanet_resnet50_fpn", lost=torch.zeros(1))
+    monkeypatch.setattr(foreign.torchvision, "detector_tensors", losing)
+    with pytest.raises(CheckpointError, match=r"w\.pth: left over lost"):
+        convert(folder / "w.pth", folder / "out.safetensors")
+    assert not (folder / "out.safetensors").exists()
+
+
+def test_a_reader_that_leaves_torch_is_followed_no_further(folder, monkeypatch):
+    renamed = foreign.torchvision.detector_tensors
+
+    def through_numpy(tensors):
+        found = renamed(tensors)
+        return found | {"pyramid.p6.bias": torch.from_numpy(found["pyramid.p6.bias"].detach().numpy().copy())}
+
+    path = of_torchvision(folder, "retinanet_resnet50_fpn")
+    monkeypatch.setattr(foreign.torchvision, "detector_tensors", through_numpy)
+    done = convert(path, folder / "out.safetensors")
+    assert [one.name for one in done.tensors if not one.made_of] == ["pyramid.p6.bias"] and done.left_out == ()
+
+
+def test_traced_tensors_know_their_names():
+    a, b, c = torch.rand(4, 3), torch.rand(4, 3), torch.rand(2)
+    file = traced(TensorFile({"a": a, "b": b, "c": c}, {"x": "y"}))
+    assert file.statements == {"x": "y"}
+    one, two, three = file.tensors.values()
+    results = {
+        "rolled": torch.roll(one, 1, 0),
+        "sum": one + two,
+        "same twice": one * 2 - one.t().t(),
+        "parts": torch.cat([two[:2], one[1:]])[0],
+        "split": three.split(1)[1],
+        "none": torch.zeros(1),
+    }
+    expected = [("a",), ("a", "b"), ("a",), ("b", "a"), ("c",), ()]
+    assert origins(results) == dict(zip(results, expected, strict=True))
+    assert one.data_ptr() == a.data_ptr() and torch.equal(results["sum"], a + b)
+
+
+def test_the_public_call(folder):
+    with pytest.raises(ConfigError, match="must end in"):
+        focaldet.convert(of_darknet(folder), folder / "w.pth", model="yolov2_tiny")
+    done = focaldet.convert(str(folder / "w.weights"), str(folder / "w.safetensors"), model="yolov2_tiny")
+    assert isinstance(done, focaldet.Conversion) and isinstance(done.preprocessing, Preprocessing)

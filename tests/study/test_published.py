@@ -52,7 +52,10 @@ def test_the_rows_of_ssd_and_dssd(rows):
 
 def test_faster_rcnns_row(rows):
     assert astuple(rows["faster_rcnn_r101_fpn"].published) == (36.2, 59.1, 39.0, 18.2, 39.0, 48.2)
-    assert rows["faster_rcnn_r50_fpn"].published is None
+    assert astuple(rows["faster_rcnn_r101_c4_plus"].published) == (34.9, 55.7, 37.4, 15.6, 38.7, 50.9)
+    assert astuple(rows["faster_rcnn_inception_resnet_v2"].published) == (34.7, 55.5, 36.7, 13.5, 38.1, 52.0)
+    assert astuple(rows["faster_rcnn_inception_resnet_v2_tdm"].published) == (36.8, 57.7, 39.2, 16.2, 39.8, 52.1)
+    assert rows["faster_rcnn_r50_fpn"].published is rows["faster_rcnn_r101_c4"].published is None
 
 
 def test_yolov2s_row(rows):

@@ -15,6 +15,14 @@ def test_each_level_halves_the_one_before_and_rounds_up(size, coarse):
     assert levels[-1].shape == (1, 4, *coarse)
 
 
+@pytest.mark.parametrize("p7_relu", [True, False])
+def test_p7_sees_what_the_relu_leaves_of_p6(p7_relu):
+    pyramid = FeaturePyramid([8, 8, 8], 4, p6_from="C5", p7_relu=p7_relu)
+    *_, p6, p7 = pyramid([torch.randn(1, 8, side, side) for side in (16, 8, 4)])
+    assert (p6 < 0).any()
+    torch.testing.assert_close(p7, pyramid.p7(p6.relu() if p7_relu else p6))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 2), (4, 3)])
 def test_halving_is_the_padded_convolution(size):
     conv = HalvingConv(6, 5)

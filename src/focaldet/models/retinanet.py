@@ -77,6 +77,7 @@ class RetinaNetConfig:
     `stride_in_1x1` is the paper's MSRA form; torchvision's ImageNet weights want it in the 3×3, the default here.
     `frozen_stages` counts the stem and the stages after it. `prior` is π, the probability a fresh network gives every
     class at every anchor. `head_norm` puts GroupNorm into the subnets, `tower_init` is how they start (`nets.heads`).
+    `p6_from` and `p7_relu` are the pyramid's two variants (`nets.necks`).
     `classifier` softmax is for comparison: one softmax over the classes and a background class in place of K sigmoids.
     Everything keeps its meaning: `loss.alpha` weighs objects and 1 - `loss.alpha` background, `loss.gamma` 0 is the
     cross entropy, and `prior` leaves 1 - K π to the background, which must be above 0.
@@ -90,6 +91,7 @@ class RetinaNetConfig:
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 2
     width: PositiveInt = 256
     p6_from: Literal["C5", "P5"] = "C5"
+    p7_relu: bool = True
     head_depth: NonNegativeInt = 4
     head_norm: bool = False
     tower_init: TowerInit = "normal"
@@ -135,7 +137,7 @@ class RetinaNet(Detector):
         c = config
         self.backbone = build_backbone(c.backbone, norm=c.norm, eps=c.norm_eps, stride_in_1x1=c.stride_in_1x1)
         self.backbone.freeze(c.frozen_stages)
-        self.pyramid = FeaturePyramid(self.backbone.channels[1:], c.width, p6_from=c.p6_from)
+        self.pyramid = FeaturePyramid(self.backbone.channels[1:], c.width, p6_from=c.p6_from, p7_relu=c.p7_relu)
         per_cell = c.anchors.per_cell
         biases = prior_biases(c.classifier, num_classes=c.num_classes, prior=c.prior)
         self.class_subnet = Subnet(

@@ -33,12 +33,15 @@ class FeaturePyramid(nn.Module):
     """P3, P4, P5 from C3, C4, C5 by lateral 1×1 and top-down nearest upsampling; P6, P7 by strided convolutions.
 
     `p6_from` is the input of P6: C5 in the paper and Detectron, P5 in torchvision's first RetinaNet and many later
-    works. No normalisation and no non-linearity but the ReLU before P7 (Focal Loss paper, footnote 2).
+    works. No normalisation and no non-linearity but the ReLU before P7 (Focal Loss paper, footnote 2), which
+    mmdetection leaves out: `p7_relu`.
     """
 
-    def __init__(self, channels: Sequence[int], width: int, *, p6_from: Literal["C5", "P5"]) -> None:
+    def __init__(
+        self, channels: Sequence[int], width: int, *, p6_from: Literal["C5", "P5"], p7_relu: bool = True
+    ) -> None:
         super().__init__()
-        self.p6_from = p6_from
+        self.p6_from, self.p7_relu = p6_from, p7_relu
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
         self.p6 = HalvingConv(channels[-1] if p6_from == "C5" else width, width)
@@ -50,7 +53,7 @@ class FeaturePyramid(nn.Module):
         laterals = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
         levels = [output(x) for output, x in zip(self.output, top_down(laterals), strict=True)]
         p6 = self.p6(maps[-1] if self.p6_from == "C5" else levels[-1])
-        return [*levels, p6, self.p7(F.relu(p6))]
+        return [*levels, p6, self.p7(F.relu(p6) if self.p7_relu else p6)]
 
 
 class RegionPyramid(nn.Module):

@@ -1,9 +1,12 @@
-"""Draw ssd.svg, dssd.svg and yolov2.svg: the networks with the sizes that they have, read from the built networks."""
+"""Draw ssd.svg, dssd.svg, yolov2.svg and the three faster_rcnn*.svg: the networks, read from the built networks."""
 
 import argparse
 from pathlib import Path
 
 from drawing.dssd import dssd
+from drawing.faster_rcnn import faster_rcnn
+from drawing.faster_rcnn_c4 import faster_rcnn_c4
+from drawing.faster_rcnn_inception import faster_rcnn_inception
 from drawing.ssd import ssd
 from drawing.yolov2 import yolov2
 
@@ -12,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the pictures")
     out = parser.parse_args().out
-    for draw in (ssd, dssd, yolov2):
+    for draw in (ssd, dssd, yolov2, faster_rcnn, faster_rcnn_c4, faster_rcnn_inception):
         draw(out / f"{draw.__name__}.svg")
 
 

@@ -1,5 +1,6 @@
 """The pictures of the networks in docs are those that the networks of today give, and nothing in them is cut off."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-NAMES = ("ssd", "dssd", "yolov2")
+NAMES = ("ssd", "dssd", "yolov2", "faster_rcnn", "faster_rcnn_c4", "faster_rcnn_inception")
 SVG = "{http://www.w3.org/2000/svg}"
 WIDEST_LETTER = 0.5  # of the size of the letters, on average over a line
 
@@ -39,10 +40,26 @@ def texts(name):
 def test_nothing_is_cut_off(name):
     _, _, width, height = map(float, ElementTree.parse(DOCS / f"{name}.svg").getroot().attrib["viewBox"].split())
     for text, at in texts(name):
-        long = len(text) * float(at["font-size"]) * WIDEST_LETTER
-        left = float(at["x"]) - {"start": 0, "middle": long / 2, "end": long}[at["text-anchor"]]
-        assert left >= 0 and left + long <= width, text
-        assert 10 <= float(at["y"]) <= height - 6, text
+        left, _, right, bottom = rectangle(text, at)
+        assert left >= 0 and right <= width, text
+        assert 10 <= bottom <= height - 6, text
+
+
+def rectangle(text, at):
+    """Left, top, right and bottom of a line of text, as far as its letters alone tell; capitals are 0.7 high."""
+    size, x, y = (float(at[name]) for name in ("font-size", "x", "y"))
+    long = len(text) * size * WIDEST_LETTER
+    left = x - {"start": 0, "middle": long / 2, "end": long}[at["text-anchor"]]
+    return left, y - 0.7 * size, left + long, y
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_words_lie_on_others(name):
+    for one, other in itertools.combinations(texts(name), 2):
+        left, top, right, bottom = rectangle(*one)
+        left2, top2, right2, bottom2 = rectangle(*other)
+        apart = right <= left2 or right2 <= left or bottom <= top2 or bottom2 <= top
+        assert apart, (one[0], other[0])
 
 
 def test_the_maps_of_ssd_have_the_published_sizes():
@@ -54,3 +71,24 @@ def test_the_maps_of_ssd_have_the_published_sizes():
 
 def test_yolov2_has_425_numbers_a_cell():
     assert "5 · (4 + 1 + 80) = 425 numbers for a cell" in [text for text, _ in texts("yolov2")]
+
+
+def test_faster_rcnn_has_the_anchors_of_its_pyramid():
+    words = [text for text, _ in texts("faster_rcnn")]
+    counts = [3 * height * width for height, width in ((13, 17), (25, 34), (50, 68), (100, 136), (200, 272))]
+    assert {f"{count:,}" for count in counts} < set(words)
+    assert any(f"{sum(counts):,} anchors" in word for word in words)
+    assert {"fc6, 1024", "7 × 7 × 256", "81", "324"} < set(words)
+
+
+def test_plus_looks_at_300_regions_twice_with_4096_numbers():
+    words = {text for text, _ in texts("faster_rcnn_c4")}
+    assert {"1 × 1, 12", "1 × 1, 48", "14 × 14 × 1024", "7 × 7 × 2048", "300 boxes", "600 answers", "4096"} < words
+    assert {"NMS at .3 in each class", *(f"{side} px" for side in (200, 400, 600, 800, 1000))} < words
+
+
+def test_the_halves_of_inception_resnet_have_the_published_widths():
+    words = {text for text, _ in texts("faster_rcnn_inception")}
+    assert {"150 × 200 × 192", "75 × 100 × 320", "38 × 50 × 1088", "10 × Block35", "20 × Block17"} < words
+    assert {"17 × 17 × 1088", "8 × 8 × 2080", "10 × Block8", "8 × 8 × 1536", "3 × 3, 512", "ReLU6"} < words
+    assert {"L: 3 × 3, 256", "75 × 100 × 512", "adapter 1 × 1, 1088", "top-down module (TDM): a re-creation"} < words

@@ -6,6 +6,7 @@ from xml.sax.saxutils import escape
 
 INK, QUIET, STROKE, FAINT = "#1d2935", "#52606d", "#33475b", "#9fb0bf"
 BLUE, GREEN, ORANGE, RED, PURPLE = "#d6e6f5", "#d9efdc", "#fde6c8", "#f8d5d3", "#e6dcf2"
+CARD, EDGE = "#faf7fd", "#7a5aa6"
 LINE_PX = 16
 
 Point = tuple[float, float]
@@ -56,6 +57,29 @@ class Canvas:
         """An operation of two maps: a small circle."""
         self._parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="9" fill="#ffffff" stroke="{STROKE}" stroke-width="1.5"/>')
         self.words(x, y + 5, text, size=15, dark=True)
+
+    def dot(self, x: float, y: float) -> None:
+        """Where one line leaves another."""
+        self._parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="3" fill="{STROKE}"/>')
+
+    def badge(self, x: float, y: float, text: str) -> None:
+        """The number of an explanation, where it belongs."""
+        self._parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="9" fill="{EDGE}"/>')
+        self._parts.append(
+            f'<text x="{x:g}" y="{y + 4:g}" font-size="12" text-anchor="middle" font-weight="bold" fill="#ffffff">'
+            f"{escape(text)}</text>"
+        )
+
+    def card(self, left: float, top: float, width: float, height: float) -> None:
+        """What is drawn on it is an addition."""
+        self._parts.append(
+            f'<rect x="{left:g}" y="{top:g}" width="{width:g}" height="{height:g}" rx="8" '
+            f'fill="{CARD}" stroke="{EDGE}" stroke-width="1.5" stroke-dasharray="6 4"/>'
+        )
+
+    def wire(self, *points: Point) -> None:
+        """A line like an arrow's, that runs into another one."""
+        self._path(points, f'stroke="{STROKE}" stroke-width="1.5"')
 
     def arrow(self, *points: Point) -> None:
         """A line through these points that ends in a tip."""

@@ -6,20 +6,54 @@ It is built at full size on the device "meta", which computes shapes alone.
 import torch
 from torch import Tensor, nn
 
-from focaldet.models import PREPROCESSING, build
+from focaldet.models import build
+from focaldet.models.faster_rcnn import FasterRCNN
+from focaldet.models.plus import views_of
+from focaldet.types import ImageSize
+
+PHOTOGRAPH = ImageSize(480, 640)  # the most frequent size in COCO
+REGIONS = 7  # how many the second stage is given: any number, as their shapes do not depend on it
+Shapes = list[tuple[int, ...]]
 
 
 class Network:
-    """A detector, and the shapes (height, width, channels) of what its parts gave for a picture of its own size."""
+    """A detector, and the shapes (height, width, channels) of what its parts gave for a photograph.
+
+    `picture` is the size that the photograph is brought to, `padded` with the rows and columns that fill it up. Of two
+    stages, the second is given some regions: which ones there are, numbers decide.
+    """
 
     def __init__(self, name: str) -> None:
-        self.side_px = PREPROCESSING[name].resize.size
-        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        self.name = name
+        self.shapes: dict[str, Shapes] = {}
         with torch.device("meta"), torch.no_grad():
             self.detector = build(name).eval()
+            preprocessing = self.detector.preprocessing
+            self.side_px = preprocessing.resize.size
+            self.picture = preprocessing.resize.target(PHOTOGRAPH)
+            self.padded = preprocessing.padded(self.picture)
             for part, module in self.detector.named_modules():
                 module.register_forward_hook(lambda _, __, given, part=part: self._note(part, given))
-            self.detector(torch.zeros(1, 3, self.side_px, self.side_px))
+            images = torch.zeros(1, 3, *self.padded)
+            if isinstance(self.detector, FasterRCNN):
+                self._look_twice(self.detector, images)
+            else:
+                self.detector(images)
+
+    def _look_twice(self, detector: FasterRCNN, images: Tensor) -> None:
+        levels, first = detector.first_stage(images)
+        self.level_sizes = first.level_sizes
+        self._note("levels", levels)
+        side = detector.config.pooling.size
+        pooled = torch.empty(REGIONS, levels[0].shape[1], side, side)
+        self._note("pooled", pooled)
+        vectors = detector.region_head(pooled).repeat(1, 1 + detector.config.plus.context)
+        detector.predictor(vectors)
+        looks = dict(self.shapes)
+        self.views = views_of(images, levels, scales=detector.config.plus.scales, levels_of=detector.levels)
+        self.shapes = looks  # those of the picture as it is
+        for place, view in enumerate(self.views):
+            self._note(f"views.{place}", view.levels)
 
     def _note(self, part: str, given: object) -> None:
         maps = given if isinstance(given, list | tuple) else [given]

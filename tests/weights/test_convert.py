@@ -190,6 +190,7 @@ def test_darknet_there_and_back(folder):
     done = convert(path, out, model="yolov2_tiny")
     assert (done.layout, done.model, done.boxes) == ("darknet", "yolov2_tiny", "x, y, width, height, objectness")
     assert (done.class_names, done.category_ids) == (COCO_CLASS_NAMES, COCO_CATEGORY_IDS)
+    assert done.background == "none, the objectness tells"
     assert "public domain" in metadata(out).licence
     made_of = {one.name: one.made_of for one in done.tensors}
     last = (path.stat().st_size - 20) // 4

@@ -33,17 +33,16 @@ BACKGROUND = {
     "caffe": "first in the file, last here",
     "detectron2": "last in the file and here",
     "mmdetection": "last in the file and here",
+    DARKNET: "none, the objectness tells",
 }
-"""Where the background stands among the outputs of a softmax; a program that is missing here is not told of."""
+"""Where the background stands where classes are told apart by a softmax; a program that is missing here is not told of."""
 BOXES = {DARKNET: "x, y, width, height, objectness"}
 """The numbers of a box in the programs that have others than its four."""
 LICENCES = {
     "torchvision": "torchvision (its published weights: BSD-3-Clause)",
-    "detectron2": "detectron2 (its published weights: CC BY-SA 3.0)",
-    "mmdetection": "mmdetection (its published weights: Apache-2.0)",
     DARKNET: "darknet (its published weights: public domain, by the YOLO LICENSE)",
 }
-"""What is known where neither the file nor the user states a licence."""
+"""What is known of a program where neither its reader nor the user states a licence."""
 ANCHORS = ("anchors", "priors")
 """The settings that say where boxes start, as the kinds of detectors call them."""
 
@@ -266,7 +265,7 @@ def _account(
     detector, config = trained.detector, trained.detector.config
     shapes, settings = shapes_of(detector, counters=False), configs.to_dict(config)
     tensors = tuple(Mapped(name, told.made_of[name], shape) for name, shape in shapes.items())
-    is_softmax = foreign.program != DARKNET and getattr(config, "classifier", "softmax") == "softmax"
+    is_softmax = getattr(config, "classifier", "softmax") == "softmax"
     return Conversion(
         out=out,
         source=foreign.source.label,

@@ -35,7 +35,7 @@ BACKGROUND = {
     "mmdetection": "last in the file and here",
     DARKNET: "none, the objectness tells",
 }
-"""Where the background stands where classes are told apart by a softmax; a program that is missing here is not told of."""
+"""Where the background stands where a softmax tells classes apart; a program that is missing here is not told of."""
 BOXES = {DARKNET: "x, y, width, height, objectness"}
 """The numbers of a box in the programs that have others than its four."""
 LICENCES = {

@@ -62,7 +62,7 @@ def _lively(name, shape, shapes):
 
 
 class Detectron2:
-    """Names and conventions of detectron2."""
+    """Names and conventions of detectron2. Of its answer, boxes that the border cut to nothing are left out last."""
 
     mean, std, is_bgr, in_1x1 = (103.53, 116.28, 123.675), (1.0, 1.0, 1.0), True, True
     ratio_is_outer, relu_before_p7, clips_before_nms, divisor_without_pyramid = False, True, False, 1
@@ -94,7 +94,7 @@ class Detectron2:
 
 
 class MMDetection:
-    """Names and conventions of mmdetection, style "pytorch"."""
+    """Names and conventions of mmdetection, style "pytorch". Its RetinaNet leaves such boxes out first."""
 
     mean, std, is_bgr, in_1x1 = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False, False
     ratio_is_outer, relu_before_p7, clips_before_nms, divisor_without_pyramid = True, False, True, 32
@@ -298,7 +298,11 @@ class Network:
             boxes.append(decoded(deltas[anchor], anchors[anchor]))
             scores.append(likely[anchor, label])
             labels.append(label)
-        return self.suppressed(torch.cat(boxes), torch.cat(scores), torch.cat(labels), size)
+        boxes, scores, labels = (torch.cat(parts) for parts in (boxes, scores, labels))
+        if self.peer.clips_before_nms:
+            real = has_area(clipped(boxes, size))
+            boxes, scores, labels = boxes[real], scores[real], labels[real]
+        return self.suppressed(boxes, scores, labels, size)
 
     def region_detections(self, levels, regions, size):
         logits, deltas = self.region_outputs(levels, regions)
@@ -317,6 +321,7 @@ class Network:
         ]
         keep = torch.cat(kept)
         keep = keep[scores[keep].argsort(descending=True)][:KEPT]
+        keep = keep[has_area(clipped(boxes[keep], size))]
         return clipped(boxes[keep], size), scores[keep], labels[keep]
 
 
@@ -335,6 +340,10 @@ def decoded(deltas, boxes):
 def clipped(boxes, size):
     height, width = size
     return boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
+
+
+def has_area(boxes):
+    return (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
 def livened(network, rgb):

@@ -21,6 +21,8 @@ import peer_oracle as oracle
 from peer_comparison import picture, require_equal_answers
 
 PARAMETERS = {
+    "retinanet_r50": 37_968_692,
+    "retinanet_r101": 56_960_820,
     "faster_rcnn_r50_fpn": 41_753_056,
     "faster_rcnn_r101_fpn": 60_745_184,
     "faster_rcnn_r101_c4": 52_836_892,
@@ -83,7 +85,12 @@ def differences(name, folder, style, *, size, top_k, keep, seed=1):
 
 @pytest.mark.parametrize(
     ("name", "style"),
-    [("faster_rcnn_r50_fpn", "pytorch"), ("faster_rcnn_r50_fpn", "caffe"), ("faster_rcnn_r101_c4", "caffe")],
+    [
+        ("retinanet_r50", "pytorch"),
+        ("faster_rcnn_r50_fpn", "pytorch"),
+        ("faster_rcnn_r50_fpn", "caffe"),
+        ("faster_rcnn_r101_c4", "caffe"),
+    ],
 )
 def test_a_loaded_network_answers_as_mmdetection(tmp_path, name, style):
     """Anchors, their order in the channels, the background, input, strides, RoIAlign and box weights are its own."""
@@ -146,6 +153,16 @@ def test_the_config_in_a_file_tells_style_and_input(file):
 def test_a_config_with_other_numbers_is_refused(file, old, new, words):
     with pytest.raises(CheckpointError, match=words):
         open_detector(file(meta={"cfg": CONFIGS[3].replace(old, new)}))
+
+
+def test_retinanet_has_no_p7_relu_unless_its_config_says_so(file):
+    retinanet = open_detector(file("retinanet_r50")).detector
+    assert retinanet.config == replace(DETECTORS["retinanet_r50_fpn"], p7_relu=False)
+    text = "neck=dict(add_extra_convs='on_input', relu_before_extra_convs=True, type='FPN')"
+    assert open_detector(file("retinanet_r50", meta={"cfg": text})).detector.config == DETECTORS["retinanet_r50_fpn"]
+    words = "p7_relu is False in the file, True here"
+    with pytest.raises(CheckpointError, match=words):
+        load_into(build("retinanet_r50_fpn"), file("retinanet_r50"))
 
 
 def test_without_a_config_a_named_input_or_the_detector_tells_the_style(file):

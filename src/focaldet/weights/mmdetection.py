@@ -2,9 +2,9 @@
 
 After mmdet's models/ (backbones/resnet.py, necks/fpn.py, dense_heads/, roi_heads/) and its configs _base_/models/
 retinanet_r50_fpn, faster-rcnn_r50_fpn and faster-rcnn_r50-caffe-c4: anchors of a cell with the ratios outside and the
-scales inside, RoIAlign with as many samples as a cell is large. A config's `style` says where a ResNet has its strides:
-"pytorch" in the 3×3 convolutions, with pictures in RGB, or "caffe" in the 1×1, with pictures in BGR that are not
-scaled. A file's `meta` holds the text of its config and the names of its classes.
+scales inside, no ReLU before P7, RoIAlign with as many samples as a cell is large. A config's `style` says where a
+ResNet has its strides: "pytorch" in the 3×3 convolutions, with pictures in RGB, or "caffe" in the 1×1, with pictures in
+BGR that are not scaled. A file's `meta` holds the text of its config and the names of its classes.
 """
 
 import json
@@ -83,9 +83,8 @@ def twin(file: TensorFile, *, source: str, stated: str | None, stride_in_1x1: bo
             f"{source}: is of mmdetection {meta['mmdet_version']}, whose classes and boxes are counted "
             "otherwise; known are its versions 2 and 3"
         )
-    if is_retinanet(file.tensors):
-        raise CheckpointError(f"{source}: mmdetection's RetinaNet has no ReLU before P7, the one here has")
-    tensors, left_out = twins.brought(file.tensors, _renamed, source=source)
+    names = _renamed_retinanet if is_retinanet(file.tensors) else _renamed
+    tensors, left_out = twins.brought(file.tensors, names, source=source)
     config = twins.described(tensors, source=source)
     text = "".join(str(meta.get("cfg") or meta.get("config") or "").split())
     _require_known(text, source=source)
@@ -100,6 +99,8 @@ def twin(file: TensorFile, *, source: str, stated: str | None, stride_in_1x1: bo
     if config.backbone == "resnext101_32x8d":  # FAIR's, which mmdetection scales as they do
         default = INPUTS["detectron2_x101"]
     config = replace(config, anchors=replace(config.anchors, order="ratio, scale"), stride_in_1x1=stride_in_1x1)
+    if is_retinanet(file.tensors):
+        config = replace(config, p7_relu="relu_before_extra_convs=True" in text)
     # OpenCV's bilinear interpolation, which mmdetection resizes with, does not smooth beforehand.
     pixels = replace(_pixels(text) or default, resize=Resize(antialias=False))
     return Twin(config, tensors, pixels, _class_names(meta, config.num_classes), left_out)

@@ -16,6 +16,8 @@ from focaldet import __version__
 from focaldet.cli.convert import convert_command
 from focaldet.cli.flags import (
     TYPED,
+    AnswerFlags,
+    AnswerParts,
     Data,
     DataParts,
     ModelFlags,
@@ -215,6 +217,7 @@ def evaluate_command(
     predictions: Path | None = None,
     out: Path | None = None,
     how: SplitParts = SplitFlags(),  # noqa: B008  frozen
+    answers: AnswerParts = AnswerFlags(),  # noqa: ARG001, B008  read as it was typed
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Give a detector, or anybody's COCO result file, the 12 COCO numbers.
@@ -235,6 +238,7 @@ def evaluate_command(
                 str(run),
                 named_data(data, parts),
                 out=out,
+                architecture=TYPED.architecture,
                 progress=seen,
                 **dataclasses.asdict(how),
             )
@@ -262,6 +266,7 @@ def predict(
     batch_size: int = 8,
     device: str | None = None,
     precision: Precision | None = None,
+    answers: AnswerParts = AnswerFlags(),  # noqa: ARG001, B008  read as it was typed
 ) -> int:
     """Find objects in pictures and draw them. Exit status: 0 done, 1 some pictures could not be read, 2 usage.
 
@@ -282,7 +287,8 @@ def predict(
     if not images:
         raise ConfigError("predict: say which pictures, folders or patterns")
     sides = {"size": size, "short_side": short_side, "max_side": max_side}
-    predictor = load(run, weights=weights, device=device, precision=precision, **sides)
+    answers_as = TYPED.architecture
+    predictor = load(run, weights=weights, device=device, precision=precision, architecture=answers_as, **sides)
     with progress("predict") as seen:
         result = predict_files(
             predictor, images, out, score=score, formats=formats, drawn=drawn, batch_size=batch_size, progress=seen

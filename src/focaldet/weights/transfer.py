@@ -19,7 +19,7 @@ from focaldet.weights.download import Progress
 from focaldet.weights.files import TensorFile, read_tensors
 from focaldet.weights.foreign import Incoming, coco_ids, layout_of
 from focaldet.weights.inputs import describe, with_input
-from focaldet.weights.layout import COUNTER, class_layer, listed, require_fit, shapes_of
+from focaldet.weights.layout import COUNTER, class_layer, listed, renamed, require_fit, shapes_of
 from focaldet.weights.settings import BEHIND_ENCODER, FREE, require_same_settings
 from focaldet.weights.sources import Source, resolve
 from focaldet.weights.twins import coco_names
@@ -240,9 +240,13 @@ def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, name
     if getattr(detector.config, "stride_in_1x1", False):
         raise ConfigError(f"{source.label}: has its strides in the 3×3 convolutions; stride_in_1x1 must be false")
     tensors, left_out = torchvision.backbone_tensors(file.tensors)
-    tensors = {name: value for name, value in tensors.items() if not name.endswith(COUNTER)}
-    expected = shapes_of(backbone, counters=False)
-    _copy(backbone, tensors, expected, source)
+    tensors = {
+        renamed(name, detector.pretrained): value for name, value in tensors.items() if not name.endswith(COUNTER)
+    }
+    places = tuple(place for _, place in detector.pretrained)
+    shapes = shapes_of(detector, counters=False)
+    expected = {name: shape for name, shape in shapes.items() if name.startswith(places)}
+    _copy(detector, tensors, expected, source)
     remarks = _set_norm_eps(detector, torchvision.BATCH_NORM_EPS)
     if kept_frozen:
         remarks = (*remarks, "BatchNorm of the backbone stays frozen, as the file asks")
@@ -250,7 +254,7 @@ def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, name
     return LoadReport(
         source=source.label,
         kind="backbone",
-        loaded=tuple(f"backbone.{name}" for name in expected),
+        loaded=tuple(expected),
         reset=(),
         left_out=left_out,
         preprocessing=preprocessing,

@@ -283,7 +283,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "BUILD of a dictionary": (START + b"}}b.", STATE),
     "BUILD of a name": (START + b"cnumpy\nndarray\nN}" + text("__setstate__") + text("x") + b"s\x86b.", STATE),
     "BUILD of an OrderedDict": (START + b"ccollections\nOrderedDict\n)R}b.", STATE),
-    "BUILD again": (START + array() + b"Nb.", STATE),
+    "BUILD again": (START + array() + array()[array().index(b"(K\x01") :] + b".", STATE),
+    "array of a known name that is no array": (
+        START + array().replace(b"cnumpy\nndarray", b"cnumpy\ndtype") + b".", f"_reconstruct {OTHERWISE}"
+    ),
+    "fields in the state of a dtype": (START + array().replace(b"NNN", b"N)}") + b".", STATE),
     "persistent id": (START + text("storage") + b"Q.", "it refers to objects outside the file"),
     "persistent id in text": (b"Pstorage\n.", "it refers to objects outside the file"),
     "buffer outside": (b"\x80\x05\x97.", "it refers to memory outside the file"),
@@ -297,6 +301,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "negative side": (START + array(shape=b"J\xff\xff\xff\xff\x85") + b".", "shape is no list of sides"),
     "side that is no number": (START + array(shape=b"\x88\x85") + b".", "shape is no list of sides"),
     "many axes": (START + array(shape=b"(" + b"K\x01" * 40 + b"K\x02t") + b".", "shape is no list of sides"),
+    "array too long": (START + array(raw=b"C\x0c" + bytes(12)) + b".", "more or less than its 12 bytes"),
     "array too short": (START + array(raw=b"C\x07" + bytes(7)) + b".", "more or less than its 7 bytes"),
     "the same bytes again and again": (
         START + b"(B" + struct.pack("<I", 800) + bytes(800) + b"q\x09"

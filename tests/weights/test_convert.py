@@ -217,6 +217,12 @@ def test_what_the_file_states_goes_over_what_is_known(folder):
     assert (done.licence, done.preprocessing.std, done.remarks) == ("CC0-1.0", (255.0, 255.0, 255.0), ())
     assert done.left_out == tuple(counter), "BatchNorm's counters are named, not dropped silently"
     assert load_detector(folder / "w.safetensors").config.norm_eps == 1e-5, "its BatchNorm was an ordinary one"
+    stated = {"licence": "MIT", "input": "caffe", "overwrite": True}
+    convert(folder / "in.safetensors", folder / "w.safetensors", **stated)
+    described = metadata(folder / "w.safetensors")
+    assert (described.licence, described.preprocessing.channels) == ("MIT", "BGR"), (
+        "the user's word goes over the file's"
+    )
 
 
 class TestCommand:
@@ -313,6 +319,7 @@ class TestCommand:
         said = "p6_from is 'P5' in the file, 'C5' here; head_norm is False in the file, True here; model "
         said += "retinanet_r50_fpn_v2_tv was asked for; it fits retinanet_r50_fpn_tv"
         self.refused(capsys, folder, *line, "--model", "retinanet_r50_fpn_v2_tv", said=said)
+        self.refused(capsys, folder, *line, "--model", "retinanet_r5_fpn", said="unknown detector 'retinanet_r5_fpn'")
         said = "RetinaNetConfig, not SSDConfig; model ssd_r18 was asked for; it fits retinanet_r50_fpn_tv"
         self.refused(capsys, folder, *line, "--model", "ssd_r18", said=said)
 

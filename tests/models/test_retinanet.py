@@ -72,6 +72,15 @@ def test_detections_by_hand():
     assert found.boxes.tolist() == [[0, 0, 10, 10], [50, 50, 80, 80], [1, 0, 11, 10]], "clipped to the image"
 
 
+def test_boxes_are_cut_to_the_image_before_or_behind_suppression():
+    """In a picture 2 wide the two left boxes share a half; whole, as detectron2 compares them, 9/11."""
+    rows, size = [[logit(0.9), 0.0], [logit(0.8), 0.0], *[[logit(0.01)] * 2] * 2], ImageSize(10, 2)
+    for clip_first, expected in ((True, [[0, 0, 2, 10], [1, 0, 2, 10]]), (False, [[0, 0, 2, 10]])):
+        settings = {"nms_iou": 0.6, "score_threshold": 0.7, "clip_first": clip_first}
+        (found,) = detector(detect=settings).detect(outputs(rows), [size])
+        assert found.boxes.tolist() == expected
+
+
 def test_best_candidates_are_chosen_level_by_level():
     rows = [[logit(0.9), logit(0.8)], [logit(0.7), logit(0.6)], [logit(0.2), logit(0.1)], [logit(0.3), logit(0.1)]]
     found = detector(detect={"top_k": 1}).detect(outputs(rows), [ImageSize(300, 300)])[0]

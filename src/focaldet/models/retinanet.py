@@ -62,12 +62,16 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True)
 class DetectConfig:
-    """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class."""
+    """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class.
+
+    `clip_first` cuts boxes to the image before NMS; detectron2 does so behind it.
+    """
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
     top_k: PositiveInt = 1000
     nms_iou: Share = 0.5
     max_detections: PositiveInt = 100
+    clip_first: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,10 +290,12 @@ class RetinaNet(Detector):
     ) -> Detections:
         config = self.config.detect
         anchor, label, best = self._candidates(class_logits(logits, self.config.classifier), outputs.level_sizes)
-        boxes = clip(decode(deltas[anchor], outputs.anchors[anchor]), height=size.height, width=size.width)
+        boxes = decode(deltas[anchor], outputs.anchors[anchor])
+        clipped = clip(boxes, height=size.height, width=size.width)
         scores = best.sigmoid()
-        keep = class_nms(boxes, scores, label, iou=config.nms_iou)[: config.max_detections]
-        return Detections(boxes[keep], scores[keep], label[keep], self.class_names)
+        compared = clipped if config.clip_first else boxes
+        keep = class_nms(compared, scores, label, iou=config.nms_iou)[: config.max_detections]
+        return Detections(clipped[keep], scores[keep], label[keep], self.class_names)
 
     def _candidates(
         self, logits: Float[Tensor, "A K"], level_sizes: tuple[int, ...]

@@ -2,8 +2,8 @@
 
 After its modeling/ (resnet.py, fpn.py, anchor_generator.py, retinanet.py, rpn.py, roi_heads.py) and its configs
 Base-RetinaNet, Base-RCNN-FPN and Base-RCNN-C4: anchors of a cell with the sizes outside and the ratios inside, RoIAlign
-with as many samples as a cell is large, and pictures in BGR. MSRA's ResNets, which it starts from, have their strides
-in the 1×1 convolutions, its ResNeXt in the 3×3.
+with as many samples as a cell is large, RetinaNet's boxes compared before they are cut to the picture, and pictures in
+BGR. MSRA's ResNets, which it starts from, have their strides in the 1×1 convolutions, its ResNeXt in the 3×3.
 """
 
 import re
@@ -70,6 +70,8 @@ def twin(file: TensorFile, *, source: str, stated: str | None) -> Twin:
     config = twins.described(tensors, source=source)
     is_resnext = config.backbone.startswith("resnext")
     config = replace(config, anchors=replace(config.anchors, order="scale, ratio"), stride_in_1x1=not is_resnext)
+    if finest == 3:
+        config = replace(config, detect=replace(config.detect, clip_first=False))
     has_pyramid = not twins.has_tail(tensors)
     strides_px = STRIDES_PX if finest == 3 else REGION_STRIDES_PX if has_pyramid else TAIL_STRIDES_PX
     _require_anchors(file.tensors, config.anchors, strides_px=strides_px, source=source)

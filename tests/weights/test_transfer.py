@@ -181,8 +181,8 @@ def test_a_stated_input_is_taken_and_an_unknown_one_refused(classifier: dict[str
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("layer4.1.conv2.weight"), r"missing layer4\.1\.conv2\.weight"),
-        (lambda state: state.update({"layer5.weight": torch.zeros(1)}), r"left over layer5\.weight"),
+        (lambda state: state.pop("layer4.1.conv2.weight"), r"missing backbone\.layer4\.1\.conv2\.weight"),
+        (lambda state: state.update({"layer5.weight": torch.zeros(1)}), r"left over backbone\.layer5\.weight"),
         (
             lambda state: state.update({"conv1.weight": torch.zeros(64, 1, 7, 7)}),
             r"conv1\.weight has shape \(64, 1, 7, 7\) in the file, \(64, 3, 7, 7\) in the network",
@@ -205,7 +205,7 @@ def test_a_backbone_that_does_not_fit_is_named(
 
 def test_a_backbone_of_another_depth_is_refused(backbone_path: Path) -> None:
     detector = build("retinanet_mobilenet_v2_fpn", num_classes=1)
-    with pytest.raises(CheckpointError, match=r"made for another network: missing features\.0\.0\.weight"):
+    with pytest.raises(CheckpointError, match=r"made for another network: missing backbone\.features\.0\.0\.weight"):
         load_into(detector, backbone_path, input="imagenet")
 
 

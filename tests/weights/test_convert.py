@@ -156,14 +156,40 @@ def test_torchvision(folder, builder, model, background, ids, parts):
 @pytest.mark.parametrize(
     ("written", "name", "layout", "model", "anchors", "background", "licence"),
     [
-        (of_detectron2, "retinanet_r50", "detectron2", None, "scale, ratio", "none, each", "CC BY-SA 3.0"),
-        (of_mmdetection, "faster_rcnn_r50_fpn", "mmdetection", None, "ratio, scale", "last in the file", "Apache-2.0"),
+        (
+            of_detectron2,
+            "retinanet_r50",
+            "detectron2",
+            "retinanet_r50_fpn",
+            "scale, ratio",
+            "none, each",
+            "CC BY-SA 3.0",
+        ),
+        (
+            of_mmdetection,
+            "faster_rcnn_r50_fpn",
+            "mmdetection",
+            "faster_rcnn_r50_fpn",
+            "ratio, scale",
+            "last in the file",
+            "Apache-2.0",
+        ),
     ],
 )
 def test_detectron2_and_mmdetection(folder, written, name, layout, model, anchors, background, licence):
     path, out = written(folder, name), folder / "w.safetensors"
     done = convert(path, out, layout="mmdet" if layout == "mmdetection" else None)
     assert (done.layout, done.model, done.class_names) == (layout, model, COCO_CLASS_NAMES)
+    own = {
+        "detectron2": ("stride_in_1x1 True", "anchors.order scale, ratio"),
+        "mmdetection": ("pooling.sampling_ratio 0", "background_box False"),
+    }[layout]
+    assert done.conventions == own and list(done.to_dict()["conventions"]) == list(own)
+    assert ["with its own", ", ".join(own)] in done.rows()
+    again = convert(path, out, model=model, overwrite=True)
+    assert again.model == model
+    with pytest.raises(CheckpointError, match=f"model yolov2 was asked for; it fits {model}"):
+        convert(path, folder / "no.safetensors", model="yolov2")
     assert done.anchors["order"] == anchors and done.background.startswith(background)
     assert licence in metadata(out).licence
     read = set(peer_oracle.listed(f"{layout}_{name}"))

@@ -20,7 +20,7 @@ from focaldet.weights.files import TensorFile, read_tensors
 from focaldet.weights.foreign import LAYOUTS, Layout, layout_of
 from focaldet.weights.inputs import describe
 from focaldet.weights.layout import COUNTER, listed, shapes_of
-from focaldet.weights.settings import fitting, require_same_settings
+from focaldet.weights.settings import CONVENTIONS, FREE, conventions, fitting, require_same_settings
 from focaldet.weights.sources import Source, resolve
 from focaldet.weights.traced import origins, traced
 from focaldet.weights.transfer import Trained, load_into, open_detector
@@ -61,8 +61,8 @@ class Conversion:
     """What `convert` wrote, and what it took it from.
 
     `model` is the entry of the table of detectors that the file fits, if there is one; training and detection may be
-    set otherwise. `left_out` are the tensors of the file that none of the detector's was made of; their reader knows
-    them, or they count BatchNorm's batches.
+    set otherwise, and so may the `conventions`, which are those of the file's program. `left_out` are the tensors of
+    the file that none of the detector's was made of; their reader knows them, or they count BatchNorm's batches.
     """
 
     out: Path
@@ -70,6 +70,7 @@ class Conversion:
     layout: str
     model: str | None
     architecture: str
+    conventions: tuple[str, ...]
     tensors: tuple[Mapped, ...]
     left_out: tuple[str, ...]
     num_classes: int
@@ -106,6 +107,7 @@ class Conversion:
         return [
             ["read", f"{self.source} ({self.layout})"],
             ["detector", f"{self.model or 'no entry of the table'} ({self.architecture})"],
+            *([["with its own", ", ".join(self.conventions)]] if self.conventions else []),
             *parts,
             ["classes", f"{self.num_classes}{names}"],
             ["category ids", ids],
@@ -218,13 +220,13 @@ def _read(source: Source, *, layout: str | None) -> _Foreign:
 
 
 def _entry(detector: Detector, source: Source, *, model: str | None) -> str | None:
-    """The entry of the table of detectors that fits; `model` must."""
+    """The entry of the table of detectors that fits, best one with the same conventions; `model` must."""
+    name = fitting(detector.config) or fitting(detector.config, free=FREE | CONVENTIONS)
     if model is None:
-        return fitting(detector.config)
+        return name
     try:
-        require_same_settings(detector.config, DETECTORS[model], source=source.label)
+        require_same_settings(detector.config, DETECTORS[model], source=source.label, free=FREE | CONVENTIONS)
     except CheckpointError as error:
-        name = fitting(detector.config)
         instead = f"; it fits {name}" if name else ""
         differences = str(error).removesuffix(f" (it fits {name})")
         raise CheckpointError(f"{differences}; model {model} was asked for{instead}") from None
@@ -272,6 +274,7 @@ def _account(
         layout=foreign.program,
         model=model,
         architecture=type(config).__name__,
+        conventions=conventions(config, model) if model else (),
         tensors=tensors,
         left_out=_left_out(foreign, tensors, known=told.left_out),
         num_classes=config.num_classes,

@@ -22,7 +22,7 @@ from focaldet.weights.files import TensorFile
 from focaldet.weights.inputs import INPUTS, with_input
 from focaldet.weights.twins import Twin
 
-LICENCE = "mmdetection (Apache-2.0)"
+LICENCE = "mmdetection (its published weights: Apache-2.0)"
 REMARK = "what a mmdetection file does not state of anchors, style and input is taken for that of its configs for COCO"
 
 OLD_VERSIONS = ("0.", "1.")

@@ -30,6 +30,8 @@ BEHIND_ENCODER = {
 """What a detector may have otherwise than the one whose encoder it starts from: all that comes behind the encoder."""
 
 
+CONVENTIONS = {"anchors.order", "anchors.flavour", "stride_in_1x1", "background_box", "pooling", "p7_relu"}
+"""Where programs differ on one and the same network; a file keeps its own, and says so."""
 ANSWERS = {"detect", "proposals", "plus.refine", "plus.scales"}
 """Settings that only say how a trained detector answers."""
 
@@ -51,11 +53,19 @@ def require_same_settings(theirs: Any, ours: Any, *, source: str, free: Abstract
         raise CheckpointError(f"{source}: made for another network: {'; '.join(pairs)}{hint}")
 
 
-def fitting(config: Any) -> str | None:
-    """The entry of the table of detectors that differs from `config` in free settings at most; None where none does."""
-    fixed = _flat_fixed(config)
+def fitting(config: Any, *, free: AbstractSet[str] = frozenset(FREE)) -> str | None:
+    """The entry of the table of detectors that differs from `config` in `free` settings at most, or None."""
+    fixed = _flat_fixed(config, free)
     same_kind = ((name, known) for name, known in DETECTORS.items() if type(known) is type(config))
-    return next((name for name, known in same_kind if _flat_fixed(known) == fixed), None)
+    return next((name for name, known in same_kind if _flat_fixed(known, free) == fixed), None)
+
+
+def conventions(theirs: Any, name: str) -> tuple[str, ...]:
+    """The conventions of a config that are other than those of the entry `name`, as settings in words."""
+    left, right = (_flat(configs.to_dict(config)) for config in (theirs, DETECTORS[name]))
+    return tuple(
+        f"{key} {value}" for key, value in left.items() if _is_free(key, CONVENTIONS) and value != right.get(key)
+    )
 
 
 def with_answers(trained: Any, architecture: Mapping[str, Any]) -> Any:
@@ -76,9 +86,9 @@ def with_answers(trained: Any, architecture: Mapping[str, Any]) -> Any:
     return changed
 
 
-def _flat_fixed(config: Any) -> dict[str, Any]:
+def _flat_fixed(config: Any, free: AbstractSet[str]) -> dict[str, Any]:
     flat = _flat(configs.to_dict(config))
-    return {name: value for name, value in flat.items() if not _is_free(name, FREE)}
+    return {name: value for name, value in flat.items() if not _is_free(name, free)}
 
 
 def _is_free(name: str, free: AbstractSet[str]) -> bool:

@@ -4,11 +4,13 @@ import argparse
 import json
 import os
 import pickle
+import random
 import struct
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save, save_file
@@ -148,6 +150,39 @@ def test_truncated_pickle(tmp_path: Path) -> None:
     torch.save(TENSORS, tmp_path / "w.pth")
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:-300])
     with pytest.raises(CheckpointError, match="refused: damaged"):
+        read_tensors(tmp_path / "w.pth")
+
+
+def test_random_damage_of_an_archive_of_arrays(tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "w.npz", weight=numpy.arange(4.0))
+    whole, lots = (tmp_path / "w.npz").read_bytes(), random.Random(3)
+    refused = 0
+    for _ in range(600):
+        content = bytearray(whole)
+        for _ in range(lots.choice((1, 1, 2, 4))):
+            content[lots.randrange(len(content))] = lots.randrange(256)
+        (tmp_path / "w.npz").write_bytes(content)
+        try:
+            read_tensors(tmp_path / "w.npz")
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 100
+
+
+def test_an_archive_that_wants_a_newer_reader(tmp_path: Path) -> None:
+    numpy.savez(tmp_path / "w.npz", weight=numpy.arange(4.0))
+    content = (tmp_path / "w.npz").read_bytes()
+    place = content.index(b"PK\x01\x02") + 6  # of the version that is needed to extract
+    (tmp_path / "w.npz").write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_tensors(tmp_path / "w.npz")
+
+
+@pytest.mark.parametrize("odd", [torch.eye(3).to_sparse(), torch.zeros(3, device="meta")], ids=["sparse", "meta"])
+def test_tensors_that_cannot_be_copied(tmp_path: Path, odd: torch.Tensor) -> None:
+    torch.save({"a.weight": torch.zeros(3), "a.bias": odd}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth: a\.bias: must be a plain tensor"):
         read_tensors(tmp_path / "w.pth")
 
 

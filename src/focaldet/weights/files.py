@@ -20,7 +20,7 @@ from torch import Tensor
 from focaldet.errors import CheckpointError
 from focaldet.weights.pickles import read_pickle
 
-ZIP_START, PICKLE_START = b"PK", b"\x80"
+ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """How old files of `torch.save` begin: a pickle of a certain number, with others behind it."""
 WRAPPERS = ("model", "state_dict", "blobs")
@@ -126,7 +126,8 @@ def _is_npz(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (OSError, zipfile.BadZipFile):
+    # zipfile raises whatever the bytes of a strange file lead it to.
+    except Exception:
         return False
     return bool(names) and all(name.endswith(".npy") for name in names)
 
@@ -171,6 +172,10 @@ def _named_tensors(content: object, path: Path) -> TensorFile:
         tensor = torch.from_numpy(value) if isinstance(value, numpy.ndarray) else value
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {str(name)[:80]}: must be a tensor, found {type(value).__name__}")
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+            raise CheckpointError(
+                f"{path}: {name[:80]}: must be a plain tensor, found one that is sparse or has no memory"
+            )
         if not name.endswith(MOMENTUM):
             tensors[name] = tensor
     return TensorFile(_without_prefix(tensors), _statements(content) if inner is not content else {})

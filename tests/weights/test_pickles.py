@@ -361,6 +361,17 @@ def test_the_number_of_opcodes_is_limited(tmp_path: Path, monkeypatch: pytest.Mo
     assert "more than 300 parts" in refusal(read_pickle, dumped([None] * 999, tmp_path / "w.pkl"))
 
 
+def test_a_list_does_not_become_many_dictionaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pickles, "MAX_OPCODES", 300)
+    pairs = START + b"ccollections\nOrderedDict\nq\x000K\x01K\x02\x86q\x010](" + b"h\x01" * 60 + b"eq\x020"
+    times = {count: pairs + b"h\x00h\x02\x85R0" * count + b"N." for count in (5, 6)}
+    (tmp_path / "w.pkl").write_bytes(times[5])
+    assert read_pickle(tmp_path / "w.pkl") is None
+    (tmp_path / "w.pkl").write_bytes(times[6])
+    with pytest.raises(CheckpointError, match="more than 300 values, the same ones again and again"):
+        read_pickle(tmp_path / "w.pkl")
+
+
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.pkl", tmp_path):
         with pytest.raises(CheckpointError, match="cannot be read: "):

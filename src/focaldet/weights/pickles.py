@@ -135,6 +135,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.bytes_left = 2 * num_bytes  # the bytes themselves, and the arrays that are made of them
+        self.items_left = MAX_OPCODES  # of dictionaries that are made of a list, which may be the same again and again
 
     def run(self, opcodes: Iterator[tuple[str, Any]]) -> Any:
         """The value that the pickle leaves on the stack."""
@@ -228,6 +229,9 @@ class _Machine:
             case "bytes" | "OrderedDict", ():
                 return b"" if name == "bytes" else {}
             case "OrderedDict", ([*pairs],):  # the way of Python 2
+                self.items_left -= len(pairs)
+                if self.items_left < 0:
+                    _refuse(f"more than {MAX_OPCODES} values, the same ones again and again")
                 return _dictionary([part for key, value in pairs for part in (key, value)])
             case "scalar", (_Type() as kind, raw):
                 return self.array(kind, (), raw, is_fortran=False)[()]

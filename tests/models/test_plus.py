@@ -192,6 +192,13 @@ def test_votes_against_the_rule_in_words(case):
     assert vote(boxes[:0], scores[:0], labels[:0], kept=kept[:0], iou=0.5).shape == (0, 4)
 
 
+def test_autocast_does_not_shorten_what_is_voted():
+    boxes = torch.tensor([[1001.0, 1003.0, 1101.0, 1105.0], [1002.0, 1003.0, 1101.0, 1105.0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = vote(boxes, torch.tensor([0.5, 0.5]), torch.tensor([0, 0]), kept=torch.tensor([0]), iou=0.5)
+    assert found.tolist() == [[1001.5, 1003.0, 1101.0, 1105.0]]
+
+
 @torch.inference_mode()
 def test_both_looks_go_into_nms_and_vote():
     found = detector(refine={"nms_iou": 0.3, "vote_iou": 0.6})

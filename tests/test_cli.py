@@ -56,6 +56,11 @@ def test_eval_and_predict_take_other_answers_of_a_trained_detector(monkeypatch):
     assert seen == [answers, answers, {}]
 
 
+def test_answers_that_are_given_already_are_not_changed(capsys):
+    line = "eval --predictions results.json --data D --architecture.detect.nms_iou 0.4"
+    assert "--architecture is for a detector" in refused(capsys, line)
+
+
 class TestTrainFlags:
     def test_the_documented_call(self, settings_of):
         line = "--data DIR --model retinanet_mobilenet_v2_fpn --weights W --epochs 24 --size 320 --out runs/cells"

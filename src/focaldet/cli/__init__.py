@@ -231,6 +231,8 @@ def evaluate_command(
     if (run is None) == (predictions is None):
         raise ConfigError("eval: give either a run folder, weights file or name, or --predictions RESULTS.json")
     if predictions is not None:
+        if TYPED.architecture:
+            raise ConfigError("eval: --architecture is for a detector; a file of --predictions has its answers already")
         metrics = evaluate_files(predictions, joined(data, parts), split=how.split)
     else:
         with progress("evaluate") as seen:

@@ -30,7 +30,7 @@ ANCHORS_PX = 0.01
 _BLOCK = re.compile(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.(conv(\d)|shortcut)(\.norm)?\.(\w+)")
 _FROM_PYRAMID = re.compile(r"backbone\.fpn_(lateral|output)(\d)\.(weight|bias)")
 _TOWER = re.compile(r"head\.(cls|bbox)_subnet\.([0246])\.(weight|bias)")
-_ANCHORS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(\d+)")
+_ANCHORS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(\d)")
 _PIXELS = ("pixel_mean", "pixel_std")
 _LAYERS = {
     "backbone.bottom_up.stem.conv1": "backbone.conv1",

@@ -39,7 +39,7 @@ KNOWN = {
 
 _TAIL = re.compile(r"roi_head\.shared_head\.layer4\.(.+)")
 _TOWER = re.compile(r"bbox_head\.(cls|reg)_convs\.(\d+)\.conv\.(weight|bias)")
-_PYRAMID = re.compile(r"neck\.(lateral|fpn)_convs\.(\d+)\.conv\.(weight|bias)")
+_PYRAMID = re.compile(r"neck\.(lateral|fpn)_convs\.(\d)\.conv\.(weight|bias)")
 _FIRST_EXTRA = 3
 """The place of P6 among the output convolutions of RetinaNet's pyramid; those before it are of P3, P4 and P5."""
 _LAYERS = {

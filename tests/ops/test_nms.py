@@ -1,7 +1,10 @@
+import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focaldet.ops import nms
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.ops.nms import class_nms
 
@@ -35,3 +38,28 @@ def test_negative_coordinates_do_not_mix_classes():
 
 def test_no_boxes():
     assert class_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), iou=0.5).tolist() == []
+
+
+@pytest.mark.parametrize("case", range(12))
+def test_the_first_survivors_are_those_of_all(case):
+    generator = torch.Generator().manual_seed(case)
+    corner = torch.rand(2000, 2, generator=generator) * 120
+    boxes = torch.cat([corner, corner + 5 + torch.rand(2000, 2, generator=generator) * 60], 1)
+    scores = torch.randint(0, 900, (2000,), generator=generator) / 900  # some are equal
+    labels = torch.randint(0, 3, (2000,), generator=generator)
+    every = class_nms(boxes, scores, labels, iou=0.3)
+    assert 60 < len(every) < 1900
+    for most in (1, 7, 60, 199, 250, 2000):
+        assert torch.equal(class_nms(boxes, scores, labels, iou=0.3, most=most), every[:most])
+
+
+def test_where_the_best_are_all_in_one_place_lesser_ones_are_looked_at(monkeypatch):
+    looks = []
+    monkeypatch.setattr(nms, "nms", lambda boxes, *rest: looks.append(len(boxes)) or torchvision.ops.nms(boxes, *rest))
+    boxes = torch.tensor([[0.0, 0, 9, 9]] * 100 + [[20.0, 20, 29, 29], [40, 40, 49, 49]])
+    scores, labels = torch.arange(102, 0, -1.0), torch.zeros(102, dtype=torch.int64)
+    for in_graph, sizes in ((False, [16, 64, 102]), (True, [102])):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda answer=in_graph: answer)
+        assert class_nms(boxes, scores, labels, iou=0.5, most=2).tolist() == [0, 100]
+        assert looks == sizes
+        looks.clear()

@@ -57,7 +57,7 @@ def best_boxes(
     region, label = wanted.nonzero().unbind(1)
     found, scores = clipped[region, label], likely[region, label]
     iou = config.nms_iou if refine is None else refine.nms_iou
-    keep = class_nms(found, scores, label, iou=iou)[: config.max_detections]
+    keep = class_nms(found, scores, label, iou=iou, most=config.max_detections)
     kept = found[keep]
     if refine is not None:  # a mean of boxes in the picture may leave it by the last digit
         voted = vote(found, scores, label, kept=keep, iou=refine.vote_iou)

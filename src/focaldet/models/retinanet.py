@@ -294,7 +294,7 @@ class RetinaNet(Detector):
         clipped = clip(boxes, height=size.height, width=size.width)
         scores = best.sigmoid()
         compared = clipped if config.clip_first else boxes
-        keep = class_nms(compared, scores, label, iou=config.nms_iou)[: config.max_detections]
+        keep = class_nms(compared, scores, label, iou=config.nms_iou, most=config.max_detections)
         return Detections(clipped[keep], scores[keep], label[keep], self.class_names)
 
     def _candidates(

@@ -341,5 +341,5 @@ class SSD(Detector):
         label, place = (best > config.score_threshold).nonzero().unbind(1)
         scores = best[label, place]
         found = clip(boxes[prior[label, place]], height=size.height, width=size.width)
-        keep = class_nms(found, scores, label, iou=config.nms_iou)[: config.max_detections]
+        keep = class_nms(found, scores, label, iou=config.nms_iou, most=config.max_detections)
         return Detections(found[keep], scores[keep], label[keep], self.class_names)

@@ -310,6 +310,6 @@ class YOLOv2(Detector):
             pairs = pairs[scores[pairs].topk(config.top_k).indices]
         anchor, label = pairs // self.config.num_classes, pairs % self.config.num_classes
         boxes = decode_in_cells(outputs.deltas[place, anchor], outputs.anchors[anchor], stride_px=STRIDE_PX)
-        keep = class_nms(boxes, scores[pairs], label, iou=config.nms_iou)[: config.max_detections]
+        keep = class_nms(boxes, scores[pairs], label, iou=config.nms_iou, most=config.max_detections)
         inside = clip(boxes[keep], height=size.height, width=size.width)
         return Detections(inside, scores[pairs][keep], label[keep], self.class_names)

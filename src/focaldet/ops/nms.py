@@ -10,6 +10,8 @@ from torchvision.ops import nms
 
 from focaldet.ops.boxes import pairwise_iou
 
+FIRST, GROWTH = 8, 4  # of the boxes by score first so many times `most` are compared, then that times more
+
 
 def class_nms(
     boxes: Float[Tensor, "N 4"],
@@ -17,13 +19,32 @@ def class_nms(
     labels: Int64[Tensor, " N"],
     *,
     iou: float,
+    most: int | None = None,
 ) -> Int64[Tensor, " kept"]:
     """Indices of the boxes that survive, best score first; a box suppresses only others of its own class.
+
+    With `most` the first so many. Boxes suppress only lesser ones, so that the survivors of the best N are survivors of
+    all: N grows until they suffice, as the time goes with N².
 
     All classes run in one call: each is moved to a place of its own. The move is made from the smallest coordinate
     and in float64, so negative coordinates keep their class apart and far classes keep their decimals; torchvision's
     `batched_nms` does neither.
     """
+    if most is None or torch.compiler.is_compiling() or FIRST * most >= len(boxes):  # no loop goes into a graph
+        return _survivors(boxes, scores, labels, iou=iou)[:most]
+    looked_at = FIRST * most
+    order = scores.argsort(descending=True, stable=True)
+    while True:
+        first = order[:looked_at]
+        kept = first[_survivors(boxes[first], scores[first], labels[first], iou=iou)[:most]]
+        if len(kept) == most or looked_at >= len(boxes):
+            return kept
+        looked_at *= GROWTH
+
+
+def _survivors(
+    boxes: Float[Tensor, "N 4"], scores: Float[Tensor, " N"], labels: Int64[Tensor, " N"], *, iou: float
+) -> Int64[Tensor, " kept"]:
     if boxes.numel() == 0:
         return torch.zeros(0, dtype=torch.int64, device=boxes.device)
     exact = boxes.double()

@@ -64,7 +64,7 @@ def propose(
     place, level = torch.cat(chosen), torch.cat(levels)
     boxes = clip_to_frame(decode(deltas[place], anchors[place]), frame)
     real = has_sides(boxes, least_px=MIN_SIDE_PX).nonzero().squeeze(1)
-    keep = class_nms(boxes[real], objectness[place[real]], level[real], iou=nms_iou)[: limits.keep]
+    keep = class_nms(boxes[real], objectness[place[real]], level[real], iou=nms_iou, most=limits.keep)
     return boxes[real[keep]]
 
 

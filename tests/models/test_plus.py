@@ -242,5 +242,8 @@ def test_a_trained_detector_takes_answers_and_nothing_else():
     for fixed in ({"plus": {"context": True}}, {"num_classes": 3}, {"pooling": {"size": 7}}):
         with pytest.raises(focaldet.ConfigError, match="trained detector takes other settings of detect"):
             with_answers(config, fixed)
+    for scale in (0, 8.1, math.inf, math.nan):
+        with pytest.raises(focaldet.ConfigError, match=r"plus\.scales\.1"):
+            with_answers(config, {"plus": {"scales": [1.0, scale]}})
     with pytest.raises(focaldet.ConfigError, match='did you mean "refine"'):
         with_answers(config, {"plus": {"refin": {}}})

@@ -10,13 +10,14 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
 from focaldet.config import Share
 from focaldet.ops.boxes import areas
 from focaldet.ops.proposals import MIN_SIDE_PX, clip_to_frame, has_sides
 
+Factor = Annotated[float, Field(gt=0, le=8)]
 NUM_SCALES = 2  # "two adjacent scales" of each region (appendix B; Ren et al. 2015, NoC)
 
 
@@ -46,7 +47,7 @@ class PlusConfig:
 
     refine: RefineConfig | None = None
     context: bool = False
-    scales: Annotated[tuple[PositiveFloat, ...], Field(max_length=8)] = ()
+    scales: Annotated[tuple[Factor, ...], Field(max_length=8)] = ()
 
 
 class View(NamedTuple):

@@ -19,8 +19,10 @@ TORCHVISION = FasterRCNNConfig(
     norm_eps=0.0,
     anchors=AnchorConfig(base_scale=8.0, scales=(1.0,), flavour="torchvision"),
     pooling=PoolConfig(kind="align_legacy"),
-    region=StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=512, positives=0.25), beta=1 / 9),
+    region=replace(FasterRCNNConfig().region, beta=1 / 9),
 )
+
+_64_REGIONS = StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=64, positives=0.25), beta=1.0)
 
 # Made for small data at 320 px: anchors from 16 px on, few regions, a narrow pyramid and head, nothing frozen.
 SMALL = FasterRCNNConfig(
@@ -31,7 +33,7 @@ SMALL = FasterRCNNConfig(
     anchors=AnchorConfig(base_scale=4.0, scales=(1.0,)),
     pooling=PoolConfig(canonical_px=112),
     head_width=512,
-    region=StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=64, positives=0.25), beta=1.0),
+    region=_64_REGIONS,
     proposals=ProposalConfig(detect=ProposalLimits(1000, 300), train=ProposalLimits(1000, 300)),
 )
 
@@ -59,11 +61,11 @@ GRMI = FasterRCNNConfig(
     pooling=PoolConfig(kind="crop_resize", size=17),
     background_box=False,
     straddle_px=0.0,
-    rpn=StageConfig(MatchConfig(foreground_iou=0.7, background_iou=0.3, low_quality="any"), SampleConfig(), beta=1.0),
+    rpn=replace(FasterRCNNConfig().rpn, beta=1.0),
     proposals=ProposalConfig(
         detect=ProposalLimits(_ALL_ANCHORS, 300), train=ProposalLimits(_ALL_ANCHORS, 300), objects_join=False
     ),
-    region=StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=64, positives=0.25), beta=1.0),
+    region=_64_REGIONS,
     detect=RegionDetectConfig(score_threshold=0.0, nms_iou=0.6),
 )
 
@@ -93,7 +95,7 @@ C4_PLUS = replace(
     background_box=True,
     plus=PlusConfig(refine=RefineConfig(), context=True, scales=(1 / 3, 2 / 3, 1.0, 4 / 3, 5 / 3)),
     proposals=ProposalConfig(detect=ProposalLimits(6000, 300), train=ProposalLimits(12000, 2000)),
-    region=StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=64, positives=0.25), beta=1.0),
+    region=_64_REGIONS,
 )
 C4_SMALL = replace(C4, **_SMALL_HALVES, backbone="resnet18", pooling=PoolConfig(size=7, canonical_px=112))
 TORCHVISION_V2 = replace(

@@ -164,9 +164,13 @@ def test_top_down_modules_go_between_the_halves_of_a_trained_detector(tmp_path):
     for place, value in ours.items():
         taken = place.startswith(("backbone.", "region_head.tail.", "predictor."))
         assert torch.equal(value, theirs[place] if taken else before[place]), place
-    other = build("faster_rcnn_inception_resnet_small_tdm", class_names=("cat", "dog", "hen"))
-    report = load_into(other, tmp_path / "first.safetensors")
-    assert not any(place.startswith("predictor.") for place in report.loaded)
+    for names in (("cat", "dog", "hen"), ("dog", "cat")):
+        other = build("faster_rcnn_inception_resnet_small_tdm", class_names=names)
+        fresh = other.predictor.boxes.weight.clone()
+        report = load_into(other, tmp_path / "first.safetensors")
+        assert not any(place.startswith("predictor.") for place in report.loaded)
+        assert len(report.reset) == 4 and "class layer reset" in report.remarks[-1]
+        assert torch.equal(other.predictor.boxes.weight, fresh)
     with pytest.raises(focaldet.CheckpointError, match=r"pooling\.size is 9 in the file, 7 here"):
         load_into(
             build("faster_rcnn_inception_resnet_small_tdm", num_classes=2, architecture={"pooling": {"size": 7}}),

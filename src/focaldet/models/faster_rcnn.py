@@ -202,8 +202,7 @@ class FasterRCNN(Detector):
         """Top-down modules go between the trained halves of a detector without them (the second phase of TDM)."""
         if not isinstance(other, FasterRCNNConfig) or other.top_down or not self.config.top_down:
             return ()
-        same_classes = other.num_classes == self.config.num_classes
-        return ("backbone.", "region_head.tail.", *(("predictor.",) if same_classes else ()))
+        return ("backbone.", "region_head.tail.", "predictor.")
 
     def forward(
         self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], targets: Sequence[Target] | None = None

@@ -181,15 +181,19 @@ def _take_encoder(detector: Detector, incoming: Incoming, source: Source, *, par
     """The part of another detector that this one starts from; what comes behind it stays fresh."""
     require_same_settings(incoming.config, detector.config, source=source.label, free=FREE | BEHIND_ENCODER)
     tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
+    reset = () if _same_classes(detector, incoming) else class_layer(detector)
+    lost = tuple(name for name in reset if name.startswith(parts) and name in tensors)
     left_out = tuple(name for name in tensors if not name.startswith(parts))
-    tensors = {name: value for name, value in tensors.items() if name not in left_out}
+    tensors = {name: value for name, value in tensors.items() if name not in (*left_out, *lost)}
     shapes = shapes_of(detector, counters=False)
-    expected = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
+    expected = {name: shape for name, shape in shapes.items() if name.startswith(parts) and name not in reset}
     _copy(detector, tensors, expected, source)
     remarks = (*incoming.remarks, *_set_norm_eps(detector, incoming.config.norm_eps))
+    if lost:
+        remarks = (*remarks, _of_reset(detector, incoming))
     detector.preprocessing = incoming.preprocessing
     return LoadReport(
-        source.label, "encoder", tuple(expected), (), left_out, incoming.preprocessing, incoming.licence, remarks
+        source.label, "encoder", tuple(expected), lost, left_out, incoming.preprocessing, incoming.licence, remarks
     )
 
 
@@ -206,8 +210,7 @@ def _take_detector(detector: Detector, incoming: Incoming, source: Source) -> Lo
     _copy(detector, tensors, expected, source)
     remarks = [*incoming.remarks, *_set_norm_eps(detector, incoming.config.norm_eps)]
     if lost:
-        ours, theirs = (_classes_in_words(part.class_names, part.config) for part in (detector, incoming))
-        remarks.append(f"class layer reset, it starts from random weights: here {ours}, in the file {theirs}")
+        remarks.append(_of_reset(detector, incoming))
     elif not detector.class_names:
         detector.class_names = incoming.class_names
     detector.preprocessing = incoming.preprocessing
@@ -311,6 +314,11 @@ def _same_classes(detector: Detector, incoming: Incoming) -> bool:
 def _classifier(config: Any) -> str | None:
     """How classes are told apart, where the architecture has a choice."""
     return getattr(config, "classifier", None)
+
+
+def _of_reset(detector: Detector, incoming: Incoming) -> str:
+    ours, theirs = (_classes_in_words(part.class_names, part.config) for part in (detector, incoming))
+    return f"class layer reset, it starts from random weights: here {ours}, in the file {theirs}"
 
 
 def _classes_in_words(names: tuple[str, ...], config: Any) -> str:

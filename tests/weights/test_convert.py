@@ -303,6 +303,7 @@ class TestCommand:
             (["--model", "yolov2_tiny", "--from", "torchvision"], "is laid out by darknet, not by torchvision"),
             (["--model", "yolov2_tiny", "--from", "darknot"], '(did you mean "darknet"?)'),
             (["--from", "timm"], "a backbone alone needs no conversion"),
+            (["--licence", "MIT\udcff"], "licence: must be one line of text, found 'MIT"),
             (["--model", "yolov2_tiny", "--weights.input", "the usual"], "weights.input: 'the usual' is neither"),
         ],
     )

@@ -148,9 +148,12 @@ def convert(
     Raises:
         CheckpointError: the file is no whole detector, of another layout or entry, has tensors left over, or cannot be
             read or written; nothing was written then.
-        ConfigError: `layout` or `model` is unknown, or `out` has another suffix or is there already.
+        ConfigError: `layout` or `model` is unknown, `licence` is no text, or `out` has another suffix or is there
+            already.
     """
     out = Path(out)
+    if licence is not None and not licence.isprintable():
+        raise ConfigError(f"licence: must be one line of text, found {licence!r}")
     names = [*(known.program for known in LAYOUTS), DARKNET]
     layout = SHORT.get(layout, layout) if layout else None
     if layout is not None and layout not in names:

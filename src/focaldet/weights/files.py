@@ -197,7 +197,9 @@ def _class_names(meta: Mapping[Any, Any]) -> list[str]:
     data = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), Mapping) else {}
     places = ((data, "classes"), (data, "CLASSES"), (meta, "CLASSES"))
     found = next((part[key] for part, key in places if isinstance(part.get(key), list | tuple)), ())
-    is_plain = all(isinstance(name, str) for name in found) and sum(map(len, found)) <= LONGEST_NAMES
+    is_plain = (
+        all(isinstance(name, str) and name.isprintable() for name in found) and sum(map(len, found)) <= LONGEST_NAMES
+    )
     return list(found) if is_plain else []
 
 

@@ -113,7 +113,7 @@ def _require_known(text: str, *, source: str) -> None:
             values = tuple(float(part) for part in match[1].split(","))
             if values not in known:
                 allowed = " or ".join(", ".join(f"{value:g}" for value in one) for one in known)
-                raise CheckpointError(f"{source}: its config has {name} {match[1]}, must be {allowed}")
+                raise CheckpointError(f"{source}: its config has {name} {match[1][:80]}, must be {allowed}")
 
 
 def _meta(statements: Mapping[str, str]) -> dict[str, Any]:

@@ -30,6 +30,10 @@ def pictures(count=2):
         ({"backbone": "mobilenet_v2"}, "'mobilenet_v2' cannot be cut in two halves.*inception_resnet_v2.*resnet18"),
         ({"output_stride": 8}, "output_stride: 8 is there for Inception-ResNet-v2 alone; resnet18 has 16"),
         ({"output_stride": 4}, "output_stride: Input should be 8 or 16"),
+        (
+            {"backbone": "inception_resnet_small", "pooling": {"size": 2}},
+            r"pooling\.size: 2 is too few for inception_resnet_small",
+        ),
         ({"top_down": [8, 8, 8]}, "top_down: .*at most 2 items"),
         ({"trunk": "pyramid", "top_down": [8]}, 'a pyramid has neither; they belong to trunk: "halves"'),
         ({"proposal_head": {"depth": 0}}, "proposal_head.depth: Input should be greater than 0"),

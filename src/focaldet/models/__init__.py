@@ -57,6 +57,8 @@ _SSD_R18 = SSDConfig(
     priors=_SMALL_PRIORS,
 )
 
+MOST_CLASSES = 100_000  # a file that claims more is damaged, or made to take all memory
+
 DETECTORS: dict[str, AnyConfig] = {
     "retinanet_r18_fpn": RetinaNetConfig(backbone="resnet18"),
     "retinanet_r34_fpn": RetinaNetConfig(backbone="resnet34"),
@@ -229,8 +231,8 @@ def build(
     count = len(class_names) or num_classes
     config = named_config(name, architecture=architecture)
     if count is not None:
-        if count < 1:
-            raise ConfigError(f"num_classes must be at least 1, found {count}")
+        if not 1 <= count <= MOST_CLASSES:
+            raise ConfigError(f"num_classes must be at least 1 and at most {MOST_CLASSES}, found {count}")
         config = replace(config, num_classes=count)
     chosen = preprocessing or PREPROCESSING.get(name, Preprocessing())
     return from_config(config, class_names=class_names, preprocessing=chosen)

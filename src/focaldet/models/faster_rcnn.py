@@ -140,7 +140,8 @@ class FasterRCNNConfig:
         """The networks that make the maps and look at regions, with random weights."""
         norms = Norms(self.norm, self.norm_eps, self.stride_in_1x1)
         if self.trunk == "halves":
-            return halved_parts(self.backbone, norms, output_stride=self.output_stride, top_down=self.top_down)
+            stride, widths, size = self.output_stride, self.top_down, self.pooling.size
+            return halved_parts(self.backbone, norms, output_stride=stride, top_down=widths, pooled_size=size)
         return pyramid_parts(
             self.backbone,
             norms,

@@ -19,7 +19,7 @@ from focaldet.ops.nms import class_nms, vote
 from focaldet.ops.proposals import has_sides
 from focaldet.types import ImageSize
 
-MIN_SIDE_PX = 1e-2  # detections that the image's border cut to nothing are none; torchvision's number
+MIN_DETECTION_SIDE_PX = 1e-2  # detections that the image's border cut to nothing are none; torchvision's number
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def best_boxes(
 ) -> tuple[Float[Tensor, "D 4"], Float[Tensor, " D"], Int64[Tensor, " D"]]:
     """Boxes, scores and classes of one image, best first; with `refine` by its NMS, and its vote."""
     clipped = clip(boxes, height=size.height, width=size.width)
-    wanted = (likely > config.score_threshold) & has_sides(clipped, least_px=MIN_SIDE_PX)
+    wanted = (likely > config.score_threshold) & has_sides(clipped, least_px=MIN_DETECTION_SIDE_PX)
     region, label = wanted.nonzero().unbind(1)
     found, scores = clipped[region, label], likely[region, label]
     iou = config.nms_iou if refine is None else refine.nms_iou

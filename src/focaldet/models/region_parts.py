@@ -21,6 +21,7 @@ from focaldet.nets.resnet import RESNETS, ResNet
 from focaldet.nets.tdm import TopDownNetwork
 
 STRIDE_OF_HALVES_PX = 16
+LEAST_CELLS = 3  # of a region's side, for Mixed_7a
 Head = Literal["2fc", "4conv1fc"]
 
 
@@ -83,16 +84,21 @@ def halved_parts(
     *,
     output_stride: Literal[8, 16],
     top_down: tuple[int, ...],
+    pooled_size: int,
 ) -> Parts:
     """C4 and conv5 of a ResNet, or the two halves of Inception-ResNet-v2; `top_down` are the widths of the modules.
 
     Raises:
-        ConfigError: the backbone cannot be cut, or has no output stride of 8.
+        ConfigError: the backbone cannot be cut, has no output stride of 8, or cannot look at regions of so few cells.
     """
     trunk: ResNet | InceptionResNetTrunk
     tail: nn.Module
     channels: tuple[int, ...]
     if backbone in INCEPTION_RESNETS:
+        if pooled_size < LEAST_CELLS:
+            raise ConfigError(
+                f"pooling.size: {pooled_size} is too few for {backbone}, whose second half does not pad: 3"
+            )
         shape = INCEPTION_RESNETS[backbone]
         trunk = InceptionResNetTrunk(shape, norm=norms.kind, eps=norms.eps, output_stride=output_stride)
         half = InceptionResNetTail(shape, norm=norms.kind, eps=norms.eps)

@@ -94,6 +94,7 @@ C4_PLUS = replace(
     pooling=PoolConfig(kind="max", size=14),
     background_box=True,
     plus=PlusConfig(refine=RefineConfig(), context=True, scales=(1 / 3, 2 / 3, 1.0, 4 / 3, 5 / 3)),
+    straddle_px=0.0,
     proposals=ProposalConfig(detect=ProposalLimits(6000, 300), train=ProposalLimits(12000, 2000)),
     region=_64_REGIONS,
 )

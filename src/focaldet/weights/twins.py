@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
-from focaldet.models import DETECTORS
+from focaldet.models import DETECTORS, MOST_CLASSES
 from focaldet.nets.resnet import RESNETS, ResNetShape
 from focaldet.ops.roi import PoolConfig
 from focaldet.types import Preprocessing
@@ -67,8 +67,10 @@ def described(tensors: Mapping[str, Tensor], *, source: str) -> Any:
         CheckpointError: the backbone is no ResNet that focaldet has, or there is no class.
     """
     backbone = _backbone(tensors, source=source)
-    if (num_classes := _num_classes(tensors)) < 1:
-        raise CheckpointError(f"{source}: its class and box layers are of no whole number of classes")
+    if not 1 <= (num_classes := _num_classes(tensors)) <= MOST_CLASSES:
+        raise CheckpointError(
+            f"{source}: its class and box layers are of no whole number of classes, 1 to {MOST_CLASSES}"
+        )
     is_retinanet = CLASSES["retinanet"] in tensors
     pyramid = "retinanet_r50_fpn" if is_retinanet else "faster_rcnn_r50_fpn"
     entry: Any = DETECTORS["faster_rcnn_r101_c4" if has_tail(tensors) else pyramid]

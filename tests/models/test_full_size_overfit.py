@@ -99,5 +99,6 @@ TWO_STAGES = {
 def test_two_stages(name, real_data, tmp_path):
     settings = {"tower-init": "he", "frozen-stages": "0"} | TWO_STAGES[name]
     architecture = [word for key, value in settings.items() for word in (f"--architecture.{key}", value)]
-    size = ("--short-side", "256", "--max-side", "342", "--epochs", "8")
+    epochs = "14" if "_c4" in name else "8"
+    size = ("--short-side", "256", "--max-side", "342", "--epochs", epochs)
     learnt(tmp_path / name, real_data / "bccd", "--model", name, *size, *architecture, pictures=2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align, roi_pool
 
-from focaldet.ops.roi import PoolConfig, crop_and_resize, pool, pool_pyramid, region_levels
+from focaldet.ops.roi import PoolConfig, blended, crop_and_resize, pool, pool_pyramid, region_levels
 
 KINDS = ("align", "align_legacy", "max", "crop_resize")
 FRAME = (256, 320)
@@ -215,3 +215,20 @@ def test_half_precision_is_pooled_in_full(kind):
     found = pool(half, regions, image_index, **arguments)
     assert found.dtype == torch.float32
     assert torch.equal(found, pool(half.float(), regions, image_index, **arguments))
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 4), (3, 1)])
+def test_the_form_by_index_is_grid_sample(size):
+    """What CUDA computes in deterministic mode: values and gradients, on the border and beyond it too."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(3, *size, dtype=torch.float64, generator=generator, requires_grad=True)
+    grid = torch.rand(6, 4, 4, 2, dtype=torch.float64, generator=generator) * 2.4 - 1.2
+    grid[0, 0] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]])
+    whole = torch.nn.functional.grid_sample(
+        image[None].expand(6, -1, -1, -1), grid, padding_mode="border", align_corners=True
+    )
+    found = blended(image, grid)
+    torch.testing.assert_close(found, whole)
+    weights = torch.randn(whole.shape, dtype=torch.float64, generator=generator)
+    gradients = [torch.autograd.grad((crops * weights).sum(), image)[0] for crops in (found, whole)]
+    torch.testing.assert_close(*gradients)

@@ -14,6 +14,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
+from focaldet.errors import ConfigError
+
 CANONICAL_LEVEL = 4  # an object of `canonical_px`, ImageNet's usual size, is read from the map of stride 16
 EPS = 1e-6  # Detectron's: a region of exactly 224 px belongs to the upper of the two levels
 
@@ -83,6 +85,9 @@ def pool(
     """The features of each region of one map, in fp32 or above; `frame_px` is (height, width) of the padded image.
 
     Only the features have a gradient: where a region lies is not learnt through them.
+
+    Raises:
+        ConfigError: `max` while it learns on CUDA in deterministic mode, where torchvision has no gradient of it.
     """
     features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
     boxes = regions.detach().to(features.dtype)
@@ -90,6 +95,8 @@ def pool(
         return crop_and_resize(features, boxes, image_index, size=config.size, frame_px=frame_px)
     rows = torch.cat([image_index[:, None].to(boxes.dtype), boxes], dim=1)
     if config.kind == "max":
+        if features.is_cuda and features.requires_grad and torch.are_deterministic_algorithms_enabled():
+            raise ConfigError("pooling.kind: max cannot learn on CUDA with --deterministic; align can")
         largest: Tensor = roi_pool(features, rows, config.size, 1 / stride_px)
         return largest
     is_aligned = config.kind == "align"
@@ -138,5 +145,18 @@ def _sampled(image: Float[Tensor, "1 C H W"], grid: Float[Tensor, "R S S 2"]) ->
     count, size = grid.shape[:2]
     if count == 0:
         return image[:0, :, :1, :1].expand(-1, -1, size, size)  # nothing, with the way back to the image
+    if image.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return blended(image[0], grid)  # the gradient of grid_sample adds up in any order there, and refuses
     crops = F.grid_sample(image, grid.reshape(1, -1, size, 2), padding_mode="border", align_corners=True)
     return crops.reshape(image.shape[1], count, size, size).transpose(0, 1)
+
+
+def blended(image: Float[Tensor, "C H W"], grid: Float[Tensor, "R S S 2"]) -> Float[Tensor, "R C S S"]:
+    """As `F.grid_sample` with corners aligned and the border repeated, of the four cells around each point by index."""
+    last = grid.new_tensor([image.shape[2] - 1, image.shape[1] - 1])
+    place = ((grid + 1) / 2 * last).minimum(last).clamp(min=0)
+    low = place.floor()
+    (right, below), (left, above) = (place - low).unbind(-1), (1 - (place - low)).unbind(-1)
+    (x0, y0), (x1, y1) = low.long().unbind(-1), (low + 1).minimum(last).long().unbind(-1)
+    corners = ((y0, x0, above * left), (y0, x1, above * right), (y1, x0, below * left), (y1, x1, below * right))
+    return torch.stack([image[:, y, x] * share for y, x, share in corners]).sum(0).transpose(0, 1)

@@ -12,8 +12,9 @@ from torchvision_regions import TWINS, answer, lively
 from torchvision_twins import KEPT, lively_answers, photographs, pictures, prepared
 
 from focaldet.models import DETECTORS, Detector, build
+from focaldet.models.plus import View
 from focaldet.models.stages import FasterRCNNOutputs
-from focaldet.types import Resize
+from focaldet.types import Detections, Resize
 from focaldet.weights import load_into
 from focaldet.weights.torchvision import COCO_NAMES
 
@@ -42,8 +43,30 @@ def assert_close_logits(found: Tensor, expected: Tensor) -> None:
     assert ((found - expected).abs() / expected.abs().clamp(min=1)).max() <= 1e-4
 
 
+def on_proposals(detector: Detector, x: Tensor, proposals: Tensor) -> FasterRCNNOutputs:
+    """Our outputs for one picture where the second stage looks at given regions."""
+    levels, first = detector.first_stage(x)
+    index = torch.zeros(len(proposals), dtype=torch.int64)
+    answers = detector.second_stage([View(levels, tuple(x.shape[-2:]))], proposals, index, frames=first.frames)
+    return FasterRCNNOutputs(first, proposals, index, *answers)
+
+
+def share_found(found: Detections, expected: dict[str, Tensor]) -> float:
+    """The share of torchvision's detections that are among ours: same class, box and score, in any order."""
+    apart = torch.cdist(expected["boxes"], found.boxes, p=torch.inf)
+    same = (apart <= 1e-2) & (expected["labels"][:, None] == found.labels + 1)
+    same &= (expected["scores"][:, None] - found.scores).abs() <= 1e-4
+    return float(same.any(1).float().mean())
+
+
 @torch.inference_mode()
-def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int) -> None:
+def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int, alike: float = 1.0) -> None:
+    """`alike` is the share of proposals and of detections that must be the same, in any order where it is below 1; the
+    second stage is given torchvision's own proposals then.
+
+    A coordinate near 1000 px has a last digit of 6e-5, which rough random maps make more of than the comparison allows;
+    and of 200 000 anchors and 90 000 boxes some scores and overlaps are as near to each other.
+    """
     reference, detector = pair
     resize = Resize("short", size_px, size_px * 5 // 3, rounding="down", antialias=False)
     preprocessing = replace(detector.preprocessing, resize=resize)
@@ -58,12 +81,19 @@ def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int) 
         # Proposals whose scores differ in the last digit may change places; the border makes some of two levels equal.
         apart = torch.cdist(raw["proposals"], outputs.regions, p=torch.inf)
         assert len(outputs.regions) == len(raw["proposals"]) >= 100
-        assert apart.amin(0).max() <= 1e-2 and apart.amin(1).max() <= 1e-2
+        assert min((apart.amin(side) <= 1e-2).float().mean() for side in (0, 1)) >= alike
+        if alike < 1:
+            outputs = on_proposals(detector, x, raw["proposals"])
+            apart = torch.cdist(raw["proposals"], outputs.regions, p=torch.inf)
         nearest = apart.argmin(1)
         assert_close_logits(outputs.logits[nearest], raw["logits"].roll(-1, 1))
         torch.testing.assert_close(outputs.deltas[nearest], raw["deltas"][:, 1:], rtol=1e-4, atol=1e-3)
         found = detector.detect(outputs, [size])[0].scaled(image.shape[2] / size.width, image.shape[1] / size.height)
         assert len(found) >= 100
+        assert len(found) == len(expected["labels"])
+        if alike < 1:
+            assert share_found(found, expected) >= alike
+            continue
         assert torch.equal(found.labels + 1, expected["labels"])
         assert (found.boxes - expected["boxes"]).abs().max() <= 1e-2
         assert (found.scores - expected["scores"]).abs().max() <= 1e-4
@@ -83,7 +113,7 @@ def test_answers_on_coco_pictures(pair: Pair, real_data: Path) -> None:
 @pytest.mark.parametrize("name", TWINS)
 def test_answers_at_full_size(name: str, real_data: Path, tmp_path: Path) -> None:
     full = paired(name, tmp_path, size_px=800)
-    compare(full, pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=800)
+    compare(full, pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=800, alike=0.98)
 
 
 @pytest.mark.parametrize("change", ["pooling", "frames"])

@@ -20,10 +20,11 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
+from focaldet.models import region_parts
 from focaldet.models.base import Detector, LossContext, Margins
 from focaldet.models.plus import PlusConfig, View, largest_of_scales, second_look, views_of
 from focaldet.models.region_answers import RegionDetectConfig, answers, best_boxes
-from focaldet.models.region_parts import STRIDE_OF_HALVES_PX, Head, Norms, Parts, halved_parts, pyramid_parts
+from focaldet.models.region_parts import STRIDE_OF_HALVES_PX, Head, Parts
 from focaldet.models.stages import (
     FasterRCNNOutputs,
     FirstStage,
@@ -109,8 +110,7 @@ class FasterRCNNConfig:
     def __post_init__(self) -> None:
         if self.norm == "batch" and self.norm_eps == 0:
             raise ConfigError("norm_eps: trained BatchNorm divides by a batch's own deviation, so it must be above 0")
-        if self.trunk == "pyramid" and (self.top_down or self.output_stride != STRIDE_OF_HALVES_PX):
-            raise ConfigError('top_down and output_stride: a pyramid has neither; they belong to trunk: "halves"')
+        region_parts.require_used(self, trunk=self.trunk)
 
     @property
     def classifier(self) -> Classifier:
@@ -138,18 +138,18 @@ class FasterRCNNConfig:
 
     def parts(self) -> Parts:
         """The networks that make the maps and look at regions, with random weights."""
-        norms = Norms(self.norm, self.norm_eps, self.stride_in_1x1)
+        norms, size = region_parts.Norms(self.norm, self.norm_eps, self.stride_in_1x1), self.pooling.size
         if self.trunk == "halves":
-            stride, widths, size = self.output_stride, self.top_down, self.pooling.size
-            return halved_parts(self.backbone, norms, output_stride=stride, top_down=widths, pooled_size=size)
-        return pyramid_parts(
+            stride, widths = self.output_stride, self.top_down
+            return region_parts.halved_parts(self.backbone, norms, stride, top_down=widths, pooled_size=size)
+        return region_parts.pyramid_parts(
             self.backbone,
             norms,
             width=self.width,
             neck_norm=self.neck_norm,
             head=self.head,
             head_width=self.head_width,
-            pooled_size=self.pooling.size,
+            pooled_size=size,
         )
 
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "FasterRCNN":

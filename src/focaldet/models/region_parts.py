@@ -6,7 +6,8 @@ looks at what is cut out of it (R101-C4 of the ResNet paper, G-RMI), with top-do
 """
 
 import math
-from typing import Literal, NamedTuple
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -23,6 +24,10 @@ from focaldet.nets.tdm import TopDownNetwork
 STRIDE_OF_HALVES_PX = 16
 LEAST_CELLS = 3  # of a region's side, for Mixed_7a
 Head = Literal["2fc", "4conv1fc"]
+
+
+IDLE = {"pyramid": ("output_stride", "top_down"), "halves": ("width", "neck_norm", "head", "head_width")}
+"""The settings that only the other trunk has."""
 
 
 class Norms(NamedTuple):
@@ -57,6 +62,17 @@ class Parts(NamedTuple):
         return max(1, len(self.strides_px) - 1)
 
 
+def require_used(config: Any, *, trunk: Literal["pyramid", "halves"]) -> None:
+    """See that no setting of a Faster R-CNN is without effect.
+
+    Raises:
+        ConfigError: a setting that only the other trunk has is not its default; names it.
+    """
+    defaults = {field.name: field.default for field in fields(config)}
+    if idle := [name for name in IDLE[trunk] if getattr(config, name) != defaults[name]]:
+        raise ConfigError(f'{idle[0]}: has no effect with trunk: "{trunk}"; leave it at {defaults[idle[0]]}')
+
+
 def pyramid_parts(
     backbone: str,
     norms: Norms,
@@ -81,8 +97,8 @@ def pyramid_parts(
 def halved_parts(
     backbone: str,
     norms: Norms,
-    *,
     output_stride: Literal[8, 16],
+    *,
     top_down: tuple[int, ...],
     pooled_size: int,
 ) -> Parts:

@@ -99,6 +99,6 @@ TWO_STAGES = {
 def test_two_stages(name, real_data, tmp_path):
     settings = {"tower-init": "he", "frozen-stages": "0"} | TWO_STAGES[name]
     architecture = [word for key, value in settings.items() for word in (f"--architecture.{key}", value)]
-    epochs = "8" if "_fpn" in name else "14" if "_c4" in name else "24"
+    epochs = "8" if name.endswith("_fpn") else "14" if name.endswith("_c4") else "24"
     size = ("--short-side", "256", "--max-side", "342", "--epochs", epochs)
     learnt(tmp_path / name, real_data / "bccd", "--model", name, *size, *architecture, pictures=2)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from focaldet import config as configs
 from focaldet.models import (
@@ -248,6 +248,19 @@ def test_frozen_stages_and_backbone_parameters(name: str) -> None:
     frozen = {id(parameter) for parameter in detector.parameters() if not parameter.requires_grad}
     assert frozen <= backbone
     assert bool(frozen) == (detector.config.frozen_stages > 0)
+
+
+@every
+def test_all_stages_frozen_leave_nothing_of_the_backbone_to_training(name: str) -> None:
+    trainable = {"frozen_stages": 5} | ({"norm": "batch", "norm_eps": 1e-5} if hasattr(DETECTORS[name], "norm") else {})
+    with torch.device("meta"):
+        detector = build(name, class_names=CLASSES, architecture=trainable).train()
+    kept = {id(parameter) for parameter in detector.backbone_parameters()}
+    assert not any(parameter.requires_grad for parameter in detector.backbone_parameters())
+    for module in detector.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, nn.BatchNorm2d) and own:
+            assert module.training != (id(own[0]) in kept)
 
 
 @running

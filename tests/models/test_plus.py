@@ -17,7 +17,7 @@ from focaldet.weights import with_answers
 SMALL = {
     "anchors": {"scales": [2.0, 4.0]},
     "pooling": {"size": 4, "canonical_px": 40},
-    "proposals": {"detect": {"keep": 12}},
+    "proposals": {"detect": {"keep": 20}},
 }
 TARGETS = [
     Target(torch.tensor([[4.0, 4.0, 40.0, 44.0]]), torch.tensor([1]), torch.tensor([False])),
@@ -126,6 +126,14 @@ def test_context_is_the_picture_without_its_padding_beside_every_region():
     logits, _ = found.predictor(torch.cat([vectors, context[raw.image_index]], 1))
     torch.testing.assert_close(raw.logits, logits, rtol=1e-4, atol=1e-4)
     assert found.predictor.classes.in_features == 2 * found.region_head.width
+
+
+def test_context_and_regions_go_through_the_head_together():
+    """BatchNorm that learns has one mean for both; of two passes it would learn one each and keep a mixture."""
+    found = detector(context=True).train()
+    found(pictures(), TARGETS)
+    norms = [module for module in found.region_head.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms and {int(norm.num_batches_tracked) for norm in norms} == {1}
 
 
 def boxes_of(found, raw):

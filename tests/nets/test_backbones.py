@@ -1,5 +1,7 @@
 """Backbones give torchvision's feature maps for torchvision's weights."""
 
+import copy
+
 import pytest
 import torch
 import torchvision
@@ -204,6 +206,25 @@ def test_timm_backbones_without_known_stages_are_frozen_whole_or_not_at_all() ->
     assert len(trained(backbone)) == len(list(backbone.parameters()))
     backbone.freeze(5)
     assert not trained(backbone)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("count", [0, 2, 5])
+def test_frozen_stages_keep_the_statistics_of_their_norms(name: str, count: int) -> None:
+    """Of BatchNorm that learns, too, and however often somebody switches to evaluation and back."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name, norm="batch", eps=1e-5, stride_in_1x1=False)
+    backbone.freeze(count)
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms if norm.running_mean is not None]
+    backbone.train().eval()
+    assert not any(norm.training for norm in norms)
+    copy.deepcopy(backbone).train()
+    backbone.train()(torch.rand(2, 3, 64, 64))
+    still = [torch.equal(norm.running_mean, old) for norm, old in zip(norms, before, strict=True)]
+    frozen = [norm.weight is not None and not norm.weight.requires_grad for norm in norms]
+    assert still == frozen
+    assert (any(frozen), all(frozen)) == (count > 0, count == 5)
 
 
 def test_timm_names_that_do_not_exist() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from focaldet.errors import ConfigError
 from focaldet.models import region_parts
 from focaldet.models.base import Detector, LossContext, Margins
-from focaldet.models.plus import PlusConfig, View, largest_of_scales, second_look, views_of
+from focaldet.models.plus import PlusConfig, View, largest_of_scales, second_look, views_of, with_pictures
 from focaldet.models.region_answers import RegionDetectConfig, answers, best_boxes
 from focaldet.models.region_parts import STRIDE_OF_HALVES_PX, Head, Parts
 from focaldet.models.stages import (
@@ -168,25 +168,27 @@ class FasterRCNN(Detector):
 
     def __init__(self, config: FasterRCNNConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
         super().__init__(config, class_names=class_names, preprocessing=preprocessing)
-        c, parts = config, config.parts()
+        parts = config.parts()
         self.backbone = parts.backbone
-        self.backbone.freeze(c.frozen_stages)
+        self.backbone.freeze(config.frozen_stages)
         self.pyramid = parts.neck
         self.finest, self.num_pooled = parts.finest, parts.num_pooled
         self.proposal_head = ProposalHead(
             parts.channels,
-            config=c.proposal_head,
-            per_cell=c.anchors.per_cell,
-            dilation=STRIDE_OF_HALVES_PX // parts.strides_px[0] if c.trunk == "halves" else 1,
-            bias=logit(c.prior) if c.rpn.loss == "focal" else 0.0,
-            tower_init=c.tower_init,
+            config=config.proposal_head,
+            per_cell=config.anchors.per_cell,
+            dilation=STRIDE_OF_HALVES_PX // parts.strides_px[0] if config.trunk == "halves" else 1,
+            bias=logit(config.prior) if config.rpn.loss == "focal" else 0.0,
+            tower_init=config.tower_init,
         )
         self.region_head = parts.head
-        biases: tuple[float, ...] = (0.0,) * (c.num_classes + 1)
-        if c.region.loss == "focal":
-            biases = prior_biases("softmax", num_classes=c.num_classes, prior=c.prior)
-        width = parts.head.width * (1 + c.plus.context)
-        self.predictor = RegionPredictor(width, biases=biases, background_box=c.background_box)
+        if config.frozen_stages == NUM_STAGES and isinstance(parts.head, PooledTail):
+            parts.head.freeze(1)
+        biases: tuple[float, ...] = (0.0,) * (config.num_classes + 1)
+        if config.region.loss == "focal":
+            biases = prior_biases("softmax", num_classes=config.num_classes, prior=config.prior)
+        width = parts.head.width * (1 + config.plus.context)
+        self.predictor = RegionPredictor(width, biases=biases, background_box=config.background_box)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that come from ImageNet: with halves those of the second one too."""
@@ -212,14 +214,17 @@ class FasterRCNN(Detector):
 
         Without, `plus.refine` adds the regions of the second look, `plus.scales` the maps that regions are cut from.
         """
+        config = self.config
         levels, first = self.first_stage(images)
-        regions, index = self.regions(first, targets)
+        regions, index = drawn_regions(
+            first, targets, weights=config.anchor_weights, proposals=config.proposals, config=config.region
+        )
         views: tuple[View, ...] = (View(levels, _frame(images)),)
-        if targets is None and self.config.plus.scales:
-            views = views_of(self.normalise(images), levels, scales=self.config.plus.scales, levels_of=self.levels)
+        if targets is None and config.plus.scales:
+            views = views_of(self.normalise(images), levels, scales=config.plus.scales, levels_of=self.levels)
         logits, deltas = self.second_stage(views, regions, index, frames=first.frames)
-        if targets is None and (refine := self.config.plus.refine) is not None:
-            boxes, likely = answers(regions, logits, deltas, weights=self.config.region_weights)
+        if targets is None and (refine := config.plus.refine) is not None:
+            boxes, likely = answers(regions, logits, deltas, weights=config.region_weights)
             again = second_look(boxes, likely, index, frames=first.frames, config=refine)
             more = self.second_stage(views, *again, frames=first.frames)
             pairs = zip((regions, index, logits, deltas), (*again, *more), strict=True)
@@ -249,13 +254,6 @@ class FasterRCNN(Detector):
         frames = content_sizes(images, self.preprocessing.rgb_padding)
         return levels, FirstStage(objectness, deltas, anchors, sizes, frames)
 
-    def regions(
-        self, first: FirstStage, targets: Sequence[Target] | None
-    ) -> tuple[Float[Tensor, "R 4"], Int64[Tensor, " R"]]:
-        """Where the second stage looks: the best proposals, or with `targets` a sample of them and of the objects."""
-        c = self.config
-        return drawn_regions(first, targets, weights=c.anchor_weights, proposals=c.proposals, config=c.region)
-
     def second_stage(
         self,
         views: Sequence[View],
@@ -265,11 +263,12 @@ class FasterRCNN(Detector):
         frames: Float[Tensor, "B 2"],
     ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "R K 4"]]:
         """Class logits and encoded boxes of the regions; `frames` are (height, width) of the pictures."""
-        vectors = self._vectors(views, regions, image_index)
         if self.config.plus.context:
-            whole = torch.cat([torch.zeros_like(frames), frames.flip(1)], 1)
-            context = self._vectors(views, whole, torch.arange(len(frames), device=frames.device))
-            vectors = torch.cat([vectors, context[image_index]], 1)
+            seen = with_pictures(regions, image_index, frames=frames)
+            vectors, whole = self._vectors(views, *seen).tensor_split([len(regions)])
+            vectors = torch.cat([vectors, whole[image_index]], 1)
+        else:
+            vectors = self._vectors(views, regions, image_index)
         logits, deltas = self.predictor(vectors)
         return logits, deltas
 
@@ -291,19 +290,13 @@ class FasterRCNN(Detector):
 
     def losses(self, outputs: FasterRCNNOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`objectness` and `anchor_box` of the first stage, `class` and `box` of the second."""
-        c = self.config
+        config = self.config
+        of_anchors, of_regions = config.anchor_weights, config.region_weights
         objectness, anchor_box = anchor_losses(
-            outputs.first, targets, context, config=c.rpn, straddle_px=c.straddle_px, weights=c.anchor_weights
+            outputs.first, targets, context, config=config.rpn, straddle_px=config.straddle_px, weights=of_anchors
         )
-        class_, box = region_losses(
-            outputs.logits,
-            outputs.deltas,
-            outputs.regions,
-            self._matched(outputs, targets),
-            context,
-            config=c.region,
-            weights=c.region_weights,
-        )
+        seen = (outputs.logits, outputs.deltas, outputs.regions, self._matched(outputs, targets))
+        class_, box = region_losses(*seen, context, config=config.region, weights=of_regions)
         return {"objectness": objectness, "anchor_box": anchor_box, "class": class_, "box": box}
 
     def margins(self, outputs: FasterRCNNOutputs, targets: Sequence[Target]) -> Margins:

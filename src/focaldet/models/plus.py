@@ -23,7 +23,8 @@ NUM_SCALES = 2  # "two adjacent scales" of each region (appendix B; Ren et al. 2
 
 @dataclass(frozen=True, slots=True)
 class RefineConfig:
-    """A second look at the boxes of the first one; both answers together go into NMS at `nms_iou`, then vote.
+    """A second look at the boxes of the first one; both answers together go into NMS at `nms_iou`, then vote. The
+    `nms_iou` of `detect` has no effect then.
 
     The second look is at the box of the likeliest class of each region, or with `every_class` at those of all classes
     that are likelier than `least_score`. A kept box becomes the mean of all boxes of its class that overlap it by
@@ -113,6 +114,19 @@ def largest_of_scales(
     for rows, seen in found:
         largest = largest.index_copy(0, rows, torch.maximum(largest[rows], seen))
     return largest
+
+
+def with_pictures(
+    regions: Float[Tensor, "R 4"], image_index: Int64[Tensor, " R"], *, frames: Float[Tensor, "B 2"]
+) -> tuple[Float[Tensor, "R+B 4"], Int64[Tensor, "R+B"]]:
+    """The regions, and behind them each picture as one more.
+
+    The head looks at both in one pass: were they two, BatchNorm would learn from each by its own statistics and answer
+    with a mixture that is true of neither.
+    """
+    pictures = torch.cat([torch.zeros_like(frames), frames.flip(1)], 1)
+    places = torch.arange(len(frames), device=frames.device)
+    return torch.cat([regions, pictures]), torch.cat([image_index, places])
 
 
 @torch.no_grad()

@@ -41,8 +41,7 @@ class Norms(NamedTuple):
 class Parts(NamedTuple):
     """Images → `backbone` → maps → `neck` → levels, of `channels` each; without a neck the last map is the only level.
 
-    `head` makes a vector of a region. `pooled` levels, the first ones, have regions cut from them; `finest` is the
-    number of the first: its stride is 2^number.
+    `head` makes a vector of a region, which is cut from the first `num_pooled` levels.
     """
 
     backbone: Staged
@@ -63,7 +62,7 @@ class Parts(NamedTuple):
 
 
 def require_used(config: Any, *, trunk: Literal["pyramid", "halves"]) -> None:
-    """See that no setting of a Faster R-CNN is without effect.
+    """See that no setting is there which only a Faster R-CNN with the other trunk has: it would have no effect.
 
     Raises:
         ConfigError: a setting that only the other trunk has is not its default; names it.

@@ -11,6 +11,8 @@ NUM_STAGES = 5
 class Staged(nn.Module):
     """A network whose first stages can be kept from training."""
 
+    num_frozen = 0
+
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
         """The modules of each stage, first the stem."""
@@ -18,14 +20,25 @@ class Staged(nn.Module):
     def freeze(self, num_stages: int) -> None:
         """Stop the training of the first `num_stages` stages; 2 means the stem and C2, as in the paper's ResNets.
 
-        0 and `NUM_STAGES`, nothing and everything, need no cut into stages.
+        Their BatchNorm, if it is one that learns, keeps its statistics. 0 and `NUM_STAGES`, nothing and everything,
+        need no cut into stages.
         """
+        self.num_frozen = num_stages
         if num_stages == NUM_STAGES:
             self.requires_grad_(False)
-            return
-        for stage in self.stages()[:num_stages] if num_stages else ():
-            for module in stage:
-                module.requires_grad_(False)
+        for module in self._frozen():
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Staged":
+        """Switch training on or off; what is frozen stays in evaluation."""
+        super().train(mode and self.num_frozen < NUM_STAGES)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        some = 0 < self.num_frozen < NUM_STAGES
+        return [module for stage in self.stages()[: self.num_frozen] for module in stage] if some else []
 
 
 class Backbone(Staged):

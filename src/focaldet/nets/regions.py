@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from focaldet.nets.backbone import Staged
 from focaldet.nets.heads import TowerInit
 from focaldet.nets.norm import NormKind, norm_layer
 
@@ -125,7 +126,7 @@ class FourConvolutions(nn.Module):
         return F.relu(self.fc(x.flatten(1)), inplace=True)
 
 
-class PooledTail(nn.Module):
+class PooledTail(Staged):
     """The second half of a classifier on the cells of a region, and the mean of what it makes of them.
 
     `tail` gives `width` channels. Where the map has other channels than the `tail_channels` it was trained on, a 1×1
@@ -141,6 +142,10 @@ class PooledTail(nn.Module):
             assert self.adapter.bias is not None
             nn.init.zeros_(self.adapter.bias)
         self.tail = tail
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The second half, without the adapter before it."""
+        return [[self.tail]]
 
     def forward(self, pooled: Float[Tensor, "R C S S"]) -> Float[Tensor, "R D"]:
         """A vector of each region; of no region none, made of one that is cut off again: normalisation needs one."""

@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import inspect
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from focaldet import config as configs
 from focaldet.data.index import DataConfig
 from focaldet.errors import ConfigError
+from focaldet.models import DETECTORS
 from focaldet.train import config as module
 from focaldet.train.config import FREE_ON_RESUME, RunConfig, checked
 from focaldet.train.learner import initial_architecture
@@ -124,3 +126,9 @@ def test_a_twin_made_for_other_peoples_statistics_trains_from_random_weights():
     settings = initial_architecture(RunConfig(model="retinanet_r50_fpn_tv"))
     assert settings == {"norm": "batch", "frozen_stages": 0, "norm_eps": 1e-5}
     assert initial_architecture(RunConfig(model="retinanet_r50_fpn_tv", weights="some")) == {}
+
+
+def test_a_norm_that_needs_no_statistics_is_kept_from_random_weights(monkeypatch):
+    grouped = replace(DETECTORS["faster_rcnn_r18_c4"], norm="group")
+    monkeypatch.setitem(DETECTORS, "grouped", grouped)
+    assert initial_architecture(RunConfig(model="grouped")) == {"frozen_stages": 0, "norm_eps": 1e-5}

@@ -120,6 +120,17 @@ def test_another_architecture_is_refused(own: tuple[Detector, Path], setting: di
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items()), "nothing was copied"
 
 
+def test_group_norm_and_batch_norm_are_two_networks(tmp_path: Path) -> None:
+    detector = build("faster_rcnn_r18_c4", class_names=("cat", "dog"))
+    save_detector(tmp_path / "batch.safetensors", detector)
+    load_into(build("faster_rcnn_r18_c4", class_names=("cat", "dog")), tmp_path / "batch.safetensors")
+    load_into(
+        build("faster_rcnn_r18_c4", num_classes=2, architecture={"norm": "frozen"}), tmp_path / "batch.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="norm is 'batch' in the file, 'group' here"):
+        load_into(build("faster_rcnn_r18_c4", architecture={"norm": "group"}), tmp_path / "batch.safetensors")
+
+
 def test_settings_of_training_may_differ(own: tuple[Detector, Path]) -> None:
     setting = {"norm": "batch", "frozen_stages": 0, "loss": {"gamma": 1.0}, "detect": {"max_detections": 7}}
     detector = small(num_classes=2, architecture=setting)

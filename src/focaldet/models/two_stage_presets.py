@@ -69,9 +69,9 @@ GRMI = FasterRCNNConfig(
     detect=RegionDetectConfig(score_threshold=0.0, nms_iou=0.6),
 )
 
-# Made for small data at 320 px: anchors of 16…128 px, few regions of few cells, GroupNorm that learns from nothing.
+# Made for small data at 320 px: anchors of 16…128 px, few regions of few cells, BatchNorm that learns.
 _SMALL_HALVES: dict[str, Any] = {
-    "norm": "group",
+    "norm": "batch",
     "frozen_stages": 0,
     "tower_init": "he",
     "anchors": AnchorConfig(base_scale=1.0, scales=(1.0, 2.0, 4.0, 8.0)),

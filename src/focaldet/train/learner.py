@@ -175,13 +175,15 @@ def asked_architecture(config: RunConfig) -> Any:
 
 def initial_architecture(config: RunConfig) -> dict[str, Any]:
     """The overrides of the detector's config. Random weights have nothing worth freezing: unless somebody asks for it,
-    all their stages are trained, and their BatchNorm too.
+    all their stages are trained, and BatchNorm too where the detector would freeze it.
     """
     named = DETECTORS.get(config.model)
     settings: dict[str, Any] = {}
     if config.weights is None:
-        fitting = {"norm": "batch", "frozen_stages": 0, "norm_eps": getattr(named, "norm_eps", 0) or RANDOM_NORM_EPS}
+        fitting = {"frozen_stages": 0, "norm_eps": getattr(named, "norm_eps", 0) or RANDOM_NORM_EPS}
         settings = {name: value for name, value in fitting.items() if hasattr(named, name)}
+        if getattr(named, "norm", None) == "frozen":
+            settings["norm"] = "batch"
     if config.frozen_stages is not None:
         settings["frozen_stages"] = config.frozen_stages
     return {**settings, **config.architecture}

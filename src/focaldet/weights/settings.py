@@ -17,6 +17,8 @@ FREE = {
 }
 """Settings that may differ between a file and the detector it goes into: they concern training and answers, or the
 class layer, which then starts afresh. All others decide what a tensor means, even where its shape stays (anchors)."""
+NORMS = {"norm", "extra_norm", "decoder.norm"}
+"""BatchNorm may be frozen on one side and learn on the other; GroupNorm has other tensors."""
 BEHIND_ENCODER = {
     "decoder",
     "module_widths",
@@ -46,7 +48,12 @@ def require_same_settings(theirs: Any, ours: Any, *, source: str, free: Abstract
     if type(theirs) is not type(ours):
         raise CheckpointError(f"{source}: made for another network: {type(theirs).__name__}, not {type(ours).__name__}")
     left, right = (_flat(configs.to_dict(config)) for config in (theirs, ours))
-    differing = [name for name in left if not _is_free(name, free) and left[name] != right.get(name)]
+    differing = [
+        name
+        for name in left
+        if left[name] != (value := right.get(name))
+        and (not _is_free(name, free) or (name in NORMS and "group" in (left[name], value)))
+    ]
     if differing:
         pairs = (f"{name} is {left[name]!r} in the file, {right.get(name)!r} here" for name in differing)
         hint = f" (it fits {name})" if (name := fitting(theirs)) else ""

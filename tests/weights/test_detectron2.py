@@ -174,7 +174,8 @@ def test_older_files_state_anchors_and_input(file):
     assert open_detector(file("faster_rcnn_r101_c4", **{name: stated_anchors([32, 64, 128, 256, 512])}))
     with pytest.raises(CheckpointError, match=f"{name}: has other anchors than detectron2's configs for COCO"):
         open_detector(file("faster_rcnn_r101_c4", **{name: stated_anchors([16, 32, 64, 128, 256])}))
-    for level, rows in ((0, stated_anchors([32, 64])), (5, stated_anchors([1024])), (0, torch.zeros(3, 4))):
+    wrong = (torch.zeros(3, 4), torch.full((3, 4), torch.nan), torch.zeros(3, 4, dtype=torch.bool))
+    for level, rows in ((0, stated_anchors([32, 64])), (5, stated_anchors([1024])), *((0, rows) for rows in wrong)):
         with pytest.raises(CheckpointError, match="has other anchors"):
             open_detector(file("faster_rcnn_r50_fpn", **{name[:-1] + str(level): rows}))
 
@@ -188,6 +189,17 @@ def test_the_input_that_a_file_states_counts_unless_another_is_named(file):
     x101 = {"pixel_mean": torch.tensor([103.53, 116.28, 123.675]), "pixel_std": torch.tensor([57.375, 57.12, 58.395])}
     detector = open_detector(file("retinanet_r50", **x101)).detector
     assert detector.preprocessing == with_input(Preprocessing(), "detectron2_x101", source="")
+
+
+@pytest.mark.parametrize("name", ["retinanet_r50", "faster_rcnn_r50_fpn", "faster_rcnn_r101_c4"])
+def test_strides_are_where_the_input_says(file, name):
+    """MSRA's ResNets take BGR that is not scaled; torchvision's, as convert-torchvision-to-d2.py has them, do not."""
+    scaled = {"pixel_mean": torch.tensor([123.675, 116.28, 103.53]), "pixel_std": torch.tensor([58.395, 57.12, 57.375])}
+    detector = open_detector(file(name, **scaled)).detector
+    assert (detector.config.stride_in_1x1, detector.preprocessing.channels) == (False, "RGB")
+    assert not open_detector(file(name), input="imagenet").detector.config.stride_in_1x1
+    assert open_detector(file(name), input="caffe").detector.config.stride_in_1x1
+    assert open_detector(file(name, **scaled), input="detectron2").detector.config.stride_in_1x1
 
 
 @pytest.mark.parametrize(

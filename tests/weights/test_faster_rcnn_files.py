@@ -123,3 +123,18 @@ def test_missing_and_left_over_tensors_are_named(first, tmp_path, change, proble
     torch.save(tensors, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=problem):
         load_into(build("faster_rcnn_r50_fpn_tv"), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("count", [0, 1, 1_000_000])
+def test_a_class_layer_of_no_classes_or_too_many_names_the_file(first, tmp_path, count):
+    layer = "roi_heads.box_predictor.cls_score.weight"
+    torch.save(first | {layer: torch.zeros(1).expand(count, 1)}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth: its class and box layers are of no whole number of classes"):
+        open_detector(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_number_in_the_place_of_a_layer_names_the_file(first, tmp_path, part):
+    torch.save(first | {f"roi_heads.box_predictor.cls_score.{part}": torch.tensor(1.0)}, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth: "):
+        open_detector(tmp_path / "odd.pth")

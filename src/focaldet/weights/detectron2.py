@@ -3,7 +3,8 @@
 After its modeling/ (resnet.py, fpn.py, anchor_generator.py, retinanet.py, rpn.py, roi_heads.py) and its configs
 Base-RetinaNet, Base-RCNN-FPN and Base-RCNN-C4: anchors of a cell with the sizes outside and the ratios inside, RoIAlign
 with as many samples as a cell is large, RetinaNet's boxes compared before they are cut to the picture, and pictures in
-BGR. MSRA's ResNets, which it starts from, have their strides in the 1×1 convolutions, its ResNeXt in the 3×3.
+BGR. MSRA's ResNets, which it starts from, have their strides in the 1×1 convolutions and pictures that are not scaled;
+its ResNeXt, and torchvision's ResNets as its convert-torchvision-to-d2.py brings them, have them in the 3×3.
 """
 
 import re
@@ -18,11 +19,14 @@ from focaldet.ops.anchors import AnchorConfig, cell_anchors
 from focaldet.types import Preprocessing
 from focaldet.weights import twins
 from focaldet.weights.files import TensorFile
-from focaldet.weights.inputs import INPUTS
+from focaldet.weights.inputs import INPUTS, with_input
 from focaldet.weights.twins import Twin
 
 LICENCE = "detectron2 (its published weights: CC BY-SA 3.0)"
-REMARK = "anchors and input that a detectron2 file does not state are taken for those of its configs for COCO"
+REMARK = (
+    "what a detectron2 file does not state of anchors and input is taken for that of its configs for COCO; strides are "
+    "in the 1×1 convolutions of a ResNet whose pictures are BGR and not scaled, else in the 3×3"
+)
 TAIL_STRIDES_PX = (16,)
 ANCHORS_PX = 0.01
 """So far may anchors that a file states be from those of its config."""
@@ -69,14 +73,15 @@ def twin(file: TensorFile, *, source: str, stated: str | None) -> Twin:
     tensors, left_out = twins.brought(file.tensors, lambda name: _renamed(name, finest=finest), source=source)
     config = twins.described(tensors, source=source)
     is_resnext = config.backbone.startswith("resnext")
-    config = replace(config, anchors=replace(config.anchors, order="scale, ratio"), stride_in_1x1=not is_resnext)
+    default = INPUTS["detectron2_x101" if is_resnext else "detectron2"]
+    pixels = default if stated or any(name not in file.tensors for name in _PIXELS) else _pixels(file.tensors, source)
+    is_msra = not is_resnext and twins.is_msra(with_input(pixels, stated, source=source) if stated else pixels)
+    config = replace(config, anchors=replace(config.anchors, order="scale, ratio"), stride_in_1x1=is_msra)
     if finest == 3:
         config = replace(config, detect=replace(config.detect, clip_first=False))
     has_pyramid = not twins.has_tail(tensors)
     strides_px = STRIDES_PX if finest == 3 else REGION_STRIDES_PX if has_pyramid else TAIL_STRIDES_PX
     _require_anchors(file.tensors, config.anchors, strides_px=strides_px, source=source)
-    default = INPUTS["detectron2_x101" if is_resnext else "detectron2"]
-    pixels = default if stated or any(name not in file.tensors for name in _PIXELS) else _pixels(file.tensors, source)
     # Without a pyramid no sides need divide, and detectron2 pads pictures to the largest of a batch alone.
     preprocessing = pixels if has_pyramid else replace(pixels, size_divisor=1)
     return Twin(config, tensors, preprocessing, twins.coco_names(config.num_classes), left_out)
@@ -89,8 +94,13 @@ def _require_anchors(
         if match := _ANCHORS.fullmatch(name):
             level = int(match[1])
             expected = cell_anchors(config, stride_px=strides_px[level]) if level < len(strides_px) else None
-            if expected is None or anchors.shape != expected.shape or (anchors - expected).abs().max() > ANCHORS_PX:
+            if expected is None or not _are_near(anchors, expected):
                 raise CheckpointError(f"{source}: {name}: has other anchors than detectron2's configs for COCO")
+
+
+def _are_near(anchors: Tensor, expected: Tensor) -> bool:
+    """Of one shape and nowhere further apart than `ANCHORS_PX`; not true of what is no number."""
+    return anchors.shape == expected.shape and bool(((anchors.float() - expected).abs() <= ANCHORS_PX).all())
 
 
 def _pixels(tensors: Mapping[str, Tensor], source: str) -> Preprocessing:

@@ -16,7 +16,7 @@ from focaldet.weights.files import TensorFile
 from focaldet.weights.inputs import with_input
 from focaldet.weights.layout import COUNTER, require_fit, shapes_of, without_memory
 from focaldet.weights.sources import Source
-from focaldet.weights.twins import Twin, coco_names
+from focaldet.weights.twins import Twin, coco_names, require_classes
 
 Ids = tuple[int, ...]
 
@@ -59,14 +59,15 @@ def coco_ids(class_names: tuple[str, ...]) -> Ids:
     return darknet.COCO_CATEGORY_IDS if class_names == darknet.COCO_CLASS_NAMES else ()
 
 
-def _of_torchvision(file: TensorFile, _source: Source, _named_input: str | None) -> tuple[Detector, Ids]:
-    detector = build(torchvision.preset(file.tensors), num_classes=torchvision.num_classes(file.tensors))
+def _of_torchvision(file: TensorFile, source: Source, _named_input: str | None) -> tuple[Detector, Ids]:
+    count = require_classes(torchvision.num_classes(file.tensors), source=source.label)
+    detector = build(torchvision.preset(file.tensors), num_classes=count)
     return detector, torchvision.category_ids(file.tensors)
 
 
 def _from_torchvision(detector: Detector, file: TensorFile, source: Source, named_input: str | None) -> Incoming:
     """Its normalisation is part of torchvision's class, so a file that states nothing still has one."""
-    count = torchvision.num_classes(file.tensors)
+    count = require_classes(torchvision.num_classes(file.tensors), source=source.label)
     twin = DETECTORS[torchvision.preset(file.tensors)]
     eps = torchvision.batch_norm_eps(file.tensors)
     if eps is None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector, from_config
@@ -21,6 +22,11 @@ def shapes_of(module: torch.nn.Module, *, counters: bool = True) -> dict[str, tu
     """The shapes of a network's tensors by name; `counters` says whether BatchNorm's batch counters count."""
     state = module.state_dict()
     return {name: tuple(value.shape) for name, value in state.items() if counters or not name.endswith(COUNTER)}
+
+
+def rows(tensors: Mapping[str, Tensor], name: str) -> int:
+    """The length of a tensor's first axis; 0 where there is none."""
+    return len(tensors[name]) if name in tensors and tensors[name].ndim else 0
 
 
 def without_memory(config: Any) -> Detector:

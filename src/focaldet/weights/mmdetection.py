@@ -91,8 +91,7 @@ def twin(file: TensorFile, *, source: str, stated: str | None, stride_in_1x1: bo
     if style := re.search(r"\bstyle=['\"](caffe|pytorch)", text):
         stride_in_1x1 = style[1] == "caffe"
     elif stated is not None:
-        named = with_input(INPUTS["imagenet"], stated, source=source)
-        stride_in_1x1 = named.channels == "BGR" and named.std == (1.0, 1.0, 1.0)
+        stride_in_1x1 = twins.is_msra(with_input(INPUTS["imagenet"], stated, source=source))
     elif twins.has_tail(tensors):
         stride_in_1x1 = True
     default = INPUTS["detectron2" if stride_in_1x1 else "imagenet"]

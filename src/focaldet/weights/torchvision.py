@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from focaldet.weights.layout import COUNTER
+from focaldet.weights.layout import COUNTER, rows
 
 # fmt: off
 COCO_NAMES = (
@@ -104,9 +104,9 @@ def num_classes(tensors: Mapping[str, Tensor]) -> int:
     the class values without the background.
     """
     if is_faster_rcnn(tensors):
-        return len(tensors["roi_heads.box_predictor.cls_score.weight"]) - 1
+        return rows(tensors, "roi_heads.box_predictor.cls_score.weight") - 1
     logits, boxes = (f"head.{layer}.weight" for layer in ("classification_head.cls_logits", "regression_head.bbox_reg"))
-    return len(tensors[logits]) * 4 // max(1, len(tensors[boxes])) if boxes in tensors else 0
+    return rows(tensors, logits) * 4 // max(1, rows(tensors, boxes))
 
 
 def category_ids(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
@@ -124,9 +124,9 @@ def class_names(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
 def detector_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A torchvision detector under our names and with the background last; an unknown name stays as it is."""
     renamed = {_renamed(_OLD_TOWER.sub(_new_tower, name)): value for name, value in tensors.items()}
-    for layer, rows in _BACKGROUND_ROWS.items():
-        found = [name for name in renamed if name.startswith(f"{layer}.")]
-        renamed |= {name: torch.roll(renamed[name], -rows, 0) for name in found}
+    for layer, count in _BACKGROUND_ROWS.items():
+        found = [name for name in renamed if name.startswith(f"{layer}.") and renamed[name].ndim]
+        renamed |= {name: torch.roll(renamed[name], -count, 0) for name in found}
     return renamed
 
 

@@ -17,6 +17,7 @@ from focaldet.nets.resnet import RESNETS, ResNetShape
 from focaldet.ops.roi import PoolConfig
 from focaldet.types import Preprocessing
 from focaldet.weights.darknet import COCO_CLASS_NAMES
+from focaldet.weights.layout import rows
 
 CLASSES = {"retinanet": "class_subnet.predict.weight", "faster_rcnn": "predictor.classes.weight"}
 """The class layers by which the two kinds of networks are known."""
@@ -67,10 +68,7 @@ def described(tensors: Mapping[str, Tensor], *, source: str) -> Any:
         CheckpointError: the backbone is no ResNet that focaldet has, or there is no class.
     """
     backbone = _backbone(tensors, source=source)
-    if not 1 <= (num_classes := _num_classes(tensors)) <= MOST_CLASSES:
-        raise CheckpointError(
-            f"{source}: its class and box layers are of no whole number of classes, 1 to {MOST_CLASSES}"
-        )
+    num_classes = require_classes(_num_classes(tensors), source=source)
     is_retinanet = CLASSES["retinanet"] in tensors
     pyramid = "retinanet_r50_fpn" if is_retinanet else "faster_rcnn_r50_fpn"
     entry: Any = DETECTORS["faster_rcnn_r101_c4" if has_tail(tensors) else pyramid]
@@ -81,6 +79,24 @@ def described(tensors: Mapping[str, Tensor], *, source: str) -> Any:
     return replace(config, pooling=pooling, background_box=False)
 
 
+def require_classes(count: int, *, source: str) -> int:
+    """`count` as it is.
+
+    Raises:
+        CheckpointError: no detector has so many classes; names `source`.
+    """
+    if not 1 <= count <= MOST_CLASSES:
+        raise CheckpointError(
+            f"{source}: its class and box layers are of no whole number of classes, 1 to {MOST_CLASSES}"
+        )
+    return count
+
+
+def is_msra(pixels: Preprocessing) -> bool:
+    """Whether pictures are prepared as for MSRA's ResNets: BGR and not scaled. Their strides are in the 1×1."""
+    return pixels.channels == "BGR" and pixels.std == (1.0, 1.0, 1.0)
+
+
 def has_tail(tensors: Mapping[str, Tensor]) -> bool:
     """True where the regions have the last stage of the ResNet to themselves and there is no pyramid."""
     return f"{TAIL}.0.conv1.weight" in tensors
@@ -89,14 +105,9 @@ def has_tail(tensors: Mapping[str, Tensor]) -> bool:
 def _num_classes(tensors: Mapping[str, Tensor]) -> int:
     """K by the class layer; of RetinaNet it has K values for each four of the box layer."""
     if CLASSES["faster_rcnn"] in tensors:
-        return _rows(tensors, CLASSES["faster_rcnn"]) - 1
-    values, boxes = (_rows(tensors, name) for name in (CLASSES["retinanet"], "box_subnet.predict.weight"))
+        return rows(tensors, CLASSES["faster_rcnn"]) - 1
+    values, boxes = (rows(tensors, name) for name in (CLASSES["retinanet"], "box_subnet.predict.weight"))
     return values * 4 // boxes if boxes and values * 4 % boxes == 0 else 0
-
-
-def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
-    """The length of a tensor's first axis; 0 where there is none."""
-    return len(tensors[name]) if name in tensors and tensors[name].ndim else 0
 
 
 def _backbone(tensors: Mapping[str, Tensor], *, source: str) -> str:

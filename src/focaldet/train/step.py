@@ -85,7 +85,8 @@ class Update:
     def _agreed(self, losses: dict[str, Tensor], batch: Batch, *, step: int) -> tuple[dict[str, float], bool]:
         """The losses as plain numbers, their mean over the ranks, and whether to stop: the same on every rank.
 
-        The one wait for the device in a step. It comes before the backward pass, which then keeps the device busy
+        The engine's one wait for the device in a step; proposals, whose number no one knows before, make a detector
+        with two stages wait in its own. It comes before the backward pass, which then keeps the device busy
         while the next batch is prepared.
         """
         row = torch.stack([loss.detach().float() for loss in losses.values()])

@@ -1,9 +1,13 @@
 """mmdetection's files: written from the committed lists of its tensors, read, and compared with an oracle."""
 
+import pickle
 import sys
+import types
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -229,7 +233,32 @@ def test_old_versions_are_refused(file):
 
 
 class HistoryBuffer:
-    """What mmengine keeps in a training checkpoint is of its own classes, like this one."""
+    """What mmengine keeps in a training checkpoint is of a class like this one."""
+
+    def __init__(self):
+        self.max_length = 1_000_000
+        self._log_history = numpy.array([0.5, 0.25])
+        self._count_history = numpy.array([1, 1])
+
+
+def test_training_checkpoints_of_mmengine_are_read_without_it(tmp_path, monkeypatch):
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = type("HistoryBuffer", (HistoryBuffer,), {"__module__": module.__name__})
+    hub = {
+        "log_scalars": OrderedDict({"train/loss": module.HistoryBuffer()}),
+        "runtime_info": OrderedDict({"epoch": 12, "loss": numpy.float64(0.5)}),
+    }
+    path = tmp_path / "epoch_12.pth"
+    with monkeypatch.context() as patch:
+        for name in ("mmengine", "mmengine.logging", module.__name__):
+            patch.setitem(sys.modules, name, module)
+        torch.save({"state_dict": hollow("faster_rcnn_r50_fpn"), "message_hub": hub, "meta": {"epoch": 12}}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)
+    assert open_detector(path).detector.config.backbone == "resnet50"
+    torch.save({"state_dict": hollow("faster_rcnn_r50_fpn") | {"neck.array": numpy.zeros(3)}}, path)
+    with pytest.raises(CheckpointError, match=r"neck\.array: must be a tensor, found Unread"):
+        open_detector(path)
 
 
 def test_code_beside_the_weights_is_named(tmp_path):

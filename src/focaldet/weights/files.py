@@ -34,6 +34,13 @@ LONGEST_NAMES = 100_000
 MOMENTUM = "_momentum"
 """End of the names of the optimiser's state that Detectron1 keeps among the weights."""
 
+BESIDE = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *("numpy.ndarray", "numpy.dtype"),
+)
+"""What training checkpoints of mmdetection 3 keep beside the weights: curves of the losses, in arrays."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorFile:
@@ -148,10 +155,21 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+class Unread:
+    """Stands in the place of everything in `BESIDE`: nothing is made of what the file says of it."""
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
 def _read_torch(path: Path) -> object:
+    # argparse.Namespace, a bag of plain values, stands in the files of torchvision's own training script.
+    known: list[Any] = [argparse.Namespace, *((Unread, name) for name in BESIDE)]
     try:
-        # argparse.Namespace, a bag of plain values, stands in the files of torchvision's own training script.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
+        with torch.serialization.safe_globals(known), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     # The restricted unpickler raises whatever the bytes of a strange file lead it to.
     except Exception as error:

@@ -263,13 +263,28 @@ def test_a_broken_picture_is_reported_and_the_rest_goes_on(shots, tmp_path):
     ]
 
 
+class Doubtful(BrightDetector):
+    """As sure as 0.9."""
+
+    def detect(self, outputs, sizes):
+        return [replace(found, scores=0.9 * found.scores) for found in super().detect(outputs, sizes)]
+
+
 def test_the_drawn_picture_shows_the_box_above_the_score_only(shots, tmp_path):
-    predict_files(predictor(), [shots / "left"], tmp_path / "low", score=0.3)
-    predict_files(predictor(), [shots / "left"], tmp_path / "high", score=1.1)
+    doubtful = Predictor(Doubtful(), device="cpu", precision="fp32")
+    predict_files(doubtful, [shots / "left"], tmp_path / "low", score=0.3)
+    predict_files(doubtful, [shots / "left"], tmp_path / "high", score=1.0)
     drawn, plain = (numpy.asarray(Image.open(tmp_path / name / "001.jpg")).astype(int) for name in ("low", "high"))
     assert drawn.shape == plain.shape == (48, 64, 3)
     assert abs(drawn[40, 8:24] - plain[40, 8:24]).mean() > 40
     assert json.loads((tmp_path / "high" / "predictions.json").read_text())[0]["boxes"] == []
+
+
+@pytest.mark.parametrize("score", [30.0, 1.5, -1.0, float("nan")])
+def test_a_score_that_nothing_has_is_refused(shots, tmp_path, score):
+    with pytest.raises(ConfigError, match="score: must be in 0…1, found"):
+        predict_files(predictor(), [shots], tmp_path / "out", score=score)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_drawn_when_not_asked_for(shots, tmp_path):

@@ -33,6 +33,14 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f' (did you mean "{close[0]}"?)' if close else f" (valid: {', '.join(names)})"
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
 def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str = "settings") -> Config:
     """A `cls` made from plain values; the inverse of `to_dict`.
 
@@ -45,7 +53,8 @@ def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str = "se
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}: {where}: {first['msg']}, found {first['input']!r}") from None
+        problem = first["msg"].replace("a valid tuple", "a list such as [1,2]")
+        raise ConfigError(f"{source}: {where}: {problem}, found {first['input']!r}") from None
     return config
 
 

@@ -61,7 +61,7 @@ def boxes(image: Picture, detections: Detections, *, min_score: float = 0.0, sho
     drawing = ImageDraw.Draw(picture)
     rectangles = [_corners(box) for box in shown.boxes.tolist()]
     texts = [
-        f"{name} {score:.2f}" if show_scores else name
+        f"{name}  {score:.2f}" if show_scores else name  # one space is next to nothing in small letters
         for name, score in zip(_drawable_names(shown, font_px), shown.scores.tolist(), strict=True)
     ]
     colours = [class_colour(label) for label in shown.labels.tolist()]

@@ -251,8 +251,10 @@ def predict_files(
 
     Raises:
         DataError: an input does not exist or holds no picture.
-        ConfigError: `out` cannot be made, or a drawing would replace one of the pictures.
+        ConfigError: `out` cannot be made, a drawing would replace one of the pictures, or no score is as high or low.
     """
+    if not 0 <= score <= 1:
+        raise ConfigError(f"score: must be in 0…1, found {score:g}")
     paths = find_pictures(inputs, leave_out=out)
     names = output_names(paths)
     drawings = [out / f"{name}.jpg" for name in names]
@@ -371,7 +373,9 @@ def _filled(name: str, weights: str | Path | None) -> Trained:
     if name not in DETECTORS:
         raise ConfigError(f"unknown detector {name!r}{nearest(name, DETECTORS)}; weights go with a detector's name")
     if weights is None:
-        raise ConfigError(f"{name} has no weights of its own: say weights=…, or take focaldet.build for random ones")
+        raise ConfigError(
+            f"{name} has no weights of its own: name a run folder or a weights file (focaldet.build takes random ones)"
+        )
     trained = open_detector(weights, model=name)
     classes = trained.detector.class_names
     load_into(build(name, num_classes=trained.detector.config.num_classes, class_names=classes), weights)

@@ -5,7 +5,9 @@ import math
 import shutil
 from dataclasses import replace
 
+import numpy
 import pytest
+from PIL import Image
 
 from focaldet.data.check import check
 from focaldet.data.index import DataConfig
@@ -157,6 +159,23 @@ def test_unusable_pictures_are_all_listed(tmp_path):
     (tmp_path / "images" / "c.png").unlink()
     with pytest.raises(DataError, match="3 pictures like this of 3"):
         check(DataConfig(path=tmp_path))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_picture_that_was_cut_off_is_found(tmp_path, suffix):
+    """Its header is whole: only who decodes it sees that pixels are missing, as training would halfway."""
+    document = coco_document()
+    document["images"][0]["file_name"] = f"cut.{suffix}"
+    write_coco(tmp_path, document)
+    noise = numpy.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=numpy.uint8)
+    cut = tmp_path / "images" / f"cut.{suffix}"
+    Image.fromarray(noise).save(cut)
+    assert check(DataConfig(path=tmp_path)).findings.count("error") == 0
+    cut.write_bytes(cut.read_bytes()[:-1500])
+    report = check(DataConfig(path=tmp_path))
+    assert report.findings.count("error") == 1 and report.exit_code == 1
+    (problem,) = [problem for problem in report.findings if problem.severity == "error"]
+    assert (problem.kind, problem.file) == ("picture unusable", str(cut)) and "is damaged" in problem.message
 
 
 def test_notes_alone_are_clean(tmp_path):

@@ -82,6 +82,7 @@ def test_held_out_and_kept_are_the_whole(tmp_path):
     whole = open_split(DataConfig(path=coco_with(tmp_path, "test", num_images=15)), "test", seed=0)
     kept, held_out = hold_out(whole, seed=3)
     assert sorted(torch.cat([kept.image_ids, held_out.image_ids]).tolist()) == list(range(15))
+    assert not held_out.findings.problems, "what was odd is told once"
     with pytest.raises(DataError, match="one image only"):
         hold_out(whole.subset([0], "one"), seed=0)
 

@@ -248,3 +248,11 @@ def test_a_real_network_gives_the_same_over_a_split_as_picture_by_picture(antial
         assert len(found) > 0
         assert torch.equal(alone.boxes, found.boxes)
         assert torch.equal(alone.scores, found.scores)
+
+
+def test_other_answers_than_the_trained_ones_are_told_with_the_numbers(tiny_run, tmp_path):
+    plain = evaluate(tiny_run, device="cpu", out=tmp_path / "plain")
+    other = evaluate(tiny_run, device="cpu", out=tmp_path / "other", architecture={"detect": {"nms_iou": 0.7}})
+    told = "answers are not as trained, but with detect.nms_iou 0.7"
+    assert plain.notes == () and other.notes == (told,)
+    assert json.loads((tmp_path / "other" / "metrics.json").read_text())["notes"] == [told]

@@ -165,6 +165,9 @@ def test_top_down_modules_go_between_the_halves_of_a_trained_detector(tmp_path):
     before = copy.deepcopy(second.state_dict())
     report = load_into(second, tmp_path / "first.safetensors")
     assert report.kind == "encoder" and {"proposal_head.boxes.bias"} <= set(report.left_out)
+    assert (
+        report.remarks[-1].startswith("starts from random weights: pyramid.") and "predictor" not in report.remarks[-1]
+    )
     theirs, ours = first.state_dict(), second.state_dict()
     for place, value in ours.items():
         taken = place.startswith(("backbone.", "region_head.tail.", "predictor."))

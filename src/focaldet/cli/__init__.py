@@ -331,6 +331,7 @@ def demo(
         f"\nlook at  {result.report} and {result.pictures}\n"
         f"next     focaldet eval {out}\n"
         "         focaldet check YOUR_DATA\n"
-        "         focaldet train --data YOUR_DATA --model retinanet_mobilenet_v2_fpn --size 320 --out runs/mine"
+        "         focaldet train --data YOUR_DATA --model retinanet_mobilenet_v2_fpn --size 320 --out runs/mine \\\n"
+        "           --weights torchvision:imagenet_v1"
     )
     return CLEAN

@@ -1,7 +1,9 @@
 """The data doctor: what a data set holds, how anchors fit it, and what is odd, before any training."""
 
 import hashlib
+import os
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -9,8 +11,10 @@ import torch
 from focaldet.data.check_report import Report, SplitReport
 from focaldet.data.coverage import anchor_report
 from focaldet.data.findings import Findings, Problem
+from focaldet.data.images import read_image
 from focaldet.data.index import DataConfig, Index
 from focaldet.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, find_parts, open_parts
+from focaldet.errors import DataError
 from focaldet.models.base import DetectorConfig
 from focaldet.types import Preprocessing
 
@@ -24,7 +28,7 @@ def check(
     preprocessing: Preprocessing | None = None,
     seed: int = 0,
 ) -> Report:
-    """What a data set holds and what is odd about it. Opens every picture's header, decodes none.
+    """What a data set holds and what is odd about it. Decodes every picture, as training would.
 
     Looked at are the splits for training, validation and testing. The anchors of `detector` are measured with pictures
     resized as `preprocessing` says (the paper's short side 800 where it is None); no detector leaves that out. Pictures
@@ -40,6 +44,7 @@ def check(
     for index in indexes.values():
         findings.extend(index.findings)
         _note_oddities(index, findings)
+    _note_damaged_pictures(list(indexes.values()), findings)
     _note_repeated_pictures(list(indexes.values()), findings)
     prepared = preprocessing or Preprocessing()
     splits = tuple(_describe(index, detector, prepared) for index in indexes.values())
@@ -106,6 +111,23 @@ def _note_oddities(index: Index, findings: Findings) -> None:
                 )
             )
         seen.add(group)
+
+
+def _note_damaged_pictures(indexes: list[Index], findings: Findings) -> None:
+    """Pictures whose headers are whole and whose pixels are not, such as files that were cut off."""
+    splits = {index.path(i): index.name for index in reversed(indexes) for i in range(len(index))}
+
+    def damage(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except DataError as error:
+            return error.problem
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for (path, split), problem in zip(splits.items(), pool.map(damage, splits), strict=True):
+            if problem is not None:
+                findings.add(Problem("error", "picture unusable", problem, str(path), f'split "{split}"'))
 
 
 def _note_repeated_pictures(indexes: list[Index], findings: Findings) -> None:

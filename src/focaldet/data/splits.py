@@ -152,7 +152,9 @@ def hold_out(whole: Index, *, seed: int) -> tuple[Index, Index]:
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed)).tolist()
     number = max(1, round(HELD_OUT_SHARE * len(whole)))
     held_out, kept = sorted(order[:number]), sorted(order[number:])
-    return whole.subset(kept, whole.name), whole.subset(held_out, f"10 % of {whole.name}")
+    # What was odd is told once, of all the images.
+    tenth = replace(whole.subset(held_out, f"10 % of {whole.name}"), findings=Findings())
+    return whole.subset(kept, whole.name), tenth
 
 
 def with_classes(index: Index, classes: Classes) -> Index:
@@ -201,7 +203,8 @@ def _recognise(path: Path, wanted: DataFormat | None) -> Layout:
     layout = next((layout for find in finders if (layout := find(path)) is not None), None)
     if layout is None:
         raise DataError(
-            f"holds no {wanted or 'COCO, VOC, YOLO or CSV'} data that is recognised (see the documentation of layouts)",
+            f"holds no {wanted or 'COCO, VOC, YOLO or CSV'} data that is recognised; name its json, yaml or csv file "
+            "instead, or its parts one by one",
             file=path,
         )
     return layout

@@ -213,6 +213,9 @@ def open_on_split(
     settings = run_settings(run)
     index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
     matched = match_classes(detector.class_names, index.classes, num_classes=detector.config.num_classes)
+    if architecture:
+        typed = ", ".join(f"{name} {value}" for name, value in configs.flat(architecture).items())
+        matched = replace(matched, notes=(*matched.notes, f"answers are not as trained, but with {typed}"))
     return OnSplit(detector, index, matched)
 
 

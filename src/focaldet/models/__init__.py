@@ -169,6 +169,11 @@ _SSD_PREPROCESSING = Preprocessing(
     resize=Resize(mode="warp", size=513, max_size=None),
     size_divisor=1,
 )
+_LONG_320 = Preprocessing(resize=Resize(mode="long", size=320, max_size=None))
+_SMALL_TWO_STAGES = (
+    *("faster_rcnn_mobilenet_v2_fpn", "faster_rcnn_r18_fpn", "faster_rcnn_r18_c4"),
+    *("faster_rcnn_inception_resnet_small", "faster_rcnn_inception_resnet_small_tdm"),
+)
 _WARP_320 = Preprocessing(resize=Resize(mode="warp", size=320, max_size=None))
 
 _DARKNET_PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
@@ -181,6 +186,7 @@ PREPROCESSING: dict[str, Preprocessing] = {
     "faster_rcnn_r101_c4_plus": _FASTER_RCNN_600,
     "faster_rcnn_inception_resnet_v2": _GRMI_PREPROCESSING,
     "faster_rcnn_inception_resnet_v2_tdm": _GRMI_PREPROCESSING,
+    **dict.fromkeys(_SMALL_TWO_STAGES, _LONG_320),
     "ssd513_r101": _SSD_PREPROCESSING,
     "ssd321_r101": replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
     "ssd_r18": _WARP_320,

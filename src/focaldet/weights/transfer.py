@@ -189,6 +189,8 @@ def _take_encoder(detector: Detector, incoming: Incoming, source: Source, *, par
     expected = {name: shape for name, shape in shapes.items() if name.startswith(parts) and name not in reset}
     _copy(detector, tensors, expected, source)
     remarks = (*incoming.remarks, *_set_norm_eps(detector, incoming.config.norm_eps))
+    if fresh := [name for name in shapes if name not in expected and name not in lost]:
+        remarks = (*remarks, f"starts from random weights: {listed(fresh)}")
     if lost:
         remarks = (*remarks, _of_reset(detector, incoming))
     detector.preprocessing = incoming.preprocessing

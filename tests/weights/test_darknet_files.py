@@ -196,9 +196,9 @@ def test_the_command_tells_a_bad_file_in_one_line(capsys, demo_data, tmp_path, c
         ("[[1,.inf]]", "anchors.0.1: Input should be a finite number, found inf"),
         ("[[1]]", "anchors.0.1: Field required, found [1]"),
         ("[[1,2,3]]", "anchors.0: Tuple should have at most 2 items"),
-        ("[1,2]", "anchors.0: Input should be a valid tuple, found 1"),
+        ("[1,2]", "anchors.0: Input should be a list such as [1,2], found 1"),
         ("[]", "anchors: Tuple should have at least 1 item"),
-        ("five", "anchors: Input should be a valid tuple, found 'five'"),
+        ("five", "anchors: Input should be a list such as [1,2], found 'five'"),
     ],
 )
 def test_the_command_tells_bad_anchors_in_one_line(capsys, demo_data, tmp_path, file, anchors, words):

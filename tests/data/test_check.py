@@ -172,7 +172,9 @@ def test_a_picture_that_was_cut_off_is_found(tmp_path, suffix):
     Image.fromarray(noise).save(cut)
     assert check(DataConfig(path=tmp_path)).findings.count("error") == 0
     cut.write_bytes(cut.read_bytes()[:-1500])
-    report = check(DataConfig(path=tmp_path))
+    calls: list[tuple[int, int]] = []
+    report = check(DataConfig(path=tmp_path), progress=lambda *counts: calls.append(counts))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
     assert report.findings.count("error") == 1 and report.exit_code == 1
     (problem,) = [problem for problem in report.findings if problem.severity == "error"]
     assert (problem.kind, problem.file) == ("picture unusable", str(cut)) and "is damaged" in problem.message

@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Change, str]] = {
             described["config"].update(num_classes=10**9),
             described.update(class_names=[], category_ids=[]),
         ),
-        r"config: num_classes must be in 1…100000, found 1000000000",
+        r"describes no network: num_classes must be at least 1 and at most 100000, found 1000000000",
     ),
     "names of other classes": (
         lambda _, described: described.update(class_names=["one"]),

@@ -134,9 +134,13 @@ def check(
     detector, prepared = which.config(), PREPROCESSING.get(which.model, Preprocessing())
     resize = resize_asked(prepared.resize, size=size, short_side=short_side, max_side=max_side)
     try:
-        report = check_data(
-            joined(data, parts), detector=detector, preprocessing=dataclasses.replace(prepared, resize=resize)
-        )
+        with progress("check") as seen:
+            report = check_data(
+                joined(data, parts),
+                detector=detector,
+                preprocessing=dataclasses.replace(prepared, resize=resize),
+                progress=seen,
+            )
     except DataError as error:
         print_error(error)
         return UNREADABLE

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,12 +28,14 @@ def check(
     detector: DetectorConfig | None = None,
     preprocessing: Preprocessing | None = None,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """What a data set holds and what is odd about it. Decodes every picture, as training would.
 
     Looked at are the splits for training, validation and testing. The anchors of `detector` are measured with pictures
     resized as `preprocessing` says (the paper's short side 800 where it is None); no detector leaves that out. Pictures
-    that cannot be read and boxes that training would refuse are listed as errors.
+    that cannot be read and boxes that training would refuse are listed as errors. `progress` is called with the
+    pictures decoded and the pictures there are.
 
     Raises:
         DataError: annotations that cannot be read at all.
@@ -44,7 +47,7 @@ def check(
     for index in indexes.values():
         findings.extend(index.findings)
         _note_oddities(index, findings)
-    _note_damaged_pictures(list(indexes.values()), findings)
+    _note_damaged_pictures(list(indexes.values()), findings, progress=progress)
     _note_repeated_pictures(list(indexes.values()), findings)
     prepared = preprocessing or Preprocessing()
     splits = tuple(_describe(index, detector, prepared) for index in indexes.values())
@@ -113,7 +116,9 @@ def _note_oddities(index: Index, findings: Findings) -> None:
         seen.add(group)
 
 
-def _note_damaged_pictures(indexes: list[Index], findings: Findings) -> None:
+def _note_damaged_pictures(
+    indexes: list[Index], findings: Findings, *, progress: Callable[[int, int], None] | None
+) -> None:
     """Pictures whose headers are whole and whose pixels are not, such as files that were cut off."""
     splits = {index.path(i): index.name for index in reversed(indexes) for i in range(len(index))}
 
@@ -125,7 +130,10 @@ def _note_damaged_pictures(indexes: list[Index], findings: Findings) -> None:
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for (path, split), problem in zip(splits.items(), pool.map(damage, splits), strict=True):
+        found = zip(splits.items(), pool.map(damage, splits), strict=True)
+        for done, ((path, split), problem) in enumerate(found, start=1):
+            if progress is not None:
+                progress(done, len(splits))
             if problem is not None:
                 findings.add(Problem("error", "picture unusable", problem, str(path), f'split "{split}"'))
 

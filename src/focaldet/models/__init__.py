@@ -170,10 +170,6 @@ _SSD_PREPROCESSING = Preprocessing(
     size_divisor=1,
 )
 _LONG_320 = Preprocessing(resize=Resize(mode="long", size=320, max_size=None))
-_SMALL_TWO_STAGES = (
-    *("faster_rcnn_mobilenet_v2_fpn", "faster_rcnn_r18_fpn", "faster_rcnn_r18_c4"),
-    *("faster_rcnn_inception_resnet_small", "faster_rcnn_inception_resnet_small_tdm"),
-)
 _WARP_320 = Preprocessing(resize=Resize(mode="warp", size=320, max_size=None))
 
 _DARKNET_PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
@@ -186,7 +182,11 @@ PREPROCESSING: dict[str, Preprocessing] = {
     "faster_rcnn_r101_c4_plus": _FASTER_RCNN_600,
     "faster_rcnn_inception_resnet_v2": _GRMI_PREPROCESSING,
     "faster_rcnn_inception_resnet_v2_tdm": _GRMI_PREPROCESSING,
-    **dict.fromkeys(_SMALL_TWO_STAGES, _LONG_320),
+    "faster_rcnn_mobilenet_v2_fpn": _LONG_320,
+    "faster_rcnn_r18_fpn": _LONG_320,
+    "faster_rcnn_r18_c4": _LONG_320,
+    "faster_rcnn_inception_resnet_small": _LONG_320,
+    "faster_rcnn_inception_resnet_small_tdm": _LONG_320,
     "ssd513_r101": _SSD_PREPROCESSING,
     "ssd321_r101": replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
     "ssd_r18": _WARP_320,
@@ -237,13 +237,17 @@ def build(
     count = len(class_names) or num_classes
     config = named_config(name, architecture=architecture)
     if count is not None:
-        if not 1 <= count <= MOST_CLASSES:
-            raise ConfigError(f"num_classes must be at least 1 and at most {MOST_CLASSES}, found {count}")
         config = replace(config, num_classes=count)
     chosen = preprocessing or PREPROCESSING.get(name, Preprocessing())
     return from_config(config, class_names=class_names, preprocessing=chosen)
 
 
 def from_config(config: AnyConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> Detector:
-    """The detector that `config` describes, with random weights."""
+    """The detector that `config` describes, with random weights.
+
+    Raises:
+        ConfigError: no detector has so many classes, or the settings describe no network.
+    """
+    if not 1 <= config.num_classes <= MOST_CLASSES:
+        raise ConfigError(f"num_classes must be at least 1 and at most {MOST_CLASSES}, found {config.num_classes}")
     return config.build(class_names=class_names, preprocessing=preprocessing)

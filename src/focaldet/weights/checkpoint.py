@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import DETECTORS, MOST_CLASSES, Detector, from_config
+from focaldet.models import DETECTORS, Detector, from_config
 from focaldet.types import Preprocessing
 from focaldet.weights.files import open_safetensors, write_atomically
 from focaldet.weights.layout import require_fit, shapes_of, without_memory
@@ -127,7 +127,7 @@ def detector_config(described: Metadata, path: Path) -> Any:
     """The config in a file's metadata as an instance of its class.
 
     Raises:
-        CheckpointError: the architecture is unknown, or a setting is, or no detector has so many classes.
+        CheckpointError: the architecture is unknown, or a setting is.
     """
     classes = {type(config).__name__: type(config) for config in DETECTORS.values()}
     if described.architecture not in classes:
@@ -137,8 +137,6 @@ def detector_config(described: Metadata, path: Path) -> Any:
         config = configs.from_dict(classes[described.architecture], described.config, source=f"{path}: config")
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    if not 1 <= config.num_classes <= MOST_CLASSES:
-        raise CheckpointError(f"{path}: config: num_classes must be in 1…{MOST_CLASSES}, found {config.num_classes}")
     named = (("class_names", described.class_names), ("category_ids", described.category_ids))
     for key, values in named:
         if values and len(values) != config.num_classes:

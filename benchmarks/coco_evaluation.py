@@ -13,9 +13,9 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from focaldet.data.findings import Findings
-from focaldet.data.index import Classes, Index, pack_paths, starts
-from focaldet.evaluate.coco import HEADLINES, evaluate_detections
+from focaldet.data.dataset import Classes, Dataset, pack_paths, starts
+from focaldet.data.problems import Problems
+from focaldet.evaluation.coco import HEADLINES, evaluate_detections
 from focaldet.types import Detections
 
 NUM_CLASSES, PER_IMAGE, TRUTH_PER_IMAGE = 80, 100, 7
@@ -31,7 +31,7 @@ def made_up(num_detections):
     scores = torch.rand(num_images, PER_IMAGE, generator=rng)
     truth = boxes[:, :TRUTH_PER_IMAGE].reshape(-1, 4).double()
     path_bytes, path_offsets = pack_paths(["x.png"] * num_images)
-    index = Index(
+    index = Dataset(
         name="made up",
         root=measure.RESULTS,
         classes=Classes(tuple(map(str, range(NUM_CLASSES))), tuple(range(1, NUM_CLASSES + 1))),
@@ -44,7 +44,7 @@ def made_up(num_detections):
         areas=(truth[:, 2:] - truth[:, :2]).prod(1),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=Findings(),
+        findings=Problems(),
     )
     noisy = boxes + torch.randn(boxes.shape, generator=rng)
     return index, {place: Detections(noisy[place], scores[place], labels[place]) for place in range(num_images)}

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 from torchvision.utils import save_image
 
-from focaldet.data.geometry import resize_image
+from focaldet.data.augment.geometry import resize_image
 from focaldet.data.images import read_image
 from focaldet.errors import FocaldetError
 from focaldet.models import Detector, build
-from focaldet.predict import Predictor
+from focaldet.prediction import Predictor
 from focaldet.types import Detections, ImageSize
-from focaldet.weights.darknet import write_darknet
+from focaldet.weights.formats.darknet import write_darknet
 
 NUM_CLASSES, THRESHOLD, NMS_IOU = 80, 0.1, 0.45
 FLOATS = ctypes.POINTER(ctypes.c_float)

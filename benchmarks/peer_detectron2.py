@@ -30,7 +30,7 @@ from torchvision.ops import box_iou
 
 from focaldet.data.images import read_image
 from focaldet.errors import FocaldetError
-from focaldet.predict import Predictor
+from focaldet.prediction import Predictor
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import open_detector
 

@@ -20,8 +20,8 @@ import torch
 from measure import write_result
 from torch import Tensor
 
-from focaldet.data.index import DataConfig, FileSource, Index, starts
-from focaldet.evaluate.run import detect_all, open_on_split
+from focaldet.data.dataset import DataConfig, Dataset, FileSource, starts
+from focaldet.evaluation.evaluate import detect_all, open_on_split
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.study.hard_examples import examples_on, telling_more
 from focaldet.study.suspects import Suspect, suspects
@@ -38,7 +38,7 @@ class Planted:
     box: Tensor
 
 
-def plant(index: Index, kinds: Sequence[str], *, seed: int) -> tuple[Index, list[Planted]]:
+def plant(index: Dataset, kinds: Sequence[str], *, seed: int) -> tuple[Dataset, list[Planted]]:
     """The index with one error of each of `kinds` at a box of its own, and what was done."""
     draws = random.Random(seed)
     rows = draws.sample((index.flags == 0).nonzero().squeeze(1).tolist(), len(kinds))

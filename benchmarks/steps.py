@@ -15,12 +15,12 @@ import torch
 from measure import interleaved, write_result
 
 from focaldet.models import LossContext, build
-from focaldet.train.config import RunConfig
-from focaldet.train.ema import Ema
-from focaldet.train.launch import build_autocast
-from focaldet.train.learner import Learner
-from focaldet.train.optim import build_optimizer
-from focaldet.train.step import Update
+from focaldet.runtime import build_autocast
+from focaldet.training.config import RunConfig
+from focaldet.training.ema import Ema
+from focaldet.training.optim import build_optimizer
+from focaldet.training.state import TrainState
+from focaldet.training.step import Update
 from focaldet.types import Batch, ImageSize, Target
 from focaldet.weights import load_into
 
@@ -51,7 +51,7 @@ def our_step(batch: Batch, weights: Path) -> Callable[[], object]:
     detector = build(config.model, num_classes=NUM_CLASSES)
     load_into(detector, weights)
     detector.train().to(memory_format=torch.channels_last)
-    learner = Learner(
+    learner = TrainState(
         detector,
         ema=Ema(detector, decay=config.ema) if config.ema else None,
         optimizer=build_optimizer(detector, config),

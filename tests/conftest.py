@@ -11,8 +11,9 @@ BLOCKED_NETWORK = Path(__file__).parent / "blocked_network"
 
 install_import_hook("focaldet", "beartype.beartype")
 sys.path.insert(0, str(BLOCKED_NETWORK))
-# Programs that a test starts are cut off as well: Python imports `sitecustomize` before anything else.
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BLOCKED_NETWORK), os.environ.get("PYTHONPATH")]))
+# Programs that a test starts are cut off as well (Python imports `sitecustomize` first of all) and find `tests`.
+_PATHS = [str(BLOCKED_NETWORK), str(REPOSITORY), os.environ.get("PYTHONPATH")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Small products gain nothing from threads and lose much to waiting on a busy machine; the tests run in processes.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -44,7 +45,7 @@ def real_weights(real_data: Path) -> Path:
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A COCO folder of twelve training and four test scenes of the embedded data. Read only."""
-    from focaldet.data.demo import write_demo
+    from focaldet.data.demo.dataset import write_demo
 
     folder = tmp_path_factory.mktemp("demo_data")
     write_demo(folder, seed=0, num_train=12, num_test=4)

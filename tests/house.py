@@ -18,13 +18,14 @@ from pathlib import Path
 # A room may import from its own row and from the rows before it.
 ROWS = (
     {"types", "errors"},
-    {"config", "draw", "ops"},
+    {"config", "draw", "runtime", "ops"},
     {"losses", "nets"},
-    {"models"},
-    {"weights", "data"},
-    {"evaluate"},
-    {"train", "predict", "export"},
-    {"study", "serve"},
+    {"models", "data"},
+    {"weights"},
+    {"check", "evaluation"},
+    {"report"},
+    {"training", "prediction", "export"},
+    {"study", "compare", "serve"},
     {"cli"},
 )
 HEIGHT = {room: height for height, row in enumerate(ROWS) for room in row}

@@ -10,9 +10,9 @@ import pytest
 
 from focaldet import config as configs
 from focaldet.models import named_config
-from focaldet.study.published import PUBLISHED
-from focaldet.train.config import RunConfig, checked
-from focaldet.train.phases import planned
+from focaldet.models.published import PUBLISHED
+from focaldet.training.config import RunConfig, checked
+from focaldet.training.phases import planned
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))

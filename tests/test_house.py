@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import house
 import pytest
+
+from tests import house
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "src" / "focaldet"

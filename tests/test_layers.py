@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from house import layer_breaks
+
+from tests.house import layer_breaks
 
 PACKAGE = Path(__file__).resolve().parent.parent / "src" / "focaldet"
 

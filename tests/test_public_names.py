@@ -11,7 +11,7 @@ import focaldet
 
 PUBLIC = """
 AugmentConfig Batch CheckpointError ConfigError Conversion DataConfig DataError Detections Detector FocaldetError
-ImageSize MemoryShortError Metrics NonFiniteLossError Predictor Preprocessing Resize RunConfig Target TrainResult
+ImageSize OutOfMemoryError Metrics NonFiniteLossError Predictor Preprocessing Resize RunConfig Target TrainResult
 __version__ build check convert draw evaluate evaluate_files load losses train
 """.split()  # noqa: SIM905  a column of 30 lines tells no more
 HEAVY = ("lightning", "matplotlib", "hotcoco", "sklearn", "timm", "pycocotools", "tensorboard", "supervision")

@@ -19,7 +19,7 @@ from drawing.regions import (
     training_words,
     width_of,
 )
-from focaldet.models.plus import scales_of
+from focaldet.models.faster_rcnn.plus import scales_of
 
 TRUNK_PX, FORK_PX, LINE_PX = 172, 288, 292  # the backbone, where C4 goes both ways, the height of the second stage
 CARD_TOP_PX, CARD_PX, CARDS_PX = 400, (308, 324), (20, 346, 672)  # width and height, left ends

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from focaldet.models import build
-from focaldet.models.faster_rcnn import FasterRCNN
-from focaldet.models.plus import views_of
+from focaldet.models.faster_rcnn.model import FasterRCNN
+from focaldet.models.faster_rcnn.plus import views_of
 from focaldet.types import ImageSize
 
 PHOTOGRAPH = ImageSize(480, 640)  # the most frequent size in COCO

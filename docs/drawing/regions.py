@@ -6,7 +6,7 @@ from typing import NamedTuple
 from drawing.canvas import BLUE, GREEN, ORANGE, PURPLE, RED, Canvas
 from drawing.network import Network, convolution
 from drawing.ssd import map_width
-from focaldet.models.faster_rcnn import FasterRCNNConfig
+from focaldet.models.faster_rcnn.model import FasterRCNNConfig
 
 MAP_PX = 34
 

@@ -4,29 +4,29 @@
     detections = predictor.predict(image)
 
 The names below are the public ones. `focaldet.train` and `focaldet.evaluate` are the functions; what else lies in the
-folders of these names is imported from its file (`from focaldet.train.step import Update`).
+folders of these names is imported from its file (`from focaldet.training.step import Update`).
 """
 
 from importlib.metadata import version
 
 from focaldet import draw, losses
-from focaldet.data.check import check
-from focaldet.data.index import DataConfig
-from focaldet.data.transforms import AugmentConfig
+from focaldet.check.check import check
+from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.dataset import DataConfig
 from focaldet.errors import (
     CheckpointError,
     ConfigError,
     DataError,
     FocaldetError,
-    MemoryShortError,
     NonFiniteLossError,
+    OutOfMemoryError,
 )
-from focaldet.evaluate.coco import Metrics, evaluate_files
-from focaldet.evaluate.run import evaluate
+from focaldet.evaluation.coco import Metrics, evaluate_files
+from focaldet.evaluation.evaluate import evaluate
 from focaldet.models import Detector, build
-from focaldet.predict import Predictor, load
-from focaldet.train.config import RunConfig
-from focaldet.train.engine import TrainResult, train
+from focaldet.prediction import Predictor, load
+from focaldet.training.config import RunConfig
+from focaldet.training.trainer import TrainResult, train
 from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Resize, Target
 from focaldet.weights.convert import Conversion, convert
 
@@ -44,9 +44,9 @@ __all__ = [
     "Detector",
     "FocaldetError",
     "ImageSize",
-    "MemoryShortError",
     "Metrics",
     "NonFiniteLossError",
+    "OutOfMemoryError",
     "Predictor",
     "Preprocessing",
     "Resize",

@@ -16,7 +16,7 @@ from focaldet.errors import ConfigError
 
 Config = TypeVar("Config")
 
-Share = Annotated[float, pydantic.Field(ge=0, le=1)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 """The type of a setting in 0…1."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

@@ -30,7 +30,7 @@ class CheckpointError(FocaldetError):
     """A weights file or run folder that is missing, damaged or made for another network."""
 
 
-class MemoryShortError(FocaldetError):
+class OutOfMemoryError(FocaldetError):
     """The device or the machine ran out of memory; says what makes the run smaller."""
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from focaldet.data.findings import Findings
-from focaldet.data.geometry import Sample
-from focaldet.data.index import Classes, Index, pack_paths, starts
+from focaldet.data.augment.geometry import Sample
+from focaldet.data.dataset import Classes, Dataset, pack_paths, starts
+from focaldet.data.problems import Problems
 from focaldet.errors import DataError
 from focaldet.types import ImageSize, Target
 
@@ -44,7 +44,7 @@ def index_of(targets, sizes, *, num_classes=7):
     count = len(targets)
     boxes = torch.cat([torch.zeros(0, 4), *(target.boxes for target in targets)]).double()
     path_bytes, path_offsets = pack_paths([f"{i}.png" for i in range(count)])
-    return Index(
+    return Dataset(
         name="painted",
         root=Path("painted"),
         classes=Classes(tuple(f"class {k}" for k in range(num_classes)), tuple(range(num_classes))),
@@ -57,7 +57,7 @@ def index_of(targets, sizes, *, num_classes=7):
         areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=Findings(),
+        findings=Problems(),
     )
 
 

@@ -8,15 +8,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from focaldet.data.augmentation import PRESETS, Augmentation
-from focaldet.data.colour import draw_colours
-from focaldet.data.geometry import INTERPOLATIONS, Sample
-from focaldet.data.transforms import Augmenter
-from focaldet.data.windows import draw_window
+from focaldet.data.augment.augmenter import Augmenter
+from focaldet.data.augment.color import draw_colours
+from focaldet.data.augment.config import PRESETS, Augmentation
+from focaldet.data.augment.geometry import INTERPOLATIONS, Sample
+from focaldet.data.augment.ssd_crops import draw_window
 from focaldet.types import ImageSize, Preprocessing, Resize, Target
-
-from .pictures import found, painted
-from .test_transforms import BOXES, PARTNERS, SAMPLE, SIZE, drawn
+from tests.data.augment.test_augmenter import BOXES, PARTNERS, SAMPLE, SIZE, drawn
+from tests.data.pictures import found, painted
 
 SSD_INPUT = Preprocessing(channels="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0), resize=Resize("warp", 160))
 YOLO_INPUT = Preprocessing(mean=(0.0,) * 3, std=(255.0,) * 3, resize=Resize("letterbox", 160, None))

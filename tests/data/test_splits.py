@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from focaldet.data.index import Classes, DataConfig
+from focaldet.data.dataset import Classes, DataConfig
 from focaldet.data.splits import hold_out, open_split, open_splits, with_classes
 from focaldet.errors import ConfigError, DataError
-
-from .datasets import PICTURES, coco_document, write_coco, write_csv, write_pictures, write_voc, write_yolo
+from tests.data.datasets import PICTURES, coco_document, write_coco, write_csv, write_pictures, write_voc, write_yolo
 
 WRITERS = {"coco": lambda f: write_coco(f).parent, "voc": write_voc, "yolo": write_yolo, "csv": write_csv}
 

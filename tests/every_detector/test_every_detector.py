@@ -28,12 +28,12 @@ from focaldet.models import (
     build,
     named_config,
 )
-from focaldet.models.faster_rcnn import FasterRCNN
-from focaldet.train.config import RunConfig
-from focaldet.train.launch import build_autocast
-from focaldet.train.learner import Learner
-from focaldet.train.optim import build_optimizer
-from focaldet.train.step import Update
+from focaldet.models.faster_rcnn.model import FasterRCNN
+from focaldet.runtime import build_autocast
+from focaldet.training.config import RunConfig
+from focaldet.training.optim import build_optimizer
+from focaldet.training.state import TrainState
+from focaldet.training.step import Update
 from focaldet.types import Batch, ImageSize, Preprocessing, Target
 from focaldet.weights import load_detector, save_detector
 
@@ -400,7 +400,7 @@ def test_ignored_boxes_are_neither_object_nor_background(name: str) -> None:
 def test_one_batch_is_learned_through_the_training_step(name: str) -> None:
     detector = copy.deepcopy(fresh(name)).train()
     config = RunConfig(model=entry_of(name)[0], channels_last=False)
-    learner = Learner(
+    learner = TrainState(
         detector,
         ema=None,
         optimizer=build_optimizer(detector, config),

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from focaldet.models import LossContext, build
-from focaldet.models.faster_rcnn import FasterRCNN
-from focaldet.ops.losses.normalise import sum_over_ranks
+from focaldet.models.faster_rcnn.model import FasterRCNN
+from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.types import Target
 
 EVERY = {"count": 10_000, "positives": 1.0}

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 import focaldet
 from focaldet.models import LossContext, build
-from focaldet.models.plus import View
-from focaldet.models.stages import FasterRCNNOutputs, FirstStage, StageConfig, minibatch, regions_matched
+from focaldet.models.faster_rcnn.losses import FasterRCNNOutputs, FirstStage, StageConfig, minibatch, regions_matched
+from focaldet.models.faster_rcnn.plus import View
 from focaldet.nets.regions import FourConvolutions, ProposalHead, ProposalHeadConfig, RegionPredictor, TwoLayers
 from focaldet.ops.losses.focal import balanced_focal_loss, softmax_focal_loss
 from focaldet.ops.matching import MatchConfig
@@ -255,7 +255,7 @@ def test_the_second_stage_does_not_mix_images():
 )
 def test_without_a_single_region_all_parameters_have_a_gradient(change, monkeypatch):
     """A process that meets such a batch must take part when the gradients of all are added."""
-    monkeypatch.setattr("focaldet.models.stages.propose", lambda *_, **__: torch.zeros(0, 4))
+    monkeypatch.setattr("focaldet.models.faster_rcnn.losses.propose", lambda *_, **__: torch.zeros(0, 4))
     found = detector(**change).train()
     empty = [Target.empty(), Target.empty()]
     raw = found(pictures(), empty)

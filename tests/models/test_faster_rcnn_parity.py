@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchvision_regions import TWINS, answer, lively
-from torchvision_twins import KEPT, lively_answers, photographs, pictures, prepared
 
 from focaldet.models import DETECTORS, Detector, build
-from focaldet.models.plus import View
-from focaldet.models.stages import FasterRCNNOutputs
+from focaldet.models.faster_rcnn.losses import FasterRCNNOutputs
+from focaldet.models.faster_rcnn.plus import View
 from focaldet.types import Detections, Resize
 from focaldet.weights import load_into
-from focaldet.weights.torchvision import COCO_NAMES
+from focaldet.weights.formats.torchvision import COCO_NAMES
+from tests.models.torchvision_regions import TWINS, answer, lively
+from tests.models.torchvision_twins import KEPT, lively_answers, photographs, pictures, prepared
 
 EVERYDAY_PX = 160
 Pair = tuple[Any, Detector]
@@ -124,7 +124,7 @@ def test_a_convention_of_others_would_be_noticed(pair: Pair, change: str, monkey
     if change == "pooling":
         detector.config = replace(config, pooling=replace(config.pooling, kind="align"))
     else:
-        whole = "focaldet.models.faster_rcnn.content_sizes"
+        whole = "focaldet.models.faster_rcnn.model.content_sizes"
         monkeypatch.setattr(whole, lambda images, _: torch.tensor([[*images.shape[-2:]]]).float())
     try:
         with pytest.raises(AssertionError):

@@ -14,7 +14,7 @@ from focaldet.nets.regions import ProposalHead, ProposalHeadConfig
 from focaldet.ops.anchors import pyramid_anchors
 from focaldet.types import ImageSize, Target
 from focaldet.weights import load_into, save_detector
-from focaldet.weights.timm import detector_tensors
+from focaldet.weights.formats.timm import detector_tensors
 
 HALVES = [name for name, config in DETECTORS.items() if getattr(config, "trunk", None) == "halves"]
 SMALL_HALVES = ["faster_rcnn_r18_c4", "faster_rcnn_inception_resnet_small", "faster_rcnn_inception_resnet_small_tdm"]
@@ -144,7 +144,7 @@ def test_without_objects_among_the_regions_proposals_are_alone():
 @pytest.mark.parametrize("name", SMALL_HALVES)
 @pytest.mark.parametrize("change", [{}, {"norm": "batch", "plus": {"context": True}}])
 def test_without_a_single_region_all_parameters_have_a_gradient(name, change, monkeypatch):
-    monkeypatch.setattr("focaldet.models.stages.propose", lambda *_, **__: torch.zeros(0, 4))
+    monkeypatch.setattr("focaldet.models.faster_rcnn.losses.propose", lambda *_, **__: torch.zeros(0, 4))
     torch.manual_seed(0)
     detector = build(name, num_classes=2, architecture=change).train()
     empty = [Target.empty(), Target.empty()]

@@ -8,7 +8,7 @@ import torch
 
 import focaldet
 from focaldet.models import LossContext, build
-from focaldet.models.plus import RefineConfig, View, largest_of_scales, scales_of, second_look, views_of
+from focaldet.models.faster_rcnn.plus import RefineConfig, View, largest_of_scales, scales_of, second_look, views_of
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.ops.nms import class_nms, vote
 from focaldet.types import ImageSize, Target

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import region_ranks
 import torch
 
 from focaldet.models import LossContext
+from tests.models import region_ranks
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import torch
 
 from focaldet import config as configs
 from focaldet.errors import ConfigError
-from focaldet.evaluate.inference import resize_asked
+from focaldet.evaluation.inference import resize_asked
 from focaldet.models import DETECTORS, PREPROCESSING, LossContext, SSDConfig, build, named_config
 from focaldet.models.ssd import DecoderConfig, SSDDetectConfig, SSDLossConfig, SSDOutputs
 from focaldet.ops.boxes import encode
 from focaldet.ops.priors import PriorConfig, all_priors
-from focaldet.train.config import RunConfig, checked, phase_settings
+from focaldet.training.config import RunConfig, checked, phase_settings
 from focaldet.types import ImageSize, Preprocessing, Target
 
 REPOSITORY = Path(__file__).resolve().parents[2]

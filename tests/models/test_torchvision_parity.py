@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision_twins import KEPT, TWINS, lively, lively_answers, photographs, pictures, prepared
 
 from focaldet.models import DETECTORS, PREPROCESSING, Detector, build
 from focaldet.types import ImageSize, Resize
 from focaldet.weights import load_into
-from focaldet.weights.torchvision import COCO_NAMES
+from focaldet.weights.formats.torchvision import COCO_NAMES
+from tests.models.torchvision_twins import KEPT, TWINS, lively, lively_answers, photographs, pictures, prepared
 
 EVERYDAY_PX = 160
 

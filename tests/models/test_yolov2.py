@@ -3,7 +3,6 @@
 import math
 import random
 
-import darknet_oracle as oracle
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from focaldet.models.yolov2 import COCO_ANCHORS, VOC_ANCHORS, YOLOv2Outputs
 from focaldet.nets.darknet import reorganise
 from focaldet.ops.region import decode_in_cells, grid_anchors, responsible_anchors
 from focaldet.types import ImageSize, Target
+from tests.models import darknet_oracle as oracle
 
 CLASSES = ("a", "b", "c")
 SMALL = {"backbone": "darknet19_quarter", "width": 64, "passthrough": 8}

@@ -3,18 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
-import darknet_oracle as oracle
 import numpy as np
 import pytest
 import torch
 
-from focaldet.data.geometry import resize_image
+from focaldet.data.augment.geometry import resize_image
 from focaldet.data.images import read_image
 from focaldet.models import build
 from focaldet.models.yolov2 import COCO_ANCHORS
-from focaldet.predict import Predictor
+from focaldet.prediction import Predictor
 from focaldet.types import Resize
 from focaldet.weights import load_into
+from tests.models import darknet_oracle as oracle
 
 THRESHOLD = 0.02
 # An upright picture, a wide one and one that is nearly square.

@@ -12,7 +12,8 @@ from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn,
     fasterrcnn_resnet50_fpn_v2,
 )
-from torchvision_twins import KEPT, calibrate_norms, photographs, standardise
+
+from tests.models.torchvision_twins import KEPT, calibrate_norms, photographs, standardise
 
 TWINS = {
     "faster_rcnn_r50_fpn_tv": (fasterrcnn_resnet50_fpn, FasterRCNN_ResNet50_FPN_Weights.COCO_V1),

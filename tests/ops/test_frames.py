@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from focaldet.data.collate import padded
+from focaldet.data.loading.collate import padded
 from focaldet.ops.frames import content_sizes
 from focaldet.types import Preprocessing
 

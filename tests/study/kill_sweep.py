@@ -7,12 +7,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "train"))
-
-from squares import small_run, squares
-
 from focaldet.study.sweep import study_sweep
-from focaldet.train.step import Update
+from focaldet.training.step import Update
+from tests.training.squares import small_run, squares
 
 DATA = squares(6)
 FEW = {"gammas": (0.0, 2.0), "alphas": (0.25, None)}

@@ -12,15 +12,15 @@ from PIL import Image
 
 from focaldet.cli import main
 from focaldet.errors import ConfigError
-from focaldet.evaluate import run as evaluation
-from focaldet.evaluate.errors import judged
-from focaldet.evaluate.run import OnSplit, match_classes
+from focaldet.evaluation import evaluate as evaluation
+from focaldet.evaluation.error_kinds import judged
+from focaldet.evaluation.evaluate import OnSplit, match_classes
 from focaldet.models import build
 from focaldet.study.hard_examples import easiness, examples_on, study_hard, telling_more
 from focaldet.study.hard_page import hard_page
 from focaldet.study.suspects import suspects
 from focaldet.weights import Trained
-from tests.evaluate.cases import BrightDetector, make_detections, make_index, picture
+from tests.evaluation.cases import BrightDetector, make_detections, make_index, picture
 
 BOX = (8, 8, 24, 40)
 # Of each image what is bright (box, green) and what the file says of it (xywh, category id; 1 is the cell, 2 the dog).

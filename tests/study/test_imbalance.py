@@ -7,22 +7,22 @@ import shutil
 
 import pytest
 import torch
-from evaluate.cases import BrightDetector, make_index, picture
 from PIL import Image
 
 from focaldet.cli import main
-from focaldet.data.index import FileSource
-from focaldet.data.loader import Loader
+from focaldet.data.dataset import FileSource
+from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
-from focaldet.evaluate import run as evaluation
-from focaldet.evaluate.processes import Process
-from focaldet.evaluate.run import OnSplit, match_classes, open_on_split
+from focaldet.evaluation import evaluate as evaluation
+from focaldet.evaluation.evaluate import OnSplit, match_classes, open_on_split
 from focaldet.models import LossContext
 from focaldet.models.base import Margins
+from focaldet.runtime import Process
 from focaldet.study import imbalance as module
 from focaldet.study.imbalance import study_imbalance, summary, tally_losses
 from focaldet.study.loss_tally import LossTally
 from focaldet.weights import Trained
+from tests.evaluation.cases import BrightDetector, make_index, picture
 
 BOX = [8.0, 8.0, 24.0, 40.0]
 FILES = {

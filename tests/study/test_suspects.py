@@ -6,11 +6,11 @@ import json
 import pytest
 from PIL import Image
 
-from focaldet.data.index import DataConfig
-from focaldet.evaluate.errors import judged
-from focaldet.evaluate.run import evaluation_split
+from focaldet.data.dataset import DataConfig
+from focaldet.evaluation.error_kinds import judged
+from focaldet.evaluation.evaluate import evaluation_split
 from focaldet.study.suspects import Labelled, suspects, write_suspects
-from tests.evaluate.cases import make_detections, make_index
+from tests.evaluation.cases import make_detections, make_index
 
 CELL, DOG = 0, 1
 HERE = (0.0, 0.0, 10.0, 10.0)

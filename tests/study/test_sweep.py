@@ -11,11 +11,6 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from kill_sweep import DATA, FEW, of_squares
-from squares import squares
-
 from focaldet.cli import main
 from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.ops.sampling import MiningConfig
@@ -23,7 +18,9 @@ from focaldet.study import sweep
 from focaldet.study.sweep import study_sweep, sweep_settings
 from focaldet.study.sweep_page import Row, best_of, comparisons, sentences
 from focaldet.study.table1 import TABLE_1A, TABLE_1B, TABLE_1D
-from focaldet.train.engine import TrainResult, train
+from focaldet.training.trainer import TrainResult, train
+from tests.study.kill_sweep import DATA, FEW, of_squares
+from tests.training.squares import squares
 
 NAMES = ["gamma_0_alpha_0.25", "gamma_0_alpha_none", "gamma_2_alpha_0.25", "gamma_2_alpha_none"]
 
@@ -261,7 +258,7 @@ def trained(ap, *, interrupted=False):
 
 
 def sweep_metrics(**values):
-    from focaldet.evaluate.coco import Metrics
+    from focaldet.evaluation.coco import Metrics
 
     return Metrics(**values)
 

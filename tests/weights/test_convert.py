@@ -4,7 +4,6 @@ import json
 import pickle
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +19,14 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, build
 from focaldet.nets.resnet import RESNETS
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights import checkpoint, foreign, load_detector, metadata, open_detector, save_detector
+from focaldet.weights import checkpoint, load_detector, metadata, open_detector, save_detector
 from focaldet.weights.convert import convert
-from focaldet.weights.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, write_darknet
-from focaldet.weights.files import TensorFile
-from focaldet.weights.torchvision import COCO_NAMES
-from focaldet.weights.traced import origins, traced
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import caffe_oracle
-import peer_oracle
+from focaldet.weights.formats import registry as foreign
+from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, write_darknet
+from focaldet.weights.formats.files import TensorFile
+from focaldet.weights.formats.torchvision import COCO_NAMES
+from focaldet.weights.provenance import origins, traced
+from tests.weights.formats import caffe_oracle, peer_oracle
 
 
 @pytest.fixture

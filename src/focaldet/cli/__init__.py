@@ -13,6 +13,8 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from focaldet import __version__
+from focaldet.check.anchor_clusters import anchor_shapes
+from focaldet.check.check import check as check_data
 from focaldet.cli.convert import convert_command
 from focaldet.cli.flags import (
     TYPED,
@@ -43,21 +45,20 @@ from focaldet.cli.output import (
     quiet_unless_first,
 )
 from focaldet.cli.study import study
-from focaldet.data.check import check as check_data
-from focaldet.data.index import DataConfig
-from focaldet.data.shapes import anchor_shapes
+from focaldet.data.dataset import DataConfig
 from focaldet.data.splits import open_split
 from focaldet.errors import ConfigError, DataError, FocaldetError
-from focaldet.evaluate.coco import evaluate_files
-from focaldet.evaluate.formats import PredictionFormat
-from focaldet.evaluate.inference import Precision, resize_asked
-from focaldet.evaluate.run import evaluate, evaluation_folder
+from focaldet.evaluation.coco import evaluate_files
+from focaldet.evaluation.evaluate import evaluate, evaluation_folder
+from focaldet.evaluation.inference import resize_asked
+from focaldet.evaluation.writers import PredictionFormat
 from focaldet.models import PREPROCESSING
-from focaldet.predict import load, predict_files
+from focaldet.models.published import detector_rows
+from focaldet.prediction import load, predict_files
+from focaldet.runtime import Precision
 from focaldet.study.demo import run_demo
-from focaldet.study.published import detector_rows
-from focaldet.train.config import RunConfig
-from focaldet.train.engine import train as train_detector
+from focaldet.training.config import RunConfig
+from focaldet.training.trainer import train as train_detector
 from focaldet.types import Preprocessing, Resize
 
 app = App(

@@ -10,13 +10,13 @@ import yaml
 from cyclopts import App, ArgumentCollection, Parameter
 
 from focaldet import config as configs
-from focaldet.data.index import DataConfig
+from focaldet.data.dataset import DataConfig
 from focaldet.errors import ConfigError
-from focaldet.evaluate.inference import Precision
 from focaldet.models import AnyConfig, named_config
-from focaldet.train.config import RunConfig, phase_settings
-from focaldet.train.phases import shared_out
-from focaldet.train.resume import flattened
+from focaldet.runtime import Precision
+from focaldet.training.config import RunConfig, phase_settings
+from focaldet.training.phases import shared_out
+from focaldet.training.run_folder import flattened
 
 Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
 DataParts = Annotated[DataConfig, Parameter(name="--data")]

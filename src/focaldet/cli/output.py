@@ -10,9 +10,9 @@ from typing import Any
 
 import pydantic
 
-from focaldet.data.check_report import aligned
-from focaldet.evaluate.coco import HEADLINES, Metrics
-from focaldet.evaluate.processes import is_first_process
+from focaldet.check.report import aligned
+from focaldet.evaluation.coco import HEADLINES, Metrics
+from focaldet.runtime import is_first_process
 
 CLEAN, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130  # exit statuses
 

@@ -9,14 +9,14 @@ from cyclopts import App, Parameter
 
 from focaldet.cli.flags import Data, DataParts, SplitFlags, SplitParts, named_data, settings
 from focaldet.cli.output import CLEAN, INTERRUPTED, percent, print_json, print_table, progress
-from focaldet.data.index import DataConfig
+from focaldet.data.dataset import DataConfig
 from focaldet.study.hard_examples import PICTURE_PX, HardStudy, study_hard
 from focaldet.study.imbalance import GAMMAS, Imbalance, study_imbalance
 from focaldet.study.loss_curves import study_losses
 from focaldet.study.sweep import ALPHAS, study_sweep
 from focaldet.study.sweep import GAMMAS as SWEEP_GAMMAS
 from focaldet.study.sweep_page import Row, best_of
-from focaldet.train.config import RunConfig
+from focaldet.training.config import RunConfig
 
 SWEEP_OUT = Path("runs/study/sweep")
 

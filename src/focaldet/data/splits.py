@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from focaldet.config import nearest
-from focaldet.data import coco, csv, voc, yolo
-from focaldet.data.assemble import assemble
-from focaldet.data.findings import Findings, Problem
-from focaldet.data.index import Classes, DataConfig, DataFormat, Index
-from focaldet.data.records import Layout, Records, some
-from focaldet.data.text import brief, hint, what_is_at
+from focaldet.data.dataset import Classes, DataConfig, DataFormat, Dataset
+from focaldet.data.formats import coco, csv, voc, yolo
+from focaldet.data.formats.assemble import assemble
+from focaldet.data.formats.records import Layout, Records, some
+from focaldet.data.formats.text import brief, hint, what_is_at
+from focaldet.data.problems import Problem, Problems
 from focaldet.errors import ConfigError, DataError
 
 TRAIN_NAMES = ("train", "train2017", "train2014", "training", "trainval", "all")
@@ -31,8 +31,8 @@ _READ = {"coco": coco.read, "voc": voc.read, "csv": csv.read, "yolo": yolo.read}
 class Splits:
     """What to train and to validate on; `chosen` is one sentence for people on what was taken and why."""
 
-    train: Index
-    val: Index
+    train: Dataset
+    val: Dataset
     chosen: str
 
 
@@ -71,7 +71,7 @@ def open_splits(config: DataConfig, *, seed: int) -> Splits:
     return Splits(train, val, _sentence(train, val) + ".")
 
 
-def _sentence(train: Index, val: Index) -> str:
+def _sentence(train: Dataset, val: Dataset) -> str:
     return f'Training on "{train.name}" ({len(train)} images), validating on "{val.name}" ({len(val)} images)'
 
 
@@ -81,7 +81,7 @@ def _why_held_out(parts: Mapping[str, Part], seed: int) -> str:
     return f", drawn with seed {seed}, because no split is called {', '.join(VAL_NAMES[:-1])} or {VAL_NAMES[-1]}{kept}."
 
 
-def open_split(config: DataConfig, name: str, *, seed: int) -> Index:
+def open_split(config: DataConfig, name: str, *, seed: int) -> Dataset:
     """One split: `train`, `val` or `test` in the sense of `open_splits`, or a name that the folder itself uses.
 
     Raises:
@@ -128,7 +128,7 @@ def find_parts(config: DataConfig) -> dict[str, Part]:
     return parts
 
 
-def open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool = False) -> dict[str, Index]:
+def open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool = False) -> dict[str, Dataset]:
     """The indexes of some parts; parts of one layout are read in one pass. For `lenient` see `assemble`."""
     records: dict[str, Records] = {}
     for layout in {id(part.layout): part.layout for part in parts.values()}.values():
@@ -141,7 +141,7 @@ def open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool =
     return indexes
 
 
-def hold_out(whole: Index, *, seed: int) -> tuple[Index, Index]:
+def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
     """A split without a tenth of its images, and that tenth (at least one image), drawn by the seed.
 
     Raises:
@@ -153,11 +153,11 @@ def hold_out(whole: Index, *, seed: int) -> tuple[Index, Index]:
     number = max(1, round(HELD_OUT_SHARE * len(whole)))
     held_out, kept = sorted(order[:number]), sorted(order[number:])
     # What was odd is told once, of all the images.
-    tenth = replace(whole.subset(held_out, f"10 % of {whole.name}"), findings=Findings())
+    tenth = replace(whole.subset(held_out, f"10 % of {whole.name}"), findings=Problems())
     return whole.subset(kept, whole.name), tenth
 
 
-def with_classes(index: Index, classes: Classes) -> Index:
+def with_classes(index: Dataset, classes: Classes) -> Dataset:
     """The same images with the labels of `classes`: classes are the same where their names are.
 
     `Classes.own_ids` stay those of the index's own file. A note tells which classes have none there.
@@ -186,9 +186,9 @@ def with_classes(index: Index, classes: Classes) -> Index:
     )
 
 
-def _with_absent(index: Index, names: Sequence[str]) -> Findings:
+def _with_absent(index: Dataset, names: Sequence[str]) -> Problems:
     """The findings of an index, and one note on the classes of the training split that its file lacks."""
-    findings = Findings()
+    findings = Problems()
     findings.extend(index.findings)
     if names:
         message = f"result files leave out detections of classes that only the training split has: {some(names)}"

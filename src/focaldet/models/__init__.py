@@ -8,10 +8,10 @@ from focaldet import config as configs
 from focaldet.errors import ConfigError
 from focaldet.models import two_stage_presets as two_stage
 from focaldet.models.base import Detector, LossContext
-from focaldet.models.faster_rcnn import FasterRCNNConfig
+from focaldet.models.faster_rcnn.model import FasterRCNNConfig
 from focaldet.models.retinanet import DetectConfig, LossConfig, RetinaNetConfig
 from focaldet.models.ssd import DecoderConfig, SSDConfig
-from focaldet.models.yolov2 import RegionLossConfig, YOLOv2Config
+from focaldet.models.yolov2 import YOLOv2Config, YOLOv2LossConfig
 from focaldet.nets.tdm import WIDTHS_TO_STRIDE_8
 from focaldet.ops.anchors import AnchorConfig
 from focaldet.ops.matching import MatchConfig
@@ -146,7 +146,7 @@ DETECTORS: dict[str, AnyConfig] = {
         passthrough=16,
         prior=0.01,
         anchors=((0.5, 0.5), (1.0, 1.0), (1.75, 1.75), (3.0, 3.0), (6.0, 6.0)),
-        loss=RegionLossConfig(warmup_images=1000),
+        loss=YOLOv2LossConfig(warmup_images=1000),
     ),
 }
 

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Share
+from focaldet.config import Fraction
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext, Margins
 from focaldet.nets import build_backbone
@@ -29,7 +29,7 @@ from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.classifier import Classifier, class_logits, class_loss_sum, class_losses, decisions
 from focaldet.ops.grids import Grid, pyramid_grids
-from focaldet.ops.losses.normalise import Normaliser, divisors
+from focaldet.ops.losses.normalize import Normaliser, divisors
 from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
@@ -50,7 +50,7 @@ class LossConfig:
     The box loss stays that of all positives.
     """
 
-    alpha: Share | None = 0.25
+    alpha: Fraction | None = 0.25
     gamma: NonNegativeFloat = 2.0
     normaliser: Normaliser = "batch"
     over_ranks: bool = True
@@ -69,7 +69,7 @@ class DetectConfig:
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
     top_k: PositiveInt = 1000
-    nms_iou: Share = 0.5
+    nms_iou: Fraction = 0.5
     max_detections: PositiveInt = 100
     clip_first: bool = True
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Share
+from focaldet.config import Fraction
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext, Margins, level_cells
 from focaldet.nets import build_backbone
@@ -30,7 +30,7 @@ from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, at_level, ext
 from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.classifier import Classifier, class_loss_sum, decisions
 from focaldet.ops.grids import Grid, prior_grids
-from focaldet.ops.losses.normalise import divisors
+from focaldet.ops.losses.normalize import divisors
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
@@ -55,7 +55,7 @@ class SSDLossConfig:
 
     kind: Literal["mining", "focal", "softmax_focal"] = "mining"
     ratio: PositiveFloat = 3.0
-    alpha: Share | None = 0.25
+    alpha: Fraction | None = 0.25
     gamma: NonNegativeFloat = 2.0
     beta: NonNegativeFloat = 1.0
     box_weight: NonNegativeFloat = 1.0
@@ -68,7 +68,7 @@ class SSDDetectConfig:
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.01
     top_k: PositiveInt = 400
-    nms_iou: Share = 0.45
+    nms_iou: Fraction = 0.45
     max_detections: PositiveInt = 200
 
 

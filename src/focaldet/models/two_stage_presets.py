@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
-from focaldet.models.faster_rcnn import FasterRCNNConfig
-from focaldet.models.plus import PlusConfig, RefineConfig
-from focaldet.models.region_answers import RegionDetectConfig
-from focaldet.models.stages import StageConfig
+from focaldet.models.faster_rcnn.losses import StageConfig
+from focaldet.models.faster_rcnn.model import FasterRCNNConfig
+from focaldet.models.faster_rcnn.plus import PlusConfig, RefineConfig
+from focaldet.models.faster_rcnn.postprocess import RegionDetectConfig
 from focaldet.nets.regions import ProposalHeadConfig
 from focaldet.ops.anchors import AnchorConfig
 from focaldet.ops.matching import MatchConfig

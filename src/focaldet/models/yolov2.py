@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Share
+from focaldet.config import Fraction
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext, Margins
 from focaldet.nets import build_backbone
@@ -63,7 +63,7 @@ VOC_ANCHORS: Shapes = (
 
 
 @dataclass(frozen=True, slots=True)
-class RegionLossConfig:
+class YOLOv2LossConfig:
     """The loss of darknet's region layer: half of summed squares and a cross entropy, divided by the images.
 
     An object's anchor is drawn to it with `box_weight` · (2 - w h), w and h its sides in shares of the input, and its
@@ -80,13 +80,13 @@ class RegionLossConfig:
     object_weight: NonNegativeFloat = 5.0
     no_object_weight: NonNegativeFloat = 1.0
     class_weight: NonNegativeFloat = 1.0
-    ignore_iou: Share = 0.6
+    ignore_iou: Fraction = 0.6
     ignore_coverage: PositiveShare = 0.5
     rescore: bool = True
     warmup_images: NonNegativeInt = 12_800
     warmup_weight: NonNegativeFloat = 0.01
     objectness: Literal["squared", "focal"] = "squared"
-    alpha: Share | None = 0.25
+    alpha: Fraction | None = 0.25
     gamma: NonNegativeFloat = 2.0
 
 
@@ -99,7 +99,7 @@ class RegionDetectConfig:
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.005
     top_k: PositiveInt = 4000
-    nms_iou: Share = 0.45
+    nms_iou: Fraction = 0.45
     max_detections: PositiveInt = 100
 
 
@@ -123,7 +123,7 @@ class YOLOv2Config:
     passthrough: PositiveInt = 64
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.5
     anchors: Shapes = COCO_ANCHORS
-    loss: RegionLossConfig = field(default_factory=RegionLossConfig)
+    loss: YOLOv2LossConfig = field(default_factory=YOLOv2LossConfig)
     detect: RegionDetectConfig = field(default_factory=RegionDetectConfig)
 
     def __post_init__(self) -> None:

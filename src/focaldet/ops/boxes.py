@@ -31,7 +31,7 @@ def pairwise_iou(first: Float[Tensor, "N 4"], second: Float[Tensor, "M 4"]) -> F
 
 
 def pairwise_coverage(first: Float[Tensor, "N 4"], second: Float[Tensor, "M 4"]) -> Float[Tensor, "N M"]:
-    """Share of each first box that lies inside each second one, in [0, 1]: the overlap with crowd regions."""
+    """Fraction of each first box that lies inside each second one, in [0, 1]: the overlap with crowd regions."""
     shared = _intersections_matrix(first, second)
     return shared / areas(first)[:, None].clamp(min=torch.finfo(shared.dtype).tiny)
 

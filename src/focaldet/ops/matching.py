@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from focaldet.config import Share
+from focaldet.config import Fraction
 from focaldet.errors import ConfigError
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 
@@ -36,7 +36,7 @@ class MatchConfig:
     """
 
     foreground_iou: PositiveShare = 0.5
-    background_iou: Share = 0.4
+    background_iou: Fraction = 0.4
     low_quality: Literal["none", "above_background", "any", "bipartite"] = "none"
     ignore_coverage: PositiveShare = 0.5
 

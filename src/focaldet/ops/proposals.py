@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from focaldet.config import Share
+from focaldet.config import Fraction
 from focaldet.ops.boxes import decode
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
@@ -35,7 +35,7 @@ class ProposalConfig:
 
     detect: ProposalLimits = field(default_factory=ProposalLimits)
     train: ProposalLimits = field(default_factory=lambda: ProposalLimits(top_k=2000, keep=2000))
-    nms_iou: Share = 0.7
+    nms_iou: Fraction = 0.7
     objects_join: bool = True
 
 

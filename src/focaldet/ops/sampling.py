@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torchvision.ops import nms
 
-from focaldet.config import Share
+from focaldet.config import Fraction
 
 FIRST, GROWTH = 8, 4  # of the anchors sorted by loss, first so many minibatches are looked at, then that times more
 
@@ -26,7 +26,7 @@ class MiningConfig:
     """
 
     batch: PositiveInt = 128
-    nms_iou: Share = 0.5
+    nms_iou: Fraction = 0.5
     ratio: PositiveFloat | None = None
 
 
@@ -101,7 +101,7 @@ class SampleConfig:
     """Minibatches by lot (Girshick 2015, section 2.3): `count` of an image train, a share of `positives` at most."""
 
     count: PositiveInt = 256
-    positives: Share = 0.5
+    positives: Fraction = 0.5
 
 
 @torch.no_grad()

@@ -4,14 +4,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from focaldet.data.demo import DemoScenes, write_demo
-from focaldet.data.index import DataConfig
-from focaldet.data.scenes import SCENE_SIZE
-from focaldet.data.transforms import AugmentConfig
-from focaldet.evaluate.coco import Metrics
-from focaldet.predict import load, predict_files
-from focaldet.train.config import RunConfig
-from focaldet.train.engine import train
+from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.dataset import DataConfig
+from focaldet.data.demo.dataset import DemoScenes, write_demo
+from focaldet.data.demo.scenes import SCENE_SIZE
+from focaldet.evaluation.coco import Metrics
+from focaldet.prediction import load, predict_files
+from focaldet.training.config import RunConfig
+from focaldet.training.trainer import train
 
 NUM_TEST_SCENES = 200
 NUM_TRAINING_FILES = 40  # on disk to look at; training itself draws fresh scenes in every epoch

@@ -15,14 +15,12 @@ import torch
 
 from focaldet import draw
 from focaldet.config import made_folder
-from focaldet.data.geometry import resize_image
+from focaldet.data.augment.geometry import resize_image
+from focaldet.data.dataset import DataConfig, Dataset, FileSource
 from focaldet.data.images import read_image
-from focaldet.data.index import DataConfig, FileSource, Index
 from focaldet.errors import ConfigError
-from focaldet.evaluate.errors import FLOOR, KINDS, Example, Kind, judged
-from focaldet.evaluate.inference import Precision, pick_device
-from focaldet.evaluate.processes import joined_processes
-from focaldet.evaluate.run import (
+from focaldet.evaluation.error_kinds import FLOOR, KINDS, Example, Kind, judged
+from focaldet.evaluation.evaluate import (
     OnSplit,
     Progress,
     detect_all,
@@ -32,6 +30,7 @@ from focaldet.evaluate.run import (
     run_settings,
 )
 from focaldet.models import Detector
+from focaldet.runtime import Precision, joined_processes, pick_device
 from focaldet.study.hard_page import hard_page
 from focaldet.study.plots import Curve, Plot, write_curves, write_plot
 from focaldet.study.suspects import Suspect, suspects, write_suspects
@@ -136,7 +135,7 @@ def study_hard(
     return study
 
 
-def _write_tables(index: Index, study: HardStudy) -> None:
+def _write_tables(index: Dataset, study: HardStudy) -> None:
     """The files beside the page, without the pictures."""
     folder = study.page.parent
     _write_examples(index, study.examples, folder / "examples.csv")
@@ -167,7 +166,7 @@ def examples_on(opened: OnSplit, detections: Sequence[Detections], *, score: flo
     return tuple(found)
 
 
-def _write_pictures(index: Index, folder: Path, *, longest_px: int, progress: Progress | None) -> None:
+def _write_pictures(index: Dataset, folder: Path, *, longest_px: int, progress: Progress | None) -> None:
     """A JPEG of every image, `<position>.jpg`, upright, the long side at most `longest_px`."""
     for image in range(len(index)):
         pixels = read_image(index.path(image))
@@ -177,7 +176,7 @@ def _write_pictures(index: Index, folder: Path, *, longest_px: int, progress: Pr
             progress(image + 1, len(index))
 
 
-def _write_examples(index: Index, examples: Sequence[Sequence[Example]], path: Path) -> None:
+def _write_examples(index: Dataset, examples: Sequence[Sequence[Example]], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
@@ -190,7 +189,7 @@ def _write_examples(index: Index, examples: Sequence[Sequence[Example]], path: P
                 rows.writerow([name, image_id, role, index.classes.names[one.label], *box, *numbers])
 
 
-def _easiness(index: Index, examples: Sequence[Sequence[Example]]) -> Plot:
+def _easiness(index: Dataset, examples: Sequence[Sequence[Example]]) -> Plot:
     """How the objects of all classes, and of the most frequent, spread between hard and easy."""
     by_class: dict[int, list[float]] = {}
     for several in examples:

@@ -6,16 +6,16 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from focaldet.data.index import Index
-from focaldet.evaluate.errors import KINDS, Example
-from focaldet.evaluate.page import whole_page
+from focaldet.data.dataset import Dataset
+from focaldet.evaluation.error_kinds import KINDS, Example
+from focaldet.report.page import whole_page
 from focaldet.study.suspects import PROBLEMS, Labelled, Suspect
 
 MEDIUM_AREA, LARGE_AREA = 32**2, 96**2  # COCO's bounds, square pixels of the original image
 
 
 def hard_page(
-    index: Index, examples: Sequence[Sequence[Example]], suspects: Sequence[Suspect], *, score: float, model: str
+    index: Dataset, examples: Sequence[Sequence[Example]], suspects: Sequence[Suspect], *, score: float, model: str
 ) -> str:
     """The explorer as HTML. It expects the picture of image i at `pictures/<i>.jpg`.
 
@@ -52,7 +52,7 @@ def hard_page(
     )
 
 
-def _image(index: Index, place: int, examples: Sequence[Example]) -> list[Any]:
+def _image(index: Dataset, place: int, examples: Sequence[Example]) -> list[Any]:
     """File, id, width, height, and the rows of the examples."""
     height, width = index.size(place)
     first = int(index.offsets[place])

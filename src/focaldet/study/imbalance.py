@@ -12,14 +12,22 @@ import numpy
 import torch
 
 from focaldet.config import made_folder
-from focaldet.data.index import DataConfig, FileSource
-from focaldet.data.loader import Loader
+from focaldet.data.dataset import DataConfig, FileSource
+from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
-from focaldet.evaluate.inference import Precision, autocast, inference_mode, pick_device, pick_precision
-from focaldet.evaluate.page import whole_page
-from focaldet.evaluate.processes import Process, gathered, joined_processes
-from focaldet.evaluate.run import OnSplit, Progress, evaluation_folder, open_on_split, seen_by_detector
+from focaldet.evaluation.evaluate import OnSplit, Progress, evaluation_folder, open_on_split, seen_by_detector
 from focaldet.models.base import Margins
+from focaldet.report.page import whole_page
+from focaldet.runtime import (
+    Precision,
+    Process,
+    autocast,
+    gathered,
+    inference_mode,
+    joined_processes,
+    pick_device,
+    pick_precision,
+)
 from focaldet.study.loss_tally import SIDES, LossTally
 from focaldet.study.plots import Curve, Plot, embedded, write_curves, write_plot
 

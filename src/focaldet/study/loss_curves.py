@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from focaldet.config import made_folder
-from focaldet.evaluate.page import whole_page
 from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy
 from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss, focal_star_loss
+from focaldet.report.page import whole_page
 from focaldet.study.plots import Curve, Plot, embedded, write_curves, write_plot
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)

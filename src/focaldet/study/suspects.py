@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from focaldet.data.index import Index
-from focaldet.evaluate.errors import Box, Example
+from focaldet.data.dataset import Dataset
+from focaldet.evaluation.error_kinds import Box, Example
 
 Problem = Literal["missing box", "wrong class", "misplaced box", "nothing there"]
 PROBLEMS: tuple[Problem, ...] = ("missing box", "wrong class", "misplaced box", "nothing there")
@@ -98,7 +98,7 @@ def _shares_found(examples: Sequence[Sequence[Example]], num_classes: int) -> li
     return [hits / max(1, count) for hits, count in zip(found, objects, strict=True)]
 
 
-def write_suspects(found: Sequence[Suspect], index: Index, *, table: Path, coco: Path) -> None:
+def write_suspects(found: Sequence[Suspect], index: Dataset, *, table: Path, coco: Path) -> None:
     """Write the suspicions as CSV, and as a COCO data set of the proposed boxes for a labelling tool.
 
     An annotation of the COCO file is what the detector proposes, for `nothing there` the box in doubt; `problem`,
@@ -114,13 +114,13 @@ def write_suspects(found: Sequence[Suspect], index: Index, *, table: Path, coco:
     coco.write_text(json.dumps(_coco(found, index), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _cells(index: Index, labelled: Labelled | None) -> list[str]:
+def _cells(index: Dataset, labelled: Labelled | None) -> list[str]:
     if labelled is None:
         return [""] * 5
     return [index.classes.names[labelled.label], *(f"{side:.2f}" for side in labelled.box)]
 
 
-def _coco(found: Sequence[Suspect], index: Index) -> dict[str, Any]:
+def _coco(found: Sequence[Suspect], index: Dataset) -> dict[str, Any]:
     images = [
         {"id": int(index.image_ids[image]), "file_name": _file_name(index, image)} | index.size(image)._asdict()
         for image in sorted({one.image for one in found})
@@ -133,7 +133,7 @@ def _coco(found: Sequence[Suspect], index: Index) -> dict[str, Any]:
     }
 
 
-def _annotation(number: int, one: Suspect, index: Index) -> dict[str, Any]:
+def _annotation(number: int, one: Suspect, index: Dataset) -> dict[str, Any]:
     shown = one.boxes[0]
     x1, y1, x2, y2 = shown.box
     return {
@@ -148,11 +148,11 @@ def _annotation(number: int, one: Suspect, index: Index) -> dict[str, Any]:
     }
 
 
-def _category(index: Index, labelled: Labelled) -> dict[str, Any]:
+def _category(index: Dataset, labelled: Labelled) -> dict[str, Any]:
     x1, y1, x2, y2 = labelled.box
     return {"category_id": index.classes.category_ids[labelled.label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
 
 
-def _file_name(index: Index, image: int) -> str:
+def _file_name(index: Dataset, image: int) -> str:
     """The path below the root of the data set."""
     return index.path(image).relative_to(index.root).as_posix()

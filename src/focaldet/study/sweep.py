@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from focaldet import config as configs
-from focaldet.data.index import Source
+from focaldet.data.dataset import Source
 from focaldet.errors import ConfigError, NonFiniteLossError
-from focaldet.evaluate.processes import num_processes
 from focaldet.models import named_config
 from focaldet.ops.classifier import Classifier
 from focaldet.ops.sampling import MiningConfig
+from focaldet.runtime import num_processes
 from focaldet.study.sweep_page import Row, comparisons, sentences, write_files
-from focaldet.train.assembly import open_sources
-from focaldet.train.config import RunConfig, checked
-from focaldet.train.engine import train
-from focaldet.train.resume import RunFolder, differences, identity
-from focaldet.weights.files import write_atomically
+from focaldet.training.assembly import open_sources
+from focaldet.training.config import RunConfig, checked
+from focaldet.training.run_folder import RunFolder, differences, identity
+from focaldet.training.trainer import train
+from focaldet.weights.formats.files import write_atomically
 
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 ALPHAS = (0.25, 0.5, 0.75, None)
@@ -90,7 +90,7 @@ def study_sweep(
     Raises:
         ConfigError: a setting is out of range or is the sweep's own, `run.out` holds something else, or the sweep there
             was begun with other settings or data; names them.
-        DataError, CheckpointError, MemoryShortError: as in `train`.
+        DataError, CheckpointError, OutOfMemoryError: as in `train`.
     """
     say = tell or (lambda _: None)
     settings = sweep_settings(gammas, alphas, ohem=ohem, softmax=softmax)

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
 
-from focaldet.evaluate.page import whole_page
 from focaldet.ops.classifier import Classifier
+from focaldet.report.page import whole_page
 from focaldet.study.plots import Curve, Plot, embedded, write_plot
 from focaldet.study.table1 import TABLE_1A, TABLE_1B, TABLE_1D, TABLE_1D_FOCAL, PublishedLoss, PublishedMining
-from focaldet.train.config import RunConfig
+from focaldet.training.config import RunConfig
 
 NOISE_POINTS = 2.0  # of AP, between two trainings that differ by nothing but chance
 

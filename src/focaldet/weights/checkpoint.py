@@ -13,8 +13,8 @@ from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, from_config
 from focaldet.types import Preprocessing
-from focaldet.weights.files import open_safetensors, write_atomically
-from focaldet.weights.layout import require_fit, shapes_of, without_memory
+from focaldet.weights.formats.files import open_safetensors, write_atomically
+from focaldet.weights.tensor_names import require_fit, shapes_of, without_memory
 
 KEY = "focaldet"
 """Where the description stands in the metadata of a safetensors file."""

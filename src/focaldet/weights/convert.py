@@ -13,17 +13,17 @@ from focaldet.config import nearest
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, named_config
 from focaldet.types import Preprocessing
-from focaldet.weights import darknet
 from focaldet.weights.checkpoint import NO_LICENCE, is_own, save_detector
+from focaldet.weights.compatibility import CONVENTIONS, FREE, conventions, fitting, require_same_settings
 from focaldet.weights.download import Progress, sha256
-from focaldet.weights.files import TensorFile, read_tensors
-from focaldet.weights.foreign import LAYOUTS, Layout, layout_of
-from focaldet.weights.inputs import describe
-from focaldet.weights.layout import COUNTER, listed, shapes_of
-from focaldet.weights.settings import CONVENTIONS, FREE, conventions, fitting, require_same_settings
+from focaldet.weights.formats import darknet
+from focaldet.weights.formats.files import TensorFile, read_tensors
+from focaldet.weights.formats.registry import LAYOUTS, Layout, layout_of
+from focaldet.weights.load import Trained, load_into, open_detector
+from focaldet.weights.normalization import describe
+from focaldet.weights.provenance import origins, traced
 from focaldet.weights.sources import Source, resolve
-from focaldet.weights.traced import origins, traced
-from focaldet.weights.transfer import Trained, load_into, open_detector
+from focaldet.weights.tensor_names import COUNTER, listed, shapes_of
 
 DARKNET, SUFFIX = "darknet", ".safetensors"
 SHORT = {"mmdet": "mmdetection"}

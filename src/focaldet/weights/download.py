@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from focaldet.errors import CheckpointError
-from focaldet.weights.files import sync_folder
+from focaldet.weights.formats.files import sync_folder
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes there will be (None where the server does not say)."""

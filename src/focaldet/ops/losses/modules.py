@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from focaldet.ops.losses import focal
 from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy
 from focaldet.ops.losses.inputs import Alpha, is_positive, require_gamma
-from focaldet.ops.losses.normalise import START, Normaliser, divisors, sum_over_ranks
+from focaldet.ops.losses.normalize import START, Normaliser, divisors, sum_over_ranks
 
 Uncounted = Literal["elements", "none"]
 Divisor = Normaliser | Uncounted

@@ -1,0 +1,63 @@
+"""The shapes of a data set's boxes at the size of the network, clustered for anchors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from focaldet.check.anchor_fit import resized_boxes
+from focaldet.data.dataset import Dataset
+from focaldet.errors import ConfigError
+from focaldet.ops.clusters import cluster_sizes
+from focaldet.types import Resize
+
+CELL_PX = 32
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorShapes:
+    """Clusters of one split: (width, height) in pixels of the resized picture and in cells of 32 px, small ones first.
+
+    `average_iou` is the mean IoU, in (0, 1], of each of the `num_boxes` boxes with the cluster that fits it best.
+    """
+
+    split: str
+    resize: str
+    num_boxes: int
+    pixels: tuple[tuple[float, float], ...]
+    cells: tuple[tuple[float, float], ...]
+    average_iou: float
+
+    def pairs(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+        """Each cluster in pixels and in cells."""
+        return list(zip(self.pixels, self.cells, strict=True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "split": self.split,
+            "resize": self.resize,
+            "num_boxes": self.num_boxes,
+            "pixels": [list(shape) for shape in self.pixels],
+            "cells": [list(shape) for shape in self.cells],
+            "average_iou": self.average_iou,
+        }
+
+
+def anchor_shapes(index: Dataset, resize: Resize, *, num_clusters: int, seed: int) -> AnchorShapes:
+    """k-means over the boxes of a split as the network sees them; ignored boxes are left out.
+
+    Raises:
+        ConfigError: there are fewer different boxes than clusters.
+    """
+    boxes, _ = resized_boxes(index, resize)
+    if not len(boxes):
+        raise ConfigError(f'clusters: split "{index.name}" has no boxes')
+    found = cluster_sizes((boxes[:, 2:] - boxes[:, :2]).double(), num_clusters=num_clusters, seed=seed)
+    pairs = [(width, height) for width, height in found.sizes.tolist()]
+    return AnchorShapes(
+        split=index.name,
+        resize=str(resize),
+        num_boxes=len(boxes),
+        pixels=tuple((round(width, 2), round(height, 2)) for width, height in pairs),
+        cells=tuple((round(width / CELL_PX, 5), round(height / CELL_PX, 5)) for width, height in pairs),
+        average_iou=found.average_iou,
+    )

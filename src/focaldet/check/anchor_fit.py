@@ -1,0 +1,88 @@
+"""How well the anchors of a detector fit the boxes of a data set, without laying out the anchors.
+
+Axes: M boxes, L levels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from focaldet.data.dataset import Dataset
+from focaldet.models.base import DetectorConfig
+from focaldet.ops.boxes import areas
+from focaldet.ops.grids import best_overlaps
+from focaldet.types import ImageSize, Preprocessing, Resize
+
+FOREGROUND_IOU = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorReport:
+    """How the anchors fit the boxes of one split at the size of the network; ignored boxes are left out.
+
+    `covered` is the share of boxes with IoU ≥ 0.5 to some anchor, `covered_per_level` the same for each map alone,
+    `average_iou` the mean over the boxes of the IoU with the best anchor. With `by_shape` all are IoUs of width and
+    height at a common centre. `resize` says the size.
+    `too_small` counts boxes of less than half the area of the smallest anchor: no anchor can reach IoU 0.5 with them.
+    """
+
+    resize: str
+    covered: float
+    covered_per_level: dict[str, float]
+    average_iou: float
+    by_shape: bool
+    too_small: int
+    smallest_anchor_px: float
+
+
+def anchor_report(index: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> AnchorReport:
+    """How the anchors fit the boxes of a split that has any."""
+    boxes, images = resized_boxes(index, preprocessing.resize)
+    step = preprocessing.size_divisor
+    frames = (images + step - 1) // step * step
+    grids = detector.grids(ImageSize(*frames[0].tolist()))
+    fit = level_overlaps(boxes, frames, detector)
+    shares = (fit >= FOREGROUND_IOU).double().mean(0).tolist()
+    smallest = min(grid.smallest_area for grid in grids)
+    best = fit.amax(1)
+    return AnchorReport(
+        resize=str(preprocessing.resize),
+        covered=float((best >= FOREGROUND_IOU).double().mean()),
+        covered_per_level={grid.name: share for grid, share in zip(grids, shares, strict=True)},
+        average_iou=float(best.double().mean()),
+        by_shape=all(grid.by_shape for grid in grids),
+        too_small=int((areas(boxes) < FOREGROUND_IOU * smallest).sum()),
+        smallest_anchor_px=smallest**0.5,
+    )
+
+
+def level_overlaps(
+    boxes: Float[Tensor, "M 4"], frames: Int64[Tensor, "M 2"], detector: DetectorConfig
+) -> Float[Tensor, "M L"]:
+    """IoU, in [0, 1], of each box with its best anchor on each level. `frames` are the height and width of the input
+    that each box lies in, padding included; there must be a box.
+    """
+    sizes, owners = torch.unique(frames, dim=0, return_inverse=True)
+    fit: Tensor | None = None
+    for place, size in enumerate(sizes.tolist()):
+        rows = (owners == place).nonzero().squeeze(1)
+        levels = [best_overlaps(boxes[rows], grid) for grid in detector.grids(ImageSize(*size))]
+        fit = boxes.new_zeros(len(boxes), len(levels)) if fit is None else fit
+        fit[rows] = torch.stack(levels, dim=1)
+    assert fit is not None
+    return fit
+
+
+def resized_boxes(index: Dataset, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
+    """The boxes that training looks for (no ignored ones) in the network's frame, and the sizes of their pictures."""
+    sizes = [index.size(i) for i in range(len(index))]
+    placed = [(*resize.target(size), *resize.content(size), *resize.corner(size)) for size in sizes]
+    owners = torch.arange(len(index)).repeat_interleave(index.offsets.diff())
+    counted = index.flags == 0
+    images, contents, corners = torch.split(
+        torch.tensor(placed, dtype=torch.int64).reshape(-1, 6)[owners][counted], 2, dim=1
+    )
+    scale = contents.double() / index.sizes[owners][counted].double()
+    return index.boxes[counted] * scale.flip(1).repeat(1, 2) + corners.repeat(1, 2), images

@@ -1,0 +1,160 @@
+"""The data doctor: what a data set holds, how anchors fit it, and what is odd, before any training."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from focaldet.check.anchor_fit import anchor_report
+from focaldet.check.report import Report, SplitReport
+from focaldet.data.dataset import DataConfig, Dataset
+from focaldet.data.images import read_image
+from focaldet.data.problems import Problem, Problems
+from focaldet.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, find_parts, open_parts
+from focaldet.errors import DataError
+from focaldet.models.base import DetectorConfig
+from focaldet.types import Preprocessing
+
+SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # square pixels, as COCO counts small, medium and large
+
+
+def check(
+    config: DataConfig,
+    *,
+    detector: DetectorConfig | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """What a data set holds and what is odd about it. Decodes every picture, as training would.
+
+    Looked at are the splits for training, validation and testing. The anchors of `detector` are measured with pictures
+    resized as `preprocessing` says (the paper's short side 800 where it is None); no detector leaves that out. Pictures
+    that cannot be read and boxes that training would refuse are listed as errors. `progress` is called with the
+    pictures decoded and the pictures there are.
+
+    Raises:
+        DataError: annotations that cannot be read at all.
+        ConfigError: no data is named.
+    """
+    parts = _roles(find_parts(config))
+    indexes = open_parts(config, parts, lenient=True)
+    findings = Problems()
+    for index in indexes.values():
+        findings.extend(index.findings)
+        _note_oddities(index, findings)
+    _note_damaged_pictures(list(indexes.values()), findings, progress=progress)
+    _note_repeated_pictures(list(indexes.values()), findings)
+    prepared = preprocessing or Preprocessing()
+    splits = tuple(_describe(index, detector, prepared) for index in indexes.values())
+    source = config.path or config.train or config.val or config.test
+    return Report(str(source), splits, _chosen(parts, seed), findings)
+
+
+def _roles(parts: dict[str, Part]) -> dict[str, Part]:
+    """One part for each role, so that VOC's `trainval` is no duplicate of its `train`; all where no role is known."""
+    chosen = [next((name for name in names if name in parts), None) for names in (TRAIN_NAMES, VAL_NAMES, TEST_NAMES)]
+    return {name: parts[name] for name in chosen if name} or parts
+
+
+def _chosen(parts: dict[str, Part], seed: int) -> str:
+    names = ", ".join(f'"{name}"' for name in parts)
+    if any(name in parts for name in VAL_NAMES) or not any(name in parts for name in TRAIN_NAMES):
+        return f"splits {names}"
+    return f"splits {names}; none for validation, so training would hold out a tenth, drawn with seed {seed}"
+
+
+def _describe(index: Dataset, detector: DetectorConfig | None, preprocessing: Preprocessing) -> SplitReport:
+    counted = index.flags == 0
+    numbers = index.labels[counted].long().bincount(minlength=len(index.classes)).tolist()
+    stated = index.areas[counted]
+    small, large = int((stated < SMALL_AREA).sum()), int((stated >= MEDIUM_AREA).sum())
+    present = [number for number in numbers if number]
+    return SplitReport(
+        name=index.name,
+        images=len(index),
+        background_images=int((index.offsets.diff() == 0).sum()),
+        boxes=len(index.boxes),
+        ignored=int((~counted).sum()),
+        boxes_per_class=_by_class(index.classes.names, numbers),
+        sizes={"small": small, "medium": len(stated) - small - large, "large": large},
+        imbalance=max(present) / min(present) if present else 1.0,
+        anchors=anchor_report(index, detector, preprocessing) if detector and present else None,
+    )
+
+
+def _by_class(names: tuple[str, ...], numbers: list[int]) -> dict[str, int]:
+    """Counts by class name; two classes of one name are told apart by their label."""
+    return {name if names.count(name) == 1 else f"{name} ({label})": numbers[label] for label, name in enumerate(names)}
+
+
+def _note_oddities(index: Dataset, findings: Problems) -> None:
+    """Classes and images without boxes, and boxes that stand there twice."""
+    where = f'split "{index.name}"'
+    present = set(index.labels.tolist())
+    for label, name in enumerate(index.classes.names):
+        if label not in present:
+            findings.add(Problem("note", "class without boxes", f'"{name}" has no box', str(index.root), where))
+    if not len(index.boxes):
+        findings.add(Problem("warning", "no boxes", "no image has a box", str(index.root), where))
+    owners = torch.arange(len(index)).repeat_interleave(index.offsets.diff())
+    rows = torch.cat([owners[:, None].double(), index.labels[:, None].double(), index.boxes], 1)
+    _, inverse = torch.unique(rows, dim=0, return_inverse=True)
+    seen: set[int] = set()
+    for row, group in enumerate(inverse.tolist()):
+        if group in seen:
+            place = f"box {[round(value, 2) for value in index.boxes[row].tolist()]}"
+            findings.add(
+                Problem(
+                    "warning", "box twice", "the same box and class again", str(index.path(int(owners[row]))), place
+                )
+            )
+        seen.add(group)
+
+
+def _note_damaged_pictures(
+    indexes: list[Dataset], findings: Problems, *, progress: Callable[[int, int], None] | None
+) -> None:
+    """Pictures whose headers are whole and whose pixels are not, such as files that were cut off."""
+    splits = {index.path(i): index.name for index in reversed(indexes) for i in range(len(index))}
+
+    def damage(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except DataError as error:
+            return error.problem
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = zip(splits.items(), pool.map(damage, splits), strict=True)
+        for done, ((path, split), problem) in enumerate(found, start=1):
+            if progress is not None:
+                progress(done, len(splits))
+            if problem is not None:
+                findings.add(Problem("error", "picture unusable", problem, str(path), f'split "{split}"'))
+
+
+def _note_repeated_pictures(indexes: list[Dataset], findings: Problems) -> None:
+    """Files of equal content, in one split or across splits. Only files of equal length are read."""
+    lengths: dict[int, list[tuple[str, Path]]] = defaultdict(list)
+    for index in indexes:
+        for path in dict.fromkeys(index.path(i) for i in range(len(index))):
+            lengths[path.stat().st_size].append((index.name, path))
+    contents: dict[str, list[tuple[str, Path]]] = defaultdict(list)
+    for group in lengths.values():
+        for split, path in group if len(group) > 1 else ():
+            contents[_digest(path)].append((split, path))
+    for (first, original), *copies in contents.values():
+        for split, path in copies:
+            kind = "picture twice" if split == first else "picture in two splits"
+            message = f'the same picture as {original} of split "{first}"'
+            findings.add(Problem("warning", kind, message, str(path), f'split "{split}"'))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,119 @@
+"""What the data doctor answers, as values and as text."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from focaldet.check.anchor_fit import AnchorReport
+from focaldet.data.problems import Problems
+
+LISTED_CLASSES = 10  # at each end of the list, where not all are asked for
+
+
+@dataclass(frozen=True, slots=True)
+class SplitReport:
+    """What one split holds. Boxes per class and sizes leave out `ignored` boxes (crowds and difficult objects).
+
+    `imbalance` is the number of boxes of the most frequent class per box of the rarest one that has any.
+    """
+
+    name: str
+    images: int
+    background_images: int
+    boxes: int
+    ignored: int
+    boxes_per_class: dict[str, int]
+    sizes: dict[str, int]
+    imbalance: float
+    anchors: AnchorReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The answer of `check`."""
+
+    source: str
+    splits: tuple[SplitReport, ...]
+    chosen: str
+    findings: Problems = field(default_factory=Problems)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where nothing is wrong (notes are not), 1 where there are warnings or errors."""
+        return 1 if self.findings.count("error", "warning") else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        splits = [asdict(split) for split in self.splits]
+        return {"source": self.source, "chosen": self.chosen, "splits": splits, "findings": self.findings.to_dict()}
+
+    def lines(self, *, listed: bool = False, all_classes: bool = False) -> list[str]:
+        """The report as text; with `listed` every problem by itself, with `all_classes` every class."""
+        problems = self.findings.lines(listed=listed)
+        parts = [
+            [f"{self.source}: {self.chosen}"],
+            _split_lines(self.splits),
+            _anchor_lines(self.splits),
+            _class_lines(self.splits, all_classes=all_classes),
+            problems or ["no problems found"],
+        ]
+        return "\n\n".join("\n".join(part) for part in parts if part).split("\n")
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
+    """The rows as lines: columns two spaces apart; those in `left` start at the left, numbers end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _split_lines(splits: Sequence[SplitReport]) -> list[str]:
+    """A row for each split: images, boxes, and the shares of the sizes."""
+    rows = [["SPLIT", "IMAGES", "WITHOUT BOXES", "BOXES", "IGNORED", "SMALL", "MEDIUM", "LARGE", "IMBALANCE"]]
+    for split in splits:
+        total = max(1, split.boxes - split.ignored)
+        numbers = (split.images, split.background_images, split.boxes, split.ignored)
+        shares = [f"{split.sizes[name] / total:.0%}" for name in ("small", "medium", "large")]
+        rows.append([split.name, *map(str, numbers), *shares, f"{split.imbalance:.1f} : 1"])
+    return aligned(rows, left={0})
+
+
+def _anchor_lines(splits: Sequence[SplitReport]) -> list[str]:
+    """A row for each split: the share of the boxes that the anchors cover, at all and level by level."""
+    fits = [(split.name, split.anchors) for split in splits if split.anchors is not None]
+    if not fits:
+        return []
+    first = fits[0][1]
+    rows = [["SPLIT", "COVERED", "MEAN IOU", *map(str.upper, first.covered_per_level), "TOO SMALL"]]
+    for name, fit in fits:
+        levels = [f"{share:.0%}" for share in fit.covered_per_level.values()]
+        rows.append([name, f"{fit.covered:.1%}", f"{fit.average_iou:.2f}", *levels, str(fit.too_small)])
+    measure = "IoU 0.5 in width and height" if first.by_shape else "IoU 0.5"
+    return [
+        f"anchors at {first.resize}; covered: boxes that reach {measure} with one, at all and map by map",
+        *aligned(rows, left={0}),
+        f"too small: boxes of less than half of the smallest anchor ({first.smallest_anchor_px:.0f} px)",
+    ]
+
+
+def _class_lines(splits: Sequence[SplitReport], *, all_classes: bool) -> list[str]:
+    """A row for each class, the most frequent first, and a column for each split; the ends of a long list."""
+    names = list(dict.fromkeys(name for split in splits for name in split.boxes_per_class))
+    numbers = {name: [split.boxes_per_class.get(name, 0) for split in splits] for name in names}
+    ranked = sorted(names, key=lambda name: -sum(numbers[name]))
+    present = sum(any(numbers[name]) for name in ranked)
+    header = ["CLASS", *(split.name for split in splits)]
+    rows = [[name, *map(str, numbers[name])] for name in ranked]
+    hidden = len(rows) - 2 * LISTED_CLASSES
+    if all_classes or hidden <= 1:
+        return aligned([header, *rows], left={0}) if rows else []
+    head = LISTED_CLASSES
+    tail = max(present, 2 * LISTED_CLASSES)  # the rarest that have any box; those without are told in the last line
+    lines = aligned([header, *rows[:head], *rows[tail - head : tail]], left={0})
+    empty = f"; {len(rows) - present} classes have no box" if present < len(rows) else ""
+    return [*lines[: head + 1], "…", *lines[head + 1 :], f"{hidden} more: --all{empty}"]

@@ -1,0 +1,1 @@
+"""The embedded data set: handwritten digits on photographs."""

@@ -1,0 +1,151 @@
+"""The embedded data set: real handwriting on real photographs, without a download.
+
+scikit-learn brings 1797 handwritten digits and two photographs. Writers come in runs, so the first 1287 digits train
+and the others test; a photograph's left part trains and its right part tests. No digit and no pixel is in both.
+"""
+
+import functools
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from focaldet.data.dataset import Classes, Dataset, pack_paths, starts
+from focaldet.data.demo.scenes import SCENE_SIZE, Material, draw_layout, draw_picture, layout_target
+from focaldet.data.loading.rng import stream
+from focaldet.data.problems import Problems
+from focaldet.errors import ConfigError
+from focaldet.ops.boxes import areas
+from focaldet.types import Target
+
+CLASSES = Classes(names=tuple("0123456789"), category_ids=tuple(range(1, 11)))
+NUM_TRAINING_DIGITS = 1287
+TRAINING_WIDTH_SHARE = 0.6
+
+
+class DemoScenes:
+    """Scenes of digits, made as they are asked for.
+
+    Scene i is drawn from (seed, split, epoch, i). Training sees fresh scenes in every epoch; the test scenes are those
+    of epoch 0 whatever the epoch. `index` holds the boxes of epoch 0.
+
+    Args:
+        split: which writers and which part of the photographs.
+        num_scenes: scenes per epoch, ≥ 0.
+        seed: of all scenes.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+
+    def __init__(self, split: Literal["train", "test"], *, num_scenes: int, seed: int) -> None:
+        self._split, self._num_scenes, self._seed = split, num_scenes, seed
+        self._material = _material(split)
+
+    @functools.cached_property
+    def index(self) -> Dataset:
+        """The scenes of epoch 0; their paths are names, not files."""
+        layouts = (draw_layout(self._material, self._stream(i, epoch=0)) for i in range(self._num_scenes))
+        return _index(self._split, [layout_target(layout) for layout in layouts])
+
+    def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
+        """Scene i of an epoch and the boxes of its digits."""
+        draws = self._stream(i, epoch=epoch)
+        layout = draw_layout(self._material, draws)
+        return draw_picture(layout, self._material, draws), layout_target(layout)
+
+    def _stream(self, i: int, *, epoch: int) -> random.Random:
+        return stream(f"demo {self._split}", self._seed, epoch if self._split == "train" else 0, i)
+
+
+def write_demo(folder: Path, *, seed: int, num_train: int, num_test: int) -> None:
+    """Write scenes as a COCO folder: `images/`, `instances_train.json`, `instances_test.json`.
+
+    The training scenes are those of epoch 0. Files of the same names are replaced.
+
+    Raises:
+        ConfigError: scikit-learn is not installed.
+        OSError: the folder cannot be written.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    _write_split(folder, "train", DemoScenes("train", num_scenes=num_train, seed=seed))
+    _write_split(folder, "test", DemoScenes("test", num_scenes=num_test, seed=seed))
+
+
+def _write_split(folder: Path, split: str, scenes: DemoScenes) -> None:
+    for i in range(len(scenes.index)):
+        image, _ = scenes.load(i, epoch=0)
+        pixels = image.permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(folder / "images" / scenes.index.path(i).name, compress_level=1)
+    (folder / f"instances_{split}.json").write_text(json.dumps(_coco(scenes.index)), encoding="utf-8")
+
+
+def _index(split: str, targets: Sequence[Target]) -> Dataset:
+    """The flat form of these scenes' targets."""
+    count = len(targets)
+    boxes = torch.cat([target.boxes for target in [Target.empty(), *targets]]).double()
+    path_bytes, path_offsets = pack_paths([f"{split}_{i:05d}.png" for i in range(count)])
+    return Dataset(
+        name=f"demo {split}",
+        root=Path("demo"),
+        classes=CLASSES,
+        image_ids=torch.arange(1, count + 1),
+        sizes=torch.tensor(SCENE_SIZE, dtype=torch.int32).expand(count, 2).contiguous(),
+        offsets=starts(torch.tensor([len(target.boxes) for target in targets], dtype=torch.int64)),
+        boxes=boxes,
+        labels=torch.cat([target.labels for target in [Target.empty(), *targets]]).int(),
+        flags=torch.zeros(len(boxes), dtype=torch.uint8),
+        areas=areas(boxes),
+        path_bytes=path_bytes,
+        path_offsets=path_offsets,
+        findings=Problems(),
+    )
+
+
+def _coco(index: Dataset) -> dict[str, Any]:
+    """The index as COCO's annotation format writes it."""
+    images = [
+        {"id": i + 1, "file_name": index.path(i).name, "height": index.size(i).height, "width": index.size(i).width}
+        for i in range(len(index))
+    ]
+    image_ids = torch.repeat_interleave(index.image_ids, index.offsets.diff()).tolist()
+    rows = zip(image_ids, index.boxes.tolist(), index.labels.tolist(), index.areas.tolist(), strict=True)
+    annotations = [
+        {
+            "id": number,
+            "image_id": image_id,
+            "category_id": index.classes.category_ids[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": area,
+            "iscrowd": 0,
+        }
+        for number, (image_id, (x1, y1, x2, y2), label, area) in enumerate(rows, start=1)
+    ]
+    named = zip(index.classes.category_ids, index.classes.names, strict=True)
+    categories = [{"id": category_id, "name": name} for category_id, name in named]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+@functools.cache
+def _material(split: Literal["train", "test"]) -> Material:
+    """The digits of a split and its parts of the photographs."""
+    try:
+        from sklearn.datasets import load_digits, load_sample_images
+    except ImportError:
+        raise ConfigError("the embedded data set needs scikit-learn: pip install 'focaldet[demo]'") from None
+    pixels, labels = load_digits(return_X_y=True)
+    digits = torch.from_numpy(pixels).float().reshape(-1, 8, 8) / 16
+    photographs = [torch.tensor(photograph).permute(2, 0, 1) for photograph in load_sample_images().images]
+    border = int(photographs[0].shape[2] * TRAINING_WIDTH_SHARE)
+    if split == "train":
+        digits_part, columns = slice(0, NUM_TRAINING_DIGITS), slice(0, border)
+    else:
+        digits_part, columns = slice(NUM_TRAINING_DIGITS, None), slice(border, None)
+    parts = tuple(photograph[:, :, columns].contiguous() for photograph in photographs)
+    return Material(parts, digits[digits_part], torch.from_numpy(labels)[digits_part].long())

@@ -1,0 +1,1 @@
+"""Readers of annotation formats, and what they share."""

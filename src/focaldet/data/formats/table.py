@@ -1,0 +1,133 @@
+"""JSON documents as tables whose columns are checked as a whole."""
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from focaldet.data.formats.text import brief
+from focaldet.data.problems import Place
+from focaldet.errors import DataError
+
+_INT64 = 2**63
+
+
+class Table:
+    """A list of JSON objects that is checked column by column.
+
+    A whole column is checked at the speed of C; only when it fails are the rows looked at one by one for the culprit.
+    """
+
+    def __init__(self, document: Any, name: str, *, file: Path) -> None:
+        self.file, self.name = file, name
+        if not isinstance(document, dict):
+            raise DataError(
+                f"must be a JSON object with images, annotations and categories, found {brief(document)}", file=file
+            )
+        if name not in document:
+            raise DataError(
+                f"is missing (the file has: {', '.join(map(brief, list(document)[:8]))})", file=file, field=name
+            )
+        self.rows: list[Any] = document[name]
+        if not isinstance(self.rows, list):
+            raise DataError(f"must be a list, found {brief(self.rows)}", file=file, field=name)
+        self._require(self.rows, lambda row: type(row) is dict, set(map(type, self.rows)) <= {dict}, None, "an object")
+
+    def place(self, i: int, key: str | None = None) -> Place:
+        """Where row i, or a field of it, stands."""
+        row = self.rows[i]
+        named = f" (id {brief(row['id'])})" if isinstance(row, dict) and "id" in row else ""
+        return Place(self.file, f"{self.name}[{i}]{named}", key)
+
+    def column(self, key: str, kinds: tuple[type, ...], allowed: str, *, default: Any = ...) -> list[Any]:
+        """The values of one field, all exactly of these types (bool is no int). Without `default` it is required."""
+        if default is ...:
+            missing = next((i for i, row in enumerate(self.rows) if key not in row), None)
+            if missing is not None:
+                raise self.place(missing, key).error(f"is missing; must be {allowed}")
+        values = [row.get(key, default) for row in self.rows]
+        kinds = kinds if default is ... else (*kinds, type(default))
+        self._require(values, lambda value: type(value) in kinds, set(map(type, values)) <= set(kinds), key, allowed)
+        return values
+
+    def integers(self, key: str, *, default: Any = ...) -> list[Any]:
+        """A column of whole numbers that fit into 64 bits."""
+        values = self.column(key, (int,), "a whole number", default=default)
+        given = [value for value in values if value is not None]
+        fits = not given or (min(given) >= -_INT64 and max(given) < _INT64)
+        self._require(
+            values, lambda v: v is None or -_INT64 <= v < _INT64, fits, key, "a whole number of at most 64 bits"
+        )
+        return values
+
+    def identifiers(self, *, default: Any = ...) -> list[Any]:
+        """The column `id`: whole numbers, each given once."""
+        values = self.integers("id", default=default)
+        seen: set[int] = set()
+        if len(set(values)) < len(values):
+            for i, value in enumerate(values):
+                if value is not None and value in seen:
+                    raise self.place(i, "id").error(f"{value} is used twice in {self.name}; ids must be unique")
+                seen.add(value)
+        return values
+
+    def references(self, key: str, known: Mapping[int, int], what: str) -> list[int]:
+        """A column of ids, as the positions that `known` gives them."""
+        values = self.integers(key)
+        positions = [known.get(value, -1) for value in values]
+        self._require(values, known.__contains__, -1 not in positions, key, f"the id of one of the {len(known)} {what}")
+        return positions
+
+    def boxes(self, key: str) -> Float64[Tensor, "M 4"]:
+        """A column of lists of four numbers."""
+        allowed = "a list of four numbers [x, y, width, height]"
+        values = self.column(key, (list,), allowed)
+        types = set(map(type, chain.from_iterable(values)))
+        good = set(map(len, values)) <= {4} and types <= {int, float}
+        self._require(values, _is_four_numbers, good, key, allowed)
+        return self._floats(list(chain.from_iterable(values)), key, per_row=4).reshape(-1, 4)
+
+    def numbers(self, key: str) -> Float64[Tensor, " M"]:
+        """A column of numbers, at least 0; NaN where the field is absent or null."""
+        values = self.column(key, (int, float), "a number, at least 0", default=None)
+        found = self._floats([math.nan if value is None else value for value in values], key, per_row=1)
+        good = all(
+            value is None or (math.isfinite(number) and number >= 0)
+            for value, number in zip(values, found.tolist(), strict=True)
+        )
+        self._require(
+            values, lambda v: v is None or (math.isfinite(v) and v >= 0), good, key, "a finite number, at least 0"
+        )
+        return found
+
+    def _floats(self, values: list[Any], key: str, *, per_row: int) -> Float64[Tensor, " X"]:
+        try:
+            return torch.from_numpy(numpy.array(values, dtype=numpy.float64))
+        except OverflowError:
+            culprit = next(i for i, value in enumerate(values) if not _fits_float(value))
+            raise self.place(culprit // per_row, key).error(f"{brief(values[culprit])} is too large a number") from None
+
+    def _require(
+        self, values: list[Any], accepts: Callable[[Any], bool], good: bool, key: str | None, allowed: str
+    ) -> None:
+        if not good:
+            i = next(i for i, value in enumerate(values) if not accepts(value))
+            raise self.place(i, key).error(f"found {brief(values[i])}; must be {allowed}")
+
+
+def _is_four_numbers(values: list[Any]) -> bool:
+    return len(values) == 4 and all(type(value) in (int, float) for value in values)
+
+
+def _fits_float(value: Any) -> bool:
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True

@@ -1,0 +1,87 @@
+"""Foreign text: files, numbers in them, and values quoted in messages."""
+
+import math
+import reprlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from focaldet.config import nearest
+from focaldet.data.problems import Place
+from focaldet.errors import DataError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlong = 40
+_LONGEST_HINT = _LONGEST_PATH = 300
+
+
+def brief(value: Any) -> str:
+    """A foreign value for a message: quoted, and never long, whatever it is."""
+    return _SHORT.repr(value)
+
+
+def shown(path: Path) -> str:
+    """A path for a message: whole if it is one line of bearable length, else quoted and cut."""
+    text = str(path)
+    return text if len(text) <= _LONGEST_PATH and text.isprintable() else brief(text)
+
+
+def hint(name: str, valid: Iterable[str]) -> str:
+    """`config.nearest` for names from foreign files, which may be long, many or of several lines."""
+    found = nearest(name[:60], [" ".join(other[:60].split()) for other in valid])
+    return found if len(found) <= _LONGEST_HINT else ""
+
+
+def as_number(text: str, place: Place, allowed: str = "a finite number") -> float:
+    """The number that a text field holds, in ASCII; spaces around it are allowed, NaN and infinity are not.
+
+    Raises:
+        DataError: anything else, also `1_000` and digits of other scripts, which Python itself would take.
+    """
+    try:
+        number = float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise place.error(f"found {brief(text)}; must be {allowed}")
+    return number
+
+
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 text file that hold something, with their numbers from 1.
+
+    Raises:
+        DataError: the file cannot be read or is no text.
+    """
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        DataError: the file cannot be read or is no text.
+    """
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"is no UTF-8 text: {error.reason} at byte {error.start}", file=file) from None
+    except (OSError, ValueError) as error:
+        raise unreadable(file, error) from None
+
+
+def unreadable(file: Path, error: Exception) -> DataError:
+    """The `DataError` for a file that the system does not hand out."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return DataError(f"cannot be read: {reason}", file=file)
+
+
+def what_is_at(path: Path) -> Literal["file", "folder"] | None:
+    """What lies at a path; None for nothing, and for paths that the system does not take, such as overlong ones."""
+    try:
+        return "folder" if path.is_dir() else "file" if path.is_file() else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,198 @@
+"""The way from a source of pictures to batches, the same for any number of processes.
+
+What a sample looks like depends on (seed, epoch, image) alone, and which images a batch holds on (seed, epoch): so a
+run continues bit for bit at any batch, with any number of workers, and N ranks see the global batches of one.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.dataset import FileSource, Source
+from focaldet.data.loading import sampler as planning
+from focaldet.data.loading.cache import CachedSource
+from focaldet.data.loading.collate import PackedBatch
+from focaldet.data.loading.rng import stream
+from focaldet.data.loading.sampler import Pick
+from focaldet.data.loading.samples import Samples
+from focaldet.errors import ConfigError, FocaldetError
+from focaldet.types import Batch, ImageSize, Preprocessing
+
+CACHE_BYTES = 1 << 30
+Sampling = Literal["uniform", "class_balanced"]
+
+
+class Loader:
+    """Batches of a source, epoch after epoch.
+
+    With `augment` it is a training loader: shuffled, augmented, full batches, equally many on every rank. Without, it
+    is an evaluation loader: epoch 0 of the source, every image exactly once over all ranks, resized and nothing else;
+    a batch holds images of one padded size.
+
+    Args:
+        source: where pictures and targets come from.
+        preprocessing: the network's input; pictures are resized and padded by it, not normalised.
+        batch_size: images per batch of one rank, ≥ 1.
+        seed: of the order and of the augmentation.
+        augment: the augmentation; `None` for evaluation.
+        num_epochs: the length of the training, which decides when the mosaic and the drawing of sizes end.
+        first_epoch: the epoch with which that training begins, where it is a phase of a longer one.
+        workers: processes that load beside this one; 0 loads in this process.
+        rank: which part of every global batch is loaded, 0 … num_ranks − 1.
+        num_ranks: how many processes train together.
+        sampling: "uniform" shows every image once per epoch; "class_balanced" as many images, those of rare classes
+            more often (`batches.repeat_factors`). Evaluation knows only "uniform".
+        multi_scale: smallest and largest size in pixels, of which training draws one every few batches
+            (`batches.with_drawn_sizes`); `None` keeps that of `preprocessing`.
+        multi_scale_end: share of the training, at its end, whose batches all have the largest size.
+
+    Raises:
+        ConfigError: a number out of range, or fewer images to train on than ranks.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        seed: int,
+        augment: AugmentConfig | None = None,
+        num_epochs: int = 1,
+        first_epoch: int = 0,
+        workers: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+        sampling: Sampling = "uniform",
+        multi_scale: tuple[int, int] | None = None,
+        multi_scale_end: float = 0.0,
+    ) -> None:
+        _check(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
+        if augment is not None and len(source.index) < num_ranks:
+            raise ConfigError(f"{len(source.index)} images cannot be trained on by {num_ranks} processes")
+        self._index, self._preprocessing, self._seed, self._workers = source.index, preprocessing, seed, workers
+        self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
+        self._training, self._multi_scale = augment is not None, multi_scale
+        self._num_epochs, self._first_epoch, self._multi_scale_end = num_epochs, first_epoch, multi_scale_end
+        self._factors = planning.repeat_factors(source.index) if sampling == "class_balanced" else None
+        if augment is not None and isinstance(source, FileSource):
+            source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, workers))
+        self._samples = Samples(
+            source,
+            preprocessing=preprocessing,
+            seed=seed,
+            augmentation=augment.resolved() if augment is not None else None,
+            num_epochs=num_epochs,
+            first_epoch=first_epoch,
+        )
+        self._plan = _Plan()
+        self._torch_loader: DataLoader[Any] | None = None
+
+    def __len__(self) -> int:
+        """Batches per epoch of this rank; in training the same on every rank."""
+        return len(self.picks(0))
+
+    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (counted from 0) from `start_batch` on. Only one epoch can be under way at a time.
+
+        Raises:
+            FocaldetError: a picture cannot be read, or a loading process ended.
+        """
+        self._plan.batches = self.picks(epoch)[start_batch:]
+        try:
+            with explained_worker_death():
+                for packed in self._running():
+                    if isinstance(packed, FocaldetError):
+                        raise packed
+                    yield packed.unpacked()
+        except FocaldetError:
+            self._torch_loader = None  # The next epoch starts new processes.
+            raise
+
+    def picks(self, epoch: int) -> list[list[Pick]]:
+        """Which images each batch of this rank holds."""
+        if not self._training:
+            resize, padded = self._preprocessing.resize, self._preprocessing.padded
+            frames = [padded(resize.target(ImageSize(*size))) for size in self._index.sizes.tolist()]
+            return planning.evaluation_batches(frames, batch_size=self._batch_size)[self._rank :: self._num_ranks]
+        draws = stream("order", self._seed, epoch)
+        if self._factors is None:
+            order = planning.uniform_order(len(self._index), stream=draws)
+        else:
+            order = planning.balanced_order(self._factors, stream=draws)
+        portrait = (self._index.sizes[:, 0] > self._index.sizes[:, 1]).tolist()
+        global_size = self._batch_size * self._num_ranks
+        whole = planning.training_batches(order, portrait, epoch=epoch, batch_size=global_size, stream=draws)
+        if self._multi_scale is not None:
+            whole = planning.with_drawn_sizes(
+                whole,
+                self._multi_scale,
+                seed=self._seed,
+                epoch=epoch,
+                num_epochs=self._num_epochs,
+                end_share=self._multi_scale_end,
+                first_epoch=self._first_epoch,
+            )
+        return [planning.rank_slice(batch, rank=self._rank, num_ranks=self._num_ranks) for batch in whole]
+
+    def _running(self) -> Iterator[PackedBatch | FocaldetError]:
+        """Torch's iterator over the plan; its processes live on from epoch to epoch."""
+        if self._torch_loader is None:
+            self._torch_loader = DataLoader(
+                self._samples,
+                batch_sampler=self._plan,
+                collate_fn=_same,
+                num_workers=self._workers,
+                persistent_workers=self._workers > 0,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # Else torch draws a number from the random state of this process.
+            )
+        with warnings.catch_warnings():
+            # From Python 3.12 on forking beside threads warns; a worker reads, resizes and takes none of their locks.
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+            return iter(self._torch_loader)
+
+
+@contextmanager
+def explained_worker_death() -> Iterator[None]:
+    """Turns torch's error on a dead loading process into one for the user.
+
+    Torch raises it from a signal handler, so at any line of the main thread: a training loop belongs inside as a whole.
+
+    Raises:
+        FocaldetError: a loading process ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        problem = f"a process that loads images ended: {str(error).strip()}"
+        raise FocaldetError(f"{problem} Too little memory? Use fewer workers or smaller batches.") from None
+
+
+class _Plan:
+    """The batches still to load, as torch's batch sampler."""
+
+    batches: list[list[Pick]]
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        return iter(self.batches)
+
+
+def _same(batch: Any) -> Any:
+    """Torch wants to collate; `Samples` has done it."""
+    return batch
+
+
+def _check(*, batch_size: int, workers: int, rank: int, num_ranks: int) -> None:
+    for name, found, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("num_ranks", num_ranks, 1)):
+        if found < least:
+            raise ConfigError(f"{name}: must be ≥ {least}, found {found}")
+    if not 0 <= rank < num_ranks:
+        raise ConfigError(f"rank: must be in 0…{num_ranks - 1}, found {rank}")

@@ -1,0 +1,150 @@
+"""Which images make up each batch of an epoch: order, class balance, grouping by aspect ratio."""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from focaldet.data.dataset import Dataset
+from focaldet.data.loading import rng as randomness
+from focaldet.errors import ConfigError
+from focaldet.types import ImageSize
+
+# YOLO9000, section 2: the size of the input changes every 10 batches, in steps of the network's stride.
+SIZE_BATCHES, SIZE_STEP_PX = 10, 32
+
+
+class Pick(NamedTuple):
+    """An image's place in a batch; `repeat` counts its earlier places in the same epoch.
+
+    `size_px` takes the place of `Resize.size` for this image.
+    """
+
+    epoch: int
+    image: int
+    repeat: int
+    size_px: int | None = None
+
+
+def repeat_factors(index: Dataset) -> Float64[Tensor, " N"]:
+    """How often each image is drawn under class balance, relative to an image of the commonest class alone.
+
+    A class found in the share f of the images asks for a factor sqrt(1/f), an image takes the largest of its classes
+    (Gupta et al. 2019, section 4, with every class below the threshold: t = 1). Ignored boxes do not count; an image
+    without objects has factor 1.
+    """
+    counts = index.offsets.diff()
+    image = torch.repeat_interleave(torch.arange(len(index)), counts)[index.flags == 0]
+    labels = index.labels[index.flags == 0].long()
+    present = torch.unique(torch.stack([image, labels]), dim=1)
+    num_images = torch.bincount(present[1], minlength=len(index.classes.names)).double()
+    factors = torch.ones(len(index), dtype=torch.float64)
+    asked = (len(index) / num_images[present[1]]).sqrt()
+    return factors.scatter_reduce(0, present[0], asked, "amax")
+
+
+def uniform_order(num_images: int, *, stream: random.Random) -> list[int]:
+    """Every image once, shuffled."""
+    return stream.sample(range(num_images), num_images)
+
+
+def balanced_order(factors: Float64[Tensor, " N"], *, stream: random.Random) -> list[int]:
+    """N images, shuffled, each as often as its share of `factors` asks for, rounded up or down at random.
+
+    Systematic sampling: N equal steps along the cumulative factors of the shuffled images. Over the epochs every image
+    comes in proportion to its factor, and within an epoch the class counts vary as little as they can.
+    """
+    shuffled = uniform_order(len(factors), stream=stream)
+    ends = factors[shuffled].cumsum(0)
+    steps = (torch.arange(len(factors), dtype=torch.float64) + stream.random()) * (ends[-1] / len(factors))
+    hits = torch.searchsorted(ends, steps, right=True).clamp(max=len(factors) - 1)
+    order = [shuffled[hit] for hit in hits.tolist()]
+    stream.shuffle(order)
+    return order
+
+
+def training_batches(
+    order: Sequence[int], portrait: Sequence[bool], *, epoch: int, batch_size: int, stream: random.Random
+) -> list[list[Pick]]:
+    """`len(order) // batch_size` full batches of landscape or of portrait images, in random order.
+
+    What is left over of both groups fills mixed batches, so that grouping costs no image; less than a batch at the end
+    is dropped, unless it is all there is.
+    """
+    picks = _picks(order, epoch=epoch)
+    groups = [[pick for pick in picks if portrait[pick.image] == tall] for tall in (False, True)]
+    full = [len(group) // batch_size * batch_size for group in groups]
+    rest = [pick for group, end in zip(groups, full, strict=True) for pick in group[end:]]
+    batches = [batch for group, end in zip(groups, full, strict=True) for batch in _chunks(group[:end], batch_size)]
+    batches += _chunks(rest[: len(rest) // batch_size * batch_size], batch_size)
+    stream.shuffle(batches)
+    return batches or [rest]
+
+
+def evaluation_batches(frames: Sequence[ImageSize], *, batch_size: int) -> list[list[Pick]]:
+    """Every image once, in batches of images with the same frame, which is the resized image with its padding.
+
+    More padding moves what a network finds at the border: so no image is padded for the sake of another one, and
+    detections are the same for every batch size.
+    """
+    order = sorted(range(len(frames)), key=lambda image: (frames[image], image))
+    groups = itertools.groupby(_picks(order, epoch=0), key=lambda pick: frames[pick.image])
+    return [batch for _, group in groups for batch in _chunks(list(group), batch_size)]
+
+
+def with_drawn_sizes(
+    batches: Sequence[Sequence[Pick]],
+    bounds: tuple[int, int],
+    *,
+    seed: int,
+    epoch: int,
+    num_epochs: int,
+    end_share: float,
+    first_epoch: int = 0,
+) -> list[list[Pick]]:
+    """The batches of an epoch, each with a size for all its images: one for every `SIZE_BATCHES` of them.
+
+    Sizes are the multiples of `SIZE_STEP_PX` within `bounds`; which one is drawn depends on (seed, epoch, batch) alone.
+    The last batches of all epochs, which are `num_epochs` from `first_epoch` on, have the largest size by their share
+    `end_share`.
+
+    Raises:
+        ConfigError: there is no such multiple.
+    """
+    low, high = bounds
+    sizes = range(-(-low // SIZE_STEP_PX) * SIZE_STEP_PX, high + 1, SIZE_STEP_PX)
+    if low < 1 or not sizes:
+        raise ConfigError(f"multi_scale: there is no multiple of {SIZE_STEP_PX} px in {low}…{high}")
+    drawn = [
+        randomness.stream("size", seed, epoch, number // SIZE_BATCHES).choice(sizes) for number in range(len(batches))
+    ]
+    total = num_epochs * len(batches)
+    for number in range(len(batches)):
+        batches_left = total - (epoch - first_epoch) * len(batches) - number
+        if 0 < batches_left <= end_share * total:
+            drawn[number] = sizes[-1]
+    return [[pick._replace(size_px=size) for pick in batch] for batch, size in zip(batches, drawn, strict=True)]
+
+
+def rank_slice(batch: Sequence[Pick], *, rank: int, num_ranks: int) -> list[Pick]:
+    """The contiguous part of a global batch that belongs to `rank`; the parts differ by at most one image."""
+    start, end = (len(batch) * place // num_ranks for place in (rank, rank + 1))
+    return list(batch[start:end])
+
+
+def _picks(order: Sequence[int], *, epoch: int) -> list[Pick]:
+    seen: Counter[int] = Counter()
+    picks = []
+    for image in order:
+        picks.append(Pick(epoch, image, seen[image]))
+        seen[image] += 1
+    return picks
+
+
+def _chunks(picks: Sequence[Pick], batch_size: int) -> list[list[Pick]]:
+    return [list(picks[start : start + batch_size]) for start in range(0, len(picks), batch_size)]

@@ -1,0 +1,74 @@
+"""What a loading process does: read pictures, augment them, make a batch."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch.utils.data import Dataset
+
+from focaldet.data.augment.augmenter import NUM_PARTNERS, Augmenter
+from focaldet.data.augment.config import Augmentation
+from focaldet.data.augment.geometry import Sample, resize_sample
+from focaldet.data.dataset import Source
+from focaldet.data.loading.collate import PackedBatch, pack
+from focaldet.data.loading.rng import stream
+from focaldet.data.loading.sampler import Pick
+from focaldet.errors import FocaldetError
+from focaldet.types import Preprocessing
+
+
+class Samples(Dataset[PackedBatch]):
+    """A source as torch's loading processes want it; without `augmentation` pictures are resized and nothing else."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        preprocessing: Preprocessing,
+        seed: int,
+        augmentation: Augmentation | None,
+        num_epochs: int,
+        first_epoch: int = 0,
+    ) -> None:
+        self._source, self._preprocessing = source, preprocessing
+        self._seed, self._num_epochs, self._augmentation = seed, num_epochs, augmentation
+        self._first_epoch = first_epoch
+
+    def __getitems__(self, picks: Sequence[Pick]) -> PackedBatch | FocaldetError:
+        """The batch of these images, all of one size; or the error, which torch could not carry out of a process as an
+        exception.
+        """
+        try:
+            samples, names = zip(*(self.sample(pick) for pick in picks), strict=True)
+        except FocaldetError as error:
+            return error
+        indices = tuple(pick.image for pick in picks)
+        sizes = tuple(self._source.index.size(image) for image in indices)
+        return pack(
+            samples, preprocessing=self._seen(picks[0]), indices=indices, original_sizes=sizes, image_names=names
+        )
+
+    def sample(self, pick: Pick) -> tuple[Sample, str]:
+        """A sample for the network and the names of the pictures in it, drawn from (seed, epoch, image, repeat)."""
+        preprocessing = self._seen(pick)
+        if self._augmentation is None:
+            return resize_sample(self._load(pick.image, pick.epoch), preprocessing.resize), self._name(pick.image)
+        draws = stream("sample", self._seed, pick.epoch, pick.image, pick.repeat)
+        epoch = pick.epoch - self._first_epoch
+        mosaic = draws.random() < self._augmentation.mosaic_share(epoch=epoch, num_epochs=self._num_epochs)
+        num_images = len(self._source.index)
+        images = [pick.image, *(draws.randrange(num_images) for _ in range(NUM_PARTNERS if mosaic else 0))]
+        first, *partners = (self._load(image, pick.epoch) for image in images)
+        augment = Augmenter(self._augmentation, preprocessing)
+        return augment(first, stream=draws, partners=partners), " + ".join(map(self._name, images))
+
+    def _seen(self, pick: Pick) -> Preprocessing:
+        """The preprocessing at the size that was drawn for the image."""
+        if pick.size_px is None:
+            return self._preprocessing
+        return replace(self._preprocessing, resize=replace(self._preprocessing.resize, size=pick.size_px))
+
+    def _load(self, image: int, epoch: int) -> Sample:
+        return Sample(*self._source.load(image, epoch=epoch))
+
+    def _name(self, image: int) -> str:
+        return str(self._source.index.path(image))

@@ -1,0 +1,108 @@
+"""What was odd in the data and where it stands: listed, counted and never silently mended."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from focaldet.errors import DataError
+
+Severity = Literal["error", "warning", "note"]
+
+# Of each kind this many are listed, all are counted: a findings list of a broken set with a million boxes would
+# otherwise outweigh the index, in every worker again.
+LISTED_PER_KIND = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One odd thing and where it stands.
+
+    `error`: the picture or record cannot be used. `warning`: something was changed or left out. `note`: worth knowing,
+    nothing was lost. `kind` is a short fixed name (`box clipped`, `size differs`, …).
+    """
+
+    severity: Severity
+    kind: str
+    message: str
+    file: str
+    record: str | None = None
+    field: str | None = None
+
+    def __str__(self) -> str:
+        where = " · ".join(part for part in (self.file, self.record, self.field) if part)
+        return f"{self.severity}: {self.kind}: {where}: {self.message}"
+
+
+class Place(NamedTuple):
+    """Where a value stands: file, record and field, as a person would look for it."""
+
+    file: Path
+    record: str | None = None
+    field: str | None = None
+
+    def error(self, problem: str) -> DataError:
+        """A `DataError` about this place."""
+        return DataError(problem, file=self.file, record=self.record, field=self.field)
+
+    def problem(self, severity: Severity, kind: str, message: str) -> Problem:
+        """A `Problem` at this place."""
+        return Problem(severity, kind, message, str(self.file), self.record, self.field)
+
+
+@dataclass(slots=True)
+class Problems:
+    """Problems in the order in which they were met. `counts` is complete; `problems` holds the first of each kind."""
+
+    problems: list[Problem] = field(default_factory=list)
+    counts: Counter[tuple[Severity, str]] = field(default_factory=Counter)
+
+    def add(self, problem: Problem) -> None:
+        key = (problem.severity, problem.kind)
+        self.counts[key] += 1
+        if self.counts[key] <= LISTED_PER_KIND:
+            self.problems.append(problem)
+
+    def add_all(self, severity: Severity, kind: str, number: int, make: Callable[[int], Problem]) -> None:
+        """Count `number` problems of one kind; `make` is called only for those that are listed."""
+        if not number:
+            return
+        room = max(0, LISTED_PER_KIND - self.counts[severity, kind])
+        self.problems += [make(k) for k in range(min(number, room))]
+        self.counts[severity, kind] += number
+
+    def extend(self, other: "Problems") -> None:
+        """Take over what `other` found."""
+        for problem in other.problems:
+            if sum(known.kind == problem.kind for known in self.problems) < LISTED_PER_KIND:
+                self.problems.append(problem)
+        self.counts.update(other.counts)
+
+    def __iter__(self) -> Iterator[Problem]:
+        return iter(self.problems)
+
+    def count(self, *severities: Severity) -> int:
+        """How many problems there are of these severities; of all where none is named."""
+        return sum(n for (severity, _), n in self.counts.items() if not severities or severity in severities)
+
+    def lines(self, *, listed: bool = False) -> list[str]:
+        """One sentence per kind, the worst first; with `listed` the problems themselves as well."""
+        order: tuple[Severity, ...] = ("error", "warning", "note")
+        found = []
+        for (severity, kind), number in sorted(
+            self.counts.items(), key=lambda item: (order.index(item[0][0]), item[0])
+        ):
+            same = [problem for problem in self.problems if (problem.severity, problem.kind) == (severity, kind)]
+            found.append(
+                f"{severity}: {kind}: {number}" + (f" (first: {str(same[0]).split(': ', 2)[2]})" if same else "")
+            )
+            if listed:
+                found += [f"  {problem}" for problem in same]
+                found += [f"  … and {number - len(same)} more"] if number > len(same) else []
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        counts = [{"severity": s, "kind": kind, "count": number} for (s, kind), number in sorted(self.counts.items())]
+        return {"counts": counts, "problems": [asdict(problem) for problem in self.problems]}

@@ -1,0 +1,279 @@
+"""The twelve COCO numbers, over all classes and per class, from an index and what was detected in its images.
+
+Axes: N images, K classes, D detections, T IoU thresholds, R recall thresholds, S size ranges, M detection limits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+from jaxtyping import Bool, Float64, Int64
+
+from focaldet import config as configs
+from focaldet.data.dataset import Classes, DataConfig, Dataset
+from focaldet.data.formats.coco import read_coco
+from focaldet.data.splits import open_split
+from focaldet.evaluation.results import ResultRows, read_results, rows_of
+from focaldet.types import Detections
+
+SIZE_RANGES = ("all", "small", "medium", "large")  # by area: below 32², to 96², above, in pixels of the original image
+AP50, AP75 = 0, 5  # places on axis T
+MOST_DETECTIONS = 2  # place on axis M of the limit of 100 detections
+
+HEADLINES: dict[str, tuple[str, str]] = {
+    "ap": ("AP", "mean over IoU .50 to .95"),
+    "ap50": ("AP50", "IoU .50"),
+    "ap75": ("AP75", "IoU .75"),
+    "ap_small": ("AP small", "area below 32² px"),
+    "ap_medium": ("AP medium", "area 32² to 96² px"),
+    "ap_large": ("AP large", "area above 96² px"),
+    "ar1": ("AR1", "recall with 1 detection per image and class"),
+    "ar10": ("AR10", "recall with 10"),
+    "ar100": ("AR100", "recall with 100"),
+    "ar_small": ("AR small", "recall with 100, area below 32² px"),
+    "ar_medium": ("AR medium", "recall with 100, area 32² to 96² px"),
+    "ar_large": ("AR large", "recall with 100, area above 96² px"),
+}
+"""The twelve numbers in COCO's order: field of `Metrics` → name and meaning for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMetrics:
+    """The numbers of one class, as in `Metrics`; `num_boxes` leaves out ignored boxes.
+
+    `category_id` is the id in the file that was evaluated on; None for a class that only the training split has.
+    """
+
+    name: str
+    category_id: int | None
+    num_boxes: int
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What COCO measures, each number in [0, 1].
+
+    None, where COCO's own tool prints −1: there is no box of that size or class to be found, so there is no number. A
+    class without boxes has no part in the means. `notes` are what a reader of the numbers must know, such as classes
+    that the detector does not have.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar1: float | None
+    ar10: float | None
+    ar100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    per_class: tuple[ClassMetrics, ...] = ()
+    num_images: int = 0
+    num_boxes: int = 0
+    num_detections: int = 0
+    milliseconds_per_image: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; inverse of `from_dict`."""
+        return configs.to_dict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Metrics":
+        """The metrics that `to_dict` wrote."""
+        return configs.from_dict(Metrics, values, source="metrics")
+
+
+class GroundTruth(NamedTuple):
+    """What is to be found, as columns; `positions` and `labels` point into `image_ids` and `classes`.
+
+    `ignored` boxes need not be found.
+    """
+
+    image_ids: Int64[numpy.ndarray, " N"]
+    classes: Classes
+    positions: Int64[numpy.ndarray, " G"]
+    labels: Int64[numpy.ndarray, " G"]
+    xywh: Float64[numpy.ndarray, "G 4"]
+    areas: Float64[numpy.ndarray, " G"]
+    ignored: Bool[numpy.ndarray, " G"]
+
+
+def evaluate_detections(index: Dataset, detections: Mapping[int, Detections]) -> Metrics:
+    """The COCO numbers of `detections`, given by position in `index`, in pixels of the stored images.
+
+    An image that is not among them counts as one without detections. Labels are the index's own. As in COCO, at most
+    the 100 best detections per image and class count. Boxes flagged as crowd or difficult are ignored: not finding them
+    costs nothing, and detections that lie on them (intersection over the detection's own area, any number of them) are
+    neither right nor wrong.
+
+    Raises:
+        IndexError: a position or label is not in the index.
+    """
+    rows = rows_of(detections)
+    for name, values, limit in [
+        ("position", rows.positions, len(index)),
+        ("label", rows.labels, len(index.classes.names)),
+    ]:
+        lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, -1)
+        if lowest < 0 or highest >= limit:
+            raise IndexError(f"{name}s must be in 0…{limit - 1}, found {lowest}…{highest}")
+    return _measure(truth_of_index(index), rows)
+
+
+def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split: str = "val") -> Metrics:
+    """The COCO numbers of a COCO result file, whoever wrote it, against annotations in any format that can be read.
+
+    Args:
+        predictions: a JSON list of records with `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`.
+        ground_truth: a COCO annotation file, whose boxes count exactly as stated; or a data folder of any format, whose
+            boxes count as in training (cut to their pictures).
+        split: which part of a folder.
+
+    Raises:
+        DataError: a record is malformed or names an image or category that the ground truth lacks.
+    """
+    data = ground_truth if isinstance(ground_truth, DataConfig) else DataConfig(path=ground_truth)
+    if data.path is not None and data.path.suffix.lower() == ".json":
+        truth = truth_of_file(data.path)
+    else:
+        truth = truth_of_index(open_split(data, split, seed=0))
+    return _measure(truth, read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes))
+
+
+def truth_of_index(index: Dataset) -> GroundTruth:
+    """The boxes of an index, as the detector was taught them: inside their pictures, none of them empty.
+
+    Sides that were not cut are those of the file to the last digit, as in `truth_of_file`.
+    """
+    boxes = index.boxes.numpy()
+    sides = boxes[:, 2:] - boxes[:, :2]
+    if index.side_remainders is not None:
+        sides += index.side_remainders.numpy()
+    return GroundTruth(
+        image_ids=index.image_ids.numpy(),
+        classes=index.classes,
+        positions=numpy.repeat(numpy.arange(len(index)), numpy.diff(index.offsets.numpy())),
+        labels=index.labels.numpy().astype(numpy.int64),
+        xywh=numpy.concatenate([boxes[:, :2], sides], axis=1),
+        areas=index.areas.numpy(),
+        ignored=index.flags.numpy() != 0,
+    )
+
+
+def truth_of_file(path: Path) -> GroundTruth:
+    """The boxes of a COCO annotation file exactly as it states them, as COCO's own tool takes them.
+
+    Their sides do not come from corners: (x + w) − x is not w in floating point, and an IoU that lies on a threshold
+    would fall on its other side. The pictures need not be there.
+
+    Raises:
+        DataError: the file is no well-formed COCO json, or a box is not finite.
+    """
+    records = read_coco(path, images=path.parent, name=path.stem)
+    boxes, areas = records.boxes.numpy(), records.areas.numpy()
+    if not numpy.isfinite(boxes).all():
+        row = int(numpy.flatnonzero(~numpy.isfinite(boxes).all(axis=1))[0])
+        raise records.box_place(row).error(f"must be four finite numbers, found {boxes[row].tolist()}")
+    sides = boxes[:, 2:] - boxes[:, :2] if records.sides is None else records.sides.numpy()
+    return GroundTruth(
+        image_ids=numpy.array(records.image_ids, dtype=numpy.int64),
+        classes=records.classes,
+        positions=records.owners.numpy(),
+        labels=records.labels.numpy(),
+        xywh=numpy.concatenate([boxes[:, :2], sides], axis=1),
+        areas=numpy.where(numpy.isnan(areas), sides.prod(axis=1), areas),
+        ignored=records.flags.numpy() != 0,
+    )
+
+
+def _measure(truth: GroundTruth, rows: ResultRows) -> Metrics:
+    """Hand both sides to hotcoco.
+
+    Ids are replaced by their ranks: COCO breaks ties between equal scores by the order of the image ids, and ranks keep
+    that order whatever the ids are.
+    """
+    image_rank, class_rank = _ranks(truth.image_ids), _ranks(numpy.array(truth.classes.category_ids, dtype=numpy.int64))
+    evaluator = _evaluated(truth, rows, image_rank, class_rank)
+    evaluator.summary_lines()
+    precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    counts = numpy.bincount(truth.labels[~truth.ignored], minlength=len(class_rank))
+    classes = zip(truth.classes.names, truth.classes.own_ids, counts.tolist(), class_rank, strict=True)
+    numbers: dict[str, Any] = {name: _defined(number) for name, number in zip(HEADLINES, evaluator.stats, strict=True)}
+    return Metrics(
+        **numbers,
+        per_class=tuple(
+            ClassMetrics(name, category, count, **_class_numbers(precision[:, :, rank], recall[:, rank]))
+            for name, category, count, rank in classes
+        ),
+        num_images=len(image_rank),
+        num_boxes=int(counts.sum()),
+        num_detections=len(rows.scores),
+    )
+
+
+def _evaluated(
+    truth: GroundTruth,
+    rows: ResultRows,
+    image_rank: Int64[numpy.ndarray, " N"],
+    class_rank: Int64[numpy.ndarray, " K"],
+) -> Any:
+    """hotcoco's evaluator after matching and accumulation; it writes nothing to the terminal."""
+    from hotcoco import COCO, COCOeval
+
+    known = COCO.from_arrays(
+        [{"id": rank} for rank in range(len(image_rank))],
+        [{"id": rank, "name": str(rank)} for rank in range(len(class_rank))],
+        image_rank[truth.positions],
+        class_rank[truth.labels],
+        truth.xywh,
+        area=truth.areas,
+        iscrowd=truth.ignored,
+    )
+    columns = [image_rank[rows.positions][:, None], rows.xywh, rows.scores[:, None], class_rank[rows.labels][:, None]]
+    evaluator = COCOeval(known, known.load_res(numpy.concatenate(columns, axis=1, dtype=numpy.float64)), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    return evaluator
+
+
+def _class_numbers(
+    precision: Float64[numpy.ndarray, "T R S M"], recall: Float64[numpy.ndarray, "T S M"]
+) -> dict[str, float | None]:
+    """Mean precision and recall of one class, all sizes first; −1 stands for what does not exist."""
+    numbers = {"ap50": precision[AP50, :, 0, MOST_DETECTIONS], "ap75": precision[AP75, :, 0, MOST_DETECTIONS]}
+    for place, size in enumerate(SIZE_RANGES):
+        numbers["ap" if size == "all" else f"ap_{size}"] = precision[:, :, place, MOST_DETECTIONS]
+        numbers["ar100" if size == "all" else f"ar_{size}"] = recall[:, place, MOST_DETECTIONS]
+    return {name: _mean(values) for name, values in numbers.items()}
+
+
+def _mean(values: Float64[numpy.ndarray, "*axes"]) -> float | None:
+    existing = values[values > -1]
+    return float(existing.mean()) if existing.size else None
+
+
+def _defined(number: float) -> float | None:
+    return float(number) if number > -1 else None
+
+
+def _ranks(ids: Int64[numpy.ndarray, " N"]) -> Int64[numpy.ndarray, " N"]:
+    """The place of every id in sorted order."""
+    ranks = numpy.empty_like(ids)
+    ranks[numpy.argsort(ids, kind="stable")] = numpy.arange(len(ids))
+    return ranks

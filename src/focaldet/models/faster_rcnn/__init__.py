@@ -1,0 +1,1 @@
+"""Faster R-CNN on a feature pyramid or on one map of a classifier."""

@@ -1,0 +1,1 @@
+"""Charts and pages: every HTML page that the program writes."""

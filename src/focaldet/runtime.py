@@ -1,0 +1,195 @@
+"""Where and how the program computes: device, precision, the processes that share a job, and seeds."""
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy
+import torch
+from torch import distributed, nn
+
+from focaldet.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`, such as cpu, cuda, cuda:1 or mps; the best there is for None.
+
+    Where several processes were started together, each has the GPU of its place unless a number names another.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    kind, _, number = (name or next(kind for kind, count in there.items() if count)).partition(":")
+    if kind not in there or (number and not number.isdigit()):
+        raise ConfigError(f"device: {name!r} is unknown; allowed: cpu, cuda, cuda:0, cuda:1, …, mps")
+    if int(number or 0) >= there[kind]:
+        raise ConfigError(f"device: {name!r} is not there; this machine has {there[kind]} of {kind!r}")
+    if kind == "cuda" and not number and num_processes() > 1:
+        return torch.device(kind, local_rank())
+    return torch.device(name or kind)
+
+
+def pick_precision(precision: Precision | None, *, device: torch.device) -> Precision:
+    """The precision asked for; without one bf16 where `device` multiplies in it natively, else fp32."""
+    return precision or ("bf16" if has_native_bf16(device) else "fp32")
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether `device` multiplies in bf16 without emulating it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """The context in which a network's products are taken in `precision`."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+@dataclass(frozen=True, slots=True)
+class Autocast:
+    """The type of a network's products on a device; `scaler` keeps fp16 gradients from vanishing."""
+
+    precision: Precision
+    device: torch.device
+    scaler: torch.amp.GradScaler | None
+
+    def __call__(self) -> AbstractContextManager[Any]:
+        """The context for `forward`."""
+        return autocast(self.device, self.precision)
+
+
+def build_autocast(precision: Precision | None, *, device: torch.device) -> Autocast:
+    """The precision asked for, or bf16 where `device` multiplies in it natively and fp32 elsewhere."""
+    chosen = pick_precision(precision, device=device)
+    return Autocast(chosen, device, torch.amp.GradScaler(device.type) if chosen == "fp16" else None)
+
+
+@contextmanager
+def inference_mode(detector: nn.Module) -> Iterator[None]:
+    """Statistics and dropout as at inference while inside; every module is in its own mode again afterwards."""
+    modes = [(module, module.training) for module in detector.modules()]
+    detector.eval()
+    try:
+        yield
+    finally:
+        _restore(modes)
+
+
+def _restore(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed Python, NumPy and torch from `numbers`, for example (seed, step, rank).
+
+    The engine does so before every step. The random state of a run is therefore its seed and its step: nothing else
+    needs to be stored for a resumed run to draw the same dropout masks.
+    """
+    words = numpy.random.SeedSequence(numbers).generate_state(2, dtype=numpy.uint32)
+    random.seed(int(words[0]))
+    numpy.random.seed(int(words[0]))
+    torch.manual_seed((int(words[0]) << 32) | int(words[1]))
+
+
+def is_memory_short(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out, on a GPU or in the machine."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error)
+    return any(sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """What a job must know of its processes; a `lightning.Fabric` is one."""
+
+    @property
+    def global_rank(self) -> int:
+        """The place of this process, 0 … `world_size` − 1."""
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes."""
+
+
+class Process(NamedTuple):
+    """One process among those that were started together, and the device it computes on."""
+
+    global_rank: int
+    world_size: int
+    device: torch.device
+
+
+def num_processes() -> int:
+    """The processes that `torchrun` or SLURM started for this job; 1 without them."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    interactive = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "interactive")
+    return 1 if interactive else int(os.environ.get("SLURM_NTASKS", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all."""
+    return num_processes() == 1 or int(os.environ.get("RANK") or os.environ["SLURM_PROCID"]) == 0
+
+
+def local_rank() -> int:
+    """The place of this process among those on this machine, which decides its GPU."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ["SLURM_LOCALID"]) if num_processes() > 1 else 0
+
+
+def launch(device: torch.device) -> Any:
+    """A launched `lightning.fabric.Fabric` on devices of the kind of `device`, one process of all that were started."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
+    processes = num_processes()
+    if processes == 1:
+        devices = [device.index or 0] if device.type == "cuda" else 1
+        fabric = Fabric(accelerator=device.type, devices=devices)
+    else:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or processes)
+        strategy = DDPStrategy(gradient_as_bucket_view=True)
+        fabric = Fabric(accelerator=device.type, devices=local, num_nodes=processes // local, strategy=strategy)
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def joined_processes(device: torch.device) -> Iterator[Process]:
+    """Join the processes that were started together, each with a GPU of its own if there are any; leave at the end.
+
+    Alone, nothing is joined. A group that the caller has joined before is used and left joined.
+    """
+    if num_processes() == 1:
+        yield Process(0, 1, device)
+        return
+    joining = not distributed.is_initialized()
+    if joining:
+        device = launch(device).device
+    try:
+        yield Process(distributed.get_rank(), distributed.get_world_size(), device)
+    finally:
+        if joining:
+            distributed.destroy_process_group()
+
+
+def gathered(part: Any, *, num_ranks: int) -> list[Any]:
+    """The parts of all processes, in their order, on each of them. Parts are pickled."""
+    if num_ranks == 1:
+        return [part]
+    parts: list[Any] = [None] * num_ranks
+    distributed.all_gather_object(parts, part)
+    return parts

@@ -1,0 +1,251 @@
+"""The settings of one training run. Defaults suit fine-tuning on small data; the paper's schedules are recipes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from focaldet.config import Fraction, from_dict, merged, nearest, to_dict
+from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.dataset import DataConfig
+from focaldet.data.loading.loader import Sampling
+from focaldet.errors import ConfigError
+from focaldet.runtime import Precision
+
+# The number of images per update for which `learning_rate` is stated.
+BASE_BATCH = 8
+
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["one_cycle", "cosine", "step", "constant"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
+
+# What may differ when a run is resumed: it changes where or how fast the run computes, or what it reports, not its law.
+FREE_ON_RESUME = frozenset(
+    {"data", "out", "resume", "overwrite", "device", "workers", "threads"}
+    | {"log_every", "loggers", "save_minutes", "save_steps"}
+)
+
+# What a phase may set otherwise than its run: whatever decides how it learns, and on which form of the pictures.
+IN_PHASES = frozenset(
+    {"epochs", "batch_size", "accumulate", "evaluate_every", "architecture", "frozen_stages", "ema"}
+    | {"optimizer", "learning_rate", "backbone_factor", "weight_decay", "momentum", "clip_norm"}
+    | {"schedule", "step_at", "warmup_epochs", "warmup_power"}
+    | {"size", "short_side", "max_side", "multi_scale", "multi_scale_end", "augment", "sampling"}
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a training run; the run folder keeps it as `config.yaml`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images and annotations."""
+
+    model: str = "retinanet_r50_fpn"
+    """Name of the detector (`focaldet models` lists them)."""
+
+    weights: str | None = None
+    """Initial weights: a file, or a name such as torchvision:coco_v1. None starts from random weights."""
+
+    weights_input: str | None = None
+    """Input scaling that the weights file was trained with, where the file does not state it."""
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Settings of the detector to override, nested as in its config."""
+
+    out: Path = Path("runs/train")
+    """Folder of the run."""
+
+    resume: bool = False
+    """Go on with the run in `out`, from its last saved state."""
+
+    overwrite: bool = False
+    """Replace the run in `out`."""
+
+    size: PositiveInt | None = None
+    """Long side of the resized image, in pixels; of a detector that warps or letterboxes the side of its square."""
+
+    short_side: PositiveInt | None = None
+    """Short side of the resized image, in pixels (the form of the paper, together with `max_side`)."""
+
+    max_side: PositiveInt | None = None
+    """Limit of the long side when `short_side` is given, in pixels."""
+
+    multi_scale: tuple[PositiveInt, PositiveInt] | None = None
+    """Smallest and largest size in pixels: every 10 batches training draws a multiple of 32 between them."""
+
+    multi_scale_end: Fraction = 0.0
+    """Fraction of the run, at its end, that has the largest size of `multi_scale` only."""
+
+    epochs: PositiveInt = 24
+    """Passes over the training images; typed for a recipe with phases, they are shared out as the recipe's are."""
+
+    phases: tuple[dict[str, Any], ...] = ()
+    """Parts of the run, one after another on the same weights: the epochs of each, and what differs. In files only."""
+
+    batch_size: PositiveInt = 8
+    """Images per update, over all processes and accumulated parts."""
+
+    accumulate: PositiveInt = 1
+    """Parts into which the images of an update are cut to save memory; each part is normalised by its own objects."""
+
+    optimizer: Optimizer = "adamw"
+    """Optimiser of the weights."""
+
+    learning_rate: PositiveFloat = 2e-3
+    """Learning rate for 8 images per update; scaled to `batch_size`, linearly for sgd, by the square root for adamw."""
+
+    backbone_factor: Fraction = 0.3
+    """Factor on the learning rate of the backbone."""
+
+    weight_decay: NonNegativeFloat = 0.05
+    """Weight decay; norm layers and biases have none."""
+
+    momentum: Fraction = 0.9
+    """Momentum of sgd, first beta of adamw."""
+
+    schedule: Schedule = "one_cycle"
+    """Course of the learning rate. Only a `constant` run can be given more epochs when it is resumed."""
+
+    step_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (2 / 3, 8 / 9)
+    """Shares of the run at which the rate of the `step` schedule falls to a tenth."""
+
+    warmup_epochs: NonNegativeFloat = 1.0
+    """Epochs of warm-up (one_cycle has its own rise over the first 30 % of the run)."""
+
+    warmup_power: PositiveFloat = 1.0
+    """Power of the warm-up's share that is over; 1 is a linear rise, 4 the burn-in of darknet."""
+
+    clip_norm: PositiveFloat | None = 10.0
+    """Largest norm of the gradient; None for no limit."""
+
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.998
+    """Decay of the moving average of the weights, which is what is evaluated and kept; None for no average."""
+
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] | None = None
+    """Stages of the backbone, stem included, that stay as they are; None: the detector's own, none without weights."""
+
+    precision: Precision | None = None
+    """Type of the network's products; weights and losses stay fp32. None: bf16 where the hardware has it, else fp32."""
+
+    channels_last: bool = True
+    """Keep images and weights in channels-last memory order."""
+
+    compile: bool = False
+    """Compile the network with torch.compile."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes of the training images."""
+
+    sampling: Sampling = "uniform"
+    """Draw images evenly, or those with rare classes more often."""
+
+    overfit: PositiveInt | None = None
+    """Train and score on this many images without augmentation: what cannot be learnt by heart has a fault."""
+
+    evaluate_every: PositiveInt | None = 1
+    """Epochs between evaluations (the last epoch always has one); None for no evaluation."""
+
+    patience: PositiveInt | None = None
+    """Stop after this many evaluations without a better AP."""
+
+    seed: NonNegativeInt = 0
+    """Seed of everything random."""
+
+    deterministic: bool = False
+    """Refuse operations whose result differs from run to run."""
+
+    device: str | None = None
+    """Device such as cpu, cuda, cuda:1 or mps; None takes the best there is."""
+
+    workers: NonNegativeInt = 0
+    """Processes that load images; the result does not depend on it."""
+
+    threads: PositiveInt | None = None
+    """Threads of the processor for the network; None leaves it to torch."""
+
+    log_every: PositiveInt = 1
+    """Steps between rows of metrics.csv."""
+
+    loggers: tuple[Logger, ...] = ()
+    """Trackers to write to besides metrics.csv."""
+
+    save_minutes: PositiveFloat = 10.0
+    """Minutes between saves of the full state within an epoch; it is also saved after every epoch."""
+
+    save_steps: PositiveInt | None = None
+    """Steps between saves of the full state."""
+
+    @property
+    def scaled_learning_rate(self) -> float:
+        """`learning_rate` for `batch_size` images per update instead of `BASE_BATCH`."""
+        ratio = self.batch_size / BASE_BATCH
+        return self.learning_rate * (ratio if self.optimizer == "sgd" else math.sqrt(ratio))
+
+
+def checked(config: RunConfig, *, num_ranks: int = 1) -> RunConfig:
+    """`config` itself after all its values were validated, alone and together; `epochs` are those of all phases.
+
+    Raises:
+        ConfigError: a value is out of range or two settings contradict each other.
+    """
+    # The architecture as it was given: plain values know no NaN, of which its own check is to tell.
+    values = {**to_dict(config), "architecture": config.architecture, "phases": config.phases}
+    config = from_dict(RunConfig, values, source="run settings")
+    contradictions: dict[str, object] = {
+        "resume and overwrite exclude each other": config.resume and config.overwrite,
+        "patience: needs evaluate_every": config.patience and not config.evaluate_every,
+        "patience: a run with phases is as long as they say and cannot end early": config.patience and config.phases,
+    }
+    for number, part in enumerate(phase_settings(config), start=1):
+        where = f"phase {number}: " if config.phases else ""
+        own = _contradictions(part, num_ranks=num_ranks)
+        contradictions |= {where + problem: found for problem, found in own.items()}
+    total = sum(phase["epochs"] for phase in config.phases) or config.epochs
+    problem = f"epochs: {config.epochs}, but the phases together have {total}"
+    contradictions[problem] = config.epochs not in (RunConfig.epochs, total)
+    for problem, found in contradictions.items():
+        if found:
+            raise ConfigError(f"run settings: {problem}")
+    return replace(config, epochs=total)
+
+
+def _contradictions(config: RunConfig, *, num_ranks: int) -> dict[str, object]:
+    """Problems of the settings of one phase, and whether they are there."""
+    parts = config.accumulate * num_ranks
+    return {
+        "multi_scale_end: needs multi_scale": config.multi_scale_end and config.multi_scale is None,
+        f"step_at: shares must rise, found {config.step_at}": list(config.step_at) != sorted({*config.step_at}),
+        f"batch_size: {config.batch_size} images per update cannot be shared by {num_ranks} processes × "
+        f"{config.accumulate} accumulated parts; allowed: a multiple of {parts}": config.batch_size % parts,
+    }
+
+
+def phase_settings(config: RunConfig, *, source: str = "run settings") -> tuple[RunConfig, ...]:
+    """The settings of each phase, laid over those of the run (nested ones are merged); without phases the run's own.
+
+    Raises:
+        ConfigError: a phase does not say how long it is, or holds a setting that is unknown, of the whole run alone or
+            out of range; names `source`, the number of the phase and the setting.
+    """
+    run = {**to_dict(replace(config, phases=())), "architecture": config.architecture}
+    found = []
+    for number, phase in enumerate(config.phases, start=1):
+        where = f"{source}: phase {number}"
+        _refuse_foreign(phase, where)
+        found.append(from_dict(RunConfig, merged(run, phase), source=where))
+    return tuple(found) or (config,)
+
+
+def _refuse_foreign(phase: Mapping[str, Any], where: str) -> None:
+    names = {field.name for field in fields(RunConfig)}
+    for name in phase:
+        if name in names - IN_PHASES:
+            raise ConfigError(f"{where}: {name}: is a setting of the whole run, not of a phase")
+        if name not in names:
+            raise ConfigError(f"{where}: unknown setting {name!r}{nearest(name, IN_PHASES)}")
+    if "epochs" not in phase:
+        raise ConfigError(f"{where}: epochs: is missing; every phase says how long it is")

@@ -1,0 +1,1 @@
+"""Readers of the weights files of other programs."""

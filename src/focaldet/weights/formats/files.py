@@ -1,0 +1,226 @@
+"""Weights files of any program as named tensors, read without running anything; and writing that outlives a crash."""
+
+import argparse
+import json
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from focaldet.errors import CheckpointError
+from focaldet.weights.formats.pickles import read_pickle
+
+ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
+OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
+"""How old files of `torch.save` begin: a pickle of a certain number, with others behind it."""
+WRAPPERS = ("model", "state_dict", "blobs")
+"""Keys under which training programs put the weights, beside optimiser and schedule; the last is Detectron1's."""
+STATED = ("__author__", "matching_heuristics")
+"""What detectron2's model zoo states beside the weights."""
+META = ("config", "cfg", "mmdet_version")
+"""What mmdetection's files state below `meta`: the text of their settings, and which version made them."""
+LONGEST_NAMES = 100_000
+"""Characters of all class names together that are read: no more than a file may state by naming one again and again."""
+MOMENTUM = "_momentum"
+"""End of the names of the optimiser's state that Detectron1 keeps among the weights."""
+
+BESIDE = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *("numpy.ndarray", "numpy.dtype"),
+)
+"""What training checkpoints of mmdetection 3 keep beside the weights: curves of the losses, in arrays."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFile:
+    """Named tensors and what their file states about itself.
+
+    That is the metadata of safetensors; of the files of training programs `STATED`, and `meta`: a mapping in JSON of
+    `META` and `classes`, as far as they are there.
+    """
+
+    tensors: dict[str, Tensor]
+    statements: dict[str, str]
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """The tensors of a file by safetensors, `torch.save`, `numpy.savez` or detectron2, told apart by their content.
+
+    A dictionary under `model`, `state_dict` or `blobs` is unwrapped and the prefix `module.` of distributed training
+    removed. Optimiser and schedule are left out, what momentum Detectron1 keeps among its blobs too.
+
+    Raises:
+        CheckpointError: missing, damaged, holding anything but named tensors, or code (which is never run).
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(OLD_TORCH_START))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    # The first 8 bytes of safetensors are a length, which may look like anything; its header then opens with a brace.
+    if start[8:9] != b"{":
+        if start.startswith(ZIP_START) and _is_npz(path):
+            return TensorFile(_read_npz(path), {})
+        if start.startswith((ZIP_START, OLD_TORCH_START)):
+            return _named_tensors(_read_torch(path), path)
+        if start.startswith(PICKLE_START) or path.suffix == ".pkl":
+            return _named_tensors(read_pickle(path), path)
+    with open_safetensors(path) as content:
+        return TensorFile({name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {})  # noqa: SIM118
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """The opened file: header read and checked against the file's length, tensors still on disk.
+
+    Raises:
+        CheckpointError: missing, truncated, another kind of file, or a header that does not fit the file.
+    """
+    try:
+        with safe_open(path, framework="pt") as content:
+            yield content
+    except SafetensorError as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")
+        raise CheckpointError(f"{path}: damaged, or no weights file: {reason}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `path` so that at every moment, a crash included, it holds the old content or the new one, whole.
+
+    Raises:
+        CheckpointError: nothing could be written (disk full, no permission); the old file is intact.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror}; what was there before is intact") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's own entries to disk, so that a renamed file is found after a power cut."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _is_npz(path: Path) -> bool:
+    """True for a zip archive of arrays alone; what `torch.save` writes holds a pickle."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    # zipfile raises whatever the bytes of a strange file lead it to.
+    except Exception:
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    """The arrays of a file by `numpy.savez`; pickled ones are refused, they could run anything."""
+    tensors = {}
+    with numpy.load(path, allow_pickle=False) as archive:
+        for name in archive.files:
+            try:
+                array = archive[name]
+                tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+            # zipfile, zlib and numpy raise whatever the bytes of a strange file lead them to.
+            except Exception as error:
+                is_object = "allow_pickle" in str(error)
+                reason = "it holds pickled objects, which are never read" if is_object else f"damaged: {error}"
+                raise CheckpointError(f"{path}: {name}: refused: {reason}; plain numbers are allowed") from None
+    return tensors
+
+
+class Unread:
+    """Stands in the place of everything in `BESIDE`: nothing is made of what the file says of it."""
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+def _read_torch(path: Path) -> object:
+    # argparse.Namespace, a bag of plain values, stands in the files of torchvision's own training script.
+    known: list[Any] = [argparse.Namespace, *((Unread, name) for name in BESIDE)]
+    try:
+        with torch.serialization.safe_globals(known), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # The restricted unpickler raises whatever the bytes of a strange file lead it to.
+    except Exception as error:
+        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds code ({blocked[1]}), which is never run" if blocked else "damaged, or no weights file"
+        raise CheckpointError(f"{path}: refused: {reason}; plain tensors by name are allowed") from None
+
+
+def _named_tensors(content: object, path: Path) -> TensorFile:
+    """The mapping of names to tensors in what was unpickled, and what stands beside it in words."""
+    inner = content
+    if isinstance(content, Mapping):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if not isinstance(inner, Mapping) or not inner:
+        raise CheckpointError(f"{path}: must hold tensors by name, found {type(inner).__name__}")
+    tensors = {}
+    for name, value in inner.items():
+        tensor = torch.from_numpy(value) if isinstance(value, numpy.ndarray) else value
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {str(name)[:80]}: must be a tensor, found {type(value).__name__}")
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+            raise CheckpointError(
+                f"{path}: {name[:80]}: must be a plain tensor, found one that is sparse or has no memory"
+            )
+        if not name.endswith(MOMENTUM):
+            tensors[name] = tensor
+    return TensorFile(_without_prefix(tensors), _statements(content) if inner is not content else {})
+
+
+def _statements(content: object) -> dict[str, str]:
+    """What stands beside the weights in words."""
+    beside = content if isinstance(content, Mapping) else {}
+    stated = {key: str(beside[key]) for key in STATED if isinstance(beside.get(key), str | bool)}
+    meta = beside["meta"] if isinstance(beside.get("meta"), Mapping) else {}
+    plain: dict[str, Any] = {key: meta[key] for key in META if isinstance(meta.get(key), str)}
+    if names := _class_names(meta):
+        plain["classes"] = names
+    return stated | ({"meta": json.dumps(plain)} if plain else {})
+
+
+def _class_names(meta: Mapping[Any, Any]) -> list[str]:
+    """mmdetection's class names: `dataset_meta.classes` of its version 3, `CLASSES` of its version 2."""
+    data = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), Mapping) else {}
+    places = ((data, "classes"), (data, "CLASSES"), (meta, "CLASSES"))
+    found = next((part[key] for part, key in places if isinstance(part.get(key), list | tuple)), ())
+    is_plain = (
+        all(isinstance(name, str) and name.isprintable() for name in found) and sum(map(len, found)) <= LONGEST_NAMES
+    )
+    return list(found) if is_plain else []
+
+
+def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    return {name.removeprefix(prefix): value for name, value in tensors.items()}

@@ -1,0 +1,161 @@
+"""mmdetection's RetinaNet and Faster R-CNN with ResNet: `.pth` files of its versions 2 and 3.
+
+After mmdet's models/ (backbones/resnet.py, necks/fpn.py, dense_heads/, roi_heads/) and its configs _base_/models/
+retinanet_r50_fpn, faster-rcnn_r50_fpn and faster-rcnn_r50-caffe-c4: anchors of a cell with the ratios outside and the
+scales inside, no ReLU before P7, RoIAlign with as many samples as a cell is large. A config's `style` says where a
+ResNet has its strides: "pytorch" in the 3×3 convolutions, with pictures in RGB, or "caffe" in the 1×1, with pictures in
+BGR that are not scaled. A file's `meta` holds the text of its config and the names of its classes.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from focaldet.errors import CheckpointError
+from focaldet.types import Preprocessing, Resize
+from focaldet.weights.formats import resnet_detectors as twins
+from focaldet.weights.formats.files import TensorFile
+from focaldet.weights.formats.resnet_detectors import Twin
+from focaldet.weights.normalization import INPUTS, with_input
+
+LICENCE = "mmdetection (its published weights: Apache-2.0)"
+REMARK = "what a mmdetection file does not state of anchors, style and input is taken for that of its configs for COCO"
+
+OLD_VERSIONS = ("0.", "1.")
+KNOWN = {
+    "ratios": ((0.5, 1.0, 2.0),),
+    "octave_base_scale": ((4.0,),),
+    "scales_per_octave": ((3.0,),),
+    "scales": ((8.0,), (2.0, 4.0, 8.0, 16.0, 32.0)),
+    "center_offset": ((0.0,),),
+    "target_stds": ((1.0,) * 4, (0.1, 0.1, 0.2, 0.2)),
+    "sampling_ratio": ((0.0,),),
+}
+"""Numbers of a config that give tensors their meaning: a file may state these, and none in their place."""
+
+_TAIL = re.compile(r"roi_head\.shared_head\.layer4\.(.+)")
+_TOWER = re.compile(r"bbox_head\.(cls|reg)_convs\.(\d+)\.conv\.(weight|bias)")
+_PYRAMID = re.compile(r"neck\.(lateral|fpn)_convs\.(\d)\.conv\.(weight|bias)")
+_FIRST_EXTRA = 3
+"""The place of P6 among the output convolutions of RetinaNet's pyramid; those before it are of P3, P4 and P5."""
+_LAYERS = {
+    "bbox_head.retina_cls": "class_subnet.predict",
+    "bbox_head.retina_reg": "box_subnet.predict",
+    "rpn_head.rpn_conv": "proposal_head.tower.0",
+    "rpn_head.rpn_cls": "proposal_head.objectness",
+    "rpn_head.rpn_reg": "proposal_head.boxes",
+    "roi_head.bbox_head.shared_fcs.0": "region_head.fc6",
+    "roi_head.bbox_head.shared_fcs.1": "region_head.fc7",
+    "roi_head.bbox_head.fc_cls": "predictor.classes",
+    "roi_head.bbox_head.fc_reg": "predictor.boxes",
+}
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_THREE = ",".join([f"({_NUMBER})"] * 3) + ",?"
+
+
+def is_retinanet(tensors: Mapping[str, Tensor]) -> bool:
+    """True for the names of mmdetection's RetinaNet."""
+    return "bbox_head.retina_cls.weight" in tensors
+
+
+def is_detector(tensors: Mapping[str, Tensor]) -> bool:
+    """True for the names of mmdetection's RetinaNet and Faster R-CNN."""
+    return is_retinanet(tensors) or "roi_head.bbox_head.fc_cls.weight" in tensors
+
+
+def twin(file: TensorFile, *, source: str, stated: str | None, stride_in_1x1: bool = False) -> Twin:
+    """The network of a file, with the input and the style that the config in its `meta` states.
+
+    Without a config the style is "caffe" where the input that somebody names (`stated`) is BGR that is not scaled, and
+    for C4, which is published in no other; else `stride_in_1x1` decides, and the input is that of the style.
+
+    Raises:
+        CheckpointError: the network is none of ours, its config has other anchors or boxes, or mmdetection was older
+            than version 2.
+    """
+    meta = _meta(file.statements)
+    if str(meta.get("mmdet_version", "")).startswith(OLD_VERSIONS):
+        raise CheckpointError(
+            f"{source}: is of mmdetection {meta['mmdet_version']}, whose classes and boxes are counted "
+            "otherwise; known are its versions 2 and 3"
+        )
+    names = _renamed_retinanet if is_retinanet(file.tensors) else _renamed
+    tensors, left_out = twins.brought(file.tensors, names, source=source)
+    config = twins.described(tensors, source=source)
+    text = "".join(str(meta.get("cfg") or meta.get("config") or "").split())
+    _require_known(text, source=source)
+    if style := re.search(r"\bstyle=['\"](caffe|pytorch)", text):
+        stride_in_1x1 = style[1] == "caffe"
+    elif stated is not None:
+        stride_in_1x1 = twins.is_msra(with_input(INPUTS["imagenet"], stated, source=source))
+    elif twins.has_tail(tensors):
+        stride_in_1x1 = True
+    default = INPUTS["detectron2" if stride_in_1x1 else "imagenet"]
+    if config.backbone == "resnext101_32x8d":  # FAIR's, which mmdetection scales as they do
+        default = INPUTS["detectron2_x101"]
+    config = replace(config, anchors=replace(config.anchors, order="ratio, scale"), stride_in_1x1=stride_in_1x1)
+    if is_retinanet(file.tensors):
+        config = replace(config, p7_relu="relu_before_extra_convs=True" in text)
+    # OpenCV's bilinear interpolation, which mmdetection resizes with, does not smooth beforehand.
+    pixels = replace(_pixels(text) or default, resize=Resize(antialias=False))
+    return Twin(config, tensors, pixels, _class_names(meta, config.num_classes), left_out)
+
+
+def _require_known(text: str, *, source: str) -> None:
+    """Compare the numbers in the text of a config with those that its network must have here."""
+    for name, known in KNOWN.items():
+        for match in re.finditer(rf"\b{name}=[\[(]?({_NUMBER}(?:,{_NUMBER})*)", text):
+            values = tuple(float(part) for part in match[1].split(","))
+            if values not in known:
+                allowed = " or ".join(", ".join(f"{value:g}" for value in one) for one in known)
+                raise CheckpointError(f"{source}: its config has {name} {match[1][:80]}, must be {allowed}")
+
+
+def _meta(statements: Mapping[str, str]) -> dict[str, Any]:
+    """What a file states about itself; `cfg` or `config` is the text of its config, `classes` its class names."""
+    try:
+        meta = json.loads(statements.get("meta", "{}"))
+    except ValueError:
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def _class_names(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Those that the file states, if they are as many as its classes, else COCO's if it has 80."""
+    stated = tuple(map(str, meta.get("classes") or ()))
+    return stated if len(stated) == num_classes else twins.coco_names(num_classes)
+
+
+def _pixels(text: str) -> Preprocessing | None:
+    """The input in the text of a config, as its normalisation gives it."""
+    order = re.search(r"\b(?:bgr_)?to_rgb=(True|False)", text)
+    mean, std = (re.search(rf"\b{name}=[\[(]{_THREE}[\])]", text) for name in ("mean", "std"))
+    if not (order and mean and std) or 0 in (values := _three(std)):
+        return None
+    return Preprocessing("RGB" if order[1] == "True" else "BGR", _three(mean), values)
+
+
+def _three(match: re.Match[str]) -> tuple[float, float, float]:
+    return float(match[1]), float(match[2]), float(match[3])
+
+
+def _renamed_retinanet(name: str) -> str:
+    if (match := _PYRAMID.fullmatch(name)) and match[1] == "fpn" and int(match[2]) >= _FIRST_EXTRA:
+        return f"pyramid.p{int(match[2]) - _FIRST_EXTRA + 6}.{match[3]}"
+    return _renamed(name)
+
+
+def _renamed(name: str) -> str:
+    """Our name of a tensor; an unknown name stays as it is."""
+    if match := _TAIL.fullmatch(name):
+        return f"{twins.TAIL}.{match[1]}"
+    if match := _TOWER.fullmatch(name):
+        return f"{'class' if match[1] == 'cls' else 'box'}_subnet.tower.{match[2]}.{match[3]}"
+    if match := _PYRAMID.fullmatch(name):
+        return f"pyramid.{'lateral' if match[1] == 'lateral' else 'output'}.{match[2]}.{match[3]}"
+    layer, _, part = name.rpartition(".")
+    return f"{_LAYERS[layer]}.{part}" if layer in _LAYERS else name

@@ -1,0 +1,181 @@
+"""Pascal VOC folders: splits, corners, difficult objects, and faults by file and object."""
+
+import pytest
+
+from focaldet.data.dataset import DIFFICULT
+from focaldet.data.formats import voc
+from focaldet.data.formats.assemble import assemble
+from focaldet.errors import DataError
+from focaldet.types import ImageSize
+from tests.data.datasets import write_pictures, write_voc, xml
+
+
+def read(folder, split="train", **options):
+    (records,) = voc.read(voc.find(folder), [split], images=None)
+    return assemble(records, bad_boxes="clip", **options)
+
+
+def test_a_voc_folder(tmp_path):
+    index = read(write_voc(tmp_path))
+    assert index.classes.names == ("cat", "dog") and index.classes.category_ids == (1, 2)
+    assert index.boxes.tolist() == [[8, 4, 40, 36], [0, 0, 16, 12], [12, 16, 36, 48]]
+    assert index.labels.tolist() == [0, 1, 0]
+    assert index.path(1).name == "b.png" and index.size(1) == ImageSize(64, 48)
+    assert index.image_ids.tolist() == [1, 2, 3]
+    assert len(index.target(2).boxes) == 0
+    assert index.findings.lines() == []
+
+
+def test_only_files_of_voc_itself_count_from_one(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_text(
+        xml("a.png", boxes=[("cat", (1, 1, 64, 48))], database="The VOC2007 Database")
+    )
+    index = read(tmp_path)
+    assert index.boxes[0].tolist() == [0, 0, 64, 48]
+    assert index.boxes[1].tolist() == [12, 16, 36, 48]
+    assert "1 xml files are of VOC itself" in index.findings.lines()[0]
+
+
+def test_all_splits_have_the_same_classes(tmp_path):
+    write_voc(tmp_path, {"train": ["b", "c"], "val": ["a"]})
+    train, val = (read(tmp_path, split) for split in ("train", "val"))
+    assert train.classes == val.classes
+    assert val.labels.tolist() == [0, 1]
+
+
+def test_difficult_objects_are_flagged(tmp_path):
+    write_voc(tmp_path)
+    text = xml("b.png").replace("<difficult>0", "<difficult>1")
+    (tmp_path / "Annotations" / "b.xml").write_text(text)
+    assert read(tmp_path).flags.tolist() == [0, 0, DIFFICULT]
+    assert read(tmp_path).target(1).ignored.tolist() == [True]
+
+
+def test_lists_of_single_classes_are_no_splits_but_can_be_read(tmp_path):
+    write_voc(tmp_path, {"train": ["a"], "cat_train": ["a  1", "b -1", "c.png"]})
+    assert set(voc.find(tmp_path).splits) == {"train"}
+    layout = voc.find(tmp_path / "ImageSets" / "Main" / "cat_train.txt")
+    (records,) = voc.read(layout, ["all"], images=None)
+    assert list(records.paths) == ["a.png", "b.png", "c.png"]
+
+
+def test_without_lists_all_xml_files_count(tmp_path):
+    write_voc(tmp_path)
+    for file in (tmp_path / "ImageSets" / "Main").iterdir():
+        file.unlink()
+    assert len(read(tmp_path, "all")) == 3
+
+
+def test_pictures_and_xml_side_by_side(tmp_path):
+    for split in ("train", "valid"):
+        write_pictures(tmp_path / split)
+        for name in ("a", "b"):
+            (tmp_path / split / f"{name}.xml").write_text(xml(f"{name}.png"))
+    layout = voc.find(tmp_path)
+    assert set(layout.splits) == {"train", "valid"}
+    assert read(tmp_path, "valid").path(0) == tmp_path / "valid" / "a.png"
+    assert len(read(tmp_path / "train", "all")) == 2
+
+
+def test_a_wrong_size_is_told_and_no_size_is_not(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_text(xml("a.png", size=(0, 0)))
+    (tmp_path / "Annotations" / "b.xml").write_text(xml("b.png").replace("size>", "other>"))
+    index = read(tmp_path)
+    (problem,) = index.findings
+    assert problem.kind == "size differs" and problem.file.endswith("a.xml")
+    assert index.size(0) == ImageSize(48, 64)
+
+
+def test_names_without_xml_or_picture_are_listed(tmp_path):
+    write_voc(tmp_path, {"train": ["a", "gone", "lost"], "val": ["b"]})
+    with pytest.raises(DataError, match=r"2 of 3 names have no xml file in .*: 'gone', 'lost'"):
+        read(tmp_path)
+    assert len(read(tmp_path, "val")) == 1  # what is missing elsewhere does not matter
+    (tmp_path / "JPEGImages" / "b.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 1 names have no picture in .*: 'b'"):
+        read(tmp_path, "val")
+
+
+@pytest.mark.parametrize("line", ["../../secret", "/etc/passwd", ".", "..", "/", "a\0b", "x" * 5000])
+def test_names_that_lead_out_find_nothing(tmp_path, line):
+    write_voc(tmp_path, {"train": ["a", line]})
+    with pytest.raises(DataError, match="names have no xml file"):
+        read(tmp_path)
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path):
+    write_voc(tmp_path)
+    write_pictures(tmp_path / "JPEGImages", {"a.jpg": (3, 3)})
+    with pytest.raises(DataError, match=r"two pictures have one name: a\.jpg and a\.png"):
+        read(tmp_path)
+
+
+def test_no_object_anywhere_means_no_classes(tmp_path):
+    write_voc(tmp_path, {"train": ["c"]})
+    with pytest.raises(DataError, match="no classes"):
+        read(tmp_path)
+
+
+BOMB = '<!DOCTYPE lolz [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
+FAULTS = [
+    ("", "no valid XML"),
+    ("<annotation>", "no valid XML"),
+    ("<html></html>", "must begin with <annotation>, found 'html'"),
+    (xml("a.png", head=BOMB), "DTD or entities"),
+    (xml("a.png", head='<!DOCTYPE a SYSTEM "file:///etc/passwd">'), "DTD or entities"),
+    (xml("a.png", head='<?xml version="1.0" encoding="nonsense"?>'), "no valid XML"),
+    (xml("a.png").replace("<name>dog</name>", ""), r"a.xml · object 2 · name: is missing"),
+    (xml("a.png").replace("<name>dog", "<name> "), r"object 2 · name: is missing or empty"),
+    (xml("a.png").replace("<xmin>8</xmin>", ""), r"object 1 · bndbox/xmin: is missing"),
+    (
+        xml("a.png").replace("<xmin>8", "<xmin>eight"),
+        r"object 1 · bndbox/xmin: found 'eight'; must be a number of pixels",
+    ),
+    (xml("a.png").replace("<xmin>8", "<xmin>nan"), r"object 1 · bndbox/xmin: found 'nan'"),
+    (xml("a.png").replace("<xmin>8", "<xmin>"), r"object 1 · bndbox/xmin: found ''"),
+    (xml("a.png").replace("<xmin>8", "<xmin>1e308"), r"object 1 · bndbox: .*no pixel coordinates"),
+    (xml("a.png").replace("<difficult>0", "<difficult>maybe"), r"difficult: found 'maybe'; must be 0 or 1"),
+    (xml("a.png").replace("<width>64", "<width>wide"), r"size/width: found 'wide'"),
+    ("<annotation>" + "<object>" * 50_000, "no valid XML"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), FAULTS)
+def test_faults_name_file_and_object(tmp_path, text, message):
+    write_voc(tmp_path)
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        read(tmp_path)
+    assert caught.value.file.endswith("a.xml")
+
+
+def test_deep_nesting_is_read_or_refused(tmp_path):
+    write_voc(tmp_path)
+    depth = 100_000
+    deep = "<annotation>" + "<part>" * depth + "</part>" * depth + "</annotation>"
+    (tmp_path / "Annotations" / "a.xml").write_text(deep)
+    try:
+        assert len(read(tmp_path).target(0).boxes) == 0
+    except DataError as error:
+        assert error.file.endswith("a.xml")
+
+
+def test_parts_of_objects_are_no_objects(tmp_path):
+    write_voc(tmp_path)
+    corners = "<xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>"
+    part = f"<part><name>head</name><bndbox>{corners}</bndbox></part></object>"
+    (tmp_path / "Annotations" / "a.xml").write_text(xml("a.png").replace("</object>", part))
+    assert len(read(tmp_path).target(0).boxes) == 2
+
+
+def test_blood_cells(real_data):
+    names = ("train", "val", "test")
+    found = voc.read(voc.find(real_data / "bccd"), names, images=None)
+    sizes = {records.name: assemble(records, bad_boxes="clip") for records in found}
+    assert {split: len(index) for split, index in sizes.items()} == {"train": 205, "val": 87, "test": 72}
+    assert sum(len(index.boxes) for index in sizes.values()) == 4155 + 372 + 361 - 2
+    empty = [problem for index in sizes.values() for problem in index.findings if problem.kind == "box empty"]
+    assert sorted(problem.file[-9:-4] for problem in empty) == ["00338", "00343"]
+    assert all(index.classes.names == ("Platelets", "RBC", "WBC") for index in sizes.values())

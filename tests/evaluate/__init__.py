@@ -1,1 +1,0 @@
-"""Tests of `focaldet.evaluate`."""

@@ -1,0 +1,342 @@
+"""The twelve numbers: against pycocotools on anything random, against published digits, and against hand counts."""
+
+import contextlib
+import io
+import json
+import time
+
+import numpy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from focaldet.data.dataset import DataConfig
+from focaldet.data.splits import open_split
+from focaldet.evaluation import coco
+from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, evaluate_files
+from focaldet.evaluation.results import write_results
+from focaldet.types import Detections
+from tests.evaluation.cases import make_detections, make_index
+
+# pycocotools on the shared fixture, to six digits.
+COCO_EVAL = {
+    "ap": 0.503647,
+    "ap50": 0.696973,
+    "ap75": 0.571667,
+    "ap_small": 0.593252,
+    "ap_medium": 0.557991,
+    "ap_large": 0.489363,
+    "ar1": 0.386813,
+    "ar10": 0.593680,
+    "ar100": 0.595353,
+    "ar_small": 0.654764,
+    "ar_medium": 0.603130,
+    "ar_large": 0.553744,
+}
+
+# COCO adds the smallest number to what it divides by, so that perfect is a hair below 1.
+ONE = pytest.approx(1.0, abs=1e-12)
+
+
+def referee(annotations, results):
+    """pycocotools' evaluator after accumulation and summary, without its chatter."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = annotations
+        truth.createIndex()
+        found = truth.loadRes(results) if results else COCO()
+        if not results:
+            found.dataset = {**annotations, "annotations": []}
+            found.createIndex()
+        evaluator = COCOeval(truth, found, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return evaluator
+
+
+def same(number, expected):
+    return number is None if expected == -1 else abs(number - expected) <= 1e-12
+
+
+def class_numbers(evaluator, place):
+    """AP, AP50 and AR100 of a class as pycocotools counts them."""
+    precision, recall = evaluator.eval["precision"][:, :, place], evaluator.eval["recall"][:, place]
+    parts = (precision[:, :, 0, 2], precision[0, :, 0, 2], recall[:, 0, 2])
+    return [part[part > -1].mean() if (part > -1).any() else -1 for part in parts]
+
+
+def annotations_of(index):
+    offsets = index.offsets.tolist()
+    image_of = [image for image in range(len(index)) for _ in range(offsets[image], offsets[image + 1])]
+    return {
+        "info": {},
+        "images": [{"id": image_id, "height": 100, "width": 100} for image_id in index.image_ids.tolist()],
+        "categories": [
+            {"id": i, "name": n} for i, n in zip(index.classes.category_ids, index.classes.names, strict=True)
+        ],
+        "annotations": [
+            {
+                "id": row + 1,
+                "image_id": int(index.image_ids[image]),
+                "category_id": index.classes.category_ids[int(index.labels[row])],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": float(index.areas[row]),
+                "iscrowd": int(index.flags[row] != 0),
+            }
+            for row, (image, (x1, y1, x2, y2)) in enumerate(zip(image_of, index.boxes.tolist(), strict=True))
+        ],
+    }
+
+
+def results_of(index, detections):
+    ids = index.image_ids.tolist()
+    return [
+        record
+        for position, found in detections.items()
+        for record in found.to_coco(image_id=ids[position], category_ids=index.classes.category_ids)
+    ]
+
+
+def random_case(seed, *, num_images=12, num_classes=4, crowds=0.2, ties=True, detected=0.8):
+    """Overlapping boxes of all sizes, sparse shuffled ids, images and classes without boxes, equal scores."""
+    rng = numpy.random.default_rng(seed)
+    images, detections = [], {}
+    for image in range(num_images):
+        count = int(rng.integers(0, 7))
+        centres, sides = rng.uniform(0, 200, (count, 2)), rng.choice([12, 50, 150], (count, 2)) * rng.uniform(0.7, 1.3)
+        boxes = numpy.concatenate([centres - sides / 2, centres + sides / 2], axis=1).round(1)
+        labels = rng.integers(0, max(1, num_classes - 1), count)
+        images.append(
+            [(box, int(k), int(rng.random() < crowds)) for box, k in zip(boxes.tolist(), labels, strict=True)]
+        )
+        repeated = numpy.repeat(boxes, rng.integers(0, 5, count), axis=0) if count else numpy.zeros((2, 4)) + 5
+        moved = repeated + rng.normal(0, 4, repeated.shape)
+        moved[:, 2:] = numpy.maximum(moved[:, 2:], moved[:, :2])
+        scores = rng.choice([0.1, 0.5, 0.5, 0.9], len(moved)) if ties else rng.random(len(moved))
+        if rng.random() < detected:
+            rows = zip(moved.tolist(), scores, rng.integers(0, num_classes, len(moved)), strict=True)
+            detections[image] = make_detections(*rows)
+    index = make_index(
+        images,
+        names=[f"class {k}" for k in range(num_classes)],
+        category_ids=rng.permutation(numpy.arange(3, 3 + 7 * num_classes, 7)).tolist(),
+        image_ids=rng.choice(2**40, num_images, replace=False).tolist(),
+    )
+    return index, detections
+
+
+def assert_equals_referee(index, detections):
+    found = evaluate_detections(index, detections)
+    evaluator = referee(annotations_of(index), results_of(index, detections))
+    for name, expected in zip(HEADLINES, evaluator.stats, strict=True):
+        assert same(getattr(found, name), expected), (name, getattr(found, name), expected)
+    places = {category: place for place, category in enumerate(sorted(index.classes.category_ids))}
+    for one in found.per_class:
+        for number, expected in zip(
+            (one.ap, one.ap50, one.ar100), class_numbers(evaluator, places[one.category_id]), strict=True
+        ):
+            assert same(number, expected), (one, expected)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), crowds=st.sampled_from([0.0, 0.3, 1.0]), ties=st.booleans())
+def test_twelve_numbers_and_every_class_equal_pycocotools(seed, crowds, ties):
+    index, detections = random_case(seed, crowds=crowds, ties=ties)
+    assert_equals_referee(index, detections)
+
+
+def test_the_random_cases_are_no_trivial_ones():
+    found = [evaluate_detections(*random_case(seed)) for seed in range(20)]
+    assert numpy.mean([one.ap50 for one in found]) > 0.1
+    assert len({one.ap for one in found}) > 15
+    assert all(one.ap50 > one.ap75 for one in found)
+
+
+def test_more_than_a_hundred_detections_in_an_image_count_as_in_coco():
+    boxes = [([0, 0, 10 + i % 3, 10], i / 300, 0) for i in range(250)] + [([50, 50, 90, 90], 0.001, 0)]
+    index = make_index([[([0, 0, 10, 10], 0, 0), ([50, 50, 90, 90], 0, 0)]])
+    found = assert_equals_referee(index, {0: make_detections(*boxes)})
+    assert found.ar100 == pytest.approx(0.5)  # the second object's only detection is the 251st
+
+
+def test_no_detections_at_all_give_zero():
+    found = assert_equals_referee(make_index([[([0, 0, 10, 10], 0, 0)], []]), {})
+    assert (found.ap, found.ap_small, found.ar100, found.num_detections) == (0.0, 0.0, 0.0, 0)
+    assert found.ap_large is None
+
+
+def test_no_boxes_at_all_leave_every_number_undefined():
+    found = assert_equals_referee(make_index([[], []]), {0: make_detections(([0, 0, 5, 5], 0.9, 0))})
+    assert {getattr(found, name) for name in HEADLINES} == {None}
+    assert json.loads(json.dumps(found.to_dict()))["ap"] is None
+
+
+def test_an_index_without_images_is_survived():
+    assert evaluate_detections(make_index([]), {}).ap is None
+
+
+def test_perfect_detections_score_one_in_every_size_there_is():
+    boxes = [([0, 0, 20, 20], 0, 0), ([0, 0, 60, 60], 1, 0), ([0, 0, 99, 99], 1, 0)]
+    found = evaluate_detections(make_index([boxes]), {0: make_detections(*[(b, 0.9, k) for b, k, _ in boxes])})
+    numbers = {name: getattr(found, name) for name in HEADLINES}
+    # With one detection per class, dogs are found to one half.
+    assert numbers == pytest.approx({name: 0.75 if name == "ar1" else 1.0 for name in HEADLINES}, abs=1e-12)
+    assert [(one.name, one.num_boxes, one.ap) for one in found.per_class] == [("cell", 1, ONE), ("dog", 2, ONE)]
+
+
+def test_a_hand_case():
+    """Two boxes; ranked: hit, miss, hit. Precision 1 up to recall .5 (51 of 101 points), then 2/3."""
+    index = make_index([[([0, 0, 10, 10], 0, 0), ([50, 50, 90, 90], 0, 0)]], names=("cell",))
+    found = evaluate_detections(
+        index,
+        {0: make_detections(([0, 0, 10, 10], 0.9, 0), ([20, 0, 30, 10], 0.8, 0), ([50, 50, 90, 90], 0.7, 0))},
+    )
+    assert found.ap == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-12)
+    assert (found.num_images, found.num_boxes, found.num_detections) == (1, 2, 3)
+
+
+def test_iou_thresholds_count_one_by_one():
+    """IoU .62 passes .50, .55 and .60 of the ten thresholds."""
+    index = make_index([[([0, 0, 100, 100], 0, 0)]])
+    found = evaluate_detections(index, {0: make_detections(([0, 0, 62, 100], 0.9, 0))})
+    assert (found.ap, found.ap50, found.ap75) == (pytest.approx(0.3), ONE, 0.0)
+
+
+@pytest.mark.parametrize("flag", [1, 2, 3])
+def test_crowd_and_difficult_boxes_are_neither_missed_nor_background(flag):
+    index = make_index([[([0, 0, 10, 10], 0, 0), ([30, 30, 90, 90], 0, flag)]])
+    on_the_crowd = [([35, 35, 50, 50], 0.95, 0), ([55, 55, 80, 80], 0.94, 0)]
+    found = evaluate_detections(index, {0: make_detections(([0, 0, 10, 10], 0.9, 0), *on_the_crowd)})
+    assert (found.ap, found.ar100, found.num_boxes, found.per_class[0].num_boxes) == (ONE, 1.0, 1, 1)
+    missed = evaluate_detections(index, {0: make_detections(([0, 0, 10, 10], 0.9, 0))})
+    assert missed.ap == ONE
+
+
+def test_the_stated_area_decides_the_size():
+    index = make_index([[([0, 0, 40, 40], 0, 0)]])
+    index.areas[0] = 500.0  # COCO states the area of the mask
+    found = evaluate_detections(index, {0: make_detections(([0, 0, 40, 40], 0.9, 0))})
+    assert (found.ap_small, found.ap_medium) == (ONE, None)
+
+
+def test_an_image_left_out_has_no_detections():
+    index = make_index([[([0, 0, 10, 10], 0, 0)], [([0, 0, 10, 10], 0, 0)]])
+    found = evaluate_detections(index, {1: make_detections(([0, 0, 10, 10], 0.9, 0))})
+    assert found.ar100 == 0.5
+
+
+def test_positions_and_labels_outside_the_index_are_errors():
+    index = make_index([[], []])
+    with pytest.raises(IndexError, match=r"positions must be in 0…1, found 2…2"):
+        evaluate_detections(index, {2: make_detections(([0, 0, 1, 1], 0.5, 0))})
+    with pytest.raises(IndexError, match=r"labels must be in 0…1, found 0…5"):
+        evaluate_detections(index, {0: make_detections(([0, 0, 1, 1], 0.5, 0), ([0, 0, 1, 1], 0.5, 5))})
+
+
+def test_classes_of_the_same_name_keep_their_own_numbers():
+    index = make_index([[([0, 0, 10, 10], 0, 0), ([20, 20, 40, 40], 1, 0)]], names=("cell", "cell"))
+    found = evaluate_detections(index, {0: make_detections(([0, 0, 10, 10], 0.9, 0))})
+    assert [one.ap for one in found.per_class] == [ONE, 0.0]
+
+
+def test_metrics_survive_json():
+    found = evaluate_detections(*random_case(5))
+    assert Metrics.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_nothing_is_written_to_the_terminal(capfd):
+    evaluate_detections(*random_case(1))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_real_fixture_gives_the_published_digits(real_data):
+    found = evaluate_files(real_data / "coco_eval" / "results.json", real_data / "coco_eval" / "instances.json")
+    assert {name: round(getattr(found, name), 6) for name in HEADLINES} == COCO_EVAL
+    assert (found.num_images, found.num_detections, len(found.per_class)) == (100, 734, 80)
+
+
+def test_the_real_fixture_equals_pycocotools_to_the_last_digit(real_data):
+    annotations, results = (
+        json.loads((real_data / "coco_eval" / name).read_text()) for name in ("instances.json", "results.json")
+    )
+    found = evaluate_files(real_data / "coco_eval" / "results.json", real_data / "coco_eval" / "instances.json")
+    for name, expected in zip(HEADLINES, referee(annotations, results).stats, strict=True):
+        assert same(getattr(found, name), expected), name
+
+
+def test_coco_mini_gives_pycocotools_numbers_through_the_index_and_through_files(real_data, tmp_path):
+    """80 sparse categories, crowds, images without boxes; noisy copies of the truth stand in for a detector."""
+    index = open_split(DataConfig(path=real_data / "coco_mini"), "val", seed=0)
+    generator = torch.Generator().manual_seed(0)
+    detections = {}
+    for place in range(len(index)):
+        target = index.target(place)
+        boxes = target.boxes.repeat(3, 1) + torch.randn(3 * len(target.boxes), 4, generator=generator) * 3
+        boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])
+        detections[place] = Detections(boxes, torch.rand(len(boxes), generator=generator), target.labels.repeat(3))
+    write_results(tmp_path / "results.json", index, detections)
+    truth = real_data / "coco_mini" / "annotations" / "instances_val2017.json"
+    evaluator = referee(json.loads(truth.read_text()), json.loads((tmp_path / "results.json").read_text()))
+    for found in (evaluate_detections(index, detections), evaluate_files(tmp_path / "results.json", truth)):
+        for name, expected in zip(HEADLINES, evaluator.stats, strict=True):
+            assert same(getattr(found, name), expected), name
+
+
+def boxes_on_thresholds(num_images=300):
+    """Annotations with two decimals, some up to the border, and results of half or three quarters of their height."""
+    rng = numpy.random.default_rng(7)
+    images, annotations, results = [], [], []
+    for image in range(num_images):
+        images.append({"id": image, "file_name": "a.png", "height": 640, "width": 640})
+        for _ in range(3):
+            x, y, width, height = (round(float(value), 2) for value in rng.uniform(1, 300, 4))
+            width, height = (round(640 - x, 2), round(640 - y, 2)) if rng.random() < 0.2 else (width, height)
+            record = {"image_id": image, "category_id": int(rng.integers(1, 4))}
+            area = {"id": len(annotations) + 1, "area": width * height, "iscrowd": 0}
+            annotations.append(record | area | {"bbox": [x, y, width, height]})
+            share = float(rng.choice([0.5, 0.75]))
+            results.append(record | {"bbox": [x, y, width, height * share], "score": float(rng.random())})
+    categories = [{"id": number, "name": f"class {number}"} for number in (1, 2, 3)]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}, results
+
+
+@pytest.mark.parametrize("ground_truth", ["instances_val.json", "."])
+def test_overlaps_on_a_threshold_fall_on_the_side_where_pycocotools_has_them(tmp_path, ground_truth):
+    annotations, results = boxes_on_thresholds()
+    (tmp_path / "instances_val.json").write_text(json.dumps(annotations))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    Image.new("RGB", (640, 640)).save(tmp_path / "a.png")
+    found = evaluate_files(tmp_path / "results.json", tmp_path / ground_truth)
+    for name, expected in zip(HEADLINES, referee(annotations, results).stats, strict=True):
+        assert same(getattr(found, name), expected), (name, getattr(found, name), expected)
+
+
+def test_half_a_million_detections_take_two_seconds_of_two_cores():
+    """Counted in seconds of the processor, which other programs beside the test do not lengthen."""
+    rng = torch.Generator().manual_seed(0)
+    num_images, each = 5000, 100
+    corner = torch.rand(num_images * each, 2, generator=rng) * 400
+    boxes = torch.cat([corner, corner + 5 + torch.rand(num_images * each, 2, generator=rng) * 200], 1)
+    scores = torch.rand(num_images * each, generator=rng)
+    labels = torch.randint(80, (num_images * each,), generator=rng)
+    rows = [slice(start, start + each) for start in range(0, num_images * each, each)]
+    detections = {place: Detections(boxes[row], scores[row], labels[row]) for place, row in enumerate(rows)}
+    truth = [
+        [(box, label, 0) for box, label in zip(boxes[row][:7].tolist(), labels[row][:7].tolist(), strict=True)]
+        for row in rows
+    ]
+    index = make_index(truth, names=[str(k) for k in range(80)])
+    begin = time.process_time()
+    found = evaluate_detections(index, detections)
+    assert time.process_time() - begin <= 4.0
+    assert found.num_detections == 500_000
+
+
+def test_ranks_keep_the_order():
+    assert coco._ranks(numpy.array([50, 7, 1000])).tolist() == [1, 0, 2]

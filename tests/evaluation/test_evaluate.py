@@ -1,0 +1,257 @@
+"""A detector over a whole split: order, pixels, class names, files, and shares of the work."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from focaldet.data.dataset import Classes, DataConfig
+from focaldet.errors import CheckpointError, ConfigError, DataError
+from focaldet.evaluation import evaluate as module
+from focaldet.evaluation.coco import Metrics, evaluate_files
+from focaldet.evaluation.evaluate import detect_all, evaluate, match_classes, relabelled, seen_by_detector
+from focaldet.models import build
+from focaldet.prediction import Predictor
+from focaldet.runtime import Process
+from focaldet.types import Preprocessing, Resize, Target
+from focaldet.weights import Trained
+from tests.evaluation.cases import BrightDetector, make_detections, make_index, picture, size_of
+
+BOXES = [[k, 4, k + 16, 36] for k in range(0, 40, 4)]
+
+
+class Scenes:
+    """Pictures of three sizes with one bright box each, cells and dogs in turn."""
+
+    def __init__(self, boxes=BOXES):
+        self.images = [
+            picture(size=(40 + 8 * (k % 3), 64), box=box, green=200 * (k % 2)) for k, box in enumerate(boxes)
+        ]
+        self.index = make_index(
+            [[(box, k % 2, 0)] for k, box in enumerate(boxes)], sizes=[tuple(size_of(image)) for image in self.images]
+        )
+
+    def load(self, i, *, epoch):
+        return self.images[i], self.index.target(i)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_every_image_has_its_own_detections_in_the_order_of_the_source(batch_size):
+    found = detect_all(BrightDetector(), Scenes(), batch_size=batch_size, precision="fp32").detections
+    assert [one.boxes[0].tolist() for one in found] == BOXES
+    assert [one.labels.tolist() for one in found] == [[k % 2] for k in range(10)]
+
+
+def test_boxes_are_pixels_of_the_original_images():
+    found = detect_all(BrightDetector(resize=Resize("long", 128)), Scenes(), batch_size=4, precision="fp32").detections
+    for one, box in zip(found, BOXES, strict=True):
+        assert one.boxes[0].tolist() == pytest.approx(box, abs=0.5)
+
+
+def test_modes_are_the_same_afterwards_and_progress_counts_images():
+    detector, calls = BrightDetector().train(), []
+    detect_all(detector, Scenes(), batch_size=4, progress=lambda *call: calls.append(call))
+    assert detector.training
+    assert calls[-1] == (10, 10)
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+
+
+def test_time_is_per_image_without_the_first_batch(monkeypatch):
+    ticks = iter([0.0, 100.0, 0.0, 0.4, 0.0, 0.2])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    detected = detect_all(BrightDetector(), Scenes(), batch_size=4, precision="fp32")
+    assert detected.milliseconds_per_image == pytest.approx(1e3 * 0.6 / 6)
+
+
+CLASSES = Classes(("cell", "dog", "cat"), (5, 7, 9))
+
+
+def test_the_same_names_in_the_same_order_need_no_word():
+    matched = match_classes(CLASSES.names, CLASSES, num_classes=3)
+    assert (matched.labels, matched.notes) == ({0: 0, 1: 1, 2: 2}, ())
+
+
+def test_another_order_is_matched_by_name():
+    matched = match_classes(("cat", "cell", "dog"), CLASSES, num_classes=3)
+    assert (matched.labels, matched.notes) == ({0: 2, 1: 0, 2: 1}, ())
+    found = relabelled(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 2)), matched, CLASSES)
+    assert found.names == ("cat", "dog")
+
+
+def test_what_one_side_lacks_is_told_and_left_out():
+    matched = match_classes(("N/A", "cell", "bus", "bus"), CLASSES, num_classes=4)
+    assert matched.labels == {1: 0}
+    assert matched.notes == (
+        "2 classes of the data are unknown to the detector, so never found: dog, cat",
+        "3 classes of the detector are not in the data, their detections are left out: N/A, bus, bus",
+    )
+    found = relabelled(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 1)), matched, CLASSES)
+    assert (found.boxes.tolist(), found.names) == ([[0, 0, 2, 2]], ("cell",))
+
+
+def test_the_truth_in_the_labels_of_the_detector():
+    matched = match_classes(("dog", "bus", "cell", "cell"), CLASSES, num_classes=4)
+    truth = Target(
+        torch.arange(16.0).reshape(4, 4), torch.tensor([0, 1, 2, 0]), torch.tensor([False, True, False, False])
+    )
+    found = seen_by_detector(truth, matched)
+    assert torch.equal(found.boxes, truth.boxes)
+    assert found.ignored.tolist() == [False, True, True, False]  # a cat is unknown
+    assert [found.labels[place] for place in (0, 1, 3)] == [2, 0, 2]
+    assert len(seen_by_detector(Target.empty(), matched).labels) == 0
+
+
+def test_nothing_in_common_is_an_error():
+    with pytest.raises(ConfigError, match="no class in common: the detector knows bus; the data have cell, dog, cat"):
+        match_classes(("bus",), CLASSES, num_classes=1)
+
+
+def test_a_detector_without_names_must_have_as_many_classes():
+    assert match_classes((), CLASSES, num_classes=3).labels == {0: 0, 1: 1, 2: 2}
+    assert "no class names" in match_classes((), CLASSES, num_classes=3).notes[0]
+    with pytest.raises(ConfigError, match="has 91 classes without names, the data 3"):
+        match_classes((), CLASSES, num_classes=91)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A COCO folder with sparse ids: ten pictures, cells and dogs."""
+    scenes = Scenes()
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    for k, image in enumerate(scenes.images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / "images" / f"{k}.png")
+    document = {
+        "images": [
+            {"id": 100 - k, "file_name": f"{k}.png", "height": image.shape[1], "width": image.shape[2]}
+            for k, image in enumerate(scenes.images)
+        ],
+        "categories": [{"id": 40, "name": "dog"}, {"id": 90, "name": "cell"}],
+        "annotations": [
+            {"id": k, "image_id": 100 - k, "category_id": 90 - 50 * (k % 2), "bbox": [box[0], 4, 16, 32], "iscrowd": 0}
+            for k, box in enumerate(BOXES)
+        ],
+    }
+    (folder / "instances_val.json").write_text(json.dumps(document))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, data, monkeypatch):
+    """A run folder whose weights are a detector that finds every box."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"val": str(data / "instances_val.json")}, "seed": 3}))
+    monkeypatch.setattr(module, "open_detector", lambda spec: Trained(BrightDetector(), (1, 2), str(spec)))
+    return folder
+
+
+def test_evaluate_finds_all_and_leaves_its_files(run, data):
+    metrics = evaluate(run, device="cpu")
+    assert metrics.ap50 == pytest.approx(1.0)
+    assert [(one.name, one.category_id, one.num_boxes) for one in metrics.per_class] == [
+        ("dog", 40, 5),
+        ("cell", 90, 5),
+    ]
+    assert metrics.milliseconds_per_image > 0
+
+    values = json.loads((run / "eval-val" / "metrics.json").read_text())
+    assert values.pop("split") == "val"
+    assert Metrics.from_dict(values) == metrics
+    records = json.loads((run / "eval-val" / "predictions.json").read_text())
+    assert {one["image_id"] for one in records} == set(range(91, 101))
+    assert {one["category_id"] for one in records} == {40, 90}
+    again = evaluate_files(run / "eval-val" / "predictions.json", data / "instances_val.json")
+    assert again.ap == metrics.ap
+
+
+def test_the_files_go_where_they_are_wanted_and_sizes_are_those_asked_for(run, data, tmp_path):
+    metrics = evaluate(run, data / "instances_val.json", split="val", out=tmp_path / "here", size=24, device="cpu")
+    assert (tmp_path / "here" / "predictions.json").is_file()
+    assert not (run / "eval-val").exists()
+    assert metrics.num_images == 10  # a single file is one split, none of it is held out
+    assert metrics.ap < 0.999  # at three eighths of its size a picture does not give corners to the pixel
+
+
+def test_weights_without_a_run_folder_need_data_and_write_nothing(run, data, tmp_path):
+    with pytest.raises(ConfigError, match="say which images and annotations"):
+        evaluate("torchvision:coco_v1", device="cpu")
+    config = DataConfig(val=data / "instances_val.json")
+    assert evaluate("torchvision:coco_v1", config, device="cpu").ap50 == pytest.approx(1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "run"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(run, tmp_path):
+    (tmp_path / "file").touch()
+    (run / "eval-val").touch()
+    seen = []
+    for out in (tmp_path / "file", tmp_path / "file" / "sub", None):
+        with pytest.raises(ConfigError, match=r"out: .*: no folder can be made there"):
+            evaluate(run, out=out, device="cpu", progress=lambda *counts: seen.append(counts))
+    assert seen == []
+
+
+def test_classes_that_do_not_match_are_told_before_anything_is_detected(run, data, monkeypatch):
+    strange = Trained(BrightDetector(names=("bus", "tram")), (), "strange")
+    monkeypatch.setattr(module, "open_detector", lambda spec: strange)
+    seen = []
+    with pytest.raises(ConfigError, match="no class in common"):
+        evaluate(run, data / "instances_val.json", device="cpu", progress=lambda *counts: seen.append(counts))
+    assert seen == []
+
+
+def test_mistakes_are_told(run, data, monkeypatch):
+    with pytest.raises(ConfigError, match="give either"):
+        evaluate(run, size=3, short_side=4)
+    with pytest.raises(DataError, match="there is no such file"):
+        evaluate(run, data / "none.json", device="cpu")
+    (data / "images" / "3.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"3\.png"):
+        evaluate(run, device="cpu")
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="no run folder with weights"):
+        evaluate(run)
+
+
+def test_ranks_share_the_batches_and_take_the_parts_of_all(monkeypatch):
+    """Both ranks in turn, each given what the other one finds."""
+    parts = []
+    other = ({place: make_detections((box, 0.9, 0)) for place, box in enumerate(BOXES)}, [])
+    monkeypatch.setattr(module, "gathered", lambda part, *, num_ranks: parts.append(part) or [part, other])
+    for rank in range(2):
+        ranks = Process(rank, 2, torch.device("cpu"))
+        found = detect_all(BrightDetector(), Scenes(), batch_size=2, precision="fp32", fabric=ranks).detections
+        assert [one.boxes[0].tolist() for one in found] == BOXES
+    first, second = (set(found) for found, _ in parts)
+    assert first | second == set(range(10))
+    assert not first & second
+    assert min(len(first), len(second)) >= 2
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_a_real_network_gives_the_same_over_a_split_as_picture_by_picture(antialias):
+    """Evaluation and prediction are one path: bit-equal where batches are equal."""
+    scenes = Scenes(BOXES[:3])
+    detector = build(
+        "retinanet_mobilenet_v2_fpn",
+        class_names=("cell", "dog"),
+        preprocessing=Preprocessing(resize=Resize("long", 50, antialias=antialias)),
+        architecture={"width": 16, "head_depth": 1, "detect": {"score_threshold": 0.001, "top_k": 20}},
+    )
+    predictor = Predictor(detector, device="cpu", precision="fp32")
+    over_split = detect_all(detector, scenes, batch_size=1, precision="fp32").detections
+    for image, found in zip(scenes.images, over_split, strict=True):
+        alone = predictor.predict(image)
+        assert len(found) > 0
+        assert torch.equal(alone.boxes, found.boxes)
+        assert torch.equal(alone.scores, found.scores)
+
+
+def test_other_answers_than_the_trained_ones_are_told_with_the_numbers(tiny_run, tmp_path):
+    plain = evaluate(tiny_run, device="cpu", out=tmp_path / "plain")
+    other = evaluate(tiny_run, device="cpu", out=tmp_path / "other", architecture={"detect": {"nms_iou": 0.7}})
+    told = "answers are not as trained, but with detect.nms_iou 0.7"
+    assert plain.notes == () and other.notes == (told,)
+    assert json.loads((tmp_path / "other" / "metrics.json").read_text())["notes"] == [told]

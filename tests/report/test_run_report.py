@@ -1,0 +1,227 @@
+"""The report: what it says, that it needs nothing from elsewhere, and how a real browser shows it."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from focaldet.data.problems import Problem
+from focaldet.errors import DataError
+from focaldet.evaluation.coco import evaluate_detections
+from focaldet.evaluation.results import write_results
+from focaldet.report.page import STYLE
+from focaldet.report.run_report import NUM_PICTURES, truth_as_detections, write_report
+from focaldet.types import Target
+from tests.evaluation.cases import make_detections, make_index, picture
+
+EVIL = "<script>alert(1)</script>"
+METRICS = """kind,epoch,step,loss,class_loss,box_loss,ap,ap50,ap75
+step,1,1,2.0,1.5,0.5,,,
+step,1,2,1.0,0.8,0.2,,,
+evaluation,1,2,,,,0.25,0.5,
+"""
+
+
+class Scenes:
+    """Twenty dark pictures with one bright box each."""
+
+    def __init__(self, names=("cell", "dog"), num_images=20):
+        boxes = [[([8, 8, 24, 40], k % 2, int(k % 5 == 4))] for k in range(num_images)]
+        self.index = make_index(boxes, names=names, sizes=[(48, 64)] * num_images)
+
+    def load(self, i, *, epoch):
+        assert epoch == 0
+        return picture(), self.index.target(i)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with everything a training leaves."""
+    folder = tmp_path / "cells"
+    folder.mkdir()
+    (folder / "metrics.csv").write_text(METRICS)
+    (folder / "config.yaml").write_text("model: retinanet_r18_fpn\nseed: 7\n")
+    (folder / "environment.json").write_text('{"torch": "2.14"}')
+    found = {k: make_detections(([8, 8, 24, 40], 0.9, k % 2), ([0, 0, 9, 9], 0.2, 0)) for k in range(20)}
+    write_results(folder / "predictions.json", Scenes().index, found)
+    return folder
+
+
+def test_phases_are_told_with_what_each_sets(run):
+    assert "Phases" not in write_report(run, Scenes()).read_text()
+    (run / "config.yaml").write_text("phases:\n- {epochs: 4}\n- {epochs: 2, model_note: <b>, ema: null}\n")
+    page = Seen(write_report(run, Scenes()).read_text())
+    assert "Phases" in page.text
+    assert "epochs 1 to 4: as the run" in page.text
+    assert 'epochs 5 to 6: {"model_note": "<b>", "ema": null}' in page.text
+
+
+class Seen(HTMLParser):
+    """Tags with their attributes, and all text."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "line", "polyline", "circle"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(run, source=None, **settings):
+    path = write_report(run, source or Scenes(), **settings)
+    assert path == run / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def test_it_holds_numbers_curves_pictures_and_settings(run):
+    seen = Seen(page_of(run))
+    assert seen.open == []
+    for text in ("cells", "retinanet_r18_fpn", "AP75", "area below 32² px", "seed: 7", '"torch": "2.14"', "20 images"):
+        assert text in seen.text
+    assert len(seen.all("img")) == 2 * NUM_PICTURES
+    assert len([one for one in seen.all("svg") if one.get("role") == "img"]) == 2
+
+
+def test_numbers_are_those_of_the_predictions(run):
+    page = page_of(run)
+    expected = evaluate_detections(
+        Scenes().index,
+        {k: make_detections(([8, 8, 24, 40], 0.9, k % 2), ([0, 0, 9, 9], 0.2, 0)) for k in range(20)},
+    )
+    assert f'<p class="value">{100 * expected.ap:.1f}</p>' in page
+    assert '<th scope="row">AP large</th><td>–</td>' in page
+    assert "16 boxes of 2 classes, 40 detections" in page
+
+
+def test_given_numbers_and_notes_are_taken(run):
+    from dataclasses import replace
+
+    metrics = replace(
+        evaluate_detections(Scenes().index, {}), ap=0.123, milliseconds_per_image=45.6, notes=(f"note {EVIL}",)
+    )
+    page = page_of(run, metrics=metrics)
+    assert "12.3" in page
+    assert "45.6" in page
+    assert "note &lt;script&gt;" in page
+
+
+def test_it_needs_nothing_from_elsewhere_and_runs_nothing(run):
+    page = page_of(run)
+    seen = Seen(page)
+    assert {tag for tag, _ in seen.tags} & {"script", "link", "iframe", "object", "embed"} == set()
+    assert all(one["src"].startswith("data:image/jpeg;base64,") for one in seen.all("img"))
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert not [name for _, attributes in seen.tags for name in attributes if name.startswith("on")]
+
+
+def test_every_picture_has_words_and_a_size(run):
+    for one in Seen(page_of(run)).all("img"):
+        assert re.search(r"\d+\.png: (ground truth|detections): (\d+ \w+|nothing)", one["alt"])
+        assert (one["width"], one["height"]) == ("64", "48")
+
+
+def test_detections_below_the_score_are_not_shown(run):
+    assert "detections: 1 cell" in page_of(run)
+    assert "detections: 2 cell" in page_of(run, score=0.1)
+
+
+def test_names_from_the_data_cannot_become_markup(run):
+    index = Scenes((EVIL, '" onload="x')).index
+    index.findings.add(Problem("warning", EVIL, EVIL, EVIL))
+    source = Scenes((EVIL, '" onload="x'))
+    source.index = index
+    seen = Seen(page_of(run, source))
+    assert not seen.all("script")
+    assert EVIL in seen.text
+    assert all("onload" not in attributes for _, attributes in seen.tags)
+
+
+def test_ignored_truth_is_called_so():
+    target = Target(torch.zeros(2, 4), torch.tensor([0, 1]), torch.tensor([False, True]))
+    assert truth_as_detections(target, ("cell", "dog")).names == ("cell", "dog (ignored)")
+
+
+def test_a_folder_with_predictions_alone_is_enough(run):
+    for name in ("metrics.csv", "config.yaml", "environment.json"):
+        (run / name).unlink()
+    seen = Seen(page_of(run))
+    assert "Curves" not in seen.text
+    assert "Settings" not in seen.text
+
+
+def test_a_damaged_history_is_survived(run):
+    (run / "metrics.csv").write_text(METRICS + "step,1,3,nan,oops,,,,\nstep\n")
+    assert "Training loss" in page_of(run)
+
+
+def test_fewer_images_than_pictures(run):
+    write_results(run / "predictions.json", Scenes(num_images=3).index, {})
+    assert len(Seen(page_of(run, Scenes(num_images=3))).all("img")) == 6
+
+
+def test_predictions_of_other_images_are_refused(run):
+    with pytest.raises(DataError, match="is no image of the ground truth"):
+        write_report(run, Scenes(num_images=3))
+
+
+def luminance(colour):
+    channels = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_colours_have_the_contrast_that_the_web_guidelines_ask_for(mode):
+    """Text 4.5 : 1 on both grounds and on the bars; curves 3 : 1."""
+    colours = dict(re.findall(r"--(\w+): (#\w{6})", re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)[mode]))
+    for ink, ground, least in [
+        *[(ink, ground, 4.5) for ink in ("ink", "soft") for ground in ("page", "sheet")],
+        ("ink", "bar", 4.5),
+        *[(curve, "sheet", 3.0) for curve in ("c0", "c1", "c2", "c3")],
+    ]:
+        bright, dark = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
+        assert (bright + 0.05) / (dark + 0.05) >= least, (ink, ground)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_real_browser_shows_it_without_complaint(run, scheme):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    path = write_report(run, Scenes())
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(color_scheme=scheme, viewport={"width": 390, "height": 844})
+        complaints, requests = [], []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        loaded = page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        browser.close()
+    assert loaded
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert width <= 390  # nothing sticks out on a telephone
+    assert ground == {"light": "rgb(250, 250, 248)", "dark": "rgb(20, 22, 26)"}[scheme]

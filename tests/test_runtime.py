@@ -1,0 +1,134 @@
+"""Several processes that share a job: how they know of each other, and that their work is that of one."""
+
+import json
+import os
+import socket
+
+import pytest
+import torch
+from PIL import Image
+from torch import multiprocessing
+
+from focaldet import prediction as predict
+from focaldet.evaluation.evaluate import detect_all
+from focaldet.prediction import Predictor, predict_files
+from focaldet.runtime import (
+    gathered,
+    is_first_process,
+    joined_processes,
+    launch,
+    local_rank,
+    num_processes,
+    pick_device,
+)
+from tests.evaluation.cases import BrightDetector, picture
+from tests.evaluation.test_evaluate import BOXES, Scenes
+
+CPU = torch.device("cpu")
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+SLURM = {"SLURM_NTASKS": "3", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"}
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Call it with the variables that a starter sets."""
+
+    def set_variables(variables):
+        for name in {**TORCHRUN, **SLURM}:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+@pytest.mark.parametrize(
+    ("variables", "number", "first", "local"),
+    [
+        ({}, 1, True, 0),
+        ({"WORLD_SIZE": "4", "RANK": "2"}, 1, True, 0),  # left over from something else
+        (TORCHRUN, 4, False, 1),
+        (TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0"}, 4, True, 0),
+        (SLURM, 3, False, 0),
+        (SLURM | {"SLURM_PROCID": "0"}, 3, True, 0),
+        (SLURM | {"SLURM_JOB_NAME": "bash"}, 1, True, 0),
+    ],
+)
+def test_what_a_process_knows_of_the_others(start, variables, number, first, local):
+    start(variables)
+    assert (num_processes(), is_first_process(), local_rank()) == (number, first, local)
+
+
+def test_each_process_takes_the_gpu_of_its_place(start, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    start(TORCHRUN)
+    assert pick_device(None) == pick_device("cuda") == torch.device("cuda:1")
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+    start({})
+    assert pick_device(None) == torch.device("cuda")
+
+
+def test_alone_nothing_is_joined(start):
+    start({"WORLD_SIZE": "8"})
+    with joined_processes(CPU) as process:
+        assert process == (0, 1, CPU)
+    assert gathered("part", num_ranks=1) == ["part"]
+    assert not torch.distributed.is_initialized()
+
+
+def test_one_process_is_launched_plainly(start):
+    start({})
+    fabric = launch(CPU)
+    module = torch.nn.Linear(2, 2)
+    assert (fabric.world_size, fabric.global_rank, fabric.device) == (1, 0, CPU)
+    assert fabric.strategy.setup_module(module) is module
+
+
+def work(folder, out):
+    """A split evaluated and a folder of pictures predicted: what was found, and how many images were seen here."""
+    detector = BrightDetector()
+    with joined_processes(CPU) as process:
+        found = detect_all(detector, Scenes(), batch_size=2, precision="fp32", fabric=process).detections
+    seen_in_split = sum(map(len, detector.seen))
+    result = predict_files(Predictor(detector, device="cpu"), [folder], out, formats=("json", "csv"), batch_size=2)
+    return {
+        "boxes": [one.boxes[0].tolist() for one in found],
+        "seen": (seen_in_split, sum(map(len, detector.seen)) - seen_in_split),
+        "predicted": (result.num_images, result.num_detections, [str(error) for error in result.failed]),
+    }
+
+
+def work_as_rank(rank, port, folder, out):
+    """What each of two processes does; at module level so that a fresh interpreter finds it."""
+    torch.set_num_threads(1)
+    predict.ROUND_PICTURES = 2
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    (out.parent / f"{rank}.json").write_text(json.dumps(work(folder, out)))
+
+
+def test_two_processes_do_the_work_of_one(tmp_path, start):
+    """Evaluation and prediction, a broken picture among the good ones."""
+    start({})
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for place, box in enumerate(BOXES[:7]):
+        Image.fromarray(picture(box=box).permute(1, 2, 0).numpy()).save(folder / f"{place}.png")
+    (folder / "5.png").write_bytes(b"no picture")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(work_as_rank, args=(port, folder, tmp_path / "two"), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    alone = json.loads(json.dumps(work(folder, tmp_path / "one")))
+
+    assert first["boxes"] == second["boxes"] == alone["boxes"] == BOXES
+    assert first["predicted"] == second["predicted"] == alone["predicted"]
+    assert alone["predicted"][:2] == [7, 6] and "5.png" in alone["predicted"][2][0]
+    for kind in range(2):
+        shares = [one["seen"][kind] for one in (first, second)]
+        assert sum(shares) == alone["seen"][kind] and min(shares) >= 2
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 8
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name

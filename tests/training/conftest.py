@@ -1,0 +1,1 @@
+"""Lets the tests of training import what they share."""

@@ -1,0 +1,134 @@
+"""Settings of a run: what is refused, what is scaled, and that a run folder can hold them."""
+
+import ast
+import dataclasses
+import errno
+import inspect
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from focaldet import config as configs
+from focaldet.data.dataset import DataConfig
+from focaldet.errors import ConfigError
+from focaldet.models import DETECTORS
+from focaldet.training import config as module
+from focaldet.training.config import FREE_ON_RESUME, RunConfig, checked
+from focaldet.training.state import initial_architecture
+
+
+def test_defaults_are_valid():
+    assert checked(RunConfig()) == RunConfig()
+
+
+def test_survives_yaml(tmp_path):
+    config = RunConfig(
+        data=DataConfig(path=Path("cells")), architecture={"anchors": {"base_scale": 2.0}}, loggers=("wandb",), ema=None
+    )
+    configs.save(config, tmp_path / "config.yaml")
+    assert configs.load(RunConfig, tmp_path / "config.yaml") == config
+
+
+class TestMadeFolder:
+    def test_it_is_made_with_its_parents_or_taken(self, tmp_path):
+        wanted = tmp_path / "a" / "b"
+        for _ in range(2):
+            assert configs.made_folder(wanted) == wanted
+            assert wanted.is_dir()
+
+    @pytest.mark.parametrize("name", ["file", "file/sub/run", "loose", "x" * 300, "a\0b"])
+    def test_what_is_in_the_way_names_setting_and_path(self, tmp_path, name):
+        (tmp_path / "file").touch()
+        (tmp_path / "loose").symlink_to("nowhere")
+        with pytest.raises(ConfigError, match=r"^cache: .*: no folder can be made there: \w+") as raised:
+            configs.made_folder(tmp_path / name, setting="cache")
+        assert str(tmp_path / name) in str(raised.value)
+
+    def test_no_permission(self, tmp_path, monkeypatch):
+        """Simulated, because nothing is forbidden to root."""
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+        with pytest.raises(ConfigError, match=r"out: .*: there is no permission to write"):
+            configs.made_folder(tmp_path)
+
+    def test_a_full_disk_is_no_mistake_of_the_setting(self, tmp_path, monkeypatch):
+        def full(path, **named):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "mkdir", full)
+        with pytest.raises(OSError, match="No space left"):
+            configs.made_folder(tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"ema": 1.0}, "ema"),
+        ({"seed": -1}, "seed"),
+        ({"resume": True, "overwrite": True}, "resume and overwrite"),
+        ({"patience": 3, "evaluate_every": None}, "patience"),
+        ({"warmup_power": 0.0}, "warmup_power"),
+        ({"step_at": (0.5, 1.5)}, "step_at"),
+        ({"step_at": (0.9, 0.8)}, "step_at: shares must rise"),
+        ({"step_at": (0.5, 0.5)}, "step_at: shares must rise"),
+        ({"multi_scale": (32, 64), "multi_scale_end": 2.0}, "multi_scale_end"),
+        ({"multi_scale_end": 0.5}, "multi_scale_end: needs multi_scale"),
+        ({"batch_size": 8, "accumulate": 3}, "allowed: a multiple of 3"),
+    ],
+)
+def test_refuses(changes, named):
+    with pytest.raises(ConfigError, match=named):
+        checked(dataclasses.replace(RunConfig(), **changes))
+
+
+def test_refuses_a_batch_that_ranks_cannot_share():
+    assert checked(RunConfig(batch_size=8, accumulate=2), num_ranks=4).batch_size == 8
+    with pytest.raises(ConfigError, match="cannot be shared by 3 processes"):
+        checked(RunConfig(batch_size=8), num_ranks=3)
+
+
+def test_names_the_nearest_setting():
+    with pytest.raises(ConfigError, match='did you mean "epochs"'):
+        configs.from_dict(RunConfig, {"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batch_size", "expected"),
+    [("sgd", 16, 2e-3), ("sgd", 8, 1e-3), ("adamw", 32, 2e-3), ("adamw", 2, 5e-4)],
+)
+def test_scales_the_rate_to_the_batch(optimizer, batch_size, expected):
+    config = RunConfig(optimizer=optimizer, batch_size=batch_size, learning_rate=1e-3)
+    assert config.scaled_learning_rate == pytest.approx(expected)
+
+
+def test_what_is_free_on_resume_exists():
+    assert {field.name for field in dataclasses.fields(RunConfig)} >= FREE_ON_RESUME
+
+
+def test_every_setting_is_explained():
+    """The command line shows the text below each field; none may be forgotten."""
+    (run_config,) = [
+        node
+        for node in ast.parse(inspect.getsource(module)).body
+        if isinstance(node, ast.ClassDef) and node.name == "RunConfig"
+    ]
+    body = [node for node in run_config.body if not isinstance(node, ast.FunctionDef)]
+    for node, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign):
+            assert isinstance(after, ast.Expr), f"{ast.unparse(node.target)} has no explanation"
+
+
+def test_a_twin_made_for_other_peoples_statistics_trains_from_random_weights():
+    """torchvision's frozen BatchNorm has no epsilon; a batch's own deviation may be 0."""
+    settings = initial_architecture(RunConfig(model="retinanet_r50_fpn_tv"))
+    assert settings == {"norm": "batch", "frozen_stages": 0, "norm_eps": 1e-5}
+    assert initial_architecture(RunConfig(model="retinanet_r50_fpn_tv", weights="some")) == {}
+
+
+def test_a_norm_that_needs_no_statistics_is_kept_from_random_weights(monkeypatch):
+    grouped = replace(DETECTORS["faster_rcnn_r18_c4"], norm="group")
+    monkeypatch.setitem(DETECTORS, "grouped", grouped)
+    assert initial_architecture(RunConfig(model="grouped")) == {"frozen_stages": 0, "norm_eps": 1e-5}

@@ -1,0 +1,76 @@
+"""Two processes under torchrun take the same steps as one with the same global batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.training import ranks
+from tests.training.test_trainer import last_state, rows_of
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The folders of the runs of one process and of two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, str(HERE / "ranks.py"), str(two)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=500,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("2 processes") == 6, "only the first process talks, once per run and phase"
+    ranks.train_both(one)
+    return one, two
+
+
+@pytest.mark.parametrize("name", list(ranks.BOXES))
+def test_losses_of_two_ranks_are_those_of_one(both, name):
+    one, two = (rows_of(folder / name) for folder in both)
+    assert len(one) == len(two) == 20
+    for column in ("class_loss", "box_loss", "gradient_norm", "learning_rate"):
+        expected = [float(row[column]) for row in one]
+        assert [float(row[column]) for row in two] == pytest.approx(expected, rel=1e-5, abs=1e-9), column
+
+
+@pytest.mark.parametrize("name", list(ranks.BOXES))
+def test_weights_and_metrics_of_two_ranks_are_those_of_one(both, name):
+    one, two = (load_file(folder / name / "weights" / "last.safetensors") for folder in both)
+    for key, value in one.items():
+        assert (value - two[key]).abs().max() <= 1e-5 * value.abs().max().clamp(min=1e-3), key
+    numbers = [last_state(folder / name)["position"]["last"] for folder in both]
+    assert numbers[0]["num_images"] == numbers[1]["num_images"] == 16
+    assert last_state(both[1] / name)["context"]["images_seen"] == 80
+
+
+def test_one_image_gives_losses_now_and_then(both):
+    """The second case is what it says: in most steps no rank has a box, and in some one has."""
+    boxes = [float(row["box_loss"]) for row in rows_of(both[1] / "one_image")]
+    assert 1 <= sum(loss > 0 for loss in boxes) <= 10
+
+
+def test_all_ranks_begin_a_phase_with_the_weights_of_the_first(both):
+    first, second = (json.loads((both[1] / f"rank{rank}.json").read_text())["phases"] for rank in (0, 1))
+    assert first == second and len(set(first)) == 1, "the average begins as the network itself"
+    assert [row["phase"] for row in rows_of(both[1] / "phases")] == ["1"] * 4 + ["2"] * 4
+
+
+def test_all_ranks_stop_at_a_loss_that_is_not_finite_on_one(both):
+    messages = [json.loads((both[1] / f"rank{rank}.json").read_text())["broken"] for rank in (0, 1)]
+    assert messages[0] == messages[1] and "step 3: the loss is not finite" in messages[0]
+    assert messages[0].count(".png") == 2, "only the images of the rank that met it"
+
+
+def test_all_ranks_stop_when_one_is_asked_to(both):
+    assert all(json.loads((both[1] / f"rank{rank}.json").read_text())["interrupted"] for rank in (0, 1))
+    assert last_state(both[1] / "stopped")["position"]["step"] == 3

@@ -1,0 +1,419 @@
+"""Whole runs of a few steps: what they leave behind, how they stop, and how they go on."""
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from focaldet import config as configs
+from focaldet.data.dataset import DataConfig
+from focaldet.errors import CheckpointError, ConfigError, FocaldetError, NonFiniteLossError, OutOfMemoryError
+from focaldet.models import build
+from focaldet.training import state as learner
+from focaldet.training import trainer as engine
+from focaldet.training.config import RunConfig
+from focaldet.training.logs import MetricsFile
+from focaldet.training.run_folder import RunFolder
+from focaldet.training.step import Update
+from focaldet.training.trainer import train
+from focaldet.weights import load_detector, metadata, save_detector
+from tests.training.squares import ARCHITECTURE, small_run, squares
+
+EIGHT = squares(8, empty=(5,))
+
+
+def run(config, data=EIGHT):
+    return train(config, sources=(data, data))
+
+
+def rows_of(out, kind="step"):
+    with RunFolder(out).metrics.open() as file:
+        return [row for row in csv.DictReader(file) if row["kind"] == kind]
+
+
+def last_state(out):
+    return torch.load(RunFolder(out).state, weights_only=True)
+
+
+def equal(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+def assert_same_end(first, second):
+    """Two runs ended alike, bit for bit: weights, optimiser, average and what was counted."""
+    states = [last_state(out) for out in (first, second)]
+    for name in ("detector", "ema", "optimizer", "context"):
+        assert equal(states[0][name], states[1][name]), name
+    positions = [dict(state["position"], seconds_training=None) for state in states]
+    assert positions[0] == positions[1]
+    weights = [load_file(RunFolder(out).last) for out in (first, second)]
+    assert equal(*weights)
+    losses = [[(row["step"], row["loss"], row["learning_rate"]) for row in rows_of(out)] for out in (first, second)]
+    assert losses[0] == losses[1]
+
+
+def stop_after(monkeypatch, *, steps, number=signal.SIGTERM):
+    """Send this process a signal in the middle of update number `steps`."""
+    plain = Update.__call__
+
+    def stopped(self, batches, *, step, rate):
+        if step + 1 == steps:
+            os.kill(os.getpid(), number)
+        return plain(self, batches, step=step, rate=rate)
+
+    monkeypatch.setattr(Update, "__call__", stopped)
+
+
+def test_what_a_run_leaves_behind(tmp_path, capsys):
+    result = run(small_run(tmp_path / "run", evaluate_every=2, epochs=3, ema=0.9))
+    folder = RunFolder(tmp_path / "run")
+    assert (result.out, result.epochs, result.interrupted) == (folder.path, 3, False)
+    assert result.last.num_images == 8 and result.best.ap >= result.last.ap
+    assert configs.load(RunConfig, folder.config).epochs == 3
+    assert [row["step"] for row in rows_of(folder.path)] == ["1", "2", "3", "4", "5", "6"]
+    assert [row["epoch"] for row in rows_of(folder.path, "evaluation")] == ["2", "3"]
+    assert result.seconds_training == pytest.approx(
+        sum(float(row["seconds"]) for row in rows_of(folder.path)), rel=1e-3
+    )
+    events = [json.loads(line)["event"] for line in folder.events.read_text().splitlines()]
+    assert events[-1] == "finished" and "started" in events and events.count("evaluation") == 2
+    assert "Average precision" in folder.report.read_text() and "<svg" in folder.report.read_text()
+    environment = json.loads(folder.environment.read_text())
+    assert environment["data"]["train"] == EIGHT.index.fingerprint() and environment["versions"]["torch"]
+    assert {record["image_id"] for record in json.loads(folder.predictions.read_text())} <= set(range(10, 18))
+    for path in (folder.last, folder.best):
+        assert metadata(path).category_ids == (3, 7)
+        assert load_detector(path).preprocessing.resize.size == 64
+    printed = capsys.readouterr().out
+    assert "learning rate: 0.000707 = 0.001 × √(4 / 8) for 4 images per update" in printed
+    assert "epoch 3/3  AP" in printed and "\x1b" not in printed
+
+
+def test_the_licence_of_the_initial_weights_stays_with_what_is_learnt(tmp_path, monkeypatch):
+    start = tmp_path / "start.safetensors"
+    architecture = {**ARCHITECTURE, "num_classes": 2}
+    save_detector(start, build("retinanet_mobilenet_v2_fpn", architecture=architecture), licence="CC-BY-4.0")
+    config = small_run(tmp_path / "run", weights=str(start), evaluate_every=1)
+    stop_after(monkeypatch, steps=3)
+    assert run(config).interrupted
+    monkeypatch.undo()
+    assert not run(dataclasses.replace(config, resume=True)).interrupted
+    for path in (RunFolder(config.out).last, RunFolder(config.out).best):
+        assert metadata(path).licence == "CC-BY-4.0"
+
+
+@pytest.mark.parametrize("name", ["save_state", "save_detector"])
+def test_a_run_that_dies_in_its_last_save_goes_on_to_the_same_weights(tmp_path, monkeypatch, name):
+    config = small_run(tmp_path / "straight")
+    run(config)
+    plain, saves = getattr(engine, name), []
+
+    def dying(*args, **kwargs):
+        saves.append(args)
+        if len(saves) == config.epochs:
+            raise SystemExit
+        plain(*args, **kwargs)
+
+    monkeypatch.setattr(engine, name, dying)
+    config = dataclasses.replace(config, out=tmp_path / "dying")
+    with pytest.raises(SystemExit):
+        run(config)
+    monkeypatch.undo()
+    run(dataclasses.replace(config, resume=True))
+    assert_same_end(tmp_path / "straight", tmp_path / "dying")
+
+
+def test_settings_that_came_with_the_initial_weights_are_resumed(tmp_path, monkeypatch):
+    plain = learner.load_into
+
+    def changing(detector, *args, **kwargs):
+        for module in detector.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.eps = 1e-3
+        detector.config = dataclasses.replace(detector.config, norm_eps=1e-3)
+        return plain(detector, *args, **kwargs)
+
+    start = tmp_path / "start.safetensors"
+    architecture = {**ARCHITECTURE, "num_classes": 2}
+    save_detector(start, build("retinanet_mobilenet_v2_fpn", architecture={**architecture, "norm_eps": 1e-3}))
+    config = small_run(tmp_path / "straight", weights=str(start))
+    monkeypatch.setattr(learner, "load_into", changing)
+    run(config)
+    config = dataclasses.replace(config, out=tmp_path / "stopped")
+    stop_after(monkeypatch, steps=3)
+    assert run(config).interrupted
+    monkeypatch.undo()
+    run(dataclasses.replace(config, resume=True))
+    assert load_detector(RunFolder(config.out).last).config.norm_eps == 1e-3
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_a_loading_process_that_dies_while_the_network_computes_is_no_traceback(tmp_path, monkeypatch):
+    plain = Update.__call__
+
+    def bereft(self, batches, *, step, rate):
+        if step == 1:
+            child = next(iter(multiprocessing.active_children()))
+            os.kill(child.pid, signal.SIGKILL)
+            time.sleep(5)  # torch raises here, from its handler of SIGCHLD
+        return plain(self, batches, step=step, rate=rate)
+
+    monkeypatch.setattr(Update, "__call__", bereft)
+    with pytest.raises(FocaldetError, match="a process that loads images ended"):
+        run(small_run(tmp_path, workers=1))
+
+
+def test_evaluation_takes_as_many_images_at_once_as_a_part_of_an_update(tmp_path, monkeypatch):
+    sizes = []
+    plain = engine.detect_all
+    monkeypatch.setattr(engine, "detect_all", lambda *a, **k: sizes.append(k["batch_size"]) or plain(*a, **k))
+    run(small_run(tmp_path, epochs=1, evaluate_every=1, batch_size=8, accumulate=4))
+    assert sizes == [2]
+
+
+def test_average_is_what_is_kept(tmp_path):
+    run(small_run(tmp_path, ema=0.9, epochs=1))
+    state, kept = last_state(tmp_path), load_file(RunFolder(tmp_path).last)
+    assert equal(kept, state["ema"]) and not equal(kept, state["detector"])
+
+
+def test_existing_run_is_refused(tmp_path):
+    run(small_run(tmp_path, epochs=1))
+    before = RunFolder(tmp_path).state.read_bytes()
+    with pytest.raises(ConfigError, match="already exists"):
+        run(small_run(tmp_path, epochs=1))
+    assert RunFolder(tmp_path).state.read_bytes() == before
+    assert run(small_run(tmp_path, epochs=1, seed=3, overwrite=True)).epochs == 1
+    assert RunFolder(tmp_path).state.read_bytes() != before
+
+
+def test_failing_at_the_door_leaves_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match='did you mean "retinanet_r50_fpn"'):
+        run(small_run(tmp_path / "run", model="retinanet_r50_fp", architecture={}))
+    with pytest.raises(ConfigError, match="cuda:77"):
+        run(small_run(tmp_path / "run", device="cuda:77"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_random_weights_are_trained_in_every_layer_unless_somebody_asks(tmp_path, capsys):
+    plain = {name: value for name, value in ARCHITECTURE.items() if name != "norm"}
+    run(small_run(tmp_path / "own", epochs=1, architecture=plain))
+    assert "starts from random ones (batch norm, 0 stages frozen)" in capsys.readouterr().out
+    config = load_detector(RunFolder(tmp_path / "own").last).config
+    assert config.norm_eps == 1e-5
+    assert (config.norm, config.frozen_stages) == ("batch", 0)
+    run(small_run(tmp_path / "asked", epochs=1, frozen_stages=3, architecture={**plain, "norm": "frozen"}))
+    assert "frozen BatchNorm has no statistics" in capsys.readouterr().out
+    config = load_detector(RunFolder(tmp_path / "asked").last).config
+    assert (config.norm, config.frozen_stages) == ("frozen", 3)
+
+
+def test_network_can_be_compiled(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    run(small_run(tmp_path, epochs=1, compile=True))
+    assert compiled == ["RetinaNet"]
+
+
+@pytest.fixture
+def own_handlers():
+    """Python's usual handlers: a program started in the background inherits that SIGINT is ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys, number, own_handlers):
+    config = small_run(tmp_path / "straight", epochs=2, ema=0.9, evaluate_every=1)
+    run(config)
+    stop_after(monkeypatch, steps=1, number=number)
+    stopped = run(dataclasses.replace(config, out=tmp_path / "stopped"))
+    monkeypatch.undo()
+    assert stopped.interrupted and last_state(tmp_path / "stopped")["position"]["step"] == 1
+    told = capsys.readouterr().out
+    assert f"stopped by {signal.Signals(number).name} after step 1" in told
+    assert "focaldet train" not in told, "no command can bring these images back"
+    assert signal.getsignal(number) not in (None, signal.SIG_IGN), "the handlers are those of before"
+    resumed = run(dataclasses.replace(config, out=tmp_path / "stopped", resume=True, workers=2))
+    assert not resumed.interrupted and resumed.epochs == 2
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_resuming_a_finished_run_says_that_nothing_is_left(tmp_path, capsys):
+    config = small_run(tmp_path, epochs=1)
+    run(config)
+    assert "nothing to go on with" not in capsys.readouterr().out
+    run(dataclasses.replace(config, resume=True))
+    assert "nothing to go on with: all 1 epochs of this run are trained" in capsys.readouterr().out
+
+
+def test_a_run_on_files_says_how_to_go_on(tmp_path, demo_data, monkeypatch, capsys, own_handlers):
+    data = DataConfig(path=demo_data, val=demo_data / "instances_test.json")
+    stop_after(monkeypatch, steps=1)
+    assert train(small_run(tmp_path / "run", data=data)).interrupted
+    command = f"go on: focaldet train --config {tmp_path / 'run' / 'config.yaml'} --resume"
+    assert command in capsys.readouterr().out
+
+
+def test_stopped_evaluation_is_made_again(tmp_path, monkeypatch):
+    config = small_run(tmp_path / "straight", epochs=1, evaluate_every=1)
+    run(config)
+    plain = engine.detect_all
+
+    def stopped(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(engine, "detect_all", stopped)
+    config = dataclasses.replace(config, out=tmp_path / "stopped")
+    assert run(config).interrupted and rows_of(config.out, "evaluation") == []
+    monkeypatch.undo()
+    assert run(dataclasses.replace(config, resume=True)).last is not None
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_parts_and_half_precision_resume_too(tmp_path, monkeypatch):
+    config = small_run(
+        tmp_path / "straight", epochs=2, accumulate=2, precision="fp16", optimizer="sgd", learning_rate=1e-4
+    )
+    run(config)
+    stop_after(monkeypatch, steps=1)
+    run(dataclasses.replace(config, out=tmp_path / "stopped"))
+    monkeypatch.undo()
+    run(dataclasses.replace(config, out=tmp_path / "stopped", resume=True))
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped")
+    scalers = [last_state(tmp_path / name)["scaler"] for name in ("straight", "stopped")]
+    assert scalers[0] == scalers[1] and scalers[0]["_growth_tracker"] > 0
+
+
+def test_finished_run_has_nothing_left_to_do(tmp_path):
+    config = small_run(tmp_path, epochs=1, evaluate_every=1)
+    first = run(config)
+    again = run(dataclasses.replace(config, resume=True))
+    assert again.best == first.best and again.epochs == 1 and len(rows_of(tmp_path)) == 2
+
+
+def test_constant_run_is_made_longer(tmp_path):
+    config = small_run(tmp_path / "long", epochs=2, schedule="constant", warmup_epochs=0.5)
+    run(config)
+    short = dataclasses.replace(config, out=tmp_path / "short")
+    run(dataclasses.replace(short, epochs=1))
+    run(dataclasses.replace(short, resume=True))
+    assert_same_end(tmp_path / "long", tmp_path / "short")
+
+
+def test_a_run_keeps_the_rules_of_its_rate_and_of_its_last_sizes(tmp_path, monkeypatch):
+    """12 updates: a square rise over 3, a tenth at the half and at three quarters, the last third at 96 px."""
+    sides = []
+    measured = Update.__call__
+
+    def noted(update, group, **named):
+        sides.extend(batch.images.shape[-1] for batch in group)
+        return measured(update, group, **named)
+
+    monkeypatch.setattr(Update, "__call__", noted)
+    rules = {"schedule": "step", "step_at": (0.5, 0.75), "warmup_epochs": 0.75, "warmup_power": 2.0}
+    sizes = {"size": 64, "multi_scale": (32, 96), "multi_scale_end": 1 / 3, "seed": 1}
+    config = small_run(tmp_path, epochs=3, batch_size=2, evaluate_every=None, **rules, **sizes)
+    run(config)
+    rates = [float(row["learning_rate"]) / config.scaled_learning_rate for row in rows_of(tmp_path)]
+    assert rates == pytest.approx([1 / 9, 4 / 9, *[1.0] * 4, *[0.1] * 3, *[0.01] * 3], rel=1e-5)
+    assert len(sides) == 12 and sides[8:] == [96] * 4 and sides[7] < 96
+
+
+def test_resuming_another_run_is_refused(tmp_path):
+    config = small_run(tmp_path, epochs=1)
+    run(config)
+    with pytest.raises(CheckpointError, match=r"weight_decay was 0\.05, is 0\.1"):
+        run(dataclasses.replace(config, resume=True, weight_decay=0.1))
+    with pytest.raises(CheckpointError, match="the train data changed; the validation data changed"):
+        run(dataclasses.replace(config, resume=True), data=squares(8, seed=1))
+
+
+def test_no_gain_for_a_while_stops_the_run(tmp_path, capsys):
+    """With a rate of next to nothing AP stays 0: the first evaluation is the best and two more change nothing."""
+    result = run(small_run(tmp_path, epochs=9, evaluate_every=1, patience=2, learning_rate=1e-12))
+    assert result.epochs == 3 and not result.interrupted
+    assert "no better AP" in capsys.readouterr().out
+
+
+def test_loss_that_is_not_finite_names_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("focaldet.models.retinanet.smooth_l1_loss", lambda *args, **kwargs: args[0] * float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"step 1: .*box nan.*\d\.png"):
+        run(small_run(tmp_path))
+    assert not RunFolder(tmp_path).state.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_gives_advice(tmp_path, monkeypatch, error):
+    def forward(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("focaldet.models.retinanet.RetinaNet.forward", forward)
+    with pytest.raises(OutOfMemoryError, match="4 images per update: try accumulate=2"):
+        run(small_run(tmp_path))
+
+
+def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("focaldet.models.retinanet.RetinaNet.forward", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(small_run(tmp_path))
+
+
+def test_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device", "metrics.csv")
+
+    monkeypatch.setattr(MetricsFile, "write", full)
+    with pytest.raises(CheckpointError, match=r"metrics\.csv: no space left .* go on with --resume"):
+        run(small_run(tmp_path))
+
+
+def test_overfit_takes_images_with_boxes_and_repeats_them(tmp_path):
+    data = squares(12, empty=(0, 1))
+    result = run(small_run(tmp_path, overfit=3, epochs=1, evaluate_every=1, sampling="class_balanced"), data=data)
+    assert result.last.num_images == 3 and result.last.num_boxes == 3
+    assert len(rows_of(tmp_path)) == 16
+
+
+def test_losses_fall_and_boxes_appear(tmp_path):
+    """The whole chain: shifted labels, anchors that are off or losses that do not reach the weights fail here."""
+    config = small_run(tmp_path, overfit=4, epochs=4, evaluate_every=4, learning_rate=2e-3, backbone_factor=1.0)
+    result = run(config, data=squares(4))
+    losses = [float(row["loss"]) for row in rows_of(tmp_path)]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert result.last.ar100 > 0.1
+
+
+@pytest.mark.prove
+def test_small_network_learns_eight_images_by_heart(tmp_path):
+    config = small_run(tmp_path, overfit=8, epochs=24, evaluate_every=24, learning_rate=2e-3, backbone_factor=1.0)
+    assert run(config).last.ap50 >= 0.95
+
+
+def test_errors_of_the_user_share_a_base():
+    assert issubclass(OutOfMemoryError, FocaldetError)

@@ -1,0 +1,79 @@
+"""A detector of a few numbers that keeps the contract of models/base.py: it guesses how many boxes an image has."""
+
+import math
+
+import torch
+from torch import nn
+
+from focaldet.models import Detector, LossContext
+from focaldet.runtime import build_autocast
+from focaldet.training.ema import Ema
+from focaldet.training.optim import build_optimizer
+from focaldet.training.state import TrainState
+from focaldet.training.step import Update
+from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Target
+
+
+class TinyDetector(Detector):
+    """count = head(dropout(norm(backbone(mean colour)))); `spoil` multiplies the loss."""
+
+    def __init__(self, *, dropout=0.0):
+        super().__init__(config=None, class_names=("thing",), preprocessing=Preprocessing())
+        self.backbone = nn.Linear(3, 8)
+        self.norm = nn.LayerNorm(8)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(8, 1)
+        self.spoil = 1.0
+
+    def forward(self, images, targets=None):
+        colour = self.normalise(images).mean((2, 3))
+        return self.head(self.dropout(self.norm(self.backbone(colour).relu()))).squeeze(1)
+
+    def losses(self, outputs, targets, context):
+        counts = torch.tensor([float(len(target.labels)) for target in targets])
+        error = (outputs.float() - counts).square().mean()
+        return {"count": error * self.spoil, "size": outputs.float().square().mean() * 0.01}
+
+    def detect(self, outputs, sizes):
+        none = torch.zeros(0)
+        return [Detections(torch.zeros(0, 4), none, none.long(), self.class_names) for _ in sizes]
+
+    def backbone_parameters(self):
+        return list(self.backbone.parameters())
+
+
+def batch_of(counts, *, seed=0, names=None):
+    """Images of noise with so many boxes each."""
+    generator = torch.Generator().manual_seed(seed)
+    size = ImageSize(8, 8)
+    images = torch.randint(0, 256, (len(counts), 3, 8, 8), generator=generator, dtype=torch.uint8)
+    targets = tuple(
+        Target(torch.tensor([[1.0, 1.0, 5.0, 5.0]] * n).reshape(-1, 4), torch.zeros(n).long(), torch.zeros(n).bool())
+        for n in counts
+    )
+    names = names or tuple(f"{i}.jpg" for i in range(len(counts)))
+    return Batch(images, (size,) * len(counts), targets, tuple(range(len(counts))), (size,) * len(counts), names)
+
+
+def update_of(detector, config, *, context=None, **more):
+    """The update of `detector` on one processor."""
+    learner = TrainState(
+        detector,
+        ema=Ema(detector, decay=config.ema) if config.ema is not None else None,
+        optimizer=build_optimizer(detector, config),
+        autocast=build_autocast(config.precision or "fp32", device=torch.device("cpu")),
+        context=context or LossContext(),
+    )
+    return Update(learner, module=detector, config=config, **more)
+
+
+def weights_of(detector):
+    return {name: value.detach().clone() for name, value in detector.state_dict().items()}
+
+
+def same_weights(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def all_finite(detector):
+    return all(math.isfinite(float(value.detach().sum())) for value in detector.parameters())

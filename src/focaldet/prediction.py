@@ -28,7 +28,7 @@ from focaldet.data.formats.text import read_lines
 from focaldet.data.images import SUFFIXES, from_array, read_image
 from focaldet.data.loading.collate import padded
 from focaldet.errors import ConfigError, DataError
-from focaldet.evaluation.inference import detect_batch, resize_asked
+from focaldet.evaluation.inference import detect_batch
 from focaldet.evaluation.writers import WRITERS, Found, PredictionFormat, Writer
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.runtime import Precision, Process, gathered, joined_processes, pick_device, pick_precision
@@ -209,7 +209,7 @@ def load(
     trained = _filled(str(spec), weights) if is_name else open_detector(spec)
     detector = trained.detector
     detector.config = with_answers(detector.config, architecture or {})
-    resize = resize_asked(detector.preprocessing.resize, size=size, short_side=short_side, max_side=max_side)
+    resize = detector.preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     return Predictor(detector, category_ids=trained.category_ids, device=device, precision=precision)
 

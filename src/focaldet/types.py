@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from focaldet.errors import ConfigError
+
 
 class ImageSize(NamedTuple):
     """Height and width of an image in pixels."""
@@ -171,6 +173,30 @@ class Resize:
             return f"{self.size} × {self.size} px{', letterbox' if self.mode == 'letterbox' else ''}"
         limit = f", long ≤ {self.max_size}" if self.mode == "short" and self.max_size is not None else ""
         return f"{self.mode} side {self.size}{limit} px"
+
+    def with_sides(
+        self, *, size: int | None = None, short_side: int | None = None, max_side: int | None = None
+    ) -> "Resize":
+        """The same rule with other sides: the long side alone (`size`), or the short side and its limit.
+
+        A detector that puts every image into a square keeps doing so: `size` is then the side of the square.
+
+        Raises:
+            ConfigError: both forms at once, a limit without a short side, a side below 1, or a short side for a square.
+        """
+        if size is not None and short_side is not None:
+            raise ConfigError("size: give either the long side (size) or short_side, not both")
+        if max_side is not None and short_side is None:
+            raise ConfigError("max_side: needs short_side")
+        if min(side for side in (size, short_side, max_side, 1) if side is not None) < 1:
+            raise ConfigError("size, short_side and max_side must be at least 1")
+        if self.mode in ("warp", "letterbox"):
+            if short_side is not None:
+                raise ConfigError("short_side: this detector resizes images to a square; give its side as size")
+            return self if size is None else replace(self, size=size)
+        if size is not None:
+            return replace(self, mode="long", size=size, max_size=None)
+        return replace(self, mode="short", size=short_side, max_size=max_side) if short_side is not None else self
 
     def target(self, original: ImageSize) -> ImageSize:
         """The size, at least 1 × 1, of what an image of size `original` becomes, the bars of a letterbox included."""

@@ -5,7 +5,7 @@ import torch
 
 from focaldet.data.loading.collate import padded
 from focaldet.errors import ConfigError
-from focaldet.evaluation.inference import detect_batch, resize_asked
+from focaldet.evaluation.inference import detect_batch
 from focaldet.runtime import has_native_bf16, inference_mode, pick_device, pick_precision
 from focaldet.types import ImageSize, Resize
 from tests.evaluation.cases import BrightDetector, picture
@@ -57,7 +57,7 @@ def test_every_module_gets_its_mode_back():
     ],
 )
 def test_sides_that_are_asked_for_keep_the_way_of_resizing(sides, expected):
-    assert resize_asked(Resize("short", 800, 1333, "down", False), **sides) == expected
+    assert Resize("short", 800, 1333, "down", False).with_sides(**sides) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_sides_that_are_asked_for_keep_the_way_of_resizing(sides, expected):
 )
 def test_contradicting_sides_are_refused(sides, problem):
     with pytest.raises(ConfigError, match=problem):
-        resize_asked(Resize(), **sides)
+        Resize().with_sides(**sides)
 
 
 @pytest.mark.parametrize(

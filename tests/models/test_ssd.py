@@ -8,7 +8,6 @@ import torch
 
 from focaldet import config as configs
 from focaldet.errors import ConfigError
-from focaldet.evaluation.inference import resize_asked
 from focaldet.models import DETECTORS, PREPROCESSING, LossContext, SSDConfig, build, named_config
 from focaldet.models.ssd import DecoderConfig, SSDDetectConfig, SSDLossConfig, SSDOutputs
 from focaldet.ops.boxes import encode
@@ -247,11 +246,11 @@ def test_a_dssd_differs_from_its_ssd_in_decoder_and_predictors_alone():
 def test_size_is_the_side_of_the_square():
     """A detector that warps keeps warping; a short side makes no sense for it."""
     warp = PREPROCESSING["ssd513_r101"].resize
-    asked = resize_asked(warp, size=320)
+    asked = warp.with_sides(size=320)
     assert (asked.mode, asked.target(ImageSize(480, 640))) == ("warp", (320, 320))
-    assert resize_asked(warp) == warp
-    with pytest.raises(ConfigError, match="short_side: this detector puts pictures into a square"):
-        resize_asked(warp, short_side=600)
+    assert warp.with_sides() == warp
+    with pytest.raises(ConfigError, match="short_side: this detector resizes images to a square"):
+        warp.with_sides(short_side=600)
 
 
 def test_the_priors_grow_with_the_picture():

@@ -50,7 +50,6 @@ from focaldet.data.splits import open_split
 from focaldet.errors import ConfigError, DataError, FocaldetError
 from focaldet.evaluation.coco import evaluate_files
 from focaldet.evaluation.evaluate import evaluate, evaluation_folder
-from focaldet.evaluation.inference import resize_asked
 from focaldet.evaluation.writers import PredictionFormat
 from focaldet.models import PREPROCESSING
 from focaldet.models.published import detector_rows
@@ -133,7 +132,7 @@ def check(
         json: print JSON.
     """
     detector, prepared = which.config(), PREPROCESSING.get(which.model, Preprocessing())
-    resize = resize_asked(prepared.resize, size=size, short_side=short_side, max_side=max_side)
+    resize = prepared.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     try:
         with progress("check") as seen:
             report = check_data(
@@ -180,7 +179,7 @@ def anchors(
     """
     sides = {"size": None if short_side is not None else size, "short_side": short_side, "max_side": max_side}
     index = open_split(joined(data, parts), split, seed=seed)
-    found = anchor_shapes(index, resize_asked(Resize(), **sides), num_clusters=clusters, seed=seed)
+    found = anchor_shapes(index, Resize().with_sides(**sides), num_clusters=clusters, seed=seed)
     if json:
         print_json(found.to_dict())
         return

@@ -15,7 +15,7 @@ from focaldet.data.loading.loader import Loader, explained_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
 from focaldet.evaluation.coco import Metrics, evaluate_detections
-from focaldet.evaluation.inference import detect_batch, resize_asked
+from focaldet.evaluation.inference import detect_batch
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
 from focaldet.runtime import Precision, Ranks, gathered, inference_mode, joined_processes, pick_device, pick_precision
@@ -201,7 +201,7 @@ def open_on_split(
     """
     detector = open_detector(run).detector
     detector.config = with_answers(detector.config, architecture or {})
-    resize = resize_asked(detector.preprocessing.resize, size=size, short_side=short_side, max_side=max_side)
+    resize = detector.preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     settings = run_settings(run)
     index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))

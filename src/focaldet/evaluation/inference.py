@@ -6,13 +6,11 @@ Axes: B images, H W pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from focaldet.errors import ConfigError
 from focaldet.models import Detector
 from focaldet.runtime import Precision, autocast
 from focaldet.types import Detections, ImageSize, Resize
@@ -50,28 +48,3 @@ def _in_picture(found: Detections, resize: Resize, *, size: ImageSize, original:
         x, y = resize.corner(original)
         found, size = found.moved(float(-x), float(-y)), resize.content(original)
     return found.scaled(original.width / size.width, original.height / size.height).clipped(original)
-
-
-def resize_asked(
-    resize: Resize, *, size: int | None = None, short_side: int | None = None, max_side: int | None = None
-) -> Resize:
-    """`resize` with the sides that are given: the long side alone (`size`), or the short side and its limit.
-
-    A detector that puts every picture into a square keeps doing so: `size` is then the side of the square.
-
-    Raises:
-        ConfigError: both forms at once, a limit without a short side, a side below 1, or a short side for a square.
-    """
-    if size is not None and short_side is not None:
-        raise ConfigError("size: give either the long side (size) or short_side, not both")
-    if max_side is not None and short_side is None:
-        raise ConfigError("max_side: needs short_side")
-    if min(side for side in (size, short_side, max_side, 1) if side is not None) < 1:
-        raise ConfigError("size, short_side and max_side must be at least 1")
-    if resize.mode in ("warp", "letterbox"):
-        if short_side is not None:
-            raise ConfigError("short_side: this detector puts pictures into a square; say its side with size")
-        return resize if size is None else replace(resize, size=size)
-    if size is not None:
-        return replace(resize, mode="long", size=size, max_size=None)
-    return replace(resize, mode="short", size=short_side, max_size=max_side) if short_side is not None else resize

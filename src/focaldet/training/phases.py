@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from focaldet.errors import ConfigError
-from focaldet.evaluation.inference import resize_asked
 from focaldet.models import PREPROCESSING
 from focaldet.training.config import RunConfig, phase_settings
 from focaldet.training.run_folder import flattened
@@ -76,7 +75,7 @@ def planned(config: RunConfig) -> tuple[Phase, ...]:
 def _fitting(config: RunConfig, first: Shapes | None) -> Shapes:
     """The shapes of the network's tensors, which are those of the `first` phase where there is one."""
     asked = PREPROCESSING.get(config.model, Preprocessing()).resize
-    resize_asked(asked, size=config.size, short_side=config.short_side, max_side=config.max_side)
+    asked.with_sides(size=config.size, short_side=config.short_side, max_side=config.max_side)
     detector = without_memory(asked_architecture(config))
     if not any(parameter.requires_grad for parameter in detector.parameters()):
         raise ConfigError("nothing is left to train")

@@ -9,7 +9,6 @@ import torch
 
 from focaldet import config as configs
 from focaldet.data.dataset import Classes
-from focaldet.evaluation.inference import resize_asked
 from focaldet.models import DETECTORS, Detector, LossContext, build, named_config
 from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.runtime import Autocast, build_autocast, seed_everything
@@ -161,7 +160,7 @@ def _build_detector(
 def _resize(detector: Detector, config: RunConfig) -> Resize:
     """The resizing that `config` asks for, of a detector that still has its own."""
     own = detector.preprocessing.resize
-    return resize_asked(own, size=config.size, short_side=config.short_side, max_side=config.max_side)
+    return own.with_sides(size=config.size, short_side=config.short_side, max_side=config.max_side)
 
 
 def asked_architecture(config: RunConfig) -> Any:

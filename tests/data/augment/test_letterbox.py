@@ -11,7 +11,6 @@ from focaldet.data.augment.config import Augmentation
 from focaldet.data.augment.geometry import resize_image, resize_sample
 from focaldet.data.loading.collate import padded
 from focaldet.errors import ConfigError
-from focaldet.evaluation.inference import resize_asked
 from focaldet.types import Detections, ImageSize, Preprocessing, Resize
 from tests.data.pictures import found, painted
 from tests.data.test_dataset import small_index
@@ -106,6 +105,6 @@ def test_boxes_of_an_index_are_moved_as_samples_are():
 
 
 def test_a_size_that_is_asked_for_keeps_the_letterbox():
-    assert resize_asked(LETTERBOX, size=96) == Resize("letterbox", 96, None)
-    with pytest.raises(ConfigError, match="puts pictures into a square"):
-        resize_asked(LETTERBOX, short_side=96)
+    assert LETTERBOX.with_sides(size=96) == Resize("letterbox", 96, None)
+    with pytest.raises(ConfigError, match="resizes images to a square"):
+        LETTERBOX.with_sides(short_side=96)

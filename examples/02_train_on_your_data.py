@@ -20,7 +20,7 @@ def main() -> None:
     chosen = parser.parse_args()
 
     data = focaldet.DataConfig(path=chosen.data)
-    print(*focaldet.check(data).lines(), sep="\n")
+    print(*focaldet.check_data(data).lines(), sep="\n")
 
     config = focaldet.RunConfig(
         data=data,

@@ -1,9 +1,11 @@
 """What `import focaldet` offers, and what it does not load."""
 
+import ast
 import inspect
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +13,8 @@ import focaldet
 
 PUBLIC = """
 AugmentConfig Batch CheckpointError ConfigError Conversion DataConfig DataError Detections Detector FocaldetError
-ImageSize OutOfMemoryError Metrics NonFiniteLossError Predictor Preprocessing Resize RunConfig Target TrainResult
-__version__ build check convert draw evaluate evaluate_files load losses train
+ImageSize Metrics NonFiniteLossError OutOfMemoryError Predictor Preprocessing Resize RunConfig Target TrainResult
+__version__ build check_data convert draw evaluate evaluate_files load losses train
 """.split()  # noqa: SIM905  a column of 30 lines tells no more
 HEAVY = ("lightning", "matplotlib", "hotcoco", "sklearn", "timm", "pycocotools", "tensorboard", "supervision")
 
@@ -29,13 +31,59 @@ def test_every_public_name_is_there_and_documented():
 
 
 def test_nothing_else_is_lying_about():
-    """Of modules only the rooms themselves; of everything else only the public names."""
+    """Of modules only the packages themselves; of everything else only the public names and the tables behind them."""
     loose = {
         name
         for name, value in vars(focaldet).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType) and name not in PUBLIC
     }
-    assert loose == {"version"}
+    assert loose == {"Any", "MODULES", "RENAMED", "TYPE_CHECKING"}
+
+
+def test_the_names_that_mypy_sees_are_those_that_are_imported_at_their_first_use():
+    tree = ast.parse(Path(focaldet.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.name: node.module for node in imports for alias in node.names}
+    modules = {name: f"focaldet.{module}" for name, module in focaldet.MODULES.items()}
+    assert seen == modules | {"draw": "focaldet", "losses": "focaldet"}
+
+
+def test_every_public_name_is_listed_before_it_is_used():
+    program = "import focaldet; print(*(set(focaldet.__all__) - set(dir(focaldet)))); print('load' in vars(focaldet))"
+    assert printed(program) == "\nFalse\n"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "focaldet.train, focaldet.training.config, focaldet.evaluate, focaldet.evaluation",
+        "focaldet.training.config, focaldet.evaluation, focaldet.train, focaldet.evaluate",
+    ],
+)
+def test_functions_and_packages_do_not_hide_each_other(order):
+    """Imported as modules where they are packages, in any order."""
+    modules = [name for name in order.split(", ") if name not in ("focaldet.train", "focaldet.evaluate")]
+    lines = [f"import {name}" if name in modules else f"assert callable({name})" for name in order.split(", ")]
+    kinds = "print(focaldet.training.config.__name__, focaldet.evaluation.__name__, focaldet.train.__name__)"
+    assert printed("\n".join(["import focaldet", *lines, kinds])) == (
+        "focaldet.training.config focaldet.evaluation train\n"
+    )
+
+
+def test_old_names_answer_with_a_warning(tmp_path):
+    with pytest.warns(DeprecationWarning, match=r"now called focaldet\.OutOfMemoryError"):
+        assert focaldet.MemoryShortError is focaldet.OutOfMemoryError
+    with (
+        pytest.warns(DeprecationWarning, match=r"now called focaldet\.check_data"),
+        pytest.raises(focaldet.DataError),
+    ):
+        focaldet.check(focaldet.DataConfig(path=tmp_path))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'focaldet' has no attribute 'retinanet'"):
+        focaldet.retinanet  # noqa: B018  the look-up is the test
 
 
 def test_the_losses_have_their_own_public_names():
@@ -43,9 +91,15 @@ def test_the_losses_have_their_own_public_names():
     assert all(callable(getattr(focaldet.losses, name)) for name in focaldet.losses.__all__)
 
 
-@pytest.mark.parametrize("module", ["focaldet", "focaldet.cli"])
-def test_heavy_libraries_wait_until_they_are_needed(module):
-    program = f"import sys, {module}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert [name for name in HEAVY if name in loaded] == []
+def printed(program: str) -> str:
+    """What a fresh Python prints for `program`."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("focaldet", (*HEAVY, "torch", "pydantic")), ("focaldet.prediction", HEAVY)]
+)
+def test_heavy_libraries_wait_until_they_are_needed(module, heavy):
+    loaded = printed(f"import sys, {module}; print(*sys.modules)").split()
+    assert [name for name in heavy if name in loaded] == []
     assert module in loaded

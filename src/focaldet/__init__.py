@@ -3,16 +3,15 @@
     predictor = focaldet.load("runs/cells")
     detections = predictor.predict(image)
 
-The names below are the public ones. `focaldet.train` and `focaldet.evaluate` are the functions; what else lies in the
-folders of these names is imported from its file (`from focaldet.training.step import Update`).
+The names below are the public ones. Each is imported when it is first used, so that `import focaldet` is quick and
+loads no torch. `focaldet.train` and `focaldet.evaluate` are functions; the packages are `training` and `evaluation`.
 """
 
-from importlib.metadata import version
+import importlib
+import importlib.util
+import warnings
+from typing import TYPE_CHECKING, Any
 
-from focaldet import draw, losses
-from focaldet.check.check import check
-from focaldet.data.augment.augmenter import AugmentConfig
-from focaldet.data.dataset import DataConfig
 from focaldet.errors import (
     CheckpointError,
     ConfigError,
@@ -21,16 +20,50 @@ from focaldet.errors import (
     NonFiniteLossError,
     OutOfMemoryError,
 )
-from focaldet.evaluation.coco import Metrics, evaluate_files
-from focaldet.evaluation.evaluate import evaluate
-from focaldet.models import Detector, build
-from focaldet.prediction import Predictor, load
-from focaldet.training.config import RunConfig
-from focaldet.training.trainer import TrainResult, train
-from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Resize, Target
-from focaldet.weights.convert import Conversion, convert
 
-__version__ = version("focaldet")
+if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test compares the two
+    from focaldet import draw, losses
+    from focaldet.check.check import check_data
+    from focaldet.data.augment.config import AugmentConfig
+    from focaldet.data.dataset import DataConfig
+    from focaldet.evaluation.coco import Metrics, evaluate_files
+    from focaldet.evaluation.evaluate import evaluate
+    from focaldet.models import Detector, build
+    from focaldet.prediction import Predictor, load
+    from focaldet.training.config import RunConfig
+    from focaldet.training.trainer import TrainResult, train
+    from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Resize, Target
+    from focaldet.weights.convert import Conversion, convert
+
+    __version__: str
+
+# The module of each public name that is imported when it is first used.
+MODULES = {
+    "AugmentConfig": "data.augment.config",
+    "Batch": "types",
+    "Conversion": "weights.convert",
+    "DataConfig": "data.dataset",
+    "Detections": "types",
+    "Detector": "models",
+    "ImageSize": "types",
+    "Metrics": "evaluation.coco",
+    "Predictor": "prediction",
+    "Preprocessing": "types",
+    "Resize": "types",
+    "RunConfig": "training.config",
+    "Target": "types",
+    "TrainResult": "training.trainer",
+    "build": "models",
+    "check_data": "check.check",
+    "convert": "weights.convert",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_files": "evaluation.coco",
+    "load": "prediction",
+    "train": "training.trainer",
+}
+
+# Public names of version 0.1 and what they are called now.
+RENAMED = {"MemoryShortError": "OutOfMemoryError"}
 
 __all__ = [
     "AugmentConfig",
@@ -55,7 +88,7 @@ __all__ = [
     "TrainResult",
     "__version__",
     "build",
-    "check",
+    "check_data",
     "convert",
     "draw",
     "evaluate",
@@ -64,3 +97,26 @@ __all__ = [
     "losses",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The public name or submodule `name`, imported at its first use (PEP 562)."""
+    if name in RENAMED:
+        new = RENAMED[name]
+        warnings.warn(f"focaldet.{name} is now called focaldet.{new}", DeprecationWarning, stacklevel=2)
+        return globals()[new]
+    if name == "__version__":
+        value: Any = importlib.import_module("importlib.metadata").version("focaldet")
+    elif name in MODULES:
+        value = getattr(importlib.import_module(f"focaldet.{MODULES[name]}"), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"focaldet.{name}") is not None:
+        value = importlib.import_module(f"focaldet.{name}")
+    else:
+        raise AttributeError(f"module 'focaldet' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """All public names, imported or not, beside what the module holds already."""
+    return sorted({*globals(), *__all__})

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from focaldet.check.anchor_clusters import anchor_shapes
-from focaldet.check.check import check
+from focaldet.check.check import check_data
 from focaldet.data.dataset import DataConfig
 from focaldet.data.splits import find_parts, open_parts
 from focaldet.errors import DataError
@@ -30,7 +30,7 @@ def at(resize: Resize) -> Preprocessing:
 
 def test_a_clean_set(tmp_path):
     file = write_coco(tmp_path)
-    report = check(DataConfig(path=tmp_path))
+    report = check_data(DataConfig(path=tmp_path))
     (split,) = report.splits
     assert (split.images, split.background_images, split.boxes, split.ignored) == (3, 1, 3, 0)
     assert split.boxes_per_class == {"cat": 2, "dog": 1}
@@ -40,30 +40,30 @@ def test_a_clean_set(tmp_path):
     assert report.exit_code == 0
     assert "hold out a tenth" in report.chosen
     assert report.lines()[-1] == "no problems found"
-    assert replace(check(DataConfig(path=file)).splits[0], name="train") == split
+    assert replace(check_data(DataConfig(path=file)).splits[0], name="train") == split
 
 
 def test_anchors_are_measured_at_the_size_of_the_network(tmp_path):
     write_coco(tmp_path)
     config = DataConfig(path=tmp_path)
-    small = check(config, detector=RetinaNetConfig(), preprocessing=at(Resize("long", 64))).splits[0].anchors
+    small = check_data(config, detector=RetinaNetConfig(), preprocessing=at(Resize("long", 64))).splits[0].anchors
     assert small.too_small == 1  # 16 × 12 px is less than half of 32 × 32; the others have 1024 and 768 px²
     assert small.smallest_anchor_px == pytest.approx(32)
     assert small.covered == pytest.approx(2 / 3)
     assert list(small.covered_per_level) == [f"stride {stride}" for stride in (8, 16, 32, 64, 128)]
-    large = check(config, detector=RetinaNetConfig(), preprocessing=at(Resize("long", 640))).splits[0].anchors
+    large = check_data(config, detector=RetinaNetConfig(), preprocessing=at(Resize("long", 640))).splits[0].anchors
     assert (large.too_small, large.covered) == (0, 1)
 
 
 def test_priors_and_cells_are_measured_too(tmp_path):
     write_coco(tmp_path)
     config, square = DataConfig(path=tmp_path), at(Resize("warp", 320, max_size=None))
-    priors = check(config, detector=named_config("ssd_r18"), preprocessing=square).splits[0].anchors
+    priors = check_data(config, detector=named_config("ssd_r18"), preprocessing=square).splits[0].anchors
     assert list(priors.covered_per_level) == ["C3", "C5", "E1", "E2", "E3", "E4"]
     assert (priors.resize, priors.by_shape, priors.smallest_anchor_px) == ("320 × 320 px", False, pytest.approx(16))
     assert 0 < priors.average_iou < 1
     letterbox = at(Resize("letterbox", 416, max_size=None))
-    cells = check(config, detector=named_config("yolov2"), preprocessing=letterbox).splits[0].anchors
+    cells = check_data(config, detector=named_config("yolov2"), preprocessing=letterbox).splits[0].anchors
     assert cells.by_shape and list(cells.covered_per_level) == ["stride 32"]
     assert cells.covered == cells.covered_per_level["stride 32"]
 
@@ -75,7 +75,7 @@ def test_the_mean_of_yolov2_is_that_of_the_clusters(tmp_path):
     (index,) = open_parts(data, find_parts(data), lenient=True).values()
     found = anchor_shapes(index, letterbox, num_clusters=2, seed=0)
     config = replace(named_config("yolov2"), anchors=found.cells)
-    (split,) = check(data, detector=config, preprocessing=at(letterbox)).splits
+    (split,) = check_data(data, detector=config, preprocessing=at(letterbox)).splits
     assert split.anchors.average_iou == pytest.approx(found.average_iou, abs=1e-4)
 
 
@@ -89,7 +89,7 @@ def many_classes(tmp_path, count, boxes):
         for serial, place in enumerate(place for place, number in enumerate(boxes) for _ in range(number))
     ]
     write_coco(tmp_path, document)
-    return check(DataConfig(path=tmp_path))
+    return check_data(DataConfig(path=tmp_path))
 
 
 def test_a_long_list_of_classes_shows_its_ends(tmp_path):
@@ -107,7 +107,7 @@ def test_a_long_list_of_classes_shows_its_ends(tmp_path):
 
 def test_a_short_list_of_classes_is_whole_and_the_splits_stand_side_by_side(tmp_path):
     write_voc(tmp_path, {"train": ["a", "c"], "val": ["b"]})
-    lines = check(DataConfig(path=tmp_path)).lines()
+    lines = check_data(DataConfig(path=tmp_path)).lines()
     header = next(line for line in lines if line.startswith("CLASS"))
     assert header.split() == ["CLASS", "train", "val"]
     assert not any("--all" in line for line in lines)
@@ -118,7 +118,7 @@ def test_ignored_boxes_do_not_count_for_classes(tmp_path):
     document = coco_document()
     document["annotations"][0]["iscrowd"] = 1
     write_coco(tmp_path, document)
-    (split,) = check(DataConfig(path=tmp_path)).splits
+    (split,) = check_data(DataConfig(path=tmp_path)).splits
     assert (split.boxes, split.ignored, split.boxes_per_class) == (3, 1, {"cat": 1, "dog": 1})
 
 
@@ -129,7 +129,7 @@ def test_pictures_in_two_splits_are_found_by_content(tmp_path):
     names = ("v.png", "w.png", "copy.png")
     images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
     (tmp_path / "instances_val.json").write_text(json.dumps(coco_document() | {"images": images, "annotations": []}))
-    report = check(DataConfig(path=tmp_path))
+    report = check_data(DataConfig(path=tmp_path))
     doubles = [problem for problem in report.findings if problem.kind == "picture in two splits"]
     assert [problem.file.rsplit("/", 1)[1] for problem in doubles] == ["v.png", "copy.png"]  # v.png has a.png's pixels
     assert "b.png" in doubles[1].message and 'split "train"' in doubles[1].message
@@ -143,7 +143,7 @@ def test_copies_inside_a_split_and_boxes_that_stand_twice(tmp_path):
     document["annotations"].append(document["annotations"][0] | {"id": 99})
     write_coco(tmp_path, document)
     shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / "d.png")
-    report = check(DataConfig(path=tmp_path))
+    report = check_data(DataConfig(path=tmp_path))
     assert kinds(report) == {"picture twice": 1, "box twice": 1}
 
 
@@ -151,13 +151,13 @@ def test_unusable_pictures_are_all_listed(tmp_path):
     write_coco(tmp_path)
     (tmp_path / "images" / "a.png").write_bytes(b"<html>")
     (tmp_path / "images" / "b.png").unlink()
-    report = check(DataConfig(path=tmp_path))
+    report = check_data(DataConfig(path=tmp_path))
     assert report.findings.count("error") == 2 and report.exit_code == 1
     listed = "\n".join(report.lines(listed=True))
     assert "a.png is no picture in a known format" in listed and "b.png there is no such file" in listed
     (tmp_path / "images" / "c.png").unlink()
     with pytest.raises(DataError, match="3 pictures like this of 3"):
-        check(DataConfig(path=tmp_path))
+        check_data(DataConfig(path=tmp_path))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
@@ -169,10 +169,10 @@ def test_a_picture_that_was_cut_off_is_found(tmp_path, suffix):
     noise = numpy.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=numpy.uint8)
     cut = tmp_path / "images" / f"cut.{suffix}"
     Image.fromarray(noise).save(cut)
-    assert check(DataConfig(path=tmp_path)).findings.count("error") == 0
+    assert check_data(DataConfig(path=tmp_path)).findings.count("error") == 0
     cut.write_bytes(cut.read_bytes()[:-1500])
     calls: list[tuple[int, int]] = []
-    report = check(DataConfig(path=tmp_path), progress=lambda *counts: calls.append(counts))
+    report = check_data(DataConfig(path=tmp_path), progress=lambda *counts: calls.append(counts))
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert report.findings.count("error") == 1 and report.exit_code == 1
     (problem,) = [problem for problem in report.findings if problem.severity == "error"]
@@ -183,13 +183,13 @@ def test_notes_alone_are_clean(tmp_path):
     document = coco_document()
     document["categories"].append({"id": 11, "name": "cow"})
     write_coco(tmp_path, document)
-    report = check(DataConfig(path=tmp_path))
+    report = check_data(DataConfig(path=tmp_path))
     assert kinds(report) == {"class without boxes": 1} and report.exit_code == 0
 
 
 def test_trainval_is_no_duplicate_of_train(tmp_path):
     write_voc(tmp_path, {"train": ["a", "c"], "val": ["b"], "trainval": ["a", "b", "c"]})
-    report = check(DataConfig(path=tmp_path))
+    report = check_data(DataConfig(path=tmp_path))
     assert [split.name for split in report.splits] == ["train", "val"]
     assert report.exit_code == 0
 
@@ -198,9 +198,9 @@ def test_bad_boxes_follow_the_setting(tmp_path):
     document = coco_document()
     document["annotations"][0]["bbox"] = [-10, 0, 30, 30]
     write_coco(tmp_path, document)
-    assert kinds(check(DataConfig(path=tmp_path))) == {"box clipped": 1}
-    assert kinds(check(DataConfig(path=tmp_path, bad_boxes="drop"))) == {"box outside": 1}
-    refused = check(DataConfig(path=tmp_path, bad_boxes="error"))
+    assert kinds(check_data(DataConfig(path=tmp_path))) == {"box clipped": 1}
+    assert kinds(check_data(DataConfig(path=tmp_path, bad_boxes="drop"))) == {"box outside": 1}
+    refused = check_data(DataConfig(path=tmp_path, bad_boxes="error"))
     assert refused.findings.counts == {("error", "box outside"): 1} and refused.exit_code == 1
     assert refused.splits[0].boxes == 2
 
@@ -213,7 +213,7 @@ def test_impossible_boxes_are_all_listed_and_hide_nothing_else(tmp_path):
     ]
     write_coco(tmp_path, document)
     (tmp_path / "images" / "c.png").unlink()
-    report = check(DataConfig(path=tmp_path))
+    report = check_data(DataConfig(path=tmp_path))
     assert report.findings.counts == {
         ("error", "box impossible"): 2,
         ("error", "picture unusable"): 1,
@@ -227,12 +227,12 @@ def test_impossible_boxes_are_all_listed_and_hide_nothing_else(tmp_path):
 
 def test_the_report_is_json(tmp_path):
     write_coco(tmp_path)
-    report = check(DataConfig(path=tmp_path), detector=RetinaNetConfig(), preprocessing=at(Resize("long", 320)))
+    report = check_data(DataConfig(path=tmp_path), detector=RetinaNetConfig(), preprocessing=at(Resize("long", 320)))
     assert json.loads(json.dumps(report.to_dict()))["splits"][0]["boxes_per_class"] == {"cat": 2, "dog": 1}
 
 
 def test_real_blood_cells(real_data):
-    report = check(
+    report = check_data(
         DataConfig(path=real_data / "bccd"), detector=RetinaNetConfig(), preprocessing=at(Resize("long", 320))
     )
     total: dict[str, int] = {}

@@ -22,7 +22,7 @@ from focaldet.types import Preprocessing
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # square pixels, as COCO counts small, medium and large
 
 
-def check(
+def check_data(
     config: DataConfig,
     *,
     detector: DetectorConfig | None = None,

@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from focaldet import __version__
 from focaldet.check.anchor_clusters import anchor_shapes
-from focaldet.check.check import check as check_data
+from focaldet.check.check import check_data
 from focaldet.cli.convert import convert_command
 from focaldet.cli.flags import (
     TYPED,

@@ -106,7 +106,7 @@ def test_numbers_are_those_of_the_predictions(run):
         {k: make_detections(([8, 8, 24, 40], 0.9, k % 2), ([0, 0, 9, 9], 0.2, 0)) for k in range(20)},
     )
     assert f'<p class="value">{100 * expected.ap:.1f}</p>' in page
-    assert '<th scope="row">AP large</th><td>–</td>' in page
+    assert '<th scope="row">AP large</th><td>-</td>' in page
     assert "16 boxes of 2 classes, 40 detections" in page
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pydantic
 
 from focaldet.check.report import aligned
-from focaldet.evaluation.coco import HEADLINES, Metrics
+from focaldet.evaluation.coco import HEADLINES, Metrics, percent
 from focaldet.runtime import is_first_process
 
 CLEAN, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130  # exit statuses
@@ -65,11 +65,6 @@ def print_metrics(metrics: Metrics) -> None:
     print(f"\n{metrics.num_images} images, {metrics.num_boxes} boxes, {metrics.num_detections} detections{speed}")
     for note in metrics.notes:
         print(f"note: {note}")
-
-
-def percent(value: float | None) -> str:
-    """A share in percent; a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def print_table(rows: Sequence[Sequence[str]], *, left: set[int]) -> None:

@@ -8,8 +8,9 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from focaldet.cli.flags import Data, DataParts, SplitFlags, SplitParts, named_data, settings
-from focaldet.cli.output import CLEAN, INTERRUPTED, percent, print_json, print_table, progress
+from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_table, progress
 from focaldet.data.dataset import DataConfig
+from focaldet.evaluation.coco import percent
 from focaldet.study.hard_examples import PICTURE_PX, HardStudy, study_hard
 from focaldet.study.imbalance import GAMMAS, Imbalance, study_imbalance
 from focaldet.study.loss_curves import study_losses

@@ -10,8 +10,8 @@ from focaldet.config import nearest
 from focaldet.data.dataset import Classes, DataConfig, DataFormat, Dataset
 from focaldet.data.formats import coco, csv, voc, yolo
 from focaldet.data.formats.assemble import assemble
-from focaldet.data.formats.records import Layout, Records, some
-from focaldet.data.formats.text import brief, hint, what_is_at
+from focaldet.data.formats.records import Layout, Records
+from focaldet.data.formats.text import brief, hint, list_names, what_is_at
 from focaldet.data.problems import Problem, Problems
 from focaldet.errors import ConfigError, DataError
 
@@ -59,7 +59,7 @@ def open_splits(config: DataConfig, *, seed: int) -> Splits:
     train_name = _first(parts, TRAIN_NAMES)
     if train_name is None:
         raise ConfigError(
-            f"data: found no split to train on (found: {some(parts) or 'none'}; name one with data.train)"
+            f"data: found no split to train on (found: {list_names(parts) or 'none'}; name one with data.train)"
         )
     val_name = _first(parts, VAL_NAMES)
     if val_name is None:
@@ -123,7 +123,7 @@ def find_parts(config: DataConfig) -> dict[str, Part]:
             layout = _recognise(path, config.format)
             own = _first(layout.splits, (role, *names, "all"))
             if own is None:
-                raise DataError(f'holds no split for "{role}" (found: {some(layout.splits)})', file=path)
+                raise DataError(f'holds no split for "{role}" (found: {list_names(layout.splits)})', file=path)
             parts[role] = Part(layout, own)
     return parts
 
@@ -171,9 +171,8 @@ def with_classes(index: Dataset, classes: Classes) -> Dataset:
     present = set(index.labels.tolist())
     strange = [name for label, name in enumerate(index.classes.names) if label in present and name not in known]
     if strange:
-        problem = (
-            f'split "{index.name}" has boxes of classes that the training split lacks: {some(map(brief, strange))}'
-        )
+        names = list_names(map(brief, strange))
+        problem = f'split "{index.name}" has boxes of classes that the training split lacks: {names}'
         raise DataError(problem + hint(strange[0], known), file=index.root)
     labels = torch.tensor([known.get(name, -1) for name in index.classes.names], dtype=torch.int32)
     numbers = {known.get(name): number for name, number in zip(index.classes.names, index.classes.own_ids, strict=True)}
@@ -191,7 +190,7 @@ def _with_absent(index: Dataset, names: Sequence[str]) -> Problems:
     findings = Problems()
     findings.extend(index.findings)
     if names:
-        message = f"result files leave out detections of classes that only the training split has: {some(names)}"
+        message = f"result files leave out detections of classes that only the training split has: {list_names(names)}"
         findings.add(Problem("note", "class absent", message, str(index.root), f'split "{index.name}"'))
     return findings
 

@@ -39,6 +39,11 @@ HEADLINES: dict[str, tuple[str, str]] = {
 """The twelve numbers in COCO's order: field of `Metrics` → name and meaning for people."""
 
 
+def percent(value: float | None) -> str:
+    """A fraction as percent with one decimal, for example "41.5"; "-" for None."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
     """The numbers of one class, as in `Metrics`; `num_boxes` leaves out ignored boxes.

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from focaldet import config as configs
 from focaldet.data.dataset import Classes, DataConfig, Dataset, FileSource, Source
+from focaldet.data.formats.text import list_names
 from focaldet.data.loading.loader import Loader, explained_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
@@ -24,8 +25,6 @@ from focaldet.weights import open_detector, with_answers
 
 Progress = Callable[[int, int], None]
 """Called with the images done and the images there are, by rank 0, counting the images of rank 0."""
-
-SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,14 +257,14 @@ def match_classes(detector_names: tuple[str, ...], classes: Classes, *, num_clas
     labels = {label: place[name] for label, name in enumerate(detector_names) if name in place}
     if not labels:
         raise ConfigError(
-            f"detector and data have no class in common: the detector knows {_listed(detector_names)}; "
-            f"the data have {_listed(classes.names)}"
+            f"detector and data have no class in common: the detector knows {list_names(detector_names)}; "
+            f"the data have {list_names(classes.names)}"
         )
     unknown = [name for label, name in enumerate(classes.names) if label not in labels.values()]
     extra = [name for name in detector_names if name not in place]
     notes = (
-        f"{len(unknown)} classes of the data are unknown to the detector, so never found: {_listed(unknown)}",
-        f"{len(extra)} classes of the detector are not in the data, their detections are left out: {_listed(extra)}",
+        f"{len(unknown)} classes of the data are unknown to the detector, so never found: {list_names(unknown)}",
+        f"{len(extra)} classes of the detector are not in the data, their detections are left out: {list_names(extra)}",
     )
     return ClassMatch(labels, tuple(note for note, names in zip(notes, (unknown, extra), strict=True) if names))
 
@@ -318,8 +317,3 @@ def _data_config(data: DataConfig | str | Path | None, settings: dict[str, Any])
             "data: say which images and annotations to evaluate on; the weights come without a run folder"
         )
     return configs.from_dict(DataConfig, settings["data"], source="config.yaml of the run: data")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more

@@ -14,7 +14,7 @@ import torch
 from focaldet import config as configs
 from focaldet import draw
 from focaldet.data.dataset import Dataset, Source
-from focaldet.evaluation.coco import HEADLINES, ClassMetrics, Metrics, evaluate_detections
+from focaldet.evaluation.coco import HEADLINES, ClassMetrics, Metrics, evaluate_detections, percent
 from focaldet.evaluation.results import ResultRows, read_results
 from focaldet.report.charts import Line, line_chart
 from focaldet.report.page import whole_page
@@ -87,7 +87,7 @@ def truth_as_detections(target: Target, names: tuple[str, ...]) -> Detections:
 
 
 def _headline(run: Path, index: Dataset, metrics: Metrics) -> str:
-    cards = [_card(HEADLINES[field][0], _percent(getattr(metrics, field)), HEADLINES[field][1]) for field in CARDS]
+    cards = [_card(HEADLINES[field][0], percent(getattr(metrics, field)), HEADLINES[field][1]) for field in CARDS]
     if metrics.milliseconds_per_image is not None:
         cards.append(_card("Speed", f"{metrics.milliseconds_per_image:.1f}", "milliseconds per image"))
     sentence = (
@@ -154,14 +154,14 @@ def _number(text: str | None) -> float:
 
 def _coco_table(metrics: Metrics) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{name}</th><td>{_percent(getattr(metrics, field))}</td>'
+        f'<tr><th scope="row">{name}</th><td>{percent(getattr(metrics, field))}</td>'
         f'<td class="text">{meaning}</td></tr>'
         for field, (name, meaning) in HEADLINES.items()
     )
     return (
         '<section><h2>The twelve COCO numbers</h2><div class="wide"><table><thead><tr><th class="text">Number</th>'
         f'<th>%</th><th class="text">Meaning</th></tr></thead><tbody>{rows}</tbody></table></div>'
-        "<p>– stands where there is no box of that size to be found.</p></section>\n"
+        "<p>- stands where there is no box of that size to be found.</p></section>\n"
     )
 
 
@@ -179,8 +179,8 @@ def _best_first(one: ClassMetrics) -> tuple[bool, float]:
 
 
 def _class_row(one: ClassMetrics) -> str:
-    cells = "".join(f"<td>{_percent(getattr(one, column))}</td>" for column in CLASS_COLUMNS[1:])
-    bar = f'<td class="bar" style="--share:{100 * (one.ap or 0):.1f}%">{_percent(one.ap)}</td>'
+    cells = "".join(f"<td>{percent(getattr(one, column))}</td>" for column in CLASS_COLUMNS[1:])
+    bar = f'<td class="bar" style="--share:{100 * (one.ap or 0):.1f}%">{percent(one.ap)}</td>'
     return f'<tr><th scope="row" class="text">{escape(one.name)}</th><td>{one.num_boxes:,}</td>{bar}{cells}</tr>'
 
 
@@ -240,7 +240,3 @@ def _settings(run: Path) -> str:
         for path, name in texts
     )
     return f"<section><h2>Settings</h2>{blocks}</section>\n" if blocks else ""
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"

@@ -13,6 +13,7 @@ import torch
 
 from focaldet.config import made_folder
 from focaldet.data.dataset import DataConfig, FileSource
+from focaldet.data.formats.text import list_names
 from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.evaluation.evaluate import OnSplit, Progress, evaluation_folder, open_on_split, seen_by_detector
@@ -36,7 +37,6 @@ GAMMAS = (0.0, 0.5, 1.0, 2.0)
 HARDEST = {"positives": 0.2, "negatives": 0.01}  # the tails that are told in numbers; the first one is the paper's
 FEW, SAME = 0.1, 0.05  # up to which a share of the loss is called little, and a difference none
 POINTS = 201
-SHOWN_NAMES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +240,11 @@ def _notes(opened: OnSplit) -> Iterator[str]:
     if boxes:
         yield (
             f"boxes of classes that the detector does not know, which count neither as object nor as background: "
-            f"{boxes} ({_listed([index.classes.names[label] for label in unknown])})"
+            f"{boxes} ({list_names([index.classes.names[label] for label in unknown])})"
         )
     extra = [name for label, name in enumerate(names) if label not in labels]
     if extra:
-        yield f"classes of the detector that the data lack, all of whose decisions count as negatives: {_listed(extra)}"
+        yield f"classes of the detector that the data lack, whose decisions all count as negatives: {list_names(extra)}"
     if not names:
         yield "the detector has no class names: its classes are taken in the order of the data's"
 
@@ -312,11 +312,6 @@ def _percent(share: float | None) -> str:
     if 0 < share < 0.0005 or 0.9995 <= share < 1:
         return "< 0.1 %" if share < 0.5 else "> 99.9 %"
     return f"{100 * share:.1f} %"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more
 
 
 def _write(out: Path, tally: LossTally, imbalance: Imbalance, *, subject: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
 
+from focaldet.evaluation.coco import percent
 from focaldet.ops.classifier import Classifier
 from focaldet.report.page import whole_page
 from focaldet.study.plots import Curve, Plot, embedded, write_plot
@@ -56,7 +57,7 @@ class Row:
         if self.diverged is not None:
             return "diverged"
         return "  ".join(
-            f"{name} {points(value)}" for name, value in zip(("AP", "AP50", "AP75"), self.numbers(), strict=True)
+            f"{name} {percent(value)}" for name, value in zip(("AP", "AP50", "AP75"), self.numbers(), strict=True)
         )
 
     def numbers(self) -> tuple[float | None, float | None, float | None]:
@@ -77,11 +78,6 @@ class Comparison:
     def gain(self) -> float:
         """What the best α adds."""
         return self.balanced - self.off
-
-
-def points(value: float | None) -> str:
-    """A share in percent; a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def best_of(rows: Iterable[Row]) -> Row | None:
@@ -105,10 +101,10 @@ def sentences(rows: Sequence[Row]) -> tuple[str, ...]:
     """What the numbers say, computed from them."""
     found = []
     if best := best_of(rows):
-        found.append(f"Best: {best.title()}, with AP {points(best.ap)}.")
+        found.append(f"Best: {best.title()}, with AP {percent(best.ap)}.")
     if compared := comparisons(rows):
         each = "; ".join(
-            f"γ = {one.gamma:g}: {points(one.off)} off, {points(one.balanced)} with α = {one.alpha:g} "
+            f"γ = {one.gamma:g}: {percent(one.off)} off, {percent(one.balanced)} with α = {one.alpha:g} "
             f"({_signed(one.gain)})"
             for one in compared
         )
@@ -130,7 +126,7 @@ def sentences(rows: Sequence[Row]) -> tuple[str, ...]:
         if focal and other:
             gain = _signed((focal.ap or 0.0) - (other.ap or 0.0))
             found.append(
-                f"The best focal loss ({focal.title()}) against {name}: {points(focal.ap)} to {points(other.ap)} "
+                f"The best focal loss ({focal.title()}) against {name}: {percent(focal.ap)} to {percent(other.ap)} "
                 f"({gain})."
             )
     if diverged := [row.title() for row in rows if row.diverged is not None]:
@@ -227,11 +223,11 @@ def _cell(row: Row, *, is_best: bool) -> str:
     if row.diverged is not None:
         return "diverged"
     star = "★ " if is_best else ""
-    return f"<strong>{star}{points(row.ap)}</strong><br><small>{points(row.ap50)} / {points(row.ap75)}</small>"
+    return f"<strong>{star}{percent(row.ap)}</strong><br><small>{percent(row.ap50)} / {percent(row.ap75)}</small>"
 
 
 def _cells(row: Row) -> list[str]:
-    return ["diverged", "-", "-"] if row.diverged is not None else [points(value) for value in row.numbers()]
+    return ["diverged", "-", "-"] if row.diverged is not None else [percent(value) for value in row.numbers()]
 
 
 def _paper(rows: Sequence[Row]) -> str:

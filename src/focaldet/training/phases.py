@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from focaldet.data.formats.text import list_names
 from focaldet.errors import ConfigError
 from focaldet.models import PREPROCESSING
 from focaldet.training.config import RunConfig, phase_settings
 from focaldet.training.run_folder import flattened
 from focaldet.training.state import asked_architecture
 from focaldet.types import Preprocessing
-from focaldet.weights.tensor_names import Shapes, listed, shapes_of, without_memory
+from focaldet.weights.tensor_names import Shapes, shapes_of, without_memory
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def _fitting(config: RunConfig, first: Shapes | None) -> Shapes:
     shapes = shapes_of(detector, counters=False)
     others = [name for name in {**shapes, **(first or shapes)} if shapes.get(name) != (first or shapes).get(name)]
     if others:
-        raise ConfigError(f"architecture: a phase goes on with all tensors as they are; not so here: {listed(others)}")
+        raise ConfigError(
+            f"architecture: a phase goes on with all tensors as they are; not so here: {list_names(others)}"
+        )
     return shapes
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from focaldet import config as configs
 from focaldet.data.dataset import Source
 from focaldet.data.loading.loader import explained_worker_death
-from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections
+from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.evaluate import detect_all
 from focaldet.evaluation.results import write_results
 from focaldet.report.run_report import write_report
@@ -297,4 +297,4 @@ def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 def _summary(metrics: Metrics) -> str:
     named = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
-    return "  ".join(f"{name} {'-' if value is None else f'{100 * value:.1f}'}" for name, value in named.items())
+    return "  ".join(f"{name} {percent(value)}" for name, value in named.items())

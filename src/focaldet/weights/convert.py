@@ -10,6 +10,7 @@ from typing import Any
 
 from focaldet import config as configs
 from focaldet.config import nearest
+from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, named_config
 from focaldet.types import Preprocessing
@@ -23,7 +24,7 @@ from focaldet.weights.load import Trained, load_into, open_detector
 from focaldet.weights.normalization import describe
 from focaldet.weights.provenance import origins, traced
 from focaldet.weights.sources import Source, resolve
-from focaldet.weights.tensor_names import COUNTER, listed, shapes_of
+from focaldet.weights.tensor_names import COUNTER, shapes_of
 
 DARKNET, SUFFIX = "darknet", ".safetensors"
 SHORT = {"mmdet": "mmdetection"}
@@ -102,7 +103,7 @@ class Conversion:
     def rows(self) -> list[list[str]]:
         """The account for people: what, and how it is."""
         parts = [["tensors", f"{part}: {count}, {size:,} numbers"] for part, (count, size) in self.parts().items()]
-        names = f": {listed(self.class_names)}" if self.class_names else ", without names"
+        names = f": {list_names(self.class_names)}" if self.class_names else ", without names"
         ids = f"{self.category_ids[0]}…{self.category_ids[-1]}" if self.category_ids else "none stated"
         return [
             ["read", f"{self.source} ({self.layout})"],
@@ -116,7 +117,7 @@ class Conversion:
             ["anchors", _in_words(self.anchors)],
             ["input", f"{describe(self.preprocessing)}, {self.preprocessing.resize}"],
             ["licence", self.licence],
-            ["left out", listed(self.left_out) if self.left_out else "nothing"],
+            ["left out", list_names(self.left_out) if self.left_out else "nothing"],
             *(["note", remark] for remark in self.remarks),
             ["written", str(self.out)],
         ]
@@ -303,7 +304,7 @@ def _left_out(foreign: _Foreign, tensors: tuple[Mapped, ...], *, known: tuple[st
     used = {name for one in tensors for name in one.made_of}
     unused = tuple(name for name in (foreign.file.tensors if foreign.file else ()) if name not in used)
     if lost := [name for name in unused if name not in known and not name.endswith(COUNTER)]:
-        raise CheckpointError(f"{foreign.source.label}: left over {listed(lost)}")
+        raise CheckpointError(f"{foreign.source.label}: left over {list_names(lost)}")
     return unused
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import Detector, build
 from focaldet.nets.norm import FrozenBatchNorm
@@ -22,7 +23,7 @@ from focaldet.weights.formats.registry import Incoming, coco_ids, layout_of
 from focaldet.weights.formats.resnet_detectors import coco_names
 from focaldet.weights.normalization import describe, with_input
 from focaldet.weights.sources import Source, resolve
-from focaldet.weights.tensor_names import COUNTER, class_layer, listed, renamed, require_fit, shapes_of
+from focaldet.weights.tensor_names import COUNTER, class_layer, renamed, require_fit, shapes_of
 
 _KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
 
@@ -44,7 +45,7 @@ class LoadReport:
 
     def sentences(self) -> tuple[str, ...]:
         """The account in lines for people."""
-        rest = f"; left out: {listed(self.left_out)}" if self.left_out else ""
+        rest = f"; left out: {list_names(self.left_out)}" if self.left_out else ""
         return (
             f"weights: {self.kind} from {self.source}, {len(self.loaded)} tensors{rest}",
             f"input: {describe(self.preprocessing)}",
@@ -190,7 +191,7 @@ def _take_encoder(detector: Detector, incoming: Incoming, source: Source, *, par
     _copy(detector, tensors, expected, source)
     remarks = (*incoming.remarks, *_set_norm_eps(detector, incoming.config.norm_eps))
     if fresh := [name for name in shapes if name not in expected and name not in lost]:
-        remarks = (*remarks, f"starts from random weights: {listed(fresh)}")
+        remarks = (*remarks, f"starts from random weights: {list_names(fresh)}")
     if lost:
         remarks = (*remarks, _of_reset(detector, incoming))
     detector.preprocessing = incoming.preprocessing
@@ -233,7 +234,7 @@ def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, name
     """An ImageNet classifier's weights into `detector.backbone`."""
     if not torchvision.is_classifier(file.tensors):
         raise CheckpointError(
-            f"{source.label}: no layout that focaldet knows (first tensors: {listed(list(file.tensors))})"
+            f"{source.label}: no layout that focaldet knows (first tensors: {list_names(list(file.tensors))})"
         )
     preprocessing = _classifier_input(detector, file, source, named_input=named_input)
     backbone = detector.get_submodule("backbone")
@@ -325,7 +326,7 @@ def _of_reset(detector: Detector, incoming: Incoming) -> str:
 
 def _classes_in_words(names: tuple[str, ...], config: Any) -> str:
     softmax = " in a softmax" if _classifier(config) == "softmax" else ""
-    return f"{config.num_classes} classes{f' ({listed(names)})' if names else ''}{softmax}"
+    return f"{config.num_classes} classes{f' ({list_names(names)})' if names else ''}{softmax}"
 
 
 def _set_norm_eps(detector: Detector, eps: float) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector, from_config
 from focaldet.types import Preprocessing
 
 COUNTER = ".num_batches_tracked"
 """End of the names of BatchNorm's batch counters: other programs keep or drop them, inference reads them never."""
-NAMES_SHOWN = 4
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -51,9 +51,9 @@ def require_fit(expected: Shapes, found: Shapes, *, source: str) -> None:
     """
     problems = []
     if missing := [name for name in expected if name not in found]:
-        problems.append(f"missing {listed(missing)}")
+        problems.append(f"missing {list_names(missing)}")
     if unknown := [name for name in found if name not in expected]:
-        problems.append(f"left over {listed(unknown)}")
+        problems.append(f"left over {list_names(unknown)}")
     differing = [name for name in expected if name in found and expected[name] != found[name]]
     if differing:
         first = differing[0]
@@ -69,9 +69,3 @@ def renamed(name: str, beginnings: Sequence[tuple[str, str]]) -> str:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
     return name
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names and the number of the others."""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

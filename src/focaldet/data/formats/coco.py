@@ -16,9 +16,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from focaldet.data.dataset import CROWD, Classes
-from focaldet.data.formats.records import Layout, Records, path_inside, some
+from focaldet.data.formats.records import Layout, Records, path_inside
 from focaldet.data.formats.table import Table
-from focaldet.data.formats.text import brief, unreadable
+from focaldet.data.formats.text import brief, list_names, unreadable
 from focaldet.data.problems import Place, Problems
 from focaldet.errors import DataError
 from focaldet.types import ImageSize
@@ -176,7 +176,9 @@ def _image_folder(file: Path, names: Sequence[str], images: Path | None) -> Path
     """
     candidates = [folder for folder in _image_folders(file, images) if folder.is_dir()]
     if not candidates:
-        raise DataError(f"is no folder of pictures; found no {some(map(str, _image_folders(file, images)))}", file=file)
+        raise DataError(
+            f"is no folder of pictures; found no {list_names(map(str, _image_folders(file, images)))}", file=file
+        )
     for folder in candidates:
         if any(_exists(folder, name) for name in names):
             return folder

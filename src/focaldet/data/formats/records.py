@@ -3,7 +3,7 @@
 import math
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn
@@ -128,10 +128,3 @@ def pictures_below(folder: Path) -> list[str]:
         pictures = (name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."))
         found += [(base / name).as_posix() for name in pictures]
     return sorted(found)
-
-
-def some(names: Iterable[str], *, most: int = 5) -> str:
-    """The first few names and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more

@@ -33,6 +33,13 @@ def hint(name: str, valid: Iterable[str]) -> str:
     return found if len(found) <= _LONGEST_HINT else ""
 
 
+def list_names(names: Iterable[str], *, most: int = 4) -> str:
+    """The first `most` names and the number of the others: "a, b and 3 more"."""
+    every = list(names)
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + more
+
+
 def as_number(text: str, place: Place, allowed: str = "a finite number") -> float:
     """The number that a text field holds, in ASCII; spaces around it are allowed, NaN and infinity are not.
 

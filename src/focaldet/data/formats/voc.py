@@ -19,8 +19,8 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from focaldet.data.dataset import DIFFICULT, Classes
-from focaldet.data.formats.records import BoxRows, Layout, Records, pictures_below, some
-from focaldet.data.formats.text import as_number, brief, read_lines, unreadable
+from focaldet.data.formats.records import BoxRows, Layout, Records, pictures_below
+from focaldet.data.formats.text import as_number, brief, list_names, read_lines, unreadable
 from focaldet.data.problems import Place, Problems
 from focaldet.errors import DataError
 from focaldet.types import ImageSize
@@ -133,7 +133,8 @@ class _Reader:
             missing = [brief(name) for name in names if name not in known]
             if missing:
                 raise DataError(
-                    f"{len(missing)} of {len(names)} names have no {what} in {folder}: {some(missing)}", file=source
+                    f"{len(missing)} of {len(names)} names have no {what} in {folder}: {list_names(missing)}",
+                    file=source,
                 )
 
     def annotation(self, name: str) -> _Annotation:

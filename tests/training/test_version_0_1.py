@@ -1,0 +1,86 @@
+"""Run folders and settings written by version 0.1 open and resume (version_0_1/README.md says how they were made)."""
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from focaldet import config as configs
+from focaldet.training.config import RunConfig
+from focaldet.training.run_folder import RunFolder
+from focaldet.training.state import asked_architecture
+from focaldet.training.trainer import train
+from focaldet.weights import load_detector, metadata
+from tests.training.squares import squares
+
+OLD = Path(__file__).with_name("version_0_1")
+EXPECTED = json.loads((OLD / "expected.json").read_text())
+EIGHT = squares(8, empty=(5,))
+
+# Old spellings are accepted with a warning for one version.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def unpack(name, folder):
+    """The run folder `name`, and its settings as `--config … --resume` reads them."""
+    with tarfile.open(OLD / f"{name}.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    run_folder = RunFolder(folder / name)
+    return run_folder, configs.load(RunConfig, run_folder.config, overrides={"out": run_folder.path, "resume": True})
+
+
+def digest(path):
+    weights = load_file(path)
+    return hashlib.sha256(b"".join(weights[name].numpy().tobytes() for name in sorted(weights))).hexdigest()
+
+
+def assert_weights_of_0_1(path, expected_path, expected_digest):
+    """Equal to the last bit on a machine like the one that made the fixtures, else within 1e-6."""
+    weights, expected = load_file(path), load_file(expected_path)
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+    here = (torch.__version__, torch.backends.cpu.get_cpu_capability())
+    if here == (EXPECTED["torch"], EXPECTED["cpu"]):
+        assert digest(path) == expected_digest
+
+
+@pytest.mark.parametrize(("name", "step", "steps"), [("stopped", 3, 6), ("phases", 5, 10)])
+def test_a_stopped_run_is_resumed_to_the_weights_that_0_1_reaches(tmp_path, name, step, steps):
+    folder, config = unpack(name, tmp_path)
+    assert torch.load(folder.state, weights_only=True)["position"]["step"] == step
+    result = train(config, sources=(EIGHT, EIGHT))
+    assert (result.epochs, result.interrupted) == (3, False)
+    assert torch.load(folder.state, weights_only=True)["position"]["step"] == steps
+    assert_weights_of_0_1(folder.last, folder.path / "finished.safetensors", EXPECTED[name])
+    assert metadata(folder.last).licence == "CC-BY-4.0"
+
+
+def test_a_finished_two_stage_run_opens_and_has_nothing_left_to_do(tmp_path):
+    folder, config = unpack("faster_rcnn", tmp_path)
+    assert digest(folder.last) == EXPECTED["faster_rcnn"]
+    for path in (folder.last, folder.best):
+        assert load_detector(path).class_names == ("red", "green")
+    result = train(config, sources=(EIGHT, EIGHT))
+    assert (result.epochs, result.interrupted) == (2, False) and result.best.ap is not None
+
+
+def test_settings_in_the_spelling_of_0_1_are_read():
+    config = configs.load(RunConfig, OLD / "config.yaml")
+    assert (config.epochs, config.optimizer, config.overfit, config.learning_rate) == (12, "sgd", 4, 2e-3)
+    assert config.augment.hue == 0.1 and config.augment.mosaic == 0.5
+    architecture = asked_architecture(config)
+    assert architecture.region.loss == "focal"
+
+
+def test_what_was_saved_by_0_1_is_saved_in_the_spelling_of_today(tmp_path):
+    config = configs.load(RunConfig, OLD / "config.yaml")
+    configs.save(config, tmp_path / "config.yaml")
+    assert configs.load(RunConfig, tmp_path / "config.yaml") == config

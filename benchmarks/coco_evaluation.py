@@ -22,7 +22,7 @@ NUM_CLASSES, PER_IMAGE, TRUTH_PER_IMAGE = 80, 100, 7
 
 
 def made_up(num_detections):
-    """An index and detections; every box of the truth has a detection near it."""
+    """A dataset and detections; every box of the truth has a detection near it."""
     rng = torch.Generator().manual_seed(0)
     num_images = num_detections // PER_IMAGE
     corner = torch.rand(num_images, PER_IMAGE, 2, generator=rng) * 400
@@ -31,7 +31,7 @@ def made_up(num_detections):
     scores = torch.rand(num_images, PER_IMAGE, generator=rng)
     truth = boxes[:, :TRUTH_PER_IMAGE].reshape(-1, 4).double()
     path_bytes, path_offsets = pack_paths(["x.png"] * num_images)
-    index = Dataset(
+    dataset = Dataset(
         name="made up",
         root=measure.RESULTS,
         classes=Classes(tuple(map(str, range(NUM_CLASSES))), tuple(range(1, NUM_CLASSES + 1))),
@@ -44,22 +44,22 @@ def made_up(num_detections):
         areas=(truth[:, 2:] - truth[:, :2]).prod(1),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=Problems(),
+        problems=Problems(),
     )
     noisy = boxes + torch.randn(boxes.shape, generator=rng)
-    return index, {place: Detections(noisy[place], scores[place], labels[place]) for place in range(num_images)}
+    return dataset, {place: Detections(noisy[place], scores[place], labels[place]) for place in range(num_images)}
 
 
-def as_coco(index, detections):
+def as_coco(dataset, detections):
     """The same for pycocotools."""
-    images = torch.repeat_interleave(index.image_ids, index.offsets.diff()).tolist()
-    rows = zip(images, index.boxes.tolist(), index.labels.tolist(), index.areas.tolist(), strict=True)
+    images = torch.repeat_interleave(dataset.image_ids, dataset.offsets.diff()).tolist()
+    rows = zip(images, dataset.boxes.tolist(), dataset.labels.tolist(), dataset.areas.tolist(), strict=True)
     annotations = [
         {"id": k, "image_id": i, "category_id": label + 1, "bbox": [x, y, x2 - x, y2 - y], "area": area, "iscrowd": 0}
         for k, (i, (x, y, x2, y2), label, area) in enumerate(rows, 1)
     ]
     categories = [{"id": k + 1, "name": str(k)} for k in range(NUM_CLASSES)]
-    document = {"images": [{"id": i} for i in index.image_ids.tolist()], "categories": categories}
+    document = {"images": [{"id": i} for i in dataset.image_ids.tolist()], "categories": categories}
     results = [record for place, found in detections.items() for record in found.to_coco(image_id=place + 1)]
     return {**document, "info": {}, "annotations": annotations}, results
 

@@ -38,12 +38,16 @@ class Planted:
     box: Tensor
 
 
-def plant(index: Dataset, kinds: Sequence[str], *, seed: int) -> tuple[Dataset, list[Planted]]:
-    """The index with one error of each of `kinds` at a box of its own, and what was done."""
+def plant(dataset: Dataset, kinds: Sequence[str], *, seed: int) -> tuple[Dataset, list[Planted]]:
+    """The dataset with one error of each of `kinds` at a box of its own, and what was done."""
     draws = random.Random(seed)
-    rows = draws.sample((index.flags == 0).nonzero().squeeze(1).tolist(), len(kinds))
-    images = torch.repeat_interleave(torch.arange(len(index)), index.offsets.diff())
-    boxes, labels, keep = index.boxes.clone(), index.labels.clone(), torch.ones(len(index.boxes), dtype=torch.bool)
+    rows = draws.sample((dataset.flags == 0).nonzero().squeeze(1).tolist(), len(kinds))
+    images = torch.repeat_interleave(torch.arange(len(dataset)), dataset.offsets.diff())
+    boxes, labels, keep = (
+        dataset.boxes.clone(),
+        dataset.labels.clone(),
+        torch.ones(len(dataset.boxes), dtype=torch.bool),
+    )
     done = []
     for kind, row in zip(kinds, rows, strict=True):
         image = int(images[row])
@@ -51,20 +55,20 @@ def plant(index: Dataset, kinds: Sequence[str], *, seed: int) -> tuple[Dataset, 
             keep[row] = False
         elif kind == "shifted":
             half = (boxes[row, 2] - boxes[row, 0]) / 2
-            has_room = boxes[row, 2] + half <= index.size(image).width
+            has_room = boxes[row, 2] + half <= dataset.size(image).width
             boxes[row, [0, 2]] += half if has_room else -half
             boxes[row] = boxes[row].clamp(min=0)
         else:
-            others = [label for label in range(len(index.classes)) if label != int(labels[row])]
+            others = [label for label in range(len(dataset.classes)) if label != int(labels[row])]
             labels[row] = draws.choice(others)
         done.append(Planted(kind, image, boxes[row].float()))
-    counts = torch.bincount(images[keep], minlength=len(index))
+    counts = torch.bincount(images[keep], minlength=len(dataset))
     changed = replace(
-        index,
+        dataset,
         boxes=boxes[keep],
         labels=labels[keep],
-        flags=index.flags[keep],
-        areas=index.areas[keep],
+        flags=dataset.flags[keep],
+        areas=dataset.areas[keep],
         offsets=starts(counts),
         side_remainders=None,
     )
@@ -98,20 +102,20 @@ def main() -> None:
     parser.add_argument("--name", default="planted_errors")
     chosen = parser.parse_args()
     opened = open_on_split(chosen.run, DataConfig(path=chosen.data), split=chosen.split)
-    detections = detect_all(telling_more(opened.detector), FileSource(opened.index), batch_size=8).detections
+    detections = detect_all(telling_more(opened.detector), FileSource(opened.dataset), batch_size=8).detections
     kinds = ["removed"] * chosen.remove + ["shifted"] * chosen.shift + ["relabelled"] * chosen.relabel
     results = []
     for seed in chosen.seeds:
-        index, errors = plant(opened.index, kinds, seed=seed)
-        examples = examples_on(replace(opened, index=index), detections, score=chosen.score)
-        found = suspects(examples, num_classes=len(index.classes), score=chosen.score)
+        dataset, errors = plant(opened.dataset, kinds, seed=seed)
+        examples = examples_on(replace(opened, dataset=dataset), detections, score=chosen.score)
+        found = suspects(examples, num_classes=len(dataset.classes), score=chosen.score)
         relevant = [one for one in found if not chosen.relabel or one.problem == "wrong class"]
         hits = [(error.kind, is_found(error, relevant[: chosen.look_at])) for error in errors]
         counts = {kind: sum(hit for other, hit in hits if other == kind) for kind in dict.fromkeys(kinds)}
         results.append({"seed": seed, "found": counts, "suspects": len(relevant)})
         said = ", ".join(f"{kind} {count} of {kinds.count(kind)}" for kind, count in counts.items())
         print(f"seed {seed}: {said} among the first {chosen.look_at} of {len(relevant)} suspects")
-    settings = {"split": opened.index.name, "look_at": chosen.look_at, "score": chosen.score}
+    settings = {"split": opened.dataset.name, "look_at": chosen.look_at, "score": chosen.score}
     planted = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     print(write_result(chosen.name, {"settings": settings, "planted": planted, "results": results}))
 

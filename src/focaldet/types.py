@@ -47,7 +47,7 @@ class Batch:
     """B images padded at the bottom and right to a common size, with what they contain.
 
     `images` is RGB in 0…255. `sizes` are the sizes before padding (the frame of the targets' boxes), `original_sizes`
-    those of the stored pictures after EXIF rotation; `indices` point into the data index, `image_names` are for
+    those of the stored pictures after EXIF rotation; `indices` point into the dataset, `image_names` are for
     messages.
     """
 

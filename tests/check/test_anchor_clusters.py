@@ -21,7 +21,7 @@ def test_shapes_are_those_of_the_resized_picture():
 
 
 def test_a_split_without_boxes_is_told():
-    index = small_index()
-    hidden = replace(index, flags=torch.ones_like(index.flags))
+    dataset = small_index()
+    hidden = replace(dataset, flags=torch.ones_like(dataset.flags))
     with pytest.raises(ConfigError, match="has no boxes"):
         anchor_shapes(hidden, Resize(), num_clusters=1, seed=0)

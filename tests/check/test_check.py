@@ -21,7 +21,7 @@ from tests.data.datasets import coco_document, write_coco, write_pictures, write
 
 
 def kinds(report) -> dict[str, int]:
-    return {kind: number for (_, kind), number in report.findings.counts.items()}
+    return {kind: number for (_, kind), number in report.problems.counts.items()}
 
 
 def at(resize: Resize) -> Preprocessing:
@@ -72,8 +72,8 @@ def test_the_mean_of_yolov2_is_that_of_the_clusters(tmp_path):
     write_coco(tmp_path)
     letterbox = Resize("letterbox", 416, max_size=None)
     data = DataConfig(path=tmp_path)
-    (index,) = open_parts(data, find_parts(data), lenient=True).values()
-    found = anchor_shapes(index, letterbox, num_clusters=2, seed=0)
+    (dataset,) = open_parts(data, find_parts(data), lenient=True).values()
+    found = anchor_shapes(dataset, letterbox, num_clusters=2, seed=0)
     config = replace(named_config("yolov2"), anchors=found.cells)
     (split,) = check_data(data, detector=config, preprocessing=at(letterbox)).splits
     assert split.anchors.average_iou == pytest.approx(found.average_iou, abs=1e-4)
@@ -130,7 +130,7 @@ def test_pictures_in_two_splits_are_found_by_content(tmp_path):
     images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
     (tmp_path / "instances_val.json").write_text(json.dumps(coco_document() | {"images": images, "annotations": []}))
     report = check_data(DataConfig(path=tmp_path))
-    doubles = [problem for problem in report.findings if problem.kind == "picture in two splits"]
+    doubles = [problem for problem in report.problems if problem.kind == "picture in two splits"]
     assert [problem.file.rsplit("/", 1)[1] for problem in doubles] == ["v.png", "copy.png"]  # v.png has a.png's pixels
     assert "b.png" in doubles[1].message and 'split "train"' in doubles[1].message
     assert report.exit_code == 1
@@ -152,7 +152,7 @@ def test_unusable_pictures_are_all_listed(tmp_path):
     (tmp_path / "images" / "a.png").write_bytes(b"<html>")
     (tmp_path / "images" / "b.png").unlink()
     report = check_data(DataConfig(path=tmp_path))
-    assert report.findings.count("error") == 2 and report.exit_code == 1
+    assert report.problems.count("error") == 2 and report.exit_code == 1
     listed = "\n".join(report.lines(listed=True))
     assert "a.png is no picture in a known format" in listed and "b.png there is no such file" in listed
     (tmp_path / "images" / "c.png").unlink()
@@ -169,13 +169,13 @@ def test_a_picture_that_was_cut_off_is_found(tmp_path, suffix):
     noise = numpy.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=numpy.uint8)
     cut = tmp_path / "images" / f"cut.{suffix}"
     Image.fromarray(noise).save(cut)
-    assert check_data(DataConfig(path=tmp_path)).findings.count("error") == 0
+    assert check_data(DataConfig(path=tmp_path)).problems.count("error") == 0
     cut.write_bytes(cut.read_bytes()[:-1500])
     calls: list[tuple[int, int]] = []
     report = check_data(DataConfig(path=tmp_path), progress=lambda *counts: calls.append(counts))
     assert calls == [(1, 3), (2, 3), (3, 3)]
-    assert report.findings.count("error") == 1 and report.exit_code == 1
-    (problem,) = [problem for problem in report.findings if problem.severity == "error"]
+    assert report.problems.count("error") == 1 and report.exit_code == 1
+    (problem,) = [problem for problem in report.problems if problem.severity == "error"]
     assert (problem.kind, problem.file) == ("picture unusable", str(cut)) and "is damaged" in problem.message
 
 
@@ -201,7 +201,7 @@ def test_bad_boxes_follow_the_setting(tmp_path):
     assert kinds(check_data(DataConfig(path=tmp_path))) == {"box clipped": 1}
     assert kinds(check_data(DataConfig(path=tmp_path, bad_boxes="drop"))) == {"box outside": 1}
     refused = check_data(DataConfig(path=tmp_path, bad_boxes="error"))
-    assert refused.findings.counts == {("error", "box outside"): 1} and refused.exit_code == 1
+    assert refused.problems.counts == {("error", "box outside"): 1} and refused.exit_code == 1
     assert refused.splits[0].boxes == 2
 
 
@@ -214,7 +214,7 @@ def test_impossible_boxes_are_all_listed_and_hide_nothing_else(tmp_path):
     write_coco(tmp_path, document)
     (tmp_path / "images" / "c.png").unlink()
     report = check_data(DataConfig(path=tmp_path))
-    assert report.findings.counts == {
+    assert report.problems.counts == {
         ("error", "box impossible"): 2,
         ("error", "picture unusable"): 1,
         ("warning", "box clipped"): 1,

@@ -40,7 +40,7 @@ def found(image, label, *, tolerance=110):
 
 
 def index_of(targets, sizes, *, num_classes=7):
-    """The index of these targets."""
+    """The dataset of these targets."""
     count = len(targets)
     boxes = torch.cat([torch.zeros(0, 4), *(target.boxes for target in targets)]).double()
     path_bytes, path_offsets = pack_paths([f"{i}.png" for i in range(count)])
@@ -57,7 +57,7 @@ def index_of(targets, sizes, *, num_classes=7):
         areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=Problems(),
+        problems=Problems(),
     )
 
 
@@ -69,7 +69,7 @@ class PaintedSource:
     broken: int | None = None
 
     @functools.cached_property
-    def index(self):
+    def dataset(self):
         return index_of([sample.target for sample in self.samples], [sample.size for sample in self.samples])
 
     def load(self, i, *, epoch):

@@ -1,4 +1,4 @@
-"""The index: what it holds comes out again, subsets are exact, and COCO's size stays small."""
+"""The dataset: what it holds comes out again, subsets are exact, and COCO's size stays small."""
 
 import pickle
 from dataclasses import replace
@@ -30,20 +30,20 @@ def small_index(root: Path = Path("/pictures")) -> Dataset:
         areas=torch.tensor([3.5, 15, 25], dtype=torch.float64),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=Problems(),
+        problems=Problems(),
     )
 
 
 def test_one_image_comes_out_as_it_went_in():
-    index = small_index()
-    assert len(index) == 3
-    assert [index.path(i) for i in range(3)] == [Path("/pictures") / name for name in ("a.png", "sub/é.png", "c.png")]
-    assert index.size(0) == ImageSize(4, 6)
-    target = index.target(0)
+    dataset = small_index()
+    assert len(dataset) == 3
+    assert [dataset.path(i) for i in range(3)] == [Path("/pictures") / name for name in ("a.png", "sub/é.png", "c.png")]
+    assert dataset.size(0) == ImageSize(4, 6)
+    target = dataset.target(0)
     assert target.boxes.tolist() == [[0, 0, 2, 2], [1, 1, 6, 4]]
     assert target.labels.tolist() == [0, 1]
     assert target.ignored.tolist() == [False, True]
-    assert index.target(2).ignored.tolist() == [True]
+    assert dataset.target(2).ignored.tolist() == [True]
 
 
 def test_an_image_without_boxes_is_kept():
@@ -52,32 +52,32 @@ def test_an_image_without_boxes_is_kept():
 
 @pytest.mark.parametrize("chosen", [[2, 0], [1], [], [0, 1, 2], [2, 2, 1]])
 def test_subset_is_the_chosen_images_in_order(chosen):
-    index = small_index()
-    subset = index.subset(chosen, "part")
+    dataset = small_index()
+    subset = dataset.subset(chosen, "part")
     assert subset.name == "part" and len(subset) == len(chosen)
     for new, old in enumerate(chosen):
-        assert subset.path(new) == index.path(old)
-        assert subset.size(new) == index.size(old)
-        assert int(subset.image_ids[new]) == int(index.image_ids[old])
-        assert torch.equal(subset.target(new).boxes, index.target(old).boxes)
-        assert torch.equal(subset.target(new).ignored, index.target(old).ignored)
+        assert subset.path(new) == dataset.path(old)
+        assert subset.size(new) == dataset.size(old)
+        assert int(subset.image_ids[new]) == int(dataset.image_ids[old])
+        assert torch.equal(subset.target(new).boxes, dataset.target(old).boxes)
+        assert torch.equal(subset.target(new).ignored, dataset.target(old).ignored)
 
 
 def test_fingerprint_is_of_the_contents_alone():
-    index = small_index()
-    assert index.fingerprint() == small_index(Path("/elsewhere")).fingerprint()
-    assert index.fingerprint() == replace(index, name="other").fingerprint()
-    moved = index.boxes.clone()
+    dataset = small_index()
+    assert dataset.fingerprint() == small_index(Path("/elsewhere")).fingerprint()
+    assert dataset.fingerprint() == replace(dataset, name="other").fingerprint()
+    moved = dataset.boxes.clone()
     moved[0, 0] += 1e-9
     for other in (
-        replace(index, boxes=moved),
-        replace(index, classes=Classes(("cat", "cow"), (3, 7))),
-        index.subset([0, 2, 1], "train"),
-        index.subset([0, 1], "train"),
+        replace(dataset, boxes=moved),
+        replace(dataset, classes=Classes(("cat", "cow"), (3, 7))),
+        dataset.subset([0, 2, 1], "train"),
+        dataset.subset([0, 1], "train"),
     ):
-        assert other.fingerprint() != index.fingerprint()
+        assert other.fingerprint() != dataset.fingerprint()
     remainders = torch.full((3, 2), 1e-14)
-    assert replace(index, side_remainders=remainders).fingerprint() == index.fingerprint()
+    assert replace(dataset, side_remainders=remainders).fingerprint() == dataset.fingerprint()
 
 
 def test_pickle_gives_an_equal_index():
@@ -89,7 +89,7 @@ def test_size_of_cocos_training_split():
     owners = torch.randint(num_images, (num_boxes,), generator=torch.Generator().manual_seed(0))
     path_bytes, path_offsets = pack_paths([f"train2017/{i:012d}.jpg" for i in range(num_images)])
     corner = torch.rand(num_boxes, 2, dtype=torch.float64) * 300
-    index = Dataset(
+    dataset = Dataset(
         name="train2017",
         root=Path("/coco"),
         classes=Classes(tuple(map(str, range(80))), tuple(range(80))),
@@ -102,13 +102,13 @@ def test_size_of_cocos_training_split():
         areas=torch.full((num_boxes,), 1e4, dtype=torch.float64),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=Problems(),
+        problems=Problems(),
         side_remainders=torch.zeros(num_boxes, 2),
     )
-    assert 50e6 < index.nbytes < 54e6
-    assert index.path(117_000).name == "000000117000.jpg"
-    half = index.subset(range(0, num_images, 2), "half")
-    assert torch.equal(half.target(50_000).boxes, index.target(100_000).boxes)
+    assert 50e6 < dataset.nbytes < 54e6
+    assert dataset.path(117_000).name == "000000117000.jpg"
+    half = dataset.subset(range(0, num_images, 2), "half")
+    assert torch.equal(half.target(50_000).boxes, dataset.target(100_000).boxes)
 
 
 def test_file_source_reads_the_picture_and_its_boxes(tmp_path):

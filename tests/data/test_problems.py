@@ -10,13 +10,13 @@ def clipped(i: int) -> Problem:
 
 
 def test_all_are_counted_and_a_bounded_number_is_listed():
-    findings = Problems()
+    problems = Problems()
     made = []
-    findings.add_all("warning", "box clipped", 10_000, lambda k: made.append(k) or clipped(k))
-    findings.add(clipped(10_000))
-    assert findings.count() == 10_001
-    assert len(findings.problems) == len(made) == LISTED_PER_KIND
-    assert findings.lines(listed=True)[-1] == f"  … and {10_001 - LISTED_PER_KIND} more"
+    problems.add_all("warning", "box clipped", 10_000, lambda k: made.append(k) or clipped(k))
+    problems.add(clipped(10_000))
+    assert problems.count() == 10_001
+    assert len(problems.examples) == len(made) == LISTED_PER_KIND
+    assert problems.lines(listed=True)[-1] == f"  … and {10_001 - LISTED_PER_KIND} more"
 
 
 def test_extend_adds_counts_and_keeps_the_bound():
@@ -32,24 +32,24 @@ def test_extend_adds_counts_and_keeps_the_bound():
 
 
 def test_lines_put_the_worst_first_and_name_the_place():
-    findings = Problems()
-    findings.add(Problem("note", "polygon", "a polygon", "a.txt", "line 1"))
-    findings.add(clipped(4))
-    findings.add(Problem("error", "picture unusable", "gone", "a.jpg"))
-    lines = findings.lines()
+    problems = Problems()
+    problems.add(Problem("note", "polygon", "a polygon", "a.txt", "line 1"))
+    problems.add(clipped(4))
+    problems.add(Problem("error", "picture unusable", "gone", "a.jpg"))
+    lines = problems.lines()
     assert [line.split(":")[0] for line in lines] == ["error", "warning", "note"]
     assert lines[1] == "warning: box clipped: 1 (first: x.json · annotations[4] · bbox: number 4)"
 
 
 def test_nothing_found():
-    findings = Problems()
-    findings.add_all("warning", "box clipped", 0, clipped)
-    assert findings.lines() == [] and findings.count() == 0 and not list(findings)
-    assert findings.to_dict() == {"counts": [], "problems": []}
+    problems = Problems()
+    problems.add_all("warning", "box clipped", 0, clipped)
+    assert problems.lines() == [] and problems.count() == 0 and not list(problems)
+    assert problems.to_dict() == {"counts": [], "problems": []}
 
 
 def test_to_dict_is_json():
-    findings = Problems()
-    findings.add(clipped(1))
-    assert findings.to_dict()["counts"] == [{"severity": "warning", "kind": "box clipped", "count": 1}]
-    assert findings.to_dict()["problems"][0]["record"] == "annotations[1]"
+    problems = Problems()
+    problems.add(clipped(1))
+    assert problems.to_dict()["counts"] == [{"severity": "warning", "kind": "box clipped", "count": 1}]
+    assert problems.to_dict()["problems"][0]["record"] == "annotations[1]"

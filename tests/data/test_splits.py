@@ -36,11 +36,11 @@ def test_formats_are_recognised_or_named_and_agree(tmp_path, fmt):
         splits = open_splits(config, seed=0)
         assert len(splits.train) + len(splits.val) == 3
         found = {}
-        for index in (splits.train, splits.val):
-            assert index.classes.names == ("cat", "dog")
-            for i in range(len(index)):
-                target = index.target(i)
-                found[index.path(i).name] = (target.labels.tolist(), target.boxes.round(decimals=4).tolist())
+        for dataset in (splits.train, splits.val):
+            assert dataset.classes.names == ("cat", "dog")
+            for i in range(len(dataset)):
+                target = dataset.target(i)
+                found[dataset.path(i).name] = (target.labels.tolist(), target.boxes.round(decimals=4).tolist())
         assert found == {
             "a.png": ([0, 1], [[8, 4, 40, 36], [0, 0, 16, 12]]),
             "b.png": ([0], [[12, 16, 36, 48]]),
@@ -61,7 +61,7 @@ def test_test_is_never_taken_for_validation(tmp_path):
     folder = coco_with(tmp_path, "train", "test")
     splits = open_splits(DataConfig(path=folder), seed=0)
     assert (len(splits.train), len(splits.val)) == (18, 2)
-    names = [index.path(i).name for index in (splits.train, splits.val) for i in range(len(index))]
+    names = [dataset.path(i).name for dataset in (splits.train, splits.val) for i in range(len(dataset))]
     assert sorted(names) == sorted(f"train{i}.png" for i in range(20))
     assert 'validating on "10 % of train" (2 images), drawn with seed 0' in splits.chosen
     assert '"test" stays untouched' in splits.chosen
@@ -81,7 +81,7 @@ def test_held_out_and_kept_are_the_whole(tmp_path):
     whole = open_split(DataConfig(path=coco_with(tmp_path, "test", num_images=15)), "test", seed=0)
     kept, held_out = hold_out(whole, seed=3)
     assert sorted(torch.cat([kept.image_ids, held_out.image_ids]).tolist()) == list(range(15))
-    assert not held_out.findings.problems, "what was odd is told once"
+    assert not held_out.problems.examples, "what was odd is told once"
     with pytest.raises(DataError, match="one image only"):
         hold_out(whole.subset([0], "one"), seed=0)
 
@@ -149,7 +149,7 @@ def test_a_split_of_the_same_numbers_has_equal_classes_whatever_else_its_file_na
     )
     splits = open_splits(DataConfig(path=folder), seed=0)
     assert splits.val.classes == splits.train.classes
-    assert splits.val.findings.count() == 0
+    assert splits.val.problems.count() == 0
 
 
 def test_a_class_that_only_the_training_split_has_is_told(tmp_path):
@@ -158,7 +158,7 @@ def test_a_class_that_only_the_training_split_has_is_told(tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"categories": [{"id": 7, "name": "dog"}]}))
     val = open_splits(DataConfig(path=folder), seed=0).val
     assert (val.classes.names, val.classes.own_ids) == (("cat", "dog"), (None, 7))
-    (problem,) = val.findings
+    (problem,) = val.problems
     assert (problem.severity, problem.kind) == ("note", "class absent") and problem.message.endswith("has: cat")
     assert with_classes(val, val.classes) is val
     assert with_classes(val, Classes(("dog", "cat"), (1, 2))).classes.own_ids == (7, None)

@@ -12,10 +12,10 @@ from focaldet.models.base import Detector
 from focaldet.types import Detections, ImageSize, Preprocessing, Resize
 
 
-def make_index(
+def make_dataset(
     images, *, names=("cell", "dog"), category_ids=None, image_ids=None, sizes=None, paths=None, root=".", name="val"
 ):
-    """An index from one list of (box xyxy, label, flag) per image; areas are those of the boxes."""
+    """A dataset from one list of (box xyxy, label, flag) per image; areas are those of the boxes."""
     rows = [row for image in images for row in image]
     boxes = torch.tensor([row[0] for row in rows], dtype=torch.float64).reshape(-1, 4)
     path_bytes, path_offsets = pack_paths(paths or [f"{place}.png" for place in range(len(images))])
@@ -32,7 +32,7 @@ def make_index(
         areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=Problems(),
+        problems=Problems(),
     )
 
 

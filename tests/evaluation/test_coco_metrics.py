@@ -20,7 +20,7 @@ from focaldet.evaluation import coco
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, evaluate_files
 from focaldet.evaluation.results import write_results
 from focaldet.types import Detections
-from tests.evaluation.cases import make_detections, make_index
+from tests.evaluation.cases import make_dataset, make_detections
 
 # pycocotools on the shared fixture, to six digits.
 COCO_EVAL = {
@@ -70,35 +70,35 @@ def class_numbers(evaluator, place):
     return [part[part > -1].mean() if (part > -1).any() else -1 for part in parts]
 
 
-def annotations_of(index):
-    offsets = index.offsets.tolist()
-    image_of = [image for image in range(len(index)) for _ in range(offsets[image], offsets[image + 1])]
+def annotations_of(dataset):
+    offsets = dataset.offsets.tolist()
+    image_of = [image for image in range(len(dataset)) for _ in range(offsets[image], offsets[image + 1])]
     return {
         "info": {},
-        "images": [{"id": image_id, "height": 100, "width": 100} for image_id in index.image_ids.tolist()],
+        "images": [{"id": image_id, "height": 100, "width": 100} for image_id in dataset.image_ids.tolist()],
         "categories": [
-            {"id": i, "name": n} for i, n in zip(index.classes.category_ids, index.classes.names, strict=True)
+            {"id": i, "name": n} for i, n in zip(dataset.classes.category_ids, dataset.classes.names, strict=True)
         ],
         "annotations": [
             {
                 "id": row + 1,
-                "image_id": int(index.image_ids[image]),
-                "category_id": index.classes.category_ids[int(index.labels[row])],
+                "image_id": int(dataset.image_ids[image]),
+                "category_id": dataset.classes.category_ids[int(dataset.labels[row])],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": float(index.areas[row]),
-                "iscrowd": int(index.flags[row] != 0),
+                "area": float(dataset.areas[row]),
+                "iscrowd": int(dataset.flags[row] != 0),
             }
-            for row, (image, (x1, y1, x2, y2)) in enumerate(zip(image_of, index.boxes.tolist(), strict=True))
+            for row, (image, (x1, y1, x2, y2)) in enumerate(zip(image_of, dataset.boxes.tolist(), strict=True))
         ],
     }
 
 
-def results_of(index, detections):
-    ids = index.image_ids.tolist()
+def results_of(dataset, detections):
+    ids = dataset.image_ids.tolist()
     return [
         record
         for position, found in detections.items()
-        for record in found.to_coco(image_id=ids[position], category_ids=index.classes.category_ids)
+        for record in found.to_coco(image_id=ids[position], category_ids=dataset.classes.category_ids)
     ]
 
 
@@ -121,21 +121,21 @@ def random_case(seed, *, num_images=12, num_classes=4, crowds=0.2, ties=True, de
         if rng.random() < detected:
             rows = zip(moved.tolist(), scores, rng.integers(0, num_classes, len(moved)), strict=True)
             detections[image] = make_detections(*rows)
-    index = make_index(
+    dataset = make_dataset(
         images,
         names=[f"class {k}" for k in range(num_classes)],
         category_ids=rng.permutation(numpy.arange(3, 3 + 7 * num_classes, 7)).tolist(),
         image_ids=rng.choice(2**40, num_images, replace=False).tolist(),
     )
-    return index, detections
+    return dataset, detections
 
 
-def assert_equals_referee(index, detections):
-    found = evaluate_detections(index, detections)
-    evaluator = referee(annotations_of(index), results_of(index, detections))
+def assert_equals_referee(dataset, detections):
+    found = evaluate_detections(dataset, detections)
+    evaluator = referee(annotations_of(dataset), results_of(dataset, detections))
     for name, expected in zip(HEADLINES, evaluator.stats, strict=True):
         assert same(getattr(found, name), expected), (name, getattr(found, name), expected)
-    places = {category: place for place, category in enumerate(sorted(index.classes.category_ids))}
+    places = {category: place for place, category in enumerate(sorted(dataset.classes.category_ids))}
     for one in found.per_class:
         for number, expected in zip(
             (one.ap, one.ap50, one.ar100), class_numbers(evaluator, places[one.category_id]), strict=True
@@ -147,8 +147,8 @@ def assert_equals_referee(index, detections):
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), crowds=st.sampled_from([0.0, 0.3, 1.0]), ties=st.booleans())
 def test_twelve_numbers_and_every_class_equal_pycocotools(seed, crowds, ties):
-    index, detections = random_case(seed, crowds=crowds, ties=ties)
-    assert_equals_referee(index, detections)
+    dataset, detections = random_case(seed, crowds=crowds, ties=ties)
+    assert_equals_referee(dataset, detections)
 
 
 def test_the_random_cases_are_no_trivial_ones():
@@ -160,30 +160,30 @@ def test_the_random_cases_are_no_trivial_ones():
 
 def test_more_than_a_hundred_detections_in_an_image_count_as_in_coco():
     boxes = [([0, 0, 10 + i % 3, 10], i / 300, 0) for i in range(250)] + [([50, 50, 90, 90], 0.001, 0)]
-    index = make_index([[([0, 0, 10, 10], 0, 0), ([50, 50, 90, 90], 0, 0)]])
-    found = assert_equals_referee(index, {0: make_detections(*boxes)})
+    dataset = make_dataset([[([0, 0, 10, 10], 0, 0), ([50, 50, 90, 90], 0, 0)]])
+    found = assert_equals_referee(dataset, {0: make_detections(*boxes)})
     assert found.ar100 == pytest.approx(0.5)  # the second object's only detection is the 251st
 
 
 def test_no_detections_at_all_give_zero():
-    found = assert_equals_referee(make_index([[([0, 0, 10, 10], 0, 0)], []]), {})
+    found = assert_equals_referee(make_dataset([[([0, 0, 10, 10], 0, 0)], []]), {})
     assert (found.ap, found.ap_small, found.ar100, found.num_detections) == (0.0, 0.0, 0.0, 0)
     assert found.ap_large is None
 
 
 def test_no_boxes_at_all_leave_every_number_undefined():
-    found = assert_equals_referee(make_index([[], []]), {0: make_detections(([0, 0, 5, 5], 0.9, 0))})
+    found = assert_equals_referee(make_dataset([[], []]), {0: make_detections(([0, 0, 5, 5], 0.9, 0))})
     assert {getattr(found, name) for name in HEADLINES} == {None}
     assert json.loads(json.dumps(found.to_dict()))["ap"] is None
 
 
 def test_an_index_without_images_is_survived():
-    assert evaluate_detections(make_index([]), {}).ap is None
+    assert evaluate_detections(make_dataset([]), {}).ap is None
 
 
 def test_perfect_detections_score_one_in_every_size_there_is():
     boxes = [([0, 0, 20, 20], 0, 0), ([0, 0, 60, 60], 1, 0), ([0, 0, 99, 99], 1, 0)]
-    found = evaluate_detections(make_index([boxes]), {0: make_detections(*[(b, 0.9, k) for b, k, _ in boxes])})
+    found = evaluate_detections(make_dataset([boxes]), {0: make_detections(*[(b, 0.9, k) for b, k, _ in boxes])})
     numbers = {name: getattr(found, name) for name in HEADLINES}
     # With one detection per class, dogs are found to one half.
     assert numbers == pytest.approx({name: 0.75 if name == "ar1" else 1.0 for name in HEADLINES}, abs=1e-12)
@@ -192,9 +192,9 @@ def test_perfect_detections_score_one_in_every_size_there_is():
 
 def test_a_hand_case():
     """Two boxes; ranked: hit, miss, hit. Precision 1 up to recall .5 (51 of 101 points), then 2/3."""
-    index = make_index([[([0, 0, 10, 10], 0, 0), ([50, 50, 90, 90], 0, 0)]], names=("cell",))
+    dataset = make_dataset([[([0, 0, 10, 10], 0, 0), ([50, 50, 90, 90], 0, 0)]], names=("cell",))
     found = evaluate_detections(
-        index,
+        dataset,
         {0: make_detections(([0, 0, 10, 10], 0.9, 0), ([20, 0, 30, 10], 0.8, 0), ([50, 50, 90, 90], 0.7, 0))},
     )
     assert found.ap == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-12)
@@ -203,45 +203,45 @@ def test_a_hand_case():
 
 def test_iou_thresholds_count_one_by_one():
     """IoU .62 passes .50, .55 and .60 of the ten thresholds."""
-    index = make_index([[([0, 0, 100, 100], 0, 0)]])
-    found = evaluate_detections(index, {0: make_detections(([0, 0, 62, 100], 0.9, 0))})
+    dataset = make_dataset([[([0, 0, 100, 100], 0, 0)]])
+    found = evaluate_detections(dataset, {0: make_detections(([0, 0, 62, 100], 0.9, 0))})
     assert (found.ap, found.ap50, found.ap75) == (pytest.approx(0.3), ONE, 0.0)
 
 
 @pytest.mark.parametrize("flag", [1, 2, 3])
 def test_crowd_and_difficult_boxes_are_neither_missed_nor_background(flag):
-    index = make_index([[([0, 0, 10, 10], 0, 0), ([30, 30, 90, 90], 0, flag)]])
+    dataset = make_dataset([[([0, 0, 10, 10], 0, 0), ([30, 30, 90, 90], 0, flag)]])
     on_the_crowd = [([35, 35, 50, 50], 0.95, 0), ([55, 55, 80, 80], 0.94, 0)]
-    found = evaluate_detections(index, {0: make_detections(([0, 0, 10, 10], 0.9, 0), *on_the_crowd)})
+    found = evaluate_detections(dataset, {0: make_detections(([0, 0, 10, 10], 0.9, 0), *on_the_crowd)})
     assert (found.ap, found.ar100, found.num_boxes, found.per_class[0].num_boxes) == (ONE, 1.0, 1, 1)
-    missed = evaluate_detections(index, {0: make_detections(([0, 0, 10, 10], 0.9, 0))})
+    missed = evaluate_detections(dataset, {0: make_detections(([0, 0, 10, 10], 0.9, 0))})
     assert missed.ap == ONE
 
 
 def test_the_stated_area_decides_the_size():
-    index = make_index([[([0, 0, 40, 40], 0, 0)]])
-    index.areas[0] = 500.0  # COCO states the area of the mask
-    found = evaluate_detections(index, {0: make_detections(([0, 0, 40, 40], 0.9, 0))})
+    dataset = make_dataset([[([0, 0, 40, 40], 0, 0)]])
+    dataset.areas[0] = 500.0  # COCO states the area of the mask
+    found = evaluate_detections(dataset, {0: make_detections(([0, 0, 40, 40], 0.9, 0))})
     assert (found.ap_small, found.ap_medium) == (ONE, None)
 
 
 def test_an_image_left_out_has_no_detections():
-    index = make_index([[([0, 0, 10, 10], 0, 0)], [([0, 0, 10, 10], 0, 0)]])
-    found = evaluate_detections(index, {1: make_detections(([0, 0, 10, 10], 0.9, 0))})
+    dataset = make_dataset([[([0, 0, 10, 10], 0, 0)], [([0, 0, 10, 10], 0, 0)]])
+    found = evaluate_detections(dataset, {1: make_detections(([0, 0, 10, 10], 0.9, 0))})
     assert found.ar100 == 0.5
 
 
 def test_positions_and_labels_outside_the_index_are_errors():
-    index = make_index([[], []])
+    dataset = make_dataset([[], []])
     with pytest.raises(IndexError, match=r"positions must be in 0…1, found 2…2"):
-        evaluate_detections(index, {2: make_detections(([0, 0, 1, 1], 0.5, 0))})
+        evaluate_detections(dataset, {2: make_detections(([0, 0, 1, 1], 0.5, 0))})
     with pytest.raises(IndexError, match=r"labels must be in 0…1, found 0…5"):
-        evaluate_detections(index, {0: make_detections(([0, 0, 1, 1], 0.5, 0), ([0, 0, 1, 1], 0.5, 5))})
+        evaluate_detections(dataset, {0: make_detections(([0, 0, 1, 1], 0.5, 0), ([0, 0, 1, 1], 0.5, 5))})
 
 
 def test_classes_of_the_same_name_keep_their_own_numbers():
-    index = make_index([[([0, 0, 10, 10], 0, 0), ([20, 20, 40, 40], 1, 0)]], names=("cell", "cell"))
-    found = evaluate_detections(index, {0: make_detections(([0, 0, 10, 10], 0.9, 0))})
+    dataset = make_dataset([[([0, 0, 10, 10], 0, 0), ([20, 20, 40, 40], 1, 0)]], names=("cell", "cell"))
+    found = evaluate_detections(dataset, {0: make_detections(([0, 0, 10, 10], 0.9, 0))})
     assert [one.ap for one in found.per_class] == [ONE, 0.0]
 
 
@@ -272,18 +272,18 @@ def test_the_real_fixture_equals_pycocotools_to_the_last_digit(real_data):
 
 def test_coco_mini_gives_pycocotools_numbers_through_the_index_and_through_files(real_data, tmp_path):
     """80 sparse categories, crowds, images without boxes; noisy copies of the truth stand in for a detector."""
-    index = open_split(DataConfig(path=real_data / "coco_mini"), "val", seed=0)
+    dataset = open_split(DataConfig(path=real_data / "coco_mini"), "val", seed=0)
     generator = torch.Generator().manual_seed(0)
     detections = {}
-    for place in range(len(index)):
-        target = index.target(place)
+    for place in range(len(dataset)):
+        target = dataset.target(place)
         boxes = target.boxes.repeat(3, 1) + torch.randn(3 * len(target.boxes), 4, generator=generator) * 3
         boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])
         detections[place] = Detections(boxes, torch.rand(len(boxes), generator=generator), target.labels.repeat(3))
-    write_results(tmp_path / "results.json", index, detections)
+    write_results(tmp_path / "results.json", dataset, detections)
     truth = real_data / "coco_mini" / "annotations" / "instances_val2017.json"
     evaluator = referee(json.loads(truth.read_text()), json.loads((tmp_path / "results.json").read_text()))
-    for found in (evaluate_detections(index, detections), evaluate_files(tmp_path / "results.json", truth)):
+    for found in (evaluate_detections(dataset, detections), evaluate_files(tmp_path / "results.json", truth)):
         for name, expected in zip(HEADLINES, evaluator.stats, strict=True):
             assert same(getattr(found, name), expected), name
 
@@ -331,9 +331,9 @@ def test_half_a_million_detections_take_two_seconds_of_two_cores():
         [(box, label, 0) for box, label in zip(boxes[row][:7].tolist(), labels[row][:7].tolist(), strict=True)]
         for row in rows
     ]
-    index = make_index(truth, names=[str(k) for k in range(80)])
+    dataset = make_dataset(truth, names=[str(k) for k in range(80)])
     begin = time.process_time()
-    found = evaluate_detections(index, detections)
+    found = evaluate_detections(dataset, detections)
     assert time.process_time() - begin <= 4.0
     assert found.num_detections == 500_000
 

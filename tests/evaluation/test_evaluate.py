@@ -17,7 +17,7 @@ from focaldet.prediction import Predictor
 from focaldet.runtime import Process
 from focaldet.types import Preprocessing, Resize, Target
 from focaldet.weights import Trained
-from tests.evaluation.cases import BrightDetector, make_detections, make_index, picture, size_of
+from tests.evaluation.cases import BrightDetector, make_dataset, make_detections, picture, size_of
 
 BOXES = [[k, 4, k + 16, 36] for k in range(0, 40, 4)]
 
@@ -29,12 +29,12 @@ class Scenes:
         self.images = [
             picture(size=(40 + 8 * (k % 3), 64), box=box, green=200 * (k % 2)) for k, box in enumerate(boxes)
         ]
-        self.index = make_index(
+        self.dataset = make_dataset(
             [[(box, k % 2, 0)] for k, box in enumerate(boxes)], sizes=[tuple(size_of(image)) for image in self.images]
         )
 
     def load(self, i, *, epoch):
-        return self.images[i], self.index.target(i)
+        return self.images[i], self.dataset.target(i)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

@@ -14,14 +14,14 @@ from focaldet.errors import DataError
 from focaldet.evaluation.coco import evaluate_detections, evaluate_files
 from focaldet.evaluation.results import read_results, rows_of, write_results
 from focaldet.report.run_report import detections_of
-from tests.evaluation.cases import make_detections, make_index
+from tests.evaluation.cases import make_dataset, make_detections
 
 GOOD = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3.5, 4], "score": 0.5}
-INDEX = make_index([[([1, 2, 4.5, 6], 0, 0)], []], category_ids=(3, 90), image_ids=(10, 2))
+DATASET = make_dataset([[([1, 2, 4.5, 6], 0, 0)], []], category_ids=(3, 90), image_ids=(10, 2))
 
 
-def read(path, index=INDEX):
-    return read_results(path, image_ids=index.image_ids.tolist(), classes=index.classes)
+def read(path, dataset=DATASET):
+    return read_results(path, image_ids=dataset.image_ids.tolist(), classes=dataset.classes)
 
 
 def written(tmp_path, content):
@@ -126,14 +126,14 @@ def test_nothing_but_a_data_error_leaves(tmp_path_factory, records):
 
 
 def test_what_is_written_gives_the_same_numbers_to_the_last_digit(tmp_path):
-    index = make_index(
+    dataset = make_dataset(
         [[([1.25, 2, 40.5, 60], 0, 0)], [([5, 5, 30, 30], 1, 0)]], category_ids=(3, 90), image_ids=(10, 2)
     )
     detections = {
         0: make_detections(([1.3, 2.1, 40.123, 61], 0.9, 0), ([5, 5, 9, 9], 0.1, 1)),
         1: make_detections(([5.1, 5, 31, 29.7], 0.7, 1)),
     }
-    write_results(tmp_path / "out.json", index, detections)
+    write_results(tmp_path / "out.json", dataset, detections)
     records = json.loads((tmp_path / "out.json").read_text())
     assert [(one["image_id"], one["category_id"]) for one in records] == [(10, 3), (10, 90), (2, 90)]
     truth = {
@@ -145,7 +145,7 @@ def test_what_is_written_gives_the_same_numbers_to_the_last_digit(tmp_path):
         ],
     }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    assert evaluate_files(tmp_path / "out.json", tmp_path / "truth.json") == evaluate_detections(index, detections)
+    assert evaluate_files(tmp_path / "out.json", tmp_path / "truth.json") == evaluate_detections(dataset, detections)
 
 
 @pytest.fixture
@@ -187,12 +187,12 @@ def test_what_a_training_run_writes_has_the_ids_of_the_validation_file(folder):
 
 
 def test_rows_and_detections_turn_into_each_other():
-    index = make_index([[], [], []])
+    dataset = make_dataset([[], [], []])
     detections = {
         2: make_detections(([0, 0, 8, 8], 0.5, 1)),
         0: make_detections(([1, 2, 4, 8], 0.9, 0), ([1, 2, 4, 4], 0.9, 1)),
     }
-    back = detections_of(rows_of(detections), index)
+    back = detections_of(rows_of(detections), dataset)
     for position, found in enumerate(back):
         expected = detections.get(position, make_detections())
         assert torch.equal(found.boxes, expected.boxes)

@@ -14,7 +14,7 @@ from focaldet.evaluation.results import write_results
 from focaldet.report.page import STYLE
 from focaldet.report.run_report import NUM_PICTURES, truth_as_detections, write_report
 from focaldet.types import Target
-from tests.evaluation.cases import make_detections, make_index, picture
+from tests.evaluation.cases import make_dataset, make_detections, picture
 
 EVIL = "<script>alert(1)</script>"
 METRICS = """kind,epoch,step,loss,class_loss,box_loss,ap,ap50,ap75
@@ -29,11 +29,11 @@ class Scenes:
 
     def __init__(self, names=("cell", "dog"), num_images=20):
         boxes = [[([8, 8, 24, 40], k % 2, int(k % 5 == 4))] for k in range(num_images)]
-        self.index = make_index(boxes, names=names, sizes=[(48, 64)] * num_images)
+        self.dataset = make_dataset(boxes, names=names, sizes=[(48, 64)] * num_images)
 
     def load(self, i, *, epoch):
         assert epoch == 0
-        return picture(), self.index.target(i)
+        return picture(), self.dataset.target(i)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def run(tmp_path):
     (folder / "config.yaml").write_text("model: retinanet_r18_fpn\nseed: 7\n")
     (folder / "environment.json").write_text('{"torch": "2.14"}')
     found = {k: make_detections(([8, 8, 24, 40], 0.9, k % 2), ([0, 0, 9, 9], 0.2, 0)) for k in range(20)}
-    write_results(folder / "predictions.json", Scenes().index, found)
+    write_results(folder / "predictions.json", Scenes().dataset, found)
     return folder
 
 
@@ -102,7 +102,7 @@ def test_it_holds_numbers_curves_pictures_and_settings(run):
 def test_numbers_are_those_of_the_predictions(run):
     page = page_of(run)
     expected = evaluate_detections(
-        Scenes().index,
+        Scenes().dataset,
         {k: make_detections(([8, 8, 24, 40], 0.9, k % 2), ([0, 0, 9, 9], 0.2, 0)) for k in range(20)},
     )
     assert f'<p class="value">{100 * expected.ap:.1f}</p>' in page
@@ -114,7 +114,7 @@ def test_given_numbers_and_notes_are_taken(run):
     from dataclasses import replace
 
     metrics = replace(
-        evaluate_detections(Scenes().index, {}), ap=0.123, milliseconds_per_image=45.6, notes=(f"note {EVIL}",)
+        evaluate_detections(Scenes().dataset, {}), ap=0.123, milliseconds_per_image=45.6, notes=(f"note {EVIL}",)
     )
     page = page_of(run, metrics=metrics)
     assert "12.3" in page
@@ -143,10 +143,10 @@ def test_detections_below_the_score_are_not_shown(run):
 
 
 def test_names_from_the_data_cannot_become_markup(run):
-    index = Scenes((EVIL, '" onload="x')).index
-    index.findings.add(Problem("warning", EVIL, EVIL, EVIL))
+    dataset = Scenes((EVIL, '" onload="x')).dataset
+    dataset.problems.add(Problem("warning", EVIL, EVIL, EVIL))
     source = Scenes((EVIL, '" onload="x'))
-    source.index = index
+    source.dataset = dataset
     seen = Seen(page_of(run, source))
     assert not seen.all("script")
     assert EVIL in seen.text
@@ -172,7 +172,7 @@ def test_a_damaged_history_is_survived(run):
 
 
 def test_fewer_images_than_pictures(run):
-    write_results(run / "predictions.json", Scenes(num_images=3).index, {})
+    write_results(run / "predictions.json", Scenes(num_images=3).dataset, {})
     assert len(Seen(page_of(run, Scenes(num_images=3))).all("img")) == 6
 
 

@@ -20,7 +20,7 @@ from focaldet.study.hard_examples import easiness, examples_on, study_hard, tell
 from focaldet.study.hard_page import hard_page
 from focaldet.study.suspects import suspects
 from focaldet.weights import Trained
-from tests.evaluation.cases import BrightDetector, make_detections, make_index, picture
+from tests.evaluation.cases import BrightDetector, make_dataset, make_detections, picture
 
 BOX = (8, 8, 24, 40)
 # Of each image what is bright (box, green) and what the file says of it (xywh, category id; 1 is the cell, 2 the dog).
@@ -103,26 +103,26 @@ def held_in(page):
 
 def test_a_name_cannot_end_the_data_of_the_page():
     name = "</script><script>alert(1)</script><!--"
-    index = make_index([[(BOX, 0, 0)]], names=(name, "dog"), name=name)
-    several = [judged(make_detections((BOX, 0.9, 0)), index.target(0), score=0.3)]
-    text = hard_page(index, several, [], score=0.3, model=name)
+    dataset = make_dataset([[(BOX, 0, 0)]], names=(name, "dog"), name=name)
+    several = [judged(make_detections((BOX, 0.9, 0)), dataset.target(0), score=0.3)]
+    text = hard_page(dataset, several, [], score=0.3, model=name)
     assert text.count("</script>") == 2  # of the data and of the program
     assert "<!--" not in text
     assert held_in(text)["classes"] == [name, "dog"]
 
 
 def test_easy_is_one_and_hard_near_zero():
-    easy = judged(make_detections((BOX, 1.0, 0)), make_index([[(BOX, 0, 0)]]).target(0), score=0.3)[0]
-    hard = judged(make_detections(), make_index([[(BOX, 0, 0)]]).target(0), score=0.3)[0]
+    easy = judged(make_detections((BOX, 1.0, 0)), make_dataset([[(BOX, 0, 0)]]).target(0), score=0.3)[0]
+    hard = judged(make_detections(), make_dataset([[(BOX, 0, 0)]]).target(0), score=0.3)[0]
     assert easiness(easy) == pytest.approx(1.0)
     assert easiness(hard) < 0.01
 
 
 def test_boxes_of_classes_that_the_detector_does_not_know_are_no_examples():
-    index = make_index([[(BOX, 0, 0), ((30.0, 30.0, 40.0, 40.0), 2, 0)]], names=("cell", "dog", "cat"))
+    dataset = make_dataset([[(BOX, 0, 0), ((30.0, 30.0, 40.0, 40.0), 2, 0)]], names=("cell", "dog", "cat"))
     detector = BrightDetector(names=("dog", "cell"))
-    matched = match_classes(("dog", "cell"), index.classes, num_classes=2)
-    on_split = OnSplit(detector, index, matched)
+    matched = match_classes(("dog", "cell"), dataset.classes, num_classes=2)
+    on_split = OnSplit(detector, dataset, matched)
     detections = [make_detections((BOX, 0.9, 1), ((30.0, 30.0, 40.0, 40.0), 0.8, 1), names=("dog", "cell"))]
     (several,) = examples_on(on_split, detections, score=0.3)
     assert [(one.kind, one.label, one.place) for one in several] == [("found", 0, 0)]
@@ -248,12 +248,12 @@ def test_five_thousand_images_stay_quick(browser, tmp_path):
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(15, 2, generator=generator) * 60
     rows = [((x, y, x + 20, y + 20), 0, 0) for x, y in corners.tolist()]
-    index = make_index([rows] * 5000)
+    dataset = make_dataset([rows] * 5000)
     shifted = [((x + 6, y, x + 26, y + 20), 0.9 - place / 20, 0) for place, (x, y) in enumerate(corners.tolist())]
-    several = tuple(judged(make_detections(*shifted), index.target(0), score=0.3))
+    several = tuple(judged(make_detections(*shifted), dataset.target(0), score=0.3))
     examples = [several] * 5000
     path = tmp_path / "index.html"
-    path.write_text(hard_page(index, examples, suspects(examples, num_classes=2, score=0.3), score=0.3, model="m"))
+    path.write_text(hard_page(dataset, examples, suspects(examples, num_classes=2, score=0.3), score=0.3, model="m"))
     page, _ = opened_page(browser, path)
     assert page.locator(".tile").count() == 24
     milliseconds = page.evaluate(

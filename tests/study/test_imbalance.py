@@ -22,7 +22,7 @@ from focaldet.study import imbalance as module
 from focaldet.study.imbalance import study_imbalance, summary, tally_losses
 from focaldet.study.loss_tally import LossTally
 from focaldet.weights import Trained
-from tests.evaluation.cases import BrightDetector, make_index, picture
+from tests.evaluation.cases import BrightDetector, make_dataset, picture
 
 BOX = [8.0, 8.0, 24.0, 40.0]
 FILES = {
@@ -126,7 +126,7 @@ class TestWhatIsCounted:
         opened = open_on_split(tiny_run, None, split="val")
         detector = opened.detector.eval()
         total = 0.0
-        loader = Loader(FileSource(opened.index), preprocessing=detector.preprocessing, batch_size=1, seed=0)
+        loader = Loader(FileSource(opened.dataset), preprocessing=detector.preprocessing, batch_size=1, seed=0)
         for batch in loader.epoch(0):
             with torch.no_grad():
                 outputs = detector(batch.images)
@@ -152,7 +152,7 @@ class TestWithoutSomething:
         assert (tmp_path / "out" / "index.html").read_text().count("<img") == 1
 
     def test_no_images_are_refused(self, detector, tmp_path, monkeypatch):
-        nothing = OnSplit(detector, make_index([]), match_classes(("cell",), make_index([]).classes, num_classes=1))
+        nothing = OnSplit(detector, make_dataset([]), match_classes(("cell",), make_dataset([]).classes, num_classes=1))
         monkeypatch.setattr(module, "open_on_split", lambda *_, **__: nothing)
         with pytest.raises(ConfigError, match="split: 'val' has no images"):
             study_imbalance("weights", out=tmp_path / "out")
@@ -178,10 +178,10 @@ def meaning(positive, negative, *, gammas=(0.0, 2.0)):
     """What is said of positives and negatives at (x_t, how many)."""
     tally = LossTally(gammas)
     tally.add(Margins(*(torch.cat([torch.full((count,), x) for x, count in side]) for side in (positive, negative))))
-    index = make_index([[(BOX, 0, 0)]])
+    dataset = make_dataset([[(BOX, 0, 0)]])
     detector = BrightDetector()
-    matched = match_classes(detector.class_names, index.classes, num_classes=2)
-    return " ".join(summary(tally, OnSplit(detector, index, matched)).meaning)
+    matched = match_classes(detector.class_names, dataset.classes, num_classes=2)
+    return " ".join(summary(tally, OnSplit(detector, dataset, matched)).meaning)
 
 
 class TestWhatItMeans:

@@ -10,7 +10,7 @@ from focaldet.data.dataset import DataConfig
 from focaldet.evaluation.error_kinds import judged
 from focaldet.evaluation.evaluate import evaluation_split
 from focaldet.study.suspects import Labelled, suspects, write_suspects
-from tests.evaluation.cases import make_detections, make_index
+from tests.evaluation.cases import make_dataset, make_detections
 
 CELL, DOG = 0, 1
 HERE = (0.0, 0.0, 10.0, 10.0)
@@ -20,10 +20,10 @@ FAR = (50.0, 50.0, 60.0, 60.0)
 
 def found(*images, objects, score=0.3):
     """Suspects of images given by their detections, with the objects of each."""
-    index = make_index([[(box, label, 0) for box, label in rows] for rows in objects])
-    pairs = zip(images, range(len(index)), strict=True)
-    examples = [judged(make_detections(*rows), index.target(place), score=score) for rows, place in pairs]
-    return suspects(examples, num_classes=2, score=score), index
+    dataset = make_dataset([[(box, label, 0) for box, label in rows] for rows in objects])
+    pairs = zip(images, range(len(dataset)), strict=True)
+    examples = [judged(make_detections(*rows), dataset.target(place), score=score) for rows, place in pairs]
+    return suspects(examples, num_classes=2, score=score), dataset
 
 
 def told(several):
@@ -68,8 +68,8 @@ def test_the_strongest_comes_first_over_all_images():
 
 def test_the_files_say_what_the_annotations_and_the_detector_say(tmp_path):
     rows = [[(HERE, 0.9, DOG), (FAR, 0.8, CELL)], []]
-    several, index = found(*rows, objects=[[(HERE, CELL)], [(FAR, DOG)]])
-    write_suspects(several, index, table=tmp_path / "s.csv", coco=tmp_path / "s.json")
+    several, dataset = found(*rows, objects=[[(HERE, CELL)], [(FAR, DOG)]])
+    write_suspects(several, dataset, table=tmp_path / "s.csv", coco=tmp_path / "s.json")
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert [(line["file"], line["problem"], line["class"], line["proposed_class"]) for line in lines] == [
@@ -87,9 +87,9 @@ def test_the_files_say_what_the_annotations_and_the_detector_say(tmp_path):
 
 
 def test_the_coco_file_is_read_by_our_own_reader(tmp_path):
-    several, index = found([(HERE, 0.9, DOG)], objects=[[(HERE, CELL)]])
+    several, dataset = found([(HERE, 0.9, DOG)], objects=[[(HERE, CELL)]])
     Image.new("RGB", (100, 100)).save(tmp_path / "0.png")
-    write_suspects(several, index, table=tmp_path / "s.csv", coco=tmp_path / "s.json")
+    write_suspects(several, dataset, table=tmp_path / "s.csv", coco=tmp_path / "s.json")
     again = evaluation_split(DataConfig(path=tmp_path / "s.json"), "val", seed=0)
     assert again.boxes.tolist() == [list(HERE)]
     assert again.labels.tolist() == [DOG]

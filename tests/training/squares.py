@@ -28,12 +28,12 @@ ARCHITECTURE = {
 class Squares:
     """`num_images` pictures of SIDE × SIDE pixels with one square each; those in `empty` have none."""
 
-    index: Dataset
+    dataset: Dataset
     pictures: torch.Tensor
 
     def load(self, i, *, epoch):
         del epoch
-        return self.pictures[i], self.index.target(i)
+        return self.pictures[i], self.dataset.target(i)
 
 
 def squares(num_images, *, seed=0, empty=()):
@@ -50,7 +50,7 @@ def squares(num_images, *, seed=0, empty=()):
             labels.append(i % 2)
     path_bytes, path_offsets = pack_paths([f"{i}.png" for i in range(num_images)])
     corners = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    index = Dataset(
+    dataset = Dataset(
         name="squares",
         root=Path("squares"),
         classes=Classes(("red", "green"), (3, 7)),
@@ -63,9 +63,9 @@ def squares(num_images, *, seed=0, empty=()):
         areas=(corners[:, 2:] - corners[:, :2]).prod(1),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=Problems(),
+        problems=Problems(),
     )
-    return Squares(index, pictures)
+    return Squares(dataset, pictures)
 
 
 def small_run(out, **changes):

@@ -92,7 +92,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     assert events[-1] == "finished" and "started" in events and events.count("evaluation") == 2
     assert "Average precision" in folder.report.read_text() and "<svg" in folder.report.read_text()
     environment = json.loads(folder.environment.read_text())
-    assert environment["data"]["train"] == EIGHT.index.fingerprint() and environment["versions"]["torch"]
+    assert environment["data"]["train"] == EIGHT.dataset.fingerprint() and environment["versions"]["torch"]
     assert {record["image_id"] for record in json.loads(folder.predictions.read_text())} <= set(range(10, 18))
     for path in (folder.last, folder.best):
         assert metadata(path).category_ids == (3, 7)

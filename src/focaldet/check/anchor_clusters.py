@@ -42,19 +42,19 @@ class AnchorShapes:
         }
 
 
-def anchor_shapes(index: Dataset, resize: Resize, *, num_clusters: int, seed: int) -> AnchorShapes:
+def anchor_shapes(dataset: Dataset, resize: Resize, *, num_clusters: int, seed: int) -> AnchorShapes:
     """k-means over the boxes of a split as the network sees them; ignored boxes are left out.
 
     Raises:
         ConfigError: there are fewer different boxes than clusters.
     """
-    boxes, _ = resized_boxes(index, resize)
+    boxes, _ = resized_boxes(dataset, resize)
     if not len(boxes):
-        raise ConfigError(f'clusters: split "{index.name}" has no boxes')
+        raise ConfigError(f'clusters: split "{dataset.name}" has no boxes')
     found = cluster_sizes((boxes[:, 2:] - boxes[:, :2]).double(), num_clusters=num_clusters, seed=seed)
     pairs = [(width, height) for width, height in found.sizes.tolist()]
     return AnchorShapes(
-        split=index.name,
+        split=dataset.name,
         resize=str(resize),
         num_boxes=len(boxes),
         pixels=tuple((round(width, 2), round(height, 2)) for width, height in pairs),

@@ -37,9 +37,9 @@ class AnchorReport:
     smallest_anchor_px: float
 
 
-def anchor_report(index: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> AnchorReport:
+def anchor_report(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> AnchorReport:
     """How the anchors fit the boxes of a split that has any."""
-    boxes, images = resized_boxes(index, preprocessing.resize)
+    boxes, images = resized_boxes(dataset, preprocessing.resize)
     step = preprocessing.size_divisor
     frames = (images + step - 1) // step * step
     grids = detector.grids(ImageSize(*frames[0].tolist()))
@@ -75,14 +75,14 @@ def level_overlaps(
     return fit
 
 
-def resized_boxes(index: Dataset, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
+def resized_boxes(dataset: Dataset, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
     """The boxes that training looks for (no ignored ones) in the network's frame, and the sizes of their pictures."""
-    sizes = [index.size(i) for i in range(len(index))]
+    sizes = [dataset.size(i) for i in range(len(dataset))]
     placed = [(*resize.target(size), *resize.content(size), *resize.corner(size)) for size in sizes]
-    owners = torch.arange(len(index)).repeat_interleave(index.offsets.diff())
-    counted = index.flags == 0
+    owners = torch.arange(len(dataset)).repeat_interleave(dataset.offsets.diff())
+    counted = dataset.flags == 0
     images, contents, corners = torch.split(
         torch.tensor(placed, dtype=torch.int64).reshape(-1, 6)[owners][counted], 2, dim=1
     )
-    scale = contents.double() / index.sizes[owners][counted].double()
-    return index.boxes[counted] * scale.flip(1).repeat(1, 2) + corners.repeat(1, 2), images
+    scale = contents.double() / dataset.sizes[owners][counted].double()
+    return dataset.boxes[counted] * scale.flip(1).repeat(1, 2) + corners.repeat(1, 2), images

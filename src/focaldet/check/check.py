@@ -42,17 +42,17 @@ def check_data(
         ConfigError: no data is named.
     """
     parts = _roles(find_parts(config))
-    indexes = open_parts(config, parts, lenient=True)
-    findings = Problems()
-    for index in indexes.values():
-        findings.extend(index.findings)
-        _note_oddities(index, findings)
-    _note_damaged_pictures(list(indexes.values()), findings, progress=progress)
-    _note_repeated_pictures(list(indexes.values()), findings)
+    datasets = open_parts(config, parts, lenient=True)
+    problems = Problems()
+    for dataset in datasets.values():
+        problems.extend(dataset.problems)
+        _note_oddities(dataset, problems)
+    _note_damaged_pictures(list(datasets.values()), problems, progress=progress)
+    _note_repeated_pictures(list(datasets.values()), problems)
     prepared = preprocessing or Preprocessing()
-    splits = tuple(_describe(index, detector, prepared) for index in indexes.values())
+    splits = tuple(_describe(dataset, detector, prepared) for dataset in datasets.values())
     source = config.path or config.train or config.val or config.test
-    return Report(str(source), splits, _chosen(parts, seed), findings)
+    return Report(str(source), splits, _chosen(parts, seed), problems)
 
 
 def _roles(parts: dict[str, Part]) -> dict[str, Part]:
@@ -68,22 +68,22 @@ def _chosen(parts: dict[str, Part], seed: int) -> str:
     return f"splits {names}; none for validation, so training would hold out a tenth, drawn with seed {seed}"
 
 
-def _describe(index: Dataset, detector: DetectorConfig | None, preprocessing: Preprocessing) -> SplitReport:
-    counted = index.flags == 0
-    numbers = index.labels[counted].long().bincount(minlength=len(index.classes)).tolist()
-    stated = index.areas[counted]
+def _describe(dataset: Dataset, detector: DetectorConfig | None, preprocessing: Preprocessing) -> SplitReport:
+    counted = dataset.flags == 0
+    numbers = dataset.labels[counted].long().bincount(minlength=len(dataset.classes)).tolist()
+    stated = dataset.areas[counted]
     small, large = int((stated < SMALL_AREA).sum()), int((stated >= MEDIUM_AREA).sum())
     present = [number for number in numbers if number]
     return SplitReport(
-        name=index.name,
-        images=len(index),
-        background_images=int((index.offsets.diff() == 0).sum()),
-        boxes=len(index.boxes),
+        name=dataset.name,
+        images=len(dataset),
+        background_images=int((dataset.offsets.diff() == 0).sum()),
+        boxes=len(dataset.boxes),
         ignored=int((~counted).sum()),
-        boxes_per_class=_by_class(index.classes.names, numbers),
+        boxes_per_class=_by_class(dataset.classes.names, numbers),
         sizes={"small": small, "medium": len(stated) - small - large, "large": large},
         imbalance=max(present) / min(present) if present else 1.0,
-        anchors=anchor_report(index, detector, preprocessing) if detector and present else None,
+        anchors=anchor_report(dataset, detector, preprocessing) if detector and present else None,
     )
 
 
@@ -92,35 +92,35 @@ def _by_class(names: tuple[str, ...], numbers: list[int]) -> dict[str, int]:
     return {name if names.count(name) == 1 else f"{name} ({label})": numbers[label] for label, name in enumerate(names)}
 
 
-def _note_oddities(index: Dataset, findings: Problems) -> None:
+def _note_oddities(dataset: Dataset, problems: Problems) -> None:
     """Classes and images without boxes, and boxes that stand there twice."""
-    where = f'split "{index.name}"'
-    present = set(index.labels.tolist())
-    for label, name in enumerate(index.classes.names):
+    where = f'split "{dataset.name}"'
+    present = set(dataset.labels.tolist())
+    for label, name in enumerate(dataset.classes.names):
         if label not in present:
-            findings.add(Problem("note", "class without boxes", f'"{name}" has no box', str(index.root), where))
-    if not len(index.boxes):
-        findings.add(Problem("warning", "no boxes", "no image has a box", str(index.root), where))
-    owners = torch.arange(len(index)).repeat_interleave(index.offsets.diff())
-    rows = torch.cat([owners[:, None].double(), index.labels[:, None].double(), index.boxes], 1)
+            problems.add(Problem("note", "class without boxes", f'"{name}" has no box', str(dataset.root), where))
+    if not len(dataset.boxes):
+        problems.add(Problem("warning", "no boxes", "no image has a box", str(dataset.root), where))
+    owners = torch.arange(len(dataset)).repeat_interleave(dataset.offsets.diff())
+    rows = torch.cat([owners[:, None].double(), dataset.labels[:, None].double(), dataset.boxes], 1)
     _, inverse = torch.unique(rows, dim=0, return_inverse=True)
     seen: set[int] = set()
     for row, group in enumerate(inverse.tolist()):
         if group in seen:
-            place = f"box {[round(value, 2) for value in index.boxes[row].tolist()]}"
-            findings.add(
+            place = f"box {[round(value, 2) for value in dataset.boxes[row].tolist()]}"
+            problems.add(
                 Problem(
-                    "warning", "box twice", "the same box and class again", str(index.path(int(owners[row]))), place
+                    "warning", "box twice", "the same box and class again", str(dataset.path(int(owners[row]))), place
                 )
             )
         seen.add(group)
 
 
 def _note_damaged_pictures(
-    indexes: list[Dataset], findings: Problems, *, progress: Callable[[int, int], None] | None
+    datasets: list[Dataset], problems: Problems, *, progress: Callable[[int, int], None] | None
 ) -> None:
     """Pictures whose headers are whole and whose pixels are not, such as files that were cut off."""
-    splits = {index.path(i): index.name for index in reversed(indexes) for i in range(len(index))}
+    splits = {dataset.path(i): dataset.name for dataset in reversed(datasets) for i in range(len(dataset))}
 
     def damage(path: Path) -> str | None:
         try:
@@ -135,15 +135,15 @@ def _note_damaged_pictures(
             if progress is not None:
                 progress(done, len(splits))
             if problem is not None:
-                findings.add(Problem("error", "picture unusable", problem, str(path), f'split "{split}"'))
+                problems.add(Problem("error", "picture unusable", problem, str(path), f'split "{split}"'))
 
 
-def _note_repeated_pictures(indexes: list[Dataset], findings: Problems) -> None:
+def _note_repeated_pictures(datasets: list[Dataset], problems: Problems) -> None:
     """Files of equal content, in one split or across splits. Only files of equal length are read."""
     lengths: dict[int, list[tuple[str, Path]]] = defaultdict(list)
-    for index in indexes:
-        for path in dict.fromkeys(index.path(i) for i in range(len(index))):
-            lengths[path.stat().st_size].append((index.name, path))
+    for dataset in datasets:
+        for path in dict.fromkeys(dataset.path(i) for i in range(len(dataset))):
+            lengths[path.stat().st_size].append((dataset.name, path))
     contents: dict[str, list[tuple[str, Path]]] = defaultdict(list)
     for group in lengths.values():
         for split, path in group if len(group) > 1 else ():
@@ -152,7 +152,7 @@ def _note_repeated_pictures(indexes: list[Dataset], findings: Problems) -> None:
         for split, path in copies:
             kind = "picture twice" if split == first else "picture in two splits"
             message = f'the same picture as {original} of split "{first}"'
-            findings.add(Problem("warning", kind, message, str(path), f'split "{split}"'))
+            problems.add(Problem("warning", kind, message, str(path), f'split "{split}"'))
 
 
 def _digest(path: Path) -> str:

@@ -35,21 +35,21 @@ class Report:
     source: str
     splits: tuple[SplitReport, ...]
     chosen: str
-    findings: Problems = field(default_factory=Problems)
+    problems: Problems = field(default_factory=Problems)
 
     @property
     def exit_code(self) -> int:
         """0 where nothing is wrong (notes are not), 1 where there are warnings or errors."""
-        return 1 if self.findings.count("error", "warning") else 0
+        return 1 if self.problems.count("error", "warning") else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         splits = [asdict(split) for split in self.splits]
-        return {"source": self.source, "chosen": self.chosen, "splits": splits, "findings": self.findings.to_dict()}
+        return {"source": self.source, "chosen": self.chosen, "splits": splits, "findings": self.problems.to_dict()}
 
     def lines(self, *, listed: bool = False, all_classes: bool = False) -> list[str]:
         """The report as text; with `listed` every problem by itself, with `all_classes` every class."""
-        problems = self.findings.lines(listed=listed)
+        problems = self.problems.lines(listed=listed)
         parts = [
             [f"{self.source}: {self.chosen}"],
             _split_lines(self.splits),

@@ -178,8 +178,8 @@ def anchors(
         json: print JSON.
     """
     sides = {"size": None if short_side is not None else size, "short_side": short_side, "max_side": max_side}
-    index = open_split(joined(data, parts), split, seed=seed)
-    found = anchor_shapes(index, Resize().with_sides(**sides), num_clusters=clusters, seed=seed)
+    dataset = open_split(joined(data, parts), split, seed=seed)
+    found = anchor_shapes(dataset, Resize().with_sides(**sides), num_clusters=clusters, seed=seed)
     if json:
         print_json(found.to_dict())
         return

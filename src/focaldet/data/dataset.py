@@ -98,7 +98,7 @@ class Dataset:
         areas: COCO's `area` of the mask where a file states it, else that of the box; square pixels.
         path_bytes: all paths below `root`, UTF-8, one after the other.
         path_offsets: first byte of each path; the last entry is P.
-        findings: what was odd on the way.
+        problems: what was odd on the way.
         side_remainders: what x2 − x1 and y2 − y1 lack, in floating point, of the width and height that the file states;
             None where it states corners.
     """
@@ -115,7 +115,7 @@ class Dataset:
     areas: Float64[Tensor, " M"]
     path_bytes: UInt8[Tensor, " P"]
     path_offsets: Int64[Tensor, " N+1"]
-    findings: Problems
+    problems: Problems
     side_remainders: Float32[Tensor, "M 2"] | None = None
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ class Dataset:
         return Target(self.boxes[rows].float(), self.labels[rows].long(), self.flags[rows] != 0)
 
     def subset(self, indices: Sequence[int], name: str) -> "Dataset":
-        """The images at these positions, in this order, as an index called `name`."""
+        """The images at these positions, in this order, as a dataset called `name`."""
         chosen = torch.tensor(indices, dtype=torch.int64)
         rows, offsets = _gather(self.offsets, chosen)
         letters, path_offsets = _gather(self.path_offsets, chosen)
@@ -201,11 +201,11 @@ def _gather(
 
 
 @runtime_checkable
-class Source(Protocol):
+class ImageSource(Protocol):
     """Anything that gives pictures with their boxes: files, or scenes made on the fly."""
 
     @property
-    def index(self) -> Dataset:
+    def dataset(self) -> Dataset:
         """The images and their boxes."""
         ...
 
@@ -216,9 +216,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """The pictures of an index, read from their files."""
+    """The pictures of a dataset, read from their files."""
 
-    index: Dataset
+    dataset: Dataset
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
         """Picture i at full size and its boxes in its pixels, the same in every epoch.
@@ -227,11 +227,11 @@ class FileSource:
             DataError: the file is damaged, or no longer has the size with which it was indexed.
         """
         del epoch
-        path, size = self.index.path(i), self.index.size(i)
+        path, size = self.dataset.path(i), self.dataset.size(i)
         pixels = read_image(path)
         if tuple(pixels.shape[1:]) != size:
             found = f"{pixels.shape[2]} × {pixels.shape[1]}"
             raise DataError(
                 f"has changed to {found} pixels since it was indexed as {size.width} × {size.height}", file=path
             )
-        return pixels, self.index.target(i)
+        return pixels, self.dataset.target(i)

@@ -10,8 +10,8 @@ from focaldet.errors import DataError
 
 Severity = Literal["error", "warning", "note"]
 
-# Of each kind this many are listed, all are counted: a findings list of a broken set with a million boxes would
-# otherwise outweigh the index, in every worker again.
+# Of each kind this many are listed, all are counted: the list for a broken set with a million boxes would
+# otherwise outweigh the dataset, in every worker again.
 LISTED_PER_KIND = 200
 
 
@@ -53,34 +53,34 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Problems:
-    """Problems in the order in which they were met. `counts` is complete; `problems` holds the first of each kind."""
+    """Problems in the order in which they were met. `counts` is complete; `examples` holds the first of each kind."""
 
-    problems: list[Problem] = field(default_factory=list)
+    examples: list[Problem] = field(default_factory=list)
     counts: Counter[tuple[Severity, str]] = field(default_factory=Counter)
 
     def add(self, problem: Problem) -> None:
         key = (problem.severity, problem.kind)
         self.counts[key] += 1
         if self.counts[key] <= LISTED_PER_KIND:
-            self.problems.append(problem)
+            self.examples.append(problem)
 
     def add_all(self, severity: Severity, kind: str, number: int, make: Callable[[int], Problem]) -> None:
         """Count `number` problems of one kind; `make` is called only for those that are listed."""
         if not number:
             return
         room = max(0, LISTED_PER_KIND - self.counts[severity, kind])
-        self.problems += [make(k) for k in range(min(number, room))]
+        self.examples += [make(k) for k in range(min(number, room))]
         self.counts[severity, kind] += number
 
     def extend(self, other: "Problems") -> None:
         """Take over what `other` found."""
-        for problem in other.problems:
-            if sum(known.kind == problem.kind for known in self.problems) < LISTED_PER_KIND:
-                self.problems.append(problem)
+        for problem in other.examples:
+            if sum(known.kind == problem.kind for known in self.examples) < LISTED_PER_KIND:
+                self.examples.append(problem)
         self.counts.update(other.counts)
 
     def __iter__(self) -> Iterator[Problem]:
-        return iter(self.problems)
+        return iter(self.examples)
 
     def count(self, *severities: Severity) -> int:
         """How many problems there are of these severities; of all where none is named."""
@@ -93,7 +93,7 @@ class Problems:
         for (severity, kind), number in sorted(
             self.counts.items(), key=lambda item: (order.index(item[0][0]), item[0])
         ):
-            same = [problem for problem in self.problems if (problem.severity, problem.kind) == (severity, kind)]
+            same = [problem for problem in self.examples if (problem.severity, problem.kind) == (severity, kind)]
             found.append(
                 f"{severity}: {kind}: {number}" + (f" (first: {str(same[0]).split(': ', 2)[2]})" if same else "")
             )
@@ -105,4 +105,4 @@ class Problems:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         counts = [{"severity": s, "kind": kind, "count": number} for (s, kind), number in sorted(self.counts.items())]
-        return {"counts": counts, "problems": [asdict(problem) for problem in self.problems]}
+        return {"counts": counts, "problems": [asdict(problem) for problem in self.examples]}

@@ -10,7 +10,7 @@ from focaldet.config import nearest
 from focaldet.data.dataset import Classes, DataConfig, DataFormat, Dataset
 from focaldet.data.formats import coco, csv, voc, yolo
 from focaldet.data.formats.assemble import assemble
-from focaldet.data.formats.records import Layout, Records
+from focaldet.data.formats.records import DatasetLayout, Records
 from focaldet.data.formats.text import brief, hint, list_names, what_is_at
 from focaldet.data.problems import Problem, Problems
 from focaldet.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ VAL_NAMES = ("val", "valid", "validation", "val2017")
 TEST_NAMES = ("test", "test2017", "testing")
 HELD_OUT_SHARE = 0.1
 
-Find = Callable[[Path], Layout | None]
+Find = Callable[[Path], DatasetLayout | None]
 
 # YOLO stands last: it takes any folder of pictures below a description.
 _FIND: Mapping[DataFormat, Find] = {"coco": coco.find, "voc": voc.find, "csv": csv.find, "yolo": yolo.find}
@@ -40,7 +40,7 @@ class Splits:
 class Part:
     """One split inside a layout, under the name its folder uses."""
 
-    layout: Layout
+    layout: DatasetLayout
     name: str
 
 
@@ -135,10 +135,10 @@ def open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool =
         names = [name for name, part in parts.items() if part.layout is layout]
         own = [parts[name].name for name in names]
         records |= zip(names, _READ[layout.format](layout, own, images=config.images), strict=True)
-    indexes = {}
+    datasets = {}
     for name, record in records.items():
-        indexes[name] = assemble(replace(record, name=name), bad_boxes=config.bad_boxes, lenient=lenient)
-    return indexes
+        datasets[name] = assemble(replace(record, name=name), bad_boxes=config.bad_boxes, lenient=lenient)
+    return datasets
 
 
 def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
@@ -153,49 +153,53 @@ def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
     number = max(1, round(HELD_OUT_SHARE * len(whole)))
     held_out, kept = sorted(order[:number]), sorted(order[number:])
     # What was odd is told once, of all the images.
-    tenth = replace(whole.subset(held_out, f"10 % of {whole.name}"), findings=Problems())
+    tenth = replace(whole.subset(held_out, f"10 % of {whole.name}"), problems=Problems())
     return whole.subset(kept, whole.name), tenth
 
 
-def with_classes(index: Dataset, classes: Classes) -> Dataset:
+def with_classes(dataset: Dataset, classes: Classes) -> Dataset:
     """The same images with the labels of `classes`: classes are the same where their names are.
 
-    `Classes.own_ids` stay those of the index's own file. A note tells which classes have none there.
+    `Classes.own_ids` stay those of the dataset's own file. A note tells which classes have none there.
 
     Raises:
-        DataError: the index has boxes of a class that `classes` lacks.
+        DataError: the dataset has boxes of a class that `classes` lacks.
     """
-    if index.classes == classes:
-        return index
+    if dataset.classes == classes:
+        return dataset
     known = {name: label for label, name in enumerate(classes.names)}
-    present = set(index.labels.tolist())
-    strange = [name for label, name in enumerate(index.classes.names) if label in present and name not in known]
+    present = set(dataset.labels.tolist())
+    strange = [name for label, name in enumerate(dataset.classes.names) if label in present and name not in known]
     if strange:
         names = list_names(map(brief, strange))
-        problem = f'split "{index.name}" has boxes of classes that the training split lacks: {names}'
-        raise DataError(problem + hint(strange[0], known), file=index.root)
-    labels = torch.tensor([known.get(name, -1) for name in index.classes.names], dtype=torch.int32)
-    numbers = {known.get(name): number for name, number in zip(index.classes.names, index.classes.own_ids, strict=True)}
+        problem = f'split "{dataset.name}" has boxes of classes that the training split lacks: {names}'
+        raise DataError(problem + hint(strange[0], known), file=dataset.root)
+    labels = torch.tensor([known.get(name, -1) for name in dataset.classes.names], dtype=torch.int32)
+    numbers = {
+        known.get(name): number for name, number in zip(dataset.classes.names, dataset.classes.own_ids, strict=True)
+    }
     own_ids = tuple(numbers.get(label) for label in range(len(classes)))
     return replace(
-        index,
+        dataset,
         classes=replace(classes, file_ids=None if own_ids == classes.category_ids else own_ids),
-        labels=labels[index.labels.long()],
-        findings=_with_absent(index, [name for name, own in zip(classes.names, own_ids, strict=True) if own is None]),
+        labels=labels[dataset.labels.long()],
+        problems=_with_absent_classes(
+            dataset, [name for name, own in zip(classes.names, own_ids, strict=True) if own is None]
+        ),
     )
 
 
-def _with_absent(index: Dataset, names: Sequence[str]) -> Problems:
-    """The findings of an index, and one note on the classes of the training split that its file lacks."""
-    findings = Problems()
-    findings.extend(index.findings)
+def _with_absent_classes(dataset: Dataset, names: Sequence[str]) -> Problems:
+    """The problems of a dataset, and one note on the classes of the training split that its file lacks."""
+    problems = Problems()
+    problems.extend(dataset.problems)
     if names:
         message = f"result files leave out detections of classes that only the training split has: {list_names(names)}"
-        findings.add(Problem("note", "class absent", message, str(index.root), f'split "{index.name}"'))
-    return findings
+        problems.add(Problem("note", "class absent", message, str(dataset.root), f'split "{dataset.name}"'))
+    return problems
 
 
-def _recognise(path: Path, wanted: DataFormat | None) -> Layout:
+def _recognise(path: Path, wanted: DataFormat | None) -> DatasetLayout:
     if not what_is_at(path):
         raise DataError("there is no such file or folder", file=path)
     finders: Sequence[Find] = [_FIND[wanted]] if wanted else list(_FIND.values())

@@ -1,4 +1,4 @@
-"""The twelve COCO numbers, over all classes and per class, from an index and what was detected in its images.
+"""The twelve COCO numbers, over all classes and per class, from a dataset and what was detected in its images.
 
 Axes: N images, K classes, D detections, T IoU thresholds, R recall thresholds, S size ranges, M detection limits.
 """
@@ -119,26 +119,26 @@ class GroundTruth(NamedTuple):
     ignored: Bool[numpy.ndarray, " G"]
 
 
-def evaluate_detections(index: Dataset, detections: Mapping[int, Detections]) -> Metrics:
-    """The COCO numbers of `detections`, given by position in `index`, in pixels of the stored images.
+def evaluate_detections(dataset: Dataset, detections: Mapping[int, Detections]) -> Metrics:
+    """The COCO numbers of `detections`, given by position in `dataset`, in pixels of the stored images.
 
-    An image that is not among them counts as one without detections. Labels are the index's own. As in COCO, at most
+    An image that is not among them counts as one without detections. Labels are the dataset's own. As in COCO, at most
     the 100 best detections per image and class count. Boxes flagged as crowd or difficult are ignored: not finding them
     costs nothing, and detections that lie on them (intersection over the detection's own area, any number of them) are
     neither right nor wrong.
 
     Raises:
-        IndexError: a position or label is not in the index.
+        IndexError: a position or label is not in the dataset.
     """
     rows = rows_of(detections)
     for name, values, limit in [
-        ("position", rows.positions, len(index)),
-        ("label", rows.labels, len(index.classes.names)),
+        ("position", rows.positions, len(dataset)),
+        ("label", rows.labels, len(dataset.classes.names)),
     ]:
         lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, -1)
         if lowest < 0 or highest >= limit:
             raise IndexError(f"{name}s must be in 0…{limit - 1}, found {lowest}…{highest}")
-    return _measure(truth_of_index(index), rows)
+    return _measure(truth_of_dataset(dataset), rows)
 
 
 def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split: str = "val") -> Metrics:
@@ -157,27 +157,27 @@ def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split:
     if data.path is not None and data.path.suffix.lower() == ".json":
         truth = truth_of_file(data.path)
     else:
-        truth = truth_of_index(open_split(data, split, seed=0))
+        truth = truth_of_dataset(open_split(data, split, seed=0))
     return _measure(truth, read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes))
 
 
-def truth_of_index(index: Dataset) -> GroundTruth:
-    """The boxes of an index, as the detector was taught them: inside their pictures, none of them empty.
+def truth_of_dataset(dataset: Dataset) -> GroundTruth:
+    """The boxes of a dataset, as the detector was taught them: inside their pictures, none of them empty.
 
     Sides that were not cut are those of the file to the last digit, as in `truth_of_file`.
     """
-    boxes = index.boxes.numpy()
+    boxes = dataset.boxes.numpy()
     sides = boxes[:, 2:] - boxes[:, :2]
-    if index.side_remainders is not None:
-        sides += index.side_remainders.numpy()
+    if dataset.side_remainders is not None:
+        sides += dataset.side_remainders.numpy()
     return GroundTruth(
-        image_ids=index.image_ids.numpy(),
-        classes=index.classes,
-        positions=numpy.repeat(numpy.arange(len(index)), numpy.diff(index.offsets.numpy())),
-        labels=index.labels.numpy().astype(numpy.int64),
+        image_ids=dataset.image_ids.numpy(),
+        classes=dataset.classes,
+        positions=numpy.repeat(numpy.arange(len(dataset)), numpy.diff(dataset.offsets.numpy())),
+        labels=dataset.labels.numpy().astype(numpy.int64),
         xywh=numpy.concatenate([boxes[:, :2], sides], axis=1),
-        areas=index.areas.numpy(),
-        ignored=index.flags.numpy() != 0,
+        areas=dataset.areas.numpy(),
+        ignored=dataset.flags.numpy() != 0,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from focaldet import config as configs
-from focaldet.data.dataset import Classes, DataConfig, Dataset, FileSource, Source
+from focaldet.data.dataset import Classes, DataConfig, Dataset, FileSource, ImageSource
 from focaldet.data.formats.text import list_names
 from focaldet.data.loading.loader import Loader, explained_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
@@ -40,7 +40,7 @@ class OnSplit:
     """A detector, the images it is to be looked at on, and how its classes are those of the data."""
 
     detector: Detector
-    index: Dataset
+    dataset: Dataset
     matched: ClassMatch
 
 
@@ -57,7 +57,7 @@ class Detected:
 
 def detect_all(
     detector: Detector,
-    source: Source,
+    source: ImageSource,
     *,
     batch_size: int,
     device: torch.device | None = None,
@@ -114,7 +114,7 @@ def detect_all(
     measured = [timing for _, part in parts for timing in part]
     images, seconds = sum(count for count, _ in measured), sum(spent for _, spent in measured)
     return Detected(
-        [everything[place] for place in range(len(source.index))], 1e3 * seconds / images if images else None
+        [everything[place] for place in range(len(source.dataset))], 1e3 * seconds / images if images else None
     )
 
 
@@ -168,16 +168,16 @@ def evaluate(
     with joined_processes(pick_device(device)) as ranks:
         detected = detect_all(
             opened.detector.to(ranks.device),
-            FileSource(opened.index),
+            FileSource(opened.dataset),
             batch_size=batch_size,
             precision=precision,
             workers=workers,
             fabric=ranks,
             progress=progress,
         )
-        metrics, detections = scored(opened.index, detected, opened.matched)
+        metrics, detections = scored(opened.dataset, detected, opened.matched)
         if folder is not None and ranks.global_rank == 0:
-            write_evaluation(folder, metrics, index=opened.index, detections=detections)
+            write_evaluation(folder, metrics, dataset=opened.dataset, detections=detections)
     return metrics
 
 
@@ -203,12 +203,12 @@ def open_on_split(
     resize = detector.preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     settings = run_settings(run)
-    index = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
-    matched = match_classes(detector.class_names, index.classes, num_classes=detector.config.num_classes)
+    dataset = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
+    matched = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)
     if architecture:
         typed = ", ".join(f"{name} {value}" for name, value in configs.flat(architecture).items())
         matched = replace(matched, notes=(*matched.notes, f"answers are not as trained, but with {typed}"))
-    return OnSplit(detector, index, matched)
+    return OnSplit(detector, dataset, matched)
 
 
 def evaluation_folder(run: str | Path, *, split: str, out: Path | None, kind: str = "eval") -> Path | None:
@@ -227,10 +227,10 @@ def evaluation_split(data: DataConfig, split: str, *, seed: int) -> Dataset:
     return open_split(data, split, seed=seed)
 
 
-def scored(index: Dataset, detected: Detected, matched: ClassMatch) -> tuple[Metrics, list[Detections]]:
+def scored(dataset: Dataset, detected: Detected, matched: ClassMatch) -> tuple[Metrics, list[Detections]]:
     """The COCO numbers, and the detections with the labels and names of the data."""
-    detections = [relabelled(found, matched, index.classes) for found in detected.detections]
-    metrics = evaluate_detections(index, dict(enumerate(detections)))
+    detections = [relabelled(found, matched, dataset.classes) for found in detected.detections]
+    metrics = evaluate_detections(dataset, dict(enumerate(detections)))
     return replace(metrics, milliseconds_per_image=detected.milliseconds_per_image, notes=matched.notes), detections
 
 
@@ -290,10 +290,10 @@ def seen_by_detector(target: Target, matched: ClassMatch) -> Target:
     return Target(target.boxes, own, target.ignored | unknown)
 
 
-def write_evaluation(folder: Path, metrics: Metrics, *, index: Dataset, detections: list[Detections]) -> None:
+def write_evaluation(folder: Path, metrics: Metrics, *, dataset: Dataset, detections: list[Detections]) -> None:
     """Write `metrics.json` and `predictions.json` into `folder`, which is there."""
-    write_results(folder / "predictions.json", index, dict(enumerate(detections)))
-    text = json.dumps({"split": index.name} | metrics.to_dict(), ensure_ascii=False, indent=1)
+    write_results(folder / "predictions.json", dataset, dict(enumerate(detections)))
+    text = json.dumps({"split": dataset.name} | metrics.to_dict(), ensure_ascii=False, indent=1)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
 
 

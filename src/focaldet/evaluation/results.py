@@ -22,7 +22,7 @@ LARGEST_PX = 1e9  # beyond any image; keeps areas and IoU finite
 
 
 class ResultRows(NamedTuple):
-    """Detections of many images as columns; `positions` and `labels` count as in the index they belong to."""
+    """Detections of many images as columns; `positions` and `labels` count as in the dataset they belong to."""
 
     positions: Int64[numpy.ndarray, " D"]
     labels: Int64[numpy.ndarray, " D"]
@@ -62,14 +62,14 @@ def read_results(path: Path, *, image_ids: Sequence[int], classes: Classes) -> R
     return ResultRows(table[:, 0].astype(numpy.int64), table[:, 1].astype(numpy.int64), table[:, 2:6], table[:, 6])
 
 
-def write_results(path: Path, index: Dataset, detections: Mapping[int, Detections]) -> None:
-    """Write `detections` (by position in `index`) as a COCO result file with the file's own image and category ids.
+def write_results(path: Path, dataset: Dataset, detections: Mapping[int, Detections]) -> None:
+    """Write `detections` (by position in `dataset`) as a COCO result file with the file's own image and category ids.
 
     Detections of a class that the file lacks, and that only the training split has, are left out: no id names them, and
     they have no part in the metrics. Numbers are written in full, so that reading them back gives the same metrics to
     the last digit.
     """
-    image_ids, own_ids = index.image_ids.tolist(), index.classes.own_ids
+    image_ids, own_ids = dataset.image_ids.tolist(), dataset.classes.own_ids
     labels = tuple(range(len(own_ids)))
     lines = [
         json.dumps(record | {"category_id": own})

@@ -13,7 +13,7 @@ import torch
 
 from focaldet import config as configs
 from focaldet import draw
-from focaldet.data.dataset import Dataset, Source
+from focaldet.data.dataset import Dataset, ImageSource
 from focaldet.evaluation.coco import HEADLINES, ClassMetrics, Metrics, evaluate_detections, percent
 from focaldet.evaluation.results import ResultRows, read_results
 from focaldet.report.charts import Line, line_chart
@@ -28,7 +28,12 @@ CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1
 
 
 def write_report(
-    run: Path, source: Source, *, metrics: Metrics | None = None, predictions: Path | None = None, score: float = 0.3
+    run: Path,
+    source: ImageSource,
+    *,
+    metrics: Metrics | None = None,
+    predictions: Path | None = None,
+    score: float = 0.3,
 ) -> Path:
     """Write `report.html` into a run folder and return its path.
 
@@ -45,20 +50,20 @@ def write_report(
     Raises:
         DataError: `predictions` cannot be read or is one of other images, or a picture cannot be read.
     """
-    index = source.index
+    dataset = source.dataset
     rows = read_results(
-        predictions or run / "predictions.json", image_ids=index.image_ids.tolist(), classes=index.classes
+        predictions or run / "predictions.json", image_ids=dataset.image_ids.tolist(), classes=dataset.classes
     )
-    detections = detections_of(rows, index)
-    metrics = metrics or evaluate_detections(index, dict(enumerate(detections)))
+    detections = detections_of(rows, dataset)
+    metrics = metrics or evaluate_detections(dataset, dict(enumerate(detections)))
     sections = [
-        _headline(run, index, metrics),
+        _headline(run, dataset, metrics),
         _phases(run / "config.yaml"),
         _curves(run / "metrics.csv"),
         _coco_table(metrics),
         _class_table(metrics),
         _pictures(source, detections, score=score),
-        _findings(index),
+        _findings(dataset),
         _settings(run),
     ]
     path = run / "report.html"
@@ -66,16 +71,16 @@ def write_report(
     return path
 
 
-def detections_of(rows: ResultRows, index: Dataset) -> list[Detections]:
-    """The columns of a result file as one `Detections` per image of `index`, best first."""
+def detections_of(rows: ResultRows, dataset: Dataset) -> list[Detections]:
+    """The columns of a result file as one `Detections` per image of `dataset`, best first."""
     boxes = torch.from_numpy(rows.xywh).float()
     boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
     scores, labels, positions = (torch.from_numpy(column) for column in (rows.scores, rows.labels, rows.positions))
     order = torch.argsort(scores, descending=True, stable=True)
     by_image = order[torch.argsort(positions[order], stable=True)]
-    counts = torch.bincount(positions, minlength=len(index)).tolist()
+    counts = torch.bincount(positions, minlength=len(dataset)).tolist()
     return [
-        Detections(boxes[chosen], scores[chosen].float(), labels[chosen], index.classes.names)
+        Detections(boxes[chosen], scores[chosen].float(), labels[chosen], dataset.classes.names)
         for chosen in torch.split(by_image, counts)
     ]
 
@@ -86,12 +91,12 @@ def truth_as_detections(target: Target, names: tuple[str, ...]) -> Detections:
     return Detections(target.boxes, torch.ones(len(labels)), labels, (*names, *(f"{name} (ignored)" for name in names)))
 
 
-def _headline(run: Path, index: Dataset, metrics: Metrics) -> str:
+def _headline(run: Path, dataset: Dataset, metrics: Metrics) -> str:
     cards = [_card(HEADLINES[field][0], percent(getattr(metrics, field)), HEADLINES[field][1]) for field in CARDS]
     if metrics.milliseconds_per_image is not None:
         cards.append(_card("Speed", f"{metrics.milliseconds_per_image:.1f}", "milliseconds per image"))
     sentence = (
-        f"Evaluated on <b>{escape(index.name)}</b>: {metrics.num_images:,} images, {metrics.num_boxes:,} boxes of "
+        f"Evaluated on <b>{escape(dataset.name)}</b>: {metrics.num_images:,} images, {metrics.num_boxes:,} boxes of "
         f"{len(metrics.per_class)} classes, {metrics.num_detections:,} detections."
     )
     notes = "".join(f'<p class="note">{escape(note)}</p>' for note in metrics.notes)
@@ -184,10 +189,10 @@ def _class_row(one: ClassMetrics) -> str:
     return f'<tr><th scope="row" class="text">{escape(one.name)}</th><td>{one.num_boxes:,}</td>{bar}{cells}</tr>'
 
 
-def _pictures(source: Source, detections: Sequence[Detections], *, score: float) -> str:
+def _pictures(source: ImageSource, detections: Sequence[Detections], *, score: float) -> str:
     """Pictures at even distances through the split: chosen before anybody saw how good they are."""
-    count = min(NUM_PICTURES, len(source.index))
-    places = [number * len(source.index) // count for number in range(count)]
+    count = min(NUM_PICTURES, len(source.dataset))
+    places = [number * len(source.dataset) // count for number in range(count)]
     figures = "".join(_picture(source, place, detections[place].above(score)) for place in places)
     return (
         f"<section><h2>Pictures</h2><p>Ground truth on the left, detections with a score of at least {score:g} on the "
@@ -195,10 +200,10 @@ def _pictures(source: Source, detections: Sequence[Detections], *, score: float)
     )
 
 
-def _picture(source: Source, place: int, found: Detections) -> str:
+def _picture(source: ImageSource, place: int, found: Detections) -> str:
     image, target = source.load(place, epoch=0)
-    truth = truth_as_detections(target, source.index.classes.names)
-    name = source.index.path(place).name
+    truth = truth_as_detections(target, source.dataset.classes.names)
+    name = source.dataset.path(place).name
     left = _jpeg(image, truth, show_scores=False, alt=f"{name}: ground truth: {_counted(truth)}")
     right = _jpeg(image, found, show_scores=True, alt=f"{name}: detections: {_counted(found)}")
     caption = f"{name} — ground truth: {_counted(truth)}; detections: {_counted(found)}"
@@ -225,8 +230,8 @@ def _counted(detections: Detections) -> str:
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
 
 
-def _findings(index: Dataset) -> str:
-    lines = index.findings.lines()
+def _findings(dataset: Dataset) -> str:
+    lines = dataset.problems.lines()
     listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
     text = f"<ul>{listed}</ul>" if lines else "<p>Nothing odd was found in the annotations.</p>"
     return f"<section><h2>Data</h2>{text}</section>\n"

@@ -116,7 +116,7 @@ def study_hard(
     with joined_processes(pick_device(device)) as ranks:
         detected = detect_all(
             telling_more(opened.detector).to(ranks.device),
-            FileSource(opened.index),
+            FileSource(opened.dataset),
             batch_size=batch_size,
             precision=precision,
             workers=workers,
@@ -124,23 +124,23 @@ def study_hard(
             progress=progress,
         )
         examples = examples_on(opened, detected.detections, score=score)
-        found = suspects(examples, num_classes=len(opened.index.classes), score=score)
+        found = suspects(examples, num_classes=len(opened.dataset.classes), score=score)
         study = HardStudy(folder / "index.html", examples, tuple(found), opened.matched.notes)
         if ranks.global_rank == 0:
             model = str(run_settings(run).get("model", run))
-            page = hard_page(opened.index, examples, found, score=score, model=model)
+            page = hard_page(opened.dataset, examples, found, score=score, model=model)
             study.page.write_text(page, encoding="utf-8")
-            _write_tables(opened.index, study)
-            _write_pictures(opened.index, folder / "pictures", longest_px=picture_px, progress=progress)
+            _write_tables(opened.dataset, study)
+            _write_pictures(opened.dataset, folder / "pictures", longest_px=picture_px, progress=progress)
     return study
 
 
-def _write_tables(index: Dataset, study: HardStudy) -> None:
+def _write_tables(dataset: Dataset, study: HardStudy) -> None:
     """The files beside the page, without the pictures."""
     folder = study.page.parent
-    _write_examples(index, study.examples, folder / "examples.csv")
-    write_suspects(study.suspects, index, table=folder / "suspects.csv", coco=folder / "suspects_coco.json")
-    plot = _easiness(index, study.examples)
+    _write_examples(dataset, study.examples, folder / "examples.csv")
+    write_suspects(study.suspects, dataset, table=folder / "suspects.csv", coco=folder / "suspects_coco.json")
+    plot = _easiness(dataset, study.examples)
     write_plot(plot, folder / "easiness")
     write_curves({"easiness": plot}, folder / "curves.csv")
 
@@ -156,40 +156,40 @@ def telling_more(detector: Detector) -> Detector:
 
 def examples_on(opened: OnSplit, detections: Sequence[Detections], *, score: float) -> tuple[tuple[Example, ...], ...]:
     """The examples of each image, with the labels of the data; boxes of classes unknown to the detector are ignored."""
-    index, known = opened.index, torch.tensor(sorted(opened.matched.labels.values()))
+    dataset, known = opened.dataset, torch.tensor(sorted(opened.matched.labels.values()))
     found = []
     for image, one in enumerate(detections):
-        target = index.target(image)
+        target = dataset.target(image)
         target = Target(target.boxes, target.labels, target.ignored | ~torch.isin(target.labels, known))
-        ours = relabelled(one, opened.matched, index.classes)
+        ours = relabelled(one, opened.matched, dataset.classes)
         found.append(tuple(judged(ours, target, score=score, least_score=score * FALSE_POSITIVE_SHARE)))
     return tuple(found)
 
 
-def _write_pictures(index: Dataset, folder: Path, *, longest_px: int, progress: Progress | None) -> None:
+def _write_pictures(dataset: Dataset, folder: Path, *, longest_px: int, progress: Progress | None) -> None:
     """A JPEG of every image, `<position>.jpg`, upright, the long side at most `longest_px`."""
-    for image in range(len(index)):
-        pixels = read_image(index.path(image))
+    for image in range(len(dataset)):
+        pixels = read_image(dataset.path(image))
         resize = Resize(mode="long", size=min(longest_px, max(pixels.shape[1:])))
         draw.to_picture(resize_image(pixels, resize)).save(folder / f"{image}.jpg", quality=JPEG_QUALITY)
         if progress is not None:
-            progress(image + 1, len(index))
+            progress(image + 1, len(dataset))
 
 
-def _write_examples(index: Dataset, examples: Sequence[Sequence[Example]], path: Path) -> None:
+def _write_examples(dataset: Dataset, examples: Sequence[Sequence[Example]], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
         for image, several in enumerate(examples):
-            name, image_id = str(index.path(image).relative_to(index.root)), int(index.image_ids[image])
+            name, image_id = str(dataset.path(image).relative_to(dataset.root)), int(dataset.image_ids[image])
             for one in several:
                 box = [f"{side:.2f}" for side in one.box]
                 numbers = [f"{n:.4f}" for n in (one.probability, one.class_loss, one.box_loss, one.loss)]
                 role = one.kind if one.place is not None else f"false positive: {one.kind}"
-                rows.writerow([name, image_id, role, index.classes.names[one.label], *box, *numbers])
+                rows.writerow([name, image_id, role, dataset.classes.names[one.label], *box, *numbers])
 
 
-def _easiness(index: Dataset, examples: Sequence[Sequence[Example]]) -> Plot:
+def _easiness(dataset: Dataset, examples: Sequence[Sequence[Example]]) -> Plot:
     """How the objects of all classes, and of the most frequent, spread between hard and easy."""
     by_class: dict[int, list[float]] = {}
     for several in examples:
@@ -199,7 +199,7 @@ def _easiness(index: Dataset, examples: Sequence[Sequence[Example]]) -> Plot:
     frequent = sorted(by_class, key=lambda label: -len(by_class[label]))[: MOST_CURVES - 1]
     groups = {"all objects": [value for values in by_class.values() for value in values]}
     if len(by_class) > 1:
-        groups |= {f"{index.classes.names[label]} ({len(by_class[label])})": by_class[label] for label in frequent}
+        groups |= {f"{dataset.classes.names[label]} ({len(by_class[label])})": by_class[label] for label in frequent}
     return Plot(
         "How easy the objects are",
         [_spread(name, sorted(values)) for name, values in groups.items()],

@@ -15,26 +15,26 @@ MEDIUM_AREA, LARGE_AREA = 32**2, 96**2  # COCO's bounds, square pixels of the or
 
 
 def hard_page(
-    index: Dataset, examples: Sequence[Sequence[Example]], suspects: Sequence[Suspect], *, score: float, model: str
+    dataset: Dataset, examples: Sequence[Sequence[Example]], suspects: Sequence[Suspect], *, score: float, model: str
 ) -> str:
     """The explorer as HTML. It expects the picture of image i at `pictures/<i>.jpg`.
 
     Args:
-        index: the images.
+        dataset: the images.
         examples: those of each image, by its position.
         suspects: suspected label errors, the strongest first.
         score: where the slider for false positives stands at first.
         model: what the detector is called.
     """
     data = {
-        "name": index.name,
-        "fingerprint": index.fingerprint(),
-        "classes": index.classes.names,
-        "categories": index.classes.category_ids,
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint(),
+        "classes": dataset.classes.names,
+        "categories": dataset.classes.category_ids,
         "kinds": KINDS,
         "problems": PROBLEMS,
         "score": score,
-        "images": [_image(index, place, several) for place, several in enumerate(examples)],
+        "images": [_image(dataset, place, several) for place, several in enumerate(examples)],
         "suspects": [_suspect(one) for one in suspects],
     }
     text = (
@@ -42,31 +42,31 @@ def hard_page(
     )
     folder = files("focaldet.study")
     body = (folder / "hard_page.html").read_text(encoding="utf-8")
-    for name, value in (("SPLIT", index.name), ("MODEL", model), ("COUNT", f"{len(index):,}")):
+    for name, value in (("SPLIT", dataset.name), ("MODEL", model), ("COUNT", f"{len(dataset):,}")):
         body = body.replace(f"{{{name}}}", escape(value))
     return whole_page(
-        f"Easy and hard in {index.name} · focaldet",
+        f"Easy and hard in {dataset.name} · focaldet",
         f'{body}<script type="application/json" id="data">{text}</script>\n',
         style=(folder / "hard_page.css").read_text(encoding="utf-8"),
         script=(folder / "hard_page.js").read_text(encoding="utf-8"),
     )
 
 
-def _image(index: Dataset, place: int, examples: Sequence[Example]) -> list[Any]:
+def _image(dataset: Dataset, place: int, examples: Sequence[Example]) -> list[Any]:
     """File, id, width, height, and the rows of the examples."""
-    height, width = index.size(place)
-    first = int(index.offsets[place])
+    height, width = dataset.size(place)
+    first = int(dataset.offsets[place])
     rows = []
     for one in examples:
         x1, y1, x2, y2 = one.box
-        area = (x2 - x1) * (y2 - y1) if one.place is None else float(index.areas[first + one.place])
+        area = (x2 - x1) * (y2 - y1) if one.place is None else float(dataset.areas[first + one.place])
         finding = [one.finding.label, round(one.finding.score, 3), _sides(one.finding.box)] if one.finding else None
         size = (area >= MEDIUM_AREA) + (area >= LARGE_AREA)
         losses = round(one.class_loss, 3), round(one.box_loss, 3)
         kind = KINDS.index(one.kind)
         rows.append([kind, int(one.place is not None), one.label, _sides(one.box), size, *losses, finding])
-    name = index.path(place).relative_to(index.root).as_posix()
-    return [name, int(index.image_ids[place]), width, height, rows]
+    name = dataset.path(place).relative_to(dataset.root).as_posix()
+    return [name, int(dataset.image_ids[place]), width, height, rows]
 
 
 def _suspect(one: Suspect) -> list[Any]:

@@ -135,7 +135,7 @@ def study_imbalance(
     """
     _check_gammas(gammas)
     opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
-    if len(opened.index) == 0:
+    if len(opened.dataset) == 0:
         raise ConfigError(f"split: {split!r} has no images")
     folder = made_folder(evaluation_folder(run, split=split, out=out, kind="imbalance") or ELSEWHERE)
     with joined_processes(pick_device(device)) as ranks:
@@ -144,7 +144,7 @@ def study_imbalance(
         tally = tally_losses(opened, gammas, ranks=ranks, precision=precision, progress=progress, **loading)
         imbalance = summary(tally, opened)
         if ranks.global_rank == 0:
-            subject = f"{run} · {opened.index.name}"
+            subject = f"{run} · {opened.dataset.name}"
             _write(folder, tally, imbalance, subject=subject)
     return ImbalanceStudy(folder / "index.html", imbalance)
 
@@ -169,7 +169,7 @@ def tally_losses(
     """
     ranks = ranks or Process(0, 1, next(opened.detector.parameters()).device)
     loader = Loader(
-        FileSource(opened.index),
+        FileSource(opened.dataset),
         preprocessing=opened.detector.preprocessing,
         batch_size=batch_size,
         seed=0,
@@ -207,15 +207,15 @@ def _margins(
 def summary(tally: LossTally, opened: OnSplit) -> Imbalance:
     """The numbers of a tally on the processor, and what they say."""
     positives, negatives = tally.counts.sum(1).tolist()
-    index = opened.index
-    known = torch.isin(index.labels, torch.tensor(list(opened.matched.labels.values()), dtype=index.labels.dtype))
-    to_find = int((known & (index.flags == 0)).sum())
+    dataset = opened.dataset
+    known = torch.isin(dataset.labels, torch.tensor(list(opened.matched.labels.values()), dtype=dataset.labels.dtype))
+    to_find = int((known & (dataset.flags == 0)).sum())
     gammas = tuple(_held(tally, gamma) for gamma in tally.gammas)
     return Imbalance(
-        split=index.name,
-        num_images=len(index),
+        split=dataset.name,
+        num_images=len(dataset),
         num_boxes=to_find,
-        num_left_out=len(index.labels) - to_find,
+        num_left_out=len(dataset.labels) - to_find,
         num_positives=positives,
         num_negatives=negatives,
         negatives_per_positive=negatives / positives if positives else None,
@@ -234,13 +234,13 @@ def _held(tally: LossTally, gamma: float) -> LossHeld:
 
 def _notes(opened: OnSplit) -> Iterator[str]:
     """What was left out of the count, and what stands in it that a reader would not expect."""
-    index, labels, names = opened.index, opened.matched.labels, opened.detector.class_names
-    unknown = [label for label in range(len(index.classes)) if label not in labels.values()]
-    boxes = sum(int((index.labels == label).sum()) for label in unknown)
+    dataset, labels, names = opened.dataset, opened.matched.labels, opened.detector.class_names
+    unknown = [label for label in range(len(dataset.classes)) if label not in labels.values()]
+    boxes = sum(int((dataset.labels == label).sum()) for label in unknown)
     if boxes:
         yield (
             f"boxes of classes that the detector does not know, which count neither as object nor as background: "
-            f"{boxes} ({list_names([index.classes.names[label] for label in unknown])})"
+            f"{boxes} ({list_names([dataset.classes.names[label] for label in unknown])})"
         )
     extra = [name for label, name in enumerate(names) if label not in labels]
     if extra:

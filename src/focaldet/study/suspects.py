@@ -31,7 +31,7 @@ class Labelled(NamedTuple):
 class Suspect:
     """One suspicion: what the file says, None where a box seems missing; what the detector says, None for nothing.
 
-    `image` is the image's position in the index; `suspicion` is in [0, 1].
+    `image` is the image's position in the dataset; `suspicion` is in [0, 1].
     """
 
     image: int
@@ -98,7 +98,7 @@ def _shares_found(examples: Sequence[Sequence[Example]], num_classes: int) -> li
     return [hits / max(1, count) for hits, count in zip(found, objects, strict=True)]
 
 
-def write_suspects(found: Sequence[Suspect], index: Dataset, *, table: Path, coco: Path) -> None:
+def write_suspects(found: Sequence[Suspect], dataset: Dataset, *, table: Path, coco: Path) -> None:
     """Write the suspicions as CSV, and as a COCO data set of the proposed boxes for a labelling tool.
 
     An annotation of the COCO file is what the detector proposes, for `nothing there` the box in doubt; `problem`,
@@ -108,51 +108,51 @@ def write_suspects(found: Sequence[Suspect], index: Dataset, *, table: Path, coc
         rows = csv.writer(file)
         rows.writerow([*COLUMNS, *PROPOSED])
         for one in found:
-            where = _file_name(index, one.image), int(index.image_ids[one.image])
-            said = (*_cells(index, one.annotated), *_cells(index, one.proposed))
+            where = _file_name(dataset, one.image), int(dataset.image_ids[one.image])
+            said = (*_cells(dataset, one.annotated), *_cells(dataset, one.proposed))
             rows.writerow([*where, one.problem, f"{one.suspicion:.4f}", *said])
-    coco.write_text(json.dumps(_coco(found, index), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    coco.write_text(json.dumps(_coco(found, dataset), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _cells(index: Dataset, labelled: Labelled | None) -> list[str]:
+def _cells(dataset: Dataset, labelled: Labelled | None) -> list[str]:
     if labelled is None:
         return [""] * 5
-    return [index.classes.names[labelled.label], *(f"{side:.2f}" for side in labelled.box)]
+    return [dataset.classes.names[labelled.label], *(f"{side:.2f}" for side in labelled.box)]
 
 
-def _coco(found: Sequence[Suspect], index: Dataset) -> dict[str, Any]:
+def _coco(found: Sequence[Suspect], dataset: Dataset) -> dict[str, Any]:
     images = [
-        {"id": int(index.image_ids[image]), "file_name": _file_name(index, image)} | index.size(image)._asdict()
+        {"id": int(dataset.image_ids[image]), "file_name": _file_name(dataset, image)} | dataset.size(image)._asdict()
         for image in sorted({one.image for one in found})
     ]
-    classes = zip(index.classes.category_ids, index.classes.names, strict=True)
+    classes = zip(dataset.classes.category_ids, dataset.classes.names, strict=True)
     return {
         "images": images,
         "categories": [{"id": category_id, "name": name} for category_id, name in classes],
-        "annotations": [_annotation(number, one, index) for number, one in enumerate(found, start=1)],
+        "annotations": [_annotation(number, one, dataset) for number, one in enumerate(found, start=1)],
     }
 
 
-def _annotation(number: int, one: Suspect, index: Dataset) -> dict[str, Any]:
+def _annotation(number: int, one: Suspect, dataset: Dataset) -> dict[str, Any]:
     shown = one.boxes[0]
     x1, y1, x2, y2 = shown.box
     return {
         "id": number,
-        "image_id": int(index.image_ids[one.image]),
-        **_category(index, shown),
+        "image_id": int(dataset.image_ids[one.image]),
+        **_category(dataset, shown),
         "area": (x2 - x1) * (y2 - y1),
         "iscrowd": 0,
         "problem": one.problem,
         "suspicion": one.suspicion,
-        "annotated": None if one.annotated is None else _category(index, one.annotated),
+        "annotated": None if one.annotated is None else _category(dataset, one.annotated),
     }
 
 
-def _category(index: Dataset, labelled: Labelled) -> dict[str, Any]:
+def _category(dataset: Dataset, labelled: Labelled) -> dict[str, Any]:
     x1, y1, x2, y2 = labelled.box
-    return {"category_id": index.classes.category_ids[labelled.label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
+    return {"category_id": dataset.classes.category_ids[labelled.label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
 
 
-def _file_name(index: Dataset, image: int) -> str:
+def _file_name(dataset: Dataset, image: int) -> str:
     """The path below the root of the data set."""
-    return index.path(image).relative_to(index.root).as_posix()
+    return dataset.path(image).relative_to(dataset.root).as_posix()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from focaldet import config as configs
-from focaldet.data.dataset import Source
+from focaldet.data.dataset import ImageSource
 from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.models import named_config
 from focaldet.ops.classifier import Classifier
@@ -68,7 +68,7 @@ def study_sweep(
     alphas: Sequence[float | None] = ALPHAS,
     ohem: bool = False,
     softmax: bool = False,
-    sources: tuple[Source, Source] | None = None,
+    sources: tuple[ImageSource, ImageSource] | None = None,
     tell: Tell | None = None,
 ) -> SweepStudy:
     """Train `run` once for every γ and α with the same seed and length, compare their AP, and leave all in `run.out`.
@@ -100,7 +100,7 @@ def study_sweep(
         sources = (pair[0], pair[1])
         for line in lines:
             say(line)
-    marks = {"train": sources[0].index.fingerprint(), "validation": sources[1].index.fingerprint()}
+    marks = {"train": sources[0].dataset.fingerprint(), "validation": sources[1].dataset.fingerprint()}
     begun = identity(run, fingerprints=marks)
     _open(run.out, begun, overwrite=run.overwrite)
     rows: list[Row] = []
@@ -123,7 +123,7 @@ def study_sweep(
     record = {"identity": begun, "rows": [configs.to_dict(row) for row in rows], "seeds": [run.seed]}
     compared = [configs.to_dict(one) for one in comparisons(found)]
     _write_json(run.out / RECORD, {**record, "balance": compared, "sentences": sentences(found)})
-    page = write_files(run.out, found, run=run, num_images=len(open_sources(run, sources)[1].index))
+    page = write_files(run.out, found, run=run, num_images=len(open_sources(run, sources)[1].dataset))
     return SweepStudy(run.out, page, found, sentences(found), interrupted=False)
 
 
@@ -244,7 +244,7 @@ def _row_of(setting: Setting, measured: Row) -> Row:
     )
 
 
-def _trained(plan: RunConfig, setting: Setting, sources: tuple[Source, Source]) -> Row | None:
+def _trained(plan: RunConfig, setting: Setting, sources: tuple[ImageSource, ImageSource]) -> Row | None:
     """Train one setting, or go on with it; None where it was interrupted."""
     empty = _row_of(setting, Row(setting.name, setting.gamma, setting.alpha))
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from focaldet import config as configs
 from focaldet.data.augment.augmenter import AugmentConfig
-from focaldet.data.dataset import Dataset, FileSource, Source
+from focaldet.data.dataset import Dataset, FileSource, ImageSource
 from focaldet.data.loading.loader import Loader
 from focaldet.data.splits import open_splits
 from focaldet.evaluation.coco import HEADLINES
@@ -51,8 +51,8 @@ class Parts:
     fabric: Any
     wish: StopSignal
     phases: tuple[Phase, ...]
-    source: Source
-    validation: Source
+    source: ImageSource
+    validation: ImageSource
     log: RunLog
     position: Position
     identity: dict[str, Any]
@@ -73,8 +73,8 @@ class Parts:
 class ChosenImages:
     """Some images of a source by their positions, which may repeat; always as the source shows them in epoch 0."""
 
-    index: Dataset
-    source: Source
+    dataset: Dataset
+    source: ImageSource
     positions: tuple[int, ...]
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
@@ -90,7 +90,7 @@ def assemble(
     folder: RunFolder,
     fabric: Any,
     wish: StopSignal,
-    sources: tuple[Source, Source] | None,
+    sources: tuple[ImageSource, ImageSource] | None,
 ) -> Parts:
     """The parts of the run that `config` describes, in their first state or in that of the run that is resumed.
 
@@ -99,7 +99,7 @@ def assemble(
         ConfigError, DataError: see `train`.
     """
     train_source, validation, chosen = open_sources(config, sources)
-    fingerprints = {"train": train_source.index.fingerprint(), "validation": validation.index.fingerprint()}
+    fingerprints = {"train": train_source.dataset.fingerprint(), "validation": validation.dataset.fingerprint()}
     own = identity(config, fingerprints=fingerprints)
     state = None
     if config.resume and folder.state.exists():
@@ -107,7 +107,7 @@ def assemble(
         check_identity(own, json.loads(state["identity"]), folder=folder.path)
     position = Position(**state["position"]) if state is not None else Position()
     phase = phases[position.phase]
-    learner, account = build_state(phase.config, classes=validation.index.classes, fabric=fabric, state=state)
+    learner, account = build_state(phase.config, classes=validation.dataset.classes, fabric=fabric, state=state)
     steps = [_num_steps(phase, train_source, learner.detector.preprocessing, fabric=fabric) for phase in phases]
     work = prepare(
         phase, learner, source=train_source, first_step=sum(steps[: position.phase]), fabric=fabric, wish=wish
@@ -124,7 +124,7 @@ def assemble(
 
 
 def prepare(
-    phase: Phase, learner: TrainState, *, source: Source, first_step: int, fabric: Any, wish: StopSignal
+    phase: Phase, learner: TrainState, *, source: ImageSource, first_step: int, fabric: Any, wish: StopSignal
 ) -> Work:
     """What `phase` works with, given the learner that it trains."""
     config = phase.config
@@ -144,35 +144,39 @@ def prepare(
     return Work(phase, learner, update, loader, first_step, steps, introduction=lines)
 
 
-def open_sources(config: RunConfig, sources: tuple[Source, Source] | None) -> tuple[Source, Source, list[str]]:
+def open_sources(
+    config: RunConfig, sources: tuple[ImageSource, ImageSource] | None
+) -> tuple[ImageSource, ImageSource, list[str]]:
     """Where to train, where to evaluate, and what to tell about it; `overfit` makes both of a few training images."""
     lines = []
     if sources is None:
         splits = open_splits(config.data, seed=config.seed)
         sources = FileSource(splits.train), FileSource(splits.val)
         lines = [splits.chosen]
-        lines += [f"{index.name}: {line}" for index in (splits.train, splits.val) for line in index.findings.lines()]
+        lines += [
+            f"{dataset.name}: {line}" for dataset in (splits.train, splits.val) for line in dataset.problems.lines()
+        ]
     if config.overfit is None:
         return *sources, lines
-    index = sources[0].index
-    with_boxes = (index.offsets.diff() > 0).nonzero().flatten().tolist()
-    few = with_boxes[: config.overfit] or list(range(min(config.overfit, len(index))))
+    dataset = sources[0].dataset
+    with_boxes = (dataset.offsets.diff() > 0).nonzero().flatten().tolist()
+    few = with_boxes[: config.overfit] or list(range(min(config.overfit, len(dataset))))
     repeats = math.ceil(OVERFIT_UPDATES * config.batch_size / len(few))
     lines.append(f"overfit: training and scoring on the same {len(few)} images, {repeats} times an epoch")
     return _choose(sources[0], few * repeats), _choose(sources[0], few), lines
 
 
-def _choose(source: Source, positions: Sequence[int]) -> ChosenImages:
-    return ChosenImages(source.index.subset(positions, "overfit"), source, tuple(positions))
+def _choose(source: ImageSource, positions: Sequence[int]) -> ChosenImages:
+    return ChosenImages(source.dataset.subset(positions, "overfit"), source, tuple(positions))
 
 
-def _num_steps(phase: Phase, source: Source, preprocessing: Preprocessing, *, fabric: Any) -> int:
+def _num_steps(phase: Phase, source: ImageSource, preprocessing: Preprocessing, *, fabric: Any) -> int:
     """The updates of a phase, however its pictures are resized."""
     loader = _build_loader(phase, source, preprocessing, fabric=fabric)
     return steps_per_epoch(len(loader), phase.config) * phase.config.epochs
 
 
-def _build_loader(phase: Phase, source: Source, preprocessing: Preprocessing, *, fabric: Any) -> Loader:
+def _build_loader(phase: Phase, source: ImageSource, preprocessing: Preprocessing, *, fabric: Any) -> Loader:
     config = phase.config
     overfit = config.overfit is not None
     return Loader(

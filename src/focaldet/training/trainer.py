@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from focaldet import config as configs
-from focaldet.data.dataset import Source
+from focaldet.data.dataset import ImageSource
 from focaldet.data.loading.loader import explained_worker_death
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.evaluate import detect_all
@@ -45,7 +45,7 @@ class TrainResult:
     interrupted: bool
 
 
-def train(config: RunConfig, *, sources: tuple[Source, Source] | None = None) -> TrainResult:
+def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None = None) -> TrainResult:
     """Train a detector and leave a run folder behind; with `resume`, go on to the weights an unbroken run would reach.
 
     Under `torchrun` or SLURM every process calls this and takes its share of each batch. SIGINT and SIGTERM end the
@@ -218,9 +218,9 @@ class Run:
             progress=self._check_wish if fabric.world_size == 1 else None,
         )
         detections = dict(enumerate(found.detections))
-        metrics = evaluate_detections(source.index, detections)
+        metrics = evaluate_detections(source.dataset, detections)
         if fabric.is_global_zero and self._is_best(metrics):
-            write_results(self.folder.predictions, source.index, detections)
+            write_results(self.folder.predictions, source.dataset, detections)
             self._save_weights(self.folder.best)
         return metrics
 
@@ -248,7 +248,7 @@ class Run:
         save_state(self.folder.state, {**state, **self.parts.work.learner.state()})
 
     def _save_weights(self, path: Path) -> None:
-        learner, classes = self.parts.work.learner, self.parts.validation.index.classes
+        learner, classes = self.parts.work.learner, self.parts.validation.dataset.classes
         save_detector(path, learner.evaluated, classes=classes, licence=learner.licence)
 
     def _tell_start(self) -> None:

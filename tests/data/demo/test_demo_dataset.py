@@ -23,29 +23,29 @@ def scenes(request):
 
 
 def test_index_and_loaded_scenes_agree(scenes):
-    assert len(scenes.index) == SCENES
+    assert len(scenes.dataset) == SCENES
     for i in range(SCENES):
         image, target = scenes.load(i, epoch=0)
-        assert image.shape == (3, *SCENE_SIZE) and scenes.index.size(i) == SCENE_SIZE
-        assert torch.equal(target.boxes, scenes.index.target(i).boxes)
-        assert torch.equal(target.labels, scenes.index.target(i).labels)
+        assert image.shape == (3, *SCENE_SIZE) and scenes.dataset.size(i) == SCENE_SIZE
+        assert torch.equal(target.boxes, scenes.dataset.target(i).boxes)
+        assert torch.equal(target.labels, scenes.dataset.target(i).labels)
 
 
 def test_scenes_hold_all_classes_and_from_none_to_eight_digits(scenes):
-    counts = scenes.index.offsets.diff().tolist()
+    counts = scenes.dataset.offsets.diff().tolist()
     assert min(counts) == 0 and max(counts) == 8
-    assert scenes.index.labels.unique().tolist() == list(range(10))
-    assert scenes.index.classes.names == tuple("0123456789")
+    assert scenes.dataset.labels.unique().tolist() == list(range(10))
+    assert scenes.dataset.classes.names == tuple("0123456789")
 
 
 def test_boxes_are_large_enough_inside_and_hardly_overlap(scenes):
-    boxes = scenes.index.boxes
+    boxes = scenes.dataset.boxes
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     assert (boxes >= 0).all() and (boxes[:, 2] <= SCENE_SIZE.width).all() and (boxes[:, 3] <= SCENE_SIZE.height).all()
     assert height.min() >= 20 and width.min() >= 6 and height.max() <= 130
     assert height.median() > 40
     for i in range(SCENES):
-        one = scenes.index.target(i).boxes
+        one = scenes.dataset.target(i).boxes
         shared = torch.minimum(one[:, None, 2:], one[None, :, 2:]) - torch.maximum(one[:, None, :2], one[None, :, :2])
         areas = (one[:, 2:] - one[:, :2]).prod(1)
         overlap = shared.clamp(min=0).prod(2) / torch.minimum(areas[:, None], areas[None])
@@ -133,12 +133,12 @@ def test_the_written_folder_holds_the_same_scenes(tmp_path):
     assert numbers == list(range(4))
 
 
-def _check_written(index, scenes):
-    """The numbers of the scenes of an index, each of which was compared with the scene itself."""
-    assert index.classes == CLASSES
-    numbers = [int(index.path(i).stem.split("_")[1]) for i in range(len(index))]
+def _check_written(dataset, scenes):
+    """The numbers of the scenes of a dataset, each of which was compared with the scene itself."""
+    assert dataset.classes == CLASSES
+    numbers = [int(dataset.path(i).stem.split("_")[1]) for i in range(len(dataset))]
     for i, number in enumerate(numbers):
-        (image, target), (wanted_image, wanted) = FileSource(index).load(i, epoch=0), scenes.load(number, epoch=0)
+        (image, target), (wanted_image, wanted) = FileSource(dataset).load(i, epoch=0), scenes.load(number, epoch=0)
         assert torch.equal(image, wanted_image)
         assert torch.equal(target.boxes, wanted.boxes) and torch.equal(target.labels, wanted.labels)
     return numbers

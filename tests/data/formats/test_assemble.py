@@ -14,7 +14,7 @@ from tests.data.datasets import coco_document, write_coco, write_pictures
 
 
 def read(folder, boxes, *, bad_boxes="clip", lenient=False, **image):
-    """An index whose first image (64 × 48) has exactly these xyxy boxes."""
+    """A dataset whose first image (64 × 48) has exactly these xyxy boxes."""
     document = coco_document()
     document["images"][0] |= image
     document["annotations"] = [
@@ -26,8 +26,8 @@ def read(folder, boxes, *, bad_boxes="clip", lenient=False, **image):
     )
 
 
-def kinds(index) -> dict[str, int]:
-    return {kind: number for (_, kind), number in index.findings.counts.items()}
+def kinds(dataset) -> dict[str, int]:
+    return {kind: number for (_, kind), number in dataset.problems.counts.items()}
 
 
 GOOD = (1, 2, 30, 40)
@@ -49,16 +49,16 @@ GOOD = (1, 2, 30, 40)
     ],
 )
 def test_clip(tmp_path, box, clipped, kind):
-    index = read(tmp_path, [GOOD, box])
-    assert index.boxes.tolist() == [list(GOOD)] + ([list(clipped)] if clipped else [])
-    assert kinds(index) == ({kind: 1} if kind else {})
+    dataset = read(tmp_path, [GOOD, box])
+    assert dataset.boxes.tolist() == [list(GOOD)] + ([list(clipped)] if clipped else [])
+    assert kinds(dataset) == ({kind: 1} if kind else {})
 
 
 def test_drop_leaves_out_every_bad_box_and_counts_it(tmp_path):
     boxes = [GOOD, (-5, -5, 10, 10), (5, 5, 5, 9), (0, 0, 64.3, 48), (0, 0, 1e300, 3), (math.nan, 0, 1, 1)]
-    index = read(tmp_path, boxes, bad_boxes="drop")
-    assert index.boxes.tolist() == [list(GOOD), [0, 0, 64, 48]]
-    assert kinds(index) == {"box outside": 1, "box empty": 1, "box rounded": 1, "box impossible": 2}
+    dataset = read(tmp_path, boxes, bad_boxes="drop")
+    assert dataset.boxes.tolist() == [list(GOOD), [0, 0, 64, 48]]
+    assert kinds(dataset) == {"box outside": 1, "box empty": 1, "box rounded": 1, "box impossible": 2}
 
 
 @pytest.mark.parametrize("box", [(-5, -5, 10, 10), (5, 5, 5, 9), (20, 20, 10, 30), (0, 0, 1e308, 1)])
@@ -71,15 +71,15 @@ def test_error_names_the_box(tmp_path, box):
 
 @pytest.mark.parametrize(("bad_boxes", "severity"), [("clip", "error"), ("error", "error"), ("drop", "warning")])
 def test_lenient_lists_impossible_boxes_and_keeps_the_rest(tmp_path, bad_boxes, severity):
-    index = read(tmp_path, [GOOD, (math.nan, 0, 5, 5), (0, 0, 1e308, 1)], bad_boxes=bad_boxes, lenient=True)
-    assert index.boxes.tolist() == [list(GOOD)]
-    assert index.findings.counts == {(severity, "box impossible"): 2}
+    dataset = read(tmp_path, [GOOD, (math.nan, 0, 5, 5), (0, 0, 1e308, 1)], bad_boxes=bad_boxes, lenient=True)
+    assert dataset.boxes.tolist() == [list(GOOD)]
+    assert dataset.problems.counts == {(severity, "box impossible"): 2}
 
 
 def test_lenient_lists_every_box_that_would_be_refused(tmp_path):
-    index = read(tmp_path, [(-5, -5, 10, 10), GOOD, (5, 5, 5, 9)], bad_boxes="error", lenient=True)
-    assert index.boxes.tolist() == [list(GOOD)]
-    assert index.findings.counts == {("error", "box outside"): 1, ("error", "box empty"): 1}
+    dataset = read(tmp_path, [(-5, -5, 10, 10), GOOD, (5, 5, 5, 9)], bad_boxes="error", lenient=True)
+    assert dataset.boxes.tolist() == [list(GOOD)]
+    assert dataset.problems.counts == {("error", "box outside"): 1, ("error", "box empty"): 1}
 
 
 def test_error_lets_rounding_pass(tmp_path):
@@ -97,9 +97,9 @@ def test_areas_are_those_of_the_clipped_box_unless_stated(tmp_path):
 
 
 def test_a_contradicting_size_is_told_and_the_picture_counts(tmp_path):
-    index = read(tmp_path, [GOOD], width=640, height=480)
-    assert index.sizes[0].tolist() == [48, 64]
-    (problem,) = index.findings
+    dataset = read(tmp_path, [GOOD], width=640, height=480)
+    assert dataset.sizes[0].tolist() == [48, 64]
+    (problem,) = dataset.problems
     assert problem.kind == "size differs" and problem.record == "images[0] (id 100)"
     assert "640 × 480" in problem.message and "64 × 48" in problem.message
 
@@ -110,9 +110,9 @@ def test_an_exif_rotation_that_the_annotations_ignore_is_told(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 48)).save(index_folder / "a.png", exif=exif)
-    index = assemble(read_coco(tmp_path / "instances_train.json", images=None, name="train"), bad_boxes="clip")
-    assert index.sizes[0].tolist() == [64, 48]
-    assert "EXIF" in index.findings.problems[0].message and "exchanged" in index.findings.problems[0].message
+    dataset = assemble(read_coco(tmp_path / "instances_train.json", images=None, name="train"), bad_boxes="clip")
+    assert dataset.sizes[0].tolist() == [64, 48]
+    assert "EXIF" in dataset.problems.examples[0].message and "exchanged" in dataset.problems.examples[0].message
 
 
 def test_links_that_lead_out_are_refused(tmp_path):
@@ -147,10 +147,10 @@ def test_lenient_lists_unusable_pictures_and_keeps_the_rest(tmp_path):
     records = read_coco(file, images=None, name="train")
     with pytest.raises(DataError, match="is empty"):
         assemble(records, bad_boxes="clip")
-    index = assemble(records, bad_boxes="clip", lenient=True)
-    assert index.image_ids.tolist() == [101, 102]
-    assert index.boxes.tolist() == [[12, 16, 36, 48]]
-    assert kinds(index) == {"picture unusable": 1}
+    dataset = assemble(records, bad_boxes="clip", lenient=True)
+    assert dataset.image_ids.tolist() == [101, 102]
+    assert dataset.boxes.tolist() == [[12, 16, 36, 48]]
+    assert kinds(dataset) == {"picture unusable": 1}
     for name in ("b.png", "c.png"):
         (tmp_path / "images" / name).unlink()
     with pytest.raises(DataError, match="3 pictures like this of 3"):
@@ -160,8 +160,8 @@ def test_lenient_lists_unusable_pictures_and_keeps_the_rest(tmp_path):
 def test_a_picture_listed_twice_is_told(tmp_path):
     document = coco_document()
     document["images"].append({"id": 7, "file_name": "a.png"})
-    index = assemble(read_coco(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
-    assert kinds(index) == {"picture listed twice": 1} and len(index) == 4
+    dataset = assemble(read_coco(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
+    assert kinds(dataset) == {"picture listed twice": 1} and len(dataset) == 4
 
 
 def test_many_pictures_are_measured_in_threads_and_stay_in_order(tmp_path):
@@ -170,7 +170,7 @@ def test_many_pictures_are_measured_in_threads_and_stay_in_order(tmp_path):
     document = coco_document()
     document["images"] = [{"id": i, "file_name": name} for i, name in enumerate(sizes)]
     document["annotations"] = []
-    index = assemble(read_coco(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
-    assert index.sizes[:, 1].tolist() == [20 + i for i in range(80)]
-    assert index.sizes[7].tolist() == list(read_header(tmp_path / "images" / "7.png"))
-    assert torch.equal(index.offsets, torch.zeros(81, dtype=torch.int64))
+    dataset = assemble(read_coco(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
+    assert dataset.sizes[:, 1].tolist() == [20 + i for i in range(80)]
+    assert dataset.sizes[7].tolist() == list(read_header(tmp_path / "images" / "7.png"))
+    assert torch.equal(dataset.offsets, torch.zeros(81, dtype=torch.int64))

@@ -19,19 +19,19 @@ def read(file, **options) -> Dataset:
 
 
 def test_ids_are_sparse_in_the_file_and_contiguous_inside(tmp_path):
-    index = read(write_coco(tmp_path))
-    assert index.classes.names == ("cat", "dog")
-    assert index.classes.category_ids == (3, 7)
-    assert index.image_ids.tolist() == [100, 101, 102]
-    assert index.labels.tolist() == [0, 1, 0]
-    assert index.offsets.tolist() == [0, 2, 3, 3]
-    assert index.boxes.tolist() == [[8, 4, 40, 36], [0, 0, 16, 12], [12, 16, 36, 48]]
-    assert index.size(1) == ImageSize(64, 48)
-    assert index.findings.lines() == []
+    dataset = read(write_coco(tmp_path))
+    assert dataset.classes.names == ("cat", "dog")
+    assert dataset.classes.category_ids == (3, 7)
+    assert dataset.image_ids.tolist() == [100, 101, 102]
+    assert dataset.labels.tolist() == [0, 1, 0]
+    assert dataset.offsets.tolist() == [0, 2, 3, 3]
+    assert dataset.boxes.tolist() == [[8, 4, 40, 36], [0, 0, 16, 12], [12, 16, 36, 48]]
+    assert dataset.size(1) == ImageSize(64, 48)
+    assert dataset.problems.lines() == []
 
 
-def stated_sides(index) -> list[list[float]]:
-    return (index.boxes[:, 2:] - index.boxes[:, :2] + index.side_remainders).tolist()
+def stated_sides(dataset) -> list[list[float]]:
+    return (dataset.boxes[:, 2:] - dataset.boxes[:, :2] + dataset.side_remainders).tolist()
 
 
 def test_sides_are_those_of_the_file_to_the_last_digit_unless_they_were_cut(tmp_path):
@@ -41,17 +41,17 @@ def test_sides_are_those_of_the_file_to_the_last_digit_unless_they_were_cut(tmp_
     records = coco.read_coco(write_coco(tmp_path, document), images=None, name="train")
     assert records.sides.tolist() == [box[2:] for box in boxes]
     assert (records.boxes[:, 2:] - records.boxes[:, :2]).tolist() != records.sides.tolist()
-    index = assemble(records, bad_boxes="clip")
-    assert stated_sides(index) == [[53.9, 0.3], [0.01, 20.02], [7.7, 48 - 40.1], [-3.3 + 13.3, 2.2]]
-    assert stated_sides(index.subset([1, 0], "turned")) == stated_sides(index)
+    dataset = assemble(records, bad_boxes="clip")
+    assert stated_sides(dataset) == [[53.9, 0.3], [0.01, 20.02], [7.7, 48 - 40.1], [-3.3 + 13.3, 2.2]]
+    assert stated_sides(dataset.subset([1, 0], "turned")) == stated_sides(dataset)
 
 
 def test_boxes_follow_their_images_whatever_their_order(tmp_path):
     document = coco_document()
     document["annotations"].reverse()
-    index = read(write_coco(tmp_path, document))
-    assert index.target(0).boxes.tolist() == [[0, 0, 16, 12], [8, 4, 40, 36]]
-    assert index.target(1).boxes.tolist() == [[12, 16, 36, 48]]
+    dataset = read(write_coco(tmp_path, document))
+    assert dataset.target(0).boxes.tolist() == [[0, 0, 16, 12], [8, 4, 40, 36]]
+    assert dataset.target(1).boxes.tolist() == [[12, 16, 36, 48]]
 
 
 def test_crowds_are_flagged_and_areas_kept(tmp_path):
@@ -59,10 +59,10 @@ def test_crowds_are_flagged_and_areas_kept(tmp_path):
     document["annotations"][0] |= {"iscrowd": 1, "area": 77.5, "segmentation": {"counts": [1, 2], "size": [3, 4]}}
     del document["annotations"][1]["area"]
     document["annotations"][2]["area"] = None
-    index = read(write_coco(tmp_path, document))
-    assert index.flags.tolist() == [CROWD, 0, 0]
-    assert index.target(0).ignored.tolist() == [True, False]
-    assert index.areas.tolist() == [77.5, 16 * 12, 24 * 32]
+    dataset = read(write_coco(tmp_path, document))
+    assert dataset.flags.tolist() == [CROWD, 0, 0]
+    assert dataset.target(0).ignored.tolist() == [True, False]
+    assert dataset.areas.tolist() == [77.5, 16 * 12, 24 * 32]
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_without_pictures_the_declared_sizes_count(tmp_path):
 def test_two_classes_of_one_name_stay_apart(tmp_path):
     document = coco_document()
     document["categories"].append({"id": 9, "name": "dog"})
-    index = read(write_coco(tmp_path, document))
-    assert index.classes.names == ("cat", "dog", "dog")
-    assert "class name twice" in index.findings.lines()[0]
+    dataset = read(write_coco(tmp_path, document))
+    assert dataset.classes.names == ("cat", "dog", "dog")
+    assert "class name twice" in dataset.problems.lines()[0]
 
 
 STRUCTURE = [
@@ -217,18 +217,18 @@ def test_real_coco_agrees_with_pycocotools(real_data, capsys):
     from pycocotools.coco import COCO
 
     file = real_data / "coco_mini" / "annotations" / "instances_val2017.json"
-    index = read(file)
+    dataset = read(file)
     judge = COCO(str(file))
-    assert index.image_ids.tolist() == judge.getImgIds()[: len(index)] or set(index.image_ids.tolist()) == set(
+    assert dataset.image_ids.tolist() == judge.getImgIds()[: len(dataset)] or set(dataset.image_ids.tolist()) == set(
         judge.getImgIds()
     )
-    assert index.classes.category_ids == tuple(sorted(judge.getCatIds()))
-    for i, image in enumerate(index.image_ids.tolist()):
+    assert dataset.classes.category_ids == tuple(sorted(judge.getCatIds()))
+    for i, image in enumerate(dataset.image_ids.tolist()):
         annotations = judge.loadAnns(judge.getAnnIds(imgIds=[image], iscrowd=None))
-        rows = slice(*index.offsets[i : i + 2].tolist())
+        rows = slice(*dataset.offsets[i : i + 2].tolist())
         xywh = numpy.array([a["bbox"] for a in annotations], dtype=float).reshape(-1, 4)
         wanted = numpy.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
-        assert numpy.abs(index.boxes[rows].numpy() - wanted).max(initial=0) < 1e-9
-        assert index.areas[rows].tolist() == [a["area"] for a in annotations]
-        assert index.target(i).ignored.tolist() == [bool(a["iscrowd"]) for a in annotations]
-    assert sum(index.flags.tolist()) == 5
+        assert numpy.abs(dataset.boxes[rows].numpy() - wanted).max(initial=0) < 1e-9
+        assert dataset.areas[rows].tolist() == [a["area"] for a in annotations]
+        assert dataset.target(i).ignored.tolist() == [bool(a["iscrowd"]) for a in annotations]
+    assert sum(dataset.flags.tolist()) == 5

@@ -14,28 +14,28 @@ def read(path, split="train", *, images=None):
 
 
 def test_a_csv_folder(tmp_path):
-    index = read(write_csv(tmp_path))
-    assert index.boxes.tolist() == [[8, 4, 40, 36], [0, 0, 16, 12], [12, 16, 36, 48]]
-    assert index.labels.tolist() == [0, 1, 0]
-    assert index.offsets.tolist() == [0, 2, 3, 3]  # the row c.png,,,,, is background
-    assert index.classes.names == ("cat", "dog") and index.classes.category_ids == (0, 1)
+    dataset = read(write_csv(tmp_path))
+    assert dataset.boxes.tolist() == [[8, 4, 40, 36], [0, 0, 16, 12], [12, 16, 36, 48]]
+    assert dataset.labels.tolist() == [0, 1, 0]
+    assert dataset.offsets.tolist() == [0, 2, 3, 3]  # the row c.png,,,,, is background
+    assert dataset.classes.names == ("cat", "dog") and dataset.classes.category_ids == (0, 1)
 
 
 def test_a_file_by_itself_with_header_quotes_and_crlf(tmp_path):
     write_pictures(tmp_path, {"a, b.png": (64, 48)})
     (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbfpath,x1,y1,x2,y2,class\r\n"a, b.png", 1,2,3.5,4,cat\r\n\r\n')
-    index = read(tmp_path / "x.csv", "all")
-    assert index.boxes.tolist() == [[1, 2, 3.5, 4]]
-    assert index.classes.names == ("cat",)
+    dataset = read(tmp_path / "x.csv", "all")
+    assert dataset.boxes.tolist() == [[1, 2, 3.5, 4]]
+    assert dataset.classes.names == ("cat",)
 
 
 def test_rows_of_one_picture_may_stand_apart(tmp_path):
     write_csv(tmp_path)
     rows = (tmp_path / "train.csv").read_text().splitlines()
     (tmp_path / "train.csv").write_text("\n".join([rows[2], rows[0], rows[3], rows[1], rows[3]]))
-    index = read(tmp_path)
-    assert [index.path(i).name for i in range(3)] == ["b.png", "a.png", "c.png"]
-    assert index.target(1).labels.tolist() == [0, 1]
+    dataset = read(tmp_path)
+    assert [dataset.path(i).name for i in range(3)] == ["b.png", "a.png", "c.png"]
+    assert dataset.target(1).labels.tolist() == [0, 1]
 
 
 def test_without_a_class_file_names_are_sorted_over_all_splits(tmp_path):
@@ -62,8 +62,8 @@ def test_pictures_elsewhere_and_absolute_paths_inside(tmp_path):
     folder.mkdir()
     write_pictures(tmp_path / "photos")
     (folder / "x.csv").write_text(f"a.png,1,1,5,5,cat\n{tmp_path / 'photos' / 'b.png'},1,1,5,5,cat\n")
-    index = read(folder / "x.csv", "all", images=tmp_path / "photos")
-    assert [index.path(i).name for i in range(2)] == ["a.png", "b.png"]
+    dataset = read(folder / "x.csv", "all", images=tmp_path / "photos")
+    assert [dataset.path(i).name for i in range(2)] == ["a.png", "b.png"]
 
 
 ROWS = [

@@ -1,4 +1,4 @@
-"""Damaged annotation files: each mutation gives an index that holds together, or a typed error, and nothing else."""
+"""Damaged annotation files: each mutation gives a dataset that holds together, or a typed error, and nothing else."""
 
 import random
 import re
@@ -73,15 +73,15 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     return data
 
 
-def assert_holds_together(index: Dataset) -> None:
-    num_images, num_boxes = len(index), len(index.boxes)
-    assert index.offsets[0] == 0 and index.offsets[-1] == num_boxes and bool((index.offsets.diff() >= 0).all())
-    assert bool(torch.isfinite(index.boxes).all()) and bool(torch.isfinite(index.areas).all())
-    assert bool((index.boxes[:, 2:] > index.boxes[:, :2]).all()) and bool((index.boxes >= 0).all())
-    limits = index.sizes.flip(1).repeat_interleave(index.offsets.diff(), 0)
-    assert bool((index.boxes[:, 2:] <= limits).all())
-    assert num_boxes == 0 or 0 <= int(index.labels.min()) <= int(index.labels.max()) < len(index.classes)
-    assert all(index.path(i).resolve().is_relative_to(index.root.resolve()) for i in range(num_images))
+def assert_holds_together(dataset: Dataset) -> None:
+    num_images, num_boxes = len(dataset), len(dataset.boxes)
+    assert dataset.offsets[0] == 0 and dataset.offsets[-1] == num_boxes and bool((dataset.offsets.diff() >= 0).all())
+    assert bool(torch.isfinite(dataset.boxes).all()) and bool(torch.isfinite(dataset.areas).all())
+    assert bool((dataset.boxes[:, 2:] > dataset.boxes[:, :2]).all()) and bool((dataset.boxes >= 0).all())
+    limits = dataset.sizes.flip(1).repeat_interleave(dataset.offsets.diff(), 0)
+    assert bool((dataset.boxes[:, 2:] <= limits).all())
+    assert num_boxes == 0 or 0 <= int(dataset.labels.min()) <= int(dataset.labels.max()) < len(dataset.classes)
+    assert all(dataset.path(i).resolve().is_relative_to(dataset.root.resolve()) for i in range(num_images))
 
 
 def mutate_and_open(kind: str, folder: Path, number: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
@@ -103,9 +103,9 @@ def mutate_and_open(kind: str, folder: Path, number: int, seed: int, monkeypatch
             outcomes["refused"] += 1
             continue
         outcomes["read"] += 1
-        for index in (splits.train, splits.val):
-            assert_holds_together(index)
-            assert all(index.findings.lines(listed=True))
+        for dataset in (splits.train, splits.val):
+            assert_holds_together(dataset)
+            assert all(dataset.problems.lines(listed=True))
     return outcomes
 
 

@@ -16,14 +16,14 @@ def read(folder, split="train", **options):
 
 
 def test_a_voc_folder(tmp_path):
-    index = read(write_voc(tmp_path))
-    assert index.classes.names == ("cat", "dog") and index.classes.category_ids == (1, 2)
-    assert index.boxes.tolist() == [[8, 4, 40, 36], [0, 0, 16, 12], [12, 16, 36, 48]]
-    assert index.labels.tolist() == [0, 1, 0]
-    assert index.path(1).name == "b.png" and index.size(1) == ImageSize(64, 48)
-    assert index.image_ids.tolist() == [1, 2, 3]
-    assert len(index.target(2).boxes) == 0
-    assert index.findings.lines() == []
+    dataset = read(write_voc(tmp_path))
+    assert dataset.classes.names == ("cat", "dog") and dataset.classes.category_ids == (1, 2)
+    assert dataset.boxes.tolist() == [[8, 4, 40, 36], [0, 0, 16, 12], [12, 16, 36, 48]]
+    assert dataset.labels.tolist() == [0, 1, 0]
+    assert dataset.path(1).name == "b.png" and dataset.size(1) == ImageSize(64, 48)
+    assert dataset.image_ids.tolist() == [1, 2, 3]
+    assert len(dataset.target(2).boxes) == 0
+    assert dataset.problems.lines() == []
 
 
 def test_only_files_of_voc_itself_count_from_one(tmp_path):
@@ -31,10 +31,10 @@ def test_only_files_of_voc_itself_count_from_one(tmp_path):
     (tmp_path / "Annotations" / "a.xml").write_text(
         xml("a.png", boxes=[("cat", (1, 1, 64, 48))], database="The VOC2007 Database")
     )
-    index = read(tmp_path)
-    assert index.boxes[0].tolist() == [0, 0, 64, 48]
-    assert index.boxes[1].tolist() == [12, 16, 36, 48]
-    assert "1 xml files are of VOC itself" in index.findings.lines()[0]
+    dataset = read(tmp_path)
+    assert dataset.boxes[0].tolist() == [0, 0, 64, 48]
+    assert dataset.boxes[1].tolist() == [12, 16, 36, 48]
+    assert "1 xml files are of VOC itself" in dataset.problems.lines()[0]
 
 
 def test_all_splits_have_the_same_classes(tmp_path):
@@ -82,10 +82,10 @@ def test_a_wrong_size_is_told_and_no_size_is_not(tmp_path):
     write_voc(tmp_path)
     (tmp_path / "Annotations" / "a.xml").write_text(xml("a.png", size=(0, 0)))
     (tmp_path / "Annotations" / "b.xml").write_text(xml("b.png").replace("size>", "other>"))
-    index = read(tmp_path)
-    (problem,) = index.findings
+    dataset = read(tmp_path)
+    (problem,) = dataset.problems
     assert problem.kind == "size differs" and problem.file.endswith("a.xml")
-    assert index.size(0) == ImageSize(48, 64)
+    assert dataset.size(0) == ImageSize(48, 64)
 
 
 def test_names_without_xml_or_picture_are_listed(tmp_path):
@@ -174,8 +174,8 @@ def test_blood_cells(real_data):
     names = ("train", "val", "test")
     found = voc.read(voc.find(real_data / "bccd"), names, images=None)
     sizes = {records.name: assemble(records, bad_boxes="clip") for records in found}
-    assert {split: len(index) for split, index in sizes.items()} == {"train": 205, "val": 87, "test": 72}
-    assert sum(len(index.boxes) for index in sizes.values()) == 4155 + 372 + 361 - 2
-    empty = [problem for index in sizes.values() for problem in index.findings if problem.kind == "box empty"]
+    assert {split: len(dataset) for split, dataset in sizes.items()} == {"train": 205, "val": 87, "test": 72}
+    assert sum(len(dataset.boxes) for dataset in sizes.values()) == 4155 + 372 + 361 - 2
+    empty = [problem for dataset in sizes.values() for problem in dataset.problems if problem.kind == "box empty"]
     assert sorted(problem.file[-9:-4] for problem in empty) == ["00338", "00343"]
-    assert all(index.classes.names == ("Platelets", "RBC", "WBC") for index in sizes.values())
+    assert all(dataset.classes.names == ("Platelets", "RBC", "WBC") for dataset in sizes.values())

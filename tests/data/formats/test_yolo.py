@@ -15,20 +15,20 @@ def read(path, split="train", *, images=None):
     return assemble(records, bad_boxes="clip")
 
 
-def assert_is_the_set(index):
-    assert index.boxes.tolist() == [pytest.approx(box, abs=1e-9) for box in BOXES]
-    assert index.labels.tolist() == [0, 1, 0]
-    assert [index.path(i).name for i in range(len(index))] == ["a.png", "b.png", "c.png"]
-    assert index.classes.names == ("cat", "dog")
+def assert_is_the_set(dataset):
+    assert dataset.boxes.tolist() == [pytest.approx(box, abs=1e-9) for box in BOXES]
+    assert dataset.labels.tolist() == [0, 1, 0]
+    assert [dataset.path(i).name for i in range(len(dataset))] == ["a.png", "b.png", "c.png"]
+    assert dataset.classes.names == ("cat", "dog")
 
 
 def test_a_yolo_folder_and_its_yaml(tmp_path):
     write_yolo(tmp_path)
     assert_is_the_set(read(tmp_path))
-    index = read(tmp_path / "data.yaml")
-    assert_is_the_set(index)
-    assert index.offsets.tolist() == [0, 2, 3, 3]  # no label file: background
-    assert index.classes.category_ids == (0, 1)
+    dataset = read(tmp_path / "data.yaml")
+    assert_is_the_set(dataset)
+    assert dataset.offsets.tolist() == [0, 2, 3, 3]  # no label file: background
+    assert dataset.classes.category_ids == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_sparse_class_numbers_become_contiguous(tmp_path):
     labels = tmp_path / "labels" / "train" / "a.txt"
     labels.write_text("5 .5 .5 .5 .5\n2 .5 .5 .25 .25\n")
     (tmp_path / "labels" / "train" / "b.txt").unlink()
-    index = read(tmp_path)
-    assert index.classes.category_ids == (2, 5) and index.labels.tolist() == [1, 0]
+    dataset = read(tmp_path)
+    assert dataset.classes.category_ids == (2, 5) and dataset.labels.tolist() == [1, 0]
 
 
 def test_labels_beside_the_pictures_and_classes_txt(tmp_path):
     write_pictures(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     (tmp_path / "a.txt").write_text("1 0.5 0.5 1 1\n")
-    index = read(tmp_path, "all")
-    assert index.boxes.tolist() == [[0, 0, 64, 48]] and index.labels.tolist() == [1]
+    dataset = read(tmp_path, "all")
+    assert dataset.boxes.tolist() == [[0, 0, 64, 48]] and dataset.labels.tolist() == [1]
 
 
 def test_image_folder_named_alone_finds_the_classes_above(tmp_path):
@@ -90,9 +90,9 @@ def test_folders_of_splits_without_yaml(tmp_path):
 def test_a_polygon_counts_as_the_box_around_it(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.25 0.5 0.75 0.25 0.5 1\n")
-    index = read(tmp_path)
-    assert index.target(0).boxes.tolist() == [[16, 12, 48, 48]]
-    assert index.findings.lines()[0].startswith("note: polygon: 1")
+    dataset = read(tmp_path)
+    assert dataset.target(0).boxes.tolist() == [[16, 12, 48, 48]]
+    assert dataset.problems.lines()[0].startswith("note: polygon: 1")
 
 
 def test_key_points_are_left_out_where_the_yaml_tells_of_them(tmp_path):
@@ -105,9 +105,9 @@ def test_key_points_are_left_out_where_the_yaml_tells_of_them(tmp_path):
 def test_six_digit_rounding_at_the_border_is_no_fault(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.500001 0.5 1.0 1.0\n")
-    index = read(tmp_path)
-    assert index.findings.count("warning", "error") == 0
-    assert float(index.target(0).boxes[0, 2]) == 64
+    dataset = read(tmp_path)
+    assert dataset.problems.count("warning", "error") == 0
+    assert float(dataset.target(0).boxes[0, 2]) == 64
 
 
 ROWS = [

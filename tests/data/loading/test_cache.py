@@ -6,7 +6,7 @@ from tests.data.pictures import painted_source
 
 class CountingSource:
     def __init__(self, source):
-        self.source, self.index, self.reads = source, source.index, []
+        self.source, self.dataset, self.reads = source, source.dataset, []
 
     def load(self, i, *, epoch):
         self.reads.append(i)
@@ -23,4 +23,4 @@ def test_a_picture_is_read_once_and_the_limit_in_bytes_holds():
             assert torch.equal(image, source.source.samples[i].image)
             assert torch.equal(target.boxes, source.source.samples[i].target.boxes)
     assert source.reads == [0, 1, 2, 3, 2, 3, 2, 3]
-    assert cached.index is source.index
+    assert cached.dataset is source.dataset

@@ -189,7 +189,7 @@ class StuckSource:
     """A source whose loading process stops at the second batch, as one does that the system kills for its memory."""
 
     def __init__(self, end):
-        self.index, self.end, self.parent = painted_source(12).index, end, os.getpid()
+        self.dataset, self.end, self.parent = painted_source(12).dataset, end, os.getpid()
 
     def load(self, i, *, epoch):
         if i >= 4 and os.getpid() != self.parent:
@@ -236,10 +236,10 @@ def test_other_errors_are_not_explained_as_dead_workers():
 
 def test_files_are_kept_in_memory_in_training_only(tmp_path):
     source = painted_source(6)
-    index = replace(source.index, root=tmp_path)
+    dataset = replace(source.dataset, root=tmp_path)
     for i, sample in enumerate(source.samples):
         Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
-    training, evaluation = (loader(FileSource(index), augment=augment) for augment in (STRONG, None))
+    training, evaluation = (loader(FileSource(dataset), augment=augment) for augment in (STRONG, None))
     assert isinstance(training._samples._source, CachedSource)
     assert isinstance(evaluation._samples._source, FileSource)
     pixels = [[batch.images for batch in one.epoch(0)] for one in (training, loader(source))]
@@ -262,8 +262,8 @@ def test_wrong_settings_are_named(settings, named):
 
 
 def test_real_pictures_give_the_same_batches_in_workers(real_data):
-    index = open_splits(DataConfig(path=real_data / "bccd"), seed=0).train
-    source = FileSource(index.subset(range(24), "some"))
+    dataset = open_splits(DataConfig(path=real_data / "bccd"), seed=0).train
+    source = FileSource(dataset.subset(range(24), "some"))
     settings = {"preprocessing": Preprocessing(resize=Resize("long", 320, None)), "batch_size": 8}
     plain = content(loader(source, **settings).epoch(0))
     assert len(plain) == 3

@@ -33,7 +33,7 @@ class DemoScenes:
     """Scenes of digits, made as they are asked for.
 
     Scene i is drawn from (seed, split, epoch, i). Training sees fresh scenes in every epoch; the test scenes are those
-    of epoch 0 whatever the epoch. `index` holds the boxes of epoch 0.
+    of epoch 0 whatever the epoch. `dataset` holds the boxes of epoch 0.
 
     Args:
         split: which writers and which part of the photographs.
@@ -49,10 +49,10 @@ class DemoScenes:
         self._material = _material(split)
 
     @functools.cached_property
-    def index(self) -> Dataset:
+    def dataset(self) -> Dataset:
         """The scenes of epoch 0; their paths are names, not files."""
         layouts = (draw_layout(self._material, self._stream(i, epoch=0)) for i in range(self._num_scenes))
-        return _index(self._split, [layout_target(layout) for layout in layouts])
+        return _dataset(self._split, [layout_target(layout) for layout in layouts])
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
         """Scene i of an epoch and the boxes of its digits."""
@@ -79,14 +79,14 @@ def write_demo(folder: Path, *, seed: int, num_train: int, num_test: int) -> Non
 
 
 def _write_split(folder: Path, split: str, scenes: DemoScenes) -> None:
-    for i in range(len(scenes.index)):
+    for i in range(len(scenes.dataset)):
         image, _ = scenes.load(i, epoch=0)
         pixels = image.permute(1, 2, 0).numpy()
-        Image.fromarray(pixels).save(folder / "images" / scenes.index.path(i).name, compress_level=1)
-    (folder / f"instances_{split}.json").write_text(json.dumps(_coco(scenes.index)), encoding="utf-8")
+        Image.fromarray(pixels).save(folder / "images" / scenes.dataset.path(i).name, compress_level=1)
+    (folder / f"instances_{split}.json").write_text(json.dumps(_coco(scenes.dataset)), encoding="utf-8")
 
 
-def _index(split: str, targets: Sequence[Target]) -> Dataset:
+def _dataset(split: str, targets: Sequence[Target]) -> Dataset:
     """The flat form of these scenes' targets."""
     count = len(targets)
     boxes = torch.cat([target.boxes for target in [Target.empty(), *targets]]).double()
@@ -104,30 +104,35 @@ def _index(split: str, targets: Sequence[Target]) -> Dataset:
         areas=areas(boxes),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=Problems(),
+        problems=Problems(),
     )
 
 
-def _coco(index: Dataset) -> dict[str, Any]:
-    """The index as COCO's annotation format writes it."""
+def _coco(dataset: Dataset) -> dict[str, Any]:
+    """The dataset as COCO's annotation format writes it."""
     images = [
-        {"id": i + 1, "file_name": index.path(i).name, "height": index.size(i).height, "width": index.size(i).width}
-        for i in range(len(index))
+        {
+            "id": i + 1,
+            "file_name": dataset.path(i).name,
+            "height": dataset.size(i).height,
+            "width": dataset.size(i).width,
+        }
+        for i in range(len(dataset))
     ]
-    image_ids = torch.repeat_interleave(index.image_ids, index.offsets.diff()).tolist()
-    rows = zip(image_ids, index.boxes.tolist(), index.labels.tolist(), index.areas.tolist(), strict=True)
+    image_ids = torch.repeat_interleave(dataset.image_ids, dataset.offsets.diff()).tolist()
+    rows = zip(image_ids, dataset.boxes.tolist(), dataset.labels.tolist(), dataset.areas.tolist(), strict=True)
     annotations = [
         {
             "id": number,
             "image_id": image_id,
-            "category_id": index.classes.category_ids[label],
+            "category_id": dataset.classes.category_ids[label],
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "area": area,
             "iscrowd": 0,
         }
         for number, (image_id, (x1, y1, x2, y2), label, area) in enumerate(rows, start=1)
     ]
-    named = zip(index.classes.category_ids, index.classes.names, strict=True)
+    named = zip(dataset.classes.category_ids, dataset.classes.names, strict=True)
     categories = [{"id": category_id, "name": name} for category_id, name in named]
     return {"images": images, "annotations": annotations, "categories": categories}
 

@@ -1,4 +1,4 @@
-"""From the records of a reader to an index: every picture's header is read, every box is held against its picture."""
+"""From the records of a reader to a dataset: every picture's header is read, every box is held against its picture."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ _WORTH_THREADS = 64
 
 
 def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, lenient: bool = False) -> Dataset:
-    """The index of a split: sizes from the picture files, boxes inside the pictures, everything odd in `findings`.
+    """The dataset of a split: sizes from the picture files, boxes inside the pictures, everything odd in `problems`.
 
     Without `pictures` no file is opened and the declared sizes count. `lenient` lists pictures that cannot be read and
     boxes that would be refused as errors and goes on without them, so that a check can report all of them at once; it
@@ -66,7 +66,7 @@ def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, le
         areas=torch.where(stated.isnan(), areas(boxes), stated),
         path_bytes=path_bytes,
         path_offsets=path_offsets,
-        findings=records.findings,
+        problems=records.problems,
         side_remainders=None if records.sides is None else _remainders(records.sides[rows], boxes),
     )
 
@@ -126,9 +126,9 @@ def _without_failures(records: Records, found: list[ImageSize | DataError], *, l
     for i, (size, declared) in enumerate(zip(found, records.declared, strict=True)):
         place = records.image_place(i)
         if isinstance(size, DataError):
-            records.findings.add(place.problem("error", "picture unusable", size.problem))
+            records.problems.add(place.problem("error", "picture unusable", size.problem))
         elif declared is not None and declared != size:
-            records.findings.add(place.problem("warning", "size differs", _size_difference(declared, size)))
+            records.problems.add(place.problem("warning", "size differs", _size_difference(declared, size)))
     return torch.tensor([not isinstance(size, DataError) for size in found])
 
 
@@ -147,7 +147,7 @@ def _note_repeated_paths(records: Records) -> None:
     seen: set[str] = set()
     for i, path in enumerate(records.paths):
         if path in seen:
-            records.findings.add(records.image_place(i).problem("warning", "picture listed twice", brief(path)))
+            records.problems.add(records.image_place(i).problem("warning", "picture listed twice", brief(path)))
         seen.add(path)
 
 
@@ -208,14 +208,14 @@ class _BoxReport:
         def problem(k: int) -> Problem:
             return self._place(chosen[k]).problem(severity, kind, f"{self._describe(chosen[k])}: {outcome}")
 
-        self.records.findings.add_all(severity, kind, len(chosen), problem)
+        self.records.problems.add_all(severity, kind, len(chosen), problem)
 
     def note_rounded(self, moved: Bool[Tensor, " R"]) -> None:
         """One note on all boxes that a rounding tool put a hair outside."""
         if number := int(moved.sum()):
             place = self._place(int(moved.nonzero()[0, 0]))
             message = f"{number} boxes reach out of their picture by at most {ROUNDING_PX} px; clipped"
-            self.records.findings.add(place.problem("note", "box rounded", message))
+            self.records.problems.add(place.problem("note", "box rounded", message))
 
     def _place(self, i: int) -> Place:
         return self.records.box_place(int(self.rows[i]))

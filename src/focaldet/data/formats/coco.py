@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from focaldet.data.dataset import CROWD, Classes
-from focaldet.data.formats.records import Layout, Records, path_inside
+from focaldet.data.formats.records import DatasetLayout, Records, path_inside
 from focaldet.data.formats.table import Table
 from focaldet.data.formats.text import brief, list_names, unreadable
 from focaldet.data.problems import Place, Problems
@@ -31,20 +31,20 @@ _TRIED_PICTURES = 20
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # nothing that could lead out of a folder
 
 
-def find(path: Path) -> Layout | None:
+def find(path: Path) -> DatasetLayout | None:
     """The COCO files in a folder, or the one file that `path` is; None where there is none.
 
     Raises:
         DataError: two files for one split.
     """
     if path.is_file():
-        return Layout("coco", path.parent, {"all": (path,)}) if path.suffix.lower() == ".json" else None
+        return DatasetLayout("coco", path.parent, {"all": (path,)}) if path.suffix.lower() == ".json" else None
     splits: dict[str, tuple[Path, ...]] = {}
     for name, file in _candidates(path):
         if name in splits:
             raise DataError(f'two files for the split "{name}": {splits[name][0]} and {file}; name one', file=path)
         splits[name] = (file,)
-    return Layout("coco", path, splits) if splits else None
+    return DatasetLayout("coco", path, splits) if splits else None
 
 
 def _candidates(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -57,7 +57,7 @@ def _candidates(folder: Path) -> Iterator[tuple[str, Path]]:
         yield "all", folder / _ROBOFLOW
 
 
-def read(layout: Layout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
+def read(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
     """The records of some splits of a layout that `find` gave.
 
     Raises:
@@ -77,8 +77,8 @@ def read_coco(file: Path, *, images: Path | None, name: str) -> Records:
     document = _parse(file)
     pictures = Table(document, "images", file=file)
     annotations = Table(document, "annotations", file=file)
-    findings = Problems()
-    classes = _classes(Table(document, "categories", file=file), findings)
+    problems = Problems()
+    classes = _classes(Table(document, "categories", file=file), problems)
     image_ids = pictures.identifiers()
     names = pictures.column("file_name", (str,), "the name of a picture file")
     root = _image_folder(file, names[:_TRIED_PICTURES], images)
@@ -106,7 +106,7 @@ def read_coco(file: Path, *, images: Path | None, name: str) -> Records:
         areas=annotations.numbers("area"),
         image_place=lambda i: pictures.place(i, "file_name"),
         box_place=lambda row: annotations.place(row, "bbox"),
-        findings=findings,
+        problems=problems,
     )
 
 
@@ -136,7 +136,7 @@ def _slim(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def _classes(categories: Table, findings: Problems) -> Classes:
+def _classes(categories: Table, problems: Problems) -> Classes:
     ids = categories.identifiers()
     names = categories.column("name", (str,), "a text")
     if not ids:
@@ -146,7 +146,7 @@ def _classes(categories: Table, findings: Problems) -> Classes:
             raise categories.place(i, "name").error(f"found {brief(name)}; must be a text that is not empty")
         if name in names[:i]:
             message = f"{brief(name)} is the name of two classes; they stay apart"
-            findings.add(categories.place(i, "name").problem("warning", "class name twice", message))
+            problems.add(categories.place(i, "name").problem("warning", "class name twice", message))
     order = sorted(range(len(ids)), key=ids.__getitem__)
     return Classes(tuple(names[i] for i in order), tuple(ids[i] for i in order))
 

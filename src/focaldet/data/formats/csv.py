@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from focaldet.data.dataset import Classes
-from focaldet.data.formats.records import BoxRows, Layout, Records, path_inside
+from focaldet.data.formats.records import BoxRows, DatasetLayout, Records, path_inside
 from focaldet.data.formats.text import as_number, brief, hint, read_text
 from focaldet.data.problems import Place
 from focaldet.errors import DataError
@@ -26,7 +26,7 @@ _CORNERS = ("x1", "y1", "x2", "y2")
 _HEADERS = ([*_CORNERS], ["xmin", "ymin", "xmax", "ymax"])
 
 
-def find(path: Path) -> Layout | None:
+def find(path: Path) -> DatasetLayout | None:
     """The annotation files in a folder, or the one file that `path` is; None where there is none.
 
     Raises:
@@ -34,7 +34,7 @@ def find(path: Path) -> Layout | None:
     """
     if path.is_file():
         is_csv = path.suffix.lower() == ".csv"
-        return Layout("csv", path.parent, {"all": (path,)}, _class_file(path.parent)) if is_csv else None
+        return DatasetLayout("csv", path.parent, {"all": (path,)}, _class_file(path.parent)) if is_csv else None
     splits: dict[str, tuple[Path, ...]] = {}
     for file in sorted(path.glob("*.csv")):
         if match := _SPLIT_FILE.fullmatch(file.stem):
@@ -42,14 +42,14 @@ def find(path: Path) -> Layout | None:
             if name in splits:
                 raise DataError(f'two files for the split "{name}": {splits[name][0]} and {file}; name one', file=path)
             splits[name] = (file,)
-    return Layout("csv", path, splits, _class_file(path)) if splits else None
+    return DatasetLayout("csv", path, splits, _class_file(path)) if splits else None
 
 
 def _class_file(folder: Path) -> Path | None:
     return next((folder / name for name in _CLASS_FILES if (folder / name).is_file()), None)
 
 
-def read(layout: Layout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
+def read(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
     """The records of some splits of a layout that `find` gave. Image ids are the order of first mention, from 1.
 
     Raises:
@@ -102,7 +102,7 @@ def _described(file: Path) -> Classes:
     return Classes(tuple(found[number] for number in sorted(found)), tuple(sorted(found)))
 
 
-def _met(layout: Layout, rows: Sequence[tuple[Place, list[str]]]) -> Classes:
+def _met(layout: DatasetLayout, rows: Sequence[tuple[Place, list[str]]]) -> Classes:
     names = sorted({fields[5] for _, fields in rows if fields[5]})
     if not names:
         raise DataError("no row has a class and there is no classes.csv, so there are no classes", file=layout.root)

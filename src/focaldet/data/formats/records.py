@@ -20,7 +20,7 @@ from focaldet.types import ImageSize
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class DatasetLayout:
     """Where the splits of a data set lie.
 
     `splits` maps the names that the folder itself uses to what has to be read for them: annotation files, list files or
@@ -60,7 +60,7 @@ class Records:
     box_place: Callable[[int], Place]
     fractions: bool = False
     sides: Float64[Tensor, "M 2"] | None = None
-    findings: Problems = field(default_factory=Problems)
+    problems: Problems = field(default_factory=Problems)
 
 
 class BoxRows:

@@ -19,7 +19,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from focaldet.data.dataset import DIFFICULT, Classes
-from focaldet.data.formats.records import BoxRows, Layout, Records, pictures_below
+from focaldet.data.formats.records import BoxRows, DatasetLayout, Records, pictures_below
 from focaldet.data.formats.text import as_number, brief, list_names, read_lines, unreadable
 from focaldet.data.problems import Place, Problems
 from focaldet.errors import DataError
@@ -50,27 +50,27 @@ class _Annotation:
     one_based: bool
 
 
-def find(path: Path) -> Layout | None:
+def find(path: Path) -> DatasetLayout | None:
     """The splits of a VOC folder, or the one list file or folder of xml files that `path` is; None if it is neither."""
     if path.is_file():
         root = next((folder for folder in path.parents if (folder / "Annotations").is_dir()), None)
         is_list = root is not None and path.suffix.lower() == ".txt"
-        return Layout("voc", root, {"all": (path,)}) if root is not None and is_list else None
+        return DatasetLayout("voc", root, {"all": (path,)}) if root is not None and is_list else None
     if (path / "Annotations").is_dir():
         lists = sorted((path / "ImageSets" / "Main").glob("*.txt"))
         splits = {file.stem: (file,) for file in lists if not _OF_ONE_CLASS.fullmatch(file.stem)}
-        return Layout("voc", path, splits or {"all": (path / "Annotations",)})
+        return DatasetLayout("voc", path, splits or {"all": (path / "Annotations",)})
     if _holds_xml(path):
-        return Layout("voc", path, {"all": (path,)})
+        return DatasetLayout("voc", path, {"all": (path,)})
     folders = [folder for folder in sorted(path.glob("*/")) if _holds_xml(folder)]
-    return Layout("voc", path, {folder.name: (folder,) for folder in folders}) if folders else None
+    return DatasetLayout("voc", path, {folder.name: (folder,) for folder in folders}) if folders else None
 
 
 def _holds_xml(folder: Path) -> bool:
     return next(folder.glob("*.xml"), None) is not None
 
 
-def read(layout: Layout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
+def read(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
     """The records of some splits of a layout that `find` gave.
 
     VOC has no list of classes: they are the names met in all splits, in alphabetical order, so that every split has the
@@ -96,7 +96,7 @@ def read(layout: Layout, splits: Sequence[str], *, images: Path | None) -> list[
 class _Reader:
     """The files of one VOC layout by the name that lists use: the path below its folder without suffix."""
 
-    def __init__(self, layout: Layout, images: Path | None) -> None:
+    def __init__(self, layout: DatasetLayout, images: Path | None) -> None:
         self.layout = layout
         annotations = layout.root / "Annotations"
         usual = (layout.root / "JPEGImages", layout.root / "images")
@@ -143,7 +143,7 @@ class _Reader:
     def records(self, split: str, found: Sequence[_Annotation], names: Sequence[str], classes: Classes) -> Records:
         """What the annotations of one split say, in one piece."""
         labels = {name: label for label, name in enumerate(classes.names)}
-        rows, findings = BoxRows(), Problems()
+        rows, problems = BoxRows(), Problems()
         for i, annotation in enumerate(found):
             for item in annotation.objects:
                 rows.add(i, item.box, labels[item.name], item.place, flag=DIFFICULT * item.difficult)
@@ -153,7 +153,7 @@ class _Reader:
             message = (
                 f"{one_based} xml files are of VOC itself, which counts pixels from 1: xmin and ymin are less by 1"
             )
-            findings.add(Place(source).problem("note", "VOC pixels", message))
+            problems.add(Place(source).problem("note", "VOC pixels", message))
         return Records(
             name=split,
             source=source,
@@ -163,7 +163,7 @@ class _Reader:
             paths=[self.pictures[name] for name in names],
             declared=[annotation.declared for annotation in found],
             image_place=lambda i: Place(found[i].file, field="size"),
-            findings=findings,
+            problems=problems,
             **rows.columns(),
         )
 

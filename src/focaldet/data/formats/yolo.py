@@ -15,7 +15,7 @@ from typing import Any
 
 from focaldet.config import read_mapping
 from focaldet.data.dataset import Classes
-from focaldet.data.formats.records import BoxRows, Layout, Records, path_inside, pictures_below
+from focaldet.data.formats.records import BoxRows, DatasetLayout, Records, path_inside, pictures_below
 from focaldet.data.formats.text import as_number, brief, read_lines, shown, what_is_at
 from focaldet.data.problems import Place, Problems
 from focaldet.errors import ConfigError, DataError
@@ -36,7 +36,7 @@ _PARENTS_SEARCHED = 3
 _MAX_SHARE = 2.0
 
 
-def find(path: Path) -> Layout | None:
+def find(path: Path) -> DatasetLayout | None:
     """The splits of a YOLO folder or yaml file, or the one list file or image folder that `path` is; else None."""
     if path.is_file() and path.suffix.lower() in _YAML:
         return _from_yaml(path)
@@ -47,7 +47,7 @@ def find(path: Path) -> Layout | None:
         raise DataError(f"has images/ and labels/ like YOLO, but no file names the classes ({names})", file=path)
     if path.is_dir() or path.suffix.lower() == ".txt":
         above = next(filter(None, map(_description, list(path.parents)[:_PARENTS_SEARCHED])), None)
-        return Layout("yolo", above.parent, {"all": (path,)}, above) if above else None
+        return DatasetLayout("yolo", above.parent, {"all": (path,)}, above) if above else None
     return None
 
 
@@ -65,7 +65,7 @@ def _mapping(file: Path) -> dict[str, Any]:
         raise DataError(str(error).removeprefix(f"{file}: "), file=file) from None
 
 
-def _from_yaml(file: Path) -> Layout:
+def _from_yaml(file: Path) -> DatasetLayout:
     values = _mapping(file)
     stated = values.get("path") or "."
     if not isinstance(stated, str) or "\0" in stated:
@@ -75,7 +75,7 @@ def _from_yaml(file: Path) -> Layout:
     splits = {key: _parts(file, base, key, values[key]) for key in _SPLITS if values.get(key)}
     if not splits:
         raise DataError("names no split; must have train, and val where there is one", file=file)
-    return Layout("yolo", base, splits, file)
+    return DatasetLayout("yolo", base, splits, file)
 
 
 def _parts(file: Path, base: Path, key: str, value: Any) -> tuple[Path, ...]:
@@ -95,15 +95,15 @@ def _located(base: Path, folder: Path, entry: str) -> Path:
     return next((path for path in tries if what_is_at(path)), tries[0])
 
 
-def _from_folder(folder: Path, description: Path) -> Layout:
+def _from_folder(folder: Path, description: Path) -> DatasetLayout:
     images = folder / "images"
     parts = [part for part in sorted(images.glob("*/")) if part.is_dir()] if images.is_dir() else []
     if parts:
-        return Layout("yolo", folder, {part.name: (part,) for part in parts}, description)
-    return Layout("yolo", folder, {"all": (images if images.is_dir() else folder,)}, description)
+        return DatasetLayout("yolo", folder, {part.name: (part,) for part in parts}, description)
+    return DatasetLayout("yolo", folder, {"all": (images if images.is_dir() else folder,)}, description)
 
 
-def read(layout: Layout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
+def read(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
     """The records of some splits of a layout that `find` gave.
 
     Category ids are the class numbers of the file, image ids the position in sorted order + 1.
@@ -151,7 +151,7 @@ def _class_name(name: Any, place: Place) -> str:
 class _Split:
     """The pictures and label files of one split."""
 
-    def __init__(self, layout: Layout, split: str, images: Path | None) -> None:
+    def __init__(self, layout: DatasetLayout, split: str, images: Path | None) -> None:
         self.name, self.sources = split, layout.splits[split]
         self.base = _normal(images or layout.root)
         lists = [source for source in self.sources if what_is_at(source) == "file"]
@@ -175,7 +175,7 @@ class _Split:
 
     def records(self, classes: Classes, *, key_points: bool) -> Records:
         """What the label files say, in one piece."""
-        rows, findings = BoxRows(), Problems()
+        rows, problems = BoxRows(), Problems()
         labels = {category: label for label, category in enumerate(classes.category_ids)}
         files = [_label_file(self.root / path) for path in self.paths]
         if files and not any(files):
@@ -186,7 +186,7 @@ class _Split:
         for i, file in enumerate(files):
             for number, line in read_lines(file) if file else ():
                 place = Place(file, f"line {number}") if file else Place(self.root)
-                label, box = _row(line, labels, place, findings, key_points=key_points)
+                label, box = _row(line, labels, place, problems, key_points=key_points)
                 rows.add(i, box, label, place)
         return Records(
             name=self.name,
@@ -198,7 +198,7 @@ class _Split:
             declared=[None] * len(self.paths),
             image_place=lambda i: Place(self.sources[0], self.paths[i]),
             fractions=True,
-            findings=findings,
+            problems=problems,
             **rows.columns(),
         )
 
@@ -222,7 +222,7 @@ def _label_file(picture: Path) -> Path | None:
 
 
 def _row(
-    line: str, labels: Mapping[int, int], place: Place, findings: Problems, *, key_points: bool
+    line: str, labels: Mapping[int, int], place: Place, problems: Problems, *, key_points: bool
 ) -> tuple[int, tuple[float, float, float, float]]:
     """The label and the xyxy box, in shares of the picture, of one row."""
     fields = line.split()
@@ -236,7 +236,7 @@ def _row(
         raise place._replace(field="class").error(f"found {brief(fields[0])}; must be the number of a class, {known}")
     shares = [_share(text, place) for text in (fields[1:] if is_polygon else fields[1:5])]
     if is_polygon:
-        findings.add(place.problem("note", "polygon", "a polygon counts as the box around it"))
+        problems.add(place.problem("note", "polygon", "a polygon counts as the box around it"))
         xs, ys = shares[::2], shares[1::2]
         return labels[int(category)], (min(xs), min(ys), max(xs), max(ys))
     x, y, width, height = shares

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from jaxtyping import UInt8
 from torch import Tensor
 
-from focaldet.data.dataset import Dataset, Source
+from focaldet.data.dataset import Dataset, ImageSource
 from focaldet.types import Target
 
 
@@ -18,14 +18,14 @@ class CachedSource:
     users who do not write into what they get.
     """
 
-    source: Source
+    source: ImageSource
     max_bytes: int
     _pictures: dict[int, tuple[Tensor, Target]] = field(default_factory=dict)
     _bytes: int = 0
 
     @property
-    def index(self) -> Dataset:
-        return self.source.index
+    def dataset(self) -> Dataset:
+        return self.source.dataset
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
         """Picture i and its boxes, from memory where they are there."""

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from focaldet.data.augment.augmenter import AugmentConfig
-from focaldet.data.dataset import FileSource, Source
+from focaldet.data.dataset import FileSource, ImageSource
 from focaldet.data.loading import sampler as planning
 from focaldet.data.loading.cache import CachedSource
 from focaldet.data.loading.collate import PackedBatch
@@ -57,7 +57,7 @@ class Loader:
 
     def __init__(
         self,
-        source: Source,
+        source: ImageSource,
         *,
         preprocessing: Preprocessing,
         batch_size: int,
@@ -73,13 +73,13 @@ class Loader:
         multi_scale_end: float = 0.0,
     ) -> None:
         _check(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
-        if augment is not None and len(source.index) < num_ranks:
-            raise ConfigError(f"{len(source.index)} images cannot be trained on by {num_ranks} processes")
-        self._index, self._preprocessing, self._seed, self._workers = source.index, preprocessing, seed, workers
+        if augment is not None and len(source.dataset) < num_ranks:
+            raise ConfigError(f"{len(source.dataset)} images cannot be trained on by {num_ranks} processes")
+        self._dataset, self._preprocessing, self._seed, self._workers = source.dataset, preprocessing, seed, workers
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
         self._training, self._multi_scale = augment is not None, multi_scale
         self._num_epochs, self._first_epoch, self._multi_scale_end = num_epochs, first_epoch, multi_scale_end
-        self._factors = planning.repeat_factors(source.index) if sampling == "class_balanced" else None
+        self._factors = planning.repeat_factors(source.dataset) if sampling == "class_balanced" else None
         if augment is not None and isinstance(source, FileSource):
             source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, workers))
         self._samples = Samples(
@@ -118,14 +118,14 @@ class Loader:
         """Which images each batch of this rank holds."""
         if not self._training:
             resize, padded = self._preprocessing.resize, self._preprocessing.padded
-            frames = [padded(resize.target(ImageSize(*size))) for size in self._index.sizes.tolist()]
+            frames = [padded(resize.target(ImageSize(*size))) for size in self._dataset.sizes.tolist()]
             return planning.evaluation_batches(frames, batch_size=self._batch_size)[self._rank :: self._num_ranks]
         draws = stream("order", self._seed, epoch)
         if self._factors is None:
-            order = planning.uniform_order(len(self._index), stream=draws)
+            order = planning.uniform_order(len(self._dataset), stream=draws)
         else:
             order = planning.balanced_order(self._factors, stream=draws)
-        portrait = (self._index.sizes[:, 0] > self._index.sizes[:, 1]).tolist()
+        portrait = (self._dataset.sizes[:, 0] > self._dataset.sizes[:, 1]).tolist()
         global_size = self._batch_size * self._num_ranks
         whole = planning.training_batches(order, portrait, epoch=epoch, batch_size=global_size, stream=draws)
         if self._multi_scale is not None:

@@ -31,20 +31,20 @@ class Pick(NamedTuple):
     size_px: int | None = None
 
 
-def repeat_factors(index: Dataset) -> Float64[Tensor, " N"]:
+def repeat_factors(dataset: Dataset) -> Float64[Tensor, " N"]:
     """How often each image is drawn under class balance, relative to an image of the commonest class alone.
 
     A class found in the share f of the images asks for a factor sqrt(1/f), an image takes the largest of its classes
     (Gupta et al. 2019, section 4, with every class below the threshold: t = 1). Ignored boxes do not count; an image
     without objects has factor 1.
     """
-    counts = index.offsets.diff()
-    image = torch.repeat_interleave(torch.arange(len(index)), counts)[index.flags == 0]
-    labels = index.labels[index.flags == 0].long()
+    counts = dataset.offsets.diff()
+    image = torch.repeat_interleave(torch.arange(len(dataset)), counts)[dataset.flags == 0]
+    labels = dataset.labels[dataset.flags == 0].long()
     present = torch.unique(torch.stack([image, labels]), dim=1)
-    num_images = torch.bincount(present[1], minlength=len(index.classes.names)).double()
-    factors = torch.ones(len(index), dtype=torch.float64)
-    asked = (len(index) / num_images[present[1]]).sqrt()
+    num_images = torch.bincount(present[1], minlength=len(dataset.classes.names)).double()
+    factors = torch.ones(len(dataset), dtype=torch.float64)
+    asked = (len(dataset) / num_images[present[1]]).sqrt()
     return factors.scatter_reduce(0, present[0], asked, "amax")
 
 

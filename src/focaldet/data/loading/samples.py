@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from focaldet.data.augment.augmenter import NUM_PARTNERS, Augmenter
 from focaldet.data.augment.config import Augmentation
 from focaldet.data.augment.geometry import Sample, resize_sample
-from focaldet.data.dataset import Source
+from focaldet.data.dataset import ImageSource
 from focaldet.data.loading.collate import PackedBatch, pack
 from focaldet.data.loading.rng import stream
 from focaldet.data.loading.sampler import Pick
@@ -21,7 +21,7 @@ class Samples(Dataset[PackedBatch]):
 
     def __init__(
         self,
-        source: Source,
+        source: ImageSource,
         *,
         preprocessing: Preprocessing,
         seed: int,
@@ -42,7 +42,7 @@ class Samples(Dataset[PackedBatch]):
         except FocaldetError as error:
             return error
         indices = tuple(pick.image for pick in picks)
-        sizes = tuple(self._source.index.size(image) for image in indices)
+        sizes = tuple(self._source.dataset.size(image) for image in indices)
         return pack(
             samples, preprocessing=self._seen(picks[0]), indices=indices, original_sizes=sizes, image_names=names
         )
@@ -55,7 +55,7 @@ class Samples(Dataset[PackedBatch]):
         draws = stream("sample", self._seed, pick.epoch, pick.image, pick.repeat)
         epoch = pick.epoch - self._first_epoch
         mosaic = draws.random() < self._augmentation.mosaic_share(epoch=epoch, num_epochs=self._num_epochs)
-        num_images = len(self._source.index)
+        num_images = len(self._source.dataset)
         images = [pick.image, *(draws.randrange(num_images) for _ in range(NUM_PARTNERS if mosaic else 0))]
         first, *partners = (self._load(image, pick.epoch) for image in images)
         augment = Augmenter(self._augmentation, preprocessing)
@@ -71,4 +71,4 @@ class Samples(Dataset[PackedBatch]):
         return Sample(*self._source.load(image, epoch=epoch))
 
     def _name(self, image: int) -> str:
-        return str(self._source.index.path(image))
+        return str(self._source.dataset.path(image))

@@ -147,7 +147,7 @@ def with_darknets_epsilon(detector: Detector) -> Detector:
 def difference(detector: Detector, image: Float[Tensor, "3 H W"], peer: Float[Tensor, " N"]) -> dict[str, float]:
     """The largest difference of the raw numbers for RGB in 0…1, and its share of the largest number."""
     with torch.no_grad():
-        found = detector(image[None] * 255)
+        found = detector(image[None] * 255, [ImageSize(*image.shape[1:])])
     values = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)[0]
     height, width = found.grid
     ours = values.view(height, width, -1, values.shape[-1]).permute(2, 3, 0, 1).flatten()
@@ -188,7 +188,8 @@ def compare(darknet: Darknet, pictures: list[Path], *, size: int, folder: Path) 
         row = {"picture": picture.name, "size": [image.w, image.h], "raw": difference(detector, boxed.tensor(), raw)}
         row["raw_with_its_epsilon"] = difference(other, boxed.tensor(), raw)
         with torch.no_grad():
-            ours = other.detect(other(boxed.tensor()[None] * 255), [ImageSize(size, size)])[0]
+            sizes = [ImageSize(size, size)]
+            ours = other.detect(other(boxed.tensor()[None] * 255, sizes), sizes)[0]
         row["detections_of_its_input"] = agreement(ours, square)
         row["detections_end_to_end"] = agreement(
             Predictor(detector, device="cpu", precision="fp32").predict(folder / "picture.png"), found

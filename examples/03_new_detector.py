@@ -27,7 +27,7 @@ from focaldet.ops.boxes import clip
 from focaldet.ops.losses.fused import focal_loss_sum
 from focaldet.ops.losses.regression import giou_loss
 from focaldet.ops.nms import class_nms
-from focaldet.types import Detections, ImageSize, Preprocessing, Target
+from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 STRIDE_PX = 16
 
@@ -75,6 +75,7 @@ class CentreNet(Detector):
     def forward(
         self,
         images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        sizes: ImageSizes,  # noqa: ARG002  every cell answers for itself, padding or not
         targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage
     ) -> CentreNetOutputs:
         """Logits and boxes of every cell."""

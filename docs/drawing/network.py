@@ -36,12 +36,12 @@ class Network:
                 module.register_forward_hook(lambda _, __, given, part=part: self._note(part, given))
             images = torch.zeros(1, 3, *self.padded)
             if isinstance(self.detector, FasterRCNN):
-                self._look_twice(self.detector, images)
+                self._look_twice(self.detector, images, [self.padded])
             else:
-                self.detector(images)
+                self.detector(images, [self.padded])
 
-    def _look_twice(self, detector: FasterRCNN, images: Tensor) -> None:
-        levels, first = detector.first_stage(images)
+    def _look_twice(self, detector: FasterRCNN, images: Tensor, sizes: list[ImageSize]) -> None:
+        levels, first = detector.first_stage(images, sizes)
         self.level_sizes = first.level_sizes
         self._note("levels", levels)
         side = detector.config.pooling.size

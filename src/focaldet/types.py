@@ -4,6 +4,7 @@ Axes: B images, H W pixels, G ground-truth boxes of one image, D detections of o
 Boxes are xyxy float32 pixels with the origin at the top left corner, everywhere.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +20,10 @@ class ImageSize(NamedTuple):
 
     height: int
     width: int
+
+
+ImageSizes = Sequence[ImageSize] | Int64[Tensor, "B 2"]
+"""The sizes of B images; as a tensor of (height, width) where the network is traced or compiled."""
 
 
 @dataclass(frozen=True, slots=True)

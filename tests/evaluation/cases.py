@@ -63,7 +63,7 @@ class BrightDetector(Detector):
         self.dropout = nn.Dropout()
         self.seen = []
 
-    def forward(self, images, targets=None):
+    def forward(self, images, sizes, targets=None):
         self.seen.append(images.detach().clone())
         return images.float() + self.weight
 

@@ -24,9 +24,9 @@ def test_boxes_are_scaled_and_clipped_to_the_original():
 
 def test_lower_precision_reaches_the_products_only():
     class Products(BrightDetector):
-        def forward(self, images, targets=None):
+        def forward(self, images, sizes, targets=None):
             self.product = torch.ones(2, 2) @ torch.ones(2, 2)
-            return super().forward(images)
+            return super().forward(images, sizes)
 
     detector = Products()
     one = padded([picture()], preprocessing=detector.preprocessing)

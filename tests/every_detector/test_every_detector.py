@@ -39,6 +39,7 @@ from focaldet.weights import load_detector, save_detector
 
 CLASSES = ("circle", "square", "혈소판")
 PADDED = (64, 96)
+WHOLE = (ImageSize(*PADDED),) * 2
 SIZES = (ImageSize(64, 96), ImageSize(50, 80))
 LARGEST = 25_000_000
 
@@ -214,7 +215,7 @@ def test_shapes_follow_without_memory(name: str) -> None:
         two_stages_follow(detector)
         return
     with torch.device("meta"):
-        outputs = detector(images().to("meta"))
+        outputs = detector(images().to("meta"), WHOLE)
     assert outputs.logits.device.type == "meta"
     background = getattr(detector.config, "classifier", "sigmoid") == "softmax"
     assert outputs.logits.shape[0] == 2 and outputs.logits.shape[-1] == len(CLASSES) + background
@@ -229,7 +230,7 @@ def test_shapes_follow_without_memory(name: str) -> None:
 def two_stages_follow(detector: FasterRCNN) -> None:
     """How many regions there are, numbers decide: the second stage is given some."""
     with torch.device("meta"):
-        levels, first = detector.first_stage(images().to("meta"))
+        levels, first = detector.first_stage(images().to("meta"), WHOLE)
         channels, size = levels[0].shape[1], detector.config.pooling.size
         vectors = detector.region_head(torch.empty(7, channels, size, size))
         vectors = vectors.repeat(1, 1 + detector.config.plus.context)
@@ -268,11 +269,11 @@ def test_a_fresh_detector_answers_the_prior(name: str) -> None:
     """Section 4.1: every class has probability π at every anchor; exactly so on the mean colour, whose input is 0."""
     detector = fresh(name)
     prior = getattr(detector.config, "first_probability", detector.config.prior)
-    noise = probabilities(detector, detector(images())).mean()
+    noise = probabilities(detector, detector(images(), WHOLE)).mean()
     assert float(noise) == pytest.approx(prior, rel=0.5)
     still = built(name).eval()
     mean = torch.tensor(still.preprocessing.rgb_mean)[:, None, None].expand(1, 3, *PADDED)
-    believed = probabilities(still, still(mean))
+    believed = probabilities(still, still(mean, WHOLE[:1]))
     assert believed.shape[-1] == len(CLASSES)
     torch.testing.assert_close(believed, torch.full_like(believed, prior), rtol=1e-4, atol=0)
 
@@ -281,9 +282,9 @@ def test_a_fresh_detector_answers_the_prior(name: str) -> None:
 def test_a_batch_gives_what_its_images_give_alone(name: str) -> None:
     detector, batch = fresh(name), images(3)
     with torch.inference_mode():
-        together = numbered(detector(batch))
+        together = numbered(detector(batch, [WHOLE[0]] * 3))
         for place in range(3):
-            alone = numbered(detector(batch[place : place + 1]))
+            alone = numbered(detector(batch[place : place + 1], WHOLE[:1]))
             for field in {"logits", "objectness", "deltas"} & set(together._fields):
                 one, other = getattr(together, field)[place], getattr(alone, field)[0]
                 # The last digit of fp32 grows with what the random layers make of it.
@@ -294,7 +295,7 @@ def test_a_batch_gives_what_its_images_give_alone(name: str) -> None:
 def test_bytes_and_floats_are_the_same_picture(name: str) -> None:
     detector = fresh(name)
     with torch.inference_mode():
-        assert_alike(detector(images()), detector(images().float()))
+        assert_alike(detector(images(), WHOLE), detector(images().float(), WHOLE))
 
 
 @running
@@ -302,13 +303,13 @@ def test_channel_order_is_the_detectors_own_business(name: str) -> None:
     """A network with mirrored first convolution sees in the other order of channels what it saw in its own."""
     detector = copy.deepcopy(fresh(name))
     with torch.inference_mode():
-        expected = numbered(detector(images()))
+        expected = numbered(detector(images(), WHOLE))
         first = next(module for module in detector.modules() if isinstance(module, torch.nn.Conv2d))
         first.weight.copy_(first.weight.flip(1))
         own = detector.preprocessing
         other = "RGB" if own.channels == "BGR" else "BGR"
         detector.preprocessing = replace(own, channels=other, mean=own.mean[::-1], std=own.std[::-1])
-        assert_alike(numbered(detector(images())), expected)
+        assert_alike(numbered(detector(images(), WHOLE)), expected)
 
 
 @running
@@ -316,14 +317,14 @@ def test_training_mode_changes_nothing(name: str) -> None:
     detector = built(name, norm="frozen", extra_norm="frozen")
     detector.load_state_dict(fresh(name).state_dict(), strict=False)
     with torch.no_grad():
-        assert_alike(detector.train()(images()), detector.eval()(images()), tolerance=0)
+        assert_alike(detector.train()(images(), WHOLE), detector.eval()(images(), WHOLE), tolerance=0)
 
 
 @running
 def test_detections_are_sane(name: str) -> None:
     detector = fresh(name)
     with torch.inference_mode():
-        found = detector.detect(excited(detector(images())), SIZES)
+        found = detector.detect(excited(detector(images(), WHOLE)), SIZES)
     assert len(found) == len(SIZES)
     for detections, size in zip(found, SIZES, strict=True):
         assert 5 < len(detections) <= detector.config.detect.max_detections
@@ -340,7 +341,7 @@ def test_detections_are_sane(name: str) -> None:
 def test_nothing_found_is_an_answer(name: str) -> None:
     detector = fresh(name)
     with torch.inference_mode():
-        found = detector.detect(silenced(detector(images())), SIZES)
+        found = detector.detect(silenced(detector(images(), WHOLE)), SIZES)
     assert [len(detections) for detections in found] == [0, 0]
     assert found[0].boxes.shape == (0, 4)
     assert found[0].to_coco(image_id=1) == []
@@ -355,7 +356,7 @@ def test_nothing_found_is_an_answer(name: str) -> None:
 def test_losses_are_finite_and_reach_every_trained_parameter(name: str, targets: tuple[Target, ...]) -> None:
     """Also without boxes: a rank whose gradients are absent makes the others wait forever."""
     detector = copy.deepcopy(fresh(name)).train()
-    losses = detector.losses(detector(images(), targets), targets, LossContext())
+    losses = detector.losses(detector(images(), WHOLE, targets), targets, LossContext())
     assert all(loss.shape == () and loss.isfinite() and loss >= 0 for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
     for place, parameter in detector.named_parameters():
@@ -376,7 +377,7 @@ def test_losses_are_finite_and_reach_every_trained_parameter(name: str, targets:
 def test_ignored_boxes_are_neither_object_nor_background(name: str) -> None:
     detector = fresh(name)
     with torch.inference_mode():
-        outputs = excited(detector(images()))
+        outputs = excited(detector(images(), WHOLE))
         losses = {
             kind: detector.losses(outputs, targets, LossContext())
             for kind, targets in (("objects", TARGETS), ("crowds", CROWDS), ("background", BACKGROUND))
@@ -408,7 +409,7 @@ def test_one_batch_is_learned_through_the_training_step(name: str) -> None:
         context=LossContext(),
     )
     update = Update(learner, module=detector, config=config)
-    batch = Batch(images(), (ImageSize(*PADDED),) * 2, TARGETS, (0, 1), (ImageSize(*PADDED),) * 2, ("a", "b"))
+    batch = Batch(images(), WHOLE, TARGETS, (0, 1), WHOLE, ("a", "b"))
     totals = [sum(update([batch], step=step, rate=3e-4).losses.values()) for step in range(8)]
     assert min(totals[-2:]) < 0.7 * totals[0], totals
 
@@ -424,18 +425,18 @@ def test_checkpoints_give_the_same_detector(name: str, tmp_path: Path) -> None:
     state = loaded.state_dict()
     assert all(torch.equal(state[place], value) for place, value in detector.state_dict().items())
     with torch.inference_mode():
-        assert_alike(loaded(images()), detector(images()), tolerance=0)
+        assert_alike(loaded(images(), WHOLE), detector(images(), WHOLE), tolerance=0)
 
 
 @running
 def test_half_precision_stays_finite(name: str) -> None:
     detector = fresh(name)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = detector(images())
+        outputs = detector(images(), WHOLE)
     assert (outputs.logits.dtype, outputs.deltas.dtype) == (torch.float32, torch.float32)
     assert outputs.logits.isfinite().all() and outputs.deltas.isfinite().all()
     field = "logits" if hasattr(numbered(outputs), "logits") else "objectness"
-    found, exact = (getattr(numbered(each), field).detach() for each in (outputs, detector(images())))
+    found, exact = (getattr(numbered(each), field).detach() for each in (outputs, detector(images(), WHOLE)))
     # bf16 keeps 8 bits, and seventeen blocks of random weights make the most of what it loses.
     assert (found - exact).abs().mean() < max(0.1, 0.3 * float(exact.std()))
 

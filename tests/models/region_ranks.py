@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from focaldet.models import LossContext, build
 from focaldet.models.faster_rcnn.model import FasterRCNN
 from focaldet.ops.losses.normalize import sum_over_ranks
-from focaldet.types import Target
+from focaldet.types import ImageSize, Target
 
 EVERY = {"count": 10_000, "positives": 1.0}
 ARCHITECTURE = {
@@ -59,7 +59,7 @@ def train(ranks: tuple[int, ...], context: LossContext, *, parallel: bool) -> di
         targets = tuple(every[rank] for rank in ranks)
         found.regions = lambda *_, step=step, targets=targets: given_regions(targets, step=step, ranks=ranks)
         optimizer.zero_grad()
-        outputs = module(pictures()[list(ranks)], targets)
+        outputs = module(pictures()[list(ranks)], [ImageSize(64, 64)] * len(ranks), targets)
         torch.stack(list(found.losses(outputs, targets, context).values())).sum().backward()
         optimizer.step()
     return {name: parameter.detach() for name, parameter in found.named_parameters()}

@@ -206,6 +206,9 @@ def test_margins_are_those_of_the_regions():
     torch.testing.assert_close(margins.negative.sigmoid(), p[2:, 2])
 
 
+SIZES = [ImageSize(64, 96), ImageSize(64, 96)]
+
+
 def pictures():
     return torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255
 
@@ -213,11 +216,11 @@ def pictures():
 def test_targets_choose_the_regions_and_nothing_else_does():
     found = detector().eval()
     with torch.inference_mode():
-        free, bound = found(pictures()), found(pictures(), [CAT, Target.empty()])
+        free, bound = found(pictures(), SIZES), found(pictures(), SIZES, [CAT, Target.empty()])
         torch.manual_seed(5)
-        again = found.train()(pictures(), [CAT, Target.empty()])
+        again = found.train()(pictures(), SIZES, [CAT, Target.empty()])
         torch.manual_seed(5)
-        twice = found.eval()(pictures(), [CAT, Target.empty()])
+        twice = found.eval()(pictures(), SIZES, [CAT, Target.empty()])
     assert torch.equal(free.first.objectness, bound.first.objectness)
     assert bound.image_index.bincount().max() <= 64 < free.image_index.bincount().max() <= 300
     assert (bound.regions[bound.image_index == 0] == CAT.boxes).all(1).any(), "the object itself is among them"
@@ -228,7 +231,7 @@ def test_regions_stay_in_the_picture_though_the_batch_is_larger():
     images = pictures()
     images[0, :, 40:] = torch.tensor(focaldet.Preprocessing().rgb_mean)[:, None, None]
     with torch.inference_mode():
-        raw = detector().eval()(images)
+        raw = detector().eval()(images, [ImageSize(40, 96), ImageSize(64, 96)])
     assert raw.first.frames.tolist() == [[40.0, 96.0], [64.0, 96.0]]
     bottoms = [float(raw.regions[raw.image_index == place, 3].max()) for place in (0, 1)]
     assert bottoms == [40.0, 64.0]
@@ -240,7 +243,7 @@ def test_the_second_stage_does_not_mix_images():
     regions = torch.tensor([[0.0, 0.0, 40.0, 40.0], [10.0, 5.0, 90.0, 60.0], [30.0, 8.0, 50.0, 30.0]])
     index = torch.tensor([1, 0, 1])
     with torch.inference_mode():
-        levels, first = found.first_stage(pictures())
+        levels, first = found.first_stage(pictures(), SIZES)
         logits, deltas = found.second_stage([View(levels, (64, 96))], regions, index, frames=first.frames)
         for place in range(3):
             own = [level[index[place]][None] for level in levels]
@@ -258,7 +261,7 @@ def test_without_a_single_region_all_parameters_have_a_gradient(change, monkeypa
     monkeypatch.setattr("focaldet.models.faster_rcnn.losses.propose", lambda *_, **__: torch.zeros(0, 4))
     found = detector(**change).train()
     empty = [Target.empty(), Target.empty()]
-    raw = found(pictures(), empty)
+    raw = found(pictures(), SIZES, empty)
     assert raw.regions.shape == (0, 4) and raw.logits.shape == (0, 3)
     losses = found.losses(raw, empty, LossContext())
     assert all(loss.isfinite() for loss in losses.values())
@@ -276,7 +279,7 @@ def test_losses_of_two_ranks_add_up():
     regions = torch.tensor([[0.0, 0.0, 22.0, 20.0], [30.0, 8.0, 50.0, 30.0], [5.0, 5.0, 60.0, 60.0]])
     index = torch.tensor([0, 0, 1])
     with torch.inference_mode():
-        levels, first = found.first_stage(images)
+        levels, first = found.first_stage(images, SIZES)
         answers = found.second_stage([View(levels, (64, 96))], regions, index, frames=first.frames)
         both = FasterRCNNOutputs(first, regions, index, *answers)
         together = found.losses(both, truth, LossContext())

@@ -12,9 +12,10 @@ from torch import Tensor
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.models.faster_rcnn.losses import FasterRCNNOutputs
 from focaldet.models.faster_rcnn.plus import View
-from focaldet.types import Detections, Resize
+from focaldet.types import Detections, ImageSize, Resize
 from focaldet.weights import load_into
 from focaldet.weights.formats.torchvision import COCO_NAMES
+from tests.batches import full_sizes
 from tests.models.torchvision_regions import TWINS, answer, lively
 from tests.models.torchvision_twins import KEPT, lively_answers, photographs, pictures, prepared
 
@@ -43,9 +44,9 @@ def assert_close_logits(found: Tensor, expected: Tensor) -> None:
     assert ((found - expected).abs() / expected.abs().clamp(min=1)).max() <= 1e-4
 
 
-def on_proposals(detector: Detector, x: Tensor, proposals: Tensor) -> FasterRCNNOutputs:
+def on_proposals(detector: Detector, x: Tensor, size: ImageSize, proposals: Tensor) -> FasterRCNNOutputs:
     """Our outputs for one picture where the second stage looks at given regions."""
-    levels, first = detector.first_stage(x)
+    levels, first = detector.first_stage(x, [size])
     index = torch.zeros(len(proposals), dtype=torch.int64)
     answers = detector.second_stage([View(levels, tuple(x.shape[-2:]))], proposals, index, frames=first.frames)
     return FasterRCNNOutputs(first, proposals, index, *answers)
@@ -74,7 +75,7 @@ def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int, 
     assert len(answers) == wanted, "too few pictures with lively answers"
     for image, raw, expected in answers:
         x, size = prepared(image, preprocessing)
-        outputs: FasterRCNNOutputs = detector(x)
+        outputs: FasterRCNNOutputs = detector(x, [size])
         assert outputs.first.frames.tolist() == [list(size)]
         assert_close_logits(outputs.first.objectness, raw["objectness"])
         torch.testing.assert_close(outputs.first.deltas, raw["anchor_deltas"], rtol=1e-4, atol=1e-4)
@@ -83,7 +84,7 @@ def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int, 
         assert len(outputs.regions) == len(raw["proposals"]) >= 100
         assert min((apart.amin(side) <= 1e-2).float().mean() for side in (0, 1)) >= alike
         if alike < 1:
-            outputs = on_proposals(detector, x, raw["proposals"])
+            outputs = on_proposals(detector, x, size, raw["proposals"])
             apart = torch.cdist(raw["proposals"], outputs.regions, p=torch.inf)
         nearest = apart.argmin(1)
         assert_close_logits(outputs.logits[nearest], raw["logits"].roll(-1, 1))
@@ -124,8 +125,8 @@ def test_a_convention_of_others_would_be_noticed(pair: Pair, change: str, monkey
     if change == "pooling":
         detector.config = replace(config, pooling=replace(config.pooling, kind="align"))
     else:
-        whole = "focaldet.models.faster_rcnn.model.content_sizes"
-        monkeypatch.setattr(whole, lambda images, _: torch.tensor([[*images.shape[-2:]]]).float())
+        first_stage = detector.first_stage
+        monkeypatch.setattr(detector, "first_stage", lambda images, _: first_stage(images, full_sizes(images)))
     try:
         with pytest.raises(AssertionError):
             compare(pair, photographs()[:2], wanted=1, size_px=EVERYDAY_PX)

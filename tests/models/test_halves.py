@@ -20,6 +20,9 @@ HALVES = [name for name, config in DETECTORS.items() if getattr(config, "trunk",
 SMALL_HALVES = ["faster_rcnn_r18_c4", "faster_rcnn_inception_resnet_small", "faster_rcnn_inception_resnet_small_tdm"]
 
 
+SIZES = [ImageSize(64, 96), ImageSize(64, 96)]
+
+
 def pictures(count=2):
     return torch.rand(count, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255
 
@@ -58,11 +61,11 @@ def test_c4_is_torchvisions_resnet_in_two_halves(tmp_path):
     assert report.kind == "backbone" and report.left_out == ("fc.weight", "fc.bias")
     assert "region_head.tail.1.conv2.weight" in report.loaded
     c = classifier
-    levels, _ = detector.first_stage(pictures())
+    levels, _ = detector.first_stage(pictures(), SIZES)
     stem = c.maxpool(c.relu(c.bn1(c.conv1(detector.normalise(pictures())))))
     c4 = c.layer3(c.layer2(c.layer1(stem)))
     torch.testing.assert_close(levels[0], c4, rtol=1e-3, atol=1e-3)
-    raw = detector(pictures())
+    raw = detector(pictures(), SIZES)
     rows = torch.cat([raw.image_index[:, None].float(), raw.regions], 1)
     vectors = c.layer4(roi_align(c4, rows, 7, 1 / 16, 2, aligned=True)).mean((2, 3))
     torch.testing.assert_close(raw.logits, detector.predictor.classes(vectors), rtol=1e-3, atol=1e-3)
@@ -136,7 +139,7 @@ def test_without_objects_among_the_regions_proposals_are_alone():
             "faster_rcnn_r18_c4", num_classes=2, architecture={"proposals": {"objects_join": joined}}
         ).eval()
         with torch.inference_mode():
-            raw = detector(pictures(1), [target])
+            raw = detector(pictures(1), SIZES[:1], [target])
         assert bool((raw.regions == target.boxes).all(1).any()) == joined
     assert not DETECTORS["faster_rcnn_inception_resnet_v2"].proposals.objects_join
 
@@ -148,7 +151,7 @@ def test_without_a_single_region_all_parameters_have_a_gradient(name, change, mo
     torch.manual_seed(0)
     detector = build(name, num_classes=2, architecture=change).train()
     empty = [Target.empty(), Target.empty()]
-    raw = detector(pictures(), empty)
+    raw = detector(pictures(), SIZES, empty)
     assert raw.regions.shape == (0, 4) and raw.logits.shape == (0, 3)
     torch.stack(list(detector.losses(raw, empty, LossContext()).values())).sum().backward()
     for place, parameter in detector.named_parameters():

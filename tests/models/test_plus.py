@@ -34,6 +34,9 @@ def detector(**plus):
     return found
 
 
+SIZES = [ImageSize(64, 96), ImageSize(64, 96)]
+
+
 def pictures():
     return torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255
 
@@ -90,8 +93,8 @@ def test_views_are_the_pictures_at_their_scales():
 @torch.inference_mode()
 def test_several_scales_are_what_each_scale_gives_alone():
     found = detector(scales=(0.5, 1.0, 2.0))
-    raw = found(pictures())
-    levels, _ = found.first_stage(pictures())
+    raw = found(pictures(), SIZES)
+    levels, _ = found.first_stage(pictures(), SIZES)
     views = views_of(found.normalise(pictures()), levels, scales=(0.5, 1.0, 2.0), levels_of=found.levels)
     alone = torch.stack([found._vectors([view], raw.regions, raw.image_index) for view in views], 1)
     chosen = scales_of(raw.regions, views, canonical_px=40)
@@ -100,14 +103,14 @@ def test_several_scales_are_what_each_scale_gives_alone():
     torch.testing.assert_close(raw.logits, logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(raw.deltas, deltas, rtol=1e-4, atol=1e-3)
     assert len({tuple(pair) for pair in chosen.sort(1).values.tolist()}) == 2, "both pairs are used"
-    plain = detector()(pictures())
+    plain = detector()(pictures(), SIZES)
     assert torch.equal(plain.regions, raw.regions), "proposals come from the picture as it is"
     assert not torch.allclose(plain.logits, raw.logits, atol=1e-3)
 
 
 @torch.inference_mode()
 def test_one_scale_of_1_is_none():
-    plain, single = detector()(pictures()), detector(scales=(1.0,))(pictures())
+    plain, single = detector()(pictures(), SIZES), detector(scales=(1.0,))(pictures(), SIZES)
     assert torch.equal(plain.logits, single.logits)
 
 
@@ -116,8 +119,9 @@ def test_context_is_the_picture_without_its_padding_beside_every_region():
     found = detector(context=True)
     images = pictures()
     images[0, :, 40:] = torch.tensor(focaldet.Preprocessing().rgb_mean)[:, None, None]
-    raw = found(images)
-    levels, _ = found.first_stage(images)
+    sizes = [ImageSize(40, 96), ImageSize(64, 96)]
+    raw = found(images, sizes)
+    levels, _ = found.first_stage(images, sizes)
     view = [View(levels, (64, 96))]
     whole = torch.tensor([[0.0, 0.0, 96.0, 40.0], [0.0, 0.0, 96.0, 64.0]])
     context = found._vectors(view, whole, torch.tensor([0, 1]))
@@ -131,7 +135,7 @@ def test_context_is_the_picture_without_its_padding_beside_every_region():
 def test_context_and_regions_go_through_the_head_together():
     """BatchNorm that learns has one mean for both; of two passes it would learn one each and keep a mixture."""
     found = detector(context=True).train()
-    found(pictures(), TARGETS)
+    found(pictures(), SIZES, TARGETS)
     norms = [module for module in found.region_head.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms and {int(norm.num_batches_tracked) for norm in norms} == {1}
 
@@ -147,7 +151,7 @@ def boxes_of(found, raw):
 @torch.inference_mode()
 def test_the_second_look_is_at_the_box_of_the_likeliest_class():
     plain, found = detector(), detector(refine={})
-    once, raw = plain(pictures()), found(pictures())
+    once, raw = plain(pictures(), SIZES), found(pictures(), SIZES)
     count = len(once.regions)
     assert count < len(raw.regions) <= 2 * count
     assert torch.equal(raw.regions[:count], once.regions) and torch.equal(raw.logits[:count], once.logits)
@@ -158,7 +162,7 @@ def test_the_second_look_is_at_the_box_of_the_likeliest_class():
     real = ((expected[:, 2:] - expected[:, :2]) >= 1e-3).all(1)
     torch.testing.assert_close(raw.regions[count:], expected[real], rtol=1e-4, atol=1e-3)
     assert torch.equal(raw.image_index[count:], once.image_index[real])
-    levels, first = found.first_stage(pictures())
+    levels, first = found.first_stage(pictures(), SIZES)
     again = found.second_stage(
         [View(levels, (64, 96))], raw.regions[count:], raw.image_index[count:], frames=first.frames
     )
@@ -210,7 +214,7 @@ def test_autocast_does_not_shorten_what_is_voted():
 @torch.inference_mode()
 def test_both_looks_go_into_nms_and_vote():
     found = detector(refine={"nms_iou": 0.3, "vote_iou": 0.6})
-    raw = found(pictures())
+    raw = found(pictures(), SIZES)
     answers = found.detect(raw, [ImageSize(64, 96), ImageSize(64, 96)])
     boxes = boxes_of(found, raw)
     boxes[..., 0::2], boxes[..., 1::2] = boxes[..., 0::2].clamp(0, 96), boxes[..., 1::2].clamp(0, 64)
@@ -234,9 +238,9 @@ def test_both_looks_go_into_nms_and_vote():
 def test_training_knows_neither_second_look_nor_scales():
     plain, found = detector(), detector(refine={}, scales=(0.5, 2.0))
     torch.manual_seed(1)
-    one = plain(pictures(), TARGETS)
+    one = plain(pictures(), SIZES, TARGETS)
     torch.manual_seed(1)
-    other = found(pictures(), TARGETS)
+    other = found(pictures(), SIZES, TARGETS)
     assert torch.equal(one.regions, other.regions) and torch.equal(one.logits, other.logits)
     assert all(loss.isfinite() for loss in found.losses(other, TARGETS, LossContext()).values())
 

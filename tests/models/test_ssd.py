@@ -46,7 +46,7 @@ def test_the_parameters(name, count):
 def test_the_maps_and_priors(name, side, cells):
     detector = on_meta(name)
     with torch.device("meta"):
-        outputs = detector(torch.zeros(2, 3, side, side))
+        outputs = detector(torch.zeros(2, 3, side, side), [ImageSize(side, side)] * 2)
     assert outputs.level_sizes == tuple(8 * cell**2 for cell in cells)
     assert outputs.logits.shape == (2, {513: 43_688, 321: 17_080}[side], 81)
     assert PREPROCESSING[name].padded(PREPROCESSING[name].resize.target(ImageSize(480, 640))) == (side, side)
@@ -57,14 +57,14 @@ def test_the_maps_and_priors(name, side, cells):
 def test_the_small_ones_have_six_maps(name, side):
     detector = on_meta(name)
     with torch.device("meta"):
-        outputs = detector(torch.zeros(2, 3, side, side))
+        outputs = detector(torch.zeros(2, 3, side, side), [ImageSize(side, side)] * 2)
     sides = [math.isqrt(size // detector.config.priors.per_cell) for size in outputs.level_sizes]
     assert sides == ([41, 21, 11, 5, 3, 1] if name == "ssd_mobilenet_v2" and side == 321 else [40, 20, 10, 5, 3, 1])
 
 
 def test_a_padded_pool_breaks_everything_after():
     with torch.device("meta"):
-        outputs = on_meta("ssd513_r101", ceil_pool=False)(torch.zeros(2, 3, 513, 513))
+        outputs = on_meta("ssd513_r101", ceil_pool=False)(torch.zeros(2, 3, 513, 513), [ImageSize(513, 513)] * 2)
     assert outputs.level_sizes[0] == 8 * 65**2
 
 
@@ -193,14 +193,14 @@ def test_the_best_of_each_class_are_looked_at_not_of_all():
 
 def test_batch_norm_on_a_single_cell_of_a_single_image_says_what_to_do():
     detector = build("ssd321_r101", num_classes=2, architecture=SMALL).train()
-    one = torch.zeros(1, 3, 64, 64)
+    one, sizes = torch.zeros(1, 3, 64, 64), [ImageSize(64, 64)]
     with pytest.raises(
         ConfigError, match=r"batch_size: BatchNorm .* at least 2 images[^.]*architecture.extra_norm to group"
     ):
-        detector(one)
-    detector(torch.zeros(2, 3, 64, 64))
-    detector.eval()(one)
-    build("ssd321_r101", num_classes=2, architecture=SMALL | {"extra_norm": "group"}).train()(one)
+        detector(one, sizes)
+    detector(torch.zeros(2, 3, 64, 64), sizes * 2)
+    detector.eval()(one, sizes)
+    build("ssd321_r101", num_classes=2, architecture=SMALL | {"extra_norm": "group"}).train()(one, sizes)
 
 
 def test_a_fresh_network_is_even_or_answers_the_prior():

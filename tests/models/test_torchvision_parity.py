@@ -41,7 +41,7 @@ def compare(pair: tuple[Any, Detector], images: Iterable[Tensor], *, wanted: int
     assert len(answers) == wanted, "too few pictures with lively answers"
     for image, raw, expected in answers:
         x, size = prepared(image, preprocessing)
-        outputs = detector(x)
+        outputs = detector(x, [size])
         logits = raw["cls_logits"]
         assert outputs.logits.shape == logits.shape
         assert ((outputs.logits - logits).abs() / logits.abs().clamp(min=1)).max() <= 1e-4

@@ -13,6 +13,7 @@ from focaldet.models.yolov2 import COCO_ANCHORS, VOC_ANCHORS, YOLOv2Outputs
 from focaldet.nets.darknet import reorganise
 from focaldet.ops.region import decode_in_cells, grid_anchors, responsible_anchors
 from focaldet.types import ImageSize, Target
+from tests.batches import full_sizes
 from tests.models import darknet_oracle as oracle
 
 CLASSES = ("a", "b", "c")
@@ -122,7 +123,7 @@ def test_the_network_is_darknets(size):
     expected = outputs_of(raw, COCO_ANCHORS, 3)[0].detach().numpy()
     for ours, tolerance in ((detector, 1e-6), (detector.float(), 1e-5)):
         with torch.no_grad():
-            found = ours(images)
+            found = ours(images, full_sizes(images))
         together = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)
         assert_close_to_the_largest(together, expected, tolerance)
 
@@ -138,7 +139,7 @@ def test_the_released_network_is_darknets():
     image = torch.randint(0, 256, (1, 3, 96, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     raw = oracle.network(image[0].numpy() / 255.0, layers, weights)[None]
     with torch.no_grad():
-        found = detector(image)
+        found = detector(image, full_sizes(image))
     together = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)
     assert_close_to_the_largest(together, outputs_of(raw, COCO_ANCHORS, 80)[0].detach().numpy(), 1e-5)
 
@@ -321,13 +322,13 @@ def test_the_best_pairs_are_kept_where_there_are_too_many():
 @pytest.mark.parametrize("side", [32, 320, 608])
 def test_every_multiple_of_32_goes_in(side):
     with torch.device("meta"):
-        outputs = build("yolov2_tiny")(torch.zeros(1, 3, side, 64))
+        outputs = build("yolov2_tiny")(torch.zeros(1, 3, side, 64), [ImageSize(side, 64)])
     assert outputs.grid == (side // 32, 2) and outputs.logits.shape == (1, side // 32 * 2 * 5, 80)
 
 
 def test_other_sizes_are_refused():
     with pytest.raises(ConfigError, match="multiples of 32 px, found 48 × 32"):
-        build("yolov2_tiny")(torch.zeros(1, 3, 32, 48))
+        build("yolov2_tiny")(torch.zeros(1, 3, 32, 48), [ImageSize(32, 48)])
 
 
 @pytest.mark.parametrize(

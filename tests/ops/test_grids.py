@@ -44,7 +44,7 @@ def test_pyramids(flavour, image):
 def test_what_the_network_itself_lays_out(name, image):
     detector = build(name, num_classes=2, preprocessing=Preprocessing()).eval()
     with torch.no_grad():
-        outputs = detector(torch.zeros(1, 3, *image))
+        outputs = detector(torch.zeros(1, 3, *image), [image])
     agree(random_boxes(150, image), detector.config.grids(image), outputs.anchors, outputs.level_sizes)
 
 
@@ -53,7 +53,7 @@ def test_what_the_network_itself_lays_out(name, image):
 def test_what_a_first_stage_lays_out(name, image):
     detector = build(name, num_classes=2, architecture={"backbone": "resnet18", "width": 8, "head_width": 8}).eval()
     with torch.no_grad():
-        _, first = detector.first_stage(torch.zeros(1, 3, *image))
+        _, first = detector.first_stage(torch.zeros(1, 3, *image), [image])
     agree(random_boxes(150, image), detector.config.grids(image), first.anchors, first.level_sizes)
 
 

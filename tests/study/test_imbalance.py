@@ -129,7 +129,7 @@ class TestWhatIsCounted:
         loader = Loader(FileSource(opened.dataset), preprocessing=detector.preprocessing, batch_size=1, seed=0)
         for batch in loader.epoch(0):
             with torch.no_grad():
-                outputs = detector(batch.images)
+                outputs = detector(batch.images, batch.sizes)
             num_positives = len(detector.margins(outputs, batch.targets).positive)
             total += detector.losses(outputs, batch.targets, LossContext())["class"].item() * max(1, num_positives)
         tally = tally_losses(opened, (2.0,), batch_size=1, precision="fp32")

@@ -5,6 +5,7 @@ import torch
 
 from focaldet.models import build
 from focaldet.training.ema import Ema
+from focaldet.types import ImageSize
 from tests.training.squares import ARCHITECTURE
 from tests.training.tiny import TinyDetector
 
@@ -42,7 +43,7 @@ def test_source_is_not_touched():
 def test_batch_statistics_follow_too():
     detector = build("retinanet_mobilenet_v2_fpn", num_classes=2, architecture=ARCHITECTURE).train()
     ema = Ema(detector, decay=0.5)
-    detector(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    detector(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8), [ImageSize(64, 64)] * 2)
     ema.update(update=0)
     sources, floats = detector.state_dict(), 0
     for name, value in ema.detector.state_dict().items():

@@ -31,7 +31,7 @@ def test_result_says_what_happened():
     detector, update = fresh(context=context)
     batch = batch_of([0, 1, 2])
     with torch.no_grad():
-        expected = detector.losses(detector(batch.images), batch.targets, context)
+        expected = detector.losses(detector(batch.images, batch.sizes), batch.targets, context)
     result = update([batch], step=0, rate=0.1)
     assert result.losses == pytest.approx({name: float(value) for name, value in expected.items()})
     norms = torch.cat([parameter.grad.flatten() for parameter in detector.parameters()])

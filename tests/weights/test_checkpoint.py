@@ -16,6 +16,7 @@ from focaldet.errors import CheckpointError
 from focaldet.models import Detector, build
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import load_detector, metadata, save_detector
+from tests.batches import full_sizes
 
 SMALL: dict[str, Any] = {"width": 32, "head_depth": 1}
 
@@ -53,7 +54,8 @@ def test_round_trip_is_bit_identical(path: Path, detector: Detector) -> None:
     assert (loaded.config, loaded.class_names, loaded.preprocessing) == (detector.config, CLASSES.names, PREPROCESSING)
     assert type(loaded.config) is type(detector.config)
     images = torch.randint(0, 256, (1, 3, 96, 64), dtype=torch.uint8)
-    assert torch.equal(loaded.eval()(images).logits, detector.eval()(images).logits)
+    sizes = full_sizes(images)
+    assert torch.equal(loaded.eval()(images, sizes).logits, detector.eval()(images, sizes).logits)
 
 
 def test_the_same_detector_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def detect_batch(
     with torch.no_grad():
         moved = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):
-            outputs = detector(moved)
+            outputs = detector(moved, sizes)
         found = detector.detect(outputs, sizes)
     return [
         _in_picture(one.cpu(), resize, size=size, original=original)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
 from focaldet.ops.grids import Grid
-from focaldet.types import Detections, ImageSize, Preprocessing, Target
+from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 
 @dataclass
@@ -66,7 +66,7 @@ def level_cells(config: DetectorConfig, *, per_cell: int, image: ImageSize) -> t
     """
     with torch.device("meta"), torch.no_grad():
         detector = config.build(class_names=(), preprocessing=Preprocessing()).eval()
-        rows, columns = (detector(torch.zeros(1, 3, side, side)).level_sizes for side in image)
+        rows, columns = (detector(torch.zeros(1, 3, side, side), [ImageSize(side, side)]).level_sizes for side in image)
     sides = [tuple(math.isqrt(number // per_cell) for number in sizes) for sizes in (rows, columns)]
     return tuple(zip(*sides, strict=True))
 
@@ -105,9 +105,15 @@ class Detector(nn.Module):
 
     @abstractmethod
     def forward(
-        self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], targets: Sequence[Target] | None = None
+        self,
+        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        sizes: ImageSizes,
+        targets: Sequence[Target] | None = None,
     ) -> Any:
-        """The raw outputs for padded RGB images in 0…255. `targets` only choose the regions a second stage sees."""
+        """The raw outputs for RGB images in 0…255, padded at the bottom and right; `sizes` are those without padding.
+
+        `targets` only choose the regions that a second stage sees.
+        """
 
     @abstractmethod
     def losses(self, outputs: Any, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:

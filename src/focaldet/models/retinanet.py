@@ -34,7 +34,7 @@ from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
 from focaldet.ops.sampling import MiningConfig, hardest
-from focaldet.types import Detections, ImageSize, Preprocessing, Target
+from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +164,7 @@ class RetinaNet(Detector):
     def forward(
         self,
         images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        sizes: ImageSizes,  # noqa: ARG002  every cell answers for itself, padding or not
         targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
     ) -> RetinaNetOutputs:
         """Logits and encoded boxes of all anchors for padded RGB images in 0…255."""
@@ -176,8 +177,8 @@ class RetinaNet(Detector):
             image=(images.shape[-2], images.shape[-1]),
             device=images.device,
         )
-        sizes = tuple(height * width * self.config.anchors.per_cell for height, width in shapes)
-        return RetinaNetOutputs(self.class_subnet(levels), self.box_subnet(levels), anchors, sizes)
+        level_sizes = tuple(height * width * self.config.anchors.per_cell for height, width in shapes)
+        return RetinaNetOutputs(self.class_subnet(levels), self.box_subnet(levels), anchors, level_sizes)
 
     def losses(self, outputs: RetinaNetOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`class` and `box` loss of the batch, normalised as the config says (section 4.1)."""

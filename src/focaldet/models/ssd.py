@@ -36,7 +36,7 @@ from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
 from focaldet.ops.priors import PriorConfig, all_priors
 from focaldet.ops.sampling import hardest_negatives
-from focaldet.types import Detections, ImageSize, Preprocessing, Target
+from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 STRIDES_PX = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 DILATED_STRIDE_PX = 16  # of a C5 that is dilated in place of halved
@@ -244,6 +244,7 @@ class SSD(Detector):
     def forward(
         self,
         images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        sizes: ImageSizes,  # noqa: ARG002  every cell answers for itself, padding or not
         targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
     ) -> SSDOutputs:
         """Logits and encoded boxes of all priors for padded RGB images in 0…255."""
@@ -263,8 +264,8 @@ class SSD(Detector):
         logits, deltas = zip(
             *(predict(level) for predict, level in zip(self.predictors, levels, strict=True)), strict=True
         )
-        sizes = tuple(height * width * self.config.priors.per_cell for height, width in cells)
-        return SSDOutputs(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), priors, sizes)
+        level_sizes = tuple(height * width * self.config.priors.per_cell for height, width in cells)
+        return SSDOutputs(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), priors, level_sizes)
 
     def losses(self, outputs: SSDOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`class` and `box` loss, summed and divided by the matches of the batch (section 2.2 of the SSD paper)."""

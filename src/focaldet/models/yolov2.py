@@ -41,7 +41,7 @@ from focaldet.ops.region import (
     match_region,
     responsible_anchors,
 )
-from focaldet.types import Detections, ImageSize, Preprocessing, Target
+from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 STRIDE_PX = 32
 
@@ -189,6 +189,7 @@ class YOLOv2(Detector):
     def forward(
         self,
         images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        sizes: ImageSizes,  # noqa: ARG002  every cell answers for itself, padding or not
         targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
     ) -> YOLOv2Outputs:
         """What the grid predicts for padded RGB images in 0…255, whose sides are multiples of 32 px.

@@ -200,7 +200,7 @@ def _margins(
             targets = [seen_by_detector(target, matched).to(device) for target in batch.targets]
             images = batch.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             with autocast(device, pick_precision(precision, device=device)):
-                outputs = detector(images, targets)
+                outputs = detector(images, batch.sizes, targets)
             yield detector.margins(outputs, targets), batch.image_names
 
 

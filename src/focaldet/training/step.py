@@ -79,7 +79,7 @@ class Update:
         batch = batch.to(self.learner.autocast.device)
         images = batch.images.contiguous(memory_format=self.memory_format)
         with self.learner.autocast():
-            outputs = self.module(images, batch.targets)
+            outputs = self.module(images, batch.sizes, batch.targets)
         return self.learner.detector.losses(outputs, batch.targets, self.context)
 
     def _agreed(self, losses: dict[str, Tensor], batch: Batch, *, step: int) -> tuple[dict[str, float], bool]:

@@ -36,7 +36,7 @@ def require_equal_answers(detector, network, rgb):
     detector.eval()
     size, levels = tuple(rgb.shape[1:]), network.levels(rgb)
     if network.is_retinanet:
-        found = detector(padded(rgb, detector.preprocessing))
+        found = detector(padded(rgb, detector.preprocessing), [ImageSize(*size)])
         logits, deltas = map(torch.cat, network.retina_outputs(levels))
         boxes = oracle.decoded(deltas, torch.cat(network.anchors(levels)))
         differences = {
@@ -47,7 +47,7 @@ def require_equal_answers(detector, network, rgb):
     else:
         limits = ProposalLimits(network.top_k, network.keep)
         detector.config = replace(detector.config, proposals=replace(detector.config.proposals, detect=limits))
-        found = detector(padded(rgb, detector.preprocessing))
+        found = detector(padded(rgb, detector.preprocessing), [ImageSize(*size)])
         first = found.first
         objectness, deltas = map(torch.cat, network.rpn_outputs(levels))
         boxes = oracle.decoded(deltas, torch.cat(network.anchors(levels)))

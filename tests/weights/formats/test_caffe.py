@@ -17,6 +17,7 @@ from focaldet.types import ImageSize
 from focaldet.weights import load_detector, load_into, open_detector, save_detector
 from focaldet.weights.formats.caffe import background_last
 from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from tests.batches import full_sizes
 from tests.weights.formats import caffe_oracle as oracle
 
 NAMES = ("ssd321", "dssd321", "ssd513", "dssd513")
@@ -66,7 +67,7 @@ def picture(side):
 def largest_differences(detector, blobs, side):
     """Of logits and of boxes, as shares of the largest number, between a loaded detector and the oracle."""
     image = picture(side)
-    found = detector.eval()(image)
+    found = detector.eval()(image, full_sizes(image))
     bgr = image.flip(1).float() - torch.tensor(oracle.MEAN_BGR)[:, None, None]
     conf, loc = oracle.Network(blobs).outputs(bgr)
     assert float(conf.std()) > 0.05 and float(loc.std()) > 0.05, "a dead network proves nothing"
@@ -201,8 +202,9 @@ def test_a_dssd_starts_from_the_encoder_of_an_ssd(files, blobs):
 
 def test_one_that_is_loaded_detects(files):
     predictor = load("ssd321_r101", weights=files("ssd321"), device="cpu", precision="fp32")
+    sizes = [ImageSize(321, 321)]
     with torch.no_grad():
-        (found,) = predictor.detector.detect(predictor.detector(picture(321)), [ImageSize(321, 321)])
+        (found,) = predictor.detector.detect(predictor.detector(picture(321), sizes), sizes)
     assert len(found.boxes) and int(found.labels.max()) < 20
 
 

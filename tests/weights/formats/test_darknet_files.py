@@ -12,6 +12,7 @@ from focaldet.models import build
 from focaldet.prediction import load
 from focaldet.weights import load_into, open_detector
 from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, read_darknet, write_darknet
+from tests.batches import full_sizes
 from tests.models import darknet_oracle as oracle
 
 FACTOR, ANCHORS = 0.25, 5
@@ -55,7 +56,7 @@ def test_a_loaded_network_answers_as_darknet(file, convolutions):
     image = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     raw = oracle.network(image[0].numpy() / 255.0, layers_of(80), convolutions).reshape(ANCHORS, 85, -1)
     with torch.no_grad():
-        found = detector(image)
+        found = detector(image, full_sizes(image))
     together = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)[0]
     expected = raw.transpose(2, 0, 1).reshape(-1, 85)
     assert np.abs(together.numpy() - expected).max() < 1e-5 * np.abs(expected).max()

@@ -20,6 +20,7 @@ from focaldet.nets.regions import PooledTail
 from focaldet.types import Preprocessing
 from focaldet.weights import load_into
 from focaldet.weights.formats.timm import detector_tensors, is_inception_resnet
+from tests.batches import full_sizes
 
 THIN = InceptionResNetShape(factor=0.25, repeats=(1, 1, 1))
 
@@ -42,7 +43,7 @@ class TwoHalves(Detector):
         tail = InceptionResNetTail(config.shape, norm=config.norm, eps=config.norm_eps)
         self.box_head = PooledTail(8, tail, tail_channels=tail.in_channels, width=tail.channels)
 
-    def forward(self, images, targets=None):
+    def forward(self, images, sizes, targets=None):
         return self.box_head.tail(self.backbone(images)[-1])
 
     def losses(self, outputs, targets, context):
@@ -115,7 +116,7 @@ def test_other_scales_are_kept_and_told_of(tensors, tmp_path) -> None:
         assert "1 of 42 scales of BatchNorm in the file are not 1 (first: mixed_6a.branch1.2.bn" in report.remarks[0]
         assert torch.equal(detector.state_dict()[f"backbone.{name}"], tensors[name])
         with torch.inference_mode():
-            answers.append(detector(image))
+            answers.append(detector(image, full_sizes(image)))
     torch.testing.assert_close(*answers)
 
 

@@ -42,13 +42,12 @@ from focaldet.nets.norm import NormKind
 from focaldet.nets.regions import PooledTail, ProposalHead, ProposalHeadConfig, RegionPredictor
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.classifier import Classifier, decisions
-from focaldet.ops.frames import content_sizes
 from focaldet.ops.grids import Grid, pyramid_grids
 from focaldet.ops.matching import MatchConfig
 from focaldet.ops.proposals import ProposalConfig
 from focaldet.ops.roi import PoolConfig, pool_pyramid
 from focaldet.ops.sampling import SampleConfig
-from focaldet.types import Detections, ImageSize, Preprocessing, Target
+from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 Four = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 
@@ -208,14 +207,17 @@ class FasterRCNN(Detector):
         return ("backbone.", "region_head.tail.", "predictor.")
 
     def forward(
-        self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], targets: Sequence[Target] | None = None
+        self,
+        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        sizes: ImageSizes,
+        targets: Sequence[Target] | None = None,
     ) -> FasterRCNNOutputs:
         """Both stages for padded RGB images in 0…255; with `targets` the second sees a sample around their boxes.
 
         Without, `plus.refine` adds the regions of the second look, `plus.scales` the maps that regions are cut from.
         """
         config = self.config
-        levels, first = self.first_stage(images)
+        levels, first = self.first_stage(images, sizes)
         regions, index = drawn_regions(
             first, targets, weights=config.anchor_weights, proposals=config.proposals, config=config.region
         )
@@ -237,7 +239,7 @@ class FasterRCNN(Detector):
         return self.pyramid(maps) if self.pyramid is not None else maps[-1:]
 
     def first_stage(
-        self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
+        self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], sizes: ImageSizes
     ) -> tuple[list[Tensor], FirstStage]:
         """The maps, and what the proposal head makes of them."""
         levels = self.levels(self.normalise(images))
@@ -249,10 +251,11 @@ class FasterRCNN(Detector):
             image=_frame(images),
             device=images.device,
         )
-        sizes = tuple(height * width * self.config.anchors.per_cell for height, width in shapes)
+        level_sizes = tuple(height * width * self.config.anchors.per_cell for height, width in shapes)
         objectness, deltas = self.proposal_head(levels)
-        frames = content_sizes(images, self.preprocessing.rgb_padding)
-        return levels, FirstStage(objectness, deltas, anchors, sizes, frames)
+        frames = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes)
+        frames = frames.to(images.device, torch.float32, non_blocking=True)
+        return levels, FirstStage(objectness, deltas, anchors, level_sizes, frames)
 
     def second_stage(
         self,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from focaldet.data.formats.text import as_number
+from focaldet.data.formats.text import as_number, quantity
 from focaldet.data.problems import Place
 from focaldet.errors import DataError
 
@@ -23,3 +23,16 @@ def test_anything_else_is_refused_with_its_place(text):
     with pytest.raises(DataError, match="must be a share") as caught:
         as_number(text, PLACE, "a share")
     assert (caught.value.file, caught.value.record, caught.value.field) == ("train.csv", "line 3", "x1")
+
+
+@pytest.mark.parametrize(
+    ("count", "nouns", "text"),
+    [
+        (1, ("image",), "1 image"),
+        (0, ("image",), "0 images"),
+        (1200, ("box", "boxes"), "1,200 boxes"),
+        (1, ("box", "boxes"), "1 box"),
+    ],
+)
+def test_a_noun_agrees_with_its_count(count, nouns, text):
+    assert quantity(count, *nouns) == text

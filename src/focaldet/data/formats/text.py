@@ -40,6 +40,11 @@ def list_names(names: Iterable[str], *, most: int = 4) -> str:
     return ", ".join(every[:most]) + more
 
 
+def quantity(count: int, noun: str, plural: str = "") -> str:
+    """A count with its noun: "1 image", "2 images", "1,200 boxes"; `plural` where it is not `noun` with an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def as_number(text: str, place: Place, allowed: str = "a finite number") -> float:
     """The number that a text field holds, in ASCII; spaces around it are allowed, NaN and infinity are not.
 

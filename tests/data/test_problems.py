@@ -28,7 +28,7 @@ def test_extend_adds_counts_and_keeps_the_bound():
     first.extend(second)
     assert first.count("warning") == 2 * LISTED_PER_KIND
     assert first.count("error") == 1
-    assert len(first.problems) == LISTED_PER_KIND + 1
+    assert len(first.examples) == LISTED_PER_KIND + 1
 
 
 def test_lines_put_the_worst_first_and_name_the_place():

@@ -1,16 +1,19 @@
-"""Typed configurations: frozen dataclasses to and from YAML and JSON; errors name the nearest valid setting."""
+"""Typed configurations: frozen dataclasses that check themselves, to and from YAML and JSON."""
 
 import dataclasses
 import difflib
 import errno
+import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import pydantic
 import yaml
+from pydantic_core import ArgsKwargs
 
 from focaldet.errors import ConfigError
 
@@ -22,8 +25,52 @@ Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a full disk."""
 
+WRONG_CALLS = ("missing", "unexpected_keyword_argument", "unexpected_positional_argument", "multiple_argument_values")
+"""pydantic's names for arguments that do not fit the signature."""
+
 NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
 """What PyYAML raises: more than its own errors, for dates such as `2020-99-99` or tags such as `!!bool x`."""
+
+
+_adapter: Callable[[Any], Any] = functools.cache(pydantic.TypeAdapter)
+"""pydantic's checks of a dataclass, built when the class is first used."""
+
+
+def validated(cls: type[Config]) -> type[Config]:
+    """Make a frozen dataclass check and convert its arguments where it is constructed; goes above `@dataclass`.
+
+    Lists become tuples, text becomes paths, whole numbers become floats; NaN and infinity are refused. Configs that are
+    already built are taken as they are. The class may rename its settings: `renamed_keys` maps old to new names,
+    `renamed_values` the name of a setting to its old and new values; `from_dict` reads the old ones.
+
+    Raises:
+        ConfigError: when constructed with a wrong type or a value out of range; names class, field, value and range.
+    """
+    assign = cls.__init__
+
+    @functools.wraps(assign)
+    def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            _adapter(cls).validator.validate_python(ArgsKwargs(args, kwargs), self_instance=self)
+        except pydantic.ValidationError as error:
+            if error.errors(include_url=False)[0]["type"] in WRONG_CALLS:
+                assign(self, *args, **kwargs)  # Python's own TypeError says it best
+            raise ConfigError(_problem(error, cls, cls.__name__)) from None
+
+    cls.__init__ = construct  # type: ignore[method-assign]
+    cls.__pydantic_config__ = pydantic.ConfigDict(  # type: ignore[attr-defined]
+        extra="forbid", allow_inf_nan=False
+    )
+    return cls
+
+
+def _problem(error: pydantic.ValidationError, cls: Any, source: str) -> str:
+    """The first problem in one line: which field, what is allowed, and the value."""
+    first = error.errors(include_url=False)[0]
+    field, *inner = first["loc"]  # of a positional argument its number
+    field = dataclasses.fields(cls)[field].name if isinstance(field, int) else field
+    where = ".".join(str(part) for part in (field, *inner))
+    return f"{source}: {where}: {first['msg'].replace('a valid tuple', 'a list such as [1,2]')}, got {first['input']!r}"
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -33,34 +80,39 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f' (did you mean "{close[0]}"?)' if close else f" (valid: {', '.join(names)})"
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name; the members of a list of mappings are counted from 1."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found
+        if isinstance(value, list) and value and all(isinstance(member, Mapping) for member in value):
+            value = {str(number): member for number, member in enumerate(value, start=1)}  # noqa: PLW2901
+        nested = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flat
 
 
-def from_dict(cls: type[Config], values: Mapping[str, Any], *, source: str = "settings") -> Config:
+def from_dict(
+    cls: type[Config], values: Mapping[str, Any], *, source: str = "settings", warn_renamed: bool = True
+) -> Config:
     """A `cls` made from plain values; the inverse of `to_dict`.
+
+    Old names of settings (see `validated`) are read, with a `FutureWarning` unless `warn_renamed` is false, which is
+    for files that focaldet wrote.
 
     Raises:
         ConfigError: an unknown key (with the nearest valid one), a wrong type or a value out of range; names `source`.
     """
-    _refuse_unknown(cls, values, source=source, path=())
+    known = _current_names(cls, values, source=source, path=(), warn=warn_renamed)
     try:
-        config: Config = pydantic.TypeAdapter(cls).validate_python(dict(values))
+        config: Config = _adapter(cls).validate_python(known)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        problem = first["msg"].replace("a valid tuple", "a list such as [1,2]")
-        raise ConfigError(f"{source}: {where}: {problem}, found {first['input']!r}") from None
+        raise ConfigError(_problem(error, cls, source)) from None
     return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain values (JSON types only) that `from_dict` turns back into an equal config."""
-    values: dict[str, Any] = pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
+    values: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
     return values
 
 
@@ -68,26 +120,26 @@ def load(cls: type[Config], path: Path, *, overrides: Mapping[str, Any] | None =
     """A `cls` read from a YAML or JSON file, with `overrides` laid over it (nested mappings are merged).
 
     Raises:
-        ConfigError: the file is missing, no mapping, or holds a bad setting.
+        ConfigError: the file is missing, not a mapping, or has a bad setting.
     """
     values = read_mapping(path)
-    return from_dict(cls, merged(values, overrides or {}), source=str(path))
+    return from_dict(cls, merge(values, overrides or {}), source=str(path))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML or JSON file holds.
+    """The mapping in a YAML or JSON file.
 
     Raises:
-        ConfigError: the file is missing, unreadable or holds no mapping.
+        ConfigError: the file is missing, unreadable or not a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except NOT_YAML as error:
-        raise ConfigError(f"{path}: is no valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path}: must hold a mapping of settings, found {type(values).__name__}")
+        raise ConfigError(f"{path}: must be a mapping of settings, got {type(values).__name__}")
     return values
 
 
@@ -96,10 +148,10 @@ def save(config: Any, path: Path) -> None:
     path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def made_folder(path: Path, *, setting: str = "out") -> Path:
-    """`path`, which is a folder that can be written to; it and its parents are made where they are missing.
+def make_folder(path: Path, *, setting: str = "out") -> Path:
+    """Create `path` and its parents where they are missing, and return it; it can be written to.
 
-    A full disk is no mistake of the setting and stays the `OSError` that it is.
+    A full disk is not a mistake of the setting and stays the `OSError` that it is.
 
     Raises:
         ConfigError: a file is in the way, there is no permission, or no disk can have such a name; names `setting`.
@@ -121,21 +173,39 @@ def to_json(config: Any) -> str:
     return json.dumps(to_dict(config), ensure_ascii=False)
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `over` in their place; mappings inside mappings are merged, not replaced."""
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `changes` in their place; mappings inside mappings are merged, not replaced."""
     result = dict(base)
-    for key, value in over.items():
+    for key, value in changes.items():
         old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result
 
 
-def _refuse_unknown(cls: Any, values: Mapping[str, Any], *, source: str, path: tuple[str, ...]) -> None:
-    """Raise for a key that no field has, at any depth of nested dataclasses."""
+def _current_names(
+    cls: Any, values: Mapping[str, Any], *, source: str, path: tuple[str, ...], warn: bool
+) -> dict[str, Any]:
+    """`values` with the present names of its settings, at any depth of nested dataclasses.
+
+    Raises:
+        ConfigError: a key that no field has.
+    """
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
-    for key, value in values.items():
+    renamed_keys, renamed_values = getattr(cls, "renamed_keys", {}), getattr(cls, "renamed_values", {})
+    current: dict[str, Any] = {}
+    for old, given in values.items():
+        key = renamed_keys.get(old, old)
+        value = renamed_values.get(key, {}).get(given, given) if isinstance(given, str) else given
+        where = ".".join((*path, str(old)))
         if key not in fields:
-            raise ConfigError(f"{source}: unknown setting {'.'.join((*path, str(key)))!r}{nearest(str(key), fields)}")
+            raise ConfigError(f"{source}: unknown setting {where!r}{nearest(str(key), fields)}")
+        if key in current:
+            raise ConfigError(f"{source}: {where}: is the old name of {key}; give only one of them")
+        if warn and (key, value) != (old, given):
+            was, now = (where, key) if key != old else (f"{where}: {given}", value)
+            warnings.warn(f"{source}: {was} is now called {now}", FutureWarning, stacklevel=2)
         for kind in (fields[key], *get_args(fields[key])):  # a setting may be a dataclass or None
             if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-                _refuse_unknown(kind, value, source=source, path=(*path, key))
+                value = _current_names(kind, value, source=source, path=(*path, key), warn=warn)
+        current[key] = value
+    return current

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from focaldet import draw
-from focaldet.config import made_folder, nearest
+from focaldet.config import make_folder, nearest
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.formats.records import pictures_below
 from focaldet.data.formats.text import read_lines
@@ -254,7 +254,7 @@ def predict_files(
     drawings = [out / f"{name}.jpg" for name in names]
     if drawn:
         _refuse_replacing(paths, drawings)
-    made_folder(out)
+    make_folder(out)
     failed: list[DataError] = []
     num_detections = num_done = 0
 

@@ -74,7 +74,7 @@ def test_anchors_cached_by_evaluation_serve_training():
     [
         ({"ratios": []}, "ratios: .* at least 1 item"),
         ({"scales": []}, "scales: .* at least 1 item"),
-        ({"ratios": [1.0, 0.0]}, "ratios.1: Input should be greater than 0, found 0"),
+        ({"ratios": [1.0, 0.0]}, "ratios.1: Input should be greater than 0, got 0"),
         ({"ratios": [-1]}, "ratios.0: Input should be greater than 0"),
         ({"scales": [-1]}, "scales.0: Input should be greater than 0"),
         ({"base_scale": 0}, "base_scale: Input should be greater than 0"),

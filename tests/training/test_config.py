@@ -2,9 +2,7 @@
 
 import ast
 import dataclasses
-import errno
 import inspect
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,36 +27,6 @@ def test_survives_yaml(tmp_path):
     )
     configs.save(config, tmp_path / "config.yaml")
     assert configs.load(RunConfig, tmp_path / "config.yaml") == config
-
-
-class TestMadeFolder:
-    def test_it_is_made_with_its_parents_or_taken(self, tmp_path):
-        wanted = tmp_path / "a" / "b"
-        for _ in range(2):
-            assert configs.made_folder(wanted) == wanted
-            assert wanted.is_dir()
-
-    @pytest.mark.parametrize("name", ["file", "file/sub/run", "loose", "x" * 300, "a\0b"])
-    def test_what_is_in_the_way_names_setting_and_path(self, tmp_path, name):
-        (tmp_path / "file").touch()
-        (tmp_path / "loose").symlink_to("nowhere")
-        with pytest.raises(ConfigError, match=r"^cache: .*: no folder can be made there: \w+") as raised:
-            configs.made_folder(tmp_path / name, setting="cache")
-        assert str(tmp_path / name) in str(raised.value)
-
-    def test_no_permission(self, tmp_path, monkeypatch):
-        """Simulated, because nothing is forbidden to root."""
-        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-        with pytest.raises(ConfigError, match=r"out: .*: there is no permission to write"):
-            configs.made_folder(tmp_path)
-
-    def test_a_full_disk_is_no_mistake_of_the_setting(self, tmp_path, monkeypatch):
-        def full(path, **named):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(Path, "mkdir", full)
-        with pytest.raises(OSError, match="No space left"):
-            configs.made_folder(tmp_path / "new")
 
 
 @pytest.mark.parametrize(

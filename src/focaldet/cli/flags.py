@@ -16,7 +16,6 @@ from focaldet.models import AnyConfig, named_config
 from focaldet.runtime import Precision
 from focaldet.training.config import RunConfig, phase_settings
 from focaldet.training.phases import shared_out
-from focaldet.training.run_folder import flattened
 
 Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
 DataParts = Annotated[DataConfig, Parameter(name="--data")]
@@ -106,7 +105,7 @@ class TypedFlags:
             if argument.keys == ("architecture",):
                 for token in argument.tokens:
                     names = [name.replace("-", "_") for name in token.keys]
-                    self.architecture = configs.merged(self.architecture, nested(names, read_value(token.value)))
+                    self.architecture = configs.merge(self.architecture, nested(names, read_value(token.value)))
                 argument.tokens = []
             elif argument.keys == ("phases",) and any(token.value for token in argument.tokens):
                 raise ConfigError("--phases: phases are told in a file of settings, given with --config")
@@ -147,22 +146,22 @@ def settings(run: RunConfig, *, file: Path | None, data: Path | None) -> RunConf
         value: Any = run
         for name in path:
             value = getattr(value, name)
-        typed = configs.merged(typed, nested(path, value))
+        typed = configs.merge(typed, nested(path, value))
     if data is not None:
-        typed = configs.merged(typed, nested(("data", "path"), data))
+        typed = configs.merge(typed, nested(("data", "path"), data))
     values = configs.read_mapping(file) if file is not None else {}
     # Two steps, so that a mistake in the file is told as one of the file.
     if file is not None:
         phase_settings(configs.from_dict(RunConfig, values, source=str(file)), source=str(file))
     if "phases" not in typed:
         values = {**values, **_phases(values.get("phases") or [], typed, source=str(file))}
-    return configs.from_dict(RunConfig, configs.merged(values, typed), source="settings")
+    return configs.from_dict(RunConfig, configs.merge(values, typed), source="settings")
 
 
 def _phases(phases: Sequence[dict[str, Any]], typed: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     """The setting `phases` under what was typed, if there is one."""
-    for name, _ in flattened(typed):
-        having = [str(number) for number, phase in enumerate(phases, start=1) if name in dict(flattened(phase))]
+    for name in configs.flatten(typed):
+        having = [str(number) for number, phase in enumerate(phases, start=1) if name in configs.flatten(phase)]
         if having and name != "epochs":
             raise ConfigError(
                 f"--{name.replace('_', '-')}: has no effect in {source}: set in phase {', '.join(having)}"

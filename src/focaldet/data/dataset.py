@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
+from focaldet.config import validated
 from focaldet.data.images import read_image
 from focaldet.data.problems import Problems
 from focaldet.errors import DataError
@@ -29,6 +30,7 @@ DataFormat = Literal["coco", "voc", "yolo", "csv"]
 BadBoxes = Literal["clip", "drop", "error"]
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class DataConfig:
     """Where the data lies.

@@ -164,7 +164,7 @@ def evaluate(
     opened = open_on_split(run, data, split=split, architecture=architecture, **sides)
     folder = evaluation_folder(run, split=split, out=out)
     if folder is not None:
-        configs.made_folder(folder)
+        configs.make_folder(folder)
     with joined_processes(pick_device(device)) as ranks:
         detected = detect_all(
             opened.detector.to(ranks.device),
@@ -206,7 +206,7 @@ def open_on_split(
     dataset = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
     matched = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)
     if architecture:
-        typed = ", ".join(f"{name} {value}" for name, value in configs.flat(architecture).items())
+        typed = ", ".join(f"{name} {value}" for name, value in configs.flatten(architecture).items())
         matched = replace(matched, notes=(*matched.notes, f"answers are not as trained, but with {typed}"))
     return OnSplit(detector, dataset, matched)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from focaldet.config import made_folder
+from focaldet.config import make_folder
 from focaldet.types import Detections, ImageSize
 
 PredictionFormat = Literal["json", "coco", "yolo", "csv"]
@@ -86,7 +86,7 @@ class YoloWriter(Writer):
         for (x1, y1, x2, y2), score, label in zip(parts["boxes"], parts["scores"], parts["labels"], strict=True):
             shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             lines.append(f"{label} {' '.join(f'{share:.6f}' for share in shares)} {score:.6f}\n")
-        folder = made_folder(self.out / "labels")
+        folder = make_folder(self.out / "labels")
         (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
 
     def close(self) -> None:

@@ -213,7 +213,7 @@ def named_config(name: str, *, architecture: Mapping[str, Any] | None = None) ->
     base = DETECTORS[name]
     if not architecture:
         return base
-    values = configs.merged(configs.to_dict(base), architecture)
+    values = configs.merge(configs.to_dict(base), architecture)
     return configs.from_dict(type(base), values, source=f"architecture of {name}")
 
 

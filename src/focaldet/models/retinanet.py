@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Fraction
+from focaldet.config import Fraction, validated
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext, Margins
 from focaldet.nets import build_backbone
@@ -37,6 +37,7 @@ from focaldet.ops.sampling import MiningConfig, hardest
 from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class LossConfig:
     """The α-balanced focal loss (eq. 5) and the box loss, summed and divided by `normaliser`.
@@ -60,6 +61,7 @@ class LossConfig:
     mining: MiningConfig | None = None
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class DetectConfig:
     """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class.
@@ -74,6 +76,7 @@ class DetectConfig:
     clip_first: bool = True
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class RetinaNetConfig:
     """Everything that defines a RetinaNet; the defaults are the paper's with ResNet-50.

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Fraction
+from focaldet.config import Fraction, validated
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext, Margins
 from focaldet.nets import build_backbone
@@ -62,6 +62,7 @@ VOC_ANCHORS: Shapes = (
 )
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class YOLOv2LossConfig:
     """The loss of darknet's region layer: half of summed squares and a cross entropy, divided by the images.
@@ -90,6 +91,7 @@ class YOLOv2LossConfig:
     gamma: NonNegativeFloat = 2.0
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class RegionDetectConfig:
     """From raw outputs to detections: threshold on objectness × class, best `top_k` pairs, NMS per class.
@@ -103,6 +105,7 @@ class RegionDetectConfig:
     max_detections: PositiveInt = 100
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class YOLOv2Config:
     """Everything that defines a YOLOv2; the defaults are those of the released network for COCO.

@@ -12,11 +12,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from focaldet.config import validated
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Several = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Flavour = Literal["continuous", "torchvision", "detectron1"]
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class AnchorConfig:
     """Anchor shapes of a pyramid level: every scale with every ratio (Focal Loss paper, section 4).

@@ -13,12 +13,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from focaldet.config import validated
 from focaldet.errors import ConfigError
 
 Several = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=2)]
 Elongations = tuple[Annotated[float, Field(gt=1, allow_inf_nan=False)], ...]
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class PriorConfig:
     """Priors of L levels.

@@ -11,11 +11,12 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torchvision.ops import nms
 
-from focaldet.config import Fraction
+from focaldet.config import Fraction, validated
 
 FIRST, GROWTH = 8, 4  # of the anchors sorted by loss, first so many minibatches are looked at, then that times more
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class MiningConfig:
     """Online hard example mining (Shrivastava et al. 2016) as in table 1d of the focal-loss paper.
@@ -96,6 +97,7 @@ def hardest_negatives(
     return torch.zeros_like(foreground).scatter(1, order, chosen)
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class SampleConfig:
     """Minibatches by lot (Girshick 2015, section 2.3): `count` of an image train, a share of `positives` at most."""

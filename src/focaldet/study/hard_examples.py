@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from focaldet import draw
-from focaldet.config import made_folder
+from focaldet.config import make_folder
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.dataset import DataConfig, Dataset, FileSource
 from focaldet.data.images import read_image
@@ -112,7 +112,7 @@ def study_hard(
         raise ConfigError(f"picture_px: must be at least 1, found {picture_px}")
     opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
     folder = evaluation_folder(run, split=split, out=out, kind="hard") or ELSEWHERE
-    made_folder(folder / "pictures")
+    make_folder(folder / "pictures")
     with joined_processes(pick_device(device)) as ranks:
         detected = detect_all(
             telling_more(opened.detector).to(ranks.device),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 import torch
 
-from focaldet.config import made_folder
+from focaldet.config import make_folder
 from focaldet.data.dataset import DataConfig, FileSource
 from focaldet.data.formats.text import list_names
 from focaldet.data.loading.loader import Loader
@@ -137,7 +137,7 @@ def study_imbalance(
     opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
     if len(opened.dataset) == 0:
         raise ConfigError(f"split: {split!r} has no images")
-    folder = made_folder(evaluation_folder(run, split=split, out=out, kind="imbalance") or ELSEWHERE)
+    folder = make_folder(evaluation_folder(run, split=split, out=out, kind="imbalance") or ELSEWHERE)
     with joined_processes(pick_device(device)) as ranks:
         opened.detector.to(ranks.device)
         loading = {"batch_size": batch_size, "workers": workers}

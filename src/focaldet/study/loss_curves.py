@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from focaldet.config import made_folder
+from focaldet.config import make_folder
 from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy
 from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss, focal_star_loss
 from focaldet.report.page import whole_page
@@ -52,7 +52,7 @@ def study_losses(out: Path) -> LossStudy:
     Raises:
         ConfigError: no folder can be made there.
     """
-    made_folder(out)
+    make_folder(out)
     plots = {"focal_loss": _figure_1(), "balance": _balance(), "star": _figure_5(), "star_slopes": _figure_6()}
     for name, plot in plots.items():
         write_plot(plot, out / name)

@@ -170,7 +170,7 @@ def _plans(run: RunConfig, settings: Sequence[Setting]) -> list[RunConfig]:
             raise ConfigError(f"architecture.{name}: is what a sweep varies; leave it out")
     plans = []
     for setting in settings:
-        architecture = configs.merged(run.architecture, setting.architecture())
+        architecture = configs.merge(run.architecture, setting.architecture())
         named_config(run.model, architecture=architecture)
         out = run.out / RUNS / setting.name
         plans.append(replace(run, out=out, architecture=architecture, resume=False, overwrite=False))
@@ -188,7 +188,7 @@ def _has(values: Any, names: Sequence[str]) -> bool:
 
 def _open(out: Path, begun: Mapping[str, Any], *, overwrite: bool) -> None:
     """Make `out` the folder of this sweep; what an earlier one left goes with `overwrite`."""
-    configs.made_folder(out)
+    configs.make_folder(out)
     record, runs, old = out / RECORD, out / RUNS, out / ".runs.overwritten"
     names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
     if names and not record.exists():

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from focaldet.config import Fraction, from_dict, merged, nearest, to_dict
+from focaldet.config import Fraction, from_dict, merge, nearest, to_dict, validated
 from focaldet.data.augment.augmenter import AugmentConfig
 from focaldet.data.dataset import DataConfig
 from focaldet.data.loading.loader import Sampling
@@ -37,6 +37,7 @@ IN_PHASES = frozenset(
 )
 
 
+@validated
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a training run; the run folder keeps it as `config.yaml`."""
@@ -236,7 +237,7 @@ def phase_settings(config: RunConfig, *, source: str = "run settings") -> tuple[
     for number, phase in enumerate(config.phases, start=1):
         where = f"{source}: phase {number}"
         _refuse_foreign(phase, where)
-        found.append(from_dict(RunConfig, merged(run, phase), source=where))
+        found.append(from_dict(RunConfig, merge(run, phase), source=where))
     return tuple(found) or (config,)
 
 

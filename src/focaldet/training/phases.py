@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from focaldet import config as configs
 from focaldet.data.formats.text import list_names
 from focaldet.errors import ConfigError
 from focaldet.models import PREPROCESSING
 from focaldet.training.config import RunConfig, phase_settings
-from focaldet.training.run_folder import flattened
 from focaldet.training.state import asked_architecture
 from focaldet.types import Preprocessing
 from focaldet.weights.tensor_names import Shapes, shapes_of, without_memory
@@ -45,7 +45,7 @@ class Phase:
 
     def sentence(self) -> str:
         """What people want to know when it begins: when it is, and what differs."""
-        own = [f"{name} {_word(value)}" for name, value in flattened(self.named) if name != "epochs"]
+        own = [f"{name} {_word(value)}" for name, value in configs.flatten(self.named).items() if name != "epochs"]
         epochs = f"epochs {self.first_epoch + 1} to {self.end_epoch}"
         if self.config.epochs == 1:
             epochs = f"epoch {self.end_epoch}"

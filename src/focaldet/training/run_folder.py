@@ -10,7 +10,7 @@ import io
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,15 +92,15 @@ class RunFolder:
         Raises:
             ConfigError: no folder can be made there.
         """
-        configs.made_folder(self.path)
+        configs.make_folder(self.path)
         if config.overwrite:
             self._clear()
         # In one move, because the settings are also written anew when a run is resumed.
         part = self.path / ".config.yaml.partial"
         configs.save(replace(config, resume=False, overwrite=False), part)
         part.replace(self.config)
-        configs.made_folder(self.last.parent)
-        configs.made_folder(self.state.parent)
+        configs.make_folder(self.last.parent)
+        configs.make_folder(self.state.parent)
 
     def _clear(self) -> None:
         """Remove what a run leaves, and nothing else."""
@@ -204,7 +204,7 @@ def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: P
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """In words, every setting in which two values of `identity` differ, and the data if they do."""
-    new, old = dict(flattened(now["settings"])), dict(flattened(then["settings"]))
+    new, old = configs.flatten(now["settings"]), configs.flatten(then["settings"])
     changed = [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted({*new, *old})
@@ -213,18 +213,6 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     return changed + [
         f"the {name} data changed" for name, mark in now["data"].items() if then["data"].get(name) != mark
     ]
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings by dotted name; the members of a list of settings are counted from 1."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flattened(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and all(isinstance(member, Mapping) for member in value):
-            members = {str(number): member for number, member in enumerate(value, start=1)}
-            yield from flattened(members, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def write_environment(path: Path, *, config: RunConfig, fingerprints: Mapping[str, str], fabric: Any) -> None:

@@ -101,7 +101,7 @@ def next_state(learner: TrainState, config: RunConfig, *, before: RunConfig, fab
     kept = learner.evaluated
     # Not the settings as they were asked for alone: the initial weights and the data decided some of those that hold.
     changed = _changes(*(configs.to_dict(asked_architecture(settings)) for settings in (before, config)))
-    architecture = configs.merged(configs.to_dict(kept.config), changed)
+    architecture = configs.merge(configs.to_dict(kept.config), changed)
     detector = build(config.model, class_names=kept.class_names, architecture=architecture)
     detector.preprocessing = replace(kept.preprocessing, resize=_resize(detector, config))
     # BatchNorm's counters of batches may come or go; all other tensors are the same (`phases.planned`).

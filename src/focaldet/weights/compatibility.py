@@ -47,7 +47,7 @@ def require_same_settings(theirs: Any, ours: Any, *, source: str, free: Abstract
     """
     if type(theirs) is not type(ours):
         raise CheckpointError(f"{source}: made for another network: {type(theirs).__name__}, not {type(ours).__name__}")
-    left, right = (configs.flat(configs.to_dict(config)) for config in (theirs, ours))
+    left, right = (configs.flatten(configs.to_dict(config)) for config in (theirs, ours))
     differing = [
         name
         for name in left
@@ -69,7 +69,7 @@ def fitting(config: Any, *, free: AbstractSet[str] = frozenset(FREE)) -> str | N
 
 def conventions(theirs: Any, name: str) -> tuple[str, ...]:
     """The conventions of a config that are other than those of the entry `name`, as settings in words."""
-    left, right = (configs.flat(configs.to_dict(config)) for config in (theirs, DETECTORS[name]))
+    left, right = (configs.flatten(configs.to_dict(config)) for config in (theirs, DETECTORS[name]))
     return tuple(
         f"{key} {value}" for key, value in left.items() if _is_free(key, CONVENTIONS) and value != right.get(key)
     )
@@ -81,9 +81,9 @@ def with_answers(trained: Any, architecture: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: a setting is unknown, out of range, or gives the weights their meaning; names it.
     """
-    values = configs.merged(configs.to_dict(trained), architecture)
+    values = configs.merge(configs.to_dict(trained), architecture)
     changed = configs.from_dict(type(trained), values, source="architecture")
-    left, right = (configs.flat(configs.to_dict(config)) for config in (trained, changed))
+    left, right = (configs.flatten(configs.to_dict(config)) for config in (trained, changed))
     fixed = [name for name in {**left, **right} if left.get(name) != right.get(name) and not _is_free(name, ANSWERS)]
     if fixed:
         raise ConfigError(
@@ -94,7 +94,7 @@ def with_answers(trained: Any, architecture: Mapping[str, Any]) -> Any:
 
 
 def _flat_fixed(config: Any, free: AbstractSet[str]) -> dict[str, Any]:
-    flat = configs.flat(configs.to_dict(config))
+    flat = configs.flatten(configs.to_dict(config))
     return {name: value for name, value in flat.items() if not _is_free(name, free)}
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
+from focaldet.config import validated
 from focaldet.errors import ConfigError
 
 KeepBoxes = Literal["visible", "centre", "any"]
@@ -36,6 +37,7 @@ SPANS: dict[str, tuple[float, float]] = {
 WORDS = {"keep_boxes": get_args(KeepBoxes), "interpolation": get_args(Interpolation)}
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class Augmentation:
     """Every part of the augmentation as a number; the default does nothing.
@@ -164,6 +166,7 @@ PRESETS = {
 }
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
     """A preset, and single parts of it set otherwise; `None` leaves the preset's value (see `Augmentation`)."""

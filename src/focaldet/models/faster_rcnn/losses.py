@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from focaldet.config import Fraction
+from focaldet.config import Fraction, validated
 from focaldet.models.base import LossContext
 from focaldet.ops.boxes import encode
 from focaldet.ops.classifier import Classifier, class_loss_sum
@@ -27,6 +27,7 @@ from focaldet.ops.sampling import SampleConfig, balanced
 from focaldet.types import Target
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class StageConfig:
     """How one of the two stages learns: which boxes are objects, how many train, and what they cost.

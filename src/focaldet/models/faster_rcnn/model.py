@@ -19,6 +19,7 @@ from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from focaldet.config import validated
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, LossContext, Margins
 from focaldet.models.faster_rcnn import build as region_parts
@@ -61,6 +62,7 @@ def _second_stage() -> StageConfig:
     return StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=512, positives=0.25), beta=1.0)
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class FasterRCNNConfig:
     """Everything that defines a Faster R-CNN; the defaults are the pyramid paper's with ResNet-50, trained jointly.

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from focaldet.config import Fraction
+from focaldet.config import Fraction, validated
 from focaldet.ops.boxes import areas
 from focaldet.ops.proposals import MIN_SIDE_PX, clip_to_frame, has_sides
 
@@ -21,6 +21,7 @@ Factor = Annotated[float, Field(gt=0, le=8)]
 NUM_SCALES = 2  # "two adjacent scales" of each region (appendix B; Ren et al. 2015, NoC)
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class RefineConfig:
     """A second look at the boxes of the first one; both answers together go into NMS at `nms_iou`, then vote. The
@@ -37,6 +38,7 @@ class RefineConfig:
     vote_iou: Fraction = 0.5
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class PlusConfig:
     """The three additions, each by itself.

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from focaldet.config import Fraction
+from focaldet.config import Fraction, validated
 from focaldet.models.faster_rcnn.plus import RefineConfig
 from focaldet.ops.boxes import clip, decode
 from focaldet.ops.nms import class_nms, vote
@@ -22,6 +22,7 @@ from focaldet.types import ImageSize
 MIN_DETECTION_SIDE_PX = 1e-2  # detections that the image's border cut to nothing are none; torchvision's number
 
 
+@validated
 @dataclass(frozen=True, slots=True)
 class RegionDetectConfig:
     """From the second stage to detections: threshold, NMS per class, the best of all."""

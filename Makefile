@@ -6,15 +6,16 @@ RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs
 
-.PHONY: help demo test check prove bench docs
+.PHONY: help demo test check prove bench docs pictures
 
 help:
 	@echo "make demo    set up, train a small RetinaNet on the embedded data, evaluate, draw: runs/demo/report.html"
 	@echo "make test    the tests (long proofs left out; no network but loopback)"
-	@echo "make check   style, types, layers, sizes"
+	@echo "make check   style, types, layers, sizes, names"
 	@echo "make prove   the long proofs: kills, mutations, overfits"
 	@echo "make bench DATA=folder WEIGHTS=file    side by side with torchvision: results in benchmarks/results/"
-	@echo "make docs    redraw the pictures in docs/"
+	@echo "make docs    build the documentation as a site, every link checked: build/docs/index.html"
+	@echo "make pictures    redraw the images in docs/"
 
 demo: $(INSTALLED)
 	$(RUN)/focaldet demo $(DEMO)
@@ -26,8 +27,8 @@ check: $(INSTALLED)
 	$(RUN)/ruff check $(SOURCES)
 	$(RUN)/ruff format --check $(SOURCES)
 	$(RUN)/mypy --strict
-	$(RUN)/python tests/house.py
-	$(RUN)/python -m pytest tests/test_layers.py tests/test_house.py tests/test_public_names.py
+	$(RUN)/lint-imports --no-cache
+	$(RUN)/python -m pytest tests/test_house.py tests/test_public_names.py
 
 prove: $(INSTALLED)
 	$(RUN)/python -m pytest -m prove --timeout=0 $(TESTS)
@@ -38,6 +39,10 @@ bench: $(INSTALLED)
 	$(RUN)/python benchmarks/bccd.py --data "$(DATA)" --weights "$(WEIGHTS)"
 
 docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
+	@echo "look at  build/docs/index.html"
+
+pictures: $(INSTALLED)
 	$(RUN)/python docs/draw_networks.py
 	$(RUN)/python docs/draw_pictures.py
 

@@ -1,7 +1,7 @@
 """What the site adds to docs/: a reference page for each module, and the files beside docs/ that pages link to.
 
-Pages in docs/ link to the repository (`../src/focaldet/ops/nms.py`, `../LOG.md`), so that they read well there too; here
-these links lead to the reference page of the module, or to a copy of the file.
+Pages in docs/ link to the repository (`../src/focaldet/ops/nms.py`, `../LOG.md`), so that they read well there too;
+here these links lead to the reference page of the module, or to a copy of the file.
 """
 
 import re

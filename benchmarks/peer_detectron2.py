@@ -32,7 +32,7 @@ from focaldet.data.images import read_image
 from focaldet.errors import FocaldetError
 from focaldet.prediction import Predictor
 from focaldet.types import Detections, ImageSize
-from focaldet.weights import open_detector
+from focaldet.weights import load_detector
 
 CONFIGS = ("retinanet_R_50_FPN_3x", "faster_rcnn_R_50_FPN_3x", "faster_rcnn_R_50_C4_3x", "faster_rcnn_R_101_C4_3x")
 SAME_REGION_PX = 0.05
@@ -202,7 +202,7 @@ def compare(peer: Peer, name: str, pictures: list[Path], *, folder: Path) -> lis
     livened(theirs.model, lambda: theirs(as_it_reads(images[0])))
     arrays = {key: tensor.numpy() for key, tensor in theirs.model.state_dict().items()}
     weights.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
-    theirs, trained = peer.predictor(name, weights), open_detector(weights)
+    theirs, trained = peer.predictor(name, weights), load_detector(weights)
     ours, rows = Predictor(trained.detector, device="cpu", precision="fp32"), []
     for picture, image in zip(pictures, images, strict=True):
         raw, found = answered(theirs, image)

@@ -33,7 +33,7 @@ from focaldet.evaluation.writers import WRITERS, Found, PredictionFormat, Writer
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.runtime import Precision, Process, gathered, joined_processes, pick_device, pick_precision
 from focaldet.types import Detections, ImageSize
-from focaldet.weights import Trained, load_into, open_detector, with_answers
+from focaldet.weights import Trained, load_detector, load_into, override_postprocess
 
 Progress = Callable[[int, int], None]
 """Called with the pictures done and the pictures there are."""
@@ -206,9 +206,9 @@ def load(
         ConfigError: a name without weights, or a setting out of range.
     """
     is_name = weights is not None or (str(spec) in DETECTORS and not Path(spec).exists())
-    trained = _filled(str(spec), weights) if is_name else open_detector(spec)
+    trained = _filled(str(spec), weights) if is_name else load_detector(spec)
     detector = trained.detector
-    detector.config = with_answers(detector.config, architecture or {})
+    detector.config = override_postprocess(detector.config, architecture or {})
     resize = detector.preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     return Predictor(detector, category_ids=trained.category_ids, device=device, precision=precision)
@@ -370,7 +370,7 @@ def _filled(name: str, weights: str | Path | None) -> Trained:
         raise ConfigError(
             f"{name} has no weights of its own: name a run folder or a weights file (focaldet.build takes random ones)"
         )
-    trained = open_detector(weights, model=name)
+    trained = load_detector(weights, model=name)
     classes = trained.detector.class_names
     load_into(build(name, num_classes=trained.detector.config.num_classes, class_names=classes), weights)
     return trained

@@ -418,7 +418,7 @@ def test_one_batch_is_learned_through_the_training_step(name: str) -> None:
 def test_checkpoints_give_the_same_detector(name: str, tmp_path: Path) -> None:
     detector = fresh(name)
     save_detector(tmp_path / "w.safetensors", detector)
-    loaded = load_detector(tmp_path / "w.safetensors").eval()
+    loaded = load_detector(tmp_path / "w.safetensors").detector.eval()
     (tmp_path / "w.safetensors").unlink()
     assert (loaded.config, loaded.class_names) == (detector.config, CLASSES)
     assert loaded.preprocessing == detector.preprocessing

@@ -58,7 +58,7 @@ def test_c4_is_torchvisions_resnet_in_two_halves(tmp_path):
     torch.save(classifier.state_dict(), tmp_path / "resnet18.pth")
     detector = build("faster_rcnn_r18_c4", num_classes=2, architecture={"norm": "frozen"}).eval()
     report = load_into(detector, tmp_path / "resnet18.pth", input="imagenet")
-    assert report.kind == "backbone" and report.left_out == ("fc.weight", "fc.bias")
+    assert report.kind == "backbone" and report.skipped == ("fc.weight", "fc.bias")
     assert "region_head.tail.1.conv2.weight" in report.loaded
     c = classifier
     levels, _ = detector.first_stage(pictures(), SIZES)
@@ -167,10 +167,8 @@ def test_top_down_modules_go_between_the_halves_of_a_trained_detector(tmp_path):
     second = build("faster_rcnn_inception_resnet_small_tdm", class_names=("cat", "dog"))
     before = copy.deepcopy(second.state_dict())
     report = load_into(second, tmp_path / "first.safetensors")
-    assert report.kind == "encoder" and {"proposal_head.boxes.bias"} <= set(report.left_out)
-    assert (
-        report.remarks[-1].startswith("starts from random weights: pyramid.") and "predictor" not in report.remarks[-1]
-    )
+    assert report.kind == "encoder" and {"proposal_head.boxes.bias"} <= set(report.skipped)
+    assert report.notes[-1].startswith("starts from random weights: pyramid.") and "predictor" not in report.notes[-1]
     theirs, ours = first.state_dict(), second.state_dict()
     for place, value in ours.items():
         taken = place.startswith(("backbone.", "region_head.tail.", "predictor."))
@@ -180,7 +178,7 @@ def test_top_down_modules_go_between_the_halves_of_a_trained_detector(tmp_path):
         fresh = other.predictor.boxes.weight.clone()
         report = load_into(other, tmp_path / "first.safetensors")
         assert not any(place.startswith("predictor.") for place in report.loaded)
-        assert len(report.reset) == 4 and "class layer reset" in report.remarks[-1]
+        assert len(report.reset) == 4 and "class layer reset" in report.notes[-1]
         assert torch.equal(other.predictor.boxes.weight, fresh)
     with pytest.raises(focaldet.CheckpointError, match=r"pooling\.size is 9 in the file, 7 here"):
         load_into(

@@ -12,7 +12,7 @@ from focaldet.models.faster_rcnn.plus import RefineConfig, View, largest_of_scal
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.ops.nms import class_nms, vote
 from focaldet.types import ImageSize, Target
-from focaldet.weights import with_answers
+from focaldet.weights import override_postprocess
 
 SMALL = {
     "anchors": {"scales": [2.0, 4.0]},
@@ -247,15 +247,15 @@ def test_training_knows_neither_second_look_nor_scales():
 
 def test_a_trained_detector_takes_answers_and_nothing_else():
     config = detector().config
-    changed = with_answers(config, {"plus": {"refine": {"boxes": "every_class"}, "scales": [0.5, 1.0]}})
+    changed = override_postprocess(config, {"plus": {"refine": {"boxes": "every_class"}, "scales": [0.5, 1.0]}})
     assert changed.plus.refine == RefineConfig(boxes="every_class") and changed.plus.scales == (0.5, 1.0)
-    assert with_answers(changed, {"plus": {"refine": None, "scales": []}}) == config
-    assert with_answers(config, {"detect": {"nms_iou": 0.4}}).detect.nms_iou == 0.4
+    assert override_postprocess(changed, {"plus": {"refine": None, "scales": []}}) == config
+    assert override_postprocess(config, {"detect": {"nms_iou": 0.4}}).detect.nms_iou == 0.4
     for fixed in ({"plus": {"context": True}}, {"num_classes": 3}, {"pooling": {"size": 7}}):
         with pytest.raises(focaldet.ConfigError, match="trained detector takes other settings of detect"):
-            with_answers(config, fixed)
+            override_postprocess(config, fixed)
     for scale in (0, 8.1, math.inf, math.nan):
         with pytest.raises(focaldet.ConfigError, match=r"plus\.scales\.1"):
-            with_answers(config, {"plus": {"scales": [1.0, scale]}})
+            override_postprocess(config, {"plus": {"scales": [1.0, scale]}})
     with pytest.raises(focaldet.ConfigError, match='did you mean "refine"'):
-        with_answers(config, {"plus": {"refin": {}}})
+        override_postprocess(config, {"plus": {"refin": {}}})

@@ -71,7 +71,7 @@ def write_data(folder, images, *, names=("cell", "dog", "cat")):
 def detector(monkeypatch):
     """A detector that knows other classes in another order; every weights file is it."""
     one = TellingDetector(names=("dog", "bus", "cell"))
-    monkeypatch.setattr(evaluation, "open_detector", lambda spec: Trained(one, (), str(spec)))
+    monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(one, (), str(spec)))
     return one
 
 
@@ -158,7 +158,7 @@ class TestWithoutSomething:
             study_imbalance("weights", out=tmp_path / "out")
 
     def test_a_detector_that_does_not_tell_is_refused(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(evaluation, "open_detector", lambda spec: Trained(BrightDetector(), (), str(spec)))
+        monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(BrightDetector(), (), str(spec)))
         with pytest.raises(ConfigError, match="BrightDetector has no method `margins`"):
             study_imbalance("weights", write_data(tmp_path / "data", [[]]), out=tmp_path / "out", device="cpu")
 

@@ -152,7 +152,7 @@ def test_a_run_of_two_phases(tmp_path, capsys):
     rates = [float(row["learning_rate"]) for row in steps]
     assert rates[:4] == pytest.approx([2e-3 * 0.5**0.5] * 4)
     assert rates[4:] == pytest.approx([1e-3 * 0.5 / 4, 1e-3 * 0.5 / 2, 1e-3 * 0.5 * 3 / 4, 1e-4 * 0.5])
-    kept = load_detector(RunFolder(tmp_path).last)
+    kept = load_detector(RunFolder(tmp_path).last).detector
     assert (kept.config.norm, kept.config.frozen_stages, kept.preprocessing.resize.size) == ("frozen", 0, 96)
     assert configs.load(RunConfig, RunFolder(tmp_path).config).phases == PHASES
     events = [json.loads(line) for line in RunFolder(tmp_path).events.read_text().splitlines()]
@@ -194,10 +194,10 @@ def test_what_the_initial_weights_decided_stays_in_the_next_phase(tmp_path):
     start = tmp_path / "start.safetensors"
     detector = build("retinanet_mobilenet_v2_fpn", architecture={**ARCHITECTURE, "num_classes": 2, "norm_eps": 1e-3})
     detector.preprocessing = Preprocessing(channels="BGR", mean=(1.0, 2.0, 3.0))
-    save_detector(start, detector, licence="CC-BY-4.0")
+    save_detector(start, detector, license="CC-BY-4.0")
     phases = ({"epochs": 1}, {"epochs": 1, "architecture": {"loss": {"gamma": 1.0}}})
     run(small_run(tmp_path / "run", weights=str(start), phases=phases))
-    kept = load_detector(RunFolder(tmp_path / "run").last)
+    kept = load_detector(RunFolder(tmp_path / "run").last).detector
     assert (kept.config.norm_eps, kept.config.loss.gamma) == (1e-3, 1.0)
     assert (kept.preprocessing.channels, kept.preprocessing.mean) == ("BGR", (1.0, 2.0, 3.0))
     assert last_state(tmp_path / "run")["licence"] == "CC-BY-4.0"

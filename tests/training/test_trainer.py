@@ -23,7 +23,7 @@ from focaldet.training.logs import MetricsFile
 from focaldet.training.run_folder import RunFolder
 from focaldet.training.step import Update
 from focaldet.training.trainer import train
-from focaldet.weights import load_detector, metadata, save_detector
+from focaldet.weights import load_detector, read_metadata, save_detector
 from tests.training.squares import ARCHITECTURE, small_run, squares
 
 EIGHT = squares(8, empty=(5,))
@@ -95,8 +95,8 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     assert environment["data"]["train"] == EIGHT.dataset.fingerprint() and environment["versions"]["torch"]
     assert {record["image_id"] for record in json.loads(folder.predictions.read_text())} <= set(range(10, 18))
     for path in (folder.last, folder.best):
-        assert metadata(path).category_ids == (3, 7)
-        assert load_detector(path).preprocessing.resize.size == 64
+        assert read_metadata(path).category_ids == (3, 7)
+        assert load_detector(path).detector.preprocessing.resize.size == 64
     printed = capsys.readouterr().out
     assert "learning rate: 0.000707 = 0.001 × √(4 / 8) for 4 images per update" in printed
     assert "epoch 3/3  AP" in printed and "\x1b" not in printed
@@ -105,14 +105,14 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
 def test_the_licence_of_the_initial_weights_stays_with_what_is_learnt(tmp_path, monkeypatch):
     start = tmp_path / "start.safetensors"
     architecture = {**ARCHITECTURE, "num_classes": 2}
-    save_detector(start, build("retinanet_mobilenet_v2_fpn", architecture=architecture), licence="CC-BY-4.0")
+    save_detector(start, build("retinanet_mobilenet_v2_fpn", architecture=architecture), license="CC-BY-4.0")
     config = small_run(tmp_path / "run", weights=str(start), evaluate_every=1)
     stop_after(monkeypatch, steps=3)
     assert run(config).interrupted
     monkeypatch.undo()
     assert not run(dataclasses.replace(config, resume=True)).interrupted
     for path in (RunFolder(config.out).last, RunFolder(config.out).best):
-        assert metadata(path).licence == "CC-BY-4.0"
+        assert read_metadata(path).license == "CC-BY-4.0"
 
 
 @pytest.mark.parametrize("name", ["save_state", "save_detector"])
@@ -157,7 +157,7 @@ def test_settings_that_came_with_the_initial_weights_are_resumed(tmp_path, monke
     assert run(config).interrupted
     monkeypatch.undo()
     run(dataclasses.replace(config, resume=True))
-    assert load_detector(RunFolder(config.out).last).config.norm_eps == 1e-3
+    assert load_detector(RunFolder(config.out).last).detector.config.norm_eps == 1e-3
     assert_same_end(tmp_path / "straight", tmp_path / "stopped")
 
 
@@ -212,12 +212,12 @@ def test_random_weights_are_trained_in_every_layer_unless_somebody_asks(tmp_path
     plain = {name: value for name, value in ARCHITECTURE.items() if name != "norm"}
     run(small_run(tmp_path / "own", epochs=1, architecture=plain))
     assert "starts from random ones (batch norm, 0 stages frozen)" in capsys.readouterr().out
-    config = load_detector(RunFolder(tmp_path / "own").last).config
+    config = load_detector(RunFolder(tmp_path / "own").last).detector.config
     assert config.norm_eps == 1e-5
     assert (config.norm, config.frozen_stages) == ("batch", 0)
     run(small_run(tmp_path / "asked", epochs=1, frozen_stages=3, architecture={**plain, "norm": "frozen"}))
     assert "frozen BatchNorm has no statistics" in capsys.readouterr().out
-    config = load_detector(RunFolder(tmp_path / "asked").last).config
+    config = load_detector(RunFolder(tmp_path / "asked").last).detector.config
     assert (config.norm, config.frozen_stages) == ("frozen", 3)
 
 

@@ -14,7 +14,7 @@ from focaldet.training.config import RunConfig
 from focaldet.training.run_folder import RunFolder
 from focaldet.training.state import asked_architecture
 from focaldet.training.trainer import train
-from focaldet.weights import load_detector, metadata
+from focaldet.weights import load_detector, read_metadata
 from tests.training.squares import squares
 
 OLD = Path(__file__).with_name("version_0_1")
@@ -60,14 +60,14 @@ def test_a_stopped_run_is_resumed_to_the_weights_that_0_1_reaches(tmp_path, name
     assert (result.epochs, result.interrupted) == (3, False)
     assert torch.load(folder.state, weights_only=True)["position"]["step"] == steps
     assert_weights_of_0_1(folder.last, folder.path / "finished.safetensors", EXPECTED[name])
-    assert metadata(folder.last).licence == "CC-BY-4.0"
+    assert read_metadata(folder.last).license == "CC-BY-4.0"
 
 
 def test_a_finished_two_stage_run_opens_and_has_nothing_left_to_do(tmp_path):
     folder, config = unpack("faster_rcnn", tmp_path)
     assert digest(folder.last) == EXPECTED["faster_rcnn"]
     for path in (folder.last, folder.best):
-        assert load_detector(path).class_names == ("red", "green")
+        assert load_detector(path).detector.class_names == ("red", "green")
     result = train(config, sources=(EIGHT, EIGHT))
     assert (result.epochs, result.interrupted) == (2, False) and result.best.ap is not None
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector, build
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights import load_detector, metadata, save_detector
+from focaldet.weights import load_detector, read_metadata, save_detector
 from tests.batches import full_sizes
 
 SMALL: dict[str, Any] = {"width": 32, "head_depth": 1}
@@ -42,12 +42,12 @@ def detector() -> Detector:
 
 @pytest.fixture
 def path(tmp_path: Path, detector: Detector) -> Path:
-    save_detector(tmp_path / "w.safetensors", detector, classes=CLASSES, licence="CC0", extra={"epoch": "3"})
+    save_detector(tmp_path / "w.safetensors", detector, classes=CLASSES, license="CC0", extra={"epoch": "3"})
     return tmp_path / "w.safetensors"
 
 
 def test_round_trip_is_bit_identical(path: Path, detector: Detector) -> None:
-    loaded = load_detector(path)
+    loaded = load_detector(path).detector
     expected, found = detector.state_dict(), loaded.state_dict()
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -59,14 +59,16 @@ def test_round_trip_is_bit_identical(path: Path, detector: Detector) -> None:
 
 
 def test_the_same_detector_gives_the_same_bytes(path: Path, tmp_path: Path) -> None:
-    save_detector(tmp_path / "again", load_detector(path), classes=CLASSES, licence="CC0", extra={"epoch": "3"})
+    save_detector(
+        tmp_path / "again", load_detector(path).detector, classes=CLASSES, license="CC0", extra={"epoch": "3"}
+    )
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_metadata_tell_classes_model_and_licence(path: Path) -> None:
-    found = metadata(path)
+def test_metadata_tell_classes_model_and_license(path: Path) -> None:
+    found = read_metadata(path)
     assert (found.class_names, found.category_ids) == (CLASSES.names, CLASSES.category_ids)
-    assert (found.architecture, found.version, found.licence) == ("RetinaNetConfig", 1, "CC0")
+    assert (found.architecture, found.version, found.license) == ("RetinaNetConfig", 1, "CC0")
     assert found.preprocessing == PREPROCESSING
     assert found.extra == {"epoch": "3"}
     assert found.model is None, "its width is no longer that of the table"
@@ -74,9 +76,9 @@ def test_metadata_tell_classes_model_and_licence(path: Path) -> None:
 
 def test_the_table_name_is_kept_whatever_the_number_of_classes(tmp_path: Path) -> None:
     save_detector(tmp_path / "w", build("retinanet_r18_fpn", num_classes=2))
-    found = metadata(tmp_path / "w")
+    found = read_metadata(tmp_path / "w")
     assert (found.model, found.class_names, found.category_ids) == ("retinanet_r18_fpn", (), ())
-    assert "not stated" in found.licence
+    assert "not stated" in found.license
 
 
 def test_metadata_need_no_tensors(path: Path) -> None:
@@ -87,7 +89,7 @@ def test_metadata_need_no_tensors(path: Path) -> None:
     with path.open("wb") as file:
         file.write(header)
         file.truncate(length)
-    assert metadata(path).class_names == CLASSES.names
+    assert read_metadata(path).class_names == CLASSES.names
 
 
 def test_loading_leaves_the_random_state_alone(path: Path) -> None:
@@ -97,8 +99,8 @@ def test_loading_leaves_the_random_state_alone(path: Path) -> None:
 
 
 def test_channels_last_weights_are_saved_alike(detector: Detector, tmp_path: Path, path: Path) -> None:
-    other = load_detector(path).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    save_detector(tmp_path / "other", other, classes=CLASSES, licence="CC0", extra={"epoch": "3"})
+    other = load_detector(path).detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    save_detector(tmp_path / "other", other, classes=CLASSES, license="CC0", extra={"epoch": "3"})
     assert (tmp_path / "other").read_bytes() == path.read_bytes()
 
 
@@ -169,31 +171,35 @@ def test_contradictions_are_named_in_one_line(path: Path, case: str) -> None:
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 50_000, '{"config": NaN}', '{"version": 1}'])
 def test_descriptions_that_are_none(tmp_path: Path, text: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "w", metadata={"focaldet": text})
-    for reader in (metadata, load_detector):
+    for reader in (read_metadata, load_detector):
         with pytest.raises(CheckpointError, match=r"w: metadata: "):
             reader(tmp_path / "w")
 
 
-@pytest.mark.parametrize("reader", [metadata, load_detector])
-def test_files_of_other_programs(tmp_path: Path, reader: Callable[[Path], object]) -> None:
+def test_files_of_other_programs(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "other", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="was not written by focaldet"):
-        reader(tmp_path / "other")
-    (tmp_path / "text").write_text("hello, this is no weights file")
-    with pytest.raises(CheckpointError, match="text: damaged, or no weights file"):
-        reader(tmp_path / "text")
+        read_metadata(tmp_path / "other")
+    with pytest.raises(CheckpointError, match=r"other: .*no.* detector that focaldet knows"):
+        load_detector(tmp_path / "other")
+    (tmp_path / "text").write_text("hello, this is not a weights file")
+    for read in (read_metadata, load_detector):
+        with pytest.raises(CheckpointError, match="text: damaged, or no weights file"):
+            read(tmp_path / "text")
     with pytest.raises(CheckpointError, match="No such file"):
-        reader(tmp_path / "absent")
+        read_metadata(tmp_path / "absent")
+    with pytest.raises(CheckpointError, match="no file or run folder"):
+        load_detector(tmp_path / "absent")
 
 
 def test_truncation_anywhere_is_noticed(path: Path) -> None:
     whole = path.read_bytes()
     for kept in (0, 7, 8, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:kept])
-        with pytest.raises(CheckpointError, match=r"w\.safetensors: damaged"):
+        with pytest.raises(CheckpointError, match=r"w\.safetensors: .*damaged"):
             load_detector(path)
 
 
 def test_defaults_of_a_later_config_read_old_files(path: Path, detector: Detector) -> None:
     rewritten(path, lambda _, described: described["config"].pop("prior"))
-    assert load_detector(path).config == replace(detector.config, prior=0.01)
+    assert load_detector(path).detector.config == replace(detector.config, prior=0.01)

@@ -19,7 +19,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, build
 from focaldet.nets.resnet import RESNETS
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights import checkpoint, load_detector, metadata, open_detector, save_detector
+from focaldet.weights import checkpoint, load_detector, read_metadata, save_detector
 from focaldet.weights.convert import convert
 from focaldet.weights.formats import registry as foreign
 from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, write_darknet
@@ -102,7 +102,7 @@ def answers(trained, size):
 
 def require_same(path, out, *, model=None, size=None):
     """The converted file holds what the foreign file gives, and answers bit for bit alike."""
-    direct, ours = open_detector(path, model=model), open_detector(out)
+    direct, ours = load_detector(path, model=model), load_detector(out)
     left, right = (trained.detector for trained in (direct, ours))
     assert left.config == right.config and left.preprocessing == right.preprocessing
     assert (left.class_names, direct.category_ids) == (right.class_names, ours.category_ids)
@@ -136,22 +136,22 @@ def require_same(path, out, *, model=None, size=None):
 def test_torchvision(folder, builder, model, background, ids, parts):
     path, out = of_torchvision(folder, builder), folder / "new folder" / "w.safetensors"
     done = convert(path, out, layout="torchvision", model=model)
-    assert (done.layout, done.model, done.background, done.left_out) == ("torchvision", model, background, ())
+    assert (done.layout, done.model, done.background, done.skipped) == ("torchvision", model, background, ())
     assert (done.class_names, done.category_ids) == (tuple(COCO_NAMES[place] for place in ids), ids)
     assert {part: count for part, (count, _) in done.parts().items()} == parts
     assert done.anchors["flavour"] == "torchvision" and done.anchors["order"] == "ratio, scale"
     assert all(len(one.made_of) == 1 for one in done.tensors)
     made_of = {one.name: one.made_of[0] for one in done.tensors}
     assert made_of["pyramid.output.2.bias"] == "backbone.fpn.layer_blocks.2.0.bias"
-    described = metadata(out)
-    assert described.licence == done.licence == "torchvision (its published weights: BSD-3-Clause)"
+    described = read_metadata(out)
+    assert described.license == done.license == "torchvision (its published weights: BSD-3-Clause)"
     assert (described.model, described.category_ids) == (model, ids)
     assert described.extra["converted_from"] == "w.pth" and len(described.extra["source_sha256"]) == 64
     require_same(path, out, size=64)
 
 
 @pytest.mark.parametrize(
-    ("written", "name", "layout", "model", "anchors", "background", "licence"),
+    ("written", "name", "layout", "model", "anchors", "background", "terms"),
     [
         (
             of_detectron2,
@@ -173,7 +173,7 @@ def test_torchvision(folder, builder, model, background, ids, parts):
         ),
     ],
 )
-def test_detectron2_and_mmdetection(folder, written, name, layout, model, anchors, background, licence):
+def test_detectron2_and_mmdetection(folder, written, name, layout, model, anchors, background, terms):
     path, out = written(folder, name), folder / "w.safetensors"
     done = convert(path, out, layout="mmdet" if layout == "mmdetection" else None)
     assert (done.layout, done.model, done.class_names) == (layout, model, COCO_CLASS_NAMES)
@@ -188,19 +188,19 @@ def test_detectron2_and_mmdetection(folder, written, name, layout, model, anchor
     with pytest.raises(CheckpointError, match=f"model yolov2 was asked for; it fits {model}"):
         convert(path, folder / "no.safetensors", model="yolov2")
     assert done.anchors["order"] == anchors and done.background.startswith(background)
-    assert licence in metadata(out).licence
+    assert terms in read_metadata(out).license
     read = set(peer_oracle.listed(f"{layout}_{name}"))
-    assert {origin for one in done.tensors for origin in one.made_of} == read - set(done.left_out)
-    assert all(re.search(r"cell_anchors\.\d$|num_batches_tracked$|pixel_(mean|std)$", name) for name in done.left_out)
+    assert {origin for one in done.tensors for origin in one.made_of} == read - set(done.skipped)
+    assert all(re.search(r"cell_anchors\.\d$|num_batches_tracked$|pixel_(mean|std)$", name) for name in done.skipped)
     require_same(path, out, size=64)
 
 
 @pytest.mark.usefixtures("thin")
 def test_caffe(folder):
     done = convert(of_caffe(folder), folder / "w.safetensors")
-    assert (done.layout, done.model, done.left_out) == ("caffe", "ssd321_r101", ())
+    assert (done.layout, done.model, done.skipped) == ("caffe", "ssd321_r101", ())
     assert (done.num_classes, done.class_names, done.background) == (20, (), "first in the file, last here")
-    assert done.licence == checkpoint.NO_LICENCE
+    assert done.license == checkpoint.NO_LICENSE
     made_of = {one.name: one.made_of for one in done.tensors}
     assert made_of["backbone.bn1.running_var"] == ("bn_conv1.2", "bn_conv1.1"), "a sum and the factor it is divided by"
     assert made_of["backbone.conv1.weight"] == ("conv1.0",)
@@ -214,21 +214,21 @@ def test_darknet_there_and_back(folder):
     assert (done.layout, done.model, done.boxes) == ("darknet", "yolov2_tiny", "x, y, width, height, objectness")
     assert (done.class_names, done.category_ids) == (COCO_CLASS_NAMES, COCO_CATEGORY_IDS)
     assert done.background == "none, the objectness tells"
-    assert "public domain" in metadata(out).licence
+    assert "public domain" in read_metadata(out).license
     made_of = {one.name: one.made_of for one in done.tensors}
     last = (path.stat().st_size - 20) // 4
     assert made_of["backbone.blocks.0.0.norm.bias"] == ("numbers 1…8",)
     assert made_of["predict.weight"][0].endswith(f"…{last}")
     require_same(path, out, model="yolov2_tiny")
-    write_darknet(folder / "again.weights", load_detector(out))
+    write_darknet(folder / "again.weights", load_detector(out).detector)
     assert (folder / "again.weights").read_bytes() == path.read_bytes()
 
 
 def test_what_the_user_states_goes_over_what_is_known(folder):
     path, out = of_darknet(folder), folder / "w.safetensors"
-    convert(path, out, model="yolov2_tiny", licence="MIT", input="x/127.5-1, BGR")
-    described = metadata(out)
-    assert (described.licence, described.preprocessing.channels) == ("MIT", "BGR")
+    convert(path, out, model="yolov2_tiny", license="MIT", input="x/127.5-1, BGR")
+    described = read_metadata(out)
+    assert (described.license, described.preprocessing.channels) == ("MIT", "BGR")
     assert described.preprocessing.std == (127.5, 127.5, 127.5)
 
 
@@ -237,13 +237,16 @@ def test_what_the_file_states_goes_over_what_is_known(folder):
     counter = {"backbone.body.bn1.num_batches_tracked": torch.tensor(7)}
     save_file(tensors | counter, folder / "in.safetensors", metadata={"licence": "CC0-1.0", "input": "unit"})
     done = convert(folder / "in.safetensors", folder / "w.safetensors", model="retinanet_r50_fpn_tv")
-    assert (done.licence, done.preprocessing.std, done.remarks) == ("CC0-1.0", (255.0, 255.0, 255.0), ())
-    assert done.left_out == tuple(counter), "BatchNorm's counters are named, not dropped silently"
-    assert load_detector(folder / "w.safetensors").config.norm_eps == 1e-5, "its BatchNorm was an ordinary one"
-    stated = {"licence": "MIT", "input": "caffe", "overwrite": True}
+    assert (done.license, done.preprocessing.std, done.notes) == ("CC0-1.0", (255.0, 255.0, 255.0), ())
+    assert done.skipped == tuple(counter), "BatchNorm's counters are named, not dropped silently"
+    assert load_detector(folder / "w.safetensors").detector.config.norm_eps == 1e-5, "its BatchNorm was an ordinary one"
+    with pytest.warns(DeprecationWarning, match="now called license"):
+        old = convert(folder / "in.safetensors", folder / "w.safetensors", licence="CC-BY-4.0", overwrite=True)
+    assert old.license == "CC-BY-4.0"
+    stated = {"license": "MIT", "input": "caffe", "overwrite": True}
     convert(folder / "in.safetensors", folder / "w.safetensors", **stated)
-    described = metadata(folder / "w.safetensors")
-    assert (described.licence, described.preprocessing.channels) == ("MIT", "BGR"), (
+    described = read_metadata(folder / "w.safetensors")
+    assert (described.license, described.preprocessing.channels) == ("MIT", "BGR"), (
         "the user's word goes over the file's"
     )
 
@@ -262,7 +265,7 @@ class TestCommand:
         rows = [row.split(maxsplit=1) for row in said.splitlines()]
         assert rows[0] == ["read", f"{file} (darknet)"]
         assert rows[1] == ["detector", "yolov2_tiny (YOLOv2Config)"]
-        assert {"tensors", "classes", "background", "boxes", "anchors", "input", "licence", "written"} < {
+        assert {"tensors", "classes", "background", "boxes", "anchors", "input", "license", "written"} < {
             row[0] for row in rows
         }
         assert "80: person, bicycle, car, motorcycle and 76 more" in said and "1…90" in said
@@ -300,7 +303,7 @@ class TestCommand:
             (["--model", "yolov2_tiny", "--from", "torchvision"], "is laid out by darknet, not by torchvision"),
             (["--model", "yolov2_tiny", "--from", "darknot"], '(did you mean "darknet"?)'),
             (["--from", "timm"], "a backbone alone needs no conversion"),
-            (["--licence", "MIT\udcff"], "licence: must be one line of text, found 'MIT"),
+            (["--license", "MIT\udcff"], "license: must be one line of text, found 'MIT"),
             (["--model", "yolov2_tiny", "--weights.input", "the usual"], "weights.input: 'the usual' is neither"),
         ],
     )
@@ -384,7 +387,7 @@ def test_a_reader_that_leaves_torch_is_followed_no_further(folder, monkeypatch):
     path = of_torchvision(folder, "retinanet_resnet50_fpn")
     monkeypatch.setattr(foreign.torchvision, "detector_tensors", through_numpy)
     done = convert(path, folder / "out.safetensors")
-    assert [one.name for one in done.tensors if not one.made_of] == ["pyramid.p6.bias"] and done.left_out == ()
+    assert [one.name for one in done.tensors if not one.made_of] == ["pyramid.p6.bias"] and done.skipped == ()
 
 
 def test_traced_tensors_know_their_names():

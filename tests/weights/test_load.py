@@ -16,7 +16,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import load as transfer
-from focaldet.weights import load_into, open_detector, save_detector, sources
+from focaldet.weights import load_detector, load_into, save_detector, sources
 from focaldet.weights.formats.torchvision import COCO_NAMES
 
 SMALL: dict[str, Any] = {"width": 32, "head_depth": 1}
@@ -37,7 +37,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Detector, Path]:
     preprocessing = Preprocessing(channels="BGR", mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), resize=Resize("long", 64))
     detector = small(class_names=("cat", "dog"), preprocessing=preprocessing)
     path = tmp_path_factory.mktemp("own") / "w.safetensors"
-    save_detector(path, detector, licence="MIT")
+    save_detector(path, detector, license="MIT")
     return detector, path
 
 
@@ -45,7 +45,7 @@ def test_own_weights_with_the_same_classes(own: tuple[Detector, Path]) -> None:
     saved, path = own
     detector = small(class_names=("cat", "dog"))
     report = load_into(detector, path)
-    assert (report.kind, report.reset, report.left_out, report.licence) == ("detector", (), (), "MIT")
+    assert (report.kind, report.reset, report.skipped, report.license) == ("detector", (), (), "MIT")
     assert states_equal(detector, saved, tuple(saved.state_dict()))
     assert set(report.loaded) == set(saved.state_dict())
     assert detector.preprocessing == replace(saved.preprocessing, resize=detector.preprocessing.resize)
@@ -85,7 +85,7 @@ def test_another_classifier_resets_the_class_layer_both_ways(
         report.sentences()
     )
     save_detector(tmp_path / "softmax.safetensors", softmax)
-    assert open_detector(tmp_path / "softmax.safetensors").detector.config == softmax.config
+    assert load_detector(tmp_path / "softmax.safetensors").detector.config == softmax.config
     assert load_into(small(class_names=names), tmp_path / "softmax.safetensors").reset == CLASS_LAYER
     again = small(class_names=names, architecture={"classifier": "softmax"})
     assert load_into(again, tmp_path / "softmax.safetensors").reset == ()
@@ -161,7 +161,7 @@ def test_a_backbone_alone(backbone_path: Path, classifier: dict[str, Tensor], no
     detector = small(num_classes=2, architecture={"norm": norm})
     pyramid = detector.state_dict()["pyramid.p6.weight"].clone()
     report = load_into(detector, backbone_path, input="imagenet")
-    assert (report.kind, report.reset, report.left_out) == ("backbone", (), ("fc.weight", "fc.bias"))
+    assert (report.kind, report.reset, report.skipped) == ("backbone", (), ("fc.weight", "fc.bias"))
     state = detector.state_dict()
     for name, value in classifier.items():
         if not name.startswith("fc.") and "num_batches" not in name:
@@ -248,8 +248,8 @@ def test_the_shared_mobilenet_states_its_input_and_stays_frozen(real_weights: Pa
     said = " ".join(report.sentences())
     assert "input: symmetric (RGB)" in said
     assert "BatchNorm of the backbone stays frozen" in said
-    assert report.licence == "Apache-2.0"
-    assert {name.split(".")[0] for name in report.left_out} <= {"classifier", "features"}
+    assert report.license == "Apache-2.0"
+    assert {name.split(".")[0] for name in report.skipped} <= {"classifier", "features"}
     trained = build("retinanet_mobilenet_v2_fpn", num_classes=3, architecture={"norm": "batch"})
     with pytest.raises(ConfigError, match="asks to keep BatchNorm frozen"):
         load_into(trained, path)
@@ -276,7 +276,7 @@ def retinanet_path(retinanet: dict[str, Tensor], tmp_path: Path) -> Iterator[Pat
 
 def test_a_torchvision_detector_opens_as_its_twin(retinanet_path: Path, retinanet: dict[str, Tensor]) -> None:
     state = torch.get_rng_state()
-    trained = open_detector(retinanet_path)
+    trained = load_detector(retinanet_path)
     assert torch.equal(torch.get_rng_state(), state)
     assert trained.detector.config == DETECTORS["retinanet_r50_fpn_tv"]
     assert trained.detector.class_names == COCO_NAMES
@@ -314,7 +314,7 @@ def test_old_names_and_fine_tuning(retinanet: dict[str, Tensor], tmp_path: Path)
 def test_counted_batches_tell_the_ordinary_epsilon(retinanet: dict[str, Tensor], tmp_path: Path) -> None:
     state = dict(retinanet) | {"backbone.body.bn1.num_batches_tracked": torch.tensor(7)}
     torch.save(state, tmp_path / "w.pth")
-    assert open_detector(tmp_path / "w.pth").detector.config.norm_eps == 1e-5
+    assert load_detector(tmp_path / "w.pth").detector.config.norm_eps == 1e-5
 
 
 def test_another_twin_is_refused_and_the_right_one_named(retinanet_path: Path) -> None:
@@ -345,20 +345,20 @@ def test_run_folders_open_their_best_weights(own: tuple[Detector, Path], tmp_pat
     saved, path = own
     (tmp_path / "run" / "weights").mkdir(parents=True)
     (tmp_path / "run" / "weights" / "best.safetensors").write_bytes(path.read_bytes())
-    trained = open_detector(tmp_path / "run")
+    trained = load_detector(tmp_path / "run")
     assert states_equal(trained.detector, saved, tuple(saved.state_dict()))
     assert trained.detector.preprocessing == saved.preprocessing
-    changed = open_detector(str(tmp_path / "run"), input="unit").detector.preprocessing
+    changed = load_detector(str(tmp_path / "run"), input="unit").detector.preprocessing
     assert changed == replace(saved.preprocessing, channels="RGB", mean=(0.0,) * 3, std=(255.0,) * 3)
 
 
 def test_a_backbone_alone_is_no_detector(backbone_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no detector"):
-        open_detector(backbone_path)
+        load_detector(backbone_path)
 
 
 def test_published_names_carry_their_input(backbone_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = sources.Source("torchvision:imagenet_v1", backbone_path, input="imagenet", licence="BSD")
+    source = sources.Source("torchvision:imagenet_v1", backbone_path, input="imagenet", license="BSD")
     asked: dict[str, object] = {}
 
     def resolve(spec: object, **known: object) -> sources.Source:
@@ -368,4 +368,4 @@ def test_published_names_carry_their_input(backbone_path: Path, monkeypatch: pyt
     monkeypatch.setattr(transfer, "resolve", resolve)
     report = load_into(small(num_classes=2), "torchvision:imagenet_v1")
     assert asked["backbone"] == "resnet18"
-    assert (report.preprocessing.mean, report.licence) == (Preprocessing().mean, "BSD")
+    assert (report.preprocessing.mean, report.license) == (Preprocessing().mean, "BSD")

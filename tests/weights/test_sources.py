@@ -43,7 +43,7 @@ def test_names_mean_published_files(
     source = resolve(name, backbone=backbone)
     assert [url.rsplit("/", 1)[-1] for url in fetched] == [file]
     assert (source.label, source.input, source.path) == (name, "imagenet", tmp_path / "weights" / "file.pth")
-    assert source.licence and "BSD-3-Clause" in source.licence
+    assert source.license and "BSD-3-Clause" in source.license
 
 
 @pytest.mark.parametrize(

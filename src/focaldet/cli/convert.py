@@ -17,7 +17,7 @@ def convert_command(
     layout: Annotated[str | None, Parameter(name="--from")] = None,
     model: str | None = None,
     weights_input: str | None = None,
-    licence: str | None = None,
+    license: Annotated[str | None, Parameter(name=("--license", "--licence"))] = None,  # noqa: A002
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     verbose: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -30,7 +30,7 @@ def convert_command(
         layout: program that the file must come from: detectron2, mmdetection, torchvision, caffe or darknet.
         model: entry of the table of detectors that the file must fit; darknet's files need it.
         weights_input: what the weights were trained to see, such as imagenet, where the file does not state it.
-        licence: licence of the weights, instead of the one that the source is known by.
+        license: license of the weights, instead of the one that the source is known by.
         overwrite: replace the file at --out.
         verbose: list every tensor with those of the file it was made of.
         json: print JSON, the list of tensors included.
@@ -42,7 +42,7 @@ def convert_command(
             layout=layout,
             model=model,
             input=weights_input,
-            licence=licence,
+            license=license,
             overwrite=overwrite,
             progress=seen,
         )

@@ -21,7 +21,7 @@ from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
 from focaldet.runtime import Precision, Ranks, gathered, inference_mode, joined_processes, pick_device, pick_precision
 from focaldet.types import Detections, Target
-from focaldet.weights import open_detector, with_answers
+from focaldet.weights import load_detector, override_postprocess
 
 Progress = Callable[[int, int], None]
 """Called with the images done and the images there are, by rank 0, counting the images of rank 0."""
@@ -198,8 +198,8 @@ def open_on_split(
         DataError: data that cannot be read.
         ConfigError: a setting out of range, or no class in common between detector and data.
     """
-    detector = open_detector(run).detector
-    detector.config = with_answers(detector.config, architecture or {})
+    detector = load_detector(run).detector
+    detector.config = override_postprocess(detector.config, architecture or {})
     resize = detector.preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     settings = run_settings(run)

@@ -82,7 +82,7 @@ def build_state(
     ranks = fabric.world_size
     context = LossContext(all_reduce_sum=sum_over_ranks if ranks > 1 else None, num_ranks=ranks)
     learner = _learner(detector, config, context=context, fabric=fabric)
-    learner.licence = loaded.licence if loaded is not None else None
+    learner.licence = loaded.license if loaded is not None else None
     if state is not None:
         learner.restore(state)
         return learner, ()  # the initial weights were told when the run began

@@ -249,7 +249,7 @@ class Run:
 
     def _save_weights(self, path: Path) -> None:
         learner, classes = self.parts.work.learner, self.parts.validation.dataset.classes
-        save_detector(path, learner.evaluated, classes=classes, licence=learner.licence)
+        save_detector(path, learner.evaluated, classes=classes, license=learner.licence)
 
     def _tell_start(self) -> None:
         for line in self.parts.introduction:

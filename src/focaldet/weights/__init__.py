@@ -1,8 +1,8 @@
 """Weights: our own files, those of torchvision, and the way from a path or name into a detector."""
 
-from focaldet.weights.checkpoint import Metadata, load_detector, metadata, save_detector
-from focaldet.weights.compatibility import with_answers
-from focaldet.weights.load import LoadReport, Trained, load_into, open_detector
+from focaldet.weights.checkpoint import Metadata, read_metadata, save_detector
+from focaldet.weights.compatibility import override_postprocess
+from focaldet.weights.load import LoadReport, Trained, load_detector, load_into
 from focaldet.weights.sources import Source, resolve
 
 __all__ = [
@@ -12,9 +12,8 @@ __all__ = [
     "Trained",
     "load_detector",
     "load_into",
-    "metadata",
-    "open_detector",
+    "override_postprocess",
+    "read_metadata",
     "resolve",
     "save_detector",
-    "with_answers",
 ]

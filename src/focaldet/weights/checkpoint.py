@@ -19,7 +19,7 @@ from focaldet.weights.tensor_names import require_fit, shapes_of, without_memory
 KEY = "focaldet"
 """Where the description stands in the metadata of a safetensors file."""
 VERSION = 1
-NO_LICENCE = "not stated by whoever trained these weights"
+NO_LICENSE = "not stated by whoever trained these weights"
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ class Metadata:
     category_ids: tuple[int, ...]
     preprocessing: Preprocessing
     model: str | None = None
-    licence: str = NO_LICENCE
+    license: str = NO_LICENSE
     version: int = VERSION
     extra: dict[str, str] = field(default_factory=dict)
 
@@ -59,10 +59,10 @@ def save_detector(
     detector: Detector,
     *,
     classes: ClassTable | None = None,
-    licence: str | None = None,
+    license: str | None = None,  # noqa: A002  as in the file
     extra: Mapping[str, str] | None = None,
 ) -> None:
-    """Write `detector` to `path`, at once whole or not at all; `load_detector` gives an equal one.
+    """Write `detector` to `path`, at once whole or not at all; `load_detector` (in `weights.load`) gives an equal one.
 
     Raises:
         CheckpointError: the file cannot be written (what was there before is intact).
@@ -74,15 +74,15 @@ def save_detector(
         category_ids=classes.category_ids if classes is not None else (),
         preprocessing=detector.preprocessing,
         model=_table_name(detector.config),
-        licence=licence or NO_LICENCE,
+        license=license or NO_LICENSE,
         extra=dict(extra or {}),
     )
     tensors = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
     write_atomically(path, save(tensors, metadata={KEY: configs.to_json(described)}))
 
 
-def load_detector(path: Path) -> Detector:
-    """The detector of a file by `save_detector`: bit-identical weights, equal config, class names and preprocessing.
+def read_checkpoint(path: Path) -> tuple[Detector, Metadata]:
+    """The detector of a file by `save_detector`, bit for bit, and what the file says about itself.
 
     Names, shapes and types of the tensors are compared with what the config describes before any memory is taken.
 
@@ -101,10 +101,10 @@ def load_detector(path: Path) -> Detector:
     with torch.random.fork_rng(devices=[]):
         detector = from_config(config, class_names=described.class_names, preprocessing=described.preprocessing)
     detector.load_state_dict(state)
-    return detector
+    return detector, described
 
 
-def metadata(path: Path) -> Metadata:
+def read_metadata(path: Path) -> Metadata:
     """What a weights file by `save_detector` says about itself; reads its header alone.
 
     Raises:
@@ -155,6 +155,7 @@ def _described(statements: Mapping[str, str] | None, path: Path) -> Metadata:
             raise CheckpointError(
                 f"{path}: version {version} is newer than this program's ({VERSION}): update focaldet"
             )
+        values |= {"license": values.pop("licence")} if "licence" in values else {}  # its name in version 0.1
         return configs.from_dict(Metadata, values, source=f"{path}: metadata")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: metadata: no valid JSON: {error}") from None

@@ -75,7 +75,7 @@ def conventions(theirs: Any, name: str) -> tuple[str, ...]:
     )
 
 
-def with_answers(trained: Any, architecture: Mapping[str, Any]) -> Any:
+def override_postprocess(trained: Any, architecture: Mapping[str, Any]) -> Any:
     """The config of a trained detector with the settings of `architecture` (nested) laid over it.
 
     Raises:

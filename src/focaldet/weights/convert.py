@@ -1,6 +1,7 @@
 """Another program's detector as a file of ours, with an account of what became of it."""
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -14,13 +15,13 @@ from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, named_config
 from focaldet.types import Preprocessing
-from focaldet.weights.checkpoint import NO_LICENCE, is_own, save_detector
+from focaldet.weights.checkpoint import NO_LICENSE, is_own, save_detector
 from focaldet.weights.compatibility import CONVENTIONS, FREE, conventions, fitting, require_same_settings
 from focaldet.weights.download import Progress, sha256
 from focaldet.weights.formats import darknet
 from focaldet.weights.formats.files import TensorFile, read_tensors
 from focaldet.weights.formats.registry import LAYOUTS, Layout, layout_of
-from focaldet.weights.load import Trained, load_into, open_detector
+from focaldet.weights.load import Trained, load_detector, load_into
 from focaldet.weights.normalization import describe
 from focaldet.weights.provenance import origins, traced
 from focaldet.weights.sources import Source, resolve
@@ -39,11 +40,11 @@ BACKGROUND = {
 """Where the background stands where a softmax tells classes apart; a program that is missing here is not told of."""
 BOXES = {DARKNET: "x, y, width, height, objectness"}
 """The numbers of a box in the programs that have others than its four."""
-LICENCES = {
+LICENSES = {
     "torchvision": "torchvision (its published weights: BSD-3-Clause)",
     DARKNET: "darknet (its published weights: public domain, by the YOLO LICENSE)",
 }
-"""What is known of a program where neither its reader nor the user states a licence."""
+"""What is known of a program where neither its reader nor the user states a license."""
 ANCHORS = ("anchors", "priors")
 """The settings that say where boxes start, as the kinds of detectors call them."""
 
@@ -62,7 +63,7 @@ class Conversion:
     """What `convert` wrote, and what it took it from.
 
     `model` is the entry of the table of detectors that the file fits, if there is one; training and detection may be
-    set otherwise, and so may the `conventions`, which are those of the file's program. `left_out` are the tensors of
+    set otherwise, and so may the `conventions`, which are those of the file's program. `skipped` are the tensors of
     the file that none of the detector's was made of; their reader knows them, or they count BatchNorm's batches.
     """
 
@@ -73,7 +74,7 @@ class Conversion:
     architecture: str
     conventions: tuple[str, ...]
     tensors: tuple[Mapped, ...]
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
     num_classes: int
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
@@ -81,8 +82,8 @@ class Conversion:
     boxes: str
     anchors: Any
     preprocessing: Preprocessing
-    licence: str
-    remarks: tuple[str, ...]
+    license: str
+    notes: tuple[str, ...]
 
     def parts(self) -> dict[str, tuple[int, int]]:
         """The tensors and the numbers in them, by the part of the detector."""
@@ -116,9 +117,9 @@ class Conversion:
             ["boxes", self.boxes],
             ["anchors", _in_words(self.anchors)],
             ["input", f"{describe(self.preprocessing)}, {self.preprocessing.resize}"],
-            ["licence", self.licence],
-            ["left out", list_names(self.left_out) if self.left_out else "nothing"],
-            *(["note", remark] for remark in self.remarks),
+            ["license", self.license],
+            ["left out", list_names(self.skipped) if self.skipped else "nothing"],
+            *(["note", note] for note in self.notes),
             ["written", str(self.out)],
         ]
 
@@ -130,9 +131,10 @@ def convert(
     layout: str | None = None,
     model: str | None = None,
     input: str | None = None,  # noqa: A002  as in load_into
-    licence: str | None = None,
+    license: str | None = None,  # noqa: A002  as in the file
     overwrite: bool = False,
     progress: Progress | None = None,
+    licence: str | None = None,
 ) -> Conversion:
     """Write the detector of another program's file as a file of ours at `out`; what was read, and what became of it.
 
@@ -142,19 +144,23 @@ def convert(
         layout: the program whose file it must be, such as torchvision or darknet; recognised where it is None.
         model: the entry of the table of detectors that the file must fit. darknet's files need it.
         input: what the weights were trained to see, where the file does not state it.
-        licence: of the weights, where it is another than the source's own.
+        license: of the weights, where it is another than the source's own.
         overwrite: replace what is at `out`.
         progress: called with the bytes done and the bytes there are, while a name is downloaded.
+        licence: the old name of `license`.
 
     Raises:
         CheckpointError: the file is no whole detector, of another layout or entry, has tensors left over, or cannot be
             read or written; nothing was written then.
-        ConfigError: `layout` or `model` is unknown, `licence` is no text, or `out` has another suffix or is there
+        ConfigError: `layout` or `model` is unknown, `license` is no text, or `out` has another suffix or is there
             already.
     """
+    if licence is not None:
+        warnings.warn("convert(licence=…) is now called license", DeprecationWarning, stacklevel=2)
+        license = licence  # noqa: A001
     out = Path(out)
-    if licence is not None and not licence.isprintable():
-        raise ConfigError(f"licence: must be one line of text, found {licence!r}")
+    if license is not None and not license.isprintable():
+        raise ConfigError(f"license: must be one line of text, found {license!r}")
     names = [*(known.program for known in LAYOUTS), DARKNET]
     layout = SHORT.get(layout, layout) if layout else None
     if layout is not None and layout not in names:
@@ -167,16 +173,16 @@ def convert(
     source = resolve(spec, progress=progress)
     _require_place(out, source, overwrite=overwrite)
     foreign = _read(source, layout=layout)
-    trained = open_detector(spec, model=model, input=input)
+    trained = load_detector(spec, model=model, input=input)
     conversion = _account(
         *(trained, foreign, _told(foreign, trained.detector, named_input=input)),
         out=out,
         model=_entry(trained.detector, source, model=model),
-        licence=licence,
+        stated_license=license,
     )
     extra = {"converted_from": source.path.name, "layout": conversion.layout, "source_sha256": sha256(source.path)}
     classes = _Classes(trained.detector.class_names, trained.category_ids)
-    save_detector(out, trained.detector, classes=classes, licence=conversion.licence, extra=extra)
+    save_detector(out, trained.detector, classes=classes, license=conversion.license, extra=extra)
     return conversion
 
 
@@ -242,18 +248,18 @@ class _Told:
     """What a reader tells of a file, and what it made each tensor of."""
 
     made_of: Mapping[str, tuple[str, ...]]
-    left_out: tuple[str, ...]
-    licence: str | None
-    remarks: tuple[str, ...]
+    skipped: tuple[str, ...]
+    license: str | None
+    notes: tuple[str, ...]
 
 
 def _told(foreign: _Foreign, detector: Detector, *, named_input: str | None) -> _Told:
     """The reader's account of the file that `detector` was opened from."""
     if foreign.layout is not None and foreign.file is not None:
         incoming = foreign.layout.brought(detector, traced(foreign.file), foreign.source, named_input)
-        return _Told(origins(incoming.tensors), incoming.left_out, incoming.licence, incoming.remarks)
+        return _Told(origins(incoming.tensors), incoming.skipped, incoming.license, incoming.notes)
     report = load_into(detector, foreign.source.path, input=named_input)
-    return _Told(_numbers(foreign.source, detector), report.left_out, report.licence, report.remarks)
+    return _Told(_numbers(foreign.source, detector), report.skipped, report.license, report.notes)
 
 
 def _numbers(source: Source, detector: Detector) -> dict[str, tuple[str, ...]]:
@@ -266,7 +272,7 @@ def _numbers(source: Source, detector: Detector) -> dict[str, tuple[str, ...]]:
 
 
 def _account(
-    trained: Trained, foreign: _Foreign, told: _Told, *, out: Path, model: str | None, licence: str | None
+    trained: Trained, foreign: _Foreign, told: _Told, *, out: Path, model: str | None, stated_license: str | None
 ) -> Conversion:
     detector, config = trained.detector, trained.detector.config
     shapes, settings = shapes_of(detector, counters=False), configs.to_dict(config)
@@ -280,7 +286,7 @@ def _account(
         architecture=type(config).__name__,
         conventions=conventions(config, model) if model else (),
         tensors=tensors,
-        left_out=_left_out(foreign, tensors, known=told.left_out),
+        skipped=_skipped(foreign, tensors, known=told.skipped),
         num_classes=config.num_classes,
         class_names=detector.class_names,
         category_ids=trained.category_ids,
@@ -288,12 +294,12 @@ def _account(
         boxes=BOXES.get(foreign.program, "x, y, width, height"),
         anchors=next((settings[name] for name in ANCHORS if name in settings), None),
         preprocessing=detector.preprocessing,
-        licence=licence or told.licence or LICENCES.get(foreign.program, NO_LICENCE),
-        remarks=told.remarks,
+        license=stated_license or told.license or LICENSES.get(foreign.program, NO_LICENSE),
+        notes=told.notes,
     )
 
 
-def _left_out(foreign: _Foreign, tensors: tuple[Mapped, ...], *, known: tuple[str, ...]) -> tuple[str, ...]:
+def _skipped(foreign: _Foreign, tensors: tuple[Mapped, ...], *, known: tuple[str, ...]) -> tuple[str, ...]:
     """The tensors of the file that no tensor was made of: those that its reader names, and BatchNorm's counters.
 
     Raises:

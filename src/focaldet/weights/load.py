@@ -14,7 +14,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import Detector, build
 from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.types import Preprocessing
-from focaldet.weights.checkpoint import NO_LICENCE, detector_config, is_own, load_detector, metadata
+from focaldet.weights.checkpoint import NO_LICENSE, detector_config, is_own, read_checkpoint, read_metadata
 from focaldet.weights.compatibility import BEHIND_ENCODER, FREE, require_same_settings
 from focaldet.weights.download import Progress
 from focaldet.weights.formats import darknet, timm, torchvision
@@ -31,25 +31,25 @@ _KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """What `load_into` did: the detector's tensors that were loaded, those that keep their fresh values because the
-    classes differ (`reset`), and the file's tensors that have no place in the detector (`left_out`).
+    classes differ (`reset`), and the file's tensors that have no place in the detector (`skipped`).
     """
 
     source: str
     kind: Literal["detector", "encoder", "backbone"]
     loaded: tuple[str, ...]
     reset: tuple[str, ...]
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
     preprocessing: Preprocessing
-    licence: str | None = None
-    remarks: tuple[str, ...] = ()
+    license: str | None = None
+    notes: tuple[str, ...] = ()
 
     def sentences(self) -> tuple[str, ...]:
         """The account in lines for people."""
-        rest = f"; left out: {list_names(self.left_out)}" if self.left_out else ""
+        rest = f"; left out: {list_names(self.skipped)}" if self.skipped else ""
         return (
             f"weights: {self.kind} from {self.source}, {len(self.loaded)} tensors{rest}",
             f"input: {describe(self.preprocessing)}",
-            *self.remarks,
+            *self.notes,
         )
 
 
@@ -91,7 +91,7 @@ def load_into(
     return _take_backbone(detector, file, source, named_input=input)
 
 
-def open_detector(
+def load_detector(
     spec: str | Path,
     *,
     model: str | None = None,
@@ -107,7 +107,7 @@ def open_detector(
     """
     source = resolve(spec, progress=progress)
     if is_own(source.path):
-        detector, described = load_detector(source.path), metadata(source.path)
+        detector, described = read_checkpoint(source.path)
         if input is not None:
             detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
         return Trained(detector, described.category_ids, source.label)
@@ -143,7 +143,7 @@ def _open_darknet(source: Source, *, model: str | None, named_input: str | None)
 
 def _own(detector: Detector, source: Source, *, named_input: str | None) -> Incoming:
     """One of our own files; its tensors keep their names."""
-    described = metadata(source.path)
+    described = read_metadata(source.path)
     theirs = described.preprocessing
     ours = replace(detector.preprocessing, channels=theirs.channels, mean=theirs.mean, std=theirs.std)
     return Incoming(
@@ -151,7 +151,7 @@ def _own(detector: Detector, source: Source, *, named_input: str | None) -> Inco
         tensors=read_tensors(source.path).tensors,
         class_names=described.class_names,
         preprocessing=ours if named_input is None else with_input(ours, named_input, source=source.label),
-        licence=None if described.licence == NO_LICENCE else described.licence,
+        license=None if described.license == NO_LICENSE else described.license,
     )
 
 
@@ -165,15 +165,15 @@ def _take_darknet(detector: Detector, source: Source, *, named_input: str | None
         backbone = detector.get_submodule("backbone")
         _copy(backbone, tensors, shapes_of(backbone, counters=False), source)
         detector.preprocessing = preprocessing
-        loaded, left_out = tuple(f"backbone.{name}" for name in tensors), ("the classifier",) if classes else ()
-        return LoadReport(source.label, "backbone", loaded, (), left_out, preprocessing)
+        loaded, skipped = tuple(f"backbone.{name}" for name in tensors), ("the classifier",) if classes else ()
+        return LoadReport(source.label, "backbone", loaded, (), skipped, preprocessing)
     count, tensors = found
     incoming = Incoming(
         config=replace(detector.config, num_classes=count),
         tensors=tensors,
         class_names=coco_names(count),
         preprocessing=preprocessing,
-        remarks=("a darknet file states neither anchors nor classes: the anchors are those of the settings",),
+        notes=("a darknet file states neither anchors nor classes: the anchors are those of the settings",),
     )
     return _take_detector(detector, incoming, source)
 
@@ -184,19 +184,19 @@ def _take_encoder(detector: Detector, incoming: Incoming, source: Source, *, par
     tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
     reset = () if _same_classes(detector, incoming) else class_layer(detector)
     lost = tuple(name for name in reset if name.startswith(parts) and name in tensors)
-    left_out = tuple(name for name in tensors if not name.startswith(parts))
-    tensors = {name: value for name, value in tensors.items() if name not in (*left_out, *lost)}
+    skipped = tuple(name for name in tensors if not name.startswith(parts))
+    tensors = {name: value for name, value in tensors.items() if name not in (*skipped, *lost)}
     shapes = shapes_of(detector, counters=False)
     expected = {name: shape for name, shape in shapes.items() if name.startswith(parts) and name not in reset}
     _copy(detector, tensors, expected, source)
-    remarks = (*incoming.remarks, *_set_norm_eps(detector, incoming.config.norm_eps))
+    notes = (*incoming.notes, *_set_norm_eps(detector, incoming.config.norm_eps))
     if fresh := [name for name in shapes if name not in expected and name not in lost]:
-        remarks = (*remarks, f"starts from random weights: {list_names(fresh)}")
+        notes = (*notes, f"starts from random weights: {list_names(fresh)}")
     if lost:
-        remarks = (*remarks, _of_reset(detector, incoming))
+        notes = (*notes, _of_reset(detector, incoming))
     detector.preprocessing = incoming.preprocessing
     return LoadReport(
-        source.label, "encoder", tuple(expected), lost, left_out, incoming.preprocessing, incoming.licence, remarks
+        source.label, "encoder", tuple(expected), lost, skipped, incoming.preprocessing, incoming.license, notes
     )
 
 
@@ -211,9 +211,9 @@ def _take_detector(detector: Detector, incoming: Incoming, source: Source) -> Lo
     tensors = {name: value for name, value in tensors.items() if name not in reset}
     expected = {name: shape for name, shape in expected.items() if name not in reset}
     _copy(detector, tensors, expected, source)
-    remarks = [*incoming.remarks, *_set_norm_eps(detector, incoming.config.norm_eps)]
+    notes = [*incoming.notes, *_set_norm_eps(detector, incoming.config.norm_eps)]
     if lost:
-        remarks.append(_of_reset(detector, incoming))
+        notes.append(_of_reset(detector, incoming))
     elif not detector.class_names:
         detector.class_names = incoming.class_names
     detector.preprocessing = incoming.preprocessing
@@ -223,10 +223,10 @@ def _take_detector(detector: Detector, incoming: Incoming, source: Source) -> Lo
         "detector",
         loaded,
         lost,
-        incoming.left_out,
+        incoming.skipped,
         incoming.preprocessing,
-        incoming.licence,
-        tuple(remarks),
+        incoming.license,
+        tuple(notes),
     )
 
 
@@ -245,7 +245,7 @@ def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, name
         )
     if getattr(detector.config, "stride_in_1x1", False):
         raise ConfigError(f"{source.label}: has its strides in the 3×3 convolutions; stride_in_1x1 must be false")
-    tensors, left_out = torchvision.backbone_tensors(file.tensors)
+    tensors, skipped = torchvision.backbone_tensors(file.tensors)
     tensors = {
         renamed(name, detector.pretrained): value for name, value in tensors.items() if not name.endswith(COUNTER)
     }
@@ -253,31 +253,30 @@ def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, name
     shapes = shapes_of(detector, counters=False)
     expected = {name: shape for name, shape in shapes.items() if name.startswith(places)}
     _copy(detector, tensors, expected, source)
-    remarks = _set_norm_eps(detector, torchvision.BATCH_NORM_EPS)
+    notes = _set_norm_eps(detector, torchvision.BATCH_NORM_EPS)
     if kept_frozen:
-        remarks = (*remarks, "BatchNorm of the backbone stays frozen, as the file asks")
+        notes = (*notes, "BatchNorm of the backbone stays frozen, as the file asks")
     detector.preprocessing = preprocessing
     return LoadReport(
         source=source.label,
         kind="backbone",
         loaded=tuple(expected),
         reset=(),
-        left_out=left_out,
+        skipped=skipped,
         preprocessing=preprocessing,
-        licence=file.statements.get("licence") or source.licence,
-        remarks=remarks,
+        license=file.license or source.license,
+        notes=notes,
     )
 
 
 def _take_halves(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> LoadReport:
     """timm's Inception-ResNet-v2 into both stages of a detector that is made of it."""
     preprocessing = _classifier_input(detector, file, source, named_input=named_input)
-    tensors, expected, left_out = timm.detector_tensors(detector, file.tensors, source=source.label)
+    tensors, expected, skipped = timm.detector_tensors(detector, file.tensors, source=source.label)
     _copy(detector, tensors, expected, source)
-    remarks = (*timm.remarks(file.tensors), *_set_norm_eps(detector, timm.BATCH_NORM_EPS))
+    notes = (*timm.notes(file.tensors), *_set_norm_eps(detector, timm.BATCH_NORM_EPS))
     detector.preprocessing = preprocessing
-    licence = file.statements.get("licence")
-    return LoadReport(source.label, "backbone", tuple(expected), (), left_out, preprocessing, licence, remarks)
+    return LoadReport(source.label, "backbone", tuple(expected), (), skipped, preprocessing, file.license, notes)
 
 
 def _classifier_input(

@@ -29,13 +29,13 @@ RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")
 class Source:
     """A weights file and what is known about it beside its content.
 
-    `label` is what messages call it. `input` is the input statement that follows from its origin, `licence` likewise.
+    `label` is what messages call it. `input` is the input statement that follows from its origin, `license` likewise.
     """
 
     label: str
     path: Path
     input: str | None = None
-    licence: str | None = None
+    license: str | None = None
 
 
 def resolve(spec: str | Path, *, backbone: str | None = None, progress: Progress | None = None) -> Source:
@@ -61,7 +61,7 @@ def resolve(spec: str | Path, *, backbone: str | None = None, progress: Progress
 
 def _published(label: str, path: Path) -> Source:
     """A file that torchvision published: all of those were trained on RGB with ImageNet's mean and deviation."""
-    return Source(label, path, input="imagenet", licence="torchvision (BSD-3-Clause)")
+    return Source(label, path, input="imagenet", license="torchvision (BSD-3-Clause)")
 
 
 def _run_weights(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from focaldet.ops.boxes import decode
 from focaldet.ops.priors import all_priors
 from focaldet.prediction import load
 from focaldet.types import ImageSize
-from focaldet.weights import load_detector, load_into, open_detector, save_detector
+from focaldet.weights import load_detector, load_into, save_detector
 from focaldet.weights.formats.caffe import background_last
 from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from tests.batches import full_sizes
@@ -93,7 +93,7 @@ def test_at_full_size(tmp_path, name, capsys):
     drawn = oracle.lively_blobs(oracle.listed_layers(name), seed=7)
     path = tmp_path / f"{name}.npz"
     np.savez(path, **oracle.arrays_of(drawn))
-    detector = open_detector(path).detector
+    detector = load_detector(path).detector
     path.unlink()  # up to a gigabyte
     differences = largest_differences(detector, drawn, 513)
     with capsys.disabled():
@@ -103,7 +103,7 @@ def test_at_full_size(tmp_path, name, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_array_finds_its_place_and_the_file_says_what_it_is(files, blobs, name):
-    trained = open_detector(files(name))
+    trained = load_detector(files(name))
     detector = trained.detector
     is_coco = name.endswith("513")
     assert detector.class_names == (COCO_CLASS_NAMES if is_coco else ())
@@ -126,13 +126,13 @@ def test_the_lists_are_those_of_the_published_networks(name):
     )
 
 
-def test_safetensors_are_read_too_and_may_state_licence_and_input(tmp_path, blobs):
+def test_safetensors_are_read_too_and_may_state_license_and_input(tmp_path, blobs):
     path = tmp_path / "ssd.safetensors"
-    statements = {"licence": "CC0", "input": "x/255, RGB"}
+    statements = {"license": "CC0", "input": "x/255, RGB"}
     save_file(oracle.arrays_of(blobs["ssd321"]), path, metadata=statements)
     detector = build("ssd321_r101", num_classes=20)
     report = load_into(detector, path)
-    assert (report.kind, report.licence, report.left_out, report.reset) == ("detector", "CC0", (), ())
+    assert (report.kind, report.license, report.skipped, report.reset) == ("detector", "CC0", (), ())
     assert (detector.preprocessing.channels, detector.preprocessing.std) == ("RGB", (255.0, 255.0, 255.0))
     load_into(detector, path, input="caffe_ssd")
     assert (detector.preprocessing.channels, detector.preprocessing.mean) == ("BGR", (104.0, 117.0, 123.0))
@@ -141,8 +141,8 @@ def test_safetensors_are_read_too_and_may_state_licence_and_input(tmp_path, blob
 def test_the_way_into_our_own_file(tmp_path, files):
     detector = build("ssd321_r101", num_classes=20)
     report = load_into(detector, files("ssd321"))
-    save_detector(tmp_path / "own.safetensors", detector, licence=report.licence)
-    again = load_detector(tmp_path / "own.safetensors")
+    save_detector(tmp_path / "own.safetensors", detector, license=report.license)
+    again = load_detector(tmp_path / "own.safetensors").detector
     state = detector.state_dict()
     assert again.config == detector.config and again.preprocessing == detector.preprocessing
     assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())

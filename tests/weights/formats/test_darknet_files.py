@@ -10,7 +10,7 @@ from focaldet.cli import main
 from focaldet.errors import CheckpointError
 from focaldet.models import build
 from focaldet.prediction import load
-from focaldet.weights import load_into, open_detector
+from focaldet.weights import load_detector, load_into
 from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, read_darknet, write_darknet
 from tests.batches import full_sizes
 from tests.models import darknet_oracle as oracle
@@ -63,7 +63,7 @@ def test_a_loaded_network_answers_as_darknet(file, convolutions):
 
 
 def test_80_classes_are_cocos(file):
-    trained = open_detector(file, model="yolov2_tiny")
+    trained = load_detector(file, model="yolov2_tiny")
     assert trained.detector.class_names == COCO_CLASS_NAMES
     assert (len(COCO_CLASS_NAMES), COCO_CLASS_NAMES[0], COCO_CLASS_NAMES[-1]) == (80, "person", "toothbrush")
     assert trained.category_ids == COCO_CATEGORY_IDS
@@ -83,7 +83,7 @@ def test_other_classes_keep_everything_but_the_last_layer(file):
 def test_a_file_with_another_number_of_classes_is_understood(tmp_path):
     drawn = oracle.lively_weights(oracle.conv_shapes(layers_of(7)), seed=1)
     (tmp_path / "seven.weights").write_bytes(content_of(drawn))
-    trained = open_detector(tmp_path / "seven.weights", model="yolov2_tiny")
+    trained = load_detector(tmp_path / "seven.weights", model="yolov2_tiny")
     assert trained.detector.config.num_classes == 7 and trained.category_ids == ()
     assert np.array_equal(trained.detector.predict.weight.detach().numpy(), drawn[-1][-1])
 
@@ -98,17 +98,17 @@ def test_a_classifier_gives_its_backbone(tmp_path, convolutions, classes):
         detector = build(name, class_names=("a",), architecture=architecture)
         report = load_into(detector, path)
         assert (report.kind, len(report.loaded)) == ("backbone", 18 * 5)
-        assert report.left_out == (("the classifier",) if classes else ())
+        assert report.skipped == (("the classifier",) if classes else ())
         last = detector.get_submodule("backbone.blocks.5.4")
         assert np.array_equal(last.conv.weight.detach().numpy(), convolutions[17][4])
         assert np.array_equal(last.norm.running_var.numpy(), convolutions[17][3])
     with pytest.raises(CheckpointError, match="holds a classifier"):
-        open_detector(path, model="yolov2_tiny")
+        load_detector(path, model="yolov2_tiny")
 
 
 @pytest.mark.parametrize("version", ["0.1", "0.2"])
 def test_what_is_written_is_what_was_read(tmp_path, file, convolutions, version):
-    detector = open_detector(file, model="yolov2_tiny").detector
+    detector = load_detector(file, model="yolov2_tiny").detector
     write_darknet(tmp_path / "again.weights", detector, images_seen=5, version=version)
     expected = content_of(convolutions, version=(0, int(version[-1]), 0), seen=5)
     assert (tmp_path / "again.weights").read_bytes() == expected
@@ -118,7 +118,7 @@ def test_what_is_written_is_what_was_read(tmp_path, file, convolutions, version)
 def test_the_released_file_has_203_934_260_bytes(tmp_path):
     write_darknet(tmp_path / "yolov2.weights", build("yolov2"), version="0.1")
     assert (tmp_path / "yolov2.weights").stat().st_size == 203_934_260
-    assert open_detector(tmp_path / "yolov2.weights", model="yolov2").detector.config.num_classes == 80
+    assert load_detector(tmp_path / "yolov2.weights", model="yolov2").detector.config.num_classes == 80
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_the_command_tells_bad_anchors_in_one_line(capsys, demo_data, tmp_path, 
 
 def test_what_is_no_darknet_network_is_refused(tmp_path, file):
     with pytest.raises(CheckpointError, match="does not state its network: name one"):
-        open_detector(file)
+        load_detector(file)
     with pytest.raises(CheckpointError, match="hold YOLOv2 with DarkNet-19, not RetinaNetConfig with resnet18"):
         load_into(build("retinanet_r18_fpn"), file)
     with pytest.raises(CheckpointError, match="not YOLOv2Config with resnet18"):

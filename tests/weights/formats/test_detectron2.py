@@ -10,7 +10,7 @@ from focaldet.errors import CheckpointError
 from focaldet.models import DETECTORS, build
 from focaldet.prediction import load
 from focaldet.types import Preprocessing
-from focaldet.weights import load_detector, load_into, open_detector, save_detector
+from focaldet.weights import load_detector, load_into, save_detector
 from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from focaldet.weights.formats.detectron2 import twin
 from focaldet.weights.formats.files import TensorFile
@@ -61,7 +61,7 @@ def differences(name, folder, *, size, top_k, keep, seed=1):
     network, rgb = oracle.Network(tensors, oracle.Detectron2, top_k=top_k, keep=keep), picture(*size)
     with torch.no_grad():
         oracle.livened(network, rgb)
-    detector = open_detector(in_model_zoo(tensors, folder / "model_final.pkl")).detector
+    detector = load_detector(in_model_zoo(tensors, folder / "model_final.pkl")).detector
     return require_equal_answers(detector, network, rgb)
 
 
@@ -83,7 +83,7 @@ def test_at_full_size(tmp_path, name, capsys):
 def test_every_tensor_of_the_lists_finds_its_place(name):
     found = twin(TensorFile(hollow(name), {}), source="file", stated=None)
     shapes = {key: tuple(value.shape) for key, value in found.tensors.items()}
-    assert shapes == shapes_of(without_memory(found.config)) and found.left_out == ()
+    assert shapes == shapes_of(without_memory(found.config)) and found.skipped == ()
     layers = {key.rpartition(".")[0] for key in shapes if key.endswith("running_var")}
     counted = [key for key in shapes if key.rpartition(".")[0] not in layers]
     assert sum(torch.Size(shapes[key]).numel() for key in counted) == PARAMETERS[name]
@@ -91,7 +91,7 @@ def test_every_tensor_of_the_lists_finds_its_place(name):
 
 @pytest.mark.parametrize("name", ["retinanet_r50", "faster_rcnn_r101_fpn", "faster_rcnn_r101_c4"])
 def test_the_file_says_what_it_is(file, name):
-    trained = open_detector(file(name))
+    trained = load_detector(file(name))
     detector, base = trained.detector, DETECTORS[OURS.get(name, name)]
     expected = replace(base, stride_in_1x1=True, anchors=replace(base.anchors, order="scale, ratio"))
     if name.startswith("retinanet"):
@@ -105,14 +105,14 @@ def test_the_file_says_what_it_is(file, name):
     assert detector.preprocessing == pixels
 
 
-def test_the_licence_and_the_classes_go_into_our_own_file(tmp_path, file):
+def test_the_license_and_the_classes_go_into_our_own_file(tmp_path, file):
     detector = build("retinanet_r50_fpn", architecture=RETINANET)
     report = load_into(detector, file("retinanet_r50"))
-    assert (report.kind, report.reset, report.left_out) == ("detector", (), ()) and "CC BY-SA 3.0" in report.licence
+    assert (report.kind, report.reset, report.skipped) == ("detector", (), ()) and "CC BY-SA 3.0" in report.license
     assert any("detectron2 (BGR)" in line for line in report.sentences())
     assert any("configs for COCO" in line for line in report.sentences())
-    save_detector(tmp_path / "own.safetensors", detector, licence=report.licence)
-    again = load_detector(tmp_path / "own.safetensors")
+    save_detector(tmp_path / "own.safetensors", detector, license=report.license)
+    again = load_detector(tmp_path / "own.safetensors").detector
     assert again.config == detector.config and again.preprocessing == detector.preprocessing
     assert again.class_names == COCO_CLASS_NAMES
 
@@ -128,7 +128,7 @@ def test_other_classes_keep_everything_but_the_class_layers(file):
 def test_a_network_of_other_depth_and_classes(file):
     """RetinaNet with five classes: no names, no category ids."""
     rows = {"head.cls_score.weight": torch.zeros(45, 256, 3, 3), "head.cls_score.bias": torch.zeros(45)}
-    trained = open_detector(file("retinanet_r101", **rows))
+    trained = load_detector(file("retinanet_r101", **rows))
     assert (trained.detector.config.num_classes, trained.detector.config.backbone) == (5, "resnet101")
     assert trained.detector.class_names == () and trained.category_ids == ()
 
@@ -165,25 +165,25 @@ def test_older_files_state_anchors_and_input(file):
     }
     pixels = {"pixel_mean": torch.tensor([[[103.53]], [[116.28]], [[123.675]]]), "pixel_std": torch.ones(3, 1, 1)}
     report = load_into(build("retinanet_r50_fpn", architecture=RETINANET), file("retinanet_r50", **anchors, **pixels))
-    assert set(report.left_out) == {*anchors, *pixels}
+    assert set(report.skipped) == {*anchors, *pixels}
     name = "proposal_generator.anchor_generator.cell_anchors.0"
-    assert open_detector(file("faster_rcnn_r101_c4", **{name: stated_anchors([32, 64, 128, 256, 512])}))
+    assert load_detector(file("faster_rcnn_r101_c4", **{name: stated_anchors([32, 64, 128, 256, 512])}))
     with pytest.raises(CheckpointError, match=f"{name}: has other anchors than detectron2's configs for COCO"):
-        open_detector(file("faster_rcnn_r101_c4", **{name: stated_anchors([16, 32, 64, 128, 256])}))
+        load_detector(file("faster_rcnn_r101_c4", **{name: stated_anchors([16, 32, 64, 128, 256])}))
     wrong = (torch.zeros(3, 4), torch.full((3, 4), torch.nan), torch.zeros(3, 4, dtype=torch.bool))
     for level, rows in ((0, stated_anchors([32, 64])), (5, stated_anchors([1024])), *((0, rows) for rows in wrong)):
         with pytest.raises(CheckpointError, match="has other anchors"):
-            open_detector(file("faster_rcnn_r50_fpn", **{name[:-1] + str(level): rows}))
+            load_detector(file("faster_rcnn_r50_fpn", **{name[:-1] + str(level): rows}))
 
 
 def test_the_input_that_a_file_states_counts_unless_another_is_named(file):
     stated = {"pixel_mean": torch.tensor([102.9801, 115.9465, 122.7717]), "pixel_std": torch.ones(3)}
     path = file("retinanet_r50", **{name: tensor.reshape(3, 1, 1) for name, tensor in stated.items()})
     with pytest.raises(CheckpointError, match="an input without a name: say with"):
-        open_detector(path)
-    assert open_detector(path, input="caffe").detector.preprocessing.mean == (102.9801, 115.9465, 122.7717)
+        load_detector(path)
+    assert load_detector(path, input="caffe").detector.preprocessing.mean == (102.9801, 115.9465, 122.7717)
     x101 = {"pixel_mean": torch.tensor([103.53, 116.28, 123.675]), "pixel_std": torch.tensor([57.375, 57.12, 58.395])}
-    detector = open_detector(file("retinanet_r50", **x101)).detector
+    detector = load_detector(file("retinanet_r50", **x101)).detector
     assert detector.preprocessing == with_input(Preprocessing(), "detectron2_x101", source="")
 
 
@@ -191,11 +191,11 @@ def test_the_input_that_a_file_states_counts_unless_another_is_named(file):
 def test_strides_are_where_the_input_says(file, name):
     """MSRA's ResNets take BGR that is not scaled; torchvision's, as convert-torchvision-to-d2.py has them, do not."""
     scaled = {"pixel_mean": torch.tensor([123.675, 116.28, 103.53]), "pixel_std": torch.tensor([58.395, 57.12, 57.375])}
-    detector = open_detector(file(name, **scaled)).detector
+    detector = load_detector(file(name, **scaled)).detector
     assert (detector.config.stride_in_1x1, detector.preprocessing.channels) == (False, "RGB")
-    assert not open_detector(file(name), input="imagenet").detector.config.stride_in_1x1
-    assert open_detector(file(name), input="caffe").detector.config.stride_in_1x1
-    assert open_detector(file(name, **scaled), input="detectron2").detector.config.stride_in_1x1
+    assert not load_detector(file(name), input="imagenet").detector.config.stride_in_1x1
+    assert load_detector(file(name), input="caffe").detector.config.stride_in_1x1
+    assert load_detector(file(name, **scaled), input="detectron2").detector.config.stride_in_1x1
 
 
 @pytest.mark.parametrize(
@@ -239,14 +239,14 @@ def test_strides_are_where_the_input_says(file, name):
 def test_wrong_files_give_one_clear_error(file, name, changes, words):
     path = file(name, **changes)
     with pytest.raises(CheckpointError, match=words) as caught:
-        open_detector(path)
+        load_detector(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_pickle_with_a_wrong_tensor_names_it(tmp_path):
     tensors = {name: tensor[..., :0] for name, tensor in hollow("retinanet_r50").items()}
     with pytest.raises(CheckpointError, match=r"model\.pkl: made for another network: backbone"):
-        open_detector(in_model_zoo(tensors, tmp_path / "model.pkl"))
+        load_detector(in_model_zoo(tensors, tmp_path / "model.pkl"))
 
 
 def test_another_network_is_refused_with_the_settings_that_differ(file):

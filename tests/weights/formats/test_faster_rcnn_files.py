@@ -8,7 +8,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_res
 
 from focaldet.errors import CheckpointError
 from focaldet.models import DETECTORS, build
-from focaldet.weights import load_into, open_detector
+from focaldet.weights import load_detector, load_into
 from focaldet.weights.formats import torchvision as layout
 from focaldet.weights.formats.torchvision import COCO_NAMES
 
@@ -61,7 +61,7 @@ def first():
 def test_it_opens_as_its_twin(name, tmp_path):
     tensors = drawn(name, counters=name.endswith("v2_tv"))
     torch.save(tensors, tmp_path / "w.pth")
-    trained = open_detector(tmp_path / "w.pth")
+    trained = load_detector(tmp_path / "w.pth")
     (tmp_path / "w.pth").unlink()
     assert trained.detector.config == DETECTORS[name]
     assert trained.detector.class_names == COCO_NAMES[1:]
@@ -130,11 +130,11 @@ def test_a_class_layer_of_no_classes_or_too_many_names_the_file(first, tmp_path,
     layer = "roi_heads.box_predictor.cls_score.weight"
     torch.save(first | {layer: torch.zeros(1).expand(count, 1)}, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=r"odd\.pth: its class and box layers are of no whole number of classes"):
-        open_detector(tmp_path / "odd.pth")
+        load_detector(tmp_path / "odd.pth")
 
 
 @pytest.mark.parametrize("part", ["weight", "bias"])
 def test_a_number_in_the_place_of_a_layer_names_the_file(first, tmp_path, part):
     torch.save(first | {f"roi_heads.box_predictor.cls_score.{part}": torch.tensor(1.0)}, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=r"odd\.pth: "):
-        open_detector(tmp_path / "odd.pth")
+        load_detector(tmp_path / "odd.pth")

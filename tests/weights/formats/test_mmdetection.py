@@ -13,7 +13,7 @@ import torch
 from focaldet.errors import CheckpointError
 from focaldet.models import DETECTORS, build
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights import load_detector, load_into, open_detector, save_detector
+from focaldet.weights import load_detector, load_into, save_detector
 from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.formats.mmdetection import twin
@@ -81,7 +81,7 @@ def differences(name, folder, style, *, size, top_k, keep, seed=1):
         oracle.livened(network, rgb)
     path = folder / "epoch_12.pth"
     torch.save({"state_dict": tensors, "meta": {"cfg": f"backbone=dict(style='{style}')"}}, path)
-    return require_equal_answers(open_detector(path).detector, network, rgb)
+    return require_equal_answers(load_detector(path).detector, network, rgb)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_every_tensor_of_the_lists_finds_its_place(name):
     tensors = hollow(name)
     found = twin(TensorFile(tensors, {}), source="file", stated=None)
     shapes = {key: tuple(value.shape) for key, value in found.tensors.items() if not key.endswith(COUNTER)}
-    assert shapes == shapes_of(without_memory(found.config), counters=False) and found.left_out == ()
+    assert shapes == shapes_of(without_memory(found.config), counters=False) and found.skipped == ()
     counted = [key for key in tensors if not key.endswith(("running_mean", "running_var", COUNTER))]
     assert sum(tensors[key].numel() for key in counted) == PARAMETERS[name]
 
 
 def test_the_file_says_what_it_is(file):
-    trained = open_detector(file())
+    trained = load_detector(file())
     base = DETECTORS["faster_rcnn_r50_fpn"]
     pooling = replace(base.pooling, sampling_ratio=0)
     assert trained.detector.config == replace(base, background_box=False, pooling=pooling)
@@ -128,18 +128,18 @@ def test_the_file_says_what_it_is(file):
 
 
 def test_c4_is_of_caffes_style_and_has_the_ratios_outside(file):
-    detector = open_detector(file("faster_rcnn_r101_c4")).detector
+    detector = load_detector(file("faster_rcnn_r101_c4")).detector
     assert (detector.config.stride_in_1x1, detector.config.anchors.order) == (True, "ratio, scale")
     assert detector.config.backbone == "resnet101" and detector.preprocessing == CAFFE
 
 
 def test_the_config_in_a_file_tells_style_and_input(file):
-    caffe = open_detector(file(meta={"cfg": CONFIGS[3], "mmdet_version": "3.3.0"})).detector
+    caffe = load_detector(file(meta={"cfg": CONFIGS[3], "mmdet_version": "3.3.0"})).detector
     assert caffe.config.stride_in_1x1 and caffe.preprocessing == CAFFE
-    pytorch = open_detector(file(meta={"config": CONFIGS[2], "mmdet_version": "2.25.0"})).detector
+    pytorch = load_detector(file(meta={"config": CONFIGS[2], "mmdet_version": "2.25.0"})).detector
     assert not pytorch.config.stride_in_1x1 and pytorch.preprocessing == Preprocessing(resize=RESIZE)
     strange = CONFIGS[3].replace("std=[1.0, 1.0, 1.0]", "std=[0.0, 1.0, 1.0]")
-    assert open_detector(file(meta={"cfg": strange})).detector.preprocessing == CAFFE, "the default of its style"
+    assert load_detector(file(meta={"cfg": strange})).detector.preprocessing == CAFFE, "the default of its style"
 
 
 @pytest.mark.parametrize(
@@ -153,14 +153,14 @@ def test_the_config_in_a_file_tells_style_and_input(file):
 )
 def test_a_config_with_other_numbers_is_refused(file, old, new, words):
     with pytest.raises(CheckpointError, match=words):
-        open_detector(file(meta={"cfg": CONFIGS[3].replace(old, new)}))
+        load_detector(file(meta={"cfg": CONFIGS[3].replace(old, new)}))
 
 
 def test_retinanet_has_no_p7_relu_unless_its_config_says_so(file):
-    retinanet = open_detector(file("retinanet_r50")).detector
+    retinanet = load_detector(file("retinanet_r50")).detector
     assert retinanet.config == replace(DETECTORS["retinanet_r50_fpn"], p7_relu=False)
     text = "neck=dict(add_extra_convs='on_input', relu_before_extra_convs=True, type='FPN')"
-    assert open_detector(file("retinanet_r50", meta={"cfg": text})).detector.config == DETECTORS["retinanet_r50_fpn"]
+    assert load_detector(file("retinanet_r50", meta={"cfg": text})).detector.config == DETECTORS["retinanet_r50_fpn"]
     words = "p7_relu is False in the file, True here"
     with pytest.raises(CheckpointError, match=words):
         load_into(build("retinanet_r50_fpn"), file("retinanet_r50"))
@@ -168,34 +168,34 @@ def test_retinanet_has_no_p7_relu_unless_its_config_says_so(file):
 
 def test_without_a_config_a_named_input_or_the_detector_tells_the_style(file):
     path = file()
-    detector = open_detector(path, input="detectron2").detector
+    detector = load_detector(path, input="detectron2").detector
     assert detector.config.stride_in_1x1 and detector.preprocessing == CAFFE
-    assert not open_detector(path, input="symmetric").detector.config.stride_in_1x1
+    assert not load_detector(path, input="symmetric").detector.config.stride_in_1x1
     caffe = build("faster_rcnn_r50_fpn", architecture={**FASTER_RCNN, "stride_in_1x1": True})
     assert load_into(caffe, path).preprocessing == replace(CAFFE, resize=Resize())
     with pytest.raises(CheckpointError, match="stride_in_1x1 is False in the file, True here"):
         load_into(caffe, path, input="imagenet")
 
 
-def test_the_licence_and_the_classes_go_into_our_own_file(tmp_path, file):
+def test_the_license_and_the_classes_go_into_our_own_file(tmp_path, file):
     names = tuple(f"class {number}" for number in range(80))
     detector = build("faster_rcnn_r50_fpn", architecture=FASTER_RCNN)
     report = load_into(detector, file(meta={"dataset_meta": {"classes": names}}))
-    assert (report.kind, report.reset, report.left_out) == ("detector", (), ()) and "Apache-2.0" in report.licence
+    assert (report.kind, report.reset, report.skipped) == ("detector", (), ()) and "Apache-2.0" in report.license
     assert any("imagenet (RGB)" in line for line in report.sentences())
     assert any("configs for COCO" in line for line in report.sentences())
-    save_detector(tmp_path / "own.safetensors", detector, licence=report.licence)
-    assert load_detector(tmp_path / "own.safetensors").class_names == names
-    assert open_detector(file(meta={"CLASSES": names})).category_ids == (), "not COCO's classes"
+    save_detector(tmp_path / "own.safetensors", detector, license=report.license)
+    assert load_detector(tmp_path / "own.safetensors").detector.class_names == names
+    assert load_detector(file(meta={"CLASSES": names})).category_ids == (), "not COCO's classes"
 
 
 def test_classes_of_another_number(file):
     layers = {"fc_cls": 3, "fc_reg": 8}
     rows = {f"roi_head.bbox_head.{layer}.weight": torch.zeros(count, 1024) for layer, count in layers.items()}
     rows |= {f"roi_head.bbox_head.{layer}.bias": torch.zeros(count) for layer, count in layers.items()}
-    detector = open_detector(file(meta={"CLASSES": ("a", "b")}, **rows)).detector
+    detector = load_detector(file(meta={"CLASSES": ("a", "b")}, **rows)).detector
     assert (detector.config.num_classes, detector.class_names) == (2, ("a", "b"))
-    assert open_detector(file(meta={"CLASSES": ("a",)}, **rows)).detector.class_names == (), "as many as none"
+    assert load_detector(file(meta={"CLASSES": ("a",)}, **rows)).detector.class_names == (), "as many as none"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_classes_of_another_number(file):
 def test_wrong_files_give_one_clear_error(file, changes, words):
     path = file(**changes)
     with pytest.raises(CheckpointError, match=words) as caught:
-        open_detector(path)
+        load_detector(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -226,7 +226,7 @@ def test_old_versions_are_refused(file):
     with pytest.raises(
         CheckpointError, match=r"is of mmdetection 1\.2\.0, whose classes and boxes are counted otherwise"
     ):
-        open_detector(file(meta={"mmdet_version": "1.2.0"}))
+        load_detector(file(meta={"mmdet_version": "1.2.0"}))
 
 
 class HistoryBuffer:
@@ -252,14 +252,14 @@ def test_training_checkpoints_of_mmengine_are_read_without_it(tmp_path, monkeypa
         torch.save({"state_dict": hollow("faster_rcnn_r50_fpn"), "message_hub": hub, "meta": {"epoch": 12}}, path)
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
-    assert open_detector(path).detector.config.backbone == "resnet50"
+    assert load_detector(path).detector.config.backbone == "resnet50"
     torch.save({"state_dict": hollow("faster_rcnn_r50_fpn") | {"neck.array": numpy.zeros(3)}}, path)
     with pytest.raises(CheckpointError, match=r"neck\.array: must be a tensor, found Unread"):
-        open_detector(path)
+        load_detector(path)
 
 
 def test_code_beside_the_weights_is_named(tmp_path):
     path = tmp_path / "epoch_1.pth"
     torch.save({"state_dict": hollow("faster_rcnn_r50_fpn"), "message_hub": HistoryBuffer()}, path)
     with pytest.raises(CheckpointError, match=r"it holds code \([\w.]*HistoryBuffer\), which is never run"):
-        open_detector(path)
+        load_detector(path)

@@ -33,7 +33,7 @@ def test_a_dssd_takes_the_encoder_of_an_ssd_and_starts_the_rest_afresh(ssd_file)
     report = load_into(detector, ssd_file)
     assert report.kind == "encoder"
     assert all(name.startswith(("backbone.", "extras.")) for name in report.loaded)
-    assert all(name.startswith("predictors.") for name in report.left_out) and report.left_out
+    assert all(name.startswith("predictors.") for name in report.skipped) and report.skipped
     theirs, ours, before = ssd.state_dict(), detector.state_dict(), fresh.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in report.loaded)
     assert all(torch.equal(ours[name], before[name]) for name in ours if name not in report.loaded)
@@ -51,7 +51,7 @@ def test_the_second_stage_takes_all_of_the_first(ssd_file, tmp_path):
         architecture=SMALL | FROZEN | {"decoder": DECODER | {"norm": "frozen", "frozen_encoder": False}},
     )
     report = load_into(second, tmp_path / "first.safetensors")
-    assert (report.kind, report.left_out, report.reset) == ("detector", (), ())
+    assert (report.kind, report.skipped, report.reset) == ("detector", (), ())
     theirs, ours = first.state_dict(), second.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert all(parameter.requires_grad for parameter in second.parameters())

@@ -74,18 +74,18 @@ def saved(tensors: dict[str, Tensor], path: Path, **statements: str) -> Path:
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
-def test_both_halves_are_filled_and_the_classifier_is_left_out(tensors, tmp_path, norm: str) -> None:
+def test_both_halves_are_filled_and_the_classifier_is_skipped(tensors, tmp_path, norm: str) -> None:
     detector = TwoHalves(HalvesConfig(norm=norm))
     adapter = detector.box_head.adapter.weight.clone()
-    report = load_into(detector, saved(tensors, tmp_path / "w", licence="apache-2.0"), input="symmetric")
+    report = load_into(detector, saved(tensors, tmp_path / "w", license="apache-2.0"), input="symmetric")
     state = detector.state_dict()
     ours = {name: f"backbone.{name}" if f"backbone.{name}" in state else f"box_head.tail.{name}" for name in tensors}
     taken = [name for name in tensors if not name.startswith("classif.") and "num_batches" not in name]
     assert all(torch.equal(state[ours[name]], tensors[name]) for name in taken)
     assert set(report.loaded) == {ours[name] for name in taken}
     assert report.kind == "backbone"
-    assert set(report.left_out) == {"classif.weight", "classif.bias"}
-    assert report.licence == "apache-2.0"
+    assert set(report.skipped) == {"classif.weight", "classif.bias"}
+    assert report.license == "apache-2.0"
     assert torch.equal(detector.box_head.adapter.weight, adapter)
     said = " ".join(report.sentences())
     assert "input: symmetric (RGB)" in said and "norm_eps is now 0.001" in said and "scales" not in said
@@ -99,10 +99,10 @@ def test_a_file_of_timms_whole_network_fits_name_by_name() -> None:
         theirs = timm.create_model("inception_resnet_v2").state_dict()
         detector = TwoHalves(HalvesConfig(shape=INCEPTION_RESNETS["inception_resnet_v2"]))
     assert is_inception_resnet(theirs)
-    found, expected, left_out = detector_tensors(detector, theirs, source="timm")
+    found, expected, skipped = detector_tensors(detector, theirs, source="timm")
     assert {name: tuple(value.shape) for name, value in found.items()} == expected
     assert set(detector.state_dict()) - set(expected) == {"box_head.adapter.weight", "box_head.adapter.bias"}
-    assert left_out == ("classif.weight", "classif.bias")
+    assert skipped == ("classif.weight", "classif.bias")
 
 
 def test_other_scales_are_kept_and_told_of(tensors, tmp_path) -> None:
@@ -113,7 +113,7 @@ def test_other_scales_are_kept_and_told_of(tensors, tmp_path) -> None:
     for norm in ("frozen", "batch"):
         detector = TwoHalves(HalvesConfig(norm=norm)).eval()
         report = load_into(detector, path)
-        assert "1 of 42 scales of BatchNorm in the file are not 1 (first: mixed_6a.branch1.2.bn" in report.remarks[0]
+        assert "1 of 42 scales of BatchNorm in the file are not 1 (first: mixed_6a.branch1.2.bn" in report.notes[0]
         assert torch.equal(detector.state_dict()[f"backbone.{name}"], tensors[name])
         with torch.inference_mode():
             answers.append(detector(image, full_sizes(image)))
@@ -123,9 +123,9 @@ def test_other_scales_are_kept_and_told_of(tensors, tmp_path) -> None:
 def test_cadenes_classifier_and_files_without_one(tensors, tmp_path) -> None:
     renamed = {name.replace("classif.", "last_linear."): value for name, value in tensors.items()}
     report = load_into(TwoHalves(HalvesConfig()), saved(renamed, tmp_path / "w"), input="symmetric")
-    assert set(report.left_out) == {"last_linear.weight", "last_linear.bias"}
+    assert set(report.skipped) == {"last_linear.weight", "last_linear.bias"}
     bare = {name: value for name, value in tensors.items() if not name.startswith("classif.")}
-    assert load_into(TwoHalves(HalvesConfig()), saved(bare, tmp_path / "b"), input="symmetric").left_out == ()
+    assert load_into(TwoHalves(HalvesConfig()), saved(bare, tmp_path / "b"), input="symmetric").skipped == ()
 
 
 def test_what_does_not_fit_is_named(tensors, tmp_path) -> None:

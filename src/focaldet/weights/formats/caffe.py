@@ -27,7 +27,7 @@ from focaldet.weights.tensor_names import require_fit, shapes_of, without_memory
 
 BACKBONE = "resnet101"
 INPUT = "caffe_ssd"
-REMARK = "a Caffe file states neither priors, nor their centres and variances, nor ε: they are those of the settings"
+NOTE = "a Caffe file states neither priors, nor their centres and variances, nor ε: they are those of the settings"
 
 FACTOR = ".factor"
 """End of what stands for the third blob of a BatchNorm among our names; we have no such tensor."""

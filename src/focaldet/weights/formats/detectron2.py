@@ -22,8 +22,8 @@ from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.formats.resnet_detectors import Twin
 from focaldet.weights.normalization import INPUTS, with_input
 
-LICENCE = "detectron2 (its published weights: CC BY-SA 3.0)"
-REMARK = (
+LICENSE = "detectron2 (its published weights: CC BY-SA 3.0)"
+NOTE = (
     "what a detectron2 file does not state of anchors and input is taken for that of its configs for COCO; strides are "
     "in the 1×1 convolutions of a ResNet whose pictures are BGR and not scaled, else in the 3×3"
 )
@@ -70,7 +70,7 @@ def twin(file: TensorFile, *, source: str, stated: str | None) -> Twin:
         CheckpointError: the network is none of ours, its anchors are others, or its input is none that has a name.
     """
     finest = 3 if "head.cls_score.weight" in file.tensors else 2
-    tensors, left_out = twins.brought(file.tensors, lambda name: _renamed(name, finest=finest), source=source)
+    tensors, skipped = twins.brought(file.tensors, lambda name: _renamed(name, finest=finest), source=source)
     config = twins.described(tensors, source=source)
     is_resnext = config.backbone.startswith("resnext")
     default = INPUTS["detectron2_x101" if is_resnext else "detectron2"]
@@ -84,7 +84,7 @@ def twin(file: TensorFile, *, source: str, stated: str | None) -> Twin:
     _require_anchors(file.tensors, config.anchors, strides_px=strides_px, source=source)
     # Without a pyramid no sides need divide, and detectron2 pads pictures to the largest of a batch alone.
     preprocessing = pixels if has_pyramid else replace(pixels, size_divisor=1)
-    return Twin(config, tensors, preprocessing, twins.coco_names(config.num_classes), left_out)
+    return Twin(config, tensors, preprocessing, twins.coco_names(config.num_classes), skipped)
 
 
 def _require_anchors(

@@ -53,6 +53,11 @@ class TensorFile:
     tensors: dict[str, Tensor]
     statements: dict[str, str]
 
+    @property
+    def license(self) -> str | None:
+        """What the file states as its license, under the name that version 0.1 had for it, too."""
+        return self.statements.get("license") or self.statements.get("licence")
+
 
 def read_tensors(path: Path) -> TensorFile:
     """The tensors of a file by safetensors, `torch.save`, `numpy.savez` or detectron2, told apart by their content.

@@ -22,8 +22,8 @@ from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.formats.resnet_detectors import Twin
 from focaldet.weights.normalization import INPUTS, with_input
 
-LICENCE = "mmdetection (its published weights: Apache-2.0)"
-REMARK = "what a mmdetection file does not state of anchors, style and input is taken for that of its configs for COCO"
+LICENSE = "mmdetection (its published weights: Apache-2.0)"
+NOTE = "what a mmdetection file does not state of anchors, style and input is taken for that of its configs for COCO"
 
 OLD_VERSIONS = ("0.", "1.")
 KNOWN = {
@@ -84,7 +84,7 @@ def twin(file: TensorFile, *, source: str, stated: str | None, stride_in_1x1: bo
             "otherwise; known are its versions 2 and 3"
         )
     names = _renamed_retinanet if is_retinanet(file.tensors) else _renamed
-    tensors, left_out = twins.brought(file.tensors, names, source=source)
+    tensors, skipped = twins.brought(file.tensors, names, source=source)
     config = twins.described(tensors, source=source)
     text = "".join(str(meta.get("cfg") or meta.get("config") or "").split())
     _require_known(text, source=source)
@@ -102,7 +102,7 @@ def twin(file: TensorFile, *, source: str, stated: str | None, stride_in_1x1: bo
         config = replace(config, p7_relu="relu_before_extra_convs=True" in text)
     # OpenCV's bilinear interpolation, which mmdetection resizes with, does not smooth beforehand.
     pixels = replace(_pixels(text) or default, resize=Resize(antialias=False))
-    return Twin(config, tensors, pixels, _class_names(meta, config.num_classes), left_out)
+    return Twin(config, tensors, pixels, _class_names(meta, config.num_classes), skipped)
 
 
 def _require_known(text: str, *, source: str) -> None:

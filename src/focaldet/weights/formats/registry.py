@@ -25,16 +25,16 @@ Ids = tuple[int, ...]
 class Incoming:
     """A file brought to the detector's names; `config` and `class_names` are those it was made with.
 
-    `left_out` are the tensors of the file that state what the config says already, or what nothing reads.
+    `skipped` are the tensors of the file that state what the config says already, or what nothing reads.
     """
 
     config: Any
     tensors: dict[str, Tensor]
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
-    remarks: tuple[str, ...] = ()
-    licence: str | None = None
-    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    license: str | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +73,14 @@ def _from_torchvision(detector: Detector, file: TensorFile, source: Source, name
     if eps is None:
         eps = twin.norm_eps if source.input else getattr(detector.config, "norm_eps", twin.norm_eps)
     stated = named_input or file.statements.get("input") or source.input
-    remark = "the file states no input; that is the default of torchvision's detectors (--weights.input overrules it)"
+    note = "the file states no input; that is the default of torchvision's detectors (--weights.input overrules it)"
     return Incoming(
         config=replace(twin, num_classes=count, norm_eps=eps),
         tensors=torchvision.detector_tensors(file.tensors),
         class_names=torchvision.class_names(file.tensors),
         preprocessing=with_input(detector.preprocessing, stated or "imagenet", source=source.label),
-        remarks=() if stated else (remark,),
-        licence=file.statements.get("licence") or source.licence,
+        notes=() if stated else (note,),
+        license=file.license or source.license,
     )
 
 
@@ -98,8 +98,8 @@ def _from_caffe(detector: Detector, file: TensorFile, source: Source, named_inpu
         tensors=tensors,
         class_names=coco_names(config.num_classes),
         preprocessing=with_input(detector.preprocessing, stated, source=source.label),
-        remarks=(caffe.REMARK,),
-        licence=file.statements.get("licence"),
+        notes=(caffe.NOTE,),
+        license=file.license,
     )
 
 
@@ -111,8 +111,7 @@ def _from_detectron2(detector: Detector, file: TensorFile, source: Source, named
     stated = _stated(file, named_input)
     twin = detectron2.twin(file, source=source.label, stated=stated)
     incoming = _from_twin(detector, twin, source, stated)
-    licence = file.statements.get("licence") or detectron2.LICENCE
-    return replace(incoming, remarks=(detectron2.REMARK,), licence=licence)
+    return replace(incoming, notes=(detectron2.NOTE,), license=file.license or detectron2.LICENSE)
 
 
 def _of_mmdetection(file: TensorFile, source: Source, named_input: str | None) -> tuple[Detector, Ids]:
@@ -123,8 +122,7 @@ def _from_mmdetection(detector: Detector, file: TensorFile, source: Source, name
     stated, ours = _stated(file, named_input), getattr(detector.config, "stride_in_1x1", False)
     twin = mmdetection.twin(file, source=source.label, stated=stated, stride_in_1x1=ours)
     incoming = _from_twin(detector, twin, source, stated)
-    licence = file.statements.get("licence") or mmdetection.LICENCE
-    return replace(incoming, remarks=(mmdetection.REMARK,), licence=licence)
+    return replace(incoming, notes=(mmdetection.NOTE,), license=file.license or mmdetection.LICENSE)
 
 
 def _stated(file: TensorFile, named_input: str | None) -> str | None:
@@ -148,7 +146,7 @@ def _from_twin(detector: Detector, twin: Twin, source: Source, stated: str | Non
         tensors=twin.tensors,
         class_names=twin.class_names,
         preprocessing=with_input(ours, stated, source=source.label) if stated else ours,
-        left_out=twin.left_out,
+        skipped=twin.skipped,
     )
 
 

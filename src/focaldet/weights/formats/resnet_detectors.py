@@ -35,7 +35,7 @@ class Twin:
     tensors: dict[str, Tensor]
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
-    left_out: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
 def coco_names(num_classes: int) -> tuple[str, ...]:

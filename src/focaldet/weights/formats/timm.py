@@ -33,17 +33,17 @@ def detector_tensors(
         CheckpointError: the detector has not both halves of an Inception-ResNet-v2.
     """
     trunk, tail = (_place(detector, kind, source=source) for kind in (InceptionResNetTrunk, InceptionResNetTail))
-    left_out = tuple(name for name in tensors if name.startswith(_CLASSIFIER))
+    skipped = tuple(name for name in tensors if name.startswith(_CLASSIFIER))
     renamed = {
         (tail if name.startswith(_TAIL) else trunk) + name: value
         for name, value in tensors.items()
-        if name not in left_out and not name.endswith(COUNTER)
+        if name not in skipped and not name.endswith(COUNTER)
     }
     shapes = shapes_of(detector, counters=False)
-    return renamed, {name: shape for name, shape in shapes.items() if name.startswith((trunk, tail))}, left_out
+    return renamed, {name: shape for name, shape in shapes.items() if name.startswith((trunk, tail))}, skipped
 
 
-def remarks(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+def notes(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     """What a reader of the report should know: scales of BatchNorm that are none of TensorFlow's."""
     scales = [name for name in tensors if name.endswith(_SCALE)]
     changed = [name for name in scales if not (tensors[name] == 1).all()]

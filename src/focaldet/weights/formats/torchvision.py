@@ -132,8 +132,8 @@ def detector_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def backbone_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """A classifier's tensors without its last layers, and the names of those left out."""
-    left_out = tuple(name for name in tensors if _CLASSIFIER.fullmatch(name))
-    return {name: value for name, value in tensors.items() if name not in left_out}, left_out
+    skipped = tuple(name for name in tensors if _CLASSIFIER.fullmatch(name))
+    return {name: value for name, value in tensors.items() if name not in skipped}, skipped
 
 
 def _new_tower(match: re.Match[str]) -> str:

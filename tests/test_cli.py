@@ -43,8 +43,8 @@ def test_eval_and_predict_take_other_answers_of_a_trained_detector(monkeypatch):
     """`--architecture` reaches both as it was typed; what the weights were trained as is refused where it is known."""
     seen = []
 
-    def noted(*_, architecture, **__):
-        seen.append(architecture)
+    def noted(*_, options, **__):
+        seen.append(options.architecture)
         raise focaldet.ConfigError("enough")
 
     monkeypatch.setattr(cli, "evaluate", noted)

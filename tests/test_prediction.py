@@ -13,6 +13,7 @@ from torch import nn
 
 from focaldet import prediction as predict
 from focaldet.errors import CheckpointError, ConfigError, DataError
+from focaldet.evaluation.inference import InferenceOptions
 from focaldet.models import build
 from focaldet.prediction import Predictor, find_pictures, load, output_names, predict_files
 from focaldet.types import Preprocessing, Resize
@@ -204,6 +205,9 @@ def test_load_takes_a_run_folder_a_file_or_a_name_with_weights(weights):
 
 def test_load_can_change_the_size(weights):
     assert load(weights, size=128).detector.preprocessing.resize == Resize("long", 128, None)
+    options = InferenceOptions(size=64, batch_size=3)
+    assert load(weights, options=options).options == options
+    assert load(weights, options=options, size=96).options == replace(options, size=96)
     assert load(weights, short_side=100, max_side=200).detector.preprocessing.resize == Resize("short", 100, 200)
 
 

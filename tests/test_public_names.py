@@ -13,8 +13,8 @@ import focaldet
 
 PUBLIC = """
 AugmentConfig Batch CheckpointError ConfigError Conversion DataConfig DataError Detections Detector FocaldetError
-ImageSize Metrics NonFiniteLossError OutOfMemoryError Predictor Preprocessing Resize RunConfig Target TrainResult
-__version__ build check_data convert draw evaluate evaluate_files load losses train
+ImageSize InferenceOptions Metrics NonFiniteLossError OutOfMemoryError Predictor Preprocessing Resize RunConfig Target
+TrainResult __version__ build check_data convert draw evaluate evaluate_files load losses train
 """.split()  # noqa: SIM905  a column of 30 lines tells no more
 HEAVY = ("lightning", "matplotlib", "hotcoco", "sklearn", "timm", "pycocotools", "tensorboard", "supervision")
 

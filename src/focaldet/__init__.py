@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
     from focaldet.data.dataset import DataConfig
     from focaldet.evaluation.coco import Metrics, evaluate_files
     from focaldet.evaluation.evaluate import evaluate
+    from focaldet.evaluation.inference import InferenceOptions
     from focaldet.models import Detector, build
     from focaldet.prediction import Predictor, load
     from focaldet.training.config import RunConfig
@@ -46,6 +47,7 @@ MODULES = {
     "Detections": "types",
     "Detector": "models",
     "ImageSize": "types",
+    "InferenceOptions": "evaluation.inference",
     "Metrics": "evaluation.coco",
     "Predictor": "prediction",
     "Preprocessing": "types",
@@ -77,6 +79,7 @@ __all__ = [
     "Detector",
     "FocaldetError",
     "ImageSize",
+    "InferenceOptions",
     "Metrics",
     "NonFiniteLossError",
     "OutOfMemoryError",

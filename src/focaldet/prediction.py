@@ -5,14 +5,14 @@ Axes: H W pixels.
 
 import glob
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import numpy
 import torch
@@ -28,12 +28,12 @@ from focaldet.data.formats.text import read_lines
 from focaldet.data.images import SUFFIXES, from_array, read_image
 from focaldet.data.loading.collate import padded
 from focaldet.errors import ConfigError, DataError
-from focaldet.evaluation.inference import detect_batch
+from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.writers import WRITERS, Found, PredictionFormat, Writer
 from focaldet.models import DETECTORS, Detector, build
-from focaldet.runtime import Precision, Process, gathered, joined_processes, pick_device, pick_precision
+from focaldet.runtime import Process, gathered, joined_processes, pick_device, pick_precision
 from focaldet.types import Detections, ImageSize
-from focaldet.weights import Trained, load_detector, load_into, override_postprocess
+from focaldet.weights import Trained, load_detector, load_into
 
 Progress = Callable[[int, int], None]
 """Called with the pictures done and the pictures there are."""
@@ -57,11 +57,11 @@ class Predictor:
     Args:
         detector: moved to `device` and used there.
         category_ids: the ids that the files of its data set use, by label; may be empty.
-        device: such as cpu or cuda:1; the best there is by default.
-        precision: of the network's products; by default bf16 where the hardware has it, else fp32.
+        options: size, device, precision and so on.
+        fields: fields of `InferenceOptions` by keyword, laid over `options`.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or a setting is out of range.
     """
 
     def __init__(
@@ -69,12 +69,15 @@ class Predictor:
         detector: Detector,
         *,
         category_ids: tuple[int, ...] = (),
-        device: str | None = None,
-        precision: Precision | None = None,
+        options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
+        **fields: Unpack[InferenceFields],
     ) -> None:
-        self.device = pick_device(device)
-        self.precision = pick_precision(precision, device=self.device)
-        self.detector = detector.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.options = replace(options, **fields)
+        self.device = pick_device(self.options.device)
+        self.precision = pick_precision(self.options.precision, device=self.device)
+        self.detector = (
+            apply_options(detector, self.options).to(self.device).to(memory_format=torch.channels_last).eval()
+        )
         self.category_ids = category_ids
 
     @property
@@ -83,10 +86,10 @@ class Predictor:
         return self.detector.class_names
 
     @overload
-    def predict(self, images: list[Any] | tuple[Any, ...], *, batch_size: int = 8) -> list[Detections]: ...
+    def predict(self, images: list[Any] | tuple[Any, ...], *, batch_size: int | None = None) -> list[Detections]: ...
     @overload
-    def predict(self, images: Any, *, batch_size: int = 8) -> Detections: ...
-    def predict(self, images: Any, *, batch_size: int = 8) -> Detections | list[Detections]:
+    def predict(self, images: Any, *, batch_size: int | None = None) -> Detections: ...
+    def predict(self, images: Any, *, batch_size: int | None = None) -> Detections | list[Detections]:
         """The objects in a picture, or a list of them for a list or tuple of pictures; best first, none below the
         detector's own threshold.
 
@@ -100,7 +103,7 @@ class Predictor:
             return list(self.predict_stream(images, batch_size=batch_size))
         return next(self.predict_stream([images], batch_size=1))
 
-    def predict_stream(self, images: Iterable[Any], *, batch_size: int = 8) -> Iterator[Detections]:
+    def predict_stream(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Detections]:
         """The detections of picture after picture, in order, holding only a few batches in memory.
 
         Raises:
@@ -111,11 +114,14 @@ class Predictor:
                 raise found
             yield found.detections
 
-    def attempts(self, images: Iterable[Any], *, batch_size: int = 8) -> Iterator["Found | DataError"]:
+    def attempts(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator["Found | DataError"]:
         """As `predict_stream`, with the size of each picture; one that cannot be read gives its error instead."""
+        batch_size = self.options.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
-        ready = _ahead(self._prepared, images, depth=WINDOW_BATCHES * batch_size)
+        ready = _ahead(
+            self._prepared, images, depth=WINDOW_BATCHES * batch_size, threads=self.options.workers or READING_THREADS
+        )
         while window := list(islice(ready, WINDOW_BATCHES * batch_size)):
             yield from self._window(window, batch_size=batch_size)
 
@@ -182,24 +188,16 @@ def load(
     spec: str | Path,
     *,
     weights: str | Path | None = None,
-    device: str | None = None,
-    precision: Precision | None = None,
-    size: int | None = None,
-    short_side: int | None = None,
-    max_side: int | None = None,
-    architecture: Mapping[str, Any] | None = None,
+    options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
+    **fields: Unpack[InferenceFields],
 ) -> Predictor:
     """The trained detector of a run folder, a weights file or a name such as `torchvision:coco_v1`, ready for pictures.
 
     Args:
         spec: any of these; or the name of a detector such as `retinanet_r50_fpn_tv`, whose `weights` are then given.
         weights: what to fill the named detector with.
-        device: such as cpu or cuda:1; the best there is by default.
-        precision: fp32, bf16 or fp16; by default bf16 where the hardware has it, else fp32.
-        size: long side of the resized picture, instead of what the detector was trained with.
-        short_side: short side of the resized picture, the same.
-        max_side: limit of the long side with `short_side`.
-        architecture: settings of how the detector answers (thresholds, NMS, second looks), nested, instead of its own.
+        options: size, device, precision and so on.
+        fields: fields of `InferenceOptions` by keyword, laid over `options`.
 
     Raises:
         CheckpointError: missing or damaged weights, or weights that do not fill the whole detector.
@@ -207,11 +205,7 @@ def load(
     """
     is_name = weights is not None or (str(spec) in DETECTORS and not Path(spec).exists())
     trained = _filled(str(spec), weights) if is_name else load_detector(spec)
-    detector = trained.detector
-    detector.config = override_postprocess(detector.config, architecture or {})
-    resize = detector.preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
-    detector.preprocessing = replace(detector.preprocessing, resize=resize)
-    return Predictor(detector, category_ids=trained.category_ids, device=device, precision=precision)
+    return Predictor(trained.detector, category_ids=trained.category_ids, options=options, **fields)
 
 
 def predict_files(
@@ -222,7 +216,7 @@ def predict_files(
     score: float = 0.3,
     formats: Sequence[PredictionFormat] = ("json",),
     drawn: bool = True,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> PredictResult:
     """Detect in many pictures; draw each and write all detections into `out`.
@@ -240,7 +234,7 @@ def predict_files(
         score: detections below it are left out.
         formats: which files to write: json, coco, yolo, csv.
         drawn: whether to write the pictures.
-        batch_size: pictures per batch.
+        batch_size: pictures per batch; that of the predictor by default.
         progress: called after each picture.
 
     Raises:
@@ -351,7 +345,7 @@ def _shared(
     finished: Callable[[int, Found | DataError], Found | DataError],
     *,
     process: Process,
-    batch_size: int,
+    batch_size: int | None,
 ) -> Iterator[tuple[int, Found | DataError]]:
     """What `finished` makes of every picture, with its place and in its order, each taken by one of the processes."""
     ours = range(process.global_rank, len(paths), process.world_size)
@@ -401,9 +395,9 @@ def _bytes(image: Float[Tensor, "*axes"]) -> UInt8[Tensor, "*axes"]:
     return image.round().to(torch.uint8)
 
 
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item], *, depth: int) -> Iterator[Result]:
-    """`function` of every item in order, computed by threads for the next `depth` items while the caller is busy."""
-    with ThreadPoolExecutor(READING_THREADS, thread_name_prefix="focaldet-read") as pool:
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item], *, depth: int, threads: int) -> Iterator[Result]:
+    """`function` of every item in order, computed by `threads` for the next `depth` items while the caller is busy."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="focaldet-read") as pool:
         waiting = deque[Future[Result]]()
         for item in items:
             waiting.append(pool.submit(function, item))

@@ -1,11 +1,15 @@
 """Batches, devices, precision: what evaluation and prediction share."""
 
+from dataclasses import fields, replace
+from typing import get_type_hints
+
 import pytest
 import torch
 
 from focaldet.data.loading.collate import padded
 from focaldet.errors import ConfigError
-from focaldet.evaluation.inference import detect_batch
+from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
+from focaldet.models import build
 from focaldet.runtime import has_native_bf16, inference_mode, pick_device, pick_precision
 from focaldet.types import ImageSize, Resize
 from tests.evaluation.cases import BrightDetector, picture
@@ -72,6 +76,28 @@ def test_sides_that_are_asked_for_keep_the_way_of_resizing(sides, expected):
 def test_contradicting_sides_are_refused(sides, problem):
     with pytest.raises(ConfigError, match=problem):
         Resize().with_sides(**sides)
+
+
+def test_every_option_can_be_given_by_keyword():
+    assert list(get_type_hints(InferenceFields)) == [field.name for field in fields(InferenceOptions)]
+
+
+def test_options_are_laid_over_the_detector_in_place():
+    detector = build("retinanet_mobilenet_v2_fpn", architecture={"width": 16, "head_depth": 1})
+    detect = replace(detector.config.detect, nms_iou=0.4)
+    options = InferenceOptions(short_side=96, max_side=128, architecture={"detect": {"nms_iou": 0.4}})
+    assert apply_options(detector, options) is detector
+    assert detector.preprocessing.resize == Resize("short", 96, 128)
+    assert detector.config.detect == detect
+    before = detector.config, detector.preprocessing
+    apply_options(detector, InferenceOptions())
+    assert (detector.config, detector.preprocessing) == before
+
+
+def test_an_override_of_what_was_trained_is_refused():
+    options = InferenceOptions(architecture={"width": 32})
+    with pytest.raises(ConfigError, match=r"architecture\.width: is part of what the weights were trained as"):
+        apply_options(build("retinanet_mobilenet_v2_fpn", architecture={"width": 16, "head_depth": 1}), options)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.evaluation import evaluate as evaluation
 from focaldet.evaluation.evaluate import OnSplit, match_classes, open_on_split
+from focaldet.evaluation.inference import InferenceOptions
 from focaldet.models import LossContext
 from focaldet.models.base import Margins
 from focaldet.runtime import Process
@@ -115,7 +116,13 @@ class TestWhatIsCounted:
         ranks = [Process(rank, 2, torch.device("cpu")) for rank in range(2)]
         calls = []
         parts = [
-            tally_losses(opened, (0.0,), batch_size=2, ranks=rank, progress=lambda *call: calls.append(call))
+            tally_losses(
+                opened,
+                (0.0,),
+                options=InferenceOptions(batch_size=2),
+                ranks=rank,
+                progress=lambda *call: calls.append(call),
+            )
             for rank in ranks
         ]
         assert sorted(part.counts.sum(1).tolist() for part in parts) == [[2, 200], [3, 300]]
@@ -132,7 +139,7 @@ class TestWhatIsCounted:
                 outputs = detector(batch.images, batch.sizes)
             num_positives = len(detector.margins(outputs, batch.targets).positive)
             total += detector.losses(outputs, batch.targets, LossContext())["class"].item() * max(1, num_positives)
-        tally = tally_losses(opened, (2.0,), batch_size=1, precision="fp32")
+        tally = tally_losses(opened, (2.0,), options=InferenceOptions(batch_size=1, precision="fp32"))
         positive, negative = tally.losses.sum(2)[0].tolist()
         assert positive > 0
         assert 0.25 * positive + 0.75 * negative == pytest.approx(total, rel=1e-5)

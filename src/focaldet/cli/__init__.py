@@ -18,18 +18,16 @@ from focaldet.check.check import check_data
 from focaldet.cli.convert import convert_command
 from focaldet.cli.flags import (
     TYPED,
-    AnswerFlags,
-    AnswerParts,
     Data,
     DataParts,
     ModelFlags,
     ModelParts,
-    SplitFlags,
-    SplitParts,
+    Options,
     flag_name,
     joined,
     named_data,
     settings,
+    typed_options,
 )
 from focaldet.cli.output import (
     CLEAN,
@@ -50,11 +48,11 @@ from focaldet.data.splits import open_split
 from focaldet.errors import ConfigError, DataError, FocaldetError
 from focaldet.evaluation.coco import evaluate_files
 from focaldet.evaluation.evaluate import evaluate, evaluation_folder
+from focaldet.evaluation.inference import InferenceOptions
 from focaldet.evaluation.writers import PredictionFormat
 from focaldet.models import PREPROCESSING
 from focaldet.models.published import detector_rows
 from focaldet.prediction import load, predict_files
-from focaldet.runtime import Precision
 from focaldet.study.demo import run_demo
 from focaldet.training.config import RunConfig
 from focaldet.training.trainer import train as train_detector
@@ -220,8 +218,8 @@ def evaluate_command(
     parts: DataParts = DataConfig(),  # noqa: B008  frozen
     predictions: Path | None = None,
     out: Path | None = None,
-    how: SplitParts = SplitFlags(),  # noqa: B008  frozen
-    answers: AnswerParts = AnswerFlags(),  # noqa: ARG001, B008  read as it was typed
+    split: str = "val",
+    options: Options = InferenceOptions(),  # noqa: B008  frozen
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Give a detector, or anybody's COCO result file, the 12 COCO numbers.
@@ -230,6 +228,7 @@ def evaluate_command(
         run: run folder, weights file, or a name such as torchvision:coco_v1.
         predictions: COCO result file to score against the ground truth file `--data`, instead of a detector.
         out: folder for metrics.json and predictions.json; a folder within the run by default.
+        split: train, val, test, or a split's own name in the data.
         json: print JSON.
     """
     if (run is None) == (predictions is None):
@@ -237,22 +236,22 @@ def evaluate_command(
     if predictions is not None:
         if TYPED.architecture:
             raise ConfigError("eval: --architecture is for a detector; a file of --predictions has its answers already")
-        metrics = evaluate_files(predictions, joined(data, parts), split=how.split)
+        metrics = evaluate_files(predictions, joined(data, parts), split=split)
     else:
         with progress("evaluate") as seen:
             metrics = evaluate(
                 str(run),
                 named_data(data, parts),
+                split=split,
                 out=out,
-                architecture=TYPED.architecture,
+                options=typed_options(options),
                 progress=seen,
-                **dataclasses.asdict(how),
             )
     if json:
         print_json(metrics.to_dict())
     else:
         print_metrics(metrics)
-        if run is not None and (folder := evaluation_folder(run, split=how.split, out=out)) is not None:
+        if run is not None and (folder := evaluation_folder(run, split=split, out=out)) is not None:
             print(f"look at  {folder}")
 
 
@@ -266,13 +265,7 @@ def predict(
     formats: tuple[PredictionFormat, ...] = ("json",),
     drawn: bool = True,
     weights: str | None = None,
-    size: int | None = None,
-    short_side: int | None = None,
-    max_side: int | None = None,
-    batch_size: int = 8,
-    device: str | None = None,
-    precision: Precision | None = None,
-    answers: AnswerParts = AnswerFlags(),  # noqa: ARG001, B008  read as it was typed
+    options: Options = InferenceOptions(),  # noqa: B008  frozen
 ) -> int:
     """Find objects in pictures and draw them. Exit status: 0 done, 1 some pictures could not be read, 2 usage.
 
@@ -283,22 +276,12 @@ def predict(
         formats: files to write: json, coco, yolo, csv.
         drawn: write the pictures with their boxes.
         weights: weights for `run` where that is the name of a detector.
-        size: long side of the resized picture in pixels, instead of what the detector was trained with.
-        short_side: short side in pixels, the paper's form.
-        max_side: limit of the long side with --short-side.
-        batch_size: pictures per batch.
-        device: such as cpu or cuda:1; the best there is by default.
-        precision: type of the network's products; bf16 where the hardware has it by default.
     """
     if not images:
         raise ConfigError("predict: say which pictures, folders or patterns")
-    sides = {"size": size, "short_side": short_side, "max_side": max_side}
-    answers_as = TYPED.architecture
-    predictor = load(run, weights=weights, device=device, precision=precision, architecture=answers_as, **sides)
+    predictor = load(run, weights=weights, options=typed_options(options))
     with progress("predict") as seen:
-        result = predict_files(
-            predictor, images, out, score=score, formats=formats, drawn=drawn, batch_size=batch_size, progress=seen
-        )
+        result = predict_files(predictor, images, out, score=score, formats=formats, drawn=drawn, progress=seen)
     for error in result.failed:
         print_error(error)
     unreadable = f", {len(result.failed)} of them unreadable" if result.failed else ""

@@ -12,8 +12,8 @@ from cyclopts import App, ArgumentCollection, Parameter
 from focaldet import config as configs
 from focaldet.data.dataset import DataConfig
 from focaldet.errors import ConfigError
+from focaldet.evaluation.inference import InferenceOptions
 from focaldet.models import AnyConfig, named_config
-from focaldet.runtime import Precision
 from focaldet.training.config import RunConfig, phase_settings
 from focaldet.training.phases import shared_out
 
@@ -21,36 +21,7 @@ Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file;
 DataParts = Annotated[DataConfig, Parameter(name="--data")]
 
 
-@dataclass(frozen=True)
-class SplitFlags:
-    """Which images a trained detector is looked at on, and how it computes."""
-
-    split: str = "val"
-    """Train, val, test, or a split's own name in the data."""
-
-    size: int | None = None
-    """Long side of the resized image in pixels, instead of what the detector was trained with."""
-
-    short_side: int | None = None
-    """Short side in pixels, the paper's form."""
-
-    max_side: int | None = None
-    """Limit of the long side with --short-side."""
-
-    batch_size: int = 8
-    """Images per batch."""
-
-    device: str | None = None
-    """Such as cpu or cuda:1; the best there is by default."""
-
-    precision: Precision | None = None
-    """Type of the network's products; bf16 where the hardware has it by default."""
-
-    workers: int = 0
-    """Processes that load images."""
-
-
-SplitParts = Annotated[SplitFlags, Parameter(name="*")]
+Options = Annotated[InferenceOptions, Parameter(name="*")]
 
 
 @dataclass(frozen=True)
@@ -73,17 +44,6 @@ class ModelFlags:
 
 
 ModelParts = Annotated[ModelFlags, Parameter(name="*")]
-
-
-@dataclass(frozen=True)
-class AnswerFlags:
-    """How a trained detector answers, otherwise than it was trained to."""
-
-    architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Settings under detect, proposals, plus.refine and plus.scales, such as --architecture.detect.nms-iou 0.4."""
-
-
-AnswerParts = Annotated[AnswerFlags, Parameter(name="*")]
 
 
 class TypedFlags:
@@ -119,6 +79,11 @@ TYPED = TypedFlags()
 def flag_name(field: str) -> str:
     """The flag of a field: `bad_boxes` is `bad-boxes`; the input of weights reads as a part of them."""
     return {"weights_input": "weights.input"}.get(field, field.replace("_", "-"))
+
+
+def typed_options(options: InferenceOptions) -> InferenceOptions:
+    """The options with the settings of --architecture that were typed."""
+    return dataclasses.replace(options, architecture=TYPED.architecture)
 
 
 def named_data(path: Path | None, parts: DataConfig) -> DataConfig | None:

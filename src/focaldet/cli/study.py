@@ -1,16 +1,17 @@
 """`focaldet study …`: the paper's figures, and one's own detector and data in the light of them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from focaldet.cli.flags import Data, DataParts, SplitFlags, SplitParts, named_data, settings
+from focaldet.cli.flags import Data, DataParts, Options, named_data, settings, typed_options
 from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_table, progress
 from focaldet.data.dataset import DataConfig
 from focaldet.evaluation.coco import percent
+from focaldet.evaluation.inference import InferenceOptions
 from focaldet.study.hard_examples import PICTURE_PX, HardStudy, study_hard
 from focaldet.study.imbalance import GAMMAS, Imbalance, study_imbalance
 from focaldet.study.loss_curves import study_losses
@@ -43,7 +44,8 @@ def imbalance(
     parts: DataParts = DataConfig(),  # noqa: B008  frozen
     out: Path | None = None,
     gamma: Annotated[tuple[float, ...], Parameter(negative="")] = GAMMAS,
-    how: SplitParts = SplitFlags(),  # noqa: B008  frozen
+    split: str = "val",
+    options: Options = InferenceOptions(),  # noqa: B008  frozen
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Draw the paper's figure 4 for a detector and data: who holds the loss, many easy examples or a few hard ones?
@@ -51,6 +53,7 @@ def imbalance(
     Args:
         run: run folder, weights file, or a name such as torchvision:coco_v1.
         out: folder for pictures, curves.csv, imbalance.json and the page; a folder within the run by default.
+        split: train, val, test, or a split's own name in the data.
         gamma: exponents of the focal loss to compare.
         json: print JSON.
     """
@@ -60,8 +63,9 @@ def imbalance(
             named_data(data, parts),
             out=out,
             gammas=gamma,
+            split=split,
+            options=typed_options(options),
             progress=seen,
-            **asdict(how),
         )
     if json:
         print_json(result.imbalance.to_dict())
@@ -91,13 +95,15 @@ def hard(
     out: Path | None = None,
     score: float = 0.3,
     picture_px: int = PICTURE_PX,
-    how: SplitParts = SplitFlags(),  # noqa: B008  frozen
+    split: str = "val",
+    options: Options = InferenceOptions(),  # noqa: B008  frozen
 ) -> None:
     """Show which objects are easy (green) and which hard (red), and list what looks like errors of the annotations.
 
     Args:
         run: run folder, weights file, or a name such as torchvision:coco_v1.
         out: folder for the page, its pictures and the tables; a folder within the run by default.
+        split: train, val, test, or a split's own name in the data.
         score: from here on a detection is the detector's answer.
         picture_px: long side of the page's pictures in pixels.
     """
@@ -108,8 +114,9 @@ def hard(
             out=out,
             score=score,
             picture_px=picture_px,
+            split=split,
+            options=typed_options(options),
             progress=seen,
-            **asdict(how),
         )
     _print_hard(result)
 

@@ -2,10 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -16,12 +16,12 @@ from focaldet.data.loading.loader import Loader, explained_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
 from focaldet.evaluation.coco import Metrics, evaluate_detections
-from focaldet.evaluation.inference import detect_batch
+from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
-from focaldet.runtime import Precision, Ranks, gathered, inference_mode, joined_processes, pick_device, pick_precision
+from focaldet.runtime import Ranks, gathered, inference_mode, joined_processes, pick_device, pick_precision
 from focaldet.types import Detections, Target
-from focaldet.weights import load_detector, override_postprocess
+from focaldet.weights import load_detector
 
 Progress = Callable[[int, int], None]
 """Called with the images done and the images there are, by rank 0, counting the images of rank 0."""
@@ -59,35 +59,32 @@ def detect_all(
     detector: Detector,
     source: ImageSource,
     *,
-    batch_size: int,
-    device: torch.device | None = None,
-    precision: Precision | None = None,
-    workers: int = 0,
+    options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
     fabric: Ranks | None = None,
     progress: Progress | None = None,
+    **fields: Unpack[InferenceFields],
 ) -> Detected:
     """What the detector finds in every image of `source`, in its order, in pixels of the original images.
 
     Every rank of `fabric` takes a share of the batches and has the whole list in the end.
 
     Args:
-        detector: used as it is; the modes of its modules are the same afterwards.
+        detector: used where it lies and as it is; the modes of its modules are the same afterwards.
         source: pictures; their targets are not looked at.
-        batch_size: images per batch of one process.
-        device: where the detector lies; its own device by default.
-        precision: of the network's products; see `inference.pick_precision`.
-        workers: processes that load images; 0 loads in this process.
+        options: of these `batch_size`, `precision` and `workers` are used.
         fabric: a launched `lightning.Fabric`, or None for one process.
         progress: called after each batch.
+        fields: laid over `options`.
     """
-    device = device or next(detector.parameters()).device
+    options = replace(options, **fields)
+    device = next(detector.parameters()).device
     rank, num_ranks = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
     loader = Loader(
         source,
         preprocessing=detector.preprocessing,
-        batch_size=batch_size,
+        batch_size=options.batch_size,
         seed=0,
-        workers=workers,
+        workers=options.workers,
         rank=rank,
         num_ranks=num_ranks,
     )
@@ -103,7 +100,7 @@ def detect_all(
                 sizes=batch.sizes,
                 original_sizes=batch.original_sizes,
                 device=device,
-                precision=pick_precision(precision, device=device),
+                precision=pick_precision(options.precision, device=device),
             )
             timings.append((len(batch.indices), time.perf_counter() - begin))
             found.update(zip(batch.indices, batch_found, strict=True))
@@ -124,15 +121,9 @@ def evaluate(
     *,
     split: str = "val",
     out: Path | None = None,
-    batch_size: int = 8,
-    size: int | None = None,
-    short_side: int | None = None,
-    max_side: int | None = None,
-    device: str | None = None,
-    precision: Precision | None = None,
-    workers: int = 0,
-    architecture: Mapping[str, Any] | None = None,
+    options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
     progress: Progress | None = None,
+    **fields: Unpack[InferenceFields],
 ) -> Metrics:
     """The COCO numbers of a trained detector on a split, written to `out` together with all detections.
 
@@ -144,15 +135,9 @@ def evaluate(
         data: the images and annotations; those of the run where it is left out.
         split: train, val, test, or a split's own name in the data; a single annotation file is taken whole.
         out: folder for the files; `eval-<split>` in the run folder by default. Weights without a run folder write none.
-        batch_size: images per batch of one process.
-        size: long side of the resized image, instead of what the detector was trained with.
-        short_side: short side of the resized image, the same.
-        max_side: limit of the long side with `short_side`.
-        device: such as cpu or cuda:1; the best there is by default.
-        precision: fp32, bf16 or fp16; by default bf16 where the hardware has it, else fp32.
-        workers: processes that load images.
-        architecture: settings of how the detector answers (thresholds, NMS, second looks), nested, instead of its own.
+        options: size, device, precision and so on.
         progress: called with the images done and the images there are.
+        fields: fields of `InferenceOptions` by keyword, laid over `options`.
 
     Raises:
         CheckpointError: no weights, or damaged ones.
@@ -160,18 +145,16 @@ def evaluate(
         ConfigError: a setting out of range, no class in common between detector and data, or `out` cannot be made.
     """
     # Before the work, which takes long, and by every process: none waits for one that was refused.
-    sides = {"size": size, "short_side": short_side, "max_side": max_side}
-    opened = open_on_split(run, data, split=split, architecture=architecture, **sides)
+    options = replace(options, **fields)
+    opened = open_on_split(run, data, split=split, options=options)
     folder = evaluation_folder(run, split=split, out=out)
     if folder is not None:
         configs.make_folder(folder)
-    with joined_processes(pick_device(device)) as ranks:
+    with joined_processes(pick_device(options.device)) as ranks:
         detected = detect_all(
             opened.detector.to(ranks.device),
             FileSource(opened.dataset),
-            batch_size=batch_size,
-            precision=precision,
-            workers=workers,
+            options=options,
             fabric=ranks,
             progress=progress,
         )
@@ -186,10 +169,7 @@ def open_on_split(
     data: DataConfig | str | Path | None,
     *,
     split: str,
-    size: int | None = None,
-    short_side: int | None = None,
-    max_side: int | None = None,
-    architecture: Mapping[str, Any] | None = None,
+    options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
 ) -> OnSplit:
     """The detector with its classes matched to those of the images called `split`; the arguments are `evaluate`'s.
 
@@ -198,15 +178,12 @@ def open_on_split(
         DataError: data that cannot be read.
         ConfigError: a setting out of range, or no class in common between detector and data.
     """
-    detector = load_detector(run).detector
-    detector.config = override_postprocess(detector.config, architecture or {})
-    resize = detector.preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
-    detector.preprocessing = replace(detector.preprocessing, resize=resize)
+    detector = apply_options(load_detector(run).detector, options)
     settings = run_settings(run)
     dataset = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
     matched = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)
-    if architecture:
-        typed = ", ".join(f"{name} {value}" for name, value in configs.flatten(architecture).items())
+    if options.architecture:
+        typed = ", ".join(f"{name} {value}" for name, value in configs.flatten(options.architecture).items())
         matched = replace(matched, notes=(*matched.notes, f"answers are not as trained, but with {typed}"))
     return OnSplit(detector, dataset, matched)
 

@@ -1,19 +1,84 @@
-"""A detector on pictures: resize, pad, network, detections back in the pixels of the picture.
+"""How a trained detector is run on images: its options, and one batch through it.
 
-Training's evaluation, `focaldet eval` and `focaldet predict` all come through here, so that they see the same thing.
+Training's evaluation, `focaldet eval`, `focaldet predict` and the studies all come through here, so that they agree.
 
 Axes: B images, H W pixels.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, UInt8
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from focaldet.config import validated
 from focaldet.models import Detector
 from focaldet.runtime import Precision, autocast
 from focaldet.types import Detections, ImageSize, Resize
+from focaldet.weights import override_postprocess
+
+
+@validated
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a trained detector is run: its input size, where and how it computes, and settings of its post-processing.
+
+    Whatever takes `options` also takes these fields by keyword, which are laid over `options`.
+    """
+
+    size: PositiveInt | None = None
+    """Long side of the resized image in pixels, instead of what the detector was trained with."""
+
+    short_side: PositiveInt | None = None
+    """Short side of the resized image in pixels (the paper's form), instead of what the detector was trained with."""
+
+    max_side: PositiveInt | None = None
+    """Limit of the long side in pixels where the short side is given."""
+
+    batch_size: PositiveInt = 8
+    """Images per batch of one process."""
+
+    device: str | None = None
+    """Device to compute on, such as cpu, cuda:1 or mps; by default the best one of the machine."""
+
+    precision: Precision | None = None
+    """Type of the network's products; by default bf16 where the hardware has it, else fp32."""
+
+    workers: NonNegativeInt = 0
+    """Processes that load images, 0 for none; predict reads files with as many threads, 0 for four."""
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Settings under detect, proposals, plus.refine and plus.scales to override, such as a detect.nms_iou of 0.4."""
+
+
+class InferenceFields(TypedDict, total=False):
+    """The fields of `InferenceOptions` as keyword arguments."""
+
+    size: int | None
+    short_side: int | None
+    max_side: int | None
+    batch_size: int
+    device: str | None
+    precision: Precision | None
+    workers: int
+    architecture: dict[str, Any]
+
+
+def apply_options(detector: Detector, options: InferenceOptions) -> Detector:
+    """The same detector, changed in place: with the input size and the architecture overrides of `options`.
+
+    Raises:
+        ConfigError: contradicting sides, or an override that is unknown, out of range or part of what was trained.
+    """
+    resize = detector.preprocessing.resize
+    resize = resize.with_sides(size=options.size, short_side=options.short_side, max_side=options.max_side)
+    if options.architecture:
+        detector.config = override_postprocess(detector.config, options.architecture)
+    detector.preprocessing = replace(detector.preprocessing, resize=resize)
+    return detector
 
 
 def detect_batch(

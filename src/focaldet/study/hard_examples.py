@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
@@ -29,8 +30,9 @@ from focaldet.evaluation.evaluate import (
     relabelled,
     run_settings,
 )
+from focaldet.evaluation.inference import InferenceFields, InferenceOptions
 from focaldet.models import Detector
-from focaldet.runtime import Precision, joined_processes, pick_device
+from focaldet.runtime import joined_processes, pick_device
 from focaldet.study.hard_page import hard_page
 from focaldet.study.plots import Curve, Plot, write_curves, write_plot
 from focaldet.study.suspects import Suspect, suspects, write_suspects
@@ -68,14 +70,9 @@ def study_hard(
     out: Path | None = None,
     score: float = 0.3,
     picture_px: int = PICTURE_PX,
-    batch_size: int = 8,
-    size: int | None = None,
-    short_side: int | None = None,
-    max_side: int | None = None,
-    device: str | None = None,
-    precision: Precision | None = None,
-    workers: int = 0,
+    options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
     progress: Progress | None = None,
+    **fields: Unpack[InferenceFields],
 ) -> HardStudy:
     """Look at every object and false positive of a split, and write the explorer into the folder `out`.
 
@@ -92,14 +89,9 @@ def study_hard(
         score: from here on a detection is the detector's answer; false positives are told from two thirds of it
             on.
         picture_px: long side of the page's pictures, which are never larger than the originals.
-        batch_size: images per batch of one process.
-        size: long side of the resized image, instead of what the detector was trained with.
-        short_side: short side of the resized image, the same.
-        max_side: limit of the long side with `short_side`.
-        device: such as cpu or cuda:1; the best there is by default.
-        precision: fp32, bf16 or fp16; by default bf16 where the hardware has it, else fp32.
-        workers: processes that load images.
+        options: size, device, precision and so on.
         progress: called with the images done and the images there are, once for detecting and once for the pictures.
+        fields: fields of `InferenceOptions` by keyword, laid over `options`.
 
     Raises:
         CheckpointError: no weights, or damaged ones.
@@ -110,16 +102,15 @@ def study_hard(
         raise ConfigError(f"score: must be above 0 and below 1, found {score}")
     if picture_px < 1:
         raise ConfigError(f"picture_px: must be at least 1, found {picture_px}")
-    opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
+    options = replace(options, **fields)
+    opened = open_on_split(run, data, split=split, options=options)
     folder = evaluation_folder(run, split=split, out=out, kind="hard") or ELSEWHERE
     make_folder(folder / "pictures")
-    with joined_processes(pick_device(device)) as ranks:
+    with joined_processes(pick_device(options.device)) as ranks:
         detected = detect_all(
             telling_more(opened.detector).to(ranks.device),
             FileSource(opened.dataset),
-            batch_size=batch_size,
-            precision=precision,
-            workers=workers,
+            options=options,
             fabric=ranks,
             progress=progress,
         )

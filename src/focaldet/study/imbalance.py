@@ -3,10 +3,10 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy
 import torch
@@ -17,6 +17,7 @@ from focaldet.data.formats.text import list_names
 from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.evaluation.evaluate import OnSplit, Progress, evaluation_folder, open_on_split, seen_by_detector
+from focaldet.evaluation.inference import InferenceFields, InferenceOptions
 from focaldet.models.base import Margins
 from focaldet.report.page import whole_page
 from focaldet.runtime import (
@@ -96,14 +97,9 @@ def study_imbalance(
     split: str = "val",
     out: Path | None = None,
     gammas: Sequence[float] = GAMMAS,
-    batch_size: int = 8,
-    size: int | None = None,
-    short_side: int | None = None,
-    max_side: int | None = None,
-    device: str | None = None,
-    precision: Precision | None = None,
-    workers: int = 0,
+    options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
     progress: Progress | None = None,
+    **fields: Unpack[InferenceFields],
 ) -> ImbalanceStudy:
     """Draw figure 4 of the paper (section 5.1) for a trained detector: the cumulative loss of all anchors of a split.
 
@@ -117,14 +113,9 @@ def study_imbalance(
         split: train, val, test, or a split's own name in the data; a single annotation file is taken whole.
         out: folder for the files; `imbalance-<split>` in the run folder or `runs/study/imbalance` by default.
         gammas: exponents of the loss, each ≥ 0 and only once.
-        batch_size: images per batch of one process.
-        size: long side of the resized image in pixels, instead of what the detector was trained with.
-        short_side: short side of the resized image, the same.
-        max_side: limit of the long side with `short_side`.
-        device: such as cpu or cuda:1; the best there is by default.
-        precision: fp32, bf16 or fp16; by default bf16 where the hardware has it, else fp32.
-        workers: processes that load images.
+        options: size, device, precision and so on.
         progress: called with the images done and the images there are.
+        fields: fields of `InferenceOptions` by keyword, laid over `options`.
 
     Raises:
         CheckpointError: no weights, or damaged ones.
@@ -134,14 +125,14 @@ def study_imbalance(
         NonFiniteLossError: the detector gives NaN or infinite logits.
     """
     _check_gammas(gammas)
-    opened = open_on_split(run, data, split=split, size=size, short_side=short_side, max_side=max_side)
+    options = replace(options, **fields)
+    opened = open_on_split(run, data, split=split, options=options)
     if len(opened.dataset) == 0:
         raise ConfigError(f"split: {split!r} has no images")
     folder = make_folder(evaluation_folder(run, split=split, out=out, kind="imbalance") or ELSEWHERE)
-    with joined_processes(pick_device(device)) as ranks:
+    with joined_processes(pick_device(options.device)) as ranks:
         opened.detector.to(ranks.device)
-        loading = {"batch_size": batch_size, "workers": workers}
-        tally = tally_losses(opened, gammas, ranks=ranks, precision=precision, progress=progress, **loading)
+        tally = tally_losses(opened, gammas, options=options, ranks=ranks, progress=progress)
         imbalance = summary(tally, opened)
         if ranks.global_rank == 0:
             subject = f"{run} · {opened.dataset.name}"
@@ -153,10 +144,8 @@ def tally_losses(
     opened: OnSplit,
     gammas: Sequence[float],
     *,
-    batch_size: int,
+    options: InferenceOptions,
     ranks: Process | None = None,
-    precision: Precision | None = None,
-    workers: int = 0,
     progress: Progress | None = None,
 ) -> LossTally:
     """The loss of every decision of the detector on the split, over all processes, on the processor.
@@ -171,16 +160,16 @@ def tally_losses(
     loader = Loader(
         FileSource(opened.dataset),
         preprocessing=opened.detector.preprocessing,
-        batch_size=batch_size,
+        batch_size=options.batch_size,
         seed=0,
-        workers=workers,
+        workers=options.workers,
         rank=ranks.global_rank,
         num_ranks=ranks.world_size,
     )
     total, done = sum(map(len, loader.picks(0))), 0
     # Apple's GPUs have no fp64.
     tally = LossTally(gammas, device=ranks.device if ranks.device.type == "cuda" else torch.device("cpu"))
-    for margins, names in _margins(opened, loader, device=ranks.device, precision=precision):
+    for margins, names in _margins(opened, loader, device=ranks.device, precision=options.precision):
         if not all(side.isfinite().all() for side in margins):
             raise NonFiniteLossError(f"the detector gives NaN or infinite logits on {', '.join(names)}")
         tally.add(margins)

@@ -211,7 +211,6 @@ class Run:
             learner.evaluated,
             source,
             batch_size=self.settings.batch_size // (fabric.world_size * self.settings.accumulate),
-            device=fabric.device,
             precision=learner.autocast.precision,
             workers=self.config.workers,
             fabric=fabric if fabric.world_size > 1 else None,

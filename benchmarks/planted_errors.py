@@ -21,7 +21,7 @@ from measure import write_result
 from torch import Tensor
 
 from focaldet.data.dataset import DataConfig, Dataset, FileSource, starts
-from focaldet.evaluation.evaluate import detect_all, open_on_split
+from focaldet.evaluation.evaluate import detect_all, set_up_evaluation
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.study.hard_examples import examples_on, telling_more
 from focaldet.study.suspects import Suspect, suspects
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--look-at", type=int, default=40)
     parser.add_argument("--name", default="planted_errors")
     chosen = parser.parse_args()
-    opened = open_on_split(chosen.run, DataConfig(path=chosen.data), split=chosen.split)
+    opened = set_up_evaluation(chosen.run, DataConfig(path=chosen.data), split=chosen.split)
     detections = detect_all(telling_more(opened.detector), FileSource(opened.dataset), batch_size=8).detections
     kinds = ["removed"] * chosen.remove + ["shifted"] * chosen.shift + ["relabelled"] * chosen.relabel
     results = []

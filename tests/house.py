@@ -27,7 +27,15 @@ PARTICIPLES = {"brought", "drawn", "found", "given", "grown", "held", "kept", "k
 PARTICIPLES |= {"sent", "shown", "spread", "taken", "told", "written"}
 ENDS_IN_ED = {"embed", "feed", "need", "seed", "speed", "shed", "exceed", "proceed", "succeed", "bed"}
 DETECTOR_NAME = re.compile(r"(retinanet|faster_rcnn|d?ssd\d*|yolov2)(_|$)")
-INFERENCE = {"Precision", "autocast", "pick_device", "pick_precision", "has_native_bf16", "inference_mode", "DTYPES"}
+INFERENCE = {
+    "Precision",
+    "autocast",
+    "pick_device",
+    "pick_precision",
+    "has_native_bf16",
+    "eval_mode",
+    "AUTOCAST_DTYPES",
+}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 COUNT_CLASSES = """

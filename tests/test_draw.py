@@ -27,7 +27,7 @@ def test_the_frame_has_the_colour_of_the_class_and_the_rest_stays():
     picture = draw.boxes(grey(), found([50, 60, 150, 140], labels=[3], names=("a", "b", "c", "d")))
     pixels = numpy.asarray(picture)
     for x, y in [(100, 60), (100, 140), (50, 100), (150, 100)]:
-        assert tuple(pixels[y, x]) == draw.class_colour(3)
+        assert tuple(pixels[y, x]) == draw.class_color(3)
     assert (pixels[70:130, 60:140] == 128).all()
 
 
@@ -49,7 +49,7 @@ def test_detections_below_the_score_are_left_out():
 
 def test_the_better_detection_lies_on_top():
     twice = found([20, 40, 100, 100], [20, 40, 100, 100], labels=[0, 1], scores=[0.9, 0.8], names=("a", "b"))
-    assert draw.boxes(grey(), twice).getpixel((60, 100)) == draw.class_colour(0)
+    assert draw.boxes(grey(), twice).getpixel((60, 100)) == draw.class_color(0)
 
 
 def test_pil_array_and_tensor_give_the_same_picture():
@@ -68,15 +68,15 @@ def test_every_mode_of_picture_is_drawn_on(mode):
 
 def test_what_is_no_picture_is_refused():
     with pytest.raises(ConfigError, match=r"PIL image, an RGB array .* found ndarray of shape \(4, 4\)"):
-        draw.to_picture(numpy.zeros((4, 4), dtype=numpy.uint8))
+        draw.to_image(numpy.zeros((4, 4), dtype=numpy.uint8))
     with pytest.raises(ConfigError, match=r"found Tensor of shape \(1, 4, 4\)"):
-        draw.to_picture(torch.zeros(1, 4, 4))
+        draw.to_image(torch.zeros(1, 4, 4))
 
 
 @pytest.mark.parametrize("name", ["적혈구", "日本", "é Ł", "two\nlines", "", "x" * 500, "\U0001f600", "\x00"])
 def test_any_class_name_is_drawn(name):
     picture = draw.boxes(grey(), found([40, 60, 150, 140], names=(name,)))
-    assert picture.getpixel((100, 140)) == draw.class_colour(0)
+    assert picture.getpixel((100, 140)) == draw.class_color(0)
 
 
 def test_a_name_without_a_font_shows_its_label(monkeypatch):
@@ -129,11 +129,11 @@ def contrast(a, b):
 
 
 def test_every_label_reaches_the_contrast_for_body_text():
-    assert min(contrast(draw.class_colour(k), draw.text_colour(draw.class_colour(k))) for k in range(400)) >= 4.5
+    assert min(contrast(draw.class_color(k), draw.text_color(draw.class_color(k))) for k in range(400)) >= 4.5
 
 
 def test_the_first_twenty_classes_have_clearly_different_colours():
-    colours = numpy.array([draw.class_colour(k) for k in range(20)], dtype=float)
+    colours = numpy.array([draw.class_color(k) for k in range(20)], dtype=float)
     distances = numpy.linalg.norm(colours[:, None] - colours[None], axis=2) + numpy.eye(20) * 1e3
     assert distances.min() >= 40
 

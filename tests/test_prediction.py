@@ -15,7 +15,7 @@ from focaldet import prediction as predict
 from focaldet.errors import CheckpointError, ConfigError, DataError
 from focaldet.evaluation.inference import InferenceOptions
 from focaldet.models import build
-from focaldet.prediction import Predictor, find_pictures, load, output_names, predict_files
+from focaldet.prediction import Predictor, find_images, load, output_names, predict_files
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import save_detector
 from tests.evaluation.cases import BrightDetector, picture
@@ -315,18 +315,18 @@ def test_a_file_in_place_of_the_folder_of_labels_is_told(shots, tmp_path):
 def test_a_second_run_does_not_take_its_own_results_for_pictures(shots):
     first = predict_files(predictor(), [shots], shots / "drawn")
     assert predict_files(predictor(), [shots], shots / "drawn").num_images == first.num_images == 4
-    assert find_pictures([shots / "drawn" / "002.jpg"], leave_out=shots / "drawn") == [shots / "drawn" / "002.jpg"]
+    assert find_images([shots / "drawn" / "002.jpg"], leave_out=shots / "drawn") == [shots / "drawn" / "002.jpg"]
 
 
 def test_only_folders_leave_out_earlier_results(shots, tmp_path):
     """However the folders are written. Patterns and lists name their pictures, so none is dropped."""
     left, right = shots / "left" / "001.png", shots / "right" / "002.png"
     (tmp_path / "list.txt").write_text("in/left/001.png\nin/right/002.png\n")
-    assert find_pictures([tmp_path / "list.txt"], leave_out=shots) == [left, right]
-    assert find_pictures([str(shots / "*" / "00?.png")], leave_out=shots / "left")[0] == left
+    assert find_images([tmp_path / "list.txt"], leave_out=shots) == [left, right]
+    assert find_images([str(shots / "*" / "00?.png")], leave_out=shots / "left")[0] == left
     (tmp_path / "link").symlink_to(shots / "right")
     for leave_out in (shots / "right", shots / "left" / ".." / "right", tmp_path / "link"):
-        assert find_pictures([shots], leave_out=leave_out) == [left]
+        assert find_images([shots], leave_out=leave_out) == [left]
 
 
 def test_a_folder_inside_the_results_says_why_it_holds_nothing(shots, tmp_path, monkeypatch):
@@ -368,7 +368,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(shots, monkeypa
     def work(*arguments, **named):
         raise AssertionError
 
-    monkeypatch.setattr(Predictor, "attempts", work)
+    monkeypatch.setattr(Predictor, "try_predict", work)
     for out in (shots / "left" / "001.png", shots / "left" / "001.png" / "drawn"):
         with pytest.raises(ConfigError, match=r"out: .*001\.png.*: no folder can be made there: (File|Not a)"):
             predict_files(predictor(), [shots], out)
@@ -378,20 +378,20 @@ def test_inputs_are_files_folders_patterns_and_lists(shots, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("in/left/001.png\n\nin/right/002.png\n")
     left, right = shots / "left" / "001.png", shots / "right" / "002.png"
-    assert find_pictures([left]) == [left]
-    assert find_pictures([shots / "left", right]) == [left, right]
-    assert find_pictures([str(shots / "*" / "00?.png")]) == [left, shots / "right" / "001.png", right]
-    assert find_pictures([str(shots / "**" / "002.png")]) == [right]
-    assert find_pictures([listed, left]) == [left, right]
+    assert find_images([left]) == [left]
+    assert find_images([shots / "left", right]) == [left, right]
+    assert find_images([str(shots / "*" / "00?.png")]) == [left, shots / "right" / "001.png", right]
+    assert find_images([str(shots / "**" / "002.png")]) == [right]
+    assert find_images([listed, left]) == [left, right]
 
 
 def test_inputs_without_pictures_are_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: holds no pictures"):
-        find_pictures([tmp_path / "empty"])
+        find_images([tmp_path / "empty"])
     for name in ("none.jpg", "*.jpg", "x" * 5000, "a\0b"):
         with pytest.raises(DataError, match=r"there is no such file|cannot be read"):
-            find_pictures([str(tmp_path / name)])
+            find_images([str(tmp_path / name)])
 
 
 def test_names_never_collide(tmp_path):

@@ -13,10 +13,10 @@ from focaldet import prediction as predict
 from focaldet.evaluation.evaluate import detect_all
 from focaldet.prediction import Predictor, predict_files
 from focaldet.runtime import (
-    gathered,
+    gather_objects,
     is_first_process,
-    joined_processes,
-    launch,
+    join_processes,
+    launch_fabric,
     local_rank,
     num_processes,
     pick_device,
@@ -70,15 +70,15 @@ def test_each_process_takes_the_gpu_of_its_place(start, monkeypatch):
 
 def test_alone_nothing_is_joined(start):
     start({"WORLD_SIZE": "8"})
-    with joined_processes(CPU) as process:
+    with join_processes(CPU) as process:
         assert process == (0, 1, CPU)
-    assert gathered("part", num_ranks=1) == ["part"]
+    assert gather_objects("part", num_ranks=1) == ["part"]
     assert not torch.distributed.is_initialized()
 
 
 def test_one_process_is_launched_plainly(start):
     start({})
-    fabric = launch(CPU)
+    fabric = launch_fabric(CPU)
     module = torch.nn.Linear(2, 2)
     assert (fabric.world_size, fabric.global_rank, fabric.device) == (1, 0, CPU)
     assert fabric.strategy.setup_module(module) is module
@@ -87,7 +87,7 @@ def test_one_process_is_launched_plainly(start):
 def work(folder, out):
     """A split evaluated and a folder of pictures predicted: what was found, and how many images were seen here."""
     detector = BrightDetector()
-    with joined_processes(CPU) as process:
+    with join_processes(CPU) as process:
         found = detect_all(detector, Scenes(), batch_size=2, precision="fp32", fabric=process).detections
     seen_in_split = sum(map(len, detector.seen))
     result = predict_files(Predictor(detector, device="cpu"), [folder], out, formats=("json", "csv"), batch_size=2)
@@ -101,7 +101,7 @@ def work(folder, out):
 def work_as_rank(rank, port, folder, out):
     """What each of two processes does; at module level so that a fresh interpreter finds it."""
     torch.set_num_threads(1)
-    predict.ROUND_PICTURES = 2
+    predict.ROUND_IMAGES = 2
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
     os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     (out.parent / f"{rank}.json").write_text(json.dumps(work(folder, out)))

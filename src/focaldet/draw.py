@@ -16,7 +16,7 @@ from torch import Tensor
 from focaldet.errors import ConfigError
 from focaldet.types import Detections, ImageSize
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Picture = Image.Image | UInt8[numpy.ndarray, "H W 3"] | UInt8[Tensor, "3 H W"] | Float[Tensor, "3 H W"]
 
@@ -55,7 +55,7 @@ def boxes(image: Picture, detections: Detections, *, min_score: float = 0.0, sho
     Raises:
         ConfigError: `image` is none of these.
     """
-    picture = to_picture(image)
+    picture = to_image(image)
     shown = detections.above(min_score).clipped(ImageSize(picture.height, picture.width)).cpu()
     pen, font_px = line_width(picture.size), font_size(picture.size)
     drawing = ImageDraw.Draw(picture)
@@ -64,17 +64,17 @@ def boxes(image: Picture, detections: Detections, *, min_score: float = 0.0, sho
         f"{name}  {score:.2f}" if show_scores else name  # one space is next to nothing in small letters
         for name, score in zip(_drawable_names(shown, font_px), shown.scores.tolist(), strict=True)
     ]
-    colours = [class_colour(label) for label in shown.labels.tolist()]
+    colours = [class_color(label) for label in shown.labels.tolist()]
     for rectangle, colour in reversed(list(zip(rectangles, colours, strict=True))):
         _frame(drawing, rectangle, colour, pen)
     labels = place_labels(texts, rectangles, picture.size, font_px)
     for label, colour in reversed(list(zip(labels, colours, strict=True))):
         drawing.rectangle(label.rectangle, fill=colour)
-        drawing.text(label.rectangle[:2], label.text, fill=text_colour(colour), font=font_for(label.text, font_px))
+        drawing.text(label.rectangle[:2], label.text, fill=text_color(colour), font=font_for(label.text, font_px))
     return picture
 
 
-def to_picture(image: object) -> Image.Image:
+def to_image(image: object) -> Image.Image:
     """An RGB copy of `image` as a PIL picture.
 
     Raises:
@@ -91,14 +91,14 @@ def to_picture(image: object) -> Image.Image:
     return Image.fromarray(numpy.ascontiguousarray(array.clip(0, 255).round().astype(numpy.uint8)))
 
 
-def class_colour(label: int) -> Colour:
+def class_color(label: int) -> Color:
     """The colour of a class: the same for ever, and far from those of its neighbours."""
     hue = (0.58 + label * GOLDEN_ANGLE) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, (0.85, 0.6, 1.0)[label % 3], (0.95, 1.0, 0.8)[label // 3 % 3])
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def text_colour(background: Colour) -> Colour:
+def text_color(background: Color) -> Color:
     """Black or white, whichever has the higher WCAG contrast (at least 4.58) on `background`."""
     linear = [(v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4) for v in (c / 255 for c in background)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
@@ -183,10 +183,10 @@ def _corners(box: list[float]) -> tuple[int, int, int, int]:
     return left, top, max(left, right), max(top, bottom)
 
 
-def _frame(drawing: ImageDraw.ImageDraw, rectangle: tuple[int, int, int, int], colour: Colour, pen: int) -> None:
+def _frame(drawing: ImageDraw.ImageDraw, rectangle: tuple[int, int, int, int], colour: Color, pen: int) -> None:
     """A coloured frame between two thin lines of the opposite brightness, so that it shows on its own colour too."""
     left, top, right, bottom = rectangle
-    halo = text_colour(colour)
+    halo = text_color(colour)
     drawing.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=halo, width=pen + 2)
     drawing.rectangle(rectangle, outline=colour, width=pen)
 

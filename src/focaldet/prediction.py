@@ -29,17 +29,14 @@ from focaldet.data.images import SUFFIXES, from_array, read_image
 from focaldet.data.loading.collate import padded
 from focaldet.errors import ConfigError, DataError
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
-from focaldet.evaluation.writers import WRITERS, Found, PredictionFormat, Writer
+from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat, Writer
 from focaldet.models import DETECTORS, Detector, build
-from focaldet.runtime import Process, gathered, joined_processes, pick_device, pick_precision
+from focaldet.runtime import Process, Progress, gather_objects, join_processes, pick_device, pick_precision
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import Trained, load_detector, load_into
 
-Progress = Callable[[int, int], None]
-"""Called with the pictures done and the pictures there are."""
-
 READING_THREADS = 4
-ROUND_PICTURES = 32  # of each process, between two exchanges of what was found
+ROUND_IMAGES = 32  # of each process, between two exchanges of what was found
 WINDOW_BATCHES = 4  # so many batches of pictures are held at a time, to find among them those of equal size
 JPEG_QUALITY = 92
 
@@ -109,12 +106,14 @@ class Predictor:
         Raises:
             DataError: as `predict`, when the picture's turn comes.
         """
-        for found in self.attempts(images, batch_size=batch_size):
+        for found in self.try_predict(images, batch_size=batch_size):
             if isinstance(found, DataError):
                 raise found
             yield found.detections
 
-    def attempts(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator["Found | DataError"]:
+    def try_predict(
+        self, images: Iterable[Any], *, batch_size: int | None = None
+    ) -> Iterator["ImageDetections | DataError"]:
         """As `predict_stream`, with the size of each picture; one that cannot be read gives its error instead."""
         batch_size = self.options.batch_size if batch_size is None else batch_size
         if batch_size < 1:
@@ -134,13 +133,15 @@ class Predictor:
         resized = resize_image(pixels, self.detector.preprocessing.resize)
         return _Prepared(resized, ImageSize(*pixels.shape[1:]))
 
-    def _window(self, window: Sequence["_Prepared | DataError"], *, batch_size: int) -> list["Found | DataError"]:
+    def _window(
+        self, window: Sequence["_Prepared | DataError"], *, batch_size: int
+    ) -> list["ImageDetections | DataError"]:
         """What is found in a handful of pictures, batched by their padded size."""
         groups: dict[ImageSize, list[int]] = {}
         for place, one in enumerate(window):
             if isinstance(one, _Prepared):
                 groups.setdefault(self.detector.preprocessing.padded(one.size), []).append(place)
-        results: dict[int, Found | DataError] = {
+        results: dict[int, ImageDetections | DataError] = {
             place: one for place, one in enumerate(window) if isinstance(one, DataError)
         }
         for places in groups.values():
@@ -150,7 +151,7 @@ class Predictor:
                 results.update(zip(chosen, self._batch(batch), strict=True))
         return [results[place] for place in range(len(window))]
 
-    def _batch(self, batch: Sequence["_Prepared"]) -> list[Found]:
+    def _batch(self, batch: Sequence["_Prepared"]) -> list[ImageDetections]:
         found = detect_batch(
             self.detector,
             padded([one.image for one in batch], preprocessing=self.detector.preprocessing),
@@ -159,7 +160,7 @@ class Predictor:
             device=self.device,
             precision=self.precision,
         )
-        return [Found(one.original, detections) for one, detections in zip(batch, found, strict=True)]
+        return [ImageDetections(one.original, detections) for one, detections in zip(batch, found, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +244,7 @@ def predict_files(
     """
     if not 0 <= score <= 1:
         raise ConfigError(f"score: must be in 0…1, found {score:g}")
-    paths = find_pictures(inputs, leave_out=out)
+    paths = find_images(inputs, leave_out=out)
     names = output_names(paths)
     drawings = [out / f"{name}.jpg" for name in names]
     if drawn:
@@ -252,16 +253,16 @@ def predict_files(
     failed: list[DataError] = []
     num_detections = num_done = 0
 
-    def finished(place: int, found: Found | DataError) -> Found | DataError:
+    def finished(place: int, found: ImageDetections | DataError) -> ImageDetections | DataError:
         if isinstance(found, DataError):
             return found
-        kept = Found(found.size, found.detections.above(score))
+        kept = ImageDetections(found.size, found.detections.above(score))
         if drawn:
             drawing = draw.boxes(read_image(paths[place]), kept.detections)
             drawing.save(drawings[place], quality=JPEG_QUALITY)
         return kept
 
-    with joined_processes(predictor.device) as process, ExitStack() as stack:
+    with join_processes(predictor.device) as process, ExitStack() as stack:
         writers = _opened(formats, out, predictor, stack) if process.global_rank == 0 else []
         for place, found in _shared(predictor, paths, finished, process=process, batch_size=batch_size):
             if isinstance(found, DataError):
@@ -276,7 +277,7 @@ def predict_files(
     return PredictResult(out, len(paths), num_detections, tuple(failed))
 
 
-def find_pictures(inputs: Sequence[str | Path], *, leave_out: Path | None = None) -> list[Path]:
+def find_images(inputs: Sequence[str | Path], *, leave_out: Path | None = None) -> list[Path]:
     """The pictures that files, folders, patterns and `.txt` lists stand for, each once, in their order.
 
     What lies in `leave_out`, the folder of an earlier run's results, is not taken from folders; patterns and lists mean
@@ -342,18 +343,18 @@ def _opened(formats: Sequence[PredictionFormat], out: Path, predictor: Predictor
 def _shared(
     predictor: Predictor,
     paths: Sequence[Path],
-    finished: Callable[[int, Found | DataError], Found | DataError],
+    finished: Callable[[int, ImageDetections | DataError], ImageDetections | DataError],
     *,
     process: Process,
     batch_size: int | None,
-) -> Iterator[tuple[int, Found | DataError]]:
+) -> Iterator[tuple[int, ImageDetections | DataError]]:
     """What `finished` makes of every picture, with its place and in its order, each taken by one of the processes."""
     ours = range(process.global_rank, len(paths), process.world_size)
-    attempts = zip(ours, predictor.attempts((paths[place] for place in ours), batch_size=batch_size), strict=True)
-    size = ROUND_PICTURES if process.world_size > 1 else 1
+    attempts = zip(ours, predictor.try_predict((paths[place] for place in ours), batch_size=batch_size), strict=True)
+    size = ROUND_IMAGES if process.world_size > 1 else 1
     for _ in range(0, len(paths), size * process.world_size):
         part = [(place, finished(place, found)) for place, found in islice(attempts, size)]
-        yield from sorted(chain(*gathered(part, num_ranks=process.world_size)), key=itemgetter(0))
+        yield from sorted(chain(*gather_objects(part, num_ranks=process.world_size)), key=itemgetter(0))
 
 
 def _filled(name: str, weights: str | Path | None) -> Trained:

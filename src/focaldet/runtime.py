@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -14,7 +14,10 @@ from torch import distributed, nn
 from focaldet.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Progress = Callable[[int, int | None], None]
+"""Called with how much of a job is done and how much there is; None where that is not known."""
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -53,7 +56,7 @@ def has_native_bf16(device: torch.device) -> bool:
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
     """The context in which a network's products are taken in `precision`."""
-    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=DTYPES[precision])
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def build_autocast(precision: Precision | None, *, device: torch.device) -> Auto
 
 
 @contextmanager
-def inference_mode(detector: nn.Module) -> Iterator[None]:
+def eval_mode(detector: nn.Module) -> Iterator[None]:
     """Statistics and dropout as at inference while inside; every module is in its own mode again afterwards."""
     modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
@@ -103,7 +106,7 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed((int(words[0]) << 32) | int(words[1]))
 
 
-def is_memory_short(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on a GPU or in the machine."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -150,7 +153,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK") or os.environ["SLURM_LOCALID"]) if num_processes() > 1 else 0
 
 
-def launch(device: torch.device) -> Any:
+def launch_fabric(device: torch.device) -> Any:
     """A launched `lightning.fabric.Fabric` on devices of the kind of `device`, one process of all that were started."""
     from lightning.fabric import Fabric
     from lightning.fabric.strategies.ddp import DDPStrategy
@@ -168,7 +171,7 @@ def launch(device: torch.device) -> Any:
 
 
 @contextmanager
-def joined_processes(device: torch.device) -> Iterator[Process]:
+def join_processes(device: torch.device) -> Iterator[Process]:
     """Join the processes that were started together, each with a GPU of its own if there are any; leave at the end.
 
     Alone, nothing is joined. A group that the caller has joined before is used and left joined.
@@ -178,7 +181,7 @@ def joined_processes(device: torch.device) -> Iterator[Process]:
         return
     joining = not distributed.is_initialized()
     if joining:
-        device = launch(device).device
+        device = launch_fabric(device).device
     try:
         yield Process(distributed.get_rank(), distributed.get_world_size(), device)
     finally:
@@ -186,7 +189,7 @@ def joined_processes(device: torch.device) -> Iterator[Process]:
             distributed.destroy_process_group()
 
 
-def gathered(part: Any, *, num_ranks: int) -> list[Any]:
+def gather_objects(part: Any, *, num_ranks: int) -> list[Any]:
     """The parts of all processes, in their order, on each of them. Parts are pickled."""
     if num_ranks == 1:
         return [part]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from focaldet.evaluation.error_kinds import FLOOR, judged
+from focaldet.evaluation.error_kinds import MIN_PROBABILITY, classify_outcomes
 from focaldet.types import Target
 from tests.evaluation.cases import make_detections
 
@@ -25,11 +25,11 @@ def truth(*rows):
 
 
 def examples(detections, target, score=0.3, **named):
-    return judged(make_detections(*detections), target, score=score, **named)
+    return classify_outcomes(make_detections(*detections), target, score=score, **named)
 
 
 def kinds(found):
-    return [(one.kind, one.place) for one in found]
+    return [(one.kind, one.index) for one in found]
 
 
 @pytest.mark.parametrize(
@@ -59,21 +59,21 @@ def test_numbers_of_an_object_and_of_false_positives():
     )
     assert (found.probability, found.box_loss) == (pytest.approx(0.8), 0.0)
     assert found.loss == pytest.approx(-math.log(0.8))
-    assert (wrong.label, wrong.box, wrong.finding.score) == (DOG, FAR, pytest.approx(0.7))
+    assert (wrong.label, wrong.box, wrong.detection.score) == (DOG, FAR, pytest.approx(0.7))
     assert wrong.loss == pytest.approx(-math.log(1 - 0.7))
-    assert duplicate.finding.iou == pytest.approx(1 / 3)
+    assert duplicate.detection.iou == pytest.approx(1 / 3)
 
 
 def test_an_object_nothing_is_said_of_has_the_floor_and_the_whole_box_loss():
     (missed,) = examples([], truth((HERE, CELL)))
-    assert missed.finding is None
-    assert missed.loss == pytest.approx(-math.log(FLOOR) + 1)
+    assert missed.detection is None
+    assert missed.loss == pytest.approx(-math.log(MIN_PROBABILITY) + 1)
 
 
 def test_a_poor_box_tells_how_poor():
     one, _ = examples([(BESIDE, 0.9, CELL)], truth((HERE, CELL)))
     assert one.box_loss == pytest.approx(2 / 3)
-    assert one.finding.box == BESIDE
+    assert one.detection.box == BESIDE
     assert one.probability == 0.0
 
 
@@ -111,9 +111,9 @@ def test_every_object_and_every_detection_is_accounted_for_once():
         target = Target(boxes[0], labels[0], torch.rand(12, generator=generator) < 0.1)
         scores = torch.rand(12, generator=generator).sort(descending=True).values
         rows = zip(boxes[1].tolist(), scores.tolist(), labels[1].tolist(), strict=True)
-        found = judged(make_detections(*rows), target, score=0.4)
-        objects = [one for one in found if one.place is not None]
-        assert [one.place for one in objects] == (~target.ignored).nonzero().squeeze(1).tolist()
+        found = classify_outcomes(make_detections(*rows), target, score=0.4)
+        objects = [one for one in found if one.index is not None]
+        assert [one.index for one in objects] == (~target.ignored).nonzero().squeeze(1).tolist()
         assert all(one.kind not in ("duplicate", "background") for one in objects)
         assert all((one.kind == "found") == (one.probability >= 0.4) for one in objects)
         assert len(found) - len(objects) <= 12

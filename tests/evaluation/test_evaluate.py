@@ -11,7 +11,7 @@ from focaldet.data.dataset import Classes, DataConfig
 from focaldet.errors import CheckpointError, ConfigError, DataError
 from focaldet.evaluation import evaluate as module
 from focaldet.evaluation.coco import Metrics, evaluate_files
-from focaldet.evaluation.evaluate import detect_all, evaluate, match_classes, relabelled, seen_by_detector
+from focaldet.evaluation.evaluate import detect_all, evaluate, match_classes, relabel_detections, relabel_target
 from focaldet.models import build
 from focaldet.prediction import Predictor
 from focaldet.runtime import Process
@@ -76,7 +76,7 @@ def test_the_same_names_in_the_same_order_need_no_word():
 def test_another_order_is_matched_by_name():
     matched = match_classes(("cat", "cell", "dog"), CLASSES, num_classes=3)
     assert (matched.labels, matched.notes) == ({0: 2, 1: 0, 2: 1}, ())
-    found = relabelled(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 2)), matched, CLASSES)
+    found = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 2)), matched, CLASSES)
     assert found.names == ("cat", "dog")
 
 
@@ -87,7 +87,7 @@ def test_what_one_side_lacks_is_told_and_left_out():
         "2 classes of the data are unknown to the detector, so never found: dog, cat",
         "3 classes of the detector are not in the data, their detections are left out: N/A, bus, bus",
     )
-    found = relabelled(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 1)), matched, CLASSES)
+    found = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 1)), matched, CLASSES)
     assert (found.boxes.tolist(), found.names) == ([[0, 0, 2, 2]], ("cell",))
 
 
@@ -96,11 +96,11 @@ def test_the_truth_in_the_labels_of_the_detector():
     truth = Target(
         torch.arange(16.0).reshape(4, 4), torch.tensor([0, 1, 2, 0]), torch.tensor([False, True, False, False])
     )
-    found = seen_by_detector(truth, matched)
+    found = relabel_target(truth, matched)
     assert torch.equal(found.boxes, truth.boxes)
     assert found.ignored.tolist() == [False, True, True, False]  # a cat is unknown
     assert [found.labels[place] for place in (0, 1, 3)] == [2, 0, 2]
-    assert len(seen_by_detector(Target.empty(), matched).labels) == 0
+    assert len(relabel_target(Target.empty(), matched).labels) == 0
 
 
 def test_nothing_in_common_is_an_error():
@@ -219,7 +219,7 @@ def test_ranks_share_the_batches_and_take_the_parts_of_all(monkeypatch):
     """Both ranks in turn, each given what the other one finds."""
     parts = []
     other = ({place: make_detections((box, 0.9, 0)) for place, box in enumerate(BOXES)}, [])
-    monkeypatch.setattr(module, "gathered", lambda part, *, num_ranks: parts.append(part) or [part, other])
+    monkeypatch.setattr(module, "gather_objects", lambda part, *, num_ranks: parts.append(part) or [part, other])
     for rank in range(2):
         ranks = Process(rank, 2, torch.device("cpu"))
         found = detect_all(BrightDetector(), Scenes(), batch_size=2, precision="fp32", fabric=ranks).detections

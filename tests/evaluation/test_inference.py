@@ -10,7 +10,7 @@ from focaldet.data.loading.collate import padded
 from focaldet.errors import ConfigError
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.models import build
-from focaldet.runtime import has_native_bf16, inference_mode, pick_device, pick_precision
+from focaldet.runtime import eval_mode, has_native_bf16, pick_device, pick_precision
 from focaldet.types import ImageSize, Resize
 from tests.evaluation.cases import BrightDetector, picture
 
@@ -44,7 +44,7 @@ def test_lower_precision_reaches_the_products_only():
 def test_every_module_gets_its_mode_back():
     detector = BrightDetector().train()
     detector.dropout.eval()
-    with pytest.raises(RuntimeError, match="within"), inference_mode(detector):
+    with pytest.raises(RuntimeError, match="within"), eval_mode(detector):
         assert not detector.training
         raise RuntimeError("within")
     assert detector.training

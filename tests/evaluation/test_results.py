@@ -12,7 +12,7 @@ from focaldet.data.dataset import DataConfig
 from focaldet.data.splits import open_splits
 from focaldet.errors import DataError
 from focaldet.evaluation.coco import evaluate_detections, evaluate_files
-from focaldet.evaluation.results import read_results, rows_of, write_results
+from focaldet.evaluation.results import read_results, result_rows, write_results
 from focaldet.report.run_report import detections_of
 from tests.evaluation.cases import make_dataset, make_detections
 
@@ -192,7 +192,7 @@ def test_rows_and_detections_turn_into_each_other():
         2: make_detections(([0, 0, 8, 8], 0.5, 1)),
         0: make_detections(([1, 2, 4, 8], 0.9, 0), ([1, 2, 4, 4], 0.9, 1)),
     }
-    back = detections_of(rows_of(detections), dataset)
+    back = detections_of(result_rows(detections), dataset)
     for position, found in enumerate(back):
         expected = detections.get(position, make_detections())
         assert torch.equal(found.boxes, expected.boxes)
@@ -203,7 +203,7 @@ def test_rows_and_detections_turn_into_each_other():
 def test_detections_in_half_precision_are_counted_exactly():
     found = make_detections(([0, 0, 8, 8], 0.5, 1))
     half = type(found)(found.boxes.bfloat16(), found.scores.bfloat16(), found.labels)
-    assert rows_of({0: half}).xywh.tolist() == [[0, 0, 8, 8]]
+    assert result_rows({0: half}).xywh.tolist() == [[0, 0, 8, 8]]
 
 
 def test_a_ground_truth_with_infinite_boxes_is_refused(tmp_path):

@@ -13,8 +13,8 @@ from PIL import Image
 from focaldet.cli import main
 from focaldet.errors import ConfigError
 from focaldet.evaluation import evaluate as evaluation
-from focaldet.evaluation.error_kinds import judged
-from focaldet.evaluation.evaluate import OnSplit, match_classes
+from focaldet.evaluation.error_kinds import classify_outcomes
+from focaldet.evaluation.evaluate import EvaluationSetup, match_classes
 from focaldet.models import build
 from focaldet.study.hard_examples import easiness, examples_on, study_hard, telling_more
 from focaldet.study.hard_page import hard_page
@@ -104,7 +104,7 @@ def held_in(page):
 def test_a_name_cannot_end_the_data_of_the_page():
     name = "</script><script>alert(1)</script><!--"
     dataset = make_dataset([[(BOX, 0, 0)]], names=(name, "dog"), name=name)
-    several = [judged(make_detections((BOX, 0.9, 0)), dataset.target(0), score=0.3)]
+    several = [classify_outcomes(make_detections((BOX, 0.9, 0)), dataset.target(0), score=0.3)]
     text = hard_page(dataset, several, [], score=0.3, model=name)
     assert text.count("</script>") == 2  # of the data and of the program
     assert "<!--" not in text
@@ -112,8 +112,8 @@ def test_a_name_cannot_end_the_data_of_the_page():
 
 
 def test_easy_is_one_and_hard_near_zero():
-    easy = judged(make_detections((BOX, 1.0, 0)), make_dataset([[(BOX, 0, 0)]]).target(0), score=0.3)[0]
-    hard = judged(make_detections(), make_dataset([[(BOX, 0, 0)]]).target(0), score=0.3)[0]
+    easy = classify_outcomes(make_detections((BOX, 1.0, 0)), make_dataset([[(BOX, 0, 0)]]).target(0), score=0.3)[0]
+    hard = classify_outcomes(make_detections(), make_dataset([[(BOX, 0, 0)]]).target(0), score=0.3)[0]
     assert easiness(easy) == pytest.approx(1.0)
     assert easiness(hard) < 0.01
 
@@ -122,10 +122,10 @@ def test_boxes_of_classes_that_the_detector_does_not_know_are_no_examples():
     dataset = make_dataset([[(BOX, 0, 0), ((30.0, 30.0, 40.0, 40.0), 2, 0)]], names=("cell", "dog", "cat"))
     detector = BrightDetector(names=("dog", "cell"))
     matched = match_classes(("dog", "cell"), dataset.classes, num_classes=2)
-    on_split = OnSplit(detector, dataset, matched)
+    on_split = EvaluationSetup(detector, dataset, matched)
     detections = [make_detections((BOX, 0.9, 1), ((30.0, 30.0, 40.0, 40.0), 0.8, 1), names=("dog", "cell"))]
     (several,) = examples_on(on_split, detections, score=0.3)
-    assert [(one.kind, one.label, one.place) for one in several] == [("found", 0, 0)]
+    assert [(one.kind, one.label, one.index) for one in several] == [("found", 0, 0)]
 
 
 def test_a_detector_is_asked_for_weak_detections_too():
@@ -250,7 +250,7 @@ def test_five_thousand_images_stay_quick(browser, tmp_path):
     rows = [((x, y, x + 20, y + 20), 0, 0) for x, y in corners.tolist()]
     dataset = make_dataset([rows] * 5000)
     shifted = [((x + 6, y, x + 26, y + 20), 0.9 - place / 20, 0) for place, (x, y) in enumerate(corners.tolist())]
-    several = tuple(judged(make_detections(*shifted), dataset.target(0), score=0.3))
+    several = tuple(classify_outcomes(make_detections(*shifted), dataset.target(0), score=0.3))
     examples = [several] * 5000
     path = tmp_path / "index.html"
     path.write_text(hard_page(dataset, examples, suspects(examples, num_classes=2, score=0.3), score=0.3, model="m"))

@@ -14,7 +14,7 @@ from focaldet.data.dataset import FileSource
 from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.evaluation import evaluate as evaluation
-from focaldet.evaluation.evaluate import OnSplit, match_classes, open_on_split
+from focaldet.evaluation.evaluate import EvaluationSetup, match_classes, set_up_evaluation
 from focaldet.evaluation.inference import InferenceOptions
 from focaldet.models import LossContext
 from focaldet.models.base import Margins
@@ -111,8 +111,8 @@ class TestWhatIsCounted:
         assert focal.hardest_negatives == pytest.approx(0.01)
 
     def test_processes_share_the_images(self, detector, tmp_path, monkeypatch):
-        opened = open_on_split("weights", write_data(tmp_path / "data", [["cell"]] * 5), split="val")
-        monkeypatch.setattr(module, "gathered", lambda part, *, num_ranks: [part])
+        opened = set_up_evaluation("weights", write_data(tmp_path / "data", [["cell"]] * 5), split="val")
+        monkeypatch.setattr(module, "gather_objects", lambda part, *, num_ranks: [part])
         ranks = [Process(rank, 2, torch.device("cpu")) for rank in range(2)]
         calls = []
         parts = [
@@ -130,7 +130,7 @@ class TestWhatIsCounted:
 
     def test_the_loss_is_the_one_that_the_detector_trains_on(self, tiny_run, demo_data):
         """α times the sum of the positives and 1 - α times that of the negatives."""
-        opened = open_on_split(tiny_run, None, split="val")
+        opened = set_up_evaluation(tiny_run, None, split="val")
         detector = opened.detector.eval()
         total = 0.0
         loader = Loader(FileSource(opened.dataset), preprocessing=detector.preprocessing, batch_size=1, seed=0)
@@ -159,8 +159,10 @@ class TestWithoutSomething:
         assert (tmp_path / "out" / "index.html").read_text().count("<img") == 1
 
     def test_no_images_are_refused(self, detector, tmp_path, monkeypatch):
-        nothing = OnSplit(detector, make_dataset([]), match_classes(("cell",), make_dataset([]).classes, num_classes=1))
-        monkeypatch.setattr(module, "open_on_split", lambda *_, **__: nothing)
+        nothing = EvaluationSetup(
+            detector, make_dataset([]), match_classes(("cell",), make_dataset([]).classes, num_classes=1)
+        )
+        monkeypatch.setattr(module, "set_up_evaluation", lambda *_, **__: nothing)
         with pytest.raises(ConfigError, match="split: 'val' has no images"):
             study_imbalance("weights", out=tmp_path / "out")
 
@@ -188,7 +190,7 @@ def meaning(positive, negative, *, gammas=(0.0, 2.0)):
     dataset = make_dataset([[(BOX, 0, 0)]])
     detector = BrightDetector()
     matched = match_classes(detector.class_names, dataset.classes, num_classes=2)
-    return " ".join(summary(tally, OnSplit(detector, dataset, matched)).meaning)
+    return " ".join(summary(tally, EvaluationSetup(detector, dataset, matched)).meaning)
 
 
 class TestWhatItMeans:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from focaldet.data.dataset import DataConfig
-from focaldet.evaluation.error_kinds import judged
+from focaldet.evaluation.error_kinds import classify_outcomes
 from focaldet.evaluation.evaluate import evaluation_split
 from focaldet.study.suspects import Labelled, suspects, write_suspects
 from tests.evaluation.cases import make_dataset, make_detections
@@ -22,7 +22,7 @@ def found(*images, objects, score=0.3):
     """Suspects of images given by their detections, with the objects of each."""
     dataset = make_dataset([[(box, label, 0) for box, label in rows] for rows in objects])
     pairs = zip(images, range(len(dataset)), strict=True)
-    examples = [judged(make_detections(*rows), dataset.target(place), score=score) for rows, place in pairs]
+    examples = [classify_outcomes(make_detections(*rows), dataset.target(place), score=score) for rows, place in pairs]
     return suspects(examples, num_classes=2, score=score), dataset
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from focaldet.data.problems import Problem, Problems
 from focaldet.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, find_parts, open_parts
 from focaldet.errors import DataError
 from focaldet.models.base import DetectorConfig
+from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
 
 SMALL_AREA, MEDIUM_AREA = 32**2, 96**2  # square pixels, as COCO counts small, medium and large
@@ -28,7 +28,7 @@ def check_data(
     detector: DetectorConfig | None = None,
     preprocessing: Preprocessing | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """What a data set holds and what is odd about it. Decodes every picture, as training would.
 
@@ -116,9 +116,7 @@ def _note_oddities(dataset: Dataset, problems: Problems) -> None:
         seen.add(group)
 
 
-def _note_damaged_pictures(
-    datasets: list[Dataset], problems: Problems, *, progress: Callable[[int, int], None] | None
-) -> None:
+def _note_damaged_pictures(datasets: list[Dataset], problems: Problems, *, progress: Progress | None) -> None:
     """Pictures whose headers are whole and whose pixels are not, such as files that were cut off."""
     splits = {dataset.path(i): dataset.name for dataset in reversed(datasets) for i in range(len(dataset))}
 

@@ -15,7 +15,7 @@ from focaldet import config as configs
 from focaldet.data.dataset import Classes, DataConfig, Dataset
 from focaldet.data.formats.coco import read_coco
 from focaldet.data.splits import open_split
-from focaldet.evaluation.results import ResultRows, read_results, rows_of
+from focaldet.evaluation.results import ResultRows, read_results, result_rows
 from focaldet.types import Detections
 
 SIZE_RANGES = ("all", "small", "medium", "large")  # by area: below 32², to 96², above, in pixels of the original image
@@ -130,7 +130,7 @@ def evaluate_detections(dataset: Dataset, detections: Mapping[int, Detections]) 
     Raises:
         IndexError: a position or label is not in the dataset.
     """
-    rows = rows_of(detections)
+    rows = result_rows(detections)
     for name, values, limit in [
         ("position", rows.positions, len(dataset)),
         ("label", rows.labels, len(dataset.classes.names)),
@@ -138,7 +138,7 @@ def evaluate_detections(dataset: Dataset, detections: Mapping[int, Detections]) 
         lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, -1)
         if lowest < 0 or highest >= limit:
             raise IndexError(f"{name}s must be in 0…{limit - 1}, found {lowest}…{highest}")
-    return _measure(truth_of_dataset(dataset), rows)
+    return _measure(ground_truth_of(dataset), rows)
 
 
 def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split: str = "val") -> Metrics:
@@ -155,16 +155,16 @@ def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split:
     """
     data = ground_truth if isinstance(ground_truth, DataConfig) else DataConfig(path=ground_truth)
     if data.path is not None and data.path.suffix.lower() == ".json":
-        truth = truth_of_file(data.path)
+        truth = read_ground_truth(data.path)
     else:
-        truth = truth_of_dataset(open_split(data, split, seed=0))
+        truth = ground_truth_of(open_split(data, split, seed=0))
     return _measure(truth, read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes))
 
 
-def truth_of_dataset(dataset: Dataset) -> GroundTruth:
+def ground_truth_of(dataset: Dataset) -> GroundTruth:
     """The boxes of a dataset, as the detector was taught them: inside their pictures, none of them empty.
 
-    Sides that were not cut are those of the file to the last digit, as in `truth_of_file`.
+    Sides that were not cut are those of the file to the last digit, as in `read_ground_truth`.
     """
     boxes = dataset.boxes.numpy()
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -181,7 +181,7 @@ def truth_of_dataset(dataset: Dataset) -> GroundTruth:
     )
 
 
-def truth_of_file(path: Path) -> GroundTruth:
+def read_ground_truth(path: Path) -> GroundTruth:
     """The boxes of a COCO annotation file exactly as it states them, as COCO's own tool takes them.
 
     Their sides do not come from corners: (x + w) − x is not w in floating point, and an IoU that lies on a threshold

@@ -1,6 +1,6 @@
 """What a detector did with every object of an image, and what it found where there is none.
 
-Each object and each false positive becomes an `Example` with its kind of error, after Bolya et al. 2020 ("TIDE"), and
+Each object and each false positive becomes an `Outcome` with its kind of error, after Bolya et al. 2020 ("TIDE"), and
 with its loss, which tells easy from hard.
 
 Axes: D detections, best first, G objects.
@@ -14,17 +14,17 @@ from typing import Literal, NamedTuple
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 from focaldet.types import Detections, Target
 
-Kind = Literal["found", "missed", "wrong class", "poor box", "duplicate", "background"]
-KINDS: tuple[Kind, ...] = ("found", "missed", "wrong class", "poor box", "duplicate", "background")
+OutcomeKind = Literal["found", "missed", "wrong class", "poor box", "duplicate", "background"]
+OUTCOME_KINDS: tuple[OutcomeKind, ...] = ("found", "missed", "wrong class", "poor box", "duplicate", "background")
 
 RIGHT_IOU, NEAR_IOU = 0.5, 0.1  # a box fits from the first on; below the second it has nothing to do with the object
 IGNORED_COVERAGE = 0.5
-FLOOR = 0.01  # the least probability that is told apart; an object the detector says nothing of has this one
+MIN_PROBABILITY = 0.01  # the least probability that is told apart; an object the detector says nothing of has this one
 
 Box = tuple[float, float, float, float]
 
 
-class Finding(NamedTuple):
+class ScoredDetection(NamedTuple):
     """A detection that an example is about: class, score in [0, 1], box in xyxy pixels, IoU with the object in [0, 1].
 
     Of a false positive on the background it is the largest IoU with any object.
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class Outcome:
     """An object, or a detection where there is no such object.
 
     Attributes:
@@ -52,24 +52,24 @@ class Example:
         finding: the detection behind it; None for an object with none.
     """
 
-    kind: Kind
-    place: int | None
+    kind: OutcomeKind
+    index: int | None
     label: int
     box: Box
     probability: float
-    finding: Finding | None
+    detection: ScoredDetection | None
 
     @property
     def class_loss(self) -> float:
         """Cross entropy −log p_t (eq. 2). Whatever γ, the focal loss brings examples into the same order."""
-        return -math.log(max(self.probability, FLOOR))
+        return -math.log(max(self.probability, MIN_PROBABILITY))
 
     @property
     def box_loss(self) -> float:
         """1 − IoU with the object, in [0, 1]; 0 for what is no object."""
-        if self.place is None:
+        if self.index is None:
             return 0.0
-        return 1.0 if self.finding is None else 1.0 - self.finding.iou
+        return 1.0 if self.detection is None else 1.0 - self.detection.iou
 
     @property
     def loss(self) -> float:
@@ -77,7 +77,9 @@ class Example:
         return self.class_loss + self.box_loss
 
 
-def judged(found: Detections, target: Target, *, score: float, least_score: float = FLOOR) -> list[Example]:
+def classify_outcomes(
+    found: Detections, target: Target, *, score: float, least_score: float = MIN_PROBABILITY
+) -> list[Outcome]:
     """The objects of an image that are not ignored, in their order, then its false positives, best first.
 
     Detections take objects as in COCO's evaluation at IoU .5: best first, each the object of its class that it overlaps
@@ -102,19 +104,19 @@ def judged(found: Detections, target: Target, *, score: float, least_score: floa
         _Detection(label, value, _box(box))
         for label, value, box in zip(overlaps.claimed, found.scores.tolist(), found.boxes.tolist(), strict=True)
     ]
-    wrong: list[Example] = []
-    answers: dict[int, list[tuple[Kind, Finding]]] = {}
+    wrong: list[Outcome] = []
+    answers: dict[int, list[tuple[OutcomeKind, ScoredDetection]]] = {}
     for row, one in enumerate(findings):
         if row in taken or one.score < least_score:
             continue
         kind, column, iou = overlaps.error(row)
-        finding = Finding(*one, iou)
-        wrong.append(Example(kind, None, one.label, one.box, 1.0 - one.score, finding))
+        finding = ScoredDetection(*one, iou)
+        wrong.append(Outcome(kind, None, one.label, one.box, 1.0 - one.score, finding))
         if column is not None and one.score >= score:
             answers.setdefault(column, []).append((kind, finding))
     objects = []
     for column, place in enumerate(places.tolist()):
-        match = Finding(*findings[own[column]], overlaps.iou[own[column]][column]) if column in own else None
+        match = ScoredDetection(*findings[own[column]], overlaps.iou[own[column]][column]) if column in own else None
         where = place, overlaps.labels[column], _box(target.boxes[place].tolist())
         objects.append(_object(where, match, answers.get(column, []), score=score))
     return objects + wrong
@@ -144,7 +146,7 @@ class _Overlaps:
                 found[column] = row
         return found
 
-    def error(self, row: int) -> tuple[Kind, int | None, float]:
+    def error(self, row: int) -> tuple[OutcomeKind, int | None, float]:
         """What is wrong with a detection that found nothing, the object it means, and their IoU."""
         overlaps, columns = self.iou[row], range(len(self.labels))
         same = max((c for c in columns if self.labels[c] == self.claimed[row]), key=overlaps.__getitem__, default=None)
@@ -159,17 +161,21 @@ class _Overlaps:
 
 
 def _object(
-    where: tuple[int, int, Box], match: Finding | None, answers: Sequence[tuple[Kind, Finding]], *, score: float
-) -> Example:
+    where: tuple[int, int, Box],
+    match: ScoredDetection | None,
+    answers: Sequence[tuple[OutcomeKind, ScoredDetection]],
+    *,
+    score: float,
+) -> Outcome:
     """The example of an object; `answers` are the confident false positives that mean it, best first."""
     probability = match.score if match else 0.0
     if match and match.score >= score:
-        return Example("found", *where, probability, match)
+        return Outcome("found", *where, probability, match)
     for wanted in ("wrong class", "poor box"):
         for kind, finding in answers:
             if kind == wanted:
-                return Example(kind, *where, probability, finding)
-    return Example("missed", *where, probability, match)
+                return Outcome(kind, *where, probability, finding)
+    return Outcome("missed", *where, probability, match)
 
 
 def _box(sides: Sequence[float]) -> Box:

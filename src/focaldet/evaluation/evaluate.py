@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -19,12 +18,9 @@ from focaldet.evaluation.coco import Metrics, evaluate_detections
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
-from focaldet.runtime import Ranks, gathered, inference_mode, joined_processes, pick_device, pick_precision
+from focaldet.runtime import Progress, Ranks, eval_mode, gather_objects, join_processes, pick_device, pick_precision
 from focaldet.types import Detections, Target
 from focaldet.weights import load_detector
-
-Progress = Callable[[int, int], None]
-"""Called with the images done and the images there are, by rank 0, counting the images of rank 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +32,16 @@ class ClassMatch:
 
 
 @dataclass(frozen=True, slots=True)
-class OnSplit:
+class EvaluationSetup:
     """A detector, the images it is to be looked at on, and how its classes are those of the data."""
 
     detector: Detector
     dataset: Dataset
-    matched: ClassMatch
+    class_match: ClassMatch
 
 
 @dataclass(frozen=True, slots=True)
-class Detected:
+class TimedDetections:
     """What was found in each image of a source, in its order, and how long the network and `detect` took for one image.
 
     The time leaves out reading and resizing and, where there is more than one batch, the first, which warms up.
@@ -63,7 +59,7 @@ def detect_all(
     fabric: Ranks | None = None,
     progress: Progress | None = None,
     **fields: Unpack[InferenceFields],
-) -> Detected:
+) -> TimedDetections:
     """What the detector finds in every image of `source`, in its order, in pixels of the original images.
 
     Every rank of `fabric` takes a share of the batches and has the whole list in the end.
@@ -91,7 +87,7 @@ def detect_all(
     total = sum(map(len, loader.picks(0)))
     found: dict[int, Detections] = {}
     timings: list[tuple[int, float]] = []
-    with inference_mode(detector), explained_worker_death():
+    with eval_mode(detector), explained_worker_death():
         for batch in loader.epoch(0):
             begin = time.perf_counter()
             batch_found = detect_batch(
@@ -106,11 +102,11 @@ def detect_all(
             found.update(zip(batch.indices, batch_found, strict=True))
             if progress is not None and rank == 0:
                 progress(len(found), total)
-    parts = gathered((found, timings[1:] or timings), num_ranks=num_ranks)
+    parts = gather_objects((found, timings[1:] or timings), num_ranks=num_ranks)
     everything = {position: one for part, _ in parts for position, one in part.items()}
     measured = [timing for _, part in parts for timing in part]
     images, seconds = sum(count for count, _ in measured), sum(spent for _, spent in measured)
-    return Detected(
+    return TimedDetections(
         [everything[place] for place in range(len(source.dataset))], 1e3 * seconds / images if images else None
     )
 
@@ -146,11 +142,11 @@ def evaluate(
     """
     # Before the work, which takes long, and by every process: none waits for one that was refused.
     options = replace(options, **fields)
-    opened = open_on_split(run, data, split=split, options=options)
+    opened = set_up_evaluation(run, data, split=split, options=options)
     folder = evaluation_folder(run, split=split, out=out)
     if folder is not None:
         configs.make_folder(folder)
-    with joined_processes(pick_device(options.device)) as ranks:
+    with join_processes(pick_device(options.device)) as ranks:
         detected = detect_all(
             opened.detector.to(ranks.device),
             FileSource(opened.dataset),
@@ -158,19 +154,19 @@ def evaluate(
             fabric=ranks,
             progress=progress,
         )
-        metrics, detections = scored(opened.dataset, detected, opened.matched)
+        metrics, detections = score_detections(opened.dataset, detected, opened.class_match)
         if folder is not None and ranks.global_rank == 0:
             write_evaluation(folder, metrics, dataset=opened.dataset, detections=detections)
     return metrics
 
 
-def open_on_split(
+def set_up_evaluation(
     run: str | Path,
     data: DataConfig | str | Path | None,
     *,
     split: str,
     options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
-) -> OnSplit:
+) -> EvaluationSetup:
     """The detector with its classes matched to those of the images called `split`; the arguments are `evaluate`'s.
 
     Raises:
@@ -185,7 +181,7 @@ def open_on_split(
     if options.architecture:
         typed = ", ".join(f"{name} {value}" for name, value in configs.flatten(options.architecture).items())
         matched = replace(matched, notes=(*matched.notes, f"answers are not as trained, but with {typed}"))
-    return OnSplit(detector, dataset, matched)
+    return EvaluationSetup(detector, dataset, matched)
 
 
 def evaluation_folder(run: str | Path, *, split: str, out: Path | None, kind: str = "eval") -> Path | None:
@@ -204,9 +200,11 @@ def evaluation_split(data: DataConfig, split: str, *, seed: int) -> Dataset:
     return open_split(data, split, seed=seed)
 
 
-def scored(dataset: Dataset, detected: Detected, matched: ClassMatch) -> tuple[Metrics, list[Detections]]:
+def score_detections(
+    dataset: Dataset, detected: TimedDetections, matched: ClassMatch
+) -> tuple[Metrics, list[Detections]]:
     """The COCO numbers, and the detections with the labels and names of the data."""
-    detections = [relabelled(found, matched, dataset.classes) for found in detected.detections]
+    detections = [relabel_detections(found, matched, dataset.classes) for found in detected.detections]
     metrics = evaluate_detections(dataset, dict(enumerate(detections)))
     return replace(metrics, milliseconds_per_image=detected.milliseconds_per_image, notes=matched.notes), detections
 
@@ -246,7 +244,7 @@ def match_classes(detector_names: tuple[str, ...], classes: Classes, *, num_clas
     return ClassMatch(labels, tuple(note for note, names in zip(notes, (unknown, extra), strict=True) if names))
 
 
-def relabelled(found: Detections, matched: ClassMatch, classes: Classes) -> Detections:
+def relabel_detections(found: Detections, matched: ClassMatch, classes: Classes) -> Detections:
     """The detections of the matched classes with the labels and names of the data."""
     kept = [place for place, label in enumerate(found.labels.tolist()) if label in matched.labels]
     labels = [matched.labels[label] for label in found.labels[kept].tolist()]
@@ -255,7 +253,7 @@ def relabelled(found: Detections, matched: ClassMatch, classes: Classes) -> Dete
     )
 
 
-def seen_by_detector(target: Target, matched: ClassMatch) -> Target:
+def relabel_target(target: Target, matched: ClassMatch) -> Target:
     """The boxes of an image with the labels of the detector; those of a class it does not know are `ignored`.
 
     Of twin names of the detector the first is taken. Boxes and their order stay.

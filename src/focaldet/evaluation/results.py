@@ -30,7 +30,7 @@ class ResultRows(NamedTuple):
     scores: Float64[numpy.ndarray, " D"]
 
 
-def rows_of(detections: Mapping[int, Detections]) -> ResultRows:
+def result_rows(detections: Mapping[int, Detections]) -> ResultRows:
     """The columns of detections given by position, images in rising order."""
     ordered = [(position, detections[position].cpu()) for position in sorted(detections)]
     counts = [len(found) for _, found in ordered]

@@ -14,7 +14,7 @@ PredictionFormat = Literal["json", "coco", "yolo", "csv"]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ImageDetections:
     """What was found in a picture of this size; boxes are its pixels."""
 
     size: ImageSize
@@ -28,7 +28,7 @@ class Writer(ABC):
         self.out, self.class_names, self.category_ids = out, class_names, category_ids
 
     @abstractmethod
-    def add(self, path: Path, name: str, found: Found) -> None:
+    def add(self, path: Path, name: str, found: ImageDetections) -> None:
         """Take what was found in the picture `path`; `name` is unlike that of every other picture."""
 
     @abstractmethod
@@ -43,7 +43,7 @@ class JsonWriter(Writer):
         super().__init__(out, class_names, category_ids)
         self.entries: list[dict[str, Any]] = []
 
-    def add(self, path: Path, name: str, found: Found) -> None:
+    def add(self, path: Path, name: str, found: ImageDetections) -> None:
         del name
         self.entries.append({"file": str(path)} | found.size._asdict() | found.detections.to_dict())
 
@@ -59,7 +59,7 @@ class CocoWriter(Writer):
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def add(self, path: Path, name: str, found: Found) -> None:
+    def add(self, path: Path, name: str, found: ImageDetections) -> None:
         del name
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": str(path)} | found.size._asdict())
@@ -78,7 +78,7 @@ class CocoWriter(Writer):
 class YoloWriter(Writer):
     """`labels/<name>.txt`: label, centre, width and height as shares of the picture, score; and `classes.txt`."""
 
-    def add(self, path: Path, name: str, found: Found) -> None:
+    def add(self, path: Path, name: str, found: ImageDetections) -> None:
         del path
         height, width = found.size
         lines = []
@@ -102,7 +102,7 @@ class CsvWriter(Writer):
         super().__init__(out, class_names, category_ids)
         self.rows: list[list[Any]] = []
 
-    def add(self, path: Path, name: str, found: Found) -> None:
+    def add(self, path: Path, name: str, found: ImageDetections) -> None:
         del name
         parts = found.detections.to_dict()
         for box, score, label, title in zip(

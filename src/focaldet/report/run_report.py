@@ -211,7 +211,7 @@ def _picture(source: ImageSource, place: int, found: Detections) -> str:
 
 
 def _jpeg(image: draw.Picture, shown: Detections, *, show_scores: bool, alt: str) -> str:
-    picture = draw.to_picture(image)
+    picture = draw.to_image(image)
     scale = min(1.0, PICTURE_PX / max(picture.size))
     small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     ratios = small.width / picture.width, small.height / picture.height

@@ -20,19 +20,18 @@ from focaldet.data.augment.geometry import resize_image
 from focaldet.data.dataset import DataConfig, Dataset, FileSource
 from focaldet.data.images import read_image
 from focaldet.errors import ConfigError
-from focaldet.evaluation.error_kinds import FLOOR, KINDS, Example, Kind, judged
+from focaldet.evaluation.error_kinds import MIN_PROBABILITY, OUTCOME_KINDS, Outcome, OutcomeKind, classify_outcomes
 from focaldet.evaluation.evaluate import (
-    OnSplit,
-    Progress,
+    EvaluationSetup,
     detect_all,
     evaluation_folder,
-    open_on_split,
-    relabelled,
+    relabel_detections,
     run_settings,
+    set_up_evaluation,
 )
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions
 from focaldet.models import Detector
-from focaldet.runtime import joined_processes, pick_device
+from focaldet.runtime import Progress, join_processes, pick_device
 from focaldet.study.hard_page import hard_page
 from focaldet.study.plots import Curve, Plot, write_curves, write_plot
 from focaldet.study.suspects import Suspect, suspects, write_suspects
@@ -51,15 +50,15 @@ class HardStudy:
     """What `study_hard` found and left: the examples of each image, the suspected label errors, and the page."""
 
     page: Path
-    examples: tuple[tuple[Example, ...], ...]
+    examples: tuple[tuple[Outcome, ...], ...]
     suspects: tuple[Suspect, ...]
     notes: tuple[str, ...]
 
     @property
-    def counts(self) -> dict[Kind, tuple[int, int]]:
+    def counts(self) -> dict[OutcomeKind, tuple[int, int]]:
         """How many objects and how many false positives there are of each kind."""
-        counted = Counter((one.kind, one.place is None) for several in self.examples for one in several)
-        return {kind: (counted[kind, False], counted[kind, True]) for kind in KINDS}
+        counted = Counter((one.kind, one.index is None) for several in self.examples for one in several)
+        return {kind: (counted[kind, False], counted[kind, True]) for kind in OUTCOME_KINDS}
 
 
 def study_hard(
@@ -103,10 +102,10 @@ def study_hard(
     if picture_px < 1:
         raise ConfigError(f"picture_px: must be at least 1, found {picture_px}")
     options = replace(options, **fields)
-    opened = open_on_split(run, data, split=split, options=options)
+    opened = set_up_evaluation(run, data, split=split, options=options)
     folder = evaluation_folder(run, split=split, out=out, kind="hard") or ELSEWHERE
     make_folder(folder / "pictures")
-    with joined_processes(pick_device(options.device)) as ranks:
+    with join_processes(pick_device(options.device)) as ranks:
         detected = detect_all(
             telling_more(opened.detector).to(ranks.device),
             FileSource(opened.dataset),
@@ -116,7 +115,7 @@ def study_hard(
         )
         examples = examples_on(opened, detected.detections, score=score)
         found = suspects(examples, num_classes=len(opened.dataset.classes), score=score)
-        study = HardStudy(folder / "index.html", examples, tuple(found), opened.matched.notes)
+        study = HardStudy(folder / "index.html", examples, tuple(found), opened.class_match.notes)
         if ranks.global_rank == 0:
             model = str(run_settings(run).get("model", run))
             page = hard_page(opened.dataset, examples, found, score=score, model=model)
@@ -137,23 +136,25 @@ def _write_tables(dataset: Dataset, study: HardStudy) -> None:
 
 
 def telling_more(detector: Detector) -> Detector:
-    """The detector with the threshold of its detections at `FLOOR`, where its config has one."""
+    """The detector with the threshold of its detections at `MIN_PROBABILITY`, where its config has one."""
     config = detector.config
     if hasattr(config, "detect"):
-        lower = min(FLOOR, config.detect.score_threshold)
+        lower = min(MIN_PROBABILITY, config.detect.score_threshold)
         detector.config = replace(config, detect=replace(config.detect, score_threshold=lower))
     return detector
 
 
-def examples_on(opened: OnSplit, detections: Sequence[Detections], *, score: float) -> tuple[tuple[Example, ...], ...]:
+def examples_on(
+    opened: EvaluationSetup, detections: Sequence[Detections], *, score: float
+) -> tuple[tuple[Outcome, ...], ...]:
     """The examples of each image, with the labels of the data; boxes of classes unknown to the detector are ignored."""
-    dataset, known = opened.dataset, torch.tensor(sorted(opened.matched.labels.values()))
+    dataset, known = opened.dataset, torch.tensor(sorted(opened.class_match.labels.values()))
     found = []
     for image, one in enumerate(detections):
         target = dataset.target(image)
         target = Target(target.boxes, target.labels, target.ignored | ~torch.isin(target.labels, known))
-        ours = relabelled(one, opened.matched, dataset.classes)
-        found.append(tuple(judged(ours, target, score=score, least_score=score * FALSE_POSITIVE_SHARE)))
+        ours = relabel_detections(one, opened.class_match, dataset.classes)
+        found.append(tuple(classify_outcomes(ours, target, score=score, least_score=score * FALSE_POSITIVE_SHARE)))
     return tuple(found)
 
 
@@ -162,12 +163,12 @@ def _write_pictures(dataset: Dataset, folder: Path, *, longest_px: int, progress
     for image in range(len(dataset)):
         pixels = read_image(dataset.path(image))
         resize = Resize(mode="long", size=min(longest_px, max(pixels.shape[1:])))
-        draw.to_picture(resize_image(pixels, resize)).save(folder / f"{image}.jpg", quality=JPEG_QUALITY)
+        draw.to_image(resize_image(pixels, resize)).save(folder / f"{image}.jpg", quality=JPEG_QUALITY)
         if progress is not None:
             progress(image + 1, len(dataset))
 
 
-def _write_examples(dataset: Dataset, examples: Sequence[Sequence[Example]], path: Path) -> None:
+def _write_examples(dataset: Dataset, examples: Sequence[Sequence[Outcome]], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(COLUMNS)
@@ -176,16 +177,16 @@ def _write_examples(dataset: Dataset, examples: Sequence[Sequence[Example]], pat
             for one in several:
                 box = [f"{side:.2f}" for side in one.box]
                 numbers = [f"{n:.4f}" for n in (one.probability, one.class_loss, one.box_loss, one.loss)]
-                role = one.kind if one.place is not None else f"false positive: {one.kind}"
+                role = one.kind if one.index is not None else f"false positive: {one.kind}"
                 rows.writerow([name, image_id, role, dataset.classes.names[one.label], *box, *numbers])
 
 
-def _easiness(dataset: Dataset, examples: Sequence[Sequence[Example]]) -> Plot:
+def _easiness(dataset: Dataset, examples: Sequence[Sequence[Outcome]]) -> Plot:
     """How the objects of all classes, and of the most frequent, spread between hard and easy."""
     by_class: dict[int, list[float]] = {}
     for several in examples:
         for one in several:
-            if one.place is not None:
+            if one.index is not None:
                 by_class.setdefault(one.label, []).append(easiness(one))
     frequent = sorted(by_class, key=lambda label: -len(by_class[label]))[: MOST_CURVES - 1]
     groups = {"all objects": [value for values in by_class.values() for value in values]}
@@ -201,7 +202,7 @@ def _easiness(dataset: Dataset, examples: Sequence[Sequence[Example]]) -> Plot:
     )
 
 
-def easiness(one: Example) -> float:
+def easiness(one: Outcome) -> float:
     """exp(−loss), in (0, 1]: 1 is easy and green, 0 hard and red."""
     return math.exp(-one.loss)
 

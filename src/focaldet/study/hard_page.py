@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from focaldet.data.dataset import Dataset
-from focaldet.evaluation.error_kinds import KINDS, Example
+from focaldet.evaluation.error_kinds import OUTCOME_KINDS, Outcome
 from focaldet.report.page import whole_page
 from focaldet.study.suspects import PROBLEMS, Labelled, Suspect
 
@@ -15,7 +15,7 @@ MEDIUM_AREA, LARGE_AREA = 32**2, 96**2  # COCO's bounds, square pixels of the or
 
 
 def hard_page(
-    dataset: Dataset, examples: Sequence[Sequence[Example]], suspects: Sequence[Suspect], *, score: float, model: str
+    dataset: Dataset, examples: Sequence[Sequence[Outcome]], suspects: Sequence[Suspect], *, score: float, model: str
 ) -> str:
     """The explorer as HTML. It expects the picture of image i at `pictures/<i>.jpg`.
 
@@ -31,7 +31,7 @@ def hard_page(
         "fingerprint": dataset.fingerprint(),
         "classes": dataset.classes.names,
         "categories": dataset.classes.category_ids,
-        "kinds": KINDS,
+        "kinds": OUTCOME_KINDS,
         "problems": PROBLEMS,
         "score": score,
         "images": [_image(dataset, place, several) for place, several in enumerate(examples)],
@@ -52,19 +52,21 @@ def hard_page(
     )
 
 
-def _image(dataset: Dataset, place: int, examples: Sequence[Example]) -> list[Any]:
+def _image(dataset: Dataset, place: int, examples: Sequence[Outcome]) -> list[Any]:
     """File, id, width, height, and the rows of the examples."""
     height, width = dataset.size(place)
     first = int(dataset.offsets[place])
     rows = []
     for one in examples:
         x1, y1, x2, y2 = one.box
-        area = (x2 - x1) * (y2 - y1) if one.place is None else float(dataset.areas[first + one.place])
-        finding = [one.finding.label, round(one.finding.score, 3), _sides(one.finding.box)] if one.finding else None
+        area = (x2 - x1) * (y2 - y1) if one.index is None else float(dataset.areas[first + one.index])
+        finding = (
+            [one.detection.label, round(one.detection.score, 3), _sides(one.detection.box)] if one.detection else None
+        )
         size = (area >= MEDIUM_AREA) + (area >= LARGE_AREA)
         losses = round(one.class_loss, 3), round(one.box_loss, 3)
-        kind = KINDS.index(one.kind)
-        rows.append([kind, int(one.place is not None), one.label, _sides(one.box), size, *losses, finding])
+        kind = OUTCOME_KINDS.index(one.kind)
+        rows.append([kind, int(one.index is not None), one.label, _sides(one.box), size, *losses, finding])
     name = dataset.path(place).relative_to(dataset.root).as_posix()
     return [name, int(dataset.image_ids[place]), width, height, rows]
 

@@ -16,17 +16,18 @@ from focaldet.data.dataset import DataConfig, FileSource
 from focaldet.data.formats.text import list_names
 from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
-from focaldet.evaluation.evaluate import OnSplit, Progress, evaluation_folder, open_on_split, seen_by_detector
+from focaldet.evaluation.evaluate import EvaluationSetup, evaluation_folder, relabel_target, set_up_evaluation
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions
 from focaldet.models.base import Margins
 from focaldet.report.page import whole_page
 from focaldet.runtime import (
     Precision,
     Process,
+    Progress,
     autocast,
-    gathered,
-    inference_mode,
-    joined_processes,
+    eval_mode,
+    gather_objects,
+    join_processes,
     pick_device,
     pick_precision,
 )
@@ -126,11 +127,11 @@ def study_imbalance(
     """
     _check_gammas(gammas)
     options = replace(options, **fields)
-    opened = open_on_split(run, data, split=split, options=options)
+    opened = set_up_evaluation(run, data, split=split, options=options)
     if len(opened.dataset) == 0:
         raise ConfigError(f"split: {split!r} has no images")
     folder = make_folder(evaluation_folder(run, split=split, out=out, kind="imbalance") or ELSEWHERE)
-    with joined_processes(pick_device(options.device)) as ranks:
+    with join_processes(pick_device(options.device)) as ranks:
         opened.detector.to(ranks.device)
         tally = tally_losses(opened, gammas, options=options, ranks=ranks, progress=progress)
         imbalance = summary(tally, opened)
@@ -141,7 +142,7 @@ def study_imbalance(
 
 
 def tally_losses(
-    opened: OnSplit,
+    opened: EvaluationSetup,
     gammas: Sequence[float],
     *,
     options: InferenceOptions,
@@ -176,28 +177,30 @@ def tally_losses(
         done += len(names)
         if progress is not None and ranks.global_rank == 0:
             progress(done, total)
-    return LossTally.merged(gathered(tally.cpu(), num_ranks=ranks.world_size))
+    return LossTally.merged(gather_objects(tally.cpu(), num_ranks=ranks.world_size))
 
 
 def _margins(
-    opened: OnSplit, loader: Loader, *, device: torch.device, precision: Precision | None
+    opened: EvaluationSetup, loader: Loader, *, device: torch.device, precision: Precision | None
 ) -> Iterator[tuple[Margins, tuple[str, ...]]]:
     """The margins of each batch and the names of its images."""
-    detector, matched = opened.detector, opened.matched
-    with inference_mode(detector), torch.no_grad():
+    detector, matched = opened.detector, opened.class_match
+    with eval_mode(detector), torch.no_grad():
         for batch in loader.epoch(0):
-            targets = [seen_by_detector(target, matched).to(device) for target in batch.targets]
+            targets = [relabel_target(target, matched).to(device) for target in batch.targets]
             images = batch.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             with autocast(device, pick_precision(precision, device=device)):
                 outputs = detector(images, batch.sizes, targets)
             yield detector.margins(outputs, targets), batch.image_names
 
 
-def summary(tally: LossTally, opened: OnSplit) -> Imbalance:
+def summary(tally: LossTally, opened: EvaluationSetup) -> Imbalance:
     """The numbers of a tally on the processor, and what they say."""
     positives, negatives = tally.counts.sum(1).tolist()
     dataset = opened.dataset
-    known = torch.isin(dataset.labels, torch.tensor(list(opened.matched.labels.values()), dtype=dataset.labels.dtype))
+    known = torch.isin(
+        dataset.labels, torch.tensor(list(opened.class_match.labels.values()), dtype=dataset.labels.dtype)
+    )
     to_find = int((known & (dataset.flags == 0)).sum())
     gammas = tuple(_held(tally, gamma) for gamma in tally.gammas)
     return Imbalance(
@@ -221,9 +224,9 @@ def _held(tally: LossTally, gamma: float) -> LossHeld:
     return LossHeld(gamma, positive, negative, negative / positive if positive else None, *tails)
 
 
-def _notes(opened: OnSplit) -> Iterator[str]:
+def _notes(opened: EvaluationSetup) -> Iterator[str]:
     """What was left out of the count, and what stands in it that a reader would not expect."""
-    dataset, labels, names = opened.dataset, opened.matched.labels, opened.detector.class_names
+    dataset, labels, names = opened.dataset, opened.class_match.labels, opened.detector.class_names
     unknown = [label for label in range(len(dataset.classes)) if label not in labels.values()]
     boxes = sum(int((dataset.labels == label).sum()) for label in unknown)
     if boxes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from focaldet.data.dataset import Dataset
-from focaldet.evaluation.error_kinds import Box, Example
+from focaldet.evaluation.error_kinds import Box, Outcome
 
 Problem = Literal["missing box", "wrong class", "misplaced box", "nothing there"]
 PROBLEMS: tuple[Problem, ...] = ("missing box", "wrong class", "misplaced box", "nothing there")
@@ -46,7 +46,7 @@ class Suspect:
         return tuple(one for one in (self.proposed, self.annotated) if one is not None)
 
 
-def suspects(examples: Sequence[Sequence[Example]], *, num_classes: int, score: float) -> list[Suspect]:
+def suspects(examples: Sequence[Sequence[Outcome]], *, num_classes: int, score: float) -> list[Suspect]:
     """All suspicions about the images' annotations, the strongest first.
 
     - `missing box`: a detection on what the file calls background; its score.
@@ -56,7 +56,7 @@ def suspects(examples: Sequence[Sequence[Example]], *, num_classes: int, score: 
       of a class that is often missed a missed object says little.
 
     Args:
-        examples: those of each image (`evaluate.errors.judged`), by its position.
+        examples: those of each image (`evaluate.errors.classify_outcomes`), by its position.
         num_classes: K, the number of classes.
         score: from here on a detection is the detector's answer, so a reason to suspect the file.
     """
@@ -70,29 +70,29 @@ def suspects(examples: Sequence[Sequence[Example]], *, num_classes: int, score: 
     return sorted(found, key=lambda one: -one.suspicion)
 
 
-def _suspect(image: int, one: Example, *, share_found: float, score: float) -> Suspect | None:
+def _suspect(image: int, one: Outcome, *, share_found: float, score: float) -> Suspect | None:
     doubt = 1.0 - one.probability
-    annotated = None if one.place is None else Labelled(one.label, one.box)
-    proposed = None if one.finding is None else Labelled(one.finding.label, one.finding.box)
+    annotated = None if one.index is None else Labelled(one.label, one.box)
+    proposed = None if one.detection is None else Labelled(one.detection.label, one.detection.box)
     if annotated is None:
         is_answer = one.kind == "background" and doubt >= score
         return Suspect(image, "missing box", doubt, None, proposed) if is_answer else None
     if one.kind == "missed":
         return Suspect(image, "nothing there", SILENCE * share_found * doubt, annotated, None)
-    if one.finding is None or one.kind == "found":
+    if one.detection is None or one.kind == "found":
         return None
     if one.kind == "wrong class":
-        return Suspect(image, "wrong class", doubt * one.finding.score, annotated, proposed)
-    suspicion = doubt * one.finding.score * (1.0 - one.finding.iou)
+        return Suspect(image, "wrong class", doubt * one.detection.score, annotated, proposed)
+    suspicion = doubt * one.detection.score * (1.0 - one.detection.iou)
     return Suspect(image, "misplaced box", suspicion, annotated, proposed)
 
 
-def _shares_found(examples: Sequence[Sequence[Example]], num_classes: int) -> list[float]:
+def _shares_found(examples: Sequence[Sequence[Outcome]], num_classes: int) -> list[float]:
     """By class the share of its objects that are found; 0 for a class without objects."""
     found, objects = [0] * num_classes, [0] * num_classes
     for several in examples:
         for one in several:
-            if one.place is not None:
+            if one.index is not None:
                 objects[one.label] += 1
                 found[one.label] += one.kind == "found"
     return [hits / max(1, count) for hits, count in zip(found, objects, strict=True)]

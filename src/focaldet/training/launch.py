@@ -8,7 +8,7 @@ import torch
 
 from focaldet.config import NO_SPACE
 from focaldet.errors import CheckpointError, OutOfMemoryError
-from focaldet.runtime import is_memory_short
+from focaldet.runtime import is_out_of_memory
 from focaldet.training.config import RunConfig
 
 
@@ -39,7 +39,7 @@ def advice(config: RunConfig) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_memory_short(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"out of memory with {config.batch_size} images per update: try accumulate={config.accumulate * 2} "

@@ -16,7 +16,7 @@ from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, pe
 from focaldet.evaluation.evaluate import detect_all
 from focaldet.evaluation.results import write_results
 from focaldet.report.run_report import write_report
-from focaldet.runtime import launch, num_processes, pick_device
+from focaldet.runtime import launch_fabric, num_processes, pick_device
 from focaldet.training.assembly import Parts, assemble
 from focaldet.training.config import RunConfig, checked
 from focaldet.training.launch import advice, global_settings
@@ -70,7 +70,7 @@ def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None 
         stack.enter_context(global_settings(config))
         wish = stack.enter_context(stop_signal())
         # Every process has looked at the folder before the first one changes it: launching waits for all.
-        fabric = launch(pick_device(config.device))
+        fabric = launch_fabric(pick_device(config.device))
         parts = assemble(config, phases=phases, folder=folder, fabric=fabric, wish=wish, sources=sources)
         stack.callback(parts.log.close)
         return Run(config, folder=folder, parts=parts, has_files=sources is None).finish()
@@ -227,7 +227,7 @@ class Run:
         best = self.position.best
         return best is None or (metrics.ap or 0.0) > (best["ap"] or 0.0)
 
-    def _check_wish(self, done: int, total: int) -> None:
+    def _check_wish(self, done: int, total: int | None) -> None:
         """An evaluation is given up when the run is asked to stop: resuming begins it again."""
         del done, total
         if self.parts.wish:

@@ -14,10 +14,11 @@ from focaldet.config import nearest
 from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, named_config
+from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
 from focaldet.weights.checkpoint import NO_LICENSE, is_own, save_detector
 from focaldet.weights.compatibility import CONVENTIONS, FREE, conventions, fitting, require_same_settings
-from focaldet.weights.download import Progress, sha256
+from focaldet.weights.download import sha256
 from focaldet.weights.formats import darknet
 from focaldet.weights.formats.files import TensorFile, read_tensors
 from focaldet.weights.formats.registry import LAYOUTS, Layout, layout_of

@@ -6,16 +6,14 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
 
 from focaldet.errors import CheckpointError
+from focaldet.runtime import Progress
 from focaldet.weights.formats.files import sync_folder
 
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and the bytes there will be (None where the server does not say)."""
 ATTEMPTS = 3
 CHUNK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 30.0

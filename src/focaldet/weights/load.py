@@ -13,10 +13,10 @@ from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import Detector, build
 from focaldet.nets.norm import FrozenBatchNorm
+from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
 from focaldet.weights.checkpoint import NO_LICENSE, detector_config, is_own, read_checkpoint, read_metadata
 from focaldet.weights.compatibility import BEHIND_ENCODER, FREE, require_same_settings
-from focaldet.weights.download import Progress
 from focaldet.weights.formats import darknet, timm, torchvision
 from focaldet.weights.formats.files import TensorFile, read_tensors
 from focaldet.weights.formats.registry import Incoming, coco_ids, layout_of

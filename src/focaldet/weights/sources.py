@@ -5,7 +5,8 @@ from pathlib import Path
 
 from focaldet.config import nearest
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.weights.download import Progress, cache_folder, download, sha256, stated_checksum
+from focaldet.runtime import Progress
+from focaldet.weights.download import cache_folder, download, sha256, stated_checksum
 
 TORCHVISION = {
     "torchvision:coco_v1": ("retinanet_resnet50_fpn", "COCO_V1"),

@@ -148,7 +148,7 @@ def differences(predictor: Predictor, raw: dict[str, Tensor]) -> dict[str, Any]:
     """The largest differences of the raw outputs for detectron2's own input; of regions those that both have."""
     detector, image = predictor.detector, raw["image"].flip(0)
     size = ImageSize(image.shape[1], image.shape[2])
-    padded = detector.preprocessing.padded(size)
+    padded = detector.preprocessing.padded_size(size)
     batch = torch.tensor(detector.preprocessing.rgb_padding).view(1, 3, 1, 1).repeat(1, 1, *padded)
     batch[:, :, : size.height, : size.width] = image
     found = detector(batch)

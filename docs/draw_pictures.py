@@ -65,7 +65,7 @@ def main() -> None:
     for path in scenes:
         with Image.open(path) as scene:
             picture = scene.convert("RGB")
-        found = predictor.predict(picture).scaled(2, 2)
+        found = predictor.predict(picture).scale(2, 2)
         large = picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.LANCZOS)
         drawn.append(focaldet.draw.boxes(large, found, min_score=SCORE))
     sheet(drawn).save(chosen.out, quality=85)

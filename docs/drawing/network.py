@@ -31,7 +31,7 @@ class Network:
             preprocessing = self.detector.preprocessing
             self.side_px = preprocessing.resize.size
             self.picture = preprocessing.resize.target(PHOTOGRAPH)
-            self.padded = preprocessing.padded(self.picture)
+            self.padded = preprocessing.padded_size(self.picture)
             for part, module in self.detector.named_modules():
                 module.register_forward_hook(lambda _, __, given, part=part: self._note(part, given))
             images = torch.zeros(1, 3, *self.padded)

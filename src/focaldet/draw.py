@@ -56,7 +56,7 @@ def boxes(image: Picture, detections: Detections, *, min_score: float = 0.0, sho
         ConfigError: `image` is none of these.
     """
     picture = to_image(image)
-    shown = detections.above(min_score).clipped(ImageSize(picture.height, picture.width)).cpu()
+    shown = detections.above(min_score).clip(ImageSize(picture.height, picture.width)).cpu()
     pen, font_px = line_width(picture.size), font_size(picture.size)
     drawing = ImageDraw.Draw(picture)
     rectangles = [_corners(box) for box in shown.boxes.tolist()]

@@ -140,7 +140,7 @@ class Predictor:
         groups: dict[ImageSize, list[int]] = {}
         for place, one in enumerate(window):
             if isinstance(one, _Prepared):
-                groups.setdefault(self.detector.preprocessing.padded(one.size), []).append(place)
+                groups.setdefault(self.detector.preprocessing.padded_size(one.size), []).append(place)
         results: dict[int, ImageDetections | DataError] = {
             place: one for place, one in enumerate(window) if isinstance(one, DataError)
         }

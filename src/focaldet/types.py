@@ -4,9 +4,10 @@ Axes: B images, H W pixels, G ground-truth boxes of one image, D detections of o
 Boxes are xyxy float32 pixels with the origin at the top left corner, everywhere.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple, SupportsIndex, overload
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -25,13 +26,29 @@ class ImageSize(NamedTuple):
 ImageSizes = Sequence[ImageSize] | Int64[Tensor, "B 2"]
 """The sizes of B images; as a tensor of (height, width) where the network is traced or compiled."""
 
+BoxCorners = tuple[float, float, float, float]
+"""(x1, y1, x2, y2) in pixels."""
 
-@dataclass(frozen=True, slots=True)
+Rows = slice | Sequence[int] | Tensor
+"""Several rows of parallel tensors: a slice, a list or tensor of indices, or a Boolean mask."""
+
+
+class GroundTruth(NamedTuple):
+    """One object of a `Target`: box, class index, and whether it is to be ignored."""
+
+    box: BoxCorners
+    label: int
+    ignored: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Target:
     """What one image contains.
 
     `labels` are contiguous class indices in [0, K). Boxes marked `ignored` (crowds, "difficult" objects) are neither
     object nor background: matching leaves anchors that lie on them out of the loss.
+
+    `target[0]` is a `GroundTruth` and so is every item of an iteration; a slice, a mask or indices give a `Target`.
     """
 
     boxes: Float[Tensor, "G 4"]
@@ -43,17 +60,44 @@ class Target:
         """The target of a background image: no boxes."""
         return Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
 
+    def __len__(self) -> int:
+        return self.boxes.shape[0]
+
+    def __iter__(self) -> Iterator[GroundTruth]:
+        rows = zip(self.boxes.tolist(), self.labels.tolist(), self.ignored.tolist(), strict=True)
+        return (GroundTruth(tuple(box), label, ignored) for box, label, ignored in rows)
+
+    @overload
+    def __getitem__(self, rows: Rows) -> "Target": ...  # type: ignore[overload-overlap]  # a tensor has __index__
+    @overload
+    def __getitem__(self, rows: SupportsIndex) -> GroundTruth: ...
+    def __getitem__(self, rows: Rows | SupportsIndex) -> "GroundTruth | Target":
+        if (row := _single_row(rows, count=len(self))) is not None:
+            return next(iter(self[row : row + 1]))
+        return Target(self.boxes[rows], self.labels[rows], self.ignored[rows])
+
+    def __eq__(self, other: object) -> bool:
+        return _equal_values(self, other) if isinstance(other, Target) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # equal by values that can be written into
+
+    def __repr__(self) -> str:
+        return f"Target({_number_of_boxes(len(self))})"
+
     def to(self, device: torch.device | str) -> "Target":
+        """The same target in the memory of `device`."""
         return Target(*(t.to(device, non_blocking=True) for t in (self.boxes, self.labels, self.ignored)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """B images padded at the bottom and right to a common size, with what they contain.
 
     `images` is RGB in 0…255. `sizes` are the sizes before padding (the frame of the targets' boxes), `original_sizes`
-    those of the stored pictures after EXIF rotation; `indices` point into the dataset, `image_names` are for
-    messages.
+    those of the stored images after EXIF rotation; `indices` are the images' indices in the dataset, `image_names` are
+    for messages.
+
+    `batch[0]` and every item of an iteration are a batch of one image, padded as before; a slice gives a batch too.
     """
 
     images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
@@ -63,20 +107,55 @@ class Batch:
     original_sizes: tuple[ImageSize, ...]
     image_names: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def __iter__(self) -> "Iterator[Batch]":
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, rows: slice | SupportsIndex) -> "Batch":
+        row = _single_row(rows, count=len(self))
+        chosen = rows if row is None else slice(row, row + 1)
+        return Batch(*(getattr(self, column.name)[chosen] for column in fields(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return _equal_values(self, other) if isinstance(other, Batch) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # equal by values that can be written into
+
+    def __repr__(self) -> str:
+        height, width = self.images.shape[-2:]
+        boxes = _number_of_boxes(sum(map(len, self.targets)))
+        return f"Batch({len(self)} × {height} × {width} px, {boxes})"
+
     def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with images and targets in the memory of `device`."""
         images = self.images.to(device, non_blocking=True)
         return replace(self, images=images, targets=tuple(target.to(device) for target in self.targets))
 
     def pin_memory(self) -> "Batch":
+        """The same batch with its images in page-locked memory, from which a GPU copies while it computes."""
         return replace(self, images=self.images.pin_memory())
 
 
-@dataclass(frozen=True, slots=True)
-class Detections:
-    """The objects found in one image, best first.
+class Detection(NamedTuple):
+    """One row of `Detections`: box, score in [0, 1], class index and class name, as plain Python values."""
 
-    `boxes` are pixels of the image they were asked for, `scores` probabilities in [0, 1], `labels` indices into
-    `class_names`. Three parallel tensors of length D; D may be 0.
+    box: BoxCorners
+    score: float
+    label: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detections:
+    """The objects that a detector sees in one image, best first.
+
+    `boxes` are pixels of the image that was given, `scores` probabilities in [0, 1], `labels` indices into
+    `class_names`: three parallel tensors of length D; D may be 0.
+
+    `detections[0]` is a `Detection` and so is every item of an iteration (`for box, score, label, name in detections`);
+    a slice, a mask or indices give `Detections`. Two are equal where all their values and names are.
     """
 
     boxes: Float[Tensor, "D 4"]
@@ -84,8 +163,37 @@ class Detections:
     labels: Int64[Tensor, " D"]
     class_names: tuple[str, ...] = ()
 
+    @staticmethod
+    def empty(class_names: tuple[str, ...] = ()) -> "Detections":
+        """The detections of an image in which nothing was detected."""
+        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), class_names)
+
     def __len__(self) -> int:
         return self.boxes.shape[0]
+
+    def __iter__(self) -> Iterator[Detection]:
+        rows = zip(self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names, strict=True)
+        return (Detection(tuple(box), score, label, name) for box, score, label, name in rows)
+
+    @overload
+    def __getitem__(self, rows: Rows) -> "Detections": ...  # type: ignore[overload-overlap]  # a tensor has __index__
+    @overload
+    def __getitem__(self, rows: SupportsIndex) -> Detection: ...
+    def __getitem__(self, rows: Rows | SupportsIndex) -> "Detection | Detections":
+        if (row := _single_row(rows, count=len(self))) is not None:
+            return next(iter(self[row : row + 1]))
+        return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], self.class_names)
+
+    def __eq__(self, other: object) -> bool:
+        return _equal_values(self, other) if isinstance(other, Detections) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # equal by values that can be written into
+
+    def __repr__(self) -> str:
+        if not len(self) or self.scores.is_meta:
+            return f"Detections({_number_of_boxes(len(self))})"
+        best = self[int(self.scores.argmax())]
+        return f"Detections({_number_of_boxes(len(self))}, best {best.score:.2f} {best.name!r})"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,24 +203,43 @@ class Detections:
 
     def above(self, score: float) -> "Detections":
         """The detections with at least this score."""
-        keep = self.scores >= score
-        return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
+        return self[self.scores >= score]
 
-    def scaled(self, x: float, y: float) -> "Detections":
+    def scale(self, x: float, y: float) -> "Detections":
         """The same detections with their boxes multiplied by `x` and `y`."""
         return replace(self, boxes=self.boxes * self.boxes.new_tensor([x, y, x, y]))
 
-    def moved(self, x: float, y: float) -> "Detections":
-        """The same detections with their boxes shifted by `x` and `y`."""
+    def shift(self, x: float, y: float) -> "Detections":
+        """The same detections with their boxes moved by `x` and `y` pixels."""
         return replace(self, boxes=self.boxes + self.boxes.new_tensor([x, y, x, y]))
 
-    def clipped(self, size: ImageSize) -> "Detections":
+    def clip(self, size: ImageSize) -> "Detections":
         """The same detections with their boxes clipped to an image of this size."""
         limit = self.boxes.new_tensor([size.width, size.height, size.width, size.height])
         return replace(self, boxes=torch.minimum(self.boxes.clamp(min=0), limit))
 
+    def to(self, device: torch.device | str) -> "Detections":
+        """The same detections in the memory of `device`."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("boxes", "scores", "labels")})
+
     def cpu(self) -> "Detections":
-        return replace(self, boxes=self.boxes.cpu(), scores=self.scores.cpu(), labels=self.labels.cpu())
+        """The same detections in the memory of the processor."""
+        return self.to("cpu")
+
+    def scaled(self, x: float, y: float) -> "Detections":
+        """Deprecated: the name of `scale` until version 0.1."""
+        _warn_renamed("Detections.scaled", "scale")
+        return self.scale(x, y)
+
+    def moved(self, x: float, y: float) -> "Detections":
+        """Deprecated: the name of `shift` until version 0.1."""
+        _warn_renamed("Detections.moved", "shift")
+        return self.shift(x, y)
+
+    def clipped(self, size: ImageSize) -> "Detections":
+        """Deprecated: the name of `clip` until version 0.1."""
+        _warn_renamed("Detections.clipped", "clip")
+        return self.clip(size)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Plain lists: `boxes` (xyxy pixels), `scores`, `labels`, `names`."""
@@ -149,7 +276,38 @@ class Detections:
         )
 
 
-LETTERBOX_GREY = 127.5  # one half, as darknet fills; 128 where pixels are bytes
+def _single_row(rows: Rows | SupportsIndex, *, count: int) -> int | None:
+    """The row from 0 that a number of any integer type, negative or not, stands for; None for several rows.
+
+    Raises:
+        IndexError: it is not a number of `count` rows.
+    """
+    if isinstance(rows, slice | Sequence) or getattr(rows, "ndim", 0) > 0:
+        return None
+    return range(count)[rows]
+
+
+def _equal_values(left: "Target | Batch | Detections", right: "Target | Batch | Detections") -> bool:
+    """Whether all fields are equal, tensors in type, shape and every number, on whichever device."""
+    for column in fields(left):
+        value, other = getattr(left, column.name), getattr(right, column.name)
+        if isinstance(value, Tensor):
+            if value.dtype != other.dtype or not torch.equal(value.cpu(), other.cpu()):
+                return False
+        elif value != other:
+            return False
+    return True
+
+
+def _number_of_boxes(count: int) -> str:
+    return f"{count} box{'' if count == 1 else 'es'}"
+
+
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
+
+
+LETTERBOX_GRAY = 127.5  # one half, as darknet fills; 128 where pixels are bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +316,7 @@ class Resize:
 
     `short`: the short side becomes `size`, unless the long side would pass `max_size`, then that one rules.
     `long`: the long side becomes `size`. `warp`: exactly `size` × `size`, the aspect ratio is not kept. `letterbox`: as
-    `long`, and the image lies in the middle of a grey square of `size` × `size`, as in darknet (its sides are rounded
+    `long`, and the image lies in the middle of a gray square of `size` × `size`, as in darknet (its sides are rounded
     down, whatever `rounding` says).
 
     Without `antialias` pixels are squares, or with `align_corners` points, the first and the last of which stay where
@@ -229,11 +387,11 @@ class Resize:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What happens to a picture before the first convolution; part of every checkpoint.
+    """How an image is prepared for the first convolution; part of every checkpoint.
 
     `mean` and `std` are per channel on the scale 0…255, in the order of `channels`. Padding (bottom and right, to
-    multiples of `size_divisor`) takes the value of `mean`, so that it is 0 after normalisation; with a letterbox it is
-    grey like the bars.
+    multiples of `size_divisor`) takes the value of `mean`, so that it is 0 after normalization; with a letterbox it is
+    gray like the bars.
     """
 
     channels: Literal["RGB", "BGR"] = "RGB"
@@ -250,9 +408,14 @@ class Preprocessing:
     @property
     def rgb_padding(self) -> tuple[float, float, float]:
         """What lies beside an image, in RGB order on the scale 0…255."""
-        return (LETTERBOX_GREY,) * 3 if self.resize.mode == "letterbox" else self.rgb_mean
+        return (LETTERBOX_GRAY,) * 3 if self.resize.mode == "letterbox" else self.rgb_mean
 
-    def padded(self, size: ImageSize) -> ImageSize:
+    def padded_size(self, size: ImageSize) -> ImageSize:
         """The smallest size that holds `size` and divides by `size_divisor`."""
         step = self.size_divisor
         return ImageSize(*(-(-side // step) * step for side in size))
+
+    def padded(self, size: ImageSize) -> ImageSize:
+        """Deprecated: the name of `padded_size` until version 0.1."""
+        _warn_renamed("Preprocessing.padded", "padded_size")
+        return self.padded_size(size)

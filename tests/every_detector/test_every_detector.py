@@ -125,7 +125,7 @@ def fresh(name: str) -> Detector:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
     with torch.no_grad():
-        measured.train()(images())
+        measured.train()(images(), WHOLE)
     detector = built(name)
     detector.load_state_dict(measured.state_dict(), strict=False)
     return detector.eval()
@@ -333,7 +333,7 @@ def test_detections_are_sane(name: str) -> None:
         assert set(detections.names) <= set(CLASSES)
         assert torch.equal(detections.scores, detections.scores.sort(descending=True).values)
         assert detections.scores.min() > detector.config.detect.score_threshold and detections.scores.max() <= 1
-        assert torch.equal(detections.clipped(size).boxes, detections.boxes)
+        assert torch.equal(detections.clip(size).boxes, detections.boxes)
         assert (detections.boxes[:, 2:] >= detections.boxes[:, :2]).all()
 
 

@@ -89,7 +89,7 @@ def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int, 
         nearest = apart.argmin(1)
         assert_close_logits(outputs.logits[nearest], raw["logits"].roll(-1, 1))
         torch.testing.assert_close(outputs.deltas[nearest], raw["deltas"][:, 1:], rtol=1e-4, atol=1e-3)
-        found = detector.detect(outputs, [size])[0].scaled(image.shape[2] / size.width, image.shape[1] / size.height)
+        found = detector.detect(outputs, [size])[0].scale(image.shape[2] / size.width, image.shape[1] / size.height)
         assert len(found) >= 100
         assert len(found) == len(expected["labels"])
         if alike < 1:

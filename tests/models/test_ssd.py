@@ -49,7 +49,7 @@ def test_the_maps_and_priors(name, side, cells):
         outputs = detector(torch.zeros(2, 3, side, side), [ImageSize(side, side)] * 2)
     assert outputs.level_sizes == tuple(8 * cell**2 for cell in cells)
     assert outputs.logits.shape == (2, {513: 43_688, 321: 17_080}[side], 81)
-    assert PREPROCESSING[name].padded(PREPROCESSING[name].resize.target(ImageSize(480, 640))) == (side, side)
+    assert PREPROCESSING[name].padded_size(PREPROCESSING[name].resize.target(ImageSize(480, 640))) == (side, side)
 
 
 @pytest.mark.parametrize("name", ["ssd_mobilenet_v2", "ssd_r18"])

@@ -46,7 +46,7 @@ def compare(pair: tuple[Any, Detector], images: Iterable[Tensor], *, wanted: int
         assert outputs.logits.shape == logits.shape
         assert ((outputs.logits - logits).abs() / logits.abs().clamp(min=1)).max() <= 1e-4
         torch.testing.assert_close(outputs.deltas, raw["bbox_regression"], rtol=1e-4, atol=1e-4)
-        found = detector.detect(outputs, [size])[0].scaled(image.shape[2] / size.width, image.shape[1] / size.height)
+        found = detector.detect(outputs, [size])[0].scale(image.shape[2] / size.width, image.shape[1] / size.height)
         assert len(found) >= 100
         assert torch.equal(found.labels, expected["labels"])
         assert (found.boxes - expected["boxes"]).abs().max() <= 1e-2

@@ -144,7 +144,7 @@ def prepared(image: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Image
     """One picture resized in floating point, as torchvision does it, padded with the mean; its size before padding."""
     size = preprocessing.resize.target(ImageSize(image.shape[1], image.shape[2]))
     resized = F.interpolate(image[None].float(), size=tuple(size), mode="bilinear", align_corners=False)
-    height, width = preprocessing.padded(size)
+    height, width = preprocessing.padded_size(size)
     padded = torch.tensor(preprocessing.rgb_mean)[None, :, None, None].repeat(1, 1, height, width)
     padded[:, :, : size.height, : size.width] = resized
     return padded, size

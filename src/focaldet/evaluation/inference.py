@@ -111,5 +111,5 @@ def _in_picture(found: Detections, resize: Resize, *, size: ImageSize, original:
     """Detections in a picture of `size`, made by `resize`, in pixels of the original and clipped to it."""
     if resize.mode == "letterbox":
         x, y = resize.corner(original)
-        found, size = found.moved(float(-x), float(-y)), resize.content(original)
-    return found.scaled(original.width / size.width, original.height / size.height).clipped(original)
+        found, size = found.shift(float(-x), float(-y)), resize.content(original)
+    return found.scale(original.width / size.width, original.height / size.height).clip(original)

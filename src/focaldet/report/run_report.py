@@ -215,7 +215,7 @@ def _jpeg(image: draw.Picture, shown: Detections, *, show_scores: bool, alt: str
     scale = min(1.0, PICTURE_PX / max(picture.size))
     small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
     ratios = small.width / picture.width, small.height / picture.height
-    drawn = draw.boxes(small, shown.scaled(*ratios), show_scores=show_scores)
+    drawn = draw.boxes(small, shown.scale(*ratios), show_scores=show_scores)
     buffer = io.BytesIO()
     drawn.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # thin coloured lines need their colour
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -129,7 +129,7 @@ def test_an_evaluated_picture_is_padded_the_same_in_every_batch(batch_size):
     sizes = [(24, 40), (40, 24), (39, 24), (40, 40), (20, 40), (23, 40), (40, 17), (24, 39)]
     source = PaintedSource(tuple(painted(size, [], []) for size in sizes))
     for batch in loader(source, augment=None, batch_size=batch_size).epoch(0):
-        assert {PREPROCESSING.padded(size) for size in batch.sizes} == {ImageSize(*batch.images.shape[2:])}
+        assert {PREPROCESSING.padded_size(size) for size in batch.sizes} == {ImageSize(*batch.images.shape[2:])}
 
 
 def test_what_a_network_finds_does_not_depend_on_the_batch_size():

@@ -24,7 +24,7 @@ def padded(rgb, preprocessing):
     """The picture in a batch of one, as `collate` makes it."""
     height, width = rgb.shape[1:]
     batch = torch.tensor(preprocessing.rgb_padding)[None, :, None, None].repeat(
-        1, 1, *preprocessing.padded(ImageSize(height, width))
+        1, 1, *preprocessing.padded_size(ImageSize(height, width))
     )
     batch[0, :, :height, :width] = rgb
     return batch

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from focaldet.data.augment.config import KeepBoxes
 from focaldet.ops.boxes import areas, clip
-from focaldet.types import LETTERBOX_GREY, ImageSize, Resize, Target
+from focaldet.types import LETTERBOX_GRAY, ImageSize, Resize, Target
 
 MIN_VISIBLE_SHARE = 0.25
 MIN_SIDE_PX = 1.0
@@ -88,7 +88,7 @@ def resize_image(image: UInt8[Tensor, "3 H W"], resize: Resize) -> UInt8[Tensor,
     frame = resize.target(size)
     if frame == view.shown:
         return shown
-    grey = LETTERBOX_GREY if shown.is_floating_point() else round(LETTERBOX_GREY)
+    grey = LETTERBOX_GRAY if shown.is_floating_point() else round(LETTERBOX_GRAY)
     canvas = shown.new_full((3, *frame), grey)
     canvas[:, view.y : view.y + view.shown.height, view.x : view.x + view.shown.width] = shown
     return canvas

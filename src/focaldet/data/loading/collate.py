@@ -66,7 +66,7 @@ def padded(
     The padding is the mean colour, which is 0 after normalisation, or the grey of a letterbox; in bytes it is rounded.
     """
     heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
-    frame = preprocessing.padded(ImageSize(max(heights), max(widths)))
+    frame = preprocessing.padded_size(ImageSize(max(heights), max(widths)))
     colour = padding_colour(preprocessing, dtype=images[0].dtype)
     batch = colour.repeat(len(images), 1, *frame)
     for place, image in zip(batch, images, strict=True):

@@ -117,7 +117,7 @@ class Loader:
     def picks(self, epoch: int) -> list[list[Pick]]:
         """Which images each batch of this rank holds."""
         if not self._training:
-            resize, padded = self._preprocessing.resize, self._preprocessing.padded
+            resize, padded = self._preprocessing.resize, self._preprocessing.padded_size
             frames = [padded(resize.target(ImageSize(*size))) for size in self._dataset.sizes.tolist()]
             return planning.evaluation_batches(frames, batch_size=self._batch_size)[self._rank :: self._num_ranks]
         draws = stream("order", self._seed, epoch)

@@ -1,4 +1,4 @@
-"""Ours beside the peer on a real Pascal VOC set: train → val over several seeds, interleaved, one process for each.
+"""focaldet beside the peer on a real Pascal VOC set: train → val over several seeds, interleaved, one process for each.
 
 python benchmarks/bccd.py --data bccd --weights mobilenet_v2.safetensors --seeds 0 1 2
 """
@@ -25,7 +25,7 @@ def run_ours(chosen: argparse.Namespace, *, seed: int, folder: Path) -> dict[str
     out = folder / f"ours_seed{seed}"
     command = [sys.executable, "-m", "focaldet", "train", "--data", chosen.data, "--model", MODEL]
     command += ["--weights", chosen.weights, "--epochs", chosen.epochs, "--size", chosen.size]
-    command += ["--batch-size", chosen.batch_size, "--seed", seed, "--out", out, *chosen.ours]
+    command += ["--batch-size", chosen.batch_size, "--seed", seed, "--out", out, *chosen.flags]
     subprocess.run([str(part) for part in command], check=True)
     with (out / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -64,21 +64,21 @@ def main() -> None:
     parser.add_argument("--peer-seeds", type=int, default=1, help="how many of the seeds the peer is trained with")
     parser.add_argument("--anchor-px", type=int, default=16, help="smallest anchor of the peer; 32 is torchvision's")
     parser.add_argument("--out", type=Path, default=None, help="folder of the result file")
-    parser.add_argument("--ours", nargs=argparse.REMAINDER, default=[], help="more flags for focaldet train")
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="more flags for focaldet train")
     chosen = parser.parse_args()
     runs: dict[str, list[dict[str, Any]]] = {"focaldet": [], **{f"torchvision {form}": [] for form in chosen.forms}}
     with tempfile.TemporaryDirectory() as folder:
         for place, seed in enumerate(chosen.seeds):
             runs["focaldet"].append(run_ours(chosen, seed=seed, folder=Path(folder)))
             for form in chosen.forms if place < chosen.peer_seeds else ():
-                found = run_peer(chosen, form=form, seed=seed, folder=Path(folder))
-                runs[f"torchvision {form}"].append(found)
-    means = {name: summary(found) for name, found in runs.items()}
+                result = run_peer(chosen, form=form, seed=seed, folder=Path(folder))
+                runs[f"torchvision {form}"].append(result)
+    means = {name: summary(result) for name, result in runs.items()}
     for name, mean in means.items():
         ratio = means["focaldet"]["seconds"] / mean["seconds"]
         numbers = f"AP {100 * mean['ap']:.1f}  AP50 {100 * mean['ap50']:.1f}  {mean['seconds']:.0f} s"
-        print(f"{name:18} {numbers}  ours / this: {ratio:.2f} of the seconds")
-    names = ("epochs", "size", "batch_size", "anchor_px", "ours")
+        print(f"{name:18} {numbers}  focaldet / this: {ratio:.2f} of the seconds")
+    names = ("epochs", "size", "batch_size", "anchor_px", "flags")
     settings = {name: getattr(chosen, name) for name in names}
     print(write_result(chosen.data.name, {"settings": settings, "means": means, "runs": runs}, folder=chosen.out))
 

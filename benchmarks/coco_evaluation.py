@@ -1,6 +1,6 @@
-"""COCO numbers of many detections: ours beside pycocotools, each from its own form of the same data in memory.
+"""COCO numbers of many detections: focaldet beside pycocotools, each from its own form of the same data in memory.
 
-python benchmarks/coco_evaluation.py            # ours at 500 000, both at 50 000
+python benchmarks/coco_evaluation.py            # focaldet at 500 000, both at 50 000
 """
 
 import argparse
@@ -60,7 +60,9 @@ def as_coco(dataset, detections):
     ]
     categories = [{"id": k + 1, "name": str(k)} for k in range(NUM_CLASSES)]
     document = {"images": [{"id": i} for i in dataset.image_ids.tolist()], "categories": categories}
-    results = [record for place, found in detections.items() for record in found.to_coco(image_id=place + 1)]
+    results = [
+        record for position, detected in detections.items() for record in detected.to_coco(image_id=position + 1)
+    ]
     return {**document, "info": {}, "annotations": annotations}, results
 
 
@@ -80,7 +82,7 @@ def peer(document, results):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--large", type=int, default=500_000, help="detections for ours alone")
+    parser.add_argument("--large", type=int, default=500_000, help="detections for focaldet alone")
     parser.add_argument("--small", type=int, default=50_000, help="detections for both")
     arguments = parser.parse_args()
     large = made_up(arguments.large)
@@ -88,11 +90,13 @@ def main():
     alone = measure.interleaved({"focaldet": lambda: evaluate_detections(*large)}, rounds=arguments.rounds)
     extra_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
     small = made_up(arguments.small)
-    theirs = as_coco(*small)
-    forms = {"focaldet": lambda: evaluate_detections(*small), "pycocotools": lambda: peer(*theirs)}
+    documents = as_coco(*small)
+    forms = {"focaldet": lambda: evaluate_detections(*small), "pycocotools": lambda: peer(*documents)}
     both = measure.interleaved(forms, rounds=arguments.rounds, warmup=0)
-    ours = evaluate_detections(*small)
-    difference = max(abs(getattr(ours, name) - number) for name, number in zip(HEADLINES, peer(*theirs), strict=True))
+    metrics = evaluate_detections(*small)
+    difference = max(
+        abs(getattr(metrics, name) - number) for name, number in zip(HEADLINES, peer(*documents), strict=True)
+    )
     ratio = both["pycocotools"]["median"] / both["focaldet"]["median"]
     print(
         f"{arguments.large:,} detections: {alone['focaldet']['min']:.2f} s, {extra_mb:.0f} MB more (target 2 s, 400 MB)"

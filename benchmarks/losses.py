@@ -1,7 +1,8 @@
 """The focal loss with its gradient beside torchvision's pattern: seconds, interleaved, and the extra memory of each.
 
 A detector's case: integer labels of 120 000 anchors, 80 classes. torchvision's pattern makes one-hot targets of them
-and sums `sigmoid_focal_loss`. Ours: the fused sum, and the elementwise form through torch.compile (needs a compiler).
+and sums `sigmoid_focal_loss`; focaldet has the fused sum, and the elementwise form through torch.compile (which needs
+a compiler).
 
     python benchmarks/losses.py
 """

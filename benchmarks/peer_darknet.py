@@ -1,9 +1,9 @@
-"""YOLOv2 beside the program it comes from: the same weights and pictures through both, and what differs.
+"""YOLOv2 beside the program it comes from: the same weights and images through both, and what differs.
 
 python benchmarks/peer_darknet.py --darknet DIR --size 416 one.jpg two.jpg three.jpg
 
 DIR holds darknet's `cfg/yolov2.cfg` and the `libdarknet.so` that its `make` builds (without GPU and OpenCV). The
-weights are random, with the statistics of these pictures.
+weights are random, with the statistics of these images.
 
 Axes: B images, H W pixels, N numbers of all cells.
 """
@@ -101,13 +101,13 @@ class Darknet:
         return torch.from_numpy(numpy.ctypeslib.as_array(values, (num_values,)).copy())
 
     def detections(self, network: Any, *, width: int, height: int) -> Detections:
-        """What the last `network_predict` found in a picture of that size, cut to it; best first."""
+        """The detections of the last `network_predict` in an image of that size, cut to it; best first."""
         count = ctypes.c_int(0)
-        found = self.library.get_network_boxes(network, width, height, THRESHOLD, 0.5, None, 0, ctypes.byref(count))
-        self.library.do_nms_sort(found, count.value, NUM_CLASSES, NMS_IOU)
+        raw = self.library.get_network_boxes(network, width, height, THRESHOLD, 0.5, None, 0, ctypes.byref(count))
+        self.library.do_nms_sort(raw, count.value, NUM_CLASSES, NMS_IOU)
         rows = [
             (one.prob[k], k, one.x - one.w / 2, one.y - one.h / 2, one.x + one.w / 2, one.y + one.h / 2)
-            for one in found[: count.value]
+            for one in raw[: count.value]
             for k in range(NUM_CLASSES)
             if one.prob[k] > 0
         ]
@@ -116,8 +116,8 @@ class Darknet:
         return Detections(table[:, 2:].clamp(min=0).minimum(edges), table[:, 0], table[:, 1].long())
 
 
-def lively_detector(pictures: list[Path], *, size: int) -> Detector:
-    """Random weights whose BatchNorm has the statistics of these pictures, and whose answers are spread."""
+def lively_detector(paths: list[Path], *, size: int) -> Detector:
+    """Random weights whose BatchNorm has the statistics of these images, and whose answers are spread."""
     torch.manual_seed(0)
     detect = {"score_threshold": THRESHOLD, "nms_iou": NMS_IOU, "top_k": 100_000, "max_detections": 100_000}
     detector = build("yolov2", architecture={"detect": detect, "norm_momentum": 1.0})
@@ -131,7 +131,7 @@ def lively_detector(pictures: list[Path], *, size: int) -> Detector:
     assert isinstance(predict, nn.Conv2d)
     nn.init.normal_(predict.weight, std=0.08)
     with torch.no_grad():
-        detector.train()(torch.stack([resize_image(read_image(one), resize) for one in pictures]))
+        detector.train()(torch.stack([resize_image(read_image(one), resize) for one in paths]))
     return detector.eval()
 
 
@@ -147,23 +147,23 @@ def with_darknets_epsilon(detector: Detector) -> Detector:
 def difference(detector: Detector, image: Float[Tensor, "3 H W"], peer: Float[Tensor, " N"]) -> dict[str, float]:
     """The largest difference of the raw numbers for RGB in 0…1, and its share of the largest number."""
     with torch.no_grad():
-        found = detector(image[None] * 255, [ImageSize(*image.shape[1:])])
-    values = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)[0]
-    height, width = found.grid
-    ours = values.view(height, width, -1, values.shape[-1]).permute(2, 3, 0, 1).flatten()
-    largest = float((ours - peer).abs().max())
+        raw = detector(image[None] * 255, [ImageSize(*image.shape[1:])])
+    values = torch.cat([raw.deltas, raw.objectness[..., None], raw.logits], -1)[0]
+    height, width = raw.grid
+    values = values.view(height, width, -1, values.shape[-1]).permute(2, 3, 0, 1).flatten()
+    largest = float((values - peer).abs().max())
     return {"absolute": largest, "relative": largest / float(peer.abs().max())}
 
 
-def agreement(ours: Detections, peer: Detections) -> dict[str, float | None]:
-    """How many each found, how many of the peer's have one of ours of that class at IoU ≥ .9, and how far the
-    scores of the nearest are apart."""
-    overlaps = box_iou(peer.boxes, ours.boxes) * (peer.labels[:, None] == ours.labels)
-    scores = (peer.scores[:, None] - ours.scores).abs().masked_fill(~(overlaps >= 0.9), 2.0).min(1).values
+def agreement(detections: Detections, peer: Detections) -> dict[str, float | None]:
+    """How many detections each has, how many of the peer's have one of focaldet's of that class at IoU ≥ .9, and how
+    far the scores of the nearest are apart."""
+    overlaps = box_iou(peer.boxes, detections.boxes) * (peer.labels[:, None] == detections.labels)
+    scores = (peer.scores[:, None] - detections.scores).abs().masked_fill(~(overlaps >= 0.9), 2.0).min(1).values
     pairs = scores < 2
     scores = scores[pairs]
     return {
-        "ours": len(ours),
+        "focaldet": len(detections),
         "peer": len(peer),
         "classes": len(set(peer.labels.tolist())),
         "together": int(pairs.sum()),
@@ -171,46 +171,46 @@ def agreement(ours: Detections, peer: Detections) -> dict[str, float | None]:
     }
 
 
-def compare(darknet: Darknet, pictures: list[Path], *, size: int, folder: Path) -> list[dict[str, Any]]:
-    """One row of differences per picture."""
-    detector, weights = lively_detector(pictures, size=size), folder / "lively.weights"
+def compare(darknet: Darknet, paths: list[Path], *, size: int, folder: Path) -> list[dict[str, Any]]:
+    """One row of differences per image."""
+    detector, weights = lively_detector(paths, size=size), folder / "lively.weights"
     write_darknet(weights, detector)
     bare, whole = (darknet.network(weights, with_region=with_region) for with_region in (False, True))
     other, rows = with_darknets_epsilon(detector), []
-    for picture in pictures:
+    for path in paths:
         # darknet reads JPEG with another decoder.
-        save_image(read_image(picture) / 255, folder / "picture.png")
-        image = darknet.library.load_image_color(str(folder / "picture.png").encode(), 0, 0)
+        save_image(read_image(path) / 255, folder / "image.png")
+        image = darknet.library.load_image_color(str(folder / "image.png").encode(), 0, 0)
         boxed = darknet.library.letterbox_image(image, size, size)
         raw = darknet.raw(bare, boxed, num_values=425 * (size // 32) ** 2)
         darknet.raw(whole, boxed, num_values=1)
-        square, found = (darknet.detections(whole, width=w, height=h) for w, h in ((size, size), (image.w, image.h)))
-        row = {"picture": picture.name, "size": [image.w, image.h], "raw": difference(detector, boxed.tensor(), raw)}
+        square, whole_image = (darknet.detections(whole, width=w, height=h) for w, h in ((size, size), (image.w, image.h)))
+        row = {"image": path.name, "size": [image.w, image.h], "raw": difference(detector, boxed.tensor(), raw)}
         row["raw_with_its_epsilon"] = difference(other, boxed.tensor(), raw)
         with torch.no_grad():
             sizes = [ImageSize(size, size)]
-            ours = other.detect(other(boxed.tensor()[None] * 255, sizes), sizes)[0]
-        row["detections_of_its_input"] = agreement(ours, square)
+            detections = other.detect(other(boxed.tensor()[None] * 255, sizes), sizes)[0]
+        row["detections_of_its_input"] = agreement(detections, square)
         row["detections_end_to_end"] = agreement(
-            Predictor(detector, device="cpu", precision="fp32").predict(folder / "picture.png"), found
+            Predictor(detector, device="cpu", precision="fp32").predict(folder / "image.png"), whole_image
         )
         rows.append(row)
     return rows
 
 
 def main() -> None:
-    """Compare and print one JSON object per picture."""
+    """Compare and print one JSON object per image."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--darknet", type=Path, required=True, help="folder with cfg/yolov2.cfg and libdarknet.so")
     parser.add_argument("--size", type=int, default=416, help="side of the network's input in pixels")
-    parser.add_argument("pictures", type=Path, nargs="+")
+    parser.add_argument("images", type=Path, nargs="+")
     chosen = parser.parse_args()
     try:
         darknet = Darknet.opened(chosen.darknet, size=chosen.size)
     except FocaldetError as error:
         parser.error(str(error))
     with tempfile.TemporaryDirectory() as folder:
-        for row in compare(darknet, chosen.pictures, size=chosen.size, folder=Path(folder)):
+        for row in compare(darknet, chosen.images, size=chosen.size, folder=Path(folder)):
             print(json.dumps(row))
 
 

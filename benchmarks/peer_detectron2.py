@@ -1,11 +1,11 @@
-"""RetinaNet and Faster R-CNN beside detectron2: the same weights and pictures through both, and what differs.
+"""RetinaNet and Faster R-CNN beside detectron2: the same weights and images through both, and what differs.
 
     python benchmarks/peer_detectron2.py --detectron2 DIR one.jpg two.jpg three.jpg
 
 DIR holds a checkout of detectron2, which need not be built: what it compiles is for rotated boxes and deformable
 convolutions. Its Python packages (fvcore, iopath, omegaconf, hydra-core, yacs, cloudpickle) must be importable. The
 networks are those of its own configs; the weights are random, and their last layers have the statistics of the first
-picture. They go through a file as those of its model zoo.
+image. They go through a file as those of its model zoo.
 
 Axes: B images, C channels, H W pixels, R regions.
 """
@@ -74,9 +74,9 @@ class Peer:
         return importlib.import_module("detectron2.engine").DefaultPredictor(settings)
 
 
-def as_it_reads(picture: UInt8[Tensor, "3 H W"]) -> Any:
+def as_it_reads(image: UInt8[Tensor, "3 H W"]) -> Any:
     """The array that detectron2 expects: H × W × 3 in BGR."""
-    return picture.flip(0).permute(1, 2, 0).contiguous().numpy()
+    return image.flip(0).permute(1, 2, 0).contiguous().numpy()
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def livened(network: nn.Module, predict: Callable[[], object]) -> None:
 
 
 def _spread(layer: nn.Conv2d | nn.Linear, predict: Callable[[], object], *, std: float, mean: float) -> None:
-    """Give every output of `layer` this mean and deviation over the picture."""
+    """Give every output of `layer` this mean and deviation over the image."""
     values: list[Tensor] = []
     hook = layer.register_forward_hook(lambda _module, _inputs, output: values.append(output))
     predict()
@@ -112,8 +112,8 @@ def _spread(layer: nn.Conv2d | nn.Linear, predict: Callable[[], object], *, std:
     layer.weight.mul_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
 
 
-def answered(predictor: Any, picture: UInt8[Tensor, "3 H W"]) -> tuple[dict[str, Tensor], Detections]:
-    """detectron2's raw outputs for a picture, the input of its network, and its detections in the picture's frame."""
+def raw_and_detections(predictor: Any, image: UInt8[Tensor, "3 H W"]) -> tuple[dict[str, Tensor], Detections]:
+    """detectron2's raw outputs for an image, the input of its network, and its detections in the image's frame."""
     raw: dict[str, Tensor] = {}
     network = predictor.model
 
@@ -137,10 +137,10 @@ def answered(predictor: Any, picture: UInt8[Tensor, "3 H W"]) -> tuple[dict[str,
         hooks.append(network.proposal_generator.rpn_head.register_forward_hook(keep_dense))
         hooks.append(network.proposal_generator.register_forward_hook(keep_regions))
         hooks.append(network.roi_heads.box_predictor.register_forward_hook(keep_second))
-    found = predictor(as_it_reads(picture))["instances"]
+    instances = predictor(as_it_reads(image))["instances"]
     for hook in hooks:
         hook.remove()
-    return raw, Detections(found.pred_boxes.tensor, found.scores, found.pred_classes)
+    return raw, Detections(instances.pred_boxes.tensor, instances.scores, instances.pred_classes)
 
 
 @torch.no_grad()
@@ -151,42 +151,42 @@ def differences(predictor: Predictor, raw: dict[str, Tensor]) -> dict[str, Any]:
     padded = detector.preprocessing.padded_size(size)
     batch = torch.tensor(detector.preprocessing.rgb_padding).view(1, 3, 1, 1).repeat(1, 1, *padded)
     batch[:, :, : size.height, : size.width] = image
-    found = detector(batch)
+    outputs = detector(batch)
     if "regions" not in raw:
         return {
-            "logits": largest(found.logits.flatten(), raw["dense logits"]),
-            "encoded_boxes": largest(found.deltas.flatten(), raw["dense boxes"]),
+            "logits": largest(outputs.logits.flatten(), raw["dense logits"]),
+            "encoded_boxes": largest(outputs.deltas.flatten(), raw["dense boxes"]),
         }
-    apart = torch.cdist(found.regions, raw["regions"], p=torch.inf)
+    apart = torch.cdist(outputs.regions, raw["regions"], p=torch.inf)
     nearest = apart.argmin(1)
     same = apart.amin(1) < SAME_REGION_PX
     return {
-        "objectness": largest(found.first.objectness.flatten(), raw["dense logits"]),
-        "encoded_anchors": largest(found.first.deltas.flatten(), raw["dense boxes"]),
-        "regions": {"ours": len(same), "peer": len(raw["regions"]), "together": int(same.sum())},
+        "objectness": largest(outputs.first.objectness.flatten(), raw["dense logits"]),
+        "encoded_anchors": largest(outputs.first.deltas.flatten(), raw["dense boxes"]),
+        "regions": {"focaldet": len(same), "peer": len(raw["regions"]), "together": int(same.sum())},
         "regions_px": float(apart.amin(1)[same].max()),
-        "logits": largest(found.logits[same], raw["logits"][nearest[same]]),
-        "encoded_boxes": largest(found.deltas[same].flatten(1), raw["deltas"][nearest[same]]),
+        "logits": largest(outputs.logits[same], raw["logits"][nearest[same]]),
+        "encoded_boxes": largest(outputs.deltas[same].flatten(1), raw["deltas"][nearest[same]]),
     }
 
 
-def largest(ours: Float[Tensor, "*N"], peer: Float[Tensor, "*N"]) -> dict[str, float]:
+def largest(values: Float[Tensor, "*N"], peer: Float[Tensor, "*N"]) -> dict[str, float]:
     """The largest difference, and the largest number of the peer's."""
-    return {"difference": float((ours - peer).abs().max()), "of": float(peer.abs().max())}
+    return {"difference": float((values - peer).abs().max()), "of": float(peer.abs().max())}
 
 
-def agreement(ours: Detections, peer: Detections) -> dict[str, float | None]:
-    """How many each found, how many of the peer's have one of ours of that class at IoU ≥ .9, and how far those are
-    apart in score and, in pixels, in box. Of ours some may be without area, cut to nothing by the picture's border;
+def agreement(detections: Detections, peer: Detections) -> dict[str, float | None]:
+    """How many detections each has, how many of the peer's have one of focaldet's of that class at IoU ≥ .9, and how
+    far those are apart in score and, in pixels, in box. Some of focaldet's may be without area, cut to nothing by the image's border;
     detectron2 leaves those out of its answer.
     """
-    overlaps = box_iou(peer.boxes, ours.boxes) * (peer.labels[:, None] == ours.labels)
-    best, place = overlaps.max(1)
+    overlaps = box_iou(peer.boxes, detections.boxes) * (peer.labels[:, None] == detections.labels)
+    best, nearest_index = overlaps.max(1)
     pairs = best >= 0.9
-    scores, boxes = ours.scores[place[pairs]], ours.boxes[place[pairs]]
+    scores, boxes = detections.scores[nearest_index[pairs]], detections.boxes[nearest_index[pairs]]
     return {
-        "ours": len(ours),
-        "ours_without_area": int((ours.boxes[:, 2:] <= ours.boxes[:, :2]).any(1).sum()),
+        "focaldet": len(detections),
+        "focaldet_without_area": int((detections.boxes[:, 2:] <= detections.boxes[:, :2]).any(1).sum()),
         "peer": len(peer),
         "classes": len(set(peer.labels.tolist())),
         "together": int(pairs.sum()),
@@ -195,28 +195,28 @@ def agreement(ours: Detections, peer: Detections) -> dict[str, float | None]:
     }
 
 
-def compare(peer: Peer, name: str, pictures: list[Path], *, folder: Path) -> list[dict[str, Any]]:
-    """One row of differences per picture."""
-    weights, images = folder / "model_final.pkl", [read_image(picture) for picture in pictures]
-    theirs = peer.predictor(name)
-    livened(theirs.model, lambda: theirs(as_it_reads(images[0])))
-    arrays = {key: tensor.numpy() for key, tensor in theirs.model.state_dict().items()}
+def compare(peer: Peer, name: str, paths: list[Path], *, folder: Path) -> list[dict[str, Any]]:
+    """One row of differences per image."""
+    weights, images = folder / "model_final.pkl", [read_image(path) for path in paths]
+    peer_predictor = peer.predictor(name)
+    livened(peer_predictor.model, lambda: peer_predictor(as_it_reads(images[0])))
+    arrays = {key: tensor.numpy() for key, tensor in peer_predictor.model.state_dict().items()}
     weights.write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
-    theirs, trained = peer.predictor(name, weights), load_detector(weights)
-    ours, rows = Predictor(trained.detector, device="cpu", precision="fp32"), []
-    for picture, image in zip(pictures, images, strict=True):
-        raw, found = answered(theirs, image)
-        row = {"network": name, "picture": picture.name, "input": list(raw["image"].shape[1:])}
-        rows.append(row | differences(ours, raw) | {"detections": agreement(ours.predict(image), found)})
+    peer_predictor, trained = peer.predictor(name, weights), load_detector(weights)
+    predictor, rows = Predictor(trained.detector, device="cpu", precision="fp32"), []
+    for path, image in zip(paths, images, strict=True):
+        raw, detections = raw_and_detections(peer_predictor, image)
+        row = {"network": name, "image": path.name, "input": list(raw["image"].shape[1:])}
+        rows.append(row | differences(predictor, raw) | {"detections": agreement(predictor.predict(image), detections)})
     return rows
 
 
 def main() -> None:
-    """Compare and print one JSON object per network and picture."""
+    """Compare and print one JSON object per network and image."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--detectron2", type=Path, required=True, help="folder with a checkout of detectron2")
     parser.add_argument("--network", action="append", help="one of its configs for COCO-Detection; several are allowed")
-    parser.add_argument("pictures", type=Path, nargs="+")
+    parser.add_argument("images", type=Path, nargs="+")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")  # the peer's own, of a newer torch
     try:
@@ -225,7 +225,7 @@ def main() -> None:
         parser.error(str(error))
     for name in chosen.network or CONFIGS:
         with tempfile.TemporaryDirectory() as folder:
-            for row in compare(peer, name, chosen.pictures, folder=Path(folder)):
+            for row in compare(peer, name, chosen.images, folder=Path(folder)):
                 print(json.dumps(row), flush=True)
 
 

@@ -52,7 +52,7 @@ NUMBERS = (
 
 
 @dataclass(frozen=True)
-class Picture:
+class Sample:
     """One annotated image of a VOC folder: xyxy boxes in pixels, class names."""
 
     path: Path
@@ -61,40 +61,42 @@ class Picture:
     names: list[str]
 
 
-def read_voc(folder: Path, split: str) -> list[Picture]:
-    """The pictures of a split; boxes without area are left out."""
+def read_voc(folder: Path, split: str) -> list[Sample]:
+    """The images of a split; boxes without area are skipped."""
     names = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
-    return [_read_picture(folder, name) for name in names]
+    return [_read_sample(folder, name) for name in names]
 
 
-def _read_picture(folder: Path, name: str) -> Picture:
+def _read_sample(folder: Path, name: str) -> Sample:
     root = ElementTree.parse(folder / "Annotations" / f"{name}.xml").getroot()
-    found = []
+    objects = []
     for item in root.iter("object"):
         box = [float(item.findtext(f"bndbox/{side}", "nan")) for side in ("xmin", "ymin", "xmax", "ymax")]
         if box[2] > box[0] and box[3] > box[1]:
-            found.append((box, item.findtext("name", "")))
+            objects.append((box, item.findtext("name", "")))
     size = (int(root.findtext("size/width", "0")), int(root.findtext("size/height", "0")))
-    return Picture(folder / "JPEGImages" / f"{name}.jpg", size, [box for box, _ in found], [name for _, name in found])
+    return Sample(
+        folder / "JPEGImages" / f"{name}.jpg", size, [box for box, _ in objects], [name for _, name in objects]
+    )
 
 
-class Pictures(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+class Samples(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """Images in 0…1 with torchvision's targets; half of them mirrored where `flip` is set."""
 
-    def __init__(self, pictures: list[Picture], classes: list[str], *, flip: bool) -> None:
-        self.pictures, self.classes, self.flip = pictures, classes, flip
+    def __init__(self, samples: list[Sample], classes: list[str], *, flip: bool) -> None:
+        self.samples, self.classes, self.flip = samples, classes, flip
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.samples)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, dict[str, Tensor]]:
-        picture = self.pictures[place]
-        image = read_image(str(picture.path)).float() / 255
-        boxes = torch.tensor(picture.boxes).reshape(-1, 4)
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        sample = self.samples[index]
+        image = read_image(str(sample.path)).float() / 255
+        boxes = torch.tensor(sample.boxes).reshape(-1, 4)
         if self.flip and torch.rand(()) < 0.5:
             image = image.flip(-1)
             boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
-        labels = torch.tensor([self.classes.index(name) for name in picture.names], dtype=torch.int64)
+        labels = torch.tensor([self.classes.index(name) for name in sample.names], dtype=torch.int64)
         return image, {"boxes": boxes, "labels": labels}
 
 
@@ -162,12 +164,12 @@ def train_step(
     return float(loss.detach())
 
 
-def train(model: RetinaNet, pictures: Pictures, *, epochs: int, batch_size: int, form: str) -> float:
+def train(model: RetinaNet, samples: Samples, *, epochs: int, batch_size: int, form: str) -> float:
     """Seconds of the training loop, reading the images included."""
     if form == "bf16":
         model.to(memory_format=torch.channels_last)
     loader = DataLoader(
-        pictures, batch_size, shuffle=True, drop_last=True, collate_fn=lambda rows: tuple(zip(*rows, strict=True))
+        samples, batch_size, shuffle=True, drop_last=True, collate_fn=lambda rows: tuple(zip(*rows, strict=True))
     )
     optimizer, schedule = make_optimizer(model, epochs * len(loader))
     model.train()
@@ -180,17 +182,17 @@ def train(model: RetinaNet, pictures: Pictures, *, epochs: int, batch_size: int,
     return time.perf_counter() - start
 
 
-def coco_truth(pictures: list[Picture], classes: list[str]) -> COCO:
-    """The ground truth of `pictures` in pycocotools' form."""
+def coco_truth(samples: list[Sample], classes: list[str]) -> COCO:
+    """The ground truth of `samples` as pycocotools reads it."""
     annotations = []
-    for image_id, picture in enumerate(pictures):
-        for (x1, y1, x2, y2), name in zip(picture.boxes, picture.names, strict=True):
+    for image_id, sample in enumerate(samples):
+        for (x1, y1, x2, y2), name in zip(sample.boxes, sample.names, strict=True):
             width, height = x2 - x1, y2 - y1
             annotation = {"image_id": image_id, "category_id": classes.index(name) + 1, "bbox": [x1, y1, width, height]}
             annotations.append({**annotation, "id": len(annotations) + 1, "area": width * height, "iscrowd": 0})
     truth = COCO()
     truth.dataset = {
-        "images": [{"id": i, "width": p.size[0], "height": p.size[1]} for i, p in enumerate(pictures)],
+        "images": [{"id": i, "width": p.size[0], "height": p.size[1]} for i, p in enumerate(samples)],
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(classes)],
         "annotations": annotations,
     }
@@ -199,19 +201,19 @@ def coco_truth(pictures: list[Picture], classes: list[str]) -> COCO:
 
 
 @torch.inference_mode()
-def evaluate(model: RetinaNet, pictures: Pictures) -> dict[str, float]:
+def evaluate(model: RetinaNet, samples: Samples) -> dict[str, float]:
     """The 12 COCO numbers, by pycocotools, in fp32."""
     model.eval()
     results = []
-    for place in range(len(pictures)):
-        found = model([pictures[place][0]])[0]
-        rows = zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+    for position in range(len(samples)):
+        objects = model([samples[position][0]])[0]
+        rows = zip(objects["boxes"].tolist(), objects["scores"].tolist(), objects["labels"].tolist(), strict=True)
         results += [
-            {"image_id": place, "category_id": label + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            {"image_id": position, "category_id": label + 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
             for (x1, y1, x2, y2), score, label in rows
         ]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco_truth(pictures.pictures, pictures.classes)
+        truth = coco_truth(samples.samples, samples.classes)
         judge = COCOeval(truth, truth.loadRes(results), "bbox") if results else None
         if judge is None:
             return dict.fromkeys(NUMBERS, 0.0)
@@ -227,10 +229,10 @@ def run(
     """Train on `train`, evaluate on `val`: seconds of training alone, and the 12 numbers."""
     torch.manual_seed(seed)
     training, validation = read_voc(data, "train"), read_voc(data, "val")
-    classes = sorted({name for picture in training for name in picture.names})
+    classes = sorted({name for sample in training for name in sample.names})
     model = build(len(classes), weights, size=size, anchor_px=anchor_px)
-    seconds = train(model, Pictures(training, classes, flip=True), epochs=epochs, batch_size=batch_size, form=form)
-    metrics = evaluate(model, Pictures(validation, classes, flip=False))
+    seconds = train(model, Samples(training, classes, flip=True), epochs=epochs, batch_size=batch_size, form=form)
+    metrics = evaluate(model, Samples(validation, classes, flip=False))
     return {
         "form": form,
         "seed": seed,

@@ -3,7 +3,7 @@
     python benchmarks/planted_errors.py RUN --data DIR --split valid --remove 10 --shift 10 --look-at 40
     python benchmarks/planted_errors.py RUN --data DIR --split val --relabel 10 --look-at 30
 
-RUN is a detector trained on another part of the data. A planted error counts as found when one of the first suspects
+RUN is a detector trained on another part of the data. A planted error counts as a hit when one of the first suspects
 is about its box; for a removed box, when the proposed one fits it (IoU ≥ .5). With `--relabel` only suspects of the
 problem "wrong class" are looked at. The real errors of the data compete with the planted ones.
 
@@ -108,11 +108,11 @@ def main() -> None:
     for seed in chosen.seeds:
         dataset, errors = plant(opened.dataset, kinds, seed=seed)
         examples = examples_on(replace(opened, dataset=dataset), detections, score=chosen.score)
-        found = suspects(examples, num_classes=len(dataset.classes), score=chosen.score)
-        relevant = [one for one in found if not chosen.relabel or one.problem == "wrong class"]
+        suspected = suspects(examples, num_classes=len(dataset.classes), score=chosen.score)
+        relevant = [one for one in suspected if not chosen.relabel or one.problem == "wrong class"]
         hits = [(error.kind, is_found(error, relevant[: chosen.look_at])) for error in errors]
         counts = {kind: sum(hit for other, hit in hits if other == kind) for kind in dict.fromkeys(kinds)}
-        results.append({"seed": seed, "found": counts, "suspects": len(relevant)})
+        results.append({"seed": seed, "hits": counts, "suspects": len(relevant)})
         said = ", ".join(f"{kind} {count} of {kinds.count(kind)}" for kind, count in counts.items())
         print(f"seed {seed}: {said} among the first {chosen.look_at} of {len(relevant)} suspects")
     settings = {"split": opened.dataset.name, "look_at": chosen.look_at, "score": chosen.score}

@@ -1,7 +1,7 @@
-"""A training step of ours beside torchvision's in both forms: the same width, weights, images and boxes, interleaved.
+"""A training step of focaldet and of torchvision in both forms: same width, weights, images and boxes, interleaved.
 
-One step is forward, losses, backward, clipping and optimiser (ours with its moving average) on 8 images of 320 × 240
-with 13 boxes each; reading images is left out.
+One step is forward, losses, backward, clipping and optimizer (focaldet's with its moving average) on 8 images of
+320 × 240 with 13 boxes each; reading images is left out.
 
     python benchmarks/steps.py --weights mobilenet_v2.safetensors
 """
@@ -89,7 +89,7 @@ def main() -> None:
         ratios = {kind: seconds["focaldet"][kind] / taken[kind] for kind in ("min", "median")}
         print(
             f"{name:18} min {taken['min']:.3f} s  median {taken['median']:.3f} s  "
-            f"ours / this: {ratios['min']:.2f} (min)  {ratios['median']:.2f} (median)"
+            f"focaldet / this: {ratios['min']:.2f} (min)  {ratios['median']:.2f} (median)"
         )
     print(write_result("steps", {"batch_size": chosen.batch_size, "seconds": seconds}, folder=chosen.out))
 

@@ -1,4 +1,4 @@
-"""Find objects in pictures with a trained detector, print them and draw them.
+"""Find objects in images with a trained detector, print them and draw them.
 
 python examples/01_predict.py runs/demo image.jpg another.jpg --out drawn
 """
@@ -12,7 +12,7 @@ import focaldet
 
 
 def main() -> None:
-    """Predict on every picture in one batch."""
+    """Predict on every image in one batch."""
     parser = argparse.ArgumentParser(description="Predict and draw.")
     parser.add_argument("run", help="run folder, weights file, or a name such as torchvision:coco_v1")
     parser.add_argument("images", type=Path, nargs="+")
@@ -21,13 +21,13 @@ def main() -> None:
     chosen = parser.parse_args()
 
     predictor = focaldet.load(chosen.run)
-    pictures = [Image.open(path).convert("RGB") for path in chosen.images]
+    images = [Image.open(path).convert("RGB") for path in chosen.images]
     chosen.out.mkdir(parents=True, exist_ok=True)
-    for path, picture, found in zip(chosen.images, pictures, predictor.predict(pictures), strict=True):
-        kept = found.above(chosen.score)
+    for path, image, detections in zip(chosen.images, images, predictor.predict(images), strict=True):
+        kept = detections.above(chosen.score)
         for box, score, name in zip(kept.boxes.tolist(), kept.scores.tolist(), kept.names, strict=True):
             print(f"{path.name}: {name} {score:.2f} at {[round(side) for side in box]}")
-        focaldet.draw.boxes(picture, kept).save(chosen.out / f"{path.stem}.png")
+        focaldet.draw.boxes(image, kept).save(chosen.out / f"{path.stem}.png")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from sklearn.metrics import average_precision_score
 from focaldet import losses
 
 FORMS = {"cross entropy": losses.BinaryCrossEntropyLoss(), "focal loss": losses.BalancedFocalLoss(alpha=0.5, gamma=2.0)}
-pictures, digits = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
-pictures, is_eight = pictures.float() / 16, digits == 8
+images, digits = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+images, is_eight = images.float() / 16, digits == 8
 writers = torch.arange(len(digits)) < 1287  # the last 510 are of other people
 rare = ~is_eight | (torch.cumsum(is_eight, 0) % 5 == 0)  # of the eights to train with every fifth is kept
-x, y = pictures[writers & rare], is_eight[writers & rare]
+x, y = images[writers & rare], is_eight[writers & rare]
 
 for name, loss in FORMS.items():
     torch.manual_seed(0)
@@ -29,5 +29,5 @@ for name, loss in FORMS.items():
         optimizer.zero_grad()
         loss(model(x)[:, 0], y).backward()
         optimizer.step()
-    scores = model(pictures[~writers])[:, 0].sigmoid().detach()
+    scores = model(images[~writers])[:, 0].sigmoid().detach()
     print(f"{name:14} average precision {average_precision_score(is_eight[~writers], scores):.3f}")

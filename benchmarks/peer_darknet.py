@@ -184,7 +184,7 @@ def compare(darknet: Darknet, paths: list[Path], *, size: int, folder: Path) -> 
         boxed = darknet.library.letterbox_image(image, size, size)
         raw = darknet.raw(bare, boxed, num_values=425 * (size // 32) ** 2)
         darknet.raw(whole, boxed, num_values=1)
-        square, whole_image = (darknet.detections(whole, width=w, height=h) for w, h in ((size, size), (image.w, image.h)))
+        square, full = (darknet.detections(whole, width=w, height=h) for w, h in ((size, size), (image.w, image.h)))
         row = {"image": path.name, "size": [image.w, image.h], "raw": difference(detector, boxed.tensor(), raw)}
         row["raw_with_its_epsilon"] = difference(other, boxed.tensor(), raw)
         with torch.no_grad():
@@ -192,7 +192,7 @@ def compare(darknet: Darknet, paths: list[Path], *, size: int, folder: Path) -> 
             detections = other.detect(other(boxed.tensor()[None] * 255, sizes), sizes)[0]
         row["detections_of_its_input"] = agreement(detections, square)
         row["detections_end_to_end"] = agreement(
-            Predictor(detector, device="cpu", precision="fp32").predict(folder / "image.png"), whole_image
+            Predictor(detector, device="cpu", precision="fp32").predict(folder / "image.png"), full
         )
         rows.append(row)
     return rows

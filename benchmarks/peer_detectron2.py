@@ -177,8 +177,8 @@ def largest(values: Float[Tensor, "*N"], peer: Float[Tensor, "*N"]) -> dict[str,
 
 def agreement(detections: Detections, peer: Detections) -> dict[str, float | None]:
     """How many detections each has, how many of the peer's have one of focaldet's of that class at IoU ≥ .9, and how
-    far those are apart in score and, in pixels, in box. Some of focaldet's may be without area, cut to nothing by the image's border;
-    detectron2 leaves those out of its answer.
+    far those are apart in score and, in pixels, in box. Some of focaldet's may have no area, cut to nothing by the
+    image's border; detectron2 drops those.
     """
     overlaps = box_iou(peer.boxes, detections.boxes) * (peer.labels[:, None] == detections.labels)
     best, nearest_index = overlaps.max(1)

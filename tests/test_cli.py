@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 import focaldet
-from focaldet import cli
 from focaldet.cli import main
 from focaldet.models import named_config
 
@@ -21,7 +20,7 @@ def settings_of(monkeypatch):
     """The `RunConfig` that a `train` line comes to, without training."""
     seen = []
     result = SimpleNamespace(interrupted=False, out=Path("run"), best=None)
-    monkeypatch.setattr(cli, "train_detector", lambda config: seen.append(config) or result)
+    monkeypatch.setattr("focaldet.cli.train.train", lambda config: seen.append(config) or result)
 
     def read(line):
         assert main(["train", *line.split()]) == 0
@@ -43,17 +42,17 @@ def test_eval_and_predict_take_other_answers_of_a_trained_detector(monkeypatch):
     """`--architecture` reaches both as it was typed; what the weights were trained as is refused where it is known."""
     seen = []
 
-    def noted(*_, options, **__):
-        seen.append(options.architecture)
+    def note(*_, architecture=None, **__):
+        seen.append(architecture)
         raise focaldet.ConfigError("enough")
 
-    monkeypatch.setattr(cli, "evaluate", noted)
-    monkeypatch.setattr(cli, "load", noted)
+    monkeypatch.setattr("focaldet.cli.evaluate.evaluate", note)
+    monkeypatch.setattr("focaldet.cli.predict.load", note)
     typed = "--architecture.plus.refine.boxes best_class --architecture.plus.scales [0.5,1]"
     for line in (f"eval RUN --data D {typed}", f"predict RUN a.jpg {typed}", "eval RUN --data D"):
         assert main(line.split()) == 2
     answers = {"plus": {"refine": {"boxes": "best_class"}, "scales": [0.5, 1]}}
-    assert seen == [answers, answers, {}]
+    assert seen == [answers, answers, None]
 
 
 def test_answers_that_are_given_already_are_not_changed(capsys):
@@ -182,7 +181,7 @@ class TestPhases:
             ("--weight-decay 0.1", "--weight-decay: has no effect in {file}: set in phase 2"),
             ("--architecture.loss.gamma 2", "--architecture.loss.gamma: has no effect in {file}: set in phase 1"),
             ("--epochs 1", "epochs: 1 for 2 phases"),
-            ("--phases x", "--phases: phases are told in a file of settings"),
+            ("--phases x", "--phases: phases are given in a file of settings"),
         ],
     )
     def test_a_flag_without_effect_is_refused(self, capsys, file, flags, said):
@@ -219,7 +218,7 @@ def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, 
         ("check nowhere --model retinanet_r5_fpn", 'did you mean "retinanet_r50_fpn"?'),
         ("eval", "either a run folder"),
         ("eval nowhere --data nowhere", "there is no file or run folder 'nowhere', and it is no known name"),
-        ("predict nowhere", "which pictures"),
+        ("predict nowhere", "which images"),
         ("convert nowhere --out w.safetensors", "there is no file or run folder 'nowhere', and it is no known name"),
         ("convert nowhere --out w.pth", "there is no file or run folder 'nowhere'"),
         ("convert nowhere --out w.safetensors --from onnx", "from: no whole detectors of 'onnx' are known"),
@@ -239,13 +238,13 @@ def test_an_unknown_setting_of_the_architecture_names_the_nearest(capsys, demo_d
 
 
 def test_interruptions_have_their_own_status(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "train_detector", lambda config: SimpleNamespace(interrupted=True))
+    monkeypatch.setattr("focaldet.cli.train.train", lambda config: SimpleNamespace(interrupted=True))
     assert main(["train"]) == 130
 
     def ctrl_c(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "detector_rows", ctrl_c)
+    monkeypatch.setattr("focaldet.cli.models.detector_rows", ctrl_c)
     assert main(["models"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -385,7 +384,7 @@ class TestPredict:
         out = tmp_path / "drawn"
         line = ["predict", str(tiny_run), str(pictures[0]), str(demo_data / "images"), "--out", str(out)]
         assert main([*line, "--score", "0", "--formats", "json", "coco", "yolo", "csv"]) == 0
-        assert "16 pictures, " in capsys.readouterr().out
+        assert "16 images, " in capsys.readouterr().out
         found = json.loads((out / "predictions.json").read_text())
         assert len(found) == 16
         assert any(row["scores"] for row in found)
@@ -400,7 +399,7 @@ class TestPredict:
         assert main(line) == 1
         said = capsys.readouterr()
         assert "broken.png" in said.err
-        assert "2 pictures, 1 of them unreadable, " in said.out
+        assert "2 images, 1 of them unreadable, " in said.out
         assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
         assert not list((tmp_path / "out").glob("*.jpg"))
 

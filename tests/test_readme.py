@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from focaldet.cli import app
+from focaldet.cli import build_app
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.ko.md")
@@ -49,7 +49,7 @@ def test_every_command_line_is_understood(words):
     else:
         start = words.index("focaldet") + 1
         assert words[0] in ("focaldet", "torchrun")
-        app.parse_args(words[start:], exit_on_error=False, print_error=False)
+        build_app().parse_args(words[start:], exit_on_error=False, print_error=False)
         assert all((REPOSITORY / word).is_file() for word in words if word.startswith("recipes/"))
 
 

@@ -56,9 +56,7 @@ def test_digits_are_never_mirrored():
 
 
 def test_the_command_says_where_to_look_and_what_comes_next(shortened, monkeypatch, capsys):
-    from focaldet import cli
-
-    monkeypatch.setattr(cli, "run_demo", lambda out, **named: shortened)
+    monkeypatch.setattr("focaldet.cli.demo.run_demo", lambda out, **named: shortened)
     assert main(["demo", "--out", str(shortened.out)]) == 0
     said = capsys.readouterr().out
     assert str(shortened.report) in said

@@ -1,149 +1,46 @@
-"""Flags: which of them were typed, how they are named, and how they lie over a file of settings."""
+"""Flags made from the settings of the library: a parsed command holds exactly what was typed.
+
+For a dataclass of settings `flags_of` gives a `TypedDict` with a flag for each field. cyclopts fills in only the typed
+ones, so that they can be laid over a file of settings, and shows the defaults of the dataclass in the help.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict, get_args, get_type_hints
 
+import docstring_parser
 import yaml
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import Group, Parameter, Token
 
 from focaldet import config as configs
+from focaldet.cli import flag_name
 from focaldet.data.dataset import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.evaluation.inference import InferenceOptions
 from focaldet.models import AnyConfig, named_config
-from focaldet.training.config import RunConfig, phase_settings
-from focaldet.training.phases import shared_out
+from focaldet.training.config import RunConfig
 
-Data = Annotated[Path | None, Parameter(help="Folder, or json, yaml or csv file; --data.train … name parts of it.")]
-DataParts = Annotated[DataConfig, Parameter(name="--data")]
+# The panels of the help of `focaldet train`: each field of RunConfig in one of them, in the order of the help.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Data": ("data",),
+    "Input size": ("size", "short_side", "max_side", "multi_scale", "multi_scale_end"),
+    "Model": ("model", "weights", "weights_input", "architecture", "frozen_stages"),
+    "Optimization": (
+        *("epochs", "phases", "batch_size", "accumulate", "optimizer", "learning_rate", "backbone_factor"),
+        *("weight_decay", "momentum", "schedule", "step_at", "warmup_epochs", "warmup_power", "clip_norm", "ema"),
+        *("sampling", "overfit", "patience"),
+    ),
+    "Augmentation": ("augment",),
+    "Run": (
+        *("out", "resume", "overwrite", "seed", "deterministic", "device", "workers", "threads", "precision"),
+        *("channels_last", "compile", "evaluate_every", "log_every", "loggers", "save_minutes", "save_steps"),
+    ),
+}
+PANELS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS, start=1)}
+RUN_GROUPS = {field: PANELS[name] for name, fields in GROUPS.items() for field in fields}
 
-
-Options = Annotated[InferenceOptions, Parameter(name="*")]
-
-
-@dataclass(frozen=True)
-class ModelFlags:
-    """A detector by its name, and settings laid over those of that name."""
-
-    model: str = RunConfig.model
-    """Detector whose anchors are measured against the boxes."""
-
-    architecture: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Settings of the detector to override, nested as in its config."""
-
-    def config(self) -> AnyConfig:
-        """What they say together.
-
-        Raises:
-            ConfigError: the name or a setting is unknown or out of range.
-        """
-        return named_config(self.model, architecture=TYPED.architecture)
-
-
-ModelParts = Annotated[ModelFlags, Parameter(name="*")]
-
-
-class TypedFlags:
-    """The flags of the present call that were typed: only these overrule a `--config` file.
-
-    `paths` are the names of the fields. `architecture` holds what `--architecture.<name>` gave: which names there are
-    is known only when the model is, so cyclopts cannot read it.
-    """
-
-    def __init__(self) -> None:
-        self.paths: list[tuple[str, ...]] = []
-        self.architecture: dict[str, Any] = {}
-
-    def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Take note; cyclopts calls this between reading the flags and using them."""
-        del app, commands
-        self.paths, self.architecture = [], {}
-        for argument in arguments:
-            if argument.keys == ("architecture",):
-                for token in argument.tokens:
-                    names = [name.replace("-", "_") for name in token.keys]
-                    self.architecture = configs.merge(self.architecture, nested(names, read_value(token.value)))
-                argument.tokens = []
-            elif argument.keys == ("phases",) and any(token.value for token in argument.tokens):
-                raise ConfigError("--phases: phases are told in a file of settings, given with --config")
-            elif argument.keys and argument.tokens:
-                self.paths.append(argument.keys)
-
-
-TYPED = TypedFlags()
-
-
-def flag_name(field: str) -> str:
-    """The flag of a field: `bad_boxes` is `bad-boxes`; the input of weights reads as a part of them."""
-    return {"weights_input": "weights.input"}.get(field, field.replace("_", "-"))
-
-
-def typed_options(options: InferenceOptions) -> InferenceOptions:
-    """The options with the settings of --architecture that were typed."""
-    return dataclasses.replace(options, architecture=TYPED.architecture)
-
-
-def named_data(path: Path | None, parts: DataConfig) -> DataConfig | None:
-    """As `joined`; None where nothing was said of the data, so that a run's own are taken."""
-    config = joined(path, parts)
-    return None if config == DataConfig() else config
-
-
-def joined(path: Path | None, parts: DataConfig) -> DataConfig:
-    """`parts` with the path that stands by itself on the command line."""
-    return parts if path is None else dataclasses.replace(parts, path=path)
-
-
-def settings(run: RunConfig, *, file: Path | None, data: Path | None) -> RunConfig:
-    """The settings of `file` with the flags laid over them that were typed.
-
-    Typed epochs are those of all phases of the file together, shared out in its proportions.
-
-    Raises:
-        ConfigError: the file is unreadable or has an unknown or bad setting (names the file and the nearest valid one),
-            or a flag would have no effect because the file's phases have that setting for themselves.
-    """
-    typed: dict[str, Any] = {"architecture": TYPED.architecture} if TYPED.architecture else {}
-    for path in TYPED.paths:
-        value: Any = run
-        for name in path:
-            value = getattr(value, name)
-        typed = configs.merge(typed, nested(path, value))
-    if data is not None:
-        typed = configs.merge(typed, nested(("data", "path"), data))
-    values = configs.read_mapping(file) if file is not None else {}
-    # Two steps, so that a mistake in the file is told as one of the file.
-    if file is not None:
-        phase_settings(configs.from_dict(RunConfig, values, source=str(file)), source=str(file))
-    if "phases" not in typed:
-        values = {**values, **_phases(values.get("phases") or [], typed, source=str(file))}
-    return configs.from_dict(RunConfig, configs.merge(values, typed), source="settings")
-
-
-def _phases(phases: Sequence[dict[str, Any]], typed: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """The setting `phases` under what was typed, if there is one."""
-    for name in configs.flatten(typed):
-        having = [str(number) for number, phase in enumerate(phases, start=1) if name in configs.flatten(phase)]
-        if having and name != "epochs":
-            raise ConfigError(
-                f"--{name.replace('_', '-')}: has no effect in {source}: set in phase {', '.join(having)}"
-            )
-    if not phases or "epochs" not in typed:
-        return {"phases": phases} if phases else {}
-    shares = shared_out([phase["epochs"] for phase in phases], total=typed["epochs"])
-    return {"phases": [{**phase, "epochs": share} for phase, share in zip(phases, shares, strict=True)]}
-
-
-def nested(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """`value` inside one mapping per name of `path`; without a name it is itself a mapping."""
-    for name in reversed(path):
-        value = {name: value}
-    if not isinstance(value, dict):
-        raise ConfigError(f"--architecture: name the setting, as in --architecture.loss.gamma {value}")
-    return value
+SPLIT_HELP = "train, val, test, or the name of a split in the data."
 
 
 def read_value(text: str) -> Any:
@@ -152,3 +49,125 @@ def read_value(text: str) -> Any:
         return yaml.safe_load(text)
     except configs.NOT_YAML:
         return text
+
+
+def read_architecture(kind: Any, tokens: Mapping[str, Any] | Sequence[Token]) -> dict[str, Any]:
+    """The nested settings of `--architecture.<name> VALUE`, values read as YAML; which names exist the model knows.
+
+    Raises:
+        ConfigError: a value without the name of a setting.
+    """
+    if not isinstance(tokens, Mapping):
+        if isinstance(value := read_value(tokens[0].value), dict):
+            return value
+        raise ConfigError(f"--architecture: name the setting, as in --architecture.loss.gamma {tokens[0].value}")
+    values = {}
+    for name, part in tokens.items():
+        nested = isinstance(part, Mapping)
+        values[name.replace("-", "_")] = read_architecture(kind, part) if nested else read_value(part[-1].value)
+    return values
+
+
+def refuse_phases(kind: Any, tokens: Sequence[Token]) -> NoReturn:
+    """Phases cannot be typed.
+
+    Raises:
+        ConfigError: always.
+    """
+    del kind, tokens
+    raise ConfigError("--phases: phases are given in a file of settings, with --config")
+
+
+CONVERTERS = {"architecture": read_architecture, "phases": refuse_phases}
+
+
+def flags_of(
+    cls: Any, *, prefix: str = "", group: Group | None = None, groups: Mapping[str, Group] | None = None
+) -> Any:
+    """A `TypedDict` with a flag for each field of the dataclass `cls`, explained as the dataclass explains it.
+
+    Args:
+        cls: the dataclass; fields that are dataclasses become nested flags such as `--augment.hue`.
+        prefix: what the flags begin with, such as `data.`.
+        group: the panel of the help.
+        groups: panels by field, where they are not all in one.
+    """
+    hints = get_type_hints(cls, include_extras=True)
+    texts = {row.arg_name: row.description or "" for row in docstring_parser.parse_from_object(cls).params}
+    flags = {}
+    for field in dataclasses.fields(cls):
+        kind, panel = hints[field.name], (groups or {}).get(field.name, group)
+        parameter = Parameter(
+            group=panel,
+            help=_flag_text(texts.get(field.name, ""), names=[*hints], prefix=prefix),
+            show_default=_default_text(field.default),
+            converter=CONVERTERS.get(field.name),
+            negative_iterable="empty-" if get_args(kind)[-1:] == (...,) else "",
+        )
+        if dataclasses.is_dataclass(kind):
+            kind = flags_of(kind, prefix=f"{prefix}{field.name}.", group=panel)
+        flags[field.name] = Annotated[kind, parameter]
+    make: Any = TypedDict
+    typed = make(f"{cls.__name__}Fields", flags, total=False)
+    typed.__module__ = __name__  # cyclopts takes the fields of no class of the standard library
+    return typed
+
+
+def _flag_text(text: str, *, names: Sequence[str], prefix: str) -> str:
+    """The text of a field as that of its flag: names of other fields in it are written as flags."""
+    for name in names:
+        text = text.replace(f"`{name}`", f"--{prefix}{flag_name(name)}")
+    return text[:1].upper() + text[1:]
+
+
+def _default_text(value: Any) -> str | bool:
+    """How the help shows a default; False where it shows none."""
+    if value is dataclasses.MISSING or value in (None, False, ()):
+        return False
+    if isinstance(value, tuple):
+        return " ".join(f"{part:.3g}" if isinstance(part, float) else str(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if TYPE_CHECKING:  # what was typed, by field
+    DataFields = dict[str, Any]
+    OptionFields = dict[str, Any]
+    RunFields = dict[str, Any]
+else:
+    DataFields = flags_of(DataConfig, prefix="data.", group=PANELS["Data"])
+    OptionFields = flags_of(InferenceOptions, group=Group("Inference", sort_key=len(PANELS) + 1))
+    RunFields = flags_of(RunConfig, groups=RUN_GROUPS)
+
+DATA_HELP = "Folder, or json, yaml or csv file; --data.train and so on name parts of it."
+Data = Annotated[Path | None, Parameter(help=DATA_HELP)]
+DataParts = Annotated[DataFields | None, Parameter(name="--data")]
+Options = Annotated[OptionFields | None, Parameter(name="*")]
+RunFlags = Annotated[RunFields | None, Parameter(name="*")]
+ARCHITECTURE_HELP = "Settings of the detector to override, such as --architecture.p6-from P5."
+Architecture = Annotated[dict[str, Any] | None, Parameter(converter=read_architecture, help=ARCHITECTURE_HELP)]
+
+
+def data_config(path: Path | None, parts: Mapping[str, Any] | None) -> DataConfig:
+    """The data that a path and the flags `--data.…` name together.
+
+    Raises:
+        ConfigError: no data was named.
+    """
+    values = dict(parts or {}) | ({} if path is None else {"path": path})
+    if not values:
+        raise ConfigError("data: say which data: a folder, or a json, yaml or csv file")
+    return DataConfig(**values)
+
+
+def optional_data_config(path: Path | None, parts: Mapping[str, Any] | None) -> DataConfig | None:
+    """As `data_config`; None where no data was named, so that those of the run are taken."""
+    return data_config(path, parts) if parts or path is not None else None
+
+
+def model_config(model: str, architecture: Mapping[str, Any] | None) -> AnyConfig:
+    """The config of the detector `model` with the settings of `--architecture` laid over it.
+
+    Raises:
+        ConfigError: the name or a setting is unknown or out of range.
+    """
+    return named_config(model, architecture=architecture or {})

@@ -1,4 +1,7 @@
-"""What the commands give back and print: exit statuses, tables, numbers, JSON, errors in one line, progress."""
+"""What the commands give back and print: exit statuses, tables, numbers, JSON, errors in one line, progress.
+
+Nothing here imports torch before it is needed: `focaldet --help` is quick.
+"""
 
 import json
 import os
@@ -6,20 +9,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pydantic
-
-from focaldet.check.report import aligned
-from focaldet.evaluation.coco import HEADLINES, Metrics, percent
-from focaldet.runtime import is_first_process
+if TYPE_CHECKING:
+    from focaldet.evaluation.coco import Metrics
 
 CLEAN, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130  # exit statuses
 
 
 @contextmanager
 def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Something to call with (done, all): a bar on the terminal, nothing where stderr is none."""
+    """A function to call with (done, all): it moves a bar on the terminal, and does nothing where stderr is not one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,40 +33,66 @@ def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
 @contextmanager
 def quiet_unless_first() -> Iterator[None]:
     """Of the processes that `torchrun` or SLURM started, only the first one writes to stdout."""
-    if is_first_process():
+    if _is_first():
         yield
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         yield
 
 
+def _is_first() -> bool:
+    if not {"TORCHELASTIC_RUN_ID", "SLURM_JOB_NAME"} & {*os.environ}:
+        return True
+    from focaldet.runtime import is_first_process
+
+    return is_first_process()
+
+
 def print_error(error: Exception) -> None:
     """One line on stderr."""
+    import pydantic
+
     text = str(error)
     if isinstance(error.__cause__, pydantic.ValidationError):  # of a flag's range; its own text takes four lines
         text = f"{text.partition('. ')[0]}: {error.__cause__.errors()[0]['msg']}"
     print("focaldet:", " ".join(text.split()), file=sys.stderr)
 
 
+def json_text(value: Any) -> str:
+    """`value` as JSON, as all files and answers of the commands have it."""
+    return json.dumps(value, ensure_ascii=False, indent=1)
+
+
 def print_json(value: Any) -> None:
     """`value` on stdout for programs."""
-    print(json.dumps(value, ensure_ascii=False, indent=1))
+    print(json_text(value))
 
 
-def print_metrics(metrics: Metrics) -> None:
+def print_metrics(metrics: "Metrics") -> None:
     """The 12 numbers in percent, then a line per class."""
+    from focaldet.data.formats.text import quantity
+    from focaldet.evaluation.coco import HEADLINES, percent
+
     lines = [[name, percent(getattr(metrics, field)), meaning] for field, (name, meaning) in HEADLINES.items()]
     print_table(lines, left={0, 2})
     classes = [[row.name, str(row.num_boxes), *map(percent, (row.ap, row.ap50, row.ap75))] for row in metrics.per_class]
     if len(classes) > 1:
         print()
         print_table([["CLASS", "BOXES", "AP", "AP50", "AP75"], *classes], left={0})
-    speed = "" if metrics.milliseconds_per_image is None else f", {metrics.milliseconds_per_image:.1f} ms per image"
-    print(f"\n{metrics.num_images} images, {metrics.num_boxes} boxes, {metrics.num_detections} detections{speed}")
+    counts = [
+        quantity(metrics.num_images, "image"),
+        quantity(metrics.num_boxes, "box", "boxes"),
+        quantity(metrics.num_detections, "detection"),
+    ]
+    if metrics.milliseconds_per_image is not None:
+        counts.append(f"{metrics.milliseconds_per_image:.1f} ms per image")
+    print(f"\n{', '.join(counts)}")
     for note in metrics.notes:
         print(f"note: {note}")
 
 
 def print_table(rows: Sequence[Sequence[str]], *, left: set[int]) -> None:
     """Columns two spaces apart; those in `left` start at the left, numbers end at the right."""
+    from focaldet.check.report import aligned
+
     print(*aligned(rows, left=left), sep="\n")

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
-from focaldet.cli.flags import Data, DataParts, Options, named_data, settings, typed_options
+from focaldet.cli import Switch
+from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, RunFlags, optional_data_config
 from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_table, progress
-from focaldet.data.dataset import DataConfig
+from focaldet.cli.settings import run_settings
+from focaldet.data.formats.text import quantity
 from focaldet.evaluation.coco import percent
-from focaldet.evaluation.inference import InferenceOptions
 from focaldet.study.hard_examples import PICTURE_PX, HardStudy, study_hard
 from focaldet.study.imbalance import GAMMAS, Imbalance, study_imbalance
 from focaldet.study.loss_curves import study_losses
@@ -22,50 +23,45 @@ from focaldet.training.config import RunConfig
 
 SWEEP_OUT = Path("runs/study/sweep")
 
-study = App(name="study", help="Look at the losses and at one's own data as the paper does.")
 
-
-@study.command
-def losses(*, out: Path = Path("runs/study/losses")) -> None:
-    """Draw the paper's figures of the losses (1, 5, 6) and the α-balance, and tell worked examples.
+def losses_command(*, out: Path = Path("runs/study/losses")) -> None:
+    """Draw the paper's figures of the losses and the α-balance.
 
     Args:
-        out: folder for pictures (svg, png), tables (csv, json) and the page that shows them.
+        out: folder for the figures (svg, png), tables (csv, json) and the page that shows them.
     """
     print(f"look at  {study_losses(out).page}")
 
 
-@study.command
-def imbalance(
+def imbalance_command(
     run: str,
     /,
     *,
     data: Data = None,
-    parts: DataParts = DataConfig(),  # noqa: B008  frozen
+    parts: DataParts = None,
     out: Path | None = None,
     gamma: Annotated[tuple[float, ...], Parameter(negative="")] = GAMMAS,
-    split: str = "val",
-    options: Options = InferenceOptions(),  # noqa: B008  frozen
-    json: Annotated[bool, Parameter(negative="")] = False,
+    split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
+    options: Options = None,
+    json: Switch = False,
 ) -> None:
-    """Draw the paper's figure 4 for a detector and data: who holds the loss, many easy examples or a few hard ones?
+    """Draw the paper's figure 4 for a detector and data.
 
     Args:
         run: run folder, weights file, or a name such as torchvision:coco_v1.
-        out: folder for pictures, curves.csv, imbalance.json and the page; a folder within the run by default.
-        split: train, val, test, or a split's own name in the data.
+        out: folder for the figure, curves.csv, imbalance.json and the page; a folder within the run by default.
         gamma: exponents of the focal loss to compare.
         json: print JSON.
     """
     with progress("imbalance") as seen:
         result = study_imbalance(
             run,
-            named_data(data, parts),
+            optional_data_config(data, parts),
             out=out,
             gammas=gamma,
             split=split,
-            options=typed_options(options),
             progress=seen,
+            **(options or {}),
         )
     if json:
         print_json(result.imbalance.to_dict())
@@ -74,49 +70,47 @@ def imbalance(
         print(f"look at  {result.page}")
 
 
-def _print_imbalance(found: Imbalance) -> None:
+def _print_imbalance(imbalance: Imbalance) -> None:
     """A line for each γ, and the sentences."""
     rows = [["GAMMA", "HARDEST 20% OF POSITIVES", "HARDEST 1% OF NEGATIVES", "NEGATIVES / POSITIVES"]]
-    for one in found.gammas:
-        ratio = "-" if one.negatives_over_positives is None else f"{one.negatives_over_positives:.3g}"
-        rows.append([f"{one.gamma:g}", percent(one.hardest_positives), percent(one.hardest_negatives), ratio])
+    for row in imbalance.gammas:
+        ratio = "-" if row.negatives_over_positives is None else f"{row.negatives_over_positives:.3g}"
+        rows.append([f"{row.gamma:g}", percent(row.hardest_positives), percent(row.hardest_negatives), ratio])
     print_table(rows, left=set())
-    print("\nshares: percent of the loss of all positives and of all negatives; last column: loss over loss\n")
-    print(*found.meaning, *(f"note: {note}" for note in found.notes), sep="\n")
+    print("\npercent of the loss of all positives and of all negatives; last column: loss over loss\n")
+    print(*imbalance.meaning, *(f"note: {note}" for note in imbalance.notes), sep="\n")
 
 
-@study.command
-def hard(
+def hard_command(
     run: str,
     /,
     *,
     data: Data = None,
-    parts: DataParts = DataConfig(),  # noqa: B008  frozen
+    parts: DataParts = None,
     out: Path | None = None,
     score: float = 0.3,
-    picture_px: int = PICTURE_PX,
-    split: str = "val",
-    options: Options = InferenceOptions(),  # noqa: B008  frozen
+    image_px: int = PICTURE_PX,
+    split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
+    options: Options = None,
 ) -> None:
-    """Show which objects are easy (green) and which hard (red), and list what looks like errors of the annotations.
+    """Show easy and hard objects, and what looks like errors of the annotations.
 
     Args:
         run: run folder, weights file, or a name such as torchvision:coco_v1.
-        out: folder for the page, its pictures and the tables; a folder within the run by default.
-        split: train, val, test, or a split's own name in the data.
-        score: from here on a detection is the detector's answer.
-        picture_px: long side of the page's pictures in pixels.
+        out: folder for the page, its images and the tables; a folder within the run by default.
+        score: smallest score of a detection that counts.
+        image_px: long side of the page's images in pixels.
     """
     with progress("hard examples") as seen:
         result = study_hard(
             run,
-            named_data(data, parts),
+            optional_data_config(data, parts),
             out=out,
             score=score,
-            picture_px=picture_px,
+            picture_px=image_px,
             split=split,
-            options=typed_options(options),
             progress=seen,
+            **(options or {}),
         )
     _print_hard(result)
 
@@ -124,36 +118,33 @@ def hard(
 def _print_hard(result: HardStudy) -> None:
     rows = [[kind, *map(str, numbers)] for kind, numbers in result.counts.items()]
     print_table([["KIND", "OBJECTS", "FALSE POSITIVES"], *rows], left={0})
-    print(f"\n{len(result.suspects)} suspected label errors: {result.page.with_name('suspects.csv')}")
+    print(f"\n{quantity(len(result.suspects), 'suspected label error')}: {result.page.with_name('suspects.csv')}")
     print(*(f"note: {note}" for note in result.notes), f"look at  {result.page}", sep="\n")
 
 
-@study.command
-def sweep(
-    *,
+def sweep_command(
     data: Data = None,
+    *,
     gamma: tuple[float, ...] = SWEEP_GAMMAS,
     alpha: tuple[float | None, ...] = ALPHAS,
-    ohem: Annotated[bool, Parameter(negative="")] = False,
-    softmax: Annotated[bool, Parameter(negative="")] = False,
+    ohem: Switch = False,
+    softmax: Switch = False,
     config: Path | None = None,
-    run: Annotated[RunConfig, Parameter(name="*")] = RunConfig(out=SWEEP_OUT),  # noqa: B008  frozen
+    run: RunFlags = None,
 ) -> int:
-    """Make the paper's tables 1a and 1b on your data: a short training for every γ and α. The same command goes on.
-
-    Exit status: 0 finished, 2 usage, 130 interrupted (saved). Every flag of `focaldet train` sets all trainings.
+    """Make the paper's tables 1a and 1b on your data.
 
     Args:
         gamma: exponents of the focal loss; 0 is cross entropy.
-        alpha: weights of objects; none leaves the balance out (eq. 4).
+        alpha: weights of objects; none trains without the balance (eq. 4).
         ohem: also cross entropy with online hard example mining (table 1d).
         softmax: also softmax cross entropy with a background class.
         config: YAML file of settings; flags that are typed overrule it.
     """
-    asked = settings(run, file=config, data=data)
-    if asked.out == RunConfig.out:
-        asked = replace(asked, out=SWEEP_OUT)
-    result = study_sweep(asked, gammas=gamma, alphas=alpha, ohem=ohem, softmax=softmax, tell=print)
+    settings = run_settings(run, file=config, data=data)
+    if settings.out == RunConfig.out:
+        settings = replace(settings, out=SWEEP_OUT)
+    result = study_sweep(settings, gammas=gamma, alphas=alpha, ohem=ohem, softmax=softmax, tell=print)
     if result.interrupted:
         return INTERRUPTED
     _print_sweep(result.rows)
@@ -166,6 +157,6 @@ def _print_sweep(rows: Sequence[Row]) -> None:
     best = best_of(rows)
     lines = [["SETTING", "AP", "AP50", "AP75", ""]]
     for row in rows:
-        remark = "diverged" if row.diverged is not None else "*" if row is best else ""
-        lines.append([row.title(), *map(percent, row.numbers()), remark])
+        note = "diverged" if row.diverged is not None else "*" if row is best else ""
+        lines.append([row.title(), *map(percent, row.numbers()), note])
     print_table(lines, left={0, 4})

@@ -1,12 +1,31 @@
-"""`focaldet convert`: a detector of another program as a file of ours."""
+"""`focaldet models` and `focaldet convert`: the detectors there are, and those of other programs."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from focaldet.cli import Switch
 from focaldet.cli.output import print_json, print_table, progress
+from focaldet.models.published import detector_rows
 from focaldet.weights.convert import convert
+
+
+def models_command(*, json: Switch = False) -> None:
+    """List the detectors.
+
+    Args:
+        json: print JSON.
+    """
+    rows = detector_rows()
+    if json:
+        print_json([asdict(row) for row in rows])
+        return
+    columns = ["NAME", "BACKBONE", "CLASSES", "PARAMETERS", "AP", "AP50", "AP75", "APS", "APM", "APL", "INPUT"]
+    print_table([columns, *(row.cells() for row in rows)], left={0, 1, 10})
+    print("AP: percent on COCO test-dev, as Lin et al. 2017 print it in table 2")
+    print("any backbone of timm: --architecture.backbone timm:NAME")
 
 
 def convert_command(
@@ -17,12 +36,12 @@ def convert_command(
     layout: Annotated[str | None, Parameter(name="--from")] = None,
     model: str | None = None,
     weights_input: str | None = None,
-    license: Annotated[str | None, Parameter(name=("--license", "--licence"))] = None,  # noqa: A002
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
-    verbose: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    license: str | None = None,  # noqa: A002
+    overwrite: Switch = False,
+    verbose: Switch = False,
+    json: Switch = False,
 ) -> None:
-    """Write the detector in another program's weights file as a file of focaldet's, and say what became of it.
+    """Write the detector in another program's weights file as one of focaldet, and report what it consists of.
 
     Args:
         source: weights file, or a name such as torchvision:coco_v1.
@@ -50,7 +69,10 @@ def convert_command(
         print_json(done.to_dict())
         return
     if verbose:
-        rows = [[one.name, "×".join(map(str, one.shape)) or "1", " + ".join(one.made_of)] for one in done.tensors]
+        rows = [
+            [tensor.name, "×".join(map(str, tensor.shape)) or "1", " + ".join(tensor.made_of)]
+            for tensor in done.tensors
+        ]
         print_table([["TENSOR", "SHAPE", "FROM"], *rows], left={0, 1, 2})
         print()
     print_table(done.rows(), left={0, 1})

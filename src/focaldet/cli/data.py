@@ -1,0 +1,100 @@
+"""`focaldet check` and `focaldet anchors`: what the data is like, and which anchors suit it."""
+
+from dataclasses import replace
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from focaldet.check.anchor_clusters import anchor_shapes
+from focaldet.check.check import check_data
+from focaldet.cli import Switch
+from focaldet.cli.flags import SPLIT_HELP, Architecture, Data, DataParts, data_config, model_config
+from focaldet.cli.output import UNREADABLE, print_error, print_json, print_table, progress
+from focaldet.data.splits import open_split
+from focaldet.errors import DataError
+from focaldet.models import PREPROCESSING
+from focaldet.training.config import RunConfig
+from focaldet.types import Preprocessing, Resize
+
+
+def check_command(
+    data: Data = None,
+    *,
+    parts: DataParts = None,
+    model: str = RunConfig.model,
+    architecture: Architecture = None,
+    size: int | None = None,
+    short_side: int | None = None,
+    max_side: int | None = None,
+    all_classes: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    listed: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    json: Switch = False,
+) -> int:
+    """Say what is in a data set, what is wrong with it, and how the anchors of a detector fit its boxes.
+
+    Args:
+        model: detector whose anchors are measured against the boxes.
+        size: long side in pixels of the image that the anchors meet, instead of the detector's own.
+        short_side: short side in pixels, the paper's form.
+        max_side: limit of the long side with --short-side.
+        all_classes: count the boxes of every class, not only of the most and the least frequent.
+        listed: list every problem, not only how many there are of each kind.
+        json: print JSON.
+    """
+    detector, preprocessing = model_config(model, architecture), PREPROCESSING.get(model, Preprocessing())
+    resize = preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
+    try:
+        with progress("check") as seen:
+            report = check_data(
+                data_config(data, parts),
+                detector=detector,
+                preprocessing=replace(preprocessing, resize=resize),
+                progress=seen,
+            )
+    except DataError as error:
+        print_error(error)
+        return UNREADABLE
+    if json:
+        print_json(report.to_dict())
+    else:
+        print(*report.lines(listed=listed, all_classes=all_classes), sep="\n")
+        print(f"\nanchors are those of {model}; others: --model, --size, --architecture")
+    return report.exit_code
+
+
+def anchors_command(
+    data: Data = None,
+    *,
+    parts: DataParts = None,
+    split: Annotated[str, Parameter(help=SPLIT_HELP)] = "train",
+    clusters: int = 5,
+    size: int = 416,
+    short_side: int | None = None,
+    max_side: int | None = None,
+    seed: int = 0,
+    json: Switch = False,
+) -> None:
+    """Compute anchors for your boxes: k-means with the distance 1 - IoU, as YOLOv2 does.
+
+    Args:
+        clusters: how many; YOLOv2 has 5.
+        size: long side in pixels of the image that the anchors meet.
+        short_side: short side in pixels, the paper's form.
+        max_side: limit of the long side with --short-side.
+        seed: seed of the first centers.
+        json: print JSON.
+    """
+    resize = Resize().with_sides(
+        size=None if short_side is not None else size, short_side=short_side, max_side=max_side
+    )
+    dataset = open_split(data_config(data, parts), split, seed=seed)
+    shapes = anchor_shapes(dataset, resize, num_clusters=clusters, seed=seed)
+    if json:
+        print_json(shapes.to_dict())
+        return
+    rows = [[f"{side:.2f}" for side in pixels] + [f"{side:.5g}" for side in cells] for pixels, cells in shapes.pairs()]
+    print_table([["WIDTH PX", "HEIGHT PX", "WIDTH / 32", "HEIGHT / 32"], *rows], left=set())
+    boxes = f'{shapes.num_boxes} boxes of "{shapes.split}" at {shapes.resize}'
+    print(f"\naverage IoU {shapes.average_iou:.3f} of {boxes}")
+    cells = ",".join(f"[{width:.5g},{height:.5g}]" for width, height in shapes.cells)
+    print(f"for YOLOv2: --architecture.anchors [{cells}]")

@@ -1,0 +1,83 @@
+"""`focaldet eval`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from focaldet.cli import Switch, flag_name
+from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, data_config, optional_data_config
+from focaldet.cli.output import json_text, print_json, print_metrics, progress
+from focaldet.config import make_folder
+from focaldet.errors import ConfigError
+from focaldet.evaluation.coco import Metrics, evaluate_files
+from focaldet.evaluation.evaluate import evaluate, evaluation_folder
+
+
+def evaluate_command(
+    run: str | None = None,
+    /,
+    *,
+    data: Data = None,
+    parts: DataParts = None,
+    predictions: Path | None = None,
+    out: Path | None = None,
+    split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
+    options: Options = None,
+    json: Switch = False,
+) -> None:
+    """Evaluate a detector, or a COCO result file of any program, with the 12 COCO numbers.
+
+    Args:
+        run: run folder, weights file, or a name such as torchvision:coco_v1.
+        predictions: COCO result file to score against the ground truth `--data`, instead of a detector.
+        out: folder for metrics.json and predictions.json; by default a folder within the run.
+        json: print JSON.
+    """
+    if (run is None) == (predictions is None):
+        raise ConfigError("eval: give either a run folder, weights file or name, or --predictions RESULTS.json")
+    if predictions is not None:
+        folder = out
+        metrics = _score_file(predictions, data, parts, split=split, out=out, options=options or {})
+    else:
+        folder = evaluation_folder(str(run), split=split, out=out)
+        with progress("evaluate") as seen:
+            metrics = evaluate(
+                str(run),
+                optional_data_config(data, parts),
+                split=split,
+                out=out,
+                progress=seen,
+                **(options or {}),
+            )
+    if json:
+        print_json(metrics.to_dict())
+        return
+    print_metrics(metrics)
+    if folder is not None:
+        print(f"look at  {folder}")
+
+
+def _score_file(
+    predictions: Path,
+    data: Path | None,
+    parts: Mapping[str, Any] | None,
+    *,
+    split: str,
+    out: Path | None,
+    options: Mapping[str, Any],
+) -> Metrics:
+    """The numbers of a COCO result file, written to `out` where there is one.
+
+    Raises:
+        ConfigError: a flag that only a detector knows, or no ground truth.
+    """
+    for name in options:
+        raise ConfigError(f"eval: --{flag_name(name)} is for a detector; it changes nothing in a file of --predictions")
+    folder = None if out is None else make_folder(out)
+    metrics = evaluate_files(predictions, data_config(data, parts), split=split)
+    if folder is not None:
+        text = json_text(metrics.to_dict())
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    return metrics

@@ -1,0 +1,47 @@
+"""`focaldet predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from focaldet.cli.flags import Options
+from focaldet.cli.output import CLEAN, FAILED, print_error, progress
+from focaldet.data.formats.text import quantity
+from focaldet.errors import ConfigError
+from focaldet.evaluation.writers import PredictionFormat
+from focaldet.prediction import load, predict_files
+
+
+def predict_command(
+    run: str,
+    /,
+    *images: Annotated[str, Parameter(help="Images, folders, patterns, and .txt lists of paths.")],
+    out: Path = Path("drawn"),
+    score: float = 0.3,
+    formats: tuple[PredictionFormat, ...] = ("json",),
+    drawn: bool = True,
+    weights: str | None = None,
+    options: Options = None,
+) -> int:
+    """Detect objects in images and draw them.
+
+    Args:
+        run: run folder, weights file, or a name such as torchvision:coco_v1.
+        out: folder for the drawn images and the files beside them.
+        score: detections below it are dropped.
+        formats: files to write: json, coco, yolo, csv.
+        drawn: write the images with their boxes.
+        weights: weights for `run` where that is the name of a detector.
+    """
+    if not images:
+        raise ConfigError("predict: say which images, folders or patterns")
+    predictor = load(run, weights=weights, **(options or {}))
+    with progress("predict") as seen:
+        result = predict_files(predictor, images, out, score=score, formats=formats, drawn=drawn, progress=seen)
+    for error in result.failed:
+        print_error(error)
+    unreadable = f", {len(result.failed)} of them unreadable" if result.failed else ""
+    counts = f"{quantity(result.num_images, 'image')}{unreadable}, {quantity(result.num_detections, 'detection')}"
+    print(f"{counts}; look at  {result.out}")
+    return FAILED if result.failed else CLEAN

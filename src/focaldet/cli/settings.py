@@ -1,0 +1,47 @@
+"""The settings of a training from the command line: typed flags over a file over presets over defaults."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from focaldet import config as configs
+from focaldet.cli import flag_name
+from focaldet.errors import ConfigError
+from focaldet.training.config import RunConfig, phase_settings
+from focaldet.training.phases import shared_out
+
+
+def run_settings(typed: Mapping[str, Any] | None, *, file: Path | None, data: Path | None) -> RunConfig:
+    """The settings of `file` with the flags laid over them that were typed.
+
+    Typed epochs are those of all phases of the file together, shared out in its proportions.
+
+    Raises:
+        ConfigError: the file is unreadable or has an unknown or bad setting (names the file and the nearest valid one),
+            or a flag would have no effect because the file's phases have that setting for themselves.
+    """
+    typed = with_data(typed, data)
+    values = configs.read_mapping(file) if file is not None else {}
+    # Two steps, so that a mistake in the file is reported as one of the file.
+    if file is not None:
+        phase_settings(configs.from_dict(RunConfig, values, source=str(file)), source=str(file))
+    if "phases" not in typed:
+        values = {**values, **_phases(values.get("phases") or [], typed, source=str(file))}
+    return configs.from_dict(RunConfig, configs.merge(values, typed), source="settings")
+
+
+def with_data(typed: Mapping[str, Any] | None, data: Path | None) -> dict[str, Any]:
+    """What was typed, the path of the data included."""
+    return configs.merge(typed or {}, {} if data is None else {"data": {"path": data}})
+
+
+def _phases(phases: Sequence[dict[str, Any]], typed: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """The setting `phases` under what was typed, if there is one."""
+    for name in configs.flatten(typed):
+        having = [str(number) for number, phase in enumerate(phases, start=1) if name in configs.flatten(phase)]
+        if having and name != "epochs":
+            raise ConfigError(f"--{flag_name(name)}: has no effect in {source}: set in phase {', '.join(having)}")
+    if not phases or "epochs" not in typed:
+        return {"phases": phases} if phases else {}
+    epochs = shared_out([phase["epochs"] for phase in phases], total=typed["epochs"])
+    return {"phases": [{**phase, "epochs": count} for phase, count in zip(phases, epochs, strict=True)]}

@@ -15,12 +15,9 @@ import torch
 from measure import interleaved, write_result
 
 from focaldet.models import LossContext, build
-from focaldet.runtime import build_autocast
 from focaldet.training.config import RunConfig
-from focaldet.training.ema import Ema
-from focaldet.training.optim import build_optimizer
-from focaldet.training.state import TrainState
-from focaldet.training.step import Update
+from focaldet.training.state import start_state
+from focaldet.training.step import train_step
 from focaldet.types import Batch, ImageSize, Target
 from focaldet.weights import load_into
 
@@ -47,19 +44,11 @@ def make_batch(batch_size: int) -> Batch:
 
 def our_step(batch: Batch, weights: Path) -> Callable[[], object]:
     """A step of the training engine with its default settings."""
-    config = RunConfig(model="retinanet_mobilenet_v2_fpn")
+    config = RunConfig(model="retinanet_mobilenet_v2_fpn", precision="bf16")
     detector = build(config.model, num_classes=NUM_CLASSES)
     load_into(detector, weights)
-    detector.train().to(memory_format=torch.channels_last)
-    learner = TrainState(
-        detector,
-        ema=Ema(detector, decay=config.ema) if config.ema else None,
-        optimizer=build_optimizer(detector, config),
-        autocast=build_autocast("bf16", device=torch.device("cpu")),
-        context=LossContext(),
-    )
-    update = Update(learner, module=detector, config=config)
-    return lambda: update([batch], step=0, rate=1e-5)
+    state = start_state(detector, config, context=LossContext(), device=torch.device("cpu"))
+    return lambda: train_step(state, [batch], module=detector, config=config, rate=1e-5)
 
 
 def peer_step(batch: Batch, weights: Path, *, form: str) -> Callable[[], object]:

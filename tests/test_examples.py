@@ -11,8 +11,8 @@ import pytest
 from focaldet import config as configs
 from focaldet.models import named_config
 from focaldet.models.published import PUBLISHED
-from focaldet.training.config import RunConfig, checked
-from focaldet.training.phases import planned
+from focaldet.training.config import RunConfig
+from focaldet.training.phases import check_phases
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -71,9 +71,10 @@ def test_imbalanced_classifier(run):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_says_what_to_expect(path):
-    config = checked(configs.load(RunConfig, path))
-    for phase in planned(config):
-        named_config(config.model, architecture=phase.config.architecture)
+    config = configs.load(RunConfig, path)
+    check_phases(config)
+    for phase in config.phase_configs:
+        named_config(config.model, architecture=phase.architecture)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(line.startswith(("# paper ", "# expected ")) for line in header)
     assert any(line.startswith("# cost ") for line in header)

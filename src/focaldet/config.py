@@ -102,11 +102,13 @@ def from_dict(
     Raises:
         ConfigError: an unknown key (with the nearest valid one), a wrong type or a value out of range; names `source`.
     """
-    known = _current_names(cls, values, source=source, path=(), warn=warn_renamed)
+    known = current_names(cls, values, source=source, warn=warn_renamed)
     try:
         config: Config = _adapter(cls).validate_python(known)
     except pydantic.ValidationError as error:
         raise ConfigError(_problem(error, cls, source)) from None
+    except ConfigError as error:  # from the `__post_init__` of a config, which does not know where its values are from
+        raise ConfigError(f"{source}: {error}") from None
     return config
 
 
@@ -144,8 +146,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def save(config: Any, path: Path) -> None:
-    """Write `config` as YAML, keys in their declared order."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    """Write `config`, which may be a mapping of plain values, as YAML, keys in their declared order."""
+    values = dict(config) if isinstance(config, Mapping) else to_dict(config)
+    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def make_folder(path: Path, *, setting: str = "out") -> Path:
@@ -182,8 +185,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
-def _current_names(
-    cls: Any, values: Mapping[str, Any], *, source: str, path: tuple[str, ...], warn: bool
+def current_names(
+    cls: Any, values: Mapping[str, Any], *, source: str, path: tuple[str, ...] = (), warn: bool = True
 ) -> dict[str, Any]:
     """`values` with the present names of its settings, at any depth of nested dataclasses.
 
@@ -206,6 +209,6 @@ def _current_names(
             warnings.warn(f"{source}: {was} is now called {now}", FutureWarning, stacklevel=2)
         for kind in (fields[key], *get_args(fields[key])):  # a setting may be a dataclass or None
             if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-                value = _current_names(kind, value, source=source, path=(*path, key), warn=warn)
+                value = current_names(kind, value, source=source, path=(*path, key), warn=warn)
         current[key] = value
     return current

@@ -106,6 +106,22 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed((int(words[0]) << 32) | int(words[1]))
 
 
+@contextmanager
+def torch_settings(*, threads: int | None, deterministic: bool) -> Iterator[None]:
+    """Inside, torch computes with so many threads and refuses operations whose result differs from run to run."""
+    threads_before, deterministic_before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+        torch.use_deterministic_algorithms(deterministic_before)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on a GPU or in the machine."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

@@ -29,11 +29,9 @@ from focaldet.models import (
     named_config,
 )
 from focaldet.models.faster_rcnn.model import FasterRCNN
-from focaldet.runtime import build_autocast
 from focaldet.training.config import RunConfig
-from focaldet.training.optim import build_optimizer
-from focaldet.training.state import TrainState
-from focaldet.training.step import Update
+from focaldet.training.state import start_state
+from focaldet.training.step import train_step
 from focaldet.types import Batch, ImageSize, Preprocessing, Target
 from focaldet.weights import load_detector, save_detector
 
@@ -400,17 +398,11 @@ def test_ignored_boxes_are_neither_object_nor_background(name: str) -> None:
 @running
 def test_one_batch_is_learned_through_the_training_step(name: str) -> None:
     detector = copy.deepcopy(fresh(name)).train()
-    config = RunConfig(model=entry_of(name)[0], channels_last=False)
-    learner = TrainState(
-        detector,
-        ema=None,
-        optimizer=build_optimizer(detector, config),
-        autocast=build_autocast("fp32", device=torch.device("cpu")),
-        context=LossContext(),
-    )
-    update = Update(learner, module=detector, config=config)
+    config = RunConfig(model=entry_of(name)[0], channels_last=False, ema=None, precision="fp32")
+    state = start_state(detector, config, context=LossContext(), device=torch.device("cpu"))
     batch = Batch(images(), WHOLE, TARGETS, (0, 1), WHOLE, ("a", "b"))
-    totals = [sum(update([batch], step=step, rate=3e-4).losses.values()) for step in range(8)]
+    steps = [train_step(state, [batch], module=detector, config=config, rate=3e-4) for _ in range(8)]
+    totals = [sum(losses.values()) for losses, *_ in steps]
     assert min(totals[-2:]) < 0.7 * totals[0], totals
 
 

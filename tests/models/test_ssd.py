@@ -12,7 +12,7 @@ from focaldet.models import DETECTORS, PREPROCESSING, LossContext, SSDConfig, bu
 from focaldet.models.ssd import DecoderConfig, SSDDetectConfig, SSDLossConfig, SSDOutputs
 from focaldet.ops.boxes import encode
 from focaldet.ops.priors import PriorConfig, all_priors
-from focaldet.training.config import RunConfig, checked, phase_settings
+from focaldet.training.config import RunConfig
 from focaldet.types import ImageSize, Preprocessing, Target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -265,8 +265,8 @@ def test_the_priors_grow_with_the_picture():
 
 def test_the_published_recipes_build_what_they_name():
     for path in sorted((REPOSITORY / "recipes").glob("*ssd513*.yaml")):
-        run = checked(configs.load(RunConfig, path))
-        phases = phase_settings(run)
+        run = configs.load(RunConfig, path)
+        phases = run.phase_configs
         assert path.stem.startswith(run.model)
         assert [phase.scaled_learning_rate for phase in phases] == pytest.approx([1e-3, 1e-4][: len(phases)])
         for phase in phases:
@@ -276,10 +276,10 @@ def test_the_published_recipes_build_what_they_name():
 
 def test_the_phases_of_a_dssd_are_those_of_the_paper():
     """The decoder alone with BatchNorm trained, then everything with BatchNorm as it is."""
-    run = checked(configs.load(RunConfig, REPOSITORY / "recipes" / "dssd513_r101.yaml"))
-    first, second = (named_config(phase.model, architecture=phase.architecture) for phase in phase_settings(run))
+    run = configs.load(RunConfig, REPOSITORY / "recipes" / "dssd513_r101.yaml")
+    first, second = (named_config(phase.model, architecture=phase.architecture) for phase in run.phase_configs)
     assert first.decoder == DecoderConfig(norm="batch", frozen_encoder=True) and second.decoder == DecoderConfig()
     assert (first.norm, second.norm) == ("frozen", "frozen")
-    assert [phase.epochs for phase in phase_settings(run)] == [41, 11] and run.epochs == 52
-    falls = [[share * phase.epochs * 117_266 / 32 for share in phase.step_at] for phase in phase_settings(run)]
+    assert [phase.epochs for phase in run.phase_configs] == [41, 11] and run.epochs == 52
+    falls = [[share * phase.epochs * 117_266 / 32 for share in phase.step_at] for phase in run.phase_configs]
     assert falls == [pytest.approx([80_000, 130_000], rel=0.01), pytest.approx([20_000], rel=0.01)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from focaldet.study.sweep import study_sweep
-from focaldet.training.step import Update
+from focaldet.training import trainer
 from tests.training.squares import small_run, squares
 
 DATA = squares(6)
@@ -22,16 +22,16 @@ def of_squares(out, **changes):
 
 
 def main(out, updates):
-    plain = Update.__call__
+    plain = trainer.train_step
 
-    def step(self, batches, *, step, rate):
+    def step_or_die(state, batches, **named):
         nonlocal updates
         updates -= 1
         if updates < 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return plain(self, batches, step=step, rate=rate)
+        return plain(state, batches, **named)
 
-    Update.__call__ = step
+    trainer.train_step = step_or_die
     study_sweep(of_squares(out), sources=(DATA, DATA), **FEW)
 
 

@@ -1,9 +1,9 @@
 """Trains in processes that are killed again and again: `python kills.py FOLDER PLAN`; test_kills.py compares the ends.
 
 PLAN is JSON: {run name: [kill, …]}. A kill is {"rows": r, "seconds": s} (SIGKILL from outside, so long after
-metrics.csv has r rows), {"step": n} (in the middle of update n) or {"write": n, "share": f} (in write n of a file
-that is saved, when the share f of it is on disk; 1 means before it is renamed, 2 just after), or {"phase": n} (phase n
-has begun and has not made its first step). After the last kill the run is left to finish. Runs whose name begins with
+metrics.csv has r rows), {"step": n} (in the middle of update n) or {"write": n, "fraction": f} (in write n of a file
+that is saved, when the fraction f of it is on disk; 1 means before it is renamed, 2 just after), or {"phase": n} (phase
+n has begun and has not made its first step). After the last kill the run is left to finish. Runs whose name begins with
 "phases" have two. Each process is a fork of this one, which has done no more than import, so that a process costs
 no start.
 """
@@ -21,9 +21,7 @@ import hotcoco  # noqa: F401  imported here once instead of in every process
 import lightning.fabric  # noqa: F401
 import torch
 
-from focaldet.training.assembly import Parts
-from focaldet.training.step import Update
-from focaldet.training.trainer import train
+from focaldet.training import trainer
 from tests.training.squares import small_run, squares
 
 # The first trains the heads with an average of the weights, the second, whose batches are smaller, all without one.
@@ -40,29 +38,30 @@ def die():
 def arrange(kill):
     """Make this process die as `kill` says."""
     if "step" in kill:
-        plain = Update.__call__
+        plain = trainer.train_step
 
-        def step_killed(self, batches, *, step, rate):
-            if step + 1 == kill["step"]:
+        def step_killed(state, batches, **named):
+            if state.step + 1 == kill["step"]:
                 threading.Timer(0.01, die).start()
-            return plain(self, batches, step=step, rate=rate)
+            return plain(state, batches, **named)
 
-        Update.__call__ = step_killed
+        trainer.train_step = step_killed
     elif "phase" in kill:
-        begin = Parts.begin_next_phase
+        following = trainer.next_state
 
-        def begin_killed(self):
-            begin(self)
-            if self.work.phase.number == kill["phase"]:
+        def next_killed(state, *args, **named):
+            state = following(state, *args, **named)
+            if state.phase + 1 == kill["phase"]:
                 die()
+            return state
 
-        Parts.begin_next_phase = begin_killed
+        trainer.next_state = next_killed
     elif "write" in kill:
-        count_writes(kill["write"], kill["share"])
+        count_writes(kill["write"], kill["fraction"])
 
 
-def count_writes(number, share):
-    """Die in write `number`: cut what was written to its share, before it is renamed; or right after the renaming."""
+def count_writes(number, fraction):
+    """Die in write `number`: cut what was written, before it is renamed; or right after the renaming."""
     seen = []
     replace = Path.replace
 
@@ -70,8 +69,8 @@ def count_writes(number, share):
         seen.append(target)
         if len(seen) < number:
             return replace(self, target)
-        if share <= 1:
-            os.truncate(self, int(share * self.stat().st_size))
+        if fraction <= 1:
+            os.truncate(self, int(fraction * self.stat().st_size))
         else:
             replace(self, target)
         die()
@@ -98,7 +97,7 @@ def process(out, *, resume, kill, workers):
             arrange(kill)
             data = squares(12, empty=(3,))
             length = {"phases": PHASES} if out.name.startswith("phases") else {"epochs": 4}
-            train(
+            trainer.train(
                 small_run(out, resume=resume, workers=workers, ema=0.9, evaluate_every=2, save_steps=2, **length),
                 sources=(data, data),
             )
@@ -119,14 +118,14 @@ def process(out, *, resume, kill, workers):
 
 def main(folder, plan):
     """Carry out the plan; write which kills hit a living process."""
-    told = {}
+    report = {}
     for name, kills in plan.items():
         begin, hits = time.monotonic(), []
-        for place, kill in enumerate([*kills, {}]):
-            hits.append(process(folder / name, resume=place > 0, kill=kill, workers=2 * (place % 2)))
+        for number, kill in enumerate([*kills, {}]):
+            hits.append(process(folder / name, resume=number > 0, kill=kill, workers=2 * (number % 2)))
         assert not hits[-1], "nothing kills the last process"
-        told[name] = {"hits": hits[:-1], "seconds": time.monotonic() - begin}
-        (folder / "told.json").write_text(json.dumps(told))
+        report[name] = {"hits": hits[:-1], "seconds": time.monotonic() - begin}
+        (folder / "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -26,26 +26,26 @@ ARCHITECTURE = {
 
 @dataclass(frozen=True)
 class Squares:
-    """`num_images` pictures of SIDE × SIDE pixels with one square each; those in `empty` have none."""
+    """`num_images` images of SIDE × SIDE pixels with one square each; those in `empty` have none."""
 
     dataset: Dataset
-    pictures: torch.Tensor
+    images: torch.Tensor
 
     def load(self, i, *, epoch):
         del epoch
-        return self.pictures[i], self.dataset.target(i)
+        return self.images[i], self.dataset.target(i)
 
 
 def squares(num_images, *, seed=0, empty=()):
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.randint(0, 60, (num_images, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 60, (num_images, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     boxes, labels, counts = [], [], []
     for i in range(num_images):
         side = int(torch.randint(16, 33, (), generator=generator))
         x, y = torch.randint(0, SIDE - side, (2,), generator=generator).tolist()
         counts.append(int(i not in empty))
         if i not in empty:
-            pictures[i, i % 2, y : y + side, x : x + side] = 230
+            images[i, i % 2, y : y + side, x : x + side] = 230
             boxes.append([x, y, x + side, y + side])
             labels.append(i % 2)
     path_bytes, path_offsets = pack_paths([f"{i}.png" for i in range(num_images)])
@@ -65,7 +65,7 @@ def squares(num_images, *, seed=0, empty=()):
         path_offsets=path_offsets,
         problems=Problems(),
     )
-    return Squares(dataset, pictures)
+    return Squares(dataset, images)
 
 
 def small_run(out, **changes):

@@ -13,12 +13,27 @@ from focaldet.data.dataset import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.models import DETECTORS
 from focaldet.training import config as module
-from focaldet.training.config import FREE_ON_RESUME, RunConfig, checked
+from focaldet.training.config import FREE_ON_RESUME, RunConfig, check_processes
 from focaldet.training.state import initial_architecture
+from focaldet.training.trainer import train
+from tests.training.squares import small_run, squares
 
 
-def test_defaults_are_valid():
-    assert checked(RunConfig()) == RunConfig()
+def test_a_config_is_validated_once_and_each_phase_once(monkeypatch, tmp_path):
+    """Where it is written; training it, saving it and checking its phases validate nothing again."""
+    validated = []
+    plain = RunConfig.__post_init__
+
+    def counted(self):
+        validated.append(self)
+        plain(self)
+
+    monkeypatch.setattr(RunConfig, "__post_init__", counted)
+    config = small_run(tmp_path, phases=({"epochs": 1}, {"epochs": 1, "learning_rate": 1e-4}))
+    assert len(validated) == 3
+    data = squares(4)
+    train(config, sources=(data, data))
+    assert len(validated) == 3 and {id(one) for one in validated} == {id(config), *map(id, config.phase_configs)}
 
 
 def test_survives_yaml(tmp_path):
@@ -40,8 +55,8 @@ def test_survives_yaml(tmp_path):
         ({"patience": 3, "evaluate_every": None}, "patience"),
         ({"warmup_power": 0.0}, "warmup_power"),
         ({"step_at": (0.5, 1.5)}, "step_at"),
-        ({"step_at": (0.9, 0.8)}, "step_at: shares must rise"),
-        ({"step_at": (0.5, 0.5)}, "step_at: shares must rise"),
+        ({"step_at": (0.9, 0.8)}, "step_at: fractions must rise"),
+        ({"step_at": (0.5, 0.5)}, "step_at: fractions must rise"),
         ({"multi_scale": (32, 64), "multi_scale_end": 2.0}, "multi_scale_end"),
         ({"multi_scale_end": 0.5}, "multi_scale_end: needs multi_scale"),
         ({"batch_size": 8, "accumulate": 3}, "allowed: a multiple of 3"),
@@ -49,13 +64,13 @@ def test_survives_yaml(tmp_path):
 )
 def test_refuses(changes, named):
     with pytest.raises(ConfigError, match=named):
-        checked(dataclasses.replace(RunConfig(), **changes))
+        RunConfig(**changes)
 
 
-def test_refuses_a_batch_that_ranks_cannot_share():
-    assert checked(RunConfig(batch_size=8, accumulate=2), num_ranks=4).batch_size == 8
-    with pytest.raises(ConfigError, match="cannot be shared by 3 processes"):
-        checked(RunConfig(batch_size=8), num_ranks=3)
+def test_refuses_a_batch_that_processes_cannot_divide():
+    check_processes(RunConfig(batch_size=8, accumulate=2), num_processes=4)
+    with pytest.raises(ConfigError, match="cannot be divided among 3 processes"):
+        check_processes(RunConfig(batch_size=8), num_processes=3)
 
 
 def test_names_the_nearest_setting():

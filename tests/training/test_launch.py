@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from focaldet.errors import CheckpointError
-from focaldet.runtime import build_autocast, seed_everything
+from focaldet.runtime import build_autocast, seed_everything, torch_settings
 from focaldet.training.config import RunConfig
-from focaldet.training.launch import advice, global_settings
 from focaldet.training.signals import StopSignal, stop_signal
+from focaldet.training.trainer import explain_errors
 
 CPU = torch.device("cpu")
 
@@ -35,8 +35,8 @@ def test_seed_decides_all_generators():
         assert draws() != first
 
 
-def test_settings_of_the_machine_are_lent():
-    with global_settings(RunConfig(threads=2, deterministic=True)):
+def test_settings_of_torch_hold_inside_only():
+    with torch_settings(threads=2, deterministic=True):
         assert torch.get_num_threads() == 2 and torch.are_deterministic_algorithms_enabled()
     assert torch.get_num_threads() == 1 and not torch.are_deterministic_algorithms_enabled()
 
@@ -52,29 +52,29 @@ def test_precision_of_products(precision, dtype):
 
 
 def test_only_a_full_disk_gets_the_advice_for_it():
-    with pytest.raises(CheckpointError, match="no space left"), advice(RunConfig()):
+    with pytest.raises(CheckpointError, match="no space left"), explain_errors(RunConfig()):
         raise OSError(28, "No space left on device")
-    with pytest.raises(FileNotFoundError), advice(RunConfig()):
+    with pytest.raises(FileNotFoundError), explain_errors(RunConfig()):
         raise FileNotFoundError(2, "missing")
-    with pytest.raises(RuntimeError, match="shape"), advice(RunConfig()):
+    with pytest.raises(RuntimeError, match="shape"), explain_errors(RunConfig()):
         raise RuntimeError("shape mismatch")
 
 
 def test_second_interrupt_does_not_wait():
-    with stop_signal() as wish:
-        assert not wish
+    with stop_signal() as stop:
+        assert not stop
         os.kill(os.getpid(), 2)
-        assert wish and wish.signal_name == "SIGINT"
+        assert stop and stop.signal_name == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), 2)
 
 
 def test_handlers_of_other_threads_stay():
-    found = []
-    thread = threading.Thread(target=lambda: found.extend([stop_signal().__enter__()]))
+    signals = []
+    thread = threading.Thread(target=lambda: signals.append(stop_signal().__enter__()))
     thread.start()
     thread.join()
-    assert isinstance(found[0], StopSignal) and not found[0]
+    assert isinstance(signals[0], StopSignal) and not signals[0]
 
 
 def test_loading_process_dies_of_sigterm_and_outlives_ctrl_c():

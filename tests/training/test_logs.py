@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from focaldet.errors import ConfigError
-from focaldet.training.logs import Display, EventsFile, MetricsFile, RunLog, Trackers, clock, memory_gb
+from focaldet.training.logs import MetricsFile, RunLog, clock, memory_gb, open_trackers
 
 STEP = {
     "seconds": 0.5,
@@ -19,6 +19,14 @@ STEP = {
     "loss": 1.25,
     "losses": {"class": 1.0, "box": 0.25},
 }
+
+
+def open_log(folder, *, total_steps=100, done_steps=0, trackers=(), console=None, **named):
+    """A log whose lines go nowhere unless there is a `console`; `named` are settings of metrics.csv."""
+    metrics = MetricsFile(folder / "metrics.csv", **{"evaluation_columns": ("ap",), **named})
+    steps = {"total_steps": total_steps, "done_steps": done_steps}
+    console = console or Console(file=io.StringIO())
+    return RunLog(metrics, events=folder / "events.jsonl", trackers=trackers, console=console, **steps)
 
 
 def write_steps(log, steps):
@@ -32,7 +40,7 @@ def rows_of(path):
 
 
 def test_a_row_per_step_and_per_evaluation(tmp_path):
-    log = RunLog(MetricsFile(tmp_path / "metrics.csv", evaluation_columns=("ap", "ap50")))
+    log = open_log(tmp_path, evaluation_columns=("ap", "ap50"))
     write_steps(log, [1, 2])
     log.write("evaluation", epoch=1, step=2, ap=0.5, ap50=None, text="not a column")
     log.write("note", text="no row")
@@ -50,14 +58,14 @@ def test_a_row_per_step_and_per_evaluation(tmp_path):
 
 
 def test_rows_come_every_few_steps(tmp_path):
-    log = RunLog(MetricsFile(tmp_path / "metrics.csv", evaluation_columns=(), log_every=3))
+    log = open_log(tmp_path, log_every=3)
     write_steps(log, range(1, 8))
     log.close()
     assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["3", "6"]
 
 
 def test_the_losses_have_columns_when_an_evaluation_is_the_first_row(tmp_path):
-    log = RunLog(MetricsFile(tmp_path / "metrics.csv", evaluation_columns=("ap",), log_every=3))
+    log = open_log(tmp_path, log_every=3)
     write_steps(log, [1, 2])
     log.write("evaluation", epoch=1, step=2, ap=0.5)
     write_steps(log, [3])
@@ -70,12 +78,12 @@ def test_the_losses_have_columns_when_an_evaluation_is_the_first_row(tmp_path):
 
 def test_a_later_phase_may_have_other_losses(tmp_path):
     path = tmp_path / "metrics.csv"
-    log = RunLog(MetricsFile(path, evaluation_columns=("ap",)))
+    log = open_log(tmp_path)
     log.write("step", phase=1, epoch=1, step=1, **STEP)
     log.write("step", phase=2, epoch=2, step=2, **{**STEP, "losses": {"class": 1.0, "region": 0.5}})
     log.write("evaluation", phase=2, epoch=2, step=2, ap=0.5)
     log.close()
-    again = RunLog(MetricsFile(path, evaluation_columns=("ap",), keep_rows=2))
+    again = open_log(tmp_path, keep_rows=2)
     again.write("step", phase=2, epoch=2, step=3, **{**STEP, "losses": {"region": 0.25}})
     again.close()
     assert path.read_text().splitlines() == [
@@ -85,26 +93,26 @@ def test_a_later_phase_may_have_other_losses(tmp_path):
         "step,2,2,2,0.5,16,0.001,2.5,1.25,1,,0.5,",
         "step,2,2,3,0.5,16,0.001,2.5,1.25,,,0.25,",
     ]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.csv"]
+    assert {entry.name for entry in tmp_path.iterdir()} == {"metrics.csv", "events.jsonl"}
 
 
 def test_resuming_forgets_the_rows_after_the_saved_state(tmp_path):
     path = tmp_path / "metrics.csv"
-    log = RunLog(MetricsFile(path, evaluation_columns=("ap",)))
+    log = open_log(tmp_path)
     write_steps(log, range(1, 6))
     log.close()
-    again = RunLog(MetricsFile(path, evaluation_columns=("ap",), keep_rows=3))
+    again = open_log(tmp_path, keep_rows=3)
     assert again.num_rows == 3
     write_steps(again, [4])
     again.close()
     assert [row["step"] for row in rows_of(path)] == ["1", "2", "3", "4"]
-    RunLog(MetricsFile(path, evaluation_columns=("ap",), keep_rows=0)).close()
+    open_log(tmp_path, keep_rows=0).close()
     assert path.read_text() == ""
 
 
 def test_events_are_a_history(tmp_path):
     for start in ("started", "resumed"):
-        log = RunLog(EventsFile(tmp_path / "events.jsonl"))
+        log = open_log(tmp_path)
         log.write(start, step=4, where=tmp_path)
         write_steps(log, [5])
         log.close()
@@ -113,9 +121,9 @@ def test_events_are_a_history(tmp_path):
     assert events[0]["step"] == 4 and events[0]["time"][:2] == "20"
 
 
-def test_plain_lines_without_a_terminal():
+def test_plain_lines_without_a_terminal(tmp_path):
     text = io.StringIO()
-    log = RunLog(Display(total_steps=3, console=Console(file=text)))
+    log = open_log(tmp_path, total_steps=3, console=Console(file=text))
     log.write("note", text="[model] with brackets " + "x" * 100)
     write_steps(log, [1, 2, 3])
     log.close()
@@ -126,9 +134,10 @@ def test_plain_lines_without_a_terminal():
     assert "\x1b" not in text.getvalue()
 
 
-def test_progress_bar_on_a_terminal():
+def test_progress_bar_on_a_terminal(tmp_path):
     text = io.StringIO()
-    log = RunLog(Display(total_steps=40, done_steps=30, console=Console(file=text, force_terminal=True, width=200)))
+    console = Console(file=text, force_terminal=True, width=200)
+    log = open_log(tmp_path, total_steps=40, done_steps=30, console=console)
     write_steps(log, [31])
     log.close()
     assert "\x1b" in text.getvalue() and "31/40" in text.getvalue()
@@ -137,21 +146,21 @@ def test_progress_bar_on_a_terminal():
 
 def test_tensorboard_gets_the_numbers(tmp_path):
     trackers = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = RunLog(Trackers(("tensorboard",), folder=tmp_path, settings={"epochs": 2}))
+    log = open_log(tmp_path, trackers=open_trackers(("tensorboard",), folder=tmp_path, settings={"epochs": 2}))
     write_steps(log, [1, 2])
-    log.write("evaluation", epoch=1, step=2, ap=0.25, text="text is left out")
+    log.write("evaluation", epoch=1, step=2, ap=0.25, text="not a number")
     log.close()
-    found = trackers.EventAccumulator(str(tmp_path / "tensorboard"))
-    found.Reload()
-    assert [event.value for event in found.Scalars("step/class_loss")] == [1.0, 1.0]
-    assert [(event.step, event.value) for event in found.Scalars("evaluation/ap")] == [(2, 0.25)]
+    written = trackers.EventAccumulator(str(tmp_path / "tensorboard"))
+    written.Reload()
+    assert [event.value for event in written.Scalars("step/class_loss")] == [1.0, 1.0]
+    assert [(event.step, event.value) for event in written.Scalars("evaluation/ap")] == [(2, 0.25)]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_tracker_that_is_not_installed(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightning.pytorch.loggers", None)
     with pytest.raises(ConfigError, match=f"pip install {name}"):
-        Trackers((name,), folder=tmp_path, settings={})
+        open_trackers((name,), folder=tmp_path, settings={})
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.2, "0:00"), (61, "1:01"), (3599.6, "1:00:00"), (7384, "2:03:04")])

@@ -13,11 +13,11 @@ from focaldet.data.loading.sampler import Pick
 from focaldet.data.loading.samples import Samples
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import build
-from focaldet.training.assembly import Parts
-from focaldet.training.config import IN_PHASES, RunConfig, checked, phase_settings
-from focaldet.training.phases import planned, shared_out
+from focaldet.training import trainer
+from focaldet.training.config import IN_PHASES, RunConfig
+from focaldet.training.phases import check_phases, describe_phase, split_epochs
 from focaldet.training.run_folder import RunFolder
-from focaldet.training.trainer import train
+from focaldet.training.trainer import Trainer, train
 from focaldet.types import Preprocessing
 from focaldet.weights import load_detector, save_detector
 from tests.training.squares import ARCHITECTURE, small_run, squares
@@ -38,10 +38,8 @@ def run(config, data=EIGHT):
 class TestSettings:
     def test_without_phases_the_run_is_the_one_phase(self):
         config = RunConfig(epochs=7)
-        assert checked(config) == config
-        assert phase_settings(config) == (config,)
-        (phase,) = planned(config)
-        assert (phase.config, phase.first_epoch, phase.end_epoch, phase.mark) == (config, 0, 7, {})
+        assert config.phase_configs == (config,)
+        check_phases(config)
 
     def test_a_phase_is_laid_over_the_run(self):
         config = RunConfig(
@@ -50,15 +48,16 @@ class TestSettings:
             learning_rate=1e-3,
             phases=({"epochs": 3}, {"epochs": 4, "architecture": {"loss": {"gamma": 3.0}}, "augment": {"mosaic": 0.0}}),
         )
-        first, second = phase_settings(checked(config))
+        first, second = config.phase_configs
         assert (first.epochs, first.architecture, first.augment) == (3, config.architecture, config.augment)
         assert second.architecture == {"loss": {"gamma": 3.0, "alpha": 0.5}}
         assert second.augment == AugmentConfig(preset="strong", hue=0.1, mosaic=0.0)
         assert (second.epochs, second.learning_rate, second.phases) == (4, 1e-3, ())
-        assert checked(config).epochs == 7
+        assert config.epochs == 7
 
     def test_a_setting_can_be_taken_away(self):
-        run_with, without = phase_settings(RunConfig(ema=0.9, phases=({"epochs": 1}, {"epochs": 1, "ema": None})))
+        config = RunConfig(ema=0.9, phases=({"epochs": 1}, {"epochs": 1, "ema": None}))
+        run_with, without = config.phase_configs
         assert (run_with.ema, without.ema) == (0.9, None)
 
     @pytest.mark.parametrize(
@@ -76,15 +75,16 @@ class TestSettings:
     )
     def test_a_mistake_names_phase_and_setting(self, phase, named):
         with pytest.raises(ConfigError, match=named):
-            checked(RunConfig(phases=({"epochs": 1}, phase)))
+            RunConfig(phases=({"epochs": 1}, phase))
 
     def test_settings_that_contradict_phases(self):
         phases = ({"epochs": 1}, {"epochs": 2})
         with pytest.raises(ConfigError, match="patience: a run with phases"):
-            checked(RunConfig(phases=phases, patience=2))
+            RunConfig(phases=phases, patience=2)
         with pytest.raises(ConfigError, match="epochs: 5, but the phases together have 3"):
-            checked(RunConfig(phases=phases, epochs=5))
-        assert checked(checked(RunConfig(phases=phases))).epochs == 3, "what a run folder keeps is accepted again"
+            RunConfig(phases=phases, epochs=5)
+        config = RunConfig(phases=phases)
+        assert dataclasses.replace(config).epochs == config.epochs == 3, "what a run folder keeps is accepted again"
 
     def test_they_survive_yaml_as_they_were_written(self, tmp_path):
         configs.save(RunConfig(phases=PHASES), tmp_path / "config.yaml")
@@ -110,35 +110,35 @@ class TestTheDoor:
         assert not (tmp_path / "run").exists()
 
     def test_counters_of_batches_are_no_tensors_of_the_network(self):
-        phases = planned(checked(small_run("run", phases=PHASES)))
-        assert [(phase.first_epoch, phase.end_epoch) for phase in phases] == [(0, 2), (2, 3)]
+        check_phases(small_run("run", phases=PHASES))
 
     def test_a_phase_says_when_it_is_and_what_differs(self):
-        first, second = (phase.sentence() for phase in planned(checked(small_run("run", phases=PHASES))))
+        config = small_run("run", phases=PHASES)
+        first, second = (describe_phase(config, number) for number in (1, 2))
         assert first.startswith("phase 1 of 2, epochs 1 to 2: learning_rate 0.002, frozen_stages 5, schedule constant")
         assert second == "phase 2 of 2, epoch 3: batch_size 2, size 96, schedule step, architecture.norm frozen"
 
 
-class TestSharedOut:
+class TestSplitEpochs:
     @pytest.mark.parametrize(
         ("epochs", "total", "expected"),
         [((41, 11), 52, [41, 11]), ((41, 11), 2, [1, 1]), ((15, 15), 30, [15, 15]), ((30, 10), 12, [9, 3])],
     )
     def test_by_hand(self, epochs, total, expected):
-        assert shared_out(epochs, total=total) == expected
+        assert split_epochs(epochs, total=total) == expected
 
     def test_every_length_is_met_and_close_to_the_proportion(self):
         for total in range(3, 60):
-            shares = shared_out((20, 7, 3), total=total)
-            assert sum(shares) == total
+            lengths = split_epochs((20, 7, 3), total=total)
+            assert sum(lengths) == total
             assert all(
-                abs(share - epochs * total / 30) < 1 or share == 1
-                for share, epochs in zip(shares, (20, 7, 3), strict=True)
+                abs(length - epochs * total / 30) < 1 or length == 1
+                for length, epochs in zip(lengths, (20, 7, 3), strict=True)
             )
 
-    def test_no_phase_is_left_out(self):
+    def test_every_phase_has_an_epoch(self):
         with pytest.raises(ConfigError, match="1 for 2 phases"):
-            shared_out((9, 1), total=1)
+            split_epochs((9, 1), total=1)
 
 
 def test_a_run_of_two_phases(tmp_path, capsys):
@@ -166,31 +166,30 @@ def test_a_run_of_two_phases(tmp_path, capsys):
 
 @pytest.mark.parametrize("ema", [0.9, None])
 def test_a_phase_begins_with_the_weights_that_the_one_before_keeps(tmp_path, monkeypatch, ema):
-    begun, plain = [], Parts.begin_next_phase
+    begun, plain = [], trainer.next_state
 
-    def seen(self):
-        kept = {name: value.clone() for name, value in self.work.learner.evaluated.state_dict().items()}
-        images = self.work.learner.context.images_seen
-        plain(self)
-        begun.append((kept, images, self.work.learner))
+    def seen(state, *args, **named):
+        kept = {name: value.clone() for name, value in state.evaluated.state_dict().items()}
+        images = state.context.images_seen
+        begun.append((kept, images, plain(state, *args, **named)))
         raise SystemExit
 
-    monkeypatch.setattr(Parts, "begin_next_phase", seen)
+    monkeypatch.setattr(trainer, "next_state", seen)
     with pytest.raises(SystemExit):
         run(small_run(tmp_path, phases=PHASES, ema=ema))
-    ((kept, images, learner),) = begun
+    ((kept, images, following),) = begun
     assert equal(load_file(RunFolder(tmp_path).last), kept)
-    state = learner.detector.state_dict()
+    state = following.detector.state_dict()
     assert len(state) < len(kept), "frozen BatchNorm counts no batches"
     assert all(torch.equal(value, kept[name]) for name, value in state.items())
-    assert (learner.ema is None) == (ema is None)
-    assert equal(learner.evaluated.state_dict(), state)
-    assert learner.optimizer.state_dict()["state"] == {}
-    assert learner.context.images_seen == images == 16
+    assert (following.ema is None) == (ema is None)
+    assert equal(following.evaluated.state_dict(), state)
+    assert following.optimizer.state_dict()["state"] == {}
+    assert following.context.images_seen == images == 16
 
 
 def test_what_the_initial_weights_decided_stays_in_the_next_phase(tmp_path):
-    """The ε of BatchNorm is that of whoever trained the weights; so are the licence and the input."""
+    """The ε of BatchNorm is that of whoever trained the weights; so are the license and the input."""
     start = tmp_path / "start.safetensors"
     detector = build("retinanet_mobilenet_v2_fpn", architecture={**ARCHITECTURE, "num_classes": 2, "norm_eps": 1e-3})
     detector.preprocessing = Preprocessing(channels="BGR", mean=(1.0, 2.0, 3.0))
@@ -200,7 +199,7 @@ def test_what_the_initial_weights_decided_stays_in_the_next_phase(tmp_path):
     kept = load_detector(RunFolder(tmp_path / "run").last).detector
     assert (kept.config.norm_eps, kept.config.loss.gamma) == (1e-3, 1.0)
     assert (kept.preprocessing.channels, kept.preprocessing.mean) == ("BGR", (1.0, 2.0, 3.0))
-    assert last_state(tmp_path / "run")["licence"] == "CC-BY-4.0"
+    assert last_state(tmp_path / "run")["license"] == "CC-BY-4.0"
 
 
 def test_what_is_frozen_in_the_first_phase_moves_in_the_second_alone(tmp_path, monkeypatch):
@@ -229,14 +228,15 @@ def test_stopped_in_either_phase_and_at_the_border(tmp_path, monkeypatch):
     stop_after(monkeypatch, steps=3)
     assert run(config).interrupted
     monkeypatch.undo()
-    plain = Parts.begin_next_phase
+    plain = Trainer._begin_phase
 
     def dying(self):
         plain(self)
-        raise SystemExit
+        if self.state.phase == 1:
+            raise SystemExit
 
     config = dataclasses.replace(config, resume=True)
-    monkeypatch.setattr(Parts, "begin_next_phase", dying)
+    monkeypatch.setattr(Trainer, "_begin_phase", dying)
     with pytest.raises(SystemExit):
         run(config)
     position = last_state(config.out)["position"]
@@ -256,13 +256,13 @@ def test_resuming_with_another_phase_is_refused(tmp_path, monkeypatch):
     config = small_run(tmp_path, phases=PHASES)
     stop_after(monkeypatch, steps=1)
     run(config)
-    for changed, told in (
+    for changed, message in (
         ((PHASES[0], {**PHASES[1], "size": 64}), r"phases\.2\.size was 96, is 64"),
         ((PHASES[0],), r"phases\.2\.batch_size was 2, is None"),
         ((PHASES[0], {**PHASES[1], "epochs": 2}), r"epochs was 3, is 4; phases\.2\.epochs was 1, is 2"),
         ((), r"epochs was 3, is 2; phases\.1\."),
     ):
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=message):
             run(dataclasses.replace(config, phases=changed, epochs=24 if changed else 2, resume=True))
 
 
@@ -271,7 +271,7 @@ def test_a_constant_run_with_phases_does_not_grow(tmp_path, monkeypatch):
     stop_after(monkeypatch, steps=1)
     run(config)
     with pytest.raises(CheckpointError, match=r"epochs was 1, is 2; phases\.1\.epochs was 1, is 2"):
-        run(dataclasses.replace(config, phases=({"epochs": 2},), resume=True))
+        run(dataclasses.replace(config, phases=({"epochs": 2},), epochs=2, resume=True))
 
 
 def test_the_mosaic_ends_by_the_length_of_the_phase():

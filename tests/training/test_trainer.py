@@ -16,12 +16,11 @@ from focaldet import config as configs
 from focaldet.data.dataset import DataConfig
 from focaldet.errors import CheckpointError, ConfigError, FocaldetError, NonFiniteLossError, OutOfMemoryError
 from focaldet.models import build
-from focaldet.training import state as learner
-from focaldet.training import trainer as engine
+from focaldet.training import state as states
+from focaldet.training import trainer
 from focaldet.training.config import RunConfig
 from focaldet.training.logs import MetricsFile
 from focaldet.training.run_folder import RunFolder
-from focaldet.training.step import Update
 from focaldet.training.trainer import train
 from focaldet.weights import load_detector, read_metadata, save_detector
 from tests.training.squares import ARCHITECTURE, small_run, squares
@@ -53,7 +52,7 @@ def equal(first, second):
 
 
 def assert_same_end(first, second):
-    """Two runs ended alike, bit for bit: weights, optimiser, average and what was counted."""
+    """Two runs ended alike, bit for bit: weights, optimizer, average and what was counted."""
     states = [last_state(out) for out in (first, second)]
     for name in ("detector", "ema", "optimizer", "context"):
         assert equal(states[0][name], states[1][name]), name
@@ -67,14 +66,14 @@ def assert_same_end(first, second):
 
 def stop_after(monkeypatch, *, steps, number=signal.SIGTERM):
     """Send this process a signal in the middle of update number `steps`."""
-    plain = Update.__call__
+    plain = trainer.train_step
 
-    def stopped(self, batches, *, step, rate):
-        if step + 1 == steps:
+    def stopped(state, batches, **named):
+        if state.step + 1 == steps:
             os.kill(os.getpid(), number)
-        return plain(self, batches, step=step, rate=rate)
+        return plain(state, batches, **named)
 
-    monkeypatch.setattr(Update, "__call__", stopped)
+    monkeypatch.setattr(trainer, "train_step", stopped)
 
 
 def test_what_a_run_leaves_behind(tmp_path, capsys):
@@ -102,7 +101,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     assert "epoch 3/3  AP" in printed and "\x1b" not in printed
 
 
-def test_the_licence_of_the_initial_weights_stays_with_what_is_learnt(tmp_path, monkeypatch):
+def test_the_license_of_the_initial_weights_stays_with_what_is_learned(tmp_path, monkeypatch):
     start = tmp_path / "start.safetensors"
     architecture = {**ARCHITECTURE, "num_classes": 2}
     save_detector(start, build("retinanet_mobilenet_v2_fpn", architecture=architecture), license="CC-BY-4.0")
@@ -119,7 +118,7 @@ def test_the_licence_of_the_initial_weights_stays_with_what_is_learnt(tmp_path, 
 def test_a_run_that_dies_in_its_last_save_goes_on_to_the_same_weights(tmp_path, monkeypatch, name):
     config = small_run(tmp_path / "straight")
     run(config)
-    plain, saves = getattr(engine, name), []
+    plain, saves = getattr(trainer, name), []
 
     def dying(*args, **kwargs):
         saves.append(args)
@@ -127,7 +126,7 @@ def test_a_run_that_dies_in_its_last_save_goes_on_to_the_same_weights(tmp_path, 
             raise SystemExit
         plain(*args, **kwargs)
 
-    monkeypatch.setattr(engine, name, dying)
+    monkeypatch.setattr(trainer, name, dying)
     config = dataclasses.replace(config, out=tmp_path / "dying")
     with pytest.raises(SystemExit):
         run(config)
@@ -137,7 +136,7 @@ def test_a_run_that_dies_in_its_last_save_goes_on_to_the_same_weights(tmp_path, 
 
 
 def test_settings_that_came_with_the_initial_weights_are_resumed(tmp_path, monkeypatch):
-    plain = learner.load_into
+    plain = states.load_into
 
     def changing(detector, *args, **kwargs):
         for module in detector.modules():
@@ -150,7 +149,7 @@ def test_settings_that_came_with_the_initial_weights_are_resumed(tmp_path, monke
     architecture = {**ARCHITECTURE, "num_classes": 2}
     save_detector(start, build("retinanet_mobilenet_v2_fpn", architecture={**architecture, "norm_eps": 1e-3}))
     config = small_run(tmp_path / "straight", weights=str(start))
-    monkeypatch.setattr(learner, "load_into", changing)
+    monkeypatch.setattr(states, "load_into", changing)
     run(config)
     config = dataclasses.replace(config, out=tmp_path / "stopped")
     stop_after(monkeypatch, steps=3)
@@ -162,24 +161,24 @@ def test_settings_that_came_with_the_initial_weights_are_resumed(tmp_path, monke
 
 
 def test_a_loading_process_that_dies_while_the_network_computes_is_no_traceback(tmp_path, monkeypatch):
-    plain = Update.__call__
+    plain = trainer.train_step
 
-    def bereft(self, batches, *, step, rate):
-        if step == 1:
+    def bereft(state, batches, **named):
+        if state.step == 1:
             child = next(iter(multiprocessing.active_children()))
             os.kill(child.pid, signal.SIGKILL)
             time.sleep(5)  # torch raises here, from its handler of SIGCHLD
-        return plain(self, batches, step=step, rate=rate)
+        return plain(state, batches, **named)
 
-    monkeypatch.setattr(Update, "__call__", bereft)
+    monkeypatch.setattr(trainer, "train_step", bereft)
     with pytest.raises(FocaldetError, match="a process that loads images ended"):
         run(small_run(tmp_path, workers=1))
 
 
 def test_evaluation_takes_as_many_images_at_once_as_a_part_of_an_update(tmp_path, monkeypatch):
     sizes = []
-    plain = engine.detect_all
-    monkeypatch.setattr(engine, "detect_all", lambda *a, **k: sizes.append(k["batch_size"]) or plain(*a, **k))
+    plain = trainer.detect_all
+    monkeypatch.setattr(trainer, "detect_all", lambda *a, **k: sizes.append(k["batch_size"]) or plain(*a, **k))
     run(small_run(tmp_path, epochs=1, evaluate_every=1, batch_size=8, accumulate=4))
     assert sizes == [2]
 
@@ -247,9 +246,9 @@ def test_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch,
     stopped = run(dataclasses.replace(config, out=tmp_path / "stopped"))
     monkeypatch.undo()
     assert stopped.interrupted and last_state(tmp_path / "stopped")["position"]["step"] == 1
-    told = capsys.readouterr().out
-    assert f"stopped by {signal.Signals(number).name} after step 1" in told
-    assert "focaldet train" not in told, "no command can bring these images back"
+    printed = capsys.readouterr().out
+    assert f"stopped by {signal.Signals(number).name} after step 1" in printed
+    assert "focaldet train" not in printed, "no command can bring these images back"
     assert signal.getsignal(number) not in (None, signal.SIG_IGN), "the handlers are those of before"
     resumed = run(dataclasses.replace(config, out=tmp_path / "stopped", resume=True, workers=2))
     assert not resumed.interrupted and resumed.epochs == 2
@@ -259,9 +258,9 @@ def test_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch,
 def test_resuming_a_finished_run_says_that_nothing_is_left(tmp_path, capsys):
     config = small_run(tmp_path, epochs=1)
     run(config)
-    assert "nothing to go on with" not in capsys.readouterr().out
+    assert "nothing left to train" not in capsys.readouterr().out
     run(dataclasses.replace(config, resume=True))
-    assert "nothing to go on with: all 1 epochs of this run are trained" in capsys.readouterr().out
+    assert "nothing left to train: all 1 epochs of this run are done" in capsys.readouterr().out
 
 
 def test_a_run_on_files_says_how_to_go_on(tmp_path, demo_data, monkeypatch, capsys, own_handlers):
@@ -275,13 +274,13 @@ def test_a_run_on_files_says_how_to_go_on(tmp_path, demo_data, monkeypatch, caps
 def test_stopped_evaluation_is_made_again(tmp_path, monkeypatch):
     config = small_run(tmp_path / "straight", epochs=1, evaluate_every=1)
     run(config)
-    plain = engine.detect_all
+    plain = trainer.detect_all
 
     def stopped(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(engine, "detect_all", stopped)
+    monkeypatch.setattr(trainer, "detect_all", stopped)
     config = dataclasses.replace(config, out=tmp_path / "stopped")
     assert run(config).interrupted and rows_of(config.out, "evaluation") == []
     monkeypatch.undo()
@@ -322,13 +321,13 @@ def test_constant_run_is_made_longer(tmp_path):
 def test_a_run_keeps_the_rules_of_its_rate_and_of_its_last_sizes(tmp_path, monkeypatch):
     """12 updates: a square rise over 3, a tenth at the half and at three quarters, the last third at 96 px."""
     sides = []
-    measured = Update.__call__
+    plain = trainer.train_step
 
-    def noted(update, group, **named):
-        sides.extend(batch.images.shape[-1] for batch in group)
-        return measured(update, group, **named)
+    def noted(state, batches, **named):
+        sides.extend(batch.images.shape[-1] for batch in batches)
+        return plain(state, batches, **named)
 
-    monkeypatch.setattr(Update, "__call__", noted)
+    monkeypatch.setattr(trainer, "train_step", noted)
     rules = {"schedule": "step", "step_at": (0.5, 0.75), "warmup_epochs": 0.75, "warmup_power": 2.0}
     sizes = {"size": 64, "multi_scale": (32, 96), "multi_scale_end": 1 / 3, "seed": 1}
     config = small_run(tmp_path, epochs=3, batch_size=2, evaluate_every=None, **rules, **sizes)
@@ -410,7 +409,7 @@ def test_losses_fall_and_boxes_appear(tmp_path):
 
 
 @pytest.mark.prove
-def test_small_network_learns_eight_images_by_heart(tmp_path):
+def test_small_network_overfits_eight_images(tmp_path):
     config = small_run(tmp_path, overfit=8, epochs=24, evaluate_every=24, learning_rate=2e-3, backbone_factor=1.0)
     assert run(config).last.ap50 >= 0.95
 

@@ -6,16 +6,13 @@ import torch
 from torch import nn
 
 from focaldet.models import Detector, LossContext
-from focaldet.runtime import build_autocast
-from focaldet.training.ema import Ema
-from focaldet.training.optim import build_optimizer
-from focaldet.training.state import TrainState
-from focaldet.training.step import Update
+from focaldet.training.state import start_state
+from focaldet.training.step import train_step
 from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Target
 
 
 class TinyDetector(Detector):
-    """count = head(dropout(norm(backbone(mean colour)))); `spoil` multiplies the loss."""
+    """count = head(dropout(norm(backbone(mean color)))); `spoil` multiplies the loss."""
 
     def __init__(self, *, dropout=0.0):
         super().__init__(config=None, class_names=("thing",), preprocessing=Preprocessing())
@@ -26,8 +23,8 @@ class TinyDetector(Detector):
         self.spoil = 1.0
 
     def forward(self, images, sizes, targets=None):
-        colour = self.normalise(images).mean((2, 3))
-        return self.head(self.dropout(self.norm(self.backbone(colour).relu()))).squeeze(1)
+        color = self.normalise(images).mean((2, 3))
+        return self.head(self.dropout(self.norm(self.backbone(color).relu()))).squeeze(1)
 
     def losses(self, outputs, targets, context):
         counts = torch.tensor([float(len(target.labels)) for target in targets])
@@ -55,16 +52,15 @@ def batch_of(counts, *, seed=0, names=None):
     return Batch(images, (size,) * len(counts), targets, tuple(range(len(counts))), (size,) * len(counts), names)
 
 
-def update_of(detector, config, *, context=None, **more):
-    """The update of `detector` on one processor."""
-    learner = TrainState(
-        detector,
-        ema=Ema(detector, decay=config.ema) if config.ema is not None else None,
-        optimizer=build_optimizer(detector, config),
-        autocast=build_autocast(config.precision or "fp32", device=torch.device("cpu")),
-        context=context or LossContext(),
-    )
-    return Update(learner, module=detector, config=config, **more)
+def stepper(detector, config, *, context=None, **more):
+    """The state of training `detector` on one processor, and a function that makes one step of it."""
+    state = start_state(detector, config, context=context or LossContext(), device=torch.device("cpu"))
+
+    def make_step(batches, *, rate=0.1, step=None):
+        state.step = state.step if step is None else step
+        return train_step(state, batches, module=detector, config=config, rate=rate, **more)
+
+    return state, make_step
 
 
 def weights_of(detector):

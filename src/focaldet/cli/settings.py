@@ -7,14 +7,14 @@ from typing import Any
 from focaldet import config as configs
 from focaldet.cli import flag_name
 from focaldet.errors import ConfigError
-from focaldet.training.config import RunConfig, phase_settings
-from focaldet.training.phases import shared_out
+from focaldet.training.config import RunConfig
+from focaldet.training.phases import split_epochs
 
 
 def run_settings(typed: Mapping[str, Any] | None, *, file: Path | None, data: Path | None) -> RunConfig:
     """The settings of `file` with the flags laid over them that were typed.
 
-    Typed epochs are those of all phases of the file together, shared out in its proportions.
+    Typed epochs are those of all phases of the file together, split in its proportions.
 
     Raises:
         ConfigError: the file is unreadable or has an unknown or bad setting (names the file and the nearest valid one),
@@ -24,7 +24,7 @@ def run_settings(typed: Mapping[str, Any] | None, *, file: Path | None, data: Pa
     values = configs.read_mapping(file) if file is not None else {}
     # Two steps, so that a mistake in the file is reported as one of the file.
     if file is not None:
-        phase_settings(configs.from_dict(RunConfig, values, source=str(file)), source=str(file))
+        configs.from_dict(RunConfig, values, source=str(file))
     if "phases" not in typed:
         values = {**values, **_phases(values.get("phases") or [], typed, source=str(file))}
     return configs.from_dict(RunConfig, configs.merge(values, typed), source="settings")
@@ -43,5 +43,5 @@ def _phases(phases: Sequence[dict[str, Any]], typed: Mapping[str, Any], *, sourc
             raise ConfigError(f"--{flag_name(name)}: has no effect in {source}: set in phase {', '.join(having)}")
     if not phases or "epochs" not in typed:
         return {"phases": phases} if phases else {}
-    epochs = shared_out([phase["epochs"] for phase in phases], total=typed["epochs"])
+    epochs = split_epochs([phase["epochs"] for phase in phases], total=typed["epochs"])
     return {"phases": [{**phase, "epochs": count} for phase, count in zip(phases, epochs, strict=True)]}

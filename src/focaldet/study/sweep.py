@@ -17,9 +17,9 @@ from focaldet.ops.classifier import Classifier
 from focaldet.ops.sampling import MiningConfig
 from focaldet.runtime import num_processes
 from focaldet.study.sweep_page import Row, comparisons, sentences, write_files
-from focaldet.training.assembly import open_sources
-from focaldet.training.config import RunConfig, checked
+from focaldet.training.config import RunConfig
 from focaldet.training.run_folder import RunFolder, differences, identity
+from focaldet.training.sources import open_sources
 from focaldet.training.trainer import train
 from focaldet.weights.formats.files import write_atomically
 
@@ -160,7 +160,6 @@ def _plans(run: RunConfig, settings: Sequence[Setting]) -> list[RunConfig]:
     """
     if num_processes() > 1:
         raise ConfigError("a sweep runs in one process; start it without torchrun or SLURM tasks")
-    checked(run)
     if run.phases:
         raise ConfigError("phases: every setting of a sweep is trained in one piece; leave them out")
     if run.evaluate_every is None:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from focaldet.config import Fraction, from_dict, merge, nearest, to_dict, validated
+from focaldet.config import Fraction, current_names, from_dict, merge, to_dict, validated
 from focaldet.data.augment.augmenter import AugmentConfig
 from focaldet.data.dataset import DataConfig
 from focaldet.data.loading.loader import Sampling
@@ -17,6 +18,9 @@ from focaldet.runtime import Precision
 
 # The number of images per update for which `learning_rate` is stated.
 BASE_BATCH = 8
+
+# Of a run without phases; one with phases is as long as they say.
+DEFAULT_EPOCHS = 24
 
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["one_cycle", "cosine", "step", "constant"]
@@ -28,7 +32,7 @@ FREE_ON_RESUME = frozenset(
     | {"log_every", "loggers", "save_minutes", "save_steps"}
 )
 
-# What a phase may set otherwise than its run: whatever decides how it learns, and on which form of the pictures.
+# What a phase may set otherwise than its run: whatever decides how it learns, and on which form of the images.
 IN_PHASES = frozenset(
     {"epochs", "batch_size", "accumulate", "evaluate_every", "architecture", "frozen_stages", "ema"}
     | {"optimizer", "learning_rate", "backbone_factor", "weight_decay", "momentum", "clip_norm"}
@@ -81,7 +85,7 @@ class RunConfig:
     multi_scale_end: Fraction = 0.0
     """Fraction of the run, at its end, that has the largest size of `multi_scale` only."""
 
-    epochs: PositiveInt = 24
+    epochs: PositiveInt = DEFAULT_EPOCHS
     """Passes over the training images; typed for a recipe with phases, they are shared out as the recipe's are."""
 
     phases: tuple[dict[str, Any], ...] = ()
@@ -180,6 +184,45 @@ class RunConfig:
     save_steps: PositiveInt | None = None
     """Steps between saves of the full state."""
 
+    def __post_init__(self) -> None:
+        has_rest = self.batch_size % self.accumulate
+        contradictions: dict[str, object] = {
+            "resume and overwrite exclude each other": self.resume and self.overwrite,
+            "patience: needs evaluate_every": self.patience and not self.evaluate_every,
+            "patience: a run with phases is as long as they say and cannot end early": self.patience and self.phases,
+            f"step_at: fractions must rise, got {self.step_at}": list(self.step_at) != sorted({*self.step_at}),
+        }
+        if not self.phases:  # which may set these otherwise
+            contradictions |= {
+                "multi_scale_end: needs multi_scale": self.multi_scale_end and self.multi_scale is None,
+                f"batch_size: {self.batch_size} images per update cannot be divided into {self.accumulate} "
+                f"accumulated parts; allowed: a multiple of {self.accumulate}": has_rest,
+            }
+        for problem, is_there in contradictions.items():
+            if is_there:
+                raise ConfigError(problem)
+        if self.phases:
+            total = sum(phase.epochs for phase in self.phase_configs)
+            if self.epochs not in (DEFAULT_EPOCHS, total):
+                raise ConfigError(f"epochs: {self.epochs}, but the phases together have {total}")
+            object.__setattr__(self, "epochs", total)  # of a frozen value, while it is made
+
+    @cached_property
+    def phase_configs(self) -> tuple["RunConfig", ...]:
+        """The settings of each phase, laid over those of the run (nested ones are merged); without phases this config.
+
+        Raises:
+            ConfigError: a phase does not say how long it is, or has a setting that is unknown, of the whole run alone
+                or out of range; names the number of the phase and the setting.
+        """
+        # The architecture as it was given: plain values know no NaN, which its own check must see.
+        run = {**to_dict(self), "architecture": self.architecture, "phases": ()}
+        phases = []
+        for number, phase in enumerate(self.phases, start=1):
+            source = f"phase {number}"
+            phases.append(from_dict(RunConfig, merge(run, _phase_changes(phase, source=source)), source=source))
+        return tuple(phases) or (self,)
+
     @property
     def scaled_learning_rate(self) -> float:
         """`learning_rate` for `batch_size` images per update instead of `BASE_BATCH`."""
@@ -187,66 +230,31 @@ class RunConfig:
         return self.learning_rate * (ratio if self.optimizer == "sgd" else math.sqrt(ratio))
 
 
-def checked(config: RunConfig, *, num_ranks: int = 1) -> RunConfig:
-    """`config` itself after all its values were validated, alone and together; `epochs` are those of all phases.
+def check_processes(config: RunConfig, *, num_processes: int) -> None:
+    """Make sure that the images of every update can be divided among the processes.
 
     Raises:
-        ConfigError: a value is out of range or two settings contradict each other.
+        ConfigError: they cannot; names the phase.
     """
-    # The architecture as it was given: plain values know no NaN, of which its own check is to tell.
-    values = {**to_dict(config), "architecture": config.architecture, "phases": config.phases}
-    config = from_dict(RunConfig, values, source="run settings")
-    contradictions: dict[str, object] = {
-        "resume and overwrite exclude each other": config.resume and config.overwrite,
-        "patience: needs evaluate_every": config.patience and not config.evaluate_every,
-        "patience: a run with phases is as long as they say and cannot end early": config.patience and config.phases,
-    }
-    for number, part in enumerate(phase_settings(config), start=1):
+    for number, phase in enumerate(config.phase_configs, start=1):
         where = f"phase {number}: " if config.phases else ""
-        own = _contradictions(part, num_ranks=num_ranks)
-        contradictions |= {where + problem: found for problem, found in own.items()}
-    total = sum(phase["epochs"] for phase in config.phases) or config.epochs
-    problem = f"epochs: {config.epochs}, but the phases together have {total}"
-    contradictions[problem] = config.epochs not in (RunConfig.epochs, total)
-    for problem, found in contradictions.items():
-        if found:
-            raise ConfigError(f"run settings: {problem}")
-    return replace(config, epochs=total)
+        parts = phase.accumulate * num_processes
+        if phase.batch_size % parts:
+            raise ConfigError(
+                f"{where}batch_size: {phase.batch_size} images per update cannot be divided among "
+                f"{num_processes} processes × {phase.accumulate} accumulated parts; allowed: a multiple of {parts}"
+            )
 
 
-def _contradictions(config: RunConfig, *, num_ranks: int) -> dict[str, object]:
-    """Problems of the settings of one phase, and whether they are there."""
-    parts = config.accumulate * num_ranks
-    return {
-        "multi_scale_end: needs multi_scale": config.multi_scale_end and config.multi_scale is None,
-        f"step_at: shares must rise, found {config.step_at}": list(config.step_at) != sorted({*config.step_at}),
-        f"batch_size: {config.batch_size} images per update cannot be shared by {num_ranks} processes × "
-        f"{config.accumulate} accumulated parts; allowed: a multiple of {parts}": config.batch_size % parts,
-    }
-
-
-def phase_settings(config: RunConfig, *, source: str = "run settings") -> tuple[RunConfig, ...]:
-    """The settings of each phase, laid over those of the run (nested ones are merged); without phases the run's own.
+def _phase_changes(phase: Mapping[str, Any], *, source: str) -> dict[str, Any]:
+    """The settings of a phase by their present names.
 
     Raises:
-        ConfigError: a phase does not say how long it is, or holds a setting that is unknown, of the whole run alone or
-            out of range; names `source`, the number of the phase and the setting.
+        ConfigError: a setting that is unknown or of the whole run alone, or the length of the phase is missing.
     """
-    run = {**to_dict(replace(config, phases=())), "architecture": config.architecture}
-    found = []
-    for number, phase in enumerate(config.phases, start=1):
-        where = f"{source}: phase {number}"
-        _refuse_foreign(phase, where)
-        found.append(from_dict(RunConfig, merge(run, phase), source=where))
-    return tuple(found) or (config,)
-
-
-def _refuse_foreign(phase: Mapping[str, Any], where: str) -> None:
-    names = {field.name for field in fields(RunConfig)}
-    for name in phase:
-        if name in names - IN_PHASES:
-            raise ConfigError(f"{where}: {name}: is a setting of the whole run, not of a phase")
-        if name not in names:
-            raise ConfigError(f"{where}: unknown setting {name!r}{nearest(name, IN_PHASES)}")
-    if "epochs" not in phase:
-        raise ConfigError(f"{where}: epochs: is missing; every phase says how long it is")
+    changes = current_names(RunConfig, phase, source=source)
+    if foreign := [name for name in changes if name not in IN_PHASES]:
+        raise ConfigError(f"{source}: {foreign[0]}: is a setting of the whole run, not of a phase")
+    if "epochs" not in changes:
+        raise ConfigError(f"{source}: epochs: is missing; every phase says how long it is")
+    return changes

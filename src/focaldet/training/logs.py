@@ -1,6 +1,6 @@
-"""What a run tells: `metrics.csv`, `events.jsonl`, the progress on the terminal, and trackers that were asked for.
+"""What a run writes down: `metrics.csv`, `events.jsonl`, progress on the terminal, and trackers that were asked for.
 
-A `RunLog` hands every record to its sinks. A record has a kind: "step", "evaluation", or the name of an event.
+A record has a kind: "step", "evaluation", or the name of an event.
 """
 
 import csv
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO, runtime_checkable
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
@@ -24,44 +24,99 @@ SECONDS_BETWEEN_LINES = 10.0
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-@runtime_checkable
-class Sink(Protocol):
-    """Takes records and keeps those it is interested in."""
-
-    def write(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Take one record."""
-
-    def close(self) -> None:
-        """Write what is left and let go of files."""
-
-
 class RunLog:
-    """The sinks of a run; processes other than the first have none."""
+    """Writes every record of a run where it belongs.
 
-    def __init__(self, *sinks: Sink) -> None:
-        self.sinks = sinks
+    Steps and evaluations go to metrics.csv and to the trackers; evaluations and events, with the time, to
+    events.jsonl, which is the history of all starts and never cut. The terminal has a progress bar and a line per
+    event that has a `text`; without a terminal it is a plain line every ten seconds.
+    """
+
+    def __init__(
+        self,
+        metrics: "MetricsFile",
+        *,
+        events: Path,
+        total_steps: int,
+        done_steps: int = 0,
+        trackers: Sequence[Any] = (),
+        console: Console | None = None,
+    ) -> None:
+        self.metrics, self.trackers, self.total_steps = metrics, trackers, total_steps
+        self.events = events.open("a", encoding="utf-8", buffering=1)
+        self.console = console or Console(file=sys.stdout)
+        self.is_terminal, self.last_line = self.console.is_terminal, time.monotonic()
+        self.progress = Progress(
+            TextColumn("[bold]train"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+            console=self.console,
+            disable=not self.is_terminal,
+        )
+        self.task = self.progress.add_task("train", total=total_steps, completed=done_steps, status="")
+        self.progress.start()
 
     def write(self, kind: str, **values: Any) -> None:
-        """Hand one record to every sink."""
-        for sink in self.sinks:
-            sink.write(kind, values)
+        """Write one record."""
+        self.metrics.write(kind, values)
+        if kind == "step":
+            self._show_step(values)
+        else:
+            self._write_event(kind, values)
+        if kind in ("step", "evaluation"):
+            self._track(kind, values)
 
     @property
     def num_rows(self) -> int:
         """The rows of metrics.csv so far."""
-        return sum(sink.num_rows for sink in self.sinks if isinstance(sink, MetricsFile))
+        return self.metrics.num_rows
+
+    def _write_event(self, kind: str, values: Mapping[str, Any]) -> None:
+        record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **values}
+        self.events.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        if "text" in values:
+            self._print(values["text"])
+
+    def _show_step(self, values: Mapping[str, Any]) -> None:
+        """Time left, each loss, images per second, learning rate, memory."""
+        step = values["step"]
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in values["losses"].items())
+        status = (
+            f"ETA {clock((self.total_steps - step) * values['seconds'])}  {losses}  "
+            f"{values['images_per_second']:.1f} images/s  lr {values['learning_rate']:.2e}  {memory_gb():.1f} GB"
+        )
+        self.progress.update(self.task, completed=step, status=status)
+        due = time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
+        if not self.is_terminal and (due or step == self.total_steps):
+            self.last_line = time.monotonic()
+            self._print(f"step {step}/{self.total_steps}  epoch {values['epoch']}  {status}")
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def _track(self, kind: str, values: Mapping[str, Any]) -> None:
+        numbers = {name: value for name, value in loss_columns(values).items() if isinstance(value, int | float)}
+        step = numbers.pop("step")
+        for tracker in self.trackers:
+            tracker.log_metrics({f"{kind}/{name}": value for name, value in numbers.items()}, step=step)
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        """Write what is left and let go of files."""
+        for tracker in self.trackers:
+            tracker.finalize("success")
+        self.metrics.close()
+        self.events.close()
+        self.progress.stop()
 
 
 class MetricsFile:
-    """`metrics.csv`: a row per logged step and per evaluation, `kind` telling which; what a row does not have is empty.
+    """`metrics.csv`: a row per logged step and per evaluation, whose `kind` says which; missing values are empty.
 
     The columns are `kind`, `epoch`, `step`, those of a step, one `<name>_loss` per loss, and `evaluation_columns`; in a
-    run with phases `phase` comes after `kind`. Of a file that is already there, `keep_rows` rows stay: those written
-    after the state that a run resumes from.
+    run with phases `phase` comes after `kind`. Of a file that is already there only `keep_rows` rows stay, so that
+    those written after the state that a run resumes from are not there twice.
     """
 
     def __init__(
@@ -72,35 +127,36 @@ class MetricsFile:
         kept = path.read_bytes().splitlines(keepends=True)[: keep_rows + 1] if keep_rows else []
         self.columns = next(csv.reader([kept[0].decode()]), []) if kept else []
         self.losses: list[str] = []
-        self.file = self._opened()
+        self.file = self._open()
         self.file.truncate(sum(map(len, kept)))
 
     def write(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Write a row for a record that has one."""
         # The first row can be an evaluation's, which has no losses: the header takes them from steps that get no row.
         if kind == "step":
-            losses = [name for name in flat(values) if name.endswith("_loss")]
+            losses = [name for name in loss_columns(values) if name.endswith("_loss")]
             if not self.columns:
                 self.losses = losses
             elif new := [name for name in losses if name not in self.columns]:
-                self._widen(new)
+                self._add_columns(new)
         if kind == "evaluation" or (kind == "step" and values["step"] % self.log_every == 0):
-            self._row({"kind": kind, **flat(values)})
+            self._write_row({"kind": kind, **loss_columns(values)})
 
-    def _row(self, row: dict[str, Any]) -> None:
+    def _write_row(self, row: dict[str, Any]) -> None:
         if not self.columns:
             lead = ["kind", "phase"] if "phase" in row else ["kind"]
             self.columns = [*lead, "epoch", "step", *STEP_COLUMNS, *self.losses, *self.evaluation_columns]
             csv.writer(self.file, lineterminator="\n").writerow(self.columns)
-        shown = [row.get(column, "") for column in self.columns]
+        values = [row.get(column, "") for column in self.columns]
         csv.writer(self.file, lineterminator="\n").writerow(
-            [f"{value:.7g}" if isinstance(value, float) else value for value in shown]
+            [f"{value:.7g}" if isinstance(value, float) else value for value in values]
         )
         self.num_rows += 1
 
-    def _widen(self, losses: Sequence[str]) -> None:
-        """Give the losses that a later phase brings columns beside the others."""
-        place = max(number for number, name in enumerate(self.columns, start=1) if name.endswith("loss"))
-        self.columns[place:place] = losses
+    def _add_columns(self, losses: Sequence[str]) -> None:
+        """Give losses that only a later phase has columns beside the others."""
+        position = max(number for number, name in enumerate(self.columns, start=1) if name.endswith("loss"))
+        self.columns[position:position] = losses
         self.file.close()
         with self.path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -110,98 +166,28 @@ class MetricsFile:
             writer.writeheader()
             writer.writerows(rows)
         part.replace(self.path)
-        self.file = self._opened()
+        self.file = self._open()
 
-    def _opened(self) -> TextIO:
+    def _open(self) -> TextIO:
         return self.path.open("a", encoding="utf-8", newline="", buffering=1)
 
     def close(self) -> None:
         self.file.close()
 
 
-class EventsFile:
-    """`events.jsonl`: one JSON object per event, with the time; the history of all starts, so never cut."""
+def open_trackers(names: Sequence[Logger], *, folder: Path, settings: Mapping[str, Any]) -> list[Any]:
+    """TensorBoard, Weights & Biases or MLflow through Fabric's loggers, which have written the `settings`.
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("a", encoding="utf-8", buffering=1)
-
-    def write(self, kind: str, values: Mapping[str, Any]) -> None:
-        if kind != "step":
-            record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **values}
-            self.file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-
-    def close(self) -> None:
-        self.file.close()
+    Raises:
+        ConfigError: the package of a tracker is not installed.
+    """
+    trackers = [_open_tracker(name, folder) for name in names]
+    for tracker in trackers:
+        tracker.log_hyperparams(dict(settings))
+    return trackers
 
 
-class Display:
-    """The terminal: a progress bar and a line per event; without a terminal a plain line every ten seconds."""
-
-    def __init__(self, *, total_steps: int, done_steps: int = 0, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout)
-        self.total_steps, self.last_line = total_steps, time.monotonic()
-        self.progress = Progress(
-            TextColumn("[bold]train"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[status]}", markup=False),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self.task = self.progress.add_task("train", total=total_steps, completed=done_steps, status="")
-        self.progress.start()
-
-    def write(self, kind: str, values: Mapping[str, Any]) -> None:
-        if kind == "step":
-            self._step(values)
-        elif "text" in values:
-            self.console.print(values["text"], soft_wrap=True, markup=False, highlight=False)
-
-    def _step(self, values: Mapping[str, Any]) -> None:
-        status = self.status(values)
-        self.progress.update(self.task, completed=values["step"], status=status)
-        due = time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
-        if not self.console.is_terminal and (due or values["step"] == self.total_steps):
-            self.last_line = time.monotonic()
-            line = f"step {values['step']}/{self.total_steps}  epoch {values['epoch']}  {status}"
-            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-    def status(self, values: Mapping[str, Any]) -> str:
-        """One line: time left, each loss, images per second, learning rate, memory."""
-        left = (self.total_steps - values["step"]) * values["seconds"]
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in values["losses"].items())
-        return (
-            f"ETA {clock(left)}  {losses}  {values['images_per_second']:.1f} images/s  "
-            f"lr {values['learning_rate']:.2e}  {memory_gb():.1f} GB"
-        )
-
-    def close(self) -> None:
-        self.progress.stop()
-
-
-class Trackers:
-    """TensorBoard, Weights & Biases or MLflow through Fabric's loggers."""
-
-    def __init__(self, names: Sequence[Logger], *, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.loggers = [_tracker(name, folder) for name in names]
-        for logger in self.loggers:
-            logger.log_hyperparams(dict(settings))
-
-    def write(self, kind: str, values: Mapping[str, Any]) -> None:
-        if kind in ("step", "evaluation"):
-            numbers = {name: value for name, value in flat(values).items() if isinstance(value, int | float)}
-            step = numbers.pop("step")
-            for logger in self.loggers:
-                logger.log_metrics({f"{kind}/{name}": value for name, value in numbers.items()}, step=step)
-
-    def close(self) -> None:
-        for logger in self.loggers:
-            logger.finalize("success")
-
-
-def _tracker(name: Logger, folder: Path) -> Any:
-    """Raise ConfigError where the package of the tracker is not installed."""
+def _open_tracker(name: Logger, folder: Path) -> Any:
     try:
         if name == "tensorboard":
             from lightning.fabric.loggers.tensorboard import TensorBoardLogger
@@ -219,7 +205,7 @@ def _tracker(name: Logger, folder: Path) -> Any:
         raise ConfigError(message) from error
 
 
-def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+def loss_columns(values: Mapping[str, Any]) -> dict[str, Any]:
     """A record with its losses as columns: `losses` {"class": …} becomes `class_loss`."""
     row = dict(values)
     losses: Mapping[str, float] = row.pop("losses", {})

@@ -1,5 +1,6 @@
-"""Parameter groups, optimisers and the course of the learning rate, a pure function of the step."""
+"""Parameter groups, optimizers, the learning rate as a function of the step, and the moving average of the weights."""
 
+import copy
 import math
 
 import torch
@@ -8,10 +9,10 @@ from torch import Tensor, nn
 from focaldet.models.base import Detector
 from focaldet.training.config import RunConfig, Schedule
 
-# One-cycle, as torch's `OneCycleLR` has it: rise over this share of the steps, from 1 / START, down to 1 / (START ·
-# END).
+# One-cycle, as torch's `OneCycleLR` has it: rise over this fraction of the steps, from 1 / START, down to
+# 1 / (START · END).
 RISE, START, END = 0.3, 25.0, 1e4
-# The step schedule's factor at each of its places.
+# The step schedule multiplies the rate by this at each of its milestones.
 DROP = 0.1
 
 
@@ -27,18 +28,18 @@ def rate_factor(
     """The factor in (0, 1] on the learning rate at `step` in [0, `total_steps`).
 
     `one_cycle` equals `torch.optim.lr_scheduler.OneCycleLR`, `cosine` is (1 + cos(π · step / total)) / 2, `step` falls
-    to a tenth at each share of the run in `step_at` (60 000 and 80 000 of 90 000 steps in the paper). The last two and
-    `constant` rise over `warmup_steps` with the power `warmup_power` of the share that is over.
+    to a tenth at each fraction of the run in `step_at` (60 000 and 80 000 of 90 000 steps in the paper). The last two
+    and `constant` rise over `warmup_steps` with the power `warmup_power` of the fraction that is done.
     """
     if schedule == "one_cycle":
         return _one_cycle(step, total_steps=total_steps)
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
     warmup = math.pow(warmup, warmup_power)
-    share = step / total_steps
+    done = step / total_steps
     if schedule == "cosine":
-        return warmup * (1 + math.cos(math.pi * share)) / 2
+        return warmup * (1 + math.cos(math.pi * done)) / 2
     if schedule == "step":
-        return warmup * DROP ** sum(share >= milestone for milestone in step_at)
+        return warmup * DROP ** sum(done >= milestone for milestone in step_at)
     return warmup
 
 
@@ -51,8 +52,8 @@ def _one_cycle(step: int, *, total_steps: int) -> float:
     return _cosine(1.0, 1 / (START * END), (step - peak) / (last - peak))
 
 
-def _cosine(begin: float, end: float, share: float) -> float:
-    return end + (begin - end) * (1 + math.cos(math.pi * share)) / 2
+def _cosine(begin: float, end: float, fraction: float) -> float:
+    return end + (begin - end) * (1 + math.cos(math.pi * fraction)) / 2
 
 
 def parameter_groups(detector: Detector, *, backbone_factor: float, weight_decay: float) -> list[dict[str, object]]:
@@ -77,7 +78,7 @@ def parameter_groups(detector: Detector, *, backbone_factor: float, weight_decay
 
 
 def build_optimizer(detector: Detector, config: RunConfig) -> torch.optim.Optimizer:
-    """The optimiser that `config` names, over the groups of `parameter_groups`; set the rates with `set_rate`."""
+    """The optimizer that `config` names, over the groups of `parameter_groups`; set the rates with `set_rate`."""
     groups = parameter_groups(detector, backbone_factor=config.backbone_factor, weight_decay=config.weight_decay)
     rate = config.scaled_learning_rate
     # One fused pass over the weights, where the device has it. Not with the gradient scaling of fp16: torch's fused SGD
@@ -101,3 +102,34 @@ def clip_gradients(parameters: list[nn.Parameter], *, max_norm: float | None) ->
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
+
+
+def build_ema(detector: Detector) -> Detector:
+    """A copy of `detector` whose weights will be their moving average: never trained, always in evaluation mode."""
+    return copy.deepcopy(detector).eval().requires_grad_(False)
+
+
+def ema_decay(update: int, *, limit: float) -> float:
+    """The decay of the moving average at update number `update`, from 0: d(t) = min(`limit`, (1 + t) / (10 + t)).
+
+    It grows with the updates, so that a short run is not dominated by its random start.
+    """
+    return min(limit, (1 + update) / (10 + update))
+
+
+def pair_tensors(
+    ema: Detector, source: Detector
+) -> tuple[tuple[list[Tensor], list[Tensor]], list[tuple[Tensor, Tensor]]]:
+    """The tensors of a moving average and those it follows: floating-point ones as two lists, whole numbers as pairs.
+
+    Batch statistics are among the first, BatchNorm's counters among the second.
+    """
+    averages, followed, copies = [], [], []
+    sources = source.state_dict(keep_vars=True)
+    for name, average in ema.state_dict(keep_vars=True).items():
+        if average.is_floating_point():
+            averages.append(average)
+            followed.append(sources[name])
+        else:
+            copies.append((average, sources[name]))
+    return (averages, followed), copies

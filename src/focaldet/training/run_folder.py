@@ -1,17 +1,11 @@
-"""The run folder, and the one file from which a killed run goes on.
-
-`state/last/checkpoint.pt` is replaced as a whole (temporary file, flush, fsync, rename, fsync of the folder): whenever
-the process dies, the old state or the new one is there. What follows from the seed and the step is not stored:
-learning rate, order and changes of the images, and the random generators, which are seeded before every step.
-"""
+"""The run folder: its files, when it may be used, and whether a run that is resumed is the one that was started."""
 
 import importlib.metadata
-import io
 import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +14,6 @@ import torch
 from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.training.config import FREE_ON_RESUME, RunConfig
-from focaldet.weights.formats.files import write_atomically
-
-STATE_FORMAT = 1
-
-
-@dataclass
-class Position:
-    """Where a run stands. `batch` counts the batches of the epoch that were used, `step` the updates of the whole run.
-
-    `phase` counts from 0; between two phases it is the one that ended. `best` and `last` are metrics as plain values,
-    `num_rows` the rows of metrics.csv.
-    """
-
-    phase: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best: dict[str, Any] | None = None
-    last: dict[str, Any] | None = None
-    evaluations_without_gain: int = 0
-    num_rows: int = 0
-    seconds_training: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +69,7 @@ class RunFolder:
             self._clear()
         # In one move, because the settings are also written anew when a run is resumed.
         part = self.path / ".config.yaml.partial"
-        configs.save(replace(config, resume=False, overwrite=False), part)
+        configs.save({**configs.to_dict(config), "resume": False, "overwrite": False}, part)
         part.replace(self.config)
         configs.make_folder(self.last.parent)
         configs.make_folder(self.state.parent)
@@ -147,34 +119,6 @@ def _visible_names(out: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith("."))
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Replace the state at `path`.
-
-    Raises:
-        CheckpointError: it cannot be written; what was at `path` is still there.
-    """
-    buffer = io.BytesIO()
-    torch.save({"format": STATE_FORMAT, **state}, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def load_state(path: Path, *, device: torch.device) -> dict[str, Any]:
-    """The state that `save_state` wrote.
-
-    Raises:
-        CheckpointError: the file is damaged or from another version of focaldet.
-    """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    # The restricted unpickler raises whatever the bytes of a strange file lead it to.
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
-    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
-        raise CheckpointError(f"{path}: was not written by this version of focaldet")
-    return state
-
-
 def identity(config: RunConfig, *, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """What must not change between the parts of a run: the settings that matter and what the data hold."""
     settings = {name: value for name, value in configs.to_dict(config).items() if name not in FREE_ON_RESUME}
@@ -191,6 +135,7 @@ def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: P
     Raises:
         CheckpointError: names every setting that changed, or the data.
     """
+    then = {**then, "settings": _current_settings(then["settings"])}
     new, old = now["settings"], then["settings"]
     has_end = new.get("schedule") != "constant" or new.get("multi_scale_end") or new.get("phases")
     if not has_end and new["epochs"] >= old.get("epochs", 0):
@@ -202,9 +147,22 @@ def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: P
         )
 
 
+def _current_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings of a saved identity as this version spells them; as they are where it cannot read them."""
+    try:
+        config = configs.from_dict(RunConfig, settings, warn_renamed=False)
+    except ConfigError:
+        return settings
+    current: dict[str, Any] = identity(config, fingerprints={})["settings"]
+    return current
+
+
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """In words, every setting in which two values of `identity` differ, and the data if they do."""
-    new, old = configs.flatten(now["settings"]), configs.flatten(then["settings"])
+    new, old = (
+        configs.flatten({name: value for name, value in mark["settings"].items() if value != []})
+        for mark in (now, then)
+    )
     changed = [
         f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
         for name in sorted({*new, *old})

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish: finish the step, save, stop."""
+"""SIGINT and SIGTERM as a request: finish the step, save, stop."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ class StopSignal:
         return self.signal_name is not None
 
     def receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  the form of a signal handler
-        """Note the wish. A second SIGINT does not wait any longer."""
+        """Remember the request. A second SIGINT does not wait any longer."""
         if os.getpid() != self._process:
             _leave_worker(number)
         elif self and number == signal.SIGINT:
@@ -29,7 +29,9 @@ class StopSignal:
 
 
 def _leave_worker(number: int) -> None:
-    """Data-loading processes inherit the handler: Ctrl-C is the main process's affair, SIGTERM ends them as ever."""
+    """Data-loading processes inherit the handler: they ignore Ctrl-C, which the main process handles, and SIGTERM ends
+    them as usual.
+    """
     if number == signal.SIGTERM:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -37,14 +39,14 @@ def _leave_worker(number: int) -> None:
 
 @contextmanager
 def stop_signal() -> Iterator[StopSignal]:
-    """A wish that SIGINT and SIGTERM fulfil inside the context; outside the main thread signals stay as they are."""
-    wish = StopSignal()
+    """Yield a `StopSignal` that SIGINT and SIGTERM set inside; outside the main thread signals stay as they are."""
+    stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
-        yield wish
+        yield stop
         return
-    before = {number: signal.signal(number, wish.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop.receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield wish
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,157 +1,200 @@
-"""What learns: the detector with its average, its optimiser, and whatever else training changes."""
+"""The state of a training run: the detector with its average, its optimizer, and whatever else training changes."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from focaldet import config as configs
 from focaldet.data.dataset import Classes
 from focaldet.models import DETECTORS, Detector, LossContext, build, named_config
 from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.runtime import Autocast, build_autocast, seed_everything
-from focaldet.training.config import BASE_BATCH, RunConfig
-from focaldet.training.ema import Ema
-from focaldet.training.optim import build_optimizer
+from focaldet.training.config import RunConfig
+from focaldet.training.optim import build_ema, build_optimizer, pair_tensors
 from focaldet.types import Resize
 from focaldet.weights import LoadReport, load_into
 
 # For networks whose statistics come from elsewhere and need none, such as torchvision's.
 RANDOM_NORM_EPS = 1e-5
 
+# The fields of a state that say how far the run is.
+POSITION = (
+    *("phase", "epoch", "batch", "step", "best", "last"),
+    *("evaluations_without_gain", "num_rows", "seconds_training"),
+)
+
 
 @dataclass
 class TrainState:
-    """The parts of a run that a step changes.
+    """Everything that training changes, and all that a saved state holds.
 
-    `licence` is that of the initial weights, which goes with what is learnt from them.
+    Attributes:
+        detector: the network that is trained.
+        ema: a copy whose weights follow those of `detector` slowly (`optim.ema_decay`); None without an average.
+        license: that of the initial weights, which goes with what is learned from them.
+        phase: the phase under way, from 0; between two phases the one that ended.
+        epoch: the epochs that are done.
+        batch: the batches of the present epoch that were used.
+        step: the updates of the whole run.
+        best: metrics of the best evaluation as plain values; `last` those of the last one.
+        num_rows: the rows of metrics.csv when the state was saved.
     """
 
     detector: Detector
-    ema: Ema | None
+    ema: Detector | None
     optimizer: torch.optim.Optimizer
     autocast: Autocast
     context: LossContext
-    licence: str | None = None
+    license: str | None = None
+    phase: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
+    evaluations_without_gain: int = 0
+    num_rows: int = 0
+    seconds_training: float = 0.0
+    _ema_pairs: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
+    _ema_copies: list[tuple[Tensor, Tensor]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Listed once, because walking over the modules takes longer than the update.
+        self._ema_pairs, self._ema_copies = pair_tensors(self.ema or self.detector, self.detector)
 
     @property
     def evaluated(self) -> Detector:
         """The detector that is evaluated and kept: the moving average where there is one."""
-        return self.ema.detector if self.ema is not None else self.detector
+        return self.detector if self.ema is None else self.ema
 
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values that `restore` takes."""
+    @torch.no_grad()
+    def update_ema(self, *, decay: float) -> None:
+        """Move the average towards the detector: w ← d·w + (1 − d)·source; whole-number buffers are copied."""
+        averages, sources = self._ema_pairs
+        torch._foreach_lerp_(averages, sources, 1 - decay)
+        for copied, value in self._ema_copies:
+            copied.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that `load_state_dict` takes."""
         scaler = self.autocast.scaler
         return {
+            "position": {name: getattr(self, name) for name in POSITION},
             "architecture": configs.to_dict(self.detector.config),
             "preprocessing": configs.to_dict(self.detector.preprocessing),
             "detector": self.detector.state_dict(),
-            "ema": self.ema.detector.state_dict() if self.ema is not None else None,
+            "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
-            "licence": self.licence,
+            "license": self.license,
             "context": {"images_seen": self.context.images_seen, "averages": dict(self.context.averages)},
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Put everything back as it was when `state` was taken."""
-        self.detector.load_state_dict(state["detector"])
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Put everything back as it was when `saved` was taken."""
+        for name, value in saved["position"].items():
+            setattr(self, name, value)
+        self.detector.load_state_dict(saved["detector"])
         if self.ema is not None:
-            self.ema.detector.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            self.ema.load_state_dict(saved["ema"])
+        self.optimizer.load_state_dict(saved["optimizer"])
         if self.autocast.scaler is not None:
-            self.autocast.scaler.load_state_dict(state["scaler"])
-        self.licence = state["licence"]
-        self.context.images_seen = state["context"]["images_seen"]
-        self.context.averages.update(state["context"]["averages"])
+            self.autocast.scaler.load_state_dict(saved["scaler"])
+        self.license = saved["license"] if "license" in saved else saved["licence"]  # as version 0.1 spells it
+        self.context.images_seen = saved["context"]["images_seen"]
+        self.context.averages.update(saved["context"]["averages"])
 
 
 def build_state(
-    config: RunConfig, *, classes: Classes, fabric: Any, state: dict[str, Any] | None
+    config: RunConfig, *, classes: Classes, fabric: Any, saved: Mapping[str, Any] | None
 ) -> tuple[TrainState, tuple[str, ...]]:
-    """The learner with its initial weights, or as `state` has it, and an account of the weights that were loaded.
+    """The state of a run with its initial weights, or as it was saved, and notes on the weights that were loaded.
 
     Raises:
         ConfigError: an unknown detector, or a setting out of range.
         CheckpointError: weights that do not fit.
     """
     seed_everything(config.seed)
-    detector, loaded = _build_detector(config, classes, state)
     ranks = fabric.world_size
     context = LossContext(all_reduce_sum=sum_over_ranks if ranks > 1 else None, num_ranks=ranks)
-    learner = _learner(detector, config, context=context, fabric=fabric)
-    learner.licence = loaded.license if loaded is not None else None
-    if state is not None:
-        learner.restore(state)
-        return learner, ()  # the initial weights were told when the run began
+    if saved is not None:
+        # Initial weights may have changed the settings: BatchNorm's epsilon is that of whoever trained them.
+        detector = build(config.model, class_names=classes.names, architecture=saved["architecture"])
+        detector.preprocessing = configs.from_dict(type(detector.preprocessing), saved["preprocessing"])
+        state = start_state(detector, config, context=context, device=fabric.device)
+        state.load_state_dict(saved)
+        return state, ()  # the notes on the initial weights were logged when the run began
+    detector, loaded = _build_initial_detector(config, classes)
+    state = start_state(detector, config, context=context, device=fabric.device)
     if loaded is None:
-        return learner, (f"no weights given: starts from random ones ({_normed(learner.detector)})",)
-    return learner, loaded.sentences()
+        return state, (f"no weights given: starts from random ones ({_describe_norm(detector)})",)
+    state.license = loaded.license
+    return state, loaded.sentences()
 
 
-def next_state(learner: TrainState, config: RunConfig, *, before: RunConfig, fabric: Any) -> TrainState:
-    """The learner of the phase that `config` describes, with the weights that the phase `before` keeps.
-
-    These are the moving average's where there is one. Optimiser and average begin anew; what the losses count and
-    average goes on.
-    """
-    seed_everything(config.seed)
-    kept = learner.evaluated
-    # Not the settings as they were asked for alone: the initial weights and the data decided some of those that hold.
-    changed = _changes(*(configs.to_dict(asked_architecture(settings)) for settings in (before, config)))
-    architecture = configs.merge(configs.to_dict(kept.config), changed)
-    detector = build(config.model, class_names=kept.class_names, architecture=architecture)
-    detector.preprocessing = replace(kept.preprocessing, resize=_resize(detector, config))
-    # BatchNorm's counters of batches may come or go; all other tensors are the same (`phases.planned`).
-    detector.load_state_dict(kept.state_dict(), strict=False)
-    detector = fabric.to_device(detector)
-    if fabric.world_size > 1:  # each process has counted its own statistics of the last batch; the first one's are kept
-        for value in detector.state_dict().values():
-            torch.distributed.broadcast(value, src=0)
-    following = _learner(detector, config, context=learner.context, fabric=fabric)
-    following.licence = learner.licence
-    return following
-
-
-def _learner(detector: Detector, config: RunConfig, *, context: LossContext, fabric: Any) -> TrainState:
-    """The learner of `detector` as it stands, at its first step."""
-    detector = fabric.to_device(detector).train()
+def start_state(detector: Detector, config: RunConfig, *, context: LossContext, device: torch.device) -> TrainState:
+    """The state at the first step of training `detector` as it is, which is moved to `device`."""
+    detector = detector.to(device).train()
     if config.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     return TrainState(
         detector,
-        ema=Ema(detector, decay=config.ema) if config.ema is not None else None,
+        ema=build_ema(detector) if config.ema is not None else None,
         optimizer=build_optimizer(detector, config),
-        autocast=build_autocast(config.precision, device=fabric.device),
+        autocast=build_autocast(config.precision, device=device),
         context=context,
+    )
+
+
+def next_state(state: TrainState, config: RunConfig, *, before: RunConfig, fabric: Any) -> TrainState:
+    """The state at the begin of the phase that `config` describes, with the weights that the phase `before` keeps.
+
+    These are the moving average's where there is one. Optimizer and average begin anew; what the losses count and
+    average goes on.
+    """
+    seed_everything(config.seed)
+    kept = state.evaluated
+    # Only what differs between the phases: the initial weights and the data decided some of the settings that hold.
+    changed = _changes(*(configs.to_dict(asked_architecture(settings)) for settings in (before, config)))
+    architecture = configs.merge(configs.to_dict(kept.config), changed)
+    detector = build(config.model, class_names=kept.class_names, architecture=architecture)
+    detector.preprocessing = replace(kept.preprocessing, resize=_resize(detector, config))
+    # BatchNorm's counters of batches may come or go; all other tensors are the same (`phases.check_phases`).
+    detector.load_state_dict(kept.state_dict(), strict=False)
+    detector = detector.to(fabric.device)
+    if fabric.world_size > 1:  # each process has counted its own statistics of the last batch; the first one's are kept
+        for value in detector.state_dict().values():
+            torch.distributed.broadcast(value, src=0)
+    following = start_state(detector, config, context=state.context, device=fabric.device)
+    return replace(
+        state,
+        detector=following.detector,
+        ema=following.ema,
+        optimizer=following.optimizer,
+        autocast=following.autocast,
+        phase=state.phase + 1,
     )
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """The values of `after` that are others in `before`, nested as they are there."""
-    found = {}
+    changed = {}
     for name, value in after.items():
         old = before.get(name)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             value = _changes(old, value)  # noqa: PLW2901
             old = {}
         if value != old:
-            found[name] = value
-    return found
+            changed[name] = value
+    return changed
 
 
-def _build_detector(
-    config: RunConfig, classes: Classes, state: dict[str, Any] | None
-) -> tuple[Detector, LoadReport | None]:
-    """The detector, filled from `config.weights` if there are any and they are not replaced by `state`."""
-    # Initial weights may have changed the settings: BatchNorm's epsilon is that of whoever trained them.
-    architecture = initial_architecture(config) if state is None else state["architecture"]
-    detector = build(config.model, class_names=classes.names, architecture=architecture)
-    if state is not None:
-        detector.preprocessing = configs.from_dict(type(detector.preprocessing), state["preprocessing"])
-        return detector, None
+def _build_initial_detector(config: RunConfig, classes: Classes) -> tuple[Detector, LoadReport | None]:
+    """The detector, filled from `config.weights` if there are any."""
+    detector = build(config.model, class_names=classes.names, architecture=initial_architecture(config))
     loaded = load_into(detector, config.weights, input=config.weights_input) if config.weights is not None else None
     detector.preprocessing = replace(detector.preprocessing, resize=_resize(detector, config))
     return detector, loaded
@@ -188,31 +231,8 @@ def initial_architecture(config: RunConfig) -> dict[str, Any]:
     return {**settings, **config.architecture}
 
 
-def _normed(detector: Detector) -> str:
+def _describe_norm(detector: Detector) -> str:
     kind = getattr(detector.config, "norm", "own")
     if kind == "frozen":
         return "frozen BatchNorm has no statistics then; --architecture.norm batch trains it"
     return f"{kind} norm, {getattr(detector.config, 'frozen_stages', 0)} stages frozen"
-
-
-def described(config: RunConfig, learner: TrainState, *, steps_per_epoch: int, fabric: Any) -> list[str]:
-    """What people want to see before they wait: size, learning rate, length, place."""
-    detector = learner.detector
-    trained = sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
-    ratio = f"{config.batch_size} / {BASE_BATCH}"
-    scale = f"({ratio})" if config.optimizer == "sgd" else f"√({ratio})"
-    return [
-        f"model: {config.model}, {len(detector.class_names)} classes, {trained / 1e6:.1f} M trained parameters, "
-        f"{detector.preprocessing.resize}",
-        f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "
-        f"for {config.batch_size} images per update, {config.optimizer}, {config.schedule}; "
-        f"backbone × {config.backbone_factor:g}",
-        f"{steps_per_epoch * config.epochs} steps in {config.epochs} epochs on {fabric.device}, "
-        f"{learner.autocast.precision}, {fabric.world_size} process{'es' if fabric.world_size > 1 else ''}; "
-        f"run folder {config.out}",
-    ]
-
-
-def steps_per_epoch(num_batches: int, config: RunConfig) -> int:
-    """Updates in an epoch of `num_batches` batches; the last may be of fewer parts than `accumulate`."""
-    return math.ceil(num_batches / config.accumulate)

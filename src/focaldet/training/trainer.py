@@ -1,40 +1,54 @@
-"""The training run: from settings to a run folder."""
+"""The training run, from settings to a run folder, to be read from top to bottom.
+
+train → Trainer     build   data, initial or saved state, log
+        Trainer.run phases → epochs → steps → evaluation → save → end
+"""
 
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from focaldet import config as configs
+from focaldet.data.augment.augmenter import AugmentConfig
 from focaldet.data.dataset import ImageSource
-from focaldet.data.loading.loader import explained_worker_death
+from focaldet.data.loading.loader import Loader, explained_worker_death
+from focaldet.errors import CheckpointError, OutOfMemoryError
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.evaluate import detect_all
 from focaldet.evaluation.results import write_results
 from focaldet.report.run_report import write_report
-from focaldet.runtime import launch_fabric, num_processes, pick_device
-from focaldet.training.assembly import Parts, assemble
-from focaldet.training.config import RunConfig, checked
-from focaldet.training.launch import advice, global_settings
-from focaldet.training.logs import RunLog
+from focaldet.runtime import is_out_of_memory, launch_fabric, num_processes, pick_device, torch_settings
+from focaldet.training.checkpoint import load_state, save_state
+from focaldet.training.config import BASE_BATCH, RunConfig, check_processes
+from focaldet.training.logs import MetricsFile, RunLog, open_trackers
 from focaldet.training.optim import rate_factor
-from focaldet.training.phases import Phase, planned
-from focaldet.training.run_folder import Position, RunFolder, open_folder, save_state
-from focaldet.training.signals import stop_signal
+from focaldet.training.phases import check_phases, describe_phase
+from focaldet.training.run_folder import RunFolder, check_identity, identity, open_folder, write_environment
+from focaldet.training.signals import StopSignal, stop_signal
+from focaldet.training.sources import open_sources
+from focaldet.training.state import TrainState, build_state, next_state
+from focaldet.training.step import train_step
 from focaldet.types import Batch
 from focaldet.weights import save_detector
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What came of a run.
+    """What a training run reached.
 
-    `best` and `last` are the metrics of the best and of the last evaluation. `seconds_training` is the time of all
-    steps, loading included, without evaluation, saving and set-up. An `interrupted` run was saved and can be resumed.
+    Attributes:
+        out: the run folder.
+        best: the metrics of the best evaluation; None without an evaluation.
+        last: those of the last evaluation.
+        epochs: the epochs that are done.
+        seconds_training: the time of all steps, loading included, without evaluation, saving and set-up.
+        interrupted: whether the run was stopped before its end; it was saved and can be resumed.
     """
 
     out: Path
@@ -44,11 +58,18 @@ class TrainResult:
     seconds_training: float
     interrupted: bool
 
+    def __repr__(self) -> str:
+        best, last = (None if metrics is None else metrics.ap for metrics in (self.best, self.last))
+        return (
+            f"TrainResult(out={str(self.out)!r}, best AP {percent(best)}, last AP {percent(last)}, "
+            f"epochs={self.epochs}, seconds_training={self.seconds_training:.1f}, interrupted={self.interrupted})"
+        )
+
 
 def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None = None) -> TrainResult:
     """Train a detector and leave a run folder behind; with `resume`, go on to the weights an unbroken run would reach.
 
-    Under `torchrun` or SLURM every process calls this and takes its share of each batch. SIGINT and SIGTERM end the
+    Under `torchrun` or SLURM every process calls this and takes its part of each batch. SIGINT and SIGTERM end the
     run after the step it is in, saved.
 
     Args:
@@ -62,103 +83,180 @@ def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None 
         NonFiniteLossError: the loss or its gradient is not finite.
         OutOfMemoryError: out of memory.
     """
-    config = checked(config, num_ranks=num_processes())
-    folder, phases = open_folder(config), planned(config)
-    with ExitStack() as stack:
-        stack.enter_context(advice(config))
-        stack.enter_context(explained_worker_death())
-        stack.enter_context(global_settings(config))
-        wish = stack.enter_context(stop_signal())
+    check_processes(config, num_processes=num_processes())
+    folder = open_folder(config)
+    check_phases(config)
+    settings = torch_settings(threads=config.threads, deterministic=config.deterministic)
+    with explain_errors(config), explained_worker_death(), settings, stop_signal() as stop:
         # Every process has looked at the folder before the first one changes it: launching waits for all.
         fabric = launch_fabric(pick_device(config.device))
-        parts = assemble(config, phases=phases, folder=folder, fabric=fabric, wish=wish, sources=sources)
-        stack.callback(parts.log.close)
-        return Run(config, folder=folder, parts=parts, has_files=sources is None).finish()
+        return Trainer(config, folder=folder, fabric=fabric, stop=stop, sources=sources).run()
 
 
-class Run:
-    """A run under way: epochs of steps, evaluations and saves, from a position on.
+class Trainer:
+    """One training run: built from its settings or from its saved state, then trained to its end.
 
-    `config` are the settings of the whole run, `settings` those of the phase under way. `has_files` says that the
-    images are those of `config.data`, so that the command line can go on with the run.
+    Attributes:
+        config: the settings of the whole run; `settings` are those of the phase under way.
+        state: all that training changes and that is saved.
+        num_steps: the updates of each phase; `first_step` is the number of those before the phase under way.
+        identity: what must stay the same when the run is resumed.
+        log: where the run is written down; None in all processes but the first.
     """
 
-    def __init__(self, config: RunConfig, *, folder: RunFolder, parts: Parts, has_files: bool) -> None:
-        self.config, self.folder, self.parts = config, folder, parts
-        self.has_files = has_files
-        self.position: Position = parts.position
-        self.log: RunLog = parts.log
+    # -- build ---------------------------------------------------------------------------------------------------------
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        folder: RunFolder,
+        fabric: Any,
+        stop: StopSignal,
+        sources: tuple[ImageSource, ImageSource] | None,
+    ) -> None:
+        """Load data and weights, then create the run folder.
+
+        Raises:
+            CheckpointError: the run to resume was started with other settings or data, or its state is damaged.
+            ConfigError, DataError: see `train`.
+        """
+        self.config, self.folder, self.fabric, self.stop = config, folder, fabric, stop
+        self.source, self.validation, notes = open_sources(config, sources)
+        self.has_files = sources is None
+        fingerprints = {
+            "train": self.source.dataset.fingerprint(),
+            "validation": self.validation.dataset.fingerprint(),
+        }
+        self.identity = identity(config, fingerprints=fingerprints)
+        saved = None
+        if config.resume and folder.state.exists():
+            saved = load_state(folder.state, device=fabric.device)
+            check_identity(self.identity, json.loads(saved["identity"]), folder=folder.path)
+        phases, classes = config.phase_configs, self.validation.dataset.classes
+        settings = phases[saved["position"]["phase"]] if saved is not None else phases[0]
+        self.state, weights_notes = build_state(settings, classes=classes, fabric=fabric, saved=saved)
+        self.notes = [*notes, *weights_notes]
+        self.num_steps = [self._steps_per_epoch(number) * phase.epochs for number, phase in enumerate(phases)]
+        self._begin_phase()
         self.last_save = time.monotonic()
+        self.log: RunLog | None = None
+        if fabric.is_global_zero:
+            folder.create(config)
+            write_environment(folder.environment, config=config, fingerprints=fingerprints, fabric=fabric)
+            self.log = self._open_log()
 
-    @property
-    def phase(self) -> Phase:
-        """The phase under way."""
-        return self.parts.work.phase
+    def _begin_phase(self) -> None:
+        """Set up what belongs to the phase that the state is in."""
+        number, phases, fabric, detector = self.state.phase, self.config.phase_configs, self.fabric, self.state.detector
+        self.settings = phases[number]
+        self.end_epoch = sum(phase.epochs for phase in phases[: number + 1])
+        self.first_step = sum(self.num_steps[:number])
+        if self.settings.compile:
+            detector.compile()
+        self.module = fabric.strategy.setup_module(detector)
+        self.loader = self._build_loader(number)
 
-    @property
-    def settings(self) -> RunConfig:
-        """The settings of the phase under way."""
-        return self.phase.config
-
-    def finish(self) -> TrainResult:
-        """Train up to the last epoch, or until the run is asked to stop or no longer improves."""
-        self._tell_start()
-        interrupted = not self._train_phase()
-        while not interrupted and self.phase.number < self.phase.count:
-            self.parts.begin_next_phase()
-            self._tell_phase()
-            interrupted = not self._train_phase()
-        position, best = self.position, metrics_from(self.position.best)
-        if best is not None and not interrupted and self.parts.fabric.is_global_zero:
-            write_report(self.folder.path, self.parts.validation, metrics=best)
-        self._tell_end(interrupted=interrupted)
-        return TrainResult(
-            out=self.folder.path,
-            best=best,
-            last=metrics_from(position.last),
-            epochs=position.epoch,
-            seconds_training=position.seconds_training,
-            interrupted=interrupted,
+    def _build_loader(self, number: int) -> Loader:
+        """The loader of training images of phase `number`, from 0."""
+        phases, fabric = self.config.phase_configs, self.fabric
+        config, overfit = phases[number], phases[number].overfit is not None
+        return Loader(
+            self.source,
+            preprocessing=self.state.detector.preprocessing,
+            batch_size=config.batch_size // (fabric.world_size * config.accumulate),
+            seed=config.seed,
+            augment=AugmentConfig(preset="none") if overfit else config.augment,
+            num_epochs=config.epochs,
+            first_epoch=sum(phase.epochs for phase in phases[:number]),
+            workers=config.workers,
+            rank=fabric.global_rank,
+            num_ranks=fabric.world_size,
+            sampling="uniform" if overfit else config.sampling,
+            multi_scale=None if overfit else config.multi_scale,
+            multi_scale_end=config.multi_scale_end,
         )
+
+    def _steps_per_epoch(self, number: int) -> int:
+        """Updates in an epoch of phase `number`; the last may be of fewer batches than `accumulate`."""
+        return math.ceil(len(self._build_loader(number)) / self.config.phase_configs[number].accumulate)
+
+    def _open_log(self) -> RunLog:
+        config, folder, state = self.config, self.folder, self.state
+        # Trackers come first: they may be missing, and then no file must be open.
+        trackers = open_trackers(config.loggers, folder=folder.path, settings=configs.to_dict(config))
+        columns = tuple(HEADLINES)
+        metrics = MetricsFile(
+            folder.metrics, evaluation_columns=columns, log_every=config.log_every, keep_rows=state.num_rows
+        )
+        total = sum(self.num_steps)
+        return RunLog(metrics, events=folder.events, total_steps=total, done_steps=state.step, trackers=trackers)
+
+    # -- phases and epochs ---------------------------------------------------------------------------------------------
+
+    def run(self) -> TrainResult:
+        """Train up to the last epoch, or until the run is asked to stop or no longer improves."""
+        try:
+            self._log_start()
+            interrupted = not self._train_phase()
+            while not interrupted and self.state.phase + 1 < len(self.num_steps):
+                before, following = self.settings, self.config.phase_configs[self.state.phase + 1]
+                self.state = next_state(self.state, following, before=before, fabric=self.fabric)
+                self._begin_phase()
+                self._log_phase()
+                interrupted = not self._train_phase()
+            return self._end(interrupted=interrupted)
+        finally:
+            if self.log is not None:
+                self.log.close()
 
     def _train_phase(self) -> bool:
         """Train to the end of the phase, or until it no longer improves. False when asked to stop."""
-        while self.position.epoch < self.phase.end_epoch and not self._has_stalled():
+        while self.state.epoch < self.end_epoch and not self._has_stalled():
             if not (self._train_epoch() and self._evaluate()):
                 return False
-            self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+            self.state.epoch, self.state.batch = self.state.epoch + 1, 0
             self.save()
         return True
 
     def _has_stalled(self) -> bool:
         patience = self.config.patience
-        return patience is not None and self.position.evaluations_without_gain >= patience
+        return patience is not None and self.state.evaluations_without_gain >= patience
 
     def _train_epoch(self) -> bool:
         """Train to the end of the epoch. False when asked to stop, with everything saved."""
-        position, work = self.position, self.parts.work
-        batches = work.loader.epoch(position.epoch, start_batch=position.batch)
+        state, settings = self.state, self.settings
+        batches = self.loader.epoch(state.epoch, start_batch=state.batch)
         begin = time.perf_counter()
-        for group in _grouped(batches, self.settings.accumulate):
-            rate = self.settings.scaled_learning_rate * self._rate_factor()
-            result = work.update(group, step=position.step, rate=rate)
-            position.step += 1
-            position.batch += len(group)
-            seconds = time.perf_counter() - begin
-            position.seconds_training += seconds
-            self.log.write(
-                "step",
-                **self.phase.mark,
-                epoch=position.epoch + 1,
-                step=position.step,
-                seconds=seconds,
-                images_per_second=result.num_images / seconds,
-                learning_rate=rate,
-                gradient_norm=result.gradient_norm,
-                loss=sum(result.losses.values()),
-                losses=result.losses,
+        for group in _group_batches(batches, settings.accumulate):
+            rate = settings.scaled_learning_rate * self._rate_factor()
+            images_before = state.context.images_seen
+            losses, gradient_norm, stopping = train_step(
+                state,
+                group,
+                module=self.module,
+                config=settings,
+                rate=rate,
+                rank=self.fabric.global_rank,
+                first_step=self.first_step,
+                stop=self.stop,
             )
-            if result.stop:
+            state.batch += len(group)
+            seconds = time.perf_counter() - begin
+            state.seconds_training += seconds
+            self._write(
+                "step",
+                **self._phase_number(),
+                epoch=state.epoch + 1,
+                step=state.step,
+                seconds=seconds,
+                images_per_second=(state.context.images_seen - images_before) / seconds,
+                learning_rate=rate,
+                gradient_norm=gradient_norm,
+                loss=sum(losses.values()),
+                losses=losses,
+            )
+            if stopping:
                 self.save()
                 return False
             if self._save_is_due():
@@ -167,71 +265,77 @@ class Run:
         return True
 
     def _rate_factor(self) -> float:
-        work, settings = self.parts.work, self.settings
+        settings, total = self.settings, self.num_steps[self.state.phase]
         return rate_factor(
-            self.position.step - work.first_step,
-            total_steps=work.steps_per_epoch * settings.epochs,
-            warmup_steps=work.steps_per_epoch * settings.warmup_epochs,
+            self.state.step - self.first_step,
+            total_steps=total,
+            warmup_steps=total // settings.epochs * settings.warmup_epochs,
             warmup_power=settings.warmup_power,
             schedule=settings.schedule,
             step_at=settings.step_at,
         )
 
-    def _save_is_due(self) -> bool:
-        every = self.config.save_steps
-        minutes = (time.monotonic() - self.last_save) / 60
-        return (every is not None and self.position.step % every == 0) or minutes >= self.config.save_minutes
+    # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> bool:
         """Evaluate after this epoch if it is time to. False when asked to stop, with everything saved."""
-        every, epoch, phase = self.settings.evaluate_every, self.position.epoch + 1, self.phase
-        if every is None or ((epoch - phase.first_epoch) % every and epoch != phase.end_epoch):
+        every, state, epoch = self.settings.evaluate_every, self.state, self.state.epoch + 1
+        first_epoch = self.end_epoch - self.settings.epochs
+        if every is None or ((epoch - first_epoch) % every and epoch != self.end_epoch):
             return True
         try:
             metrics = self._measure()
-        except _StopAskedError:
+        except _StopRequestedError:
             self.save()
             return False
         is_best = self._is_best(metrics)
-        self.position.last = metrics.to_dict()
-        self.position.evaluations_without_gain = 0 if is_best else self.position.evaluations_without_gain + 1
+        values = metrics.to_dict()
+        state.last = values
+        state.evaluations_without_gain = 0 if is_best else state.evaluations_without_gain + 1
         if is_best:
-            self.position.best = metrics.to_dict()
-        numbers = {name: value for name, value in metrics.to_dict().items() if name in HEADLINES}
-        text = f"epoch {epoch}/{self.config.epochs}  {_summary(metrics)}{'  (best so far)' if is_best else ''}"
-        self.log.write(
-            "evaluation", **phase.mark, epoch=epoch, step=self.position.step, best=is_best, text=text, **numbers
+            state.best = values
+        text = f"epoch {epoch}/{self.config.epochs}  {_summarize(metrics)}{'  (best so far)' if is_best else ''}"
+        numbers = {name: value for name, value in values.items() if name in HEADLINES}
+        self._write(
+            "evaluation", **self._phase_number(), epoch=epoch, step=state.step, best=is_best, text=text, **numbers
         )
         return True
 
     def _measure(self) -> Metrics:
         """The metrics of the detector as it stands; its detections and weights are kept if none before were better."""
-        source, fabric, learner = self.parts.validation, self.parts.fabric, self.parts.work.learner
+        fabric, settings, dataset, autocast = self.fabric, self.settings, self.validation.dataset, self.state.autocast
         found = detect_all(
-            learner.evaluated,
-            source,
-            batch_size=self.settings.batch_size // (fabric.world_size * self.settings.accumulate),
-            precision=learner.autocast.precision,
-            workers=self.config.workers,
+            self.state.evaluated,
+            self.validation,
+            batch_size=settings.batch_size // (fabric.world_size * settings.accumulate),
+            precision=autocast.precision,
+            workers=settings.workers,
             fabric=fabric if fabric.world_size > 1 else None,
-            progress=self._check_wish if fabric.world_size == 1 else None,
+            progress=self._give_up_when_stopped if fabric.world_size == 1 else None,
         )
         detections = dict(enumerate(found.detections))
-        metrics = evaluate_detections(source.dataset, detections)
+        metrics = evaluate_detections(dataset, detections)
         if fabric.is_global_zero and self._is_best(metrics):
-            write_results(self.folder.predictions, source.dataset, detections)
+            write_results(self.folder.predictions, dataset, detections)
             self._save_weights(self.folder.best)
         return metrics
 
     def _is_best(self, metrics: Metrics) -> bool:
-        best = self.position.best
+        best = self.state.best
         return best is None or (metrics.ap or 0.0) > (best["ap"] or 0.0)
 
-    def _check_wish(self, done: int, total: int | None) -> None:
+    def _give_up_when_stopped(self, done: int, total: int | None) -> None:
         """An evaluation is given up when the run is asked to stop: resuming begins it again."""
         del done, total
-        if self.parts.wish:
-            raise _StopAskedError
+        if self.stop:
+            raise _StopRequestedError
+
+    # -- saving --------------------------------------------------------------------------------------------------------
+
+    def _save_is_due(self) -> bool:
+        every = self.config.save_steps
+        minutes = (time.monotonic() - self.last_save) / 60
+        return (every is not None and self.state.step % every == 0) or minutes >= self.config.save_minutes
 
     def save(self) -> None:
         """Replace the last weights and the full state; only the first process writes.
@@ -239,61 +343,125 @@ class Run:
         The state comes last: a run that is killed between the two goes on from the older one and writes both again.
         """
         self.last_save = time.monotonic()
-        if not self.parts.fabric.is_global_zero:
-            return
-        self.position.num_rows = self.log.num_rows
-        state = {"position": asdict(self.position), "identity": json.dumps(self.parts.identity)}
-        self._save_weights(self.folder.last)
-        save_state(self.folder.state, {**state, **self.parts.work.learner.state()})
+        if self.log is not None:
+            self.state.num_rows = self.log.num_rows
+            self._save_weights(self.folder.last)
+            save_state(self.folder.state, {"identity": json.dumps(self.identity), **self.state.state_dict()})
 
     def _save_weights(self, path: Path) -> None:
-        learner, classes = self.parts.work.learner, self.parts.validation.dataset.classes
-        save_detector(path, learner.evaluated, classes=classes, license=learner.licence)
+        classes = self.validation.dataset.classes
+        save_detector(path, self.state.evaluated, classes=classes, license=self.state.license)
 
-    def _tell_start(self) -> None:
-        for line in self.parts.introduction:
-            self.log.write("note", text=line)
-        self._tell_phase()
-        kind = "resumed" if self.position.step else "started"
-        self.log.write(kind, step=self.position.step, epoch=self.position.epoch)
-        if self.position.epoch >= self.config.epochs:
-            text = f"nothing to go on with: all {self.config.epochs} epochs of this run are trained"
-            self.log.write("note", text=text)
+    # -- the log, and the end ------------------------------------------------------------------------------------------
 
-    def _tell_phase(self) -> None:
+    def _write(self, kind: str, **values: Any) -> None:
+        if self.log is not None:
+            self.log.write(kind, **values)
+
+    def _phase_number(self) -> dict[str, int]:
+        """The number of the phase as a part of a record; nothing in a run without phases."""
+        return {"phase": self.state.phase + 1} if self.config.phases else {}
+
+    def _log_start(self) -> None:
+        state, epochs = self.state, self.config.epochs
+        for line in self.notes:
+            self._write("note", text=line)
+        self._log_phase()
+        self._write("resumed" if state.step else "started", step=state.step, epoch=state.epoch)
+        if state.epoch >= epochs:
+            self._write("note", text=f"nothing left to train: all {epochs} epochs of this run are done")
+
+    def _log_phase(self) -> None:
+        """What one wants to know before the wait: size, learning rate, length, device."""
         if self.config.phases:
-            self.log.write("phase", **self.phase.mark, step=self.position.step, text=self.phase.sentence())
-        for line in self.parts.work.introduction:
-            self.log.write("note", text=line)
+            text = describe_phase(self.config, self.state.phase + 1)
+            self._write("phase", **self._phase_number(), step=self.state.step, text=text)
+        num_steps = self.num_steps[self.state.phase]
+        for line in _describe_training(self.settings, self.state, num_steps=num_steps, fabric=self.fabric):
+            self._write("note", text=line)
 
-    def _tell_end(self, *, interrupted: bool) -> None:
-        position = self.position
+    def _end(self, *, interrupted: bool) -> TrainResult:
+        """Write the report and say how the run ended."""
+        state, best = self.state, metrics_from(self.state.best)
+        if best is not None and not interrupted and self.log is not None:
+            write_report(self.folder.path, self.validation, metrics=best)
         if interrupted:
-            text = f"stopped by {self.parts.wish.signal_name or 'another process'} after step {position.step}"
+            text = f"stopped by {self.stop.signal_name or 'another process'} after step {state.step}"
             if self.has_files:
                 text += f"; go on: focaldet train --config {self.folder.config} --resume"
-            self.log.write("interrupted", step=position.step, text=text)
-            return
-        stalled = " (no better AP for a while)" if self._has_stalled() else ""
-        text = f"finished after {position.epoch} epochs{stalled}, {position.seconds_training:.0f} s of training"
-        self.log.write("finished", step=position.step, seconds_training=position.seconds_training, text=text)
+            self._write("interrupted", step=state.step, text=text)
+        else:
+            stalled = " (no better AP for a while)" if self._has_stalled() else ""
+            text = f"finished after {state.epoch} epochs{stalled}, {state.seconds_training:.0f} s of training"
+            self._write("finished", step=state.step, seconds_training=state.seconds_training, text=text)
+        return TrainResult(
+            out=self.folder.path,
+            best=best,
+            last=metrics_from(state.last),
+            epochs=state.epoch,
+            seconds_training=state.seconds_training,
+            interrupted=interrupted,
+        )
 
 
-class _StopAskedError(Exception):
+class _StopRequestedError(Exception):
     """Leaves an evaluation under way; never leaves this file."""
 
 
+@contextmanager
+def explain_errors(config: RunConfig) -> Iterator[None]:
+    """Turn a lack of memory or of disk space into an error that says what helps.
+
+    Raises:
+        OutOfMemoryError: the device or the machine has no memory left.
+        CheckpointError: the disk is full.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory with {config.batch_size} images per update: try accumulate={config.accumulate * 2} "
+            "(the same update in smaller parts), a smaller size, a smaller batch_size, or precision=bf16"
+        ) from error
+    except OSError as error:
+        if error.errno not in configs.NO_SPACE:
+            raise
+        raise CheckpointError(
+            f"{error.filename or config.out}: no space left on the disk; the state saved before is intact: make room, "
+            "then go on with --resume"
+        ) from error
+
+
 def metrics_from(values: dict[str, Any] | None) -> Metrics | None:
-    """The metrics that a position holds as plain values."""
+    """The metrics that a state holds as plain values."""
     return None if values is None else configs.from_dict(Metrics, values)
 
 
-def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+def _group_batches(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     """Lists of `size` batches; the last may be shorter."""
     while group := list(itertools.islice(batches, size)):
         yield group
 
 
-def _summary(metrics: Metrics) -> str:
+def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, fabric: Any) -> list[str]:
+    detector = state.detector
+    trained = sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
+    ratio = f"{config.batch_size} / {BASE_BATCH}"
+    scale = f"({ratio})" if config.optimizer == "sgd" else f"√({ratio})"
+    return [
+        f"model: {config.model}, {len(detector.class_names)} classes, {trained / 1e6:.1f} M trained parameters, "
+        f"{detector.preprocessing.resize}",
+        f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "
+        f"for {config.batch_size} images per update, {config.optimizer}, {config.schedule}; "
+        f"backbone × {config.backbone_factor:g}",
+        f"{num_steps} steps in {config.epochs} epochs on {fabric.device}, "
+        f"{state.autocast.precision}, {fabric.world_size} process{'es' if fabric.world_size > 1 else ''}; "
+        f"run folder {config.out}",
+    ]
+
+
+def _summarize(metrics: Metrics) -> str:
     named = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
     return "  ".join(f"{name} {percent(value)}" for name, value in named.items())

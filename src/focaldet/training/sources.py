@@ -1,0 +1,61 @@
+"""The images that a run trains and is evaluated on."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from focaldet.data.dataset import Dataset, FileSource, ImageSource
+from focaldet.data.splits import open_splits
+from focaldet.training.config import RunConfig
+from focaldet.types import Target
+
+# An epoch of `overfit` shows its few images again and again, up to this many updates.
+OVERFIT_UPDATES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenImages:
+    """Some images of a source by their positions, which may repeat; always as the source shows them in epoch 0."""
+
+    dataset: Dataset
+    source: ImageSource
+    positions: tuple[int, ...]
+
+    def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
+        """Image i of the choice and its boxes."""
+        del epoch
+        return self.source.load(self.positions[i], epoch=0)
+
+
+def open_sources(
+    config: RunConfig, sources: tuple[ImageSource, ImageSource] | None
+) -> tuple[ImageSource, ImageSource, list[str]]:
+    """The images to train on, those to evaluate on, and notes on them; with `overfit` both are a few training images.
+
+    Args:
+        config: the settings of the run.
+        sources: the two, instead of those in `config.data`.
+    """
+    notes = []
+    if sources is None:
+        splits = open_splits(config.data, seed=config.seed)
+        sources = FileSource(splits.train), FileSource(splits.val)
+        notes = [splits.chosen]
+        notes += [
+            f"{dataset.name}: {line}" for dataset in (splits.train, splits.val) for line in dataset.problems.lines()
+        ]
+    if config.overfit is None:
+        return *sources, notes
+    dataset = sources[0].dataset
+    with_boxes = (dataset.offsets.diff() > 0).nonzero().flatten().tolist()
+    few = with_boxes[: config.overfit] or list(range(min(config.overfit, len(dataset))))
+    repeats = math.ceil(OVERFIT_UPDATES * config.batch_size / len(few))
+    notes.append(f"overfit: training and scoring on the same {len(few)} images, {repeats} times an epoch")
+    return _choose(sources[0], few * repeats), _choose(sources[0], few), notes
+
+
+def _choose(source: ImageSource, positions: Sequence[int]) -> ChosenImages:
+    return ChosenImages(source.dataset.subset(positions, "overfit"), source, tuple(positions))

@@ -155,12 +155,12 @@ def test_a_stream_says_which_picture_is_broken_when_its_turn_comes(tmp_path):
 @pytest.mark.parametrize(
     ("image", "problem"),
     [
-        (7, "found int; allowed are a path, a PIL image"),
+        (7, "must be a path, a PIL image, a uint8 RGB array or a tensor, got int"),
         (numpy.zeros((4, 4, 4), dtype=numpy.uint8), "shape must be H × W × 3"),
         (numpy.zeros((4, 4, 3)), "values must be uint8"),
         (torch.rand(3, 4, 4), "multiply by 255"),
-        (torch.full((3, 4, 4), -1.0), r"values must be in 0…255, found -1…-1"),
-        (torch.full((3, 4, 4), torch.nan), "values must be in 0…255, found nan"),
+        (torch.full((3, 4, 4), -1.0), r"values must be in 0…255, got -1…-1"),
+        (torch.full((3, 4, 4), torch.nan), "values must be in 0…255, got nan"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "shape must be 3 × H × W"),
         (torch.zeros(3, 0, 4), "shape must be 3 × H × W"),
     ],
@@ -171,8 +171,18 @@ def test_what_is_no_picture_is_refused(image, problem):
 
 
 def test_batch_size_below_one_is_refused():
-    with pytest.raises(ConfigError, match="batch_size must be at least 1, found 0"):
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
         predictor().predict([picture()], batch_size=0)
+
+
+def test_a_predictor_is_called_like_a_function():
+    one, image = predictor(), picture()
+    assert one(image) == one.predict(image)
+    assert one([image, image], batch_size=1) == [one.predict(image)] * 2
+
+
+def test_a_predictor_prints_what_it_is():
+    assert repr(predictor()) == "Predictor(BrightDetector, 2 classes, long side 64 px, cpu, fp32)"
 
 
 def test_the_detector_is_used_as_at_inference():
@@ -286,7 +296,7 @@ def test_the_drawn_picture_shows_the_box_above_the_score_only(shots, tmp_path):
 
 @pytest.mark.parametrize("score", [30.0, 1.5, -1.0, float("nan")])
 def test_a_score_that_nothing_has_is_refused(shots, tmp_path, score):
-    with pytest.raises(ConfigError, match="score: must be in 0…1, found"):
+    with pytest.raises(ConfigError, match="score: must be in 0…1, got"):
         predict_files(predictor(), [shots], tmp_path / "out", score=score)
     assert not (tmp_path / "out").exists()
 
@@ -315,24 +325,24 @@ def test_a_file_in_place_of_the_folder_of_labels_is_told(shots, tmp_path):
 def test_a_second_run_does_not_take_its_own_results_for_pictures(shots):
     first = predict_files(predictor(), [shots], shots / "drawn")
     assert predict_files(predictor(), [shots], shots / "drawn").num_images == first.num_images == 4
-    assert find_images([shots / "drawn" / "002.jpg"], leave_out=shots / "drawn") == [shots / "drawn" / "002.jpg"]
+    assert find_images([shots / "drawn" / "002.jpg"], exclude=shots / "drawn") == [shots / "drawn" / "002.jpg"]
 
 
 def test_only_folders_leave_out_earlier_results(shots, tmp_path):
     """However the folders are written. Patterns and lists name their pictures, so none is dropped."""
     left, right = shots / "left" / "001.png", shots / "right" / "002.png"
     (tmp_path / "list.txt").write_text("in/left/001.png\nin/right/002.png\n")
-    assert find_images([tmp_path / "list.txt"], leave_out=shots) == [left, right]
-    assert find_images([str(shots / "*" / "00?.png")], leave_out=shots / "left")[0] == left
+    assert find_images([tmp_path / "list.txt"], exclude=shots) == [left, right]
+    assert find_images([str(shots / "*" / "00?.png")], exclude=shots / "left")[0] == left
     (tmp_path / "link").symlink_to(shots / "right")
-    for leave_out in (shots / "right", shots / "left" / ".." / "right", tmp_path / "link"):
-        assert find_images([shots], leave_out=leave_out) == [left]
+    for exclude in (shots / "right", shots / "left" / ".." / "right", tmp_path / "link"):
+        assert find_images([shots], exclude=exclude) == [left]
 
 
 def test_a_folder_inside_the_results_says_why_it_holds_nothing(shots, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for one in ("in", "."):
-        with pytest.raises(DataError, match=r"lie in out, \., and are left out as .*: choose another out, or give the"):
+        with pytest.raises(DataError, match=r"lie in out, \., and are skipped as .*: choose another out, or give the"):
             predict_files(predictor(), [one], Path())
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -350,9 +360,7 @@ def test_a_drawing_never_replaces_a_picture(tmp_path, monkeypatch):
         ([photo], tmp_path / "links"),
         (["links/photo.jpg"], Path()),
     ):
-        with pytest.raises(
-            ConfigError, match=r"out: the drawing of .*photo\.jpg would replace the picture .*photo\.jpg"
-        ):
+        with pytest.raises(ConfigError, match=r"out: the drawing of .*photo\.jpg would replace the image .*photo\.jpg"):
             predict_files(predictor(), inputs, out)
     assert photo.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["links", "other", "photo.jpg"]
@@ -387,7 +395,7 @@ def test_inputs_are_files_folders_patterns_and_lists(shots, tmp_path):
 
 def test_inputs_without_pictures_are_errors(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty: holds no pictures"):
+    with pytest.raises(DataError, match=r"empty: no images in it"):
         find_images([tmp_path / "empty"])
     for name in ("none.jpg", "*.jpg", "x" * 5000, "a\0b"):
         with pytest.raises(DataError, match=r"there is no such file|cannot be read"):

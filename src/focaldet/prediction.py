@@ -1,4 +1,4 @@
-"""A trained detector for use: pictures in, detections out, and the files that `focaldet predict` leaves.
+"""A trained detector for use: images in, detections out, and the files that `focaldet predict` leaves.
 
 Axes: H W pixels.
 """
@@ -24,35 +24,36 @@ from focaldet import draw
 from focaldet.config import make_folder, nearest
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.formats.records import pictures_below
-from focaldet.data.formats.text import read_lines
+from focaldet.data.formats.text import quantity, read_lines
 from focaldet.data.images import SUFFIXES, from_array, read_image
 from focaldet.data.loading.collate import padded
+from focaldet.data.loading.sampler import group_by_size
 from focaldet.errors import ConfigError, DataError
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
-from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat, Writer
+from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat, PredictionWriter
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.runtime import Process, Progress, gather_objects, join_processes, pick_device, pick_precision
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import Trained, load_detector, load_into
 
 READING_THREADS = 4
-ROUND_IMAGES = 32  # of each process, between two exchanges of what was found
-WINDOW_BATCHES = 4  # so many batches of pictures are held at a time, to find among them those of equal size
-JPEG_QUALITY = 92
+ROUND_IMAGES = 32  # of each process, between two exchanges of detections
+WINDOW_BATCHES = 4  # so many batches of images are held at a time, to group those of equal size
+DRAWING_QUALITY = 92  # of the JPEG files
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Predictor:
-    """A detector, what its classes are called, and how its pictures are prepared.
+    """A trained detector that is called on images.
 
-    A picture is a path, a PIL image, a uint8 array of H × W × 3 in RGB order (OpenCV's pictures are BGR: give
-    `image[..., ::-1]`), or an RGB tensor of 3 × H × W, uint8 or floating point, in 0…255. Files are turned upright by
-    their EXIF orientation, and boxes are pixels of the upright picture; PIL images are taken as they stand.
+    An image is a path, a PIL image, a uint8 array of H × W × 3 in RGB order (OpenCV's images are BGR: give
+    `image[..., ::-1]`), or an RGB tensor of 3 × H × W, uint8 or floating point, in 0…255. Files are rotated upright by
+    their EXIF orientation, and boxes are pixels of the upright image; PIL images are taken as they are.
 
     Args:
-        detector: moved to `device` and used there.
+        detector: changed in place by the options, moved to the device and set to evaluation mode.
         category_ids: the ids that the files of its data set use, by label; may be empty.
         options: size, device, precision and so on.
         fields: fields of `InferenceOptions` by keyword, laid over `options`.
@@ -72,10 +73,14 @@ class Predictor:
         self.options = replace(options, **fields)
         self.device = pick_device(self.options.device)
         self.precision = pick_precision(self.options.precision, device=self.device)
-        self.detector = (
-            apply_options(detector, self.options).to(self.device).to(memory_format=torch.channels_last).eval()
-        )
+        detector = apply_options(detector, self.options).to(self.device)
+        self.detector = detector.to(memory_format=torch.channels_last).eval()
         self.category_ids = category_ids
+
+    def __repr__(self) -> str:
+        """Model, number of classes, input size, device and precision."""
+        model, classes = type(self.detector).__name__, quantity(self.detector.config.num_classes, "class", "classes")
+        return f"Predictor({model}, {classes}, {self.detector.preprocessing.resize}, {self.device}, {self.precision})"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -87,97 +92,101 @@ class Predictor:
     @overload
     def predict(self, images: Any, *, batch_size: int | None = None) -> Detections: ...
     def predict(self, images: Any, *, batch_size: int | None = None) -> Detections | list[Detections]:
-        """The objects in a picture, or a list of them for a list or tuple of pictures; best first, none below the
-        detector's own threshold.
+        """The detections of one image, or a list of them for a list or tuple of images; also `predictor(images)`.
 
-        Only pictures that are padded to the same size share a batch, so that a picture's detections do not depend on
-        its company.
+        Boxes are pixels of the given image, best first, none below the score threshold of the detector. Only images
+        that are padded to the same size share a batch, so that the detections of an image do not depend on the others.
+
+        Args:
+            images: one image in any of the forms that the class describes, or a list or tuple of them.
+            batch_size: images per batch; that of the options by default.
 
         Raises:
-            DataError: a picture cannot be read or is none; names it.
+            DataError: an image cannot be read or is not one; names it.
         """
         if isinstance(images, list | tuple):
             return list(self.predict_stream(images, batch_size=batch_size))
         return next(self.predict_stream([images], batch_size=1))
 
+    __call__ = predict
+
     def predict_stream(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Detections]:
-        """The detections of picture after picture, in order, holding only a few batches in memory.
+        """The detections of each image of any iterable, in order, with only a few batches in memory.
 
         Raises:
-            DataError: as `predict`, when the picture's turn comes.
+            DataError: as `predict`, when that image is reached.
         """
-        for found in self.try_predict(images, batch_size=batch_size):
-            if isinstance(found, DataError):
-                raise found
-            yield found.detections
+        for result in self.try_predict(images, batch_size=batch_size):
+            if isinstance(result, DataError):
+                raise result
+            yield result.detections
 
     def try_predict(
         self, images: Iterable[Any], *, batch_size: int | None = None
     ) -> Iterator["ImageDetections | DataError"]:
-        """As `predict_stream`, with the size of each picture; one that cannot be read gives its error instead."""
+        """As `predict_stream`, with the size of each image; one that cannot be read yields its error instead."""
         batch_size = self.options.batch_size if batch_size is None else batch_size
         if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
-        ready = _ahead(
-            self._prepared, images, depth=WINDOW_BATCHES * batch_size, threads=self.options.workers or READING_THREADS
-        )
-        while window := list(islice(ready, WINDOW_BATCHES * batch_size)):
-            yield from self._window(window, batch_size=batch_size)
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        num_threads, depth = self.options.workers or READING_THREADS, WINDOW_BATCHES * batch_size
+        resized = _map_ahead(self._read_resized, images, depth=depth, num_threads=num_threads)
+        while window := list(islice(resized, depth)):
+            yield from self._detect_window(window, batch_size=batch_size)
 
-    def _prepared(self, image: Any) -> "_Prepared | DataError":
-        """A picture at the network's size, still unpadded."""
+    def _read_resized(self, image: Any) -> "_ResizedImage | DataError":
+        """An image at the network's input size, still unpadded."""
         try:
-            pixels = _pixels(image)
+            pixels = _to_pixels(image)
         except DataError as error:
             return error
         resized = resize_image(pixels, self.detector.preprocessing.resize)
-        return _Prepared(resized, ImageSize(*pixels.shape[1:]))
+        return _ResizedImage(resized, ImageSize(*pixels.shape[1:]))
 
-    def _window(
-        self, window: Sequence["_Prepared | DataError"], *, batch_size: int
+    def _detect_window(
+        self, window: Sequence["_ResizedImage | DataError"], *, batch_size: int
     ) -> list["ImageDetections | DataError"]:
-        """What is found in a handful of pictures, batched by their padded size."""
-        groups: dict[ImageSize, list[int]] = {}
-        for place, one in enumerate(window):
-            if isinstance(one, _Prepared):
-                groups.setdefault(self.detector.preprocessing.padded_size(one.size), []).append(place)
-        results: dict[int, ImageDetections | DataError] = {
-            place: one for place, one in enumerate(window) if isinstance(one, DataError)
-        }
-        for places in groups.values():
-            for start in range(0, len(places), batch_size):
-                chosen = places[start : start + batch_size]
-                batch = [one for place in chosen if isinstance(one := window[place], _Prepared)]
-                results.update(zip(chosen, self._batch(batch), strict=True))
-        return [results[place] for place in range(len(window))]
+        """The detections of a few images, batched by their padded size; errors stay where they are."""
+        results: dict[int, ImageDetections | DataError] = {}
+        images: list[tuple[int, _ResizedImage]] = []
+        for index, image in enumerate(window):
+            if isinstance(image, DataError):
+                results[index] = image
+            else:
+                images.append((index, image))
+        sizes = [self.detector.preprocessing.padded_size(image.size) for _, image in images]
+        for batch in group_by_size(sizes, batch_size=batch_size):
+            indices, members = zip(*(images[number] for number in batch), strict=True)
+            results.update(zip(indices, self._detect_images(members), strict=True))
+        return [results[index] for index in range(len(window))]
 
-    def _batch(self, batch: Sequence["_Prepared"]) -> list[ImageDetections]:
-        found = detect_batch(
+    def _detect_images(self, images: Sequence["_ResizedImage"]) -> list[ImageDetections]:
+        """The detections of images of one padded size."""
+        detections = detect_batch(
             self.detector,
-            padded([one.image for one in batch], preprocessing=self.detector.preprocessing),
-            sizes=[one.size for one in batch],
-            original_sizes=[one.original for one in batch],
+            padded([image.pixels for image in images], preprocessing=self.detector.preprocessing),
+            sizes=[image.size for image in images],
+            original_sizes=[image.original_size for image in images],
             device=self.device,
             precision=self.precision,
         )
-        return [ImageDetections(one.original, detections) for one, detections in zip(batch, found, strict=True)]
+        return [ImageDetections(image.original_size, each) for image, each in zip(images, detections, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A resized picture and the size it came from."""
+class _ResizedImage:
+    """A resized image and the size of the image it was made from."""
 
-    image: UInt8[Tensor, "3 H W"] | Float[Tensor, "3 H W"]
-    original: ImageSize
+    pixels: UInt8[Tensor, "3 H W"] | Float[Tensor, "3 H W"]
+    original_size: ImageSize
 
     @property
     def size(self) -> ImageSize:
-        return ImageSize(*self.image.shape[1:])
+        return ImageSize(*self.pixels.shape[1:])
 
 
 @dataclass(frozen=True, slots=True)
 class PredictResult:
-    """What `predict_files` did. `failed` are the pictures that could not be used, each with its error."""
+    """What `predict_files` did; `failed` are the errors of the images that could not be read."""
 
     out: Path
     num_images: int
@@ -192,11 +201,11 @@ def load(
     options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
     **fields: Unpack[InferenceFields],
 ) -> Predictor:
-    """The trained detector of a run folder, a weights file or a name such as `torchvision:coco_v1`, ready for pictures.
+    """A predictor with the trained detector of a run folder, a weights file or a name such as `torchvision:coco_v1`.
 
     Args:
-        spec: any of these; or the name of a detector such as `retinanet_r50_fpn_tv`, whose `weights` are then given.
-        weights: what to fill the named detector with.
+        spec: any of these; or the name of a detector such as `retinanet_r50_fpn_tv`, together with `weights` for it.
+        weights: run folder, file or name of weights for the detector that `spec` names.
         options: size, device, precision and so on.
         fields: fields of `InferenceOptions` by keyword, laid over `options`.
 
@@ -205,7 +214,7 @@ def load(
         ConfigError: a name without weights, or a setting out of range.
     """
     is_name = weights is not None or (str(spec) in DETECTORS and not Path(spec).exists())
-    trained = _filled(str(spec), weights) if is_name else load_detector(spec)
+    trained = _load_named(str(spec), weights) if is_name else load_detector(spec)
     return Predictor(trained.detector, category_ids=trained.category_ids, options=options, **fields)
 
 
@@ -220,31 +229,31 @@ def predict_files(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> PredictResult:
-    """Detect in many pictures; draw each and write all detections into `out`.
+    """Detect in many images; draw the boxes on each and write all detections into the folder `out`.
 
-    Under `torchrun` or SLURM every process takes a share of the pictures; the files and the result are those of one.
+    Under `torchrun` or SLURM every process takes a part of the images; files and result are the same as of one process.
 
-    `<name>.jpg` is the picture with its boxes; the other files are told in `evaluate.formats`. Names are those of the
-    pictures; where two are equal, the folder's name or a number is added. A picture that cannot be read is reported in
-    the result and the rest goes on.
+    `<name>.jpg` is the image with its boxes; `evaluation.writers` describes the other files. Names are those of the
+    images; where two are equal, the folder's name or a number is added. An image that cannot be read is reported in the
+    result and the others are still processed.
 
     Args:
         predictor: the detector.
-        inputs: pictures, folders (with all below them), patterns such as `shots/*.png`, and `.txt` lists of paths.
-        out: a folder; it is made, and files of the same names are replaced, but none of the pictures.
-        score: detections below it are left out.
+        inputs: images, folders (with all below them), patterns such as `shots/*.png`, and `.txt` lists of paths.
+        out: a folder, made if it is missing; files of the same names are replaced, but never one of the images.
+        score: detections below it are dropped.
         formats: which files to write: json, coco, yolo, csv.
-        drawn: whether to write the pictures.
-        batch_size: pictures per batch; that of the predictor by default.
-        progress: called after each picture.
+        drawn: whether to write the images with their boxes.
+        batch_size: images per batch; that of the predictor by default.
+        progress: called after each image.
 
     Raises:
-        DataError: an input does not exist or holds no picture.
-        ConfigError: `out` cannot be made, a drawing would replace one of the pictures, or no score is as high or low.
+        DataError: an input does not exist or has no images.
+        ConfigError: `out` cannot be made, a drawing would replace one of the images, or `score` is not in 0…1.
     """
     if not 0 <= score <= 1:
-        raise ConfigError(f"score: must be in 0…1, found {score:g}")
-    paths = find_images(inputs, leave_out=out)
+        raise ConfigError(f"score: must be in 0…1, got {score:g}")
+    paths = find_images(inputs, exclude=out)
     names = output_names(paths)
     drawings = [out / f"{name}.jpg" for name in names]
     if drawn:
@@ -253,111 +262,114 @@ def predict_files(
     failed: list[DataError] = []
     num_detections = num_done = 0
 
-    def finished(place: int, found: ImageDetections | DataError) -> ImageDetections | DataError:
-        if isinstance(found, DataError):
-            return found
-        kept = ImageDetections(found.size, found.detections.above(score))
+    def draw_best(index: int, result: ImageDetections | DataError) -> ImageDetections | DataError:
+        if isinstance(result, DataError):
+            return result
+        best = ImageDetections(result.size, result.detections.above(score))
         if drawn:
-            drawing = draw.boxes(read_image(paths[place]), kept.detections)
-            drawing.save(drawings[place], quality=JPEG_QUALITY)
-        return kept
+            draw.boxes(read_image(paths[index]), best.detections).save(drawings[index], quality=DRAWING_QUALITY)
+        return best
 
     with join_processes(predictor.device) as process, ExitStack() as stack:
-        writers = _opened(formats, out, predictor, stack) if process.global_rank == 0 else []
-        for place, found in _shared(predictor, paths, finished, process=process, batch_size=batch_size):
-            if isinstance(found, DataError):
-                failed.append(found)
+        writers = _open_writers(formats, out, predictor, stack) if process.global_rank == 0 else []
+        for index, result in _predict_on_all(predictor, paths, draw_best, process=process, batch_size=batch_size):
+            if isinstance(result, DataError):
+                failed.append(result)
             else:
-                num_detections += len(found.detections)
+                num_detections += len(result.detections)
                 for writer in writers:
-                    writer.add(paths[place], names[place], found)
+                    writer.add(paths[index], names[index], result)
             num_done += 1
             if progress is not None and process.global_rank == 0:
                 progress(num_done, len(paths))
     return PredictResult(out, len(paths), num_detections, tuple(failed))
 
 
-def find_images(inputs: Sequence[str | Path], *, leave_out: Path | None = None) -> list[Path]:
-    """The pictures that files, folders, patterns and `.txt` lists stand for, each once, in their order.
+def find_images(inputs: Sequence[str | Path], *, exclude: Path | None = None) -> list[Path]:
+    """The paths of the images that files, folders, patterns and `.txt` lists stand for, each once, in their order.
 
-    What lies in `leave_out`, the folder of an earlier run's results, is not taken from folders; patterns and lists mean
-    what they say.
+    What lies in `exclude`, the folder of an earlier run's results, is not taken from folders; patterns and lists are
+    taken literally.
 
     Raises:
-        DataError: an input does not exist, holds or matches no picture, or none outside `leave_out`.
+        DataError: an input does not exist, has or matches no images, or none outside `exclude`.
     """
-    found: dict[Path, Path] = {}
-    for one in inputs:
+    images: dict[Path, Path] = {}
+    for source in inputs:
         try:
-            everything, exists = _expanded(one), Path(one).exists()
-            paths = _outside(leave_out, everything, folder=Path(one)) if Path(one).is_dir() else everything
+            listed, exists = _list_input(source), Path(source).exists()
+            paths = _outside(exclude, listed, folder=Path(source)) if Path(source).is_dir() else listed
         except (OSError, ValueError) as error:  # a name too long, or one that no disk can have
-            raise DataError(f"cannot be read: {error}", file=str(one)) from None
-        if everything and not paths:
+            raise DataError(f"cannot be read: {error}", file=str(source)) from None
+        if listed and not paths:
             raise DataError(
-                f"all its pictures lie in out, {leave_out}, and are left out as results of an earlier run: "
-                "choose another out, or give the pictures themselves or a pattern",
-                file=str(one),
+                f"all its images lie in out, {exclude}, and are skipped as results of an earlier run: "
+                "choose another out, or give the images themselves or a pattern",
+                file=str(source),
             )
         if not paths:
-            raise DataError("holds no pictures" if exists else "there is no such file", file=str(one))
+            raise DataError("no images in it" if exists else "there is no such file", file=str(source))
         for path in paths:
-            found.setdefault(path.absolute(), path)
-    return list(found.values())
+            images.setdefault(path.absolute(), path)
+    return list(images.values())
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
-    """A name for the results of each picture: its stem; with its folder before it, then a number, where that is taken.
+    """A name for the results of each image: its stem; with its folder before it, then a number, where that is taken.
 
-    No two are equal, not even on a disk that takes capitals and small letters for the same.
+    No two are equal, not even on a disk that does not distinguish upper and lower case.
     """
     stems = Counter(path.stem.casefold() for path in paths)
     taken: set[str] = set()
     names = []
     for path in paths:
-        alone = stems[path.stem.casefold()] == 1 or not path.absolute().parent.name
-        base = path.stem if alone else f"{path.absolute().parent.name}_{path.stem}"
-        name = next(n for n in _numbered(base) if n.casefold() not in taken)
+        unique = stems[path.stem.casefold()] == 1 or not path.absolute().parent.name
+        base = path.stem if unique else f"{path.absolute().parent.name}_{path.stem}"
+        candidates = chain([base], (f"{base}_{number}" for number in count(2)))
+        name = next(name for name in candidates if name.casefold() not in taken)
         taken.add(name.casefold())
         names.append(name)
     return names
 
 
 def _refuse_replacing(paths: Sequence[Path], drawings: Sequence[Path]) -> None:
-    """Raise a `ConfigError` where the drawing of one picture is the same file as that or another picture."""
-    pictures = {_resolved(path): path for path in paths}
+    """Raise a `ConfigError` where the drawing of one image is the same file as that or another image."""
+    images = {_resolve_links(path): path for path in paths}
     for path, drawing in zip(paths, drawings, strict=True):
-        replaced = pictures.get(_resolved(drawing))
+        replaced = images.get(_resolve_links(drawing))
         if replaced is not None:
-            raise ConfigError(f"out: the drawing of {path} would replace the picture {replaced}: choose another folder")
+            raise ConfigError(f"out: the drawing of {path} would replace the image {replaced}: choose another folder")
 
 
-def _opened(formats: Sequence[PredictionFormat], out: Path, predictor: Predictor, stack: ExitStack) -> list[Writer]:
-    """A writer for each format, closed with the `stack`: whoever interrupts a long job keeps what was found so far."""
+def _open_writers(
+    formats: Sequence[PredictionFormat], out: Path, predictor: Predictor, stack: ExitStack
+) -> list[PredictionWriter]:
+    """A writer for each format, closed with the `stack`: interrupting a long job keeps the detections so far."""
     writers = [WRITERS[name](out, predictor.class_names, predictor.category_ids) for name in dict.fromkeys(formats)]
     for writer in writers:
         stack.callback(writer.close)
     return writers
 
 
-def _shared(
+def _predict_on_all(
     predictor: Predictor,
     paths: Sequence[Path],
-    finished: Callable[[int, ImageDetections | DataError], ImageDetections | DataError],
+    finish: Callable[[int, ImageDetections | DataError], ImageDetections | DataError],
     *,
     process: Process,
     batch_size: int | None,
 ) -> Iterator[tuple[int, ImageDetections | DataError]]:
-    """What `finished` makes of every picture, with its place and in its order, each taken by one of the processes."""
-    ours = range(process.global_rank, len(paths), process.world_size)
-    attempts = zip(ours, predictor.try_predict((paths[place] for place in ours), batch_size=batch_size), strict=True)
+    """Index and result of every image, in order, after `finish`; each image is processed by one of the processes."""
+    indices = range(process.global_rank, len(paths), process.world_size)
+    results = predictor.try_predict((paths[index] for index in indices), batch_size=batch_size)
     size = ROUND_IMAGES if process.world_size > 1 else 1
+    numbered = zip(indices, results, strict=True)
     for _ in range(0, len(paths), size * process.world_size):
-        part = [(place, finished(place, found)) for place, found in islice(attempts, size)]
+        part = [(index, finish(index, result)) for index, result in islice(numbered, size)]
         yield from sorted(chain(*gather_objects(part, num_ranks=process.world_size)), key=itemgetter(0))
 
 
-def _filled(name: str, weights: str | Path | None) -> Trained:
+def _load_named(name: str, weights: str | Path | None) -> Trained:
     """The detector of `weights`, after making sure that it is the one called `name`."""
     if name not in DETECTORS:
         raise ConfigError(f"unknown detector {name!r}{nearest(name, DETECTORS)}; weights go with a detector's name")
@@ -371,34 +383,36 @@ def _filled(name: str, weights: str | Path | None) -> Trained:
     return trained
 
 
-def _pixels(image: Any) -> UInt8[Tensor, "3 H W"]:
-    """The bytes of a picture in any of the forms that `Predictor` takes."""
+def _to_pixels(image: Any) -> UInt8[Tensor, "3 H W"]:
+    """The bytes of an image in any of the forms that `Predictor` takes."""
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Tensor) and image.is_floating_point():
-        return from_array(_bytes(image.detach().cpu()))
+        return from_array(_round_to_bytes(image.detach().cpu()))
     if isinstance(image, Tensor | numpy.ndarray | Image.Image):
         return from_array(image.cpu() if isinstance(image, Tensor) else image)
     raise DataError(
-        f"is no picture: found {type(image).__name__}; allowed are a path, a PIL image, a uint8 RGB array and a tensor",
-        file="picture given to predict",
+        f"must be a path, a PIL image, a uint8 RGB array or a tensor, got {type(image).__name__}",
+        file="image given to predict",
     )
 
 
-def _bytes(image: Float[Tensor, "*axes"]) -> UInt8[Tensor, "*axes"]:
-    """Floating-point pixels rounded to bytes; those in 0…1 are refused, not taken for a black picture."""
-    name = "picture given as Tensor"
+def _round_to_bytes(image: Float[Tensor, "*axes"]) -> UInt8[Tensor, "*axes"]:
+    """Floating-point pixels rounded to bytes; those in 0…1 are refused, not taken for a black image."""
+    name = "image given as Tensor"
     low, high = (image.min().item(), image.max().item()) if image.numel() else (0.0, 0.0)
     if not (low >= 0 and high <= 255):
-        raise DataError(f"values must be in 0…255, found {low:g}…{high:g}", file=name)
+        raise DataError(f"values must be in 0…255, got {low:g}…{high:g}", file=name)
     if 0 < high <= 1 and bool((image != image.round()).any()):
-        raise DataError(f"values must be in 0…255, found {low:g}…{high:g}: multiply by 255", file=name)
+        raise DataError(f"values must be in 0…255, got {low:g}…{high:g}: multiply by 255", file=name)
     return image.round().to(torch.uint8)
 
 
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item], *, depth: int, threads: int) -> Iterator[Result]:
-    """`function` of every item in order, computed by `threads` for the next `depth` items while the caller is busy."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="focaldet-read") as pool:
+def _map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, depth: int, num_threads: int
+) -> Iterator[Result]:
+    """`function` of every item in order, computed by threads for the next `depth` items while the caller is busy."""
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="focaldet-read") as pool:
         waiting = deque[Future[Result]]()
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -408,36 +422,30 @@ def _ahead(function: Callable[[Item], Result], items: Iterable[Item], *, depth: 
             yield waiting.popleft().result()
 
 
-def _expanded(one: str | Path) -> list[Path]:
-    """The pictures of one input; a named file counts as a picture whatever its name is."""
-    path = Path(one)
+def _list_input(source: str | Path) -> list[Path]:
+    """The images of one input; a file that is named counts as an image whatever its name is."""
+    path = Path(source)
     if path.is_dir():
         return [path / name for name in pictures_below(path)]
     if path.suffix.lower() == ".txt" and path.is_file():
         return [path.parent / line for _, line in read_lines(path)]
     if path.exists():
         return [path]
-    matches = sorted(glob.glob(str(one), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
+    matches = sorted(glob.glob(str(source), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
     return [Path(match) for match in matches if Path(match).suffix.lower() in SUFFIXES]
 
 
-def _outside(leave_out: Path | None, paths: list[Path], *, folder: Path) -> list[Path]:
-    """Those of the `paths` below `folder` that do not lie in `leave_out`, however the two folders are written."""
-    if leave_out is None:
+def _outside(excluded: Path | None, paths: list[Path], *, folder: Path) -> list[Path]:
+    """Those of the `paths` below `folder` that do not lie in `excluded`, however the two folders are written."""
+    if excluded is None:
         return paths
-    here, there = _resolved(folder), _resolved(leave_out)
-    return [path for path in paths if not (here / path.relative_to(folder)).is_relative_to(there)]
+    base, outer = _resolve_links(folder), _resolve_links(excluded)
+    return [path for path in paths if not (base / path.relative_to(folder)).is_relative_to(outer)]
 
 
-def _resolved(path: Path) -> Path:
-    """The path without links; as it stands where it leads round in a circle or is none that a disk can have."""
+def _resolve_links(path: Path) -> Path:
+    """The path without links; as it is where the links form a circle or no disk can have such a path."""
     try:
         return path.resolve()
     except (OSError, ValueError, RuntimeError):
         return path.absolute()
-
-
-def _numbered(base: str) -> Iterator[str]:
-    """`base`, then `base_2`, `base_3` and so on."""
-    yield base
-    yield from (f"{base}_{number}" for number in count(2))

@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -20,28 +20,27 @@ Progress = Callable[[int, int | None], None]
 """Called with how much of a job is done and how much there is; None where that is not known."""
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device called `name`, such as cpu, cuda, cuda:1 or mps; the best there is for None.
+# Device and precision
 
-    Where several processes were started together, each has the GPU of its place unless a number names another.
+
+def pick_device(name: str | None) -> torch.device:
+    """The device called `name`, such as cpu, cuda, cuda:1, mps or the number of a GPU; by default the best there is.
+
+    Where several processes were started together, each takes the GPU of its local rank unless a number names another.
 
     Raises:
         ConfigError: there is no such device.
     """
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    kind, _, number = (name or next(kind for kind, count in there.items() if count)).partition(":")
-    if kind not in there or (number and not number.isdigit()):
+    num_devices = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    name = name or next(kind for kind, number in num_devices.items() if number)
+    kind, _, index = (f"cuda:{name}" if name.isdigit() else name).partition(":")
+    if kind not in num_devices or (index and not index.isdigit()):
         raise ConfigError(f"device: {name!r} is unknown; allowed: cpu, cuda, cuda:0, cuda:1, …, mps")
-    if int(number or 0) >= there[kind]:
-        raise ConfigError(f"device: {name!r} is not there; this machine has {there[kind]} of {kind!r}")
-    if kind == "cuda" and not number and num_processes() > 1:
+    if int(index or 0) >= num_devices[kind]:
+        raise ConfigError(f"device: {name!r} is not there; this machine has {num_devices[kind]} of {kind!r}")
+    if kind == "cuda" and not index and num_processes() > 1:
         return torch.device(kind, local_rank())
-    return torch.device(name or kind)
-
-
-def pick_precision(precision: Precision | None, *, device: torch.device) -> Precision:
-    """The precision asked for; without one bf16 where `device` multiplies in it natively, else fp32."""
-    return precision or ("bf16" if has_native_bf16(device) else "fp32")
+    return torch.device(f"{kind}:{index}" if index else kind)
 
 
 def has_native_bf16(device: torch.device) -> bool:
@@ -54,14 +53,19 @@ def has_native_bf16(device: torch.device) -> bool:
     return False
 
 
+def pick_precision(precision: Precision | None, *, device: torch.device) -> Precision:
+    """`precision` if it is given; else bf16 where `device` multiplies in it natively and fp32 elsewhere."""
+    return precision or ("bf16" if has_native_bf16(device) else "fp32")
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The context in which a network's products are taken in `precision`."""
+    """The context in which torch computes a network's products in `precision`."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, dtype=AUTOCAST_DTYPES[precision])
 
 
 @dataclass(frozen=True, slots=True)
 class Autocast:
-    """The type of a network's products on a device; `scaler` keeps fp16 gradients from vanishing."""
+    """The precision of a training on a device; `scaler` keeps fp16 gradients from vanishing."""
 
     precision: Precision
     device: torch.device
@@ -73,32 +77,118 @@ class Autocast:
 
 
 def build_autocast(precision: Precision | None, *, device: torch.device) -> Autocast:
-    """The precision asked for, or bf16 where `device` multiplies in it natively and fp32 elsewhere."""
-    chosen = pick_precision(precision, device=device)
-    return Autocast(chosen, device, torch.amp.GradScaler(device.type) if chosen == "fp16" else None)
+    """The `Autocast` of `pick_precision(precision)`, with a gradient scaler for fp16."""
+    picked = pick_precision(precision, device=device)
+    return Autocast(picked, device, torch.amp.GradScaler(device.type) if picked == "fp16" else None)
 
 
 @contextmanager
 def eval_mode(detector: nn.Module) -> Iterator[None]:
-    """Statistics and dropout as at inference while inside; every module is in its own mode again afterwards."""
+    """Norm layers and dropout behave as at inference inside; every module has its own mode again afterwards."""
     modes = [(module, module.training) for module in detector.modules()]
     detector.eval()
     try:
         yield
     finally:
-        _restore(modes)
+        for module, training in modes:
+            module.training = training
 
 
-def _restore(modes: Sequence[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
+# Processes that share a job
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """What a job must know of its processes; a `lightning.Fabric` is one."""
+
+    @property
+    def global_rank(self) -> int:
+        """The rank of this process, 0 … `world_size` − 1."""
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes."""
+
+
+class Process(NamedTuple):
+    """One process among those that were started together, and the device it computes on."""
+
+    global_rank: int
+    world_size: int
+    device: torch.device
+
+
+def num_processes() -> int:
+    """The number of processes that `torchrun` or SLURM started for this job; 1 without them."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", "1"))
+    interactive = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "interactive")
+    return 1 if interactive else int(os.environ.get("SLURM_NTASKS", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of rank 0, which prints and writes for all."""
+    return num_processes() == 1 or int(os.environ.get("RANK") or os.environ["SLURM_PROCID"]) == 0
+
+
+def local_rank() -> int:
+    """The rank of this process among those on this machine, which decides its GPU."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ["SLURM_LOCALID"]) if num_processes() > 1 else 0
+
+
+def launch_fabric(device: torch.device) -> Any:
+    """A launched `lightning.fabric.Fabric` on devices of the type of `device`, over all processes of the job."""
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
+
+    processes = num_processes()
+    if processes == 1:
+        devices = [device.index or 0] if device.type == "cuda" else 1
+        fabric = Fabric(accelerator=device.type, devices=devices)
+    else:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or processes)
+        strategy = DDPStrategy(gradient_as_bucket_view=True)
+        fabric = Fabric(accelerator=device.type, devices=local, num_nodes=processes // local, strategy=strategy)
+    fabric.launch()
+    return fabric
+
+
+@contextmanager
+def join_processes(device: torch.device) -> Iterator[Process]:
+    """Join the processes that were started together, each with a GPU of its own if there are any; leave at the end.
+
+    A single process joins nothing. A group that the caller has joined before is used and left as it is.
+    """
+    if num_processes() == 1:
+        yield Process(0, 1, device)
+        return
+    is_new_group = not distributed.is_initialized()
+    if is_new_group:
+        device = launch_fabric(device).device
+    try:
+        yield Process(distributed.get_rank(), distributed.get_world_size(), device)
+    finally:
+        if is_new_group:
+            distributed.destroy_process_group()
+
+
+def gather_objects(part: Any, *, num_ranks: int) -> list[Any]:
+    """The parts of all processes, by rank, on each of them. Parts are pickled."""
+    if num_ranks == 1:
+        return [part]
+    parts: list[Any] = [None] * num_ranks
+    distributed.all_gather_object(parts, part)
+    return parts
+
+
+# Seeds, threads and memory
 
 
 def seed_everything(*numbers: int) -> None:
     """Seed Python, NumPy and torch from `numbers`, for example (seed, step, rank).
 
-    The engine does so before every step. The random state of a run is therefore its seed and its step: nothing else
-    needs to be stored for a resumed run to draw the same dropout masks.
+    Training does so before every step. The random state of a run is therefore its seed and its step: nothing else needs
+    to be stored for a resumed run to draw the same dropout masks.
     """
     words = numpy.random.SeedSequence(numbers).generate_state(2, dtype=numpy.uint32)
     random.seed(int(words[0]))
@@ -128,87 +218,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return any(sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory"))
-
-
-@runtime_checkable
-class Ranks(Protocol):
-    """What a job must know of its processes; a `lightning.Fabric` is one."""
-
-    @property
-    def global_rank(self) -> int:
-        """The place of this process, 0 … `world_size` − 1."""
-
-    @property
-    def world_size(self) -> int:
-        """The number of processes."""
-
-
-class Process(NamedTuple):
-    """One process among those that were started together, and the device it computes on."""
-
-    global_rank: int
-    world_size: int
-    device: torch.device
-
-
-def num_processes() -> int:
-    """The processes that `torchrun` or SLURM started for this job; 1 without them."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ.get("WORLD_SIZE", "1"))
-    interactive = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "interactive")
-    return 1 if interactive else int(os.environ.get("SLURM_NTASKS", "1"))
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that speaks for all."""
-    return num_processes() == 1 or int(os.environ.get("RANK") or os.environ["SLURM_PROCID"]) == 0
-
-
-def local_rank() -> int:
-    """The place of this process among those on this machine, which decides its GPU."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ["SLURM_LOCALID"]) if num_processes() > 1 else 0
-
-
-def launch_fabric(device: torch.device) -> Any:
-    """A launched `lightning.fabric.Fabric` on devices of the kind of `device`, one process of all that were started."""
-    from lightning.fabric import Fabric
-    from lightning.fabric.strategies.ddp import DDPStrategy
-
-    processes = num_processes()
-    if processes == 1:
-        devices = [device.index or 0] if device.type == "cuda" else 1
-        fabric = Fabric(accelerator=device.type, devices=devices)
-    else:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or processes)
-        strategy = DDPStrategy(gradient_as_bucket_view=True)
-        fabric = Fabric(accelerator=device.type, devices=local, num_nodes=processes // local, strategy=strategy)
-    fabric.launch()
-    return fabric
-
-
-@contextmanager
-def join_processes(device: torch.device) -> Iterator[Process]:
-    """Join the processes that were started together, each with a GPU of its own if there are any; leave at the end.
-
-    Alone, nothing is joined. A group that the caller has joined before is used and left joined.
-    """
-    if num_processes() == 1:
-        yield Process(0, 1, device)
-        return
-    joining = not distributed.is_initialized()
-    if joining:
-        device = launch_fabric(device).device
-    try:
-        yield Process(distributed.get_rank(), distributed.get_world_size(), device)
-    finally:
-        if joining:
-            distributed.destroy_process_group()
-
-
-def gather_objects(part: Any, *, num_ranks: int) -> list[Any]:
-    """The parts of all processes, in their order, on each of them. Parts are pickled."""
-    if num_ranks == 1:
-        return [part]
-    parts: list[Any] = [None] * num_ranks
-    distributed.all_gather_object(parts, part)
-    return parts

@@ -48,11 +48,11 @@ def referee(annotations, results):
         truth = COCO()
         truth.dataset = annotations
         truth.createIndex()
-        found = truth.loadRes(results) if results else COCO()
+        detections = truth.loadRes(results) if results else COCO()
         if not results:
-            found.dataset = {**annotations, "annotations": []}
-            found.createIndex()
-        evaluator = COCOeval(truth, found, "bbox")
+            detections.dataset = {**annotations, "annotations": []}
+            detections.createIndex()
+        evaluator = COCOeval(truth, detections, "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
@@ -97,8 +97,8 @@ def results_of(dataset, detections):
     ids = dataset.image_ids.tolist()
     return [
         record
-        for position, found in detections.items()
-        for record in found.to_coco(image_id=ids[position], category_ids=dataset.classes.category_ids)
+        for index, each in detections.items()
+        for record in each.to_coco(image_id=ids[index], category_ids=dataset.classes.category_ids)
     ]
 
 
@@ -131,17 +131,17 @@ def random_case(seed, *, num_images=12, num_classes=4, crowds=0.2, ties=True, de
 
 
 def assert_equals_referee(dataset, detections):
-    found = evaluate_detections(dataset, detections)
+    metrics = evaluate_detections(dataset, detections)
     evaluator = referee(annotations_of(dataset), results_of(dataset, detections))
     for name, expected in zip(HEADLINES, evaluator.stats, strict=True):
-        assert same(getattr(found, name), expected), (name, getattr(found, name), expected)
+        assert same(getattr(metrics, name), expected), (name, getattr(metrics, name), expected)
     places = {category: place for place, category in enumerate(sorted(dataset.classes.category_ids))}
-    for one in found.per_class:
+    for one in metrics.per_class:
         for number, expected in zip(
             (one.ap, one.ap50, one.ar100), class_numbers(evaluator, places[one.category_id]), strict=True
         ):
             assert same(number, expected), (one, expected)
-    return found
+    return metrics
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,29 +152,29 @@ def test_twelve_numbers_and_every_class_equal_pycocotools(seed, crowds, ties):
 
 
 def test_the_random_cases_are_no_trivial_ones():
-    found = [evaluate_detections(*random_case(seed)) for seed in range(20)]
-    assert numpy.mean([one.ap50 for one in found]) > 0.1
-    assert len({one.ap for one in found}) > 15
-    assert all(one.ap50 > one.ap75 for one in found)
+    metrics = [evaluate_detections(*random_case(seed)) for seed in range(20)]
+    assert numpy.mean([one.ap50 for one in metrics]) > 0.1
+    assert len({one.ap for one in metrics}) > 15
+    assert all(one.ap50 > one.ap75 for one in metrics)
 
 
 def test_more_than_a_hundred_detections_in_an_image_count_as_in_coco():
     boxes = [([0, 0, 10 + i % 3, 10], i / 300, 0) for i in range(250)] + [([50, 50, 90, 90], 0.001, 0)]
     dataset = make_dataset([[([0, 0, 10, 10], 0, 0), ([50, 50, 90, 90], 0, 0)]])
-    found = assert_equals_referee(dataset, {0: make_detections(*boxes)})
-    assert found.ar100 == pytest.approx(0.5)  # the second object's only detection is the 251st
+    metrics = assert_equals_referee(dataset, {0: make_detections(*boxes)})
+    assert metrics.ar100 == pytest.approx(0.5)  # the second object's only detection is the 251st
 
 
 def test_no_detections_at_all_give_zero():
-    found = assert_equals_referee(make_dataset([[([0, 0, 10, 10], 0, 0)], []]), {})
-    assert (found.ap, found.ap_small, found.ar100, found.num_detections) == (0.0, 0.0, 0.0, 0)
-    assert found.ap_large is None
+    metrics = assert_equals_referee(make_dataset([[([0, 0, 10, 10], 0, 0)], []]), {})
+    assert (metrics.ap, metrics.ap_small, metrics.ar100, metrics.num_detections) == (0.0, 0.0, 0.0, 0)
+    assert metrics.ap_large is None
 
 
 def test_no_boxes_at_all_leave_every_number_undefined():
-    found = assert_equals_referee(make_dataset([[], []]), {0: make_detections(([0, 0, 5, 5], 0.9, 0))})
-    assert {getattr(found, name) for name in HEADLINES} == {None}
-    assert json.loads(json.dumps(found.to_dict()))["ap"] is None
+    metrics = assert_equals_referee(make_dataset([[], []]), {0: make_detections(([0, 0, 5, 5], 0.9, 0))})
+    assert {getattr(metrics, name) for name in HEADLINES} == {None}
+    assert json.loads(json.dumps(metrics.to_dict()))["ap"] is None
 
 
 def test_an_index_without_images_is_survived():
@@ -183,37 +183,37 @@ def test_an_index_without_images_is_survived():
 
 def test_perfect_detections_score_one_in_every_size_there_is():
     boxes = [([0, 0, 20, 20], 0, 0), ([0, 0, 60, 60], 1, 0), ([0, 0, 99, 99], 1, 0)]
-    found = evaluate_detections(make_dataset([boxes]), {0: make_detections(*[(b, 0.9, k) for b, k, _ in boxes])})
-    numbers = {name: getattr(found, name) for name in HEADLINES}
-    # With one detection per class, dogs are found to one half.
+    metrics = evaluate_detections(make_dataset([boxes]), {0: make_detections(*[(b, 0.9, k) for b, k, _ in boxes])})
+    numbers = {name: getattr(metrics, name) for name in HEADLINES}
+    # With one detection per class, half of the dogs are detected.
     assert numbers == pytest.approx({name: 0.75 if name == "ar1" else 1.0 for name in HEADLINES}, abs=1e-12)
-    assert [(one.name, one.num_boxes, one.ap) for one in found.per_class] == [("cell", 1, ONE), ("dog", 2, ONE)]
+    assert [(one.name, one.num_boxes, one.ap) for one in metrics.per_class] == [("cell", 1, ONE), ("dog", 2, ONE)]
 
 
 def test_a_hand_case():
     """Two boxes; ranked: hit, miss, hit. Precision 1 up to recall .5 (51 of 101 points), then 2/3."""
     dataset = make_dataset([[([0, 0, 10, 10], 0, 0), ([50, 50, 90, 90], 0, 0)]], names=("cell",))
-    found = evaluate_detections(
+    metrics = evaluate_detections(
         dataset,
         {0: make_detections(([0, 0, 10, 10], 0.9, 0), ([20, 0, 30, 10], 0.8, 0), ([50, 50, 90, 90], 0.7, 0))},
     )
-    assert found.ap == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-12)
-    assert (found.num_images, found.num_boxes, found.num_detections) == (1, 2, 3)
+    assert metrics.ap == pytest.approx((51 + 50 * 2 / 3) / 101, abs=1e-12)
+    assert (metrics.num_images, metrics.num_boxes, metrics.num_detections) == (1, 2, 3)
 
 
 def test_iou_thresholds_count_one_by_one():
     """IoU .62 passes .50, .55 and .60 of the ten thresholds."""
     dataset = make_dataset([[([0, 0, 100, 100], 0, 0)]])
-    found = evaluate_detections(dataset, {0: make_detections(([0, 0, 62, 100], 0.9, 0))})
-    assert (found.ap, found.ap50, found.ap75) == (pytest.approx(0.3), ONE, 0.0)
+    metrics = evaluate_detections(dataset, {0: make_detections(([0, 0, 62, 100], 0.9, 0))})
+    assert (metrics.ap, metrics.ap50, metrics.ap75) == (pytest.approx(0.3), ONE, 0.0)
 
 
 @pytest.mark.parametrize("flag", [1, 2, 3])
 def test_crowd_and_difficult_boxes_are_neither_missed_nor_background(flag):
     dataset = make_dataset([[([0, 0, 10, 10], 0, 0), ([30, 30, 90, 90], 0, flag)]])
     on_the_crowd = [([35, 35, 50, 50], 0.95, 0), ([55, 55, 80, 80], 0.94, 0)]
-    found = evaluate_detections(dataset, {0: make_detections(([0, 0, 10, 10], 0.9, 0), *on_the_crowd)})
-    assert (found.ap, found.ar100, found.num_boxes, found.per_class[0].num_boxes) == (ONE, 1.0, 1, 1)
+    metrics = evaluate_detections(dataset, {0: make_detections(([0, 0, 10, 10], 0.9, 0), *on_the_crowd)})
+    assert (metrics.ap, metrics.ar100, metrics.num_boxes, metrics.per_class[0].num_boxes) == (ONE, 1.0, 1, 1)
     missed = evaluate_detections(dataset, {0: make_detections(([0, 0, 10, 10], 0.9, 0))})
     assert missed.ap == ONE
 
@@ -221,33 +221,33 @@ def test_crowd_and_difficult_boxes_are_neither_missed_nor_background(flag):
 def test_the_stated_area_decides_the_size():
     dataset = make_dataset([[([0, 0, 40, 40], 0, 0)]])
     dataset.areas[0] = 500.0  # COCO states the area of the mask
-    found = evaluate_detections(dataset, {0: make_detections(([0, 0, 40, 40], 0.9, 0))})
-    assert (found.ap_small, found.ap_medium) == (ONE, None)
+    metrics = evaluate_detections(dataset, {0: make_detections(([0, 0, 40, 40], 0.9, 0))})
+    assert (metrics.ap_small, metrics.ap_medium) == (ONE, None)
 
 
 def test_an_image_left_out_has_no_detections():
     dataset = make_dataset([[([0, 0, 10, 10], 0, 0)], [([0, 0, 10, 10], 0, 0)]])
-    found = evaluate_detections(dataset, {1: make_detections(([0, 0, 10, 10], 0.9, 0))})
-    assert found.ar100 == 0.5
+    metrics = evaluate_detections(dataset, {1: make_detections(([0, 0, 10, 10], 0.9, 0))})
+    assert metrics.ar100 == 0.5
 
 
-def test_positions_and_labels_outside_the_index_are_errors():
+def test_indices_and_labels_outside_the_dataset_are_errors():
     dataset = make_dataset([[], []])
-    with pytest.raises(IndexError, match=r"positions must be in 0…1, found 2…2"):
+    with pytest.raises(IndexError, match=r"indices must be in 0…1, got 2…2"):
         evaluate_detections(dataset, {2: make_detections(([0, 0, 1, 1], 0.5, 0))})
-    with pytest.raises(IndexError, match=r"labels must be in 0…1, found 0…5"):
+    with pytest.raises(IndexError, match=r"labels must be in 0…1, got 0…5"):
         evaluate_detections(dataset, {0: make_detections(([0, 0, 1, 1], 0.5, 0), ([0, 0, 1, 1], 0.5, 5))})
 
 
 def test_classes_of_the_same_name_keep_their_own_numbers():
     dataset = make_dataset([[([0, 0, 10, 10], 0, 0), ([20, 20, 40, 40], 1, 0)]], names=("cell", "cell"))
-    found = evaluate_detections(dataset, {0: make_detections(([0, 0, 10, 10], 0.9, 0))})
-    assert [one.ap for one in found.per_class] == [ONE, 0.0]
+    metrics = evaluate_detections(dataset, {0: make_detections(([0, 0, 10, 10], 0.9, 0))})
+    assert [one.ap for one in metrics.per_class] == [ONE, 0.0]
 
 
 def test_metrics_survive_json():
-    found = evaluate_detections(*random_case(5))
-    assert Metrics.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    metrics = evaluate_detections(*random_case(5))
+    assert Metrics.from_dict(json.loads(json.dumps(metrics.to_dict()))) == metrics
 
 
 def test_nothing_is_written_to_the_terminal(capfd):
@@ -256,18 +256,18 @@ def test_nothing_is_written_to_the_terminal(capfd):
 
 
 def test_the_real_fixture_gives_the_published_digits(real_data):
-    found = evaluate_files(real_data / "coco_eval" / "results.json", real_data / "coco_eval" / "instances.json")
-    assert {name: round(getattr(found, name), 6) for name in HEADLINES} == COCO_EVAL
-    assert (found.num_images, found.num_detections, len(found.per_class)) == (100, 734, 80)
+    metrics = evaluate_files(real_data / "coco_eval" / "results.json", real_data / "coco_eval" / "instances.json")
+    assert {name: round(getattr(metrics, name), 6) for name in HEADLINES} == COCO_EVAL
+    assert (metrics.num_images, metrics.num_detections, len(metrics.per_class)) == (100, 734, 80)
 
 
 def test_the_real_fixture_equals_pycocotools_to_the_last_digit(real_data):
     annotations, results = (
         json.loads((real_data / "coco_eval" / name).read_text()) for name in ("instances.json", "results.json")
     )
-    found = evaluate_files(real_data / "coco_eval" / "results.json", real_data / "coco_eval" / "instances.json")
+    metrics = evaluate_files(real_data / "coco_eval" / "results.json", real_data / "coco_eval" / "instances.json")
     for name, expected in zip(HEADLINES, referee(annotations, results).stats, strict=True):
-        assert same(getattr(found, name), expected), name
+        assert same(getattr(metrics, name), expected), name
 
 
 def test_coco_mini_gives_pycocotools_numbers_through_the_index_and_through_files(real_data, tmp_path):
@@ -283,9 +283,9 @@ def test_coco_mini_gives_pycocotools_numbers_through_the_index_and_through_files
     write_results(tmp_path / "results.json", dataset, detections)
     truth = real_data / "coco_mini" / "annotations" / "instances_val2017.json"
     evaluator = referee(json.loads(truth.read_text()), json.loads((tmp_path / "results.json").read_text()))
-    for found in (evaluate_detections(dataset, detections), evaluate_files(tmp_path / "results.json", truth)):
+    for metrics in (evaluate_detections(dataset, detections), evaluate_files(tmp_path / "results.json", truth)):
         for name, expected in zip(HEADLINES, evaluator.stats, strict=True):
-            assert same(getattr(found, name), expected), name
+            assert same(getattr(metrics, name), expected), name
 
 
 def boxes_on_thresholds(num_images=300):
@@ -312,9 +312,9 @@ def test_overlaps_on_a_threshold_fall_on_the_side_where_pycocotools_has_them(tmp
     (tmp_path / "instances_val.json").write_text(json.dumps(annotations))
     (tmp_path / "results.json").write_text(json.dumps(results))
     Image.new("RGB", (640, 640)).save(tmp_path / "a.png")
-    found = evaluate_files(tmp_path / "results.json", tmp_path / ground_truth)
+    metrics = evaluate_files(tmp_path / "results.json", tmp_path / ground_truth)
     for name, expected in zip(HEADLINES, referee(annotations, results).stats, strict=True):
-        assert same(getattr(found, name), expected), (name, getattr(found, name), expected)
+        assert same(getattr(metrics, name), expected), (name, getattr(metrics, name), expected)
 
 
 def test_half_a_million_detections_take_two_seconds_of_two_cores():
@@ -333,9 +333,9 @@ def test_half_a_million_detections_take_two_seconds_of_two_cores():
     ]
     dataset = make_dataset(truth, names=[str(k) for k in range(80)])
     begin = time.process_time()
-    found = evaluate_detections(dataset, detections)
+    metrics = evaluate_detections(dataset, detections)
     assert time.process_time() - begin <= 4.0
-    assert found.num_detections == 500_000
+    assert metrics.num_detections == 500_000
 
 
 def test_ranks_keep_the_order():

@@ -1,4 +1,4 @@
-"""Every kind of error by hand, and what the examples of an image add up to."""
+"""Every kind of error by hand, and what the outcomes of an image add up to."""
 
 import math
 
@@ -24,12 +24,12 @@ def truth(*rows):
     )
 
 
-def examples(detections, target, score=0.3, **named):
+def outcomes_of(detections, target, score=0.3, **named):
     return classify_outcomes(make_detections(*detections), target, score=score, **named)
 
 
-def kinds(found):
-    return [(one.kind, one.index) for one in found]
+def kinds(outcomes):
+    return [(one.kind, one.index) for one in outcomes]
 
 
 @pytest.mark.parametrize(
@@ -50,28 +50,28 @@ def kinds(found):
     ],
 )
 def test_one_cell(detections, expected):
-    assert kinds(examples(detections, truth((HERE, CELL)))) == expected
+    assert kinds(outcomes_of(detections, truth((HERE, CELL)))) == expected
 
 
 def test_numbers_of_an_object_and_of_false_positives():
-    found, wrong, duplicate = examples(
+    hit, wrong, duplicate = outcomes_of(
         [(HERE, 0.8, CELL), (FAR, 0.7, DOG), (BESIDE, 0.6, CELL)], truth((HERE, CELL)), score=0.5
     )
-    assert (found.probability, found.box_loss) == (pytest.approx(0.8), 0.0)
-    assert found.loss == pytest.approx(-math.log(0.8))
+    assert (hit.probability, hit.box_loss) == (pytest.approx(0.8), 0.0)
+    assert hit.loss == pytest.approx(-math.log(0.8))
     assert (wrong.label, wrong.box, wrong.detection.score) == (DOG, FAR, pytest.approx(0.7))
     assert wrong.loss == pytest.approx(-math.log(1 - 0.7))
     assert duplicate.detection.iou == pytest.approx(1 / 3)
 
 
 def test_an_object_nothing_is_said_of_has_the_floor_and_the_whole_box_loss():
-    (missed,) = examples([], truth((HERE, CELL)))
+    (missed,) = outcomes_of([], truth((HERE, CELL)))
     assert missed.detection is None
     assert missed.loss == pytest.approx(-math.log(MIN_PROBABILITY) + 1)
 
 
 def test_a_poor_box_tells_how_poor():
-    one, _ = examples([(BESIDE, 0.9, CELL)], truth((HERE, CELL)))
+    one, _ = outcomes_of([(BESIDE, 0.9, CELL)], truth((HERE, CELL)))
     assert one.box_loss == pytest.approx(2 / 3)
     assert one.detection.box == BESIDE
     assert one.probability == 0.0
@@ -80,26 +80,26 @@ def test_a_poor_box_tells_how_poor():
 def test_the_better_detection_takes_the_object_and_each_takes_one():
     two = truth((HERE, CELL), ((2.0, 0.0, 12.0, 10.0), CELL))
     detections = [((1.5, 0.0, 11.5, 10.0), 0.9, CELL), (HERE, 0.8, CELL)]
-    found = examples(detections, two)
-    assert kinds(found) == [("found", 0), ("found", 1)]
-    assert [round(one.probability, 3) for one in found] == [0.8, 0.9]
+    outcomes = outcomes_of(detections, two)
+    assert kinds(outcomes) == [("found", 0), ("found", 1)]
+    assert [round(one.probability, 3) for one in outcomes] == [0.8, 0.9]
 
 
 def test_ignored_boxes_are_no_examples_and_take_detections_that_lie_on_them():
     target = truth((HERE, CELL), ((40.0, 40.0, 100.0, 100.0), CELL, True))
-    assert kinds(examples([(HERE, 0.9, CELL), (FAR, 0.9, CELL)], target)) == [("found", 0)]
+    assert kinds(outcomes_of([(HERE, 0.9, CELL), (FAR, 0.9, CELL)], target)) == [("found", 0)]
     covered = truth(((0.0, 0.0, 50.0, 50.0), CELL, True), (HERE, CELL))
-    assert kinds(examples([(HERE, 0.9, CELL)], covered)) == [("found", 1)]
+    assert kinds(outcomes_of([(HERE, 0.9, CELL)], covered)) == [("found", 1)]
 
 
 def test_weak_false_positives_can_be_left_out():
     detections = [(FAR, 0.5, CELL), (FAR, 0.05, DOG)]
-    assert len(examples(detections, truth())) == 2
-    assert len(examples(detections, truth(), least_score=0.1)) == 1
+    assert len(outcomes_of(detections, truth())) == 2
+    assert len(outcomes_of(detections, truth(), least_score=0.1)) == 1
 
 
 def test_nothing_at_all():
-    assert examples([], truth()) == []
+    assert outcomes_of([], truth()) == []
 
 
 def test_every_object_and_every_detection_is_accounted_for_once():
@@ -111,9 +111,9 @@ def test_every_object_and_every_detection_is_accounted_for_once():
         target = Target(boxes[0], labels[0], torch.rand(12, generator=generator) < 0.1)
         scores = torch.rand(12, generator=generator).sort(descending=True).values
         rows = zip(boxes[1].tolist(), scores.tolist(), labels[1].tolist(), strict=True)
-        found = classify_outcomes(make_detections(*rows), target, score=0.4)
-        objects = [one for one in found if one.index is not None]
+        outcomes = classify_outcomes(make_detections(*rows), target, score=0.4)
+        objects = [one for one in outcomes if one.index is not None]
         assert [one.index for one in objects] == (~target.ignored).nonzero().squeeze(1).tolist()
         assert all(one.kind not in ("duplicate", "background") for one in objects)
         assert all((one.kind == "found") == (one.probability >= 0.4) for one in objects)
-        assert len(found) - len(objects) <= 12
+        assert len(outcomes) - len(objects) <= 12

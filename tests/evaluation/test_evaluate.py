@@ -39,14 +39,16 @@ class Scenes:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_every_image_has_its_own_detections_in_the_order_of_the_source(batch_size):
-    found = detect_all(BrightDetector(), Scenes(), batch_size=batch_size, precision="fp32").detections
-    assert [one.boxes[0].tolist() for one in found] == BOXES
-    assert [one.labels.tolist() for one in found] == [[k % 2] for k in range(10)]
+    detections = detect_all(BrightDetector(), Scenes(), batch_size=batch_size, precision="fp32").detections
+    assert [one.boxes[0].tolist() for one in detections] == BOXES
+    assert [one.labels.tolist() for one in detections] == [[k % 2] for k in range(10)]
 
 
 def test_boxes_are_pixels_of_the_original_images():
-    found = detect_all(BrightDetector(resize=Resize("long", 128)), Scenes(), batch_size=4, precision="fp32").detections
-    for one, box in zip(found, BOXES, strict=True):
+    detections = detect_all(
+        BrightDetector(resize=Resize("long", 128)), Scenes(), batch_size=4, precision="fp32"
+    ).detections
+    for one, box in zip(detections, BOXES, strict=True):
         assert one.boxes[0].tolist() == pytest.approx(box, abs=0.5)
 
 
@@ -76,19 +78,19 @@ def test_the_same_names_in_the_same_order_need_no_word():
 def test_another_order_is_matched_by_name():
     matched = match_classes(("cat", "cell", "dog"), CLASSES, num_classes=3)
     assert (matched.labels, matched.notes) == ({0: 2, 1: 0, 2: 1}, ())
-    found = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 2)), matched, CLASSES)
-    assert found.names == ("cat", "dog")
+    detections = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 2)), matched, CLASSES)
+    assert detections.names == ("cat", "dog")
 
 
 def test_what_one_side_lacks_is_told_and_left_out():
     matched = match_classes(("N/A", "cell", "bus", "bus"), CLASSES, num_classes=4)
     assert matched.labels == {1: 0}
     assert matched.notes == (
-        "2 classes of the data are unknown to the detector, so never found: dog, cat",
-        "3 classes of the detector are not in the data, their detections are left out: N/A, bus, bus",
+        "2 classes of the data unknown to the detector, never detected: dog, cat",
+        "3 classes of the detector not in the data, detections ignored: N/A, bus, bus",
     )
-    found = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 1)), matched, CLASSES)
-    assert (found.boxes.tolist(), found.names) == ([[0, 0, 2, 2]], ("cell",))
+    detections = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 1)), matched, CLASSES)
+    assert (detections.boxes.tolist(), detections.names) == ([[0, 0, 2, 2]], ("cell",))
 
 
 def test_the_truth_in_the_labels_of_the_detector():
@@ -96,10 +98,10 @@ def test_the_truth_in_the_labels_of_the_detector():
     truth = Target(
         torch.arange(16.0).reshape(4, 4), torch.tensor([0, 1, 2, 0]), torch.tensor([False, True, False, False])
     )
-    found = relabel_target(truth, matched)
-    assert torch.equal(found.boxes, truth.boxes)
-    assert found.ignored.tolist() == [False, True, True, False]  # a cat is unknown
-    assert [found.labels[place] for place in (0, 1, 3)] == [2, 0, 2]
+    relabeled = relabel_target(truth, matched)
+    assert torch.equal(relabeled.boxes, truth.boxes)
+    assert relabeled.ignored.tolist() == [False, True, True, False]  # a cat is unknown
+    assert [relabeled.labels[index] for index in (0, 1, 3)] == [2, 0, 2]
     assert len(relabel_target(Target.empty(), matched).labels) == 0
 
 
@@ -176,7 +178,7 @@ def test_the_files_go_where_they_are_wanted_and_sizes_are_those_asked_for(run, d
 
 
 def test_weights_without_a_run_folder_need_data_and_write_nothing(run, data, tmp_path):
-    with pytest.raises(ConfigError, match="say which images and annotations"):
+    with pytest.raises(ConfigError, match="name the images and annotations"):
         evaluate("torchvision:coco_v1", device="cpu")
     config = DataConfig(val=data / "instances_val.json")
     assert evaluate("torchvision:coco_v1", config, device="cpu").ap50 == pytest.approx(1.0)
@@ -222,9 +224,9 @@ def test_ranks_share_the_batches_and_take_the_parts_of_all(monkeypatch):
     monkeypatch.setattr(module, "gather_objects", lambda part, *, num_ranks: parts.append(part) or [part, other])
     for rank in range(2):
         ranks = Process(rank, 2, torch.device("cpu"))
-        found = detect_all(BrightDetector(), Scenes(), batch_size=2, precision="fp32", fabric=ranks).detections
-        assert [one.boxes[0].tolist() for one in found] == BOXES
-    first, second = (set(found) for found, _ in parts)
+        detections = detect_all(BrightDetector(), Scenes(), batch_size=2, precision="fp32", fabric=ranks).detections
+        assert [one.boxes[0].tolist() for one in detections] == BOXES
+    first, second = (set(part) for part, _ in parts)
     assert first | second == set(range(10))
     assert not first & second
     assert min(len(first), len(second)) >= 2
@@ -242,16 +244,16 @@ def test_a_real_network_gives_the_same_over_a_split_as_picture_by_picture(antial
     )
     predictor = Predictor(detector, device="cpu", precision="fp32")
     over_split = detect_all(detector, scenes, batch_size=1, precision="fp32").detections
-    for image, found in zip(scenes.images, over_split, strict=True):
+    for image, expected in zip(scenes.images, over_split, strict=True):
         alone = predictor.predict(image)
-        assert len(found) > 0
-        assert torch.equal(alone.boxes, found.boxes)
-        assert torch.equal(alone.scores, found.scores)
+        assert len(expected) > 0
+        assert torch.equal(alone.boxes, expected.boxes)
+        assert torch.equal(alone.scores, expected.scores)
 
 
 def test_other_answers_than_the_trained_ones_are_told_with_the_numbers(tiny_run, tmp_path):
     plain = evaluate(tiny_run, device="cpu", out=tmp_path / "plain")
     other = evaluate(tiny_run, device="cpu", out=tmp_path / "other", architecture={"detect": {"nms_iou": 0.7}})
-    told = "answers are not as trained, but with detect.nms_iou 0.7"
+    told = "the detector was run with other settings than it was trained with: detect.nms_iou 0.7"
     assert plain.notes == () and other.notes == (told,)
     assert json.loads((tmp_path / "other" / "metrics.json").read_text())["notes"] == [told]

@@ -20,10 +20,10 @@ CPU = torch.device("cpu")
 def test_boxes_are_scaled_and_clipped_to_the_original():
     detector = BrightDetector()
     batch = padded([picture(size=(32, 64), box=(0, 0, 64, 16))], preprocessing=detector.preprocessing)
-    (found,) = detect_batch(
+    (detections,) = detect_batch(
         detector, batch, sizes=[ImageSize(32, 64)], original_sizes=[ImageSize(100, 127)], device=CPU, precision="fp32"
     )
-    assert found.boxes.tolist() == [[0.0, 0.0, 127.0, 50.0]]
+    assert detections.boxes.tolist() == [[0.0, 0.0, 127.0, 50.0]]
 
 
 def test_lower_precision_reaches_the_products_only():
@@ -36,9 +36,9 @@ def test_lower_precision_reaches_the_products_only():
     one = padded([picture()], preprocessing=detector.preprocessing)
     sizes = [ImageSize(48, 64)]
     for precision, dtype in [("fp32", torch.float32), ("bf16", torch.bfloat16)]:
-        (found,) = detect_batch(detector, one, sizes=sizes, original_sizes=sizes, device=CPU, precision=precision)
+        (detections,) = detect_batch(detector, one, sizes=sizes, original_sizes=sizes, device=CPU, precision=precision)
         assert detector.product.dtype == dtype
-        assert found.boxes.dtype == torch.float32
+        assert detections.boxes.dtype == torch.float32
 
 
 def test_every_module_gets_its_mode_back():

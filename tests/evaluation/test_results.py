@@ -30,9 +30,9 @@ def written(tmp_path, content):
     return path
 
 
-def test_ids_become_positions_and_labels(tmp_path):
+def test_ids_become_indices_and_labels(tmp_path):
     rows = read(written(tmp_path, [GOOD, {**GOOD, "image_id": 2, "category_id": 90, "extra": None}]))
-    assert rows.positions.tolist() == [0, 1]
+    assert rows.image_indices.tolist() == [0, 1]
     assert rows.labels.tolist() == [0, 1]
     assert rows.xywh.tolist() == [[1, 2, 3.5, 4]] * 2
     assert rows.scores.tolist() == [0.5, 0.5]
@@ -45,26 +45,26 @@ def test_an_empty_list_is_no_detections(tmp_path):
 @pytest.mark.parametrize(
     ("change", "field", "problem"),
     [
-        ({"image_id": 11}, "image_id", "11 is no image of the ground truth (it has 2: 10, 2)"),
-        ({"image_id": "10"}, "image_id", "must be a whole number, found '10'"),
-        ({"image_id": 10.0}, "image_id", "must be a whole number, found 10.0"),
-        ({"image_id": True}, "image_id", "must be a whole number, found True"),
-        ({"image_id": [1]}, "image_id", "must be a whole number, found [1]"),
-        ({"category_id": 1}, "category_id", "1 is no category of the ground truth (it has 2: 3, 90)"),
-        ({"category_id": None}, "category_id", "must be a whole number, found None"),
-        ({"bbox": [1, 2, 3]}, "bbox", "must be four numbers [x, y, width, height], found [1, 2, 3]"),
+        ({"image_id": 11}, "image_id", "11 is not an image of the ground truth (it has 2: 10, 2)"),
+        ({"image_id": "10"}, "image_id", "must be a whole number, got '10'"),
+        ({"image_id": 10.0}, "image_id", "must be a whole number, got 10.0"),
+        ({"image_id": True}, "image_id", "must be a whole number, got True"),
+        ({"image_id": [1]}, "image_id", "must be a whole number, got [1]"),
+        ({"category_id": 1}, "category_id", "1 is not a category of the ground truth (it has 2: 3, 90)"),
+        ({"category_id": None}, "category_id", "must be a whole number, got None"),
+        ({"bbox": [1, 2, 3]}, "bbox", "must be four numbers [x, y, width, height], got [1, 2, 3]"),
         ({"bbox": "box"}, "bbox", "must be four numbers"),
         ({"bbox": {"x": 1}}, "bbox", "must be four numbers"),
-        ({"bbox": [1, 2, "3", 4]}, "bbox", "found '3'"),
-        ({"bbox": [1, 2, True, 4]}, "bbox", "found True"),
-        ({"bbox": [1, 2, -3, 4]}, "bbox", "width and height must be ≥ 0, found [1, 2, -3, 4]"),
+        ({"bbox": [1, 2, "3", 4]}, "bbox", "got '3'"),
+        ({"bbox": [1, 2, True, 4]}, "bbox", "got True"),
+        ({"bbox": [1, 2, -3, 4]}, "bbox", "width and height must be ≥ 0, got [1, 2, -3, 4]"),
         ({"bbox": [1, 2, 1e308, 4]}, "bbox", "must be a number within"),
         ({"bbox": [1, 2, 10**400, 4]}, "bbox", "must be a number within"),
-        ({"bbox": [float("nan"), 2, 3, 4]}, "bbox", "found nan"),
-        ({"score": float("nan")}, "score", "found nan"),
-        ({"score": float("inf")}, "score", "found inf"),
-        ({"score": None}, "score", "found None"),
-        ({"score": "0.5"}, "score", "found '0.5'"),
+        ({"bbox": [float("nan"), 2, 3, 4]}, "bbox", "got nan"),
+        ({"score": float("nan")}, "score", "got nan"),
+        ({"score": float("inf")}, "score", "got inf"),
+        ({"score": None}, "score", "got None"),
+        ({"score": "0.5"}, "score", "got '0.5'"),
     ],
 )
 def test_a_bad_value_is_named_with_its_record_and_field(tmp_path, change, field, problem):
@@ -86,15 +86,15 @@ def test_a_missing_field_is_named(tmp_path, field):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ({"annotations": []}, "must hold a list of detections, found {'annotations': []}; these are annotations"),
-        (5, "must hold a list of detections, found 5"),
-        ([7], "must be an object with image_id, category_id, bbox, score, found 7"),
+        ({"annotations": []}, "must be a list of detections, got {'annotations': []}; these are annotations"),
+        (5, "must be a list of detections, got 5"),
+        ([7], "must be an object with image_id, category_id, bbox, score, got 7"),
         ([[]], "must be an object"),
-        (b"[", "is no valid JSON"),
-        (b"", "is no valid JSON"),
-        (b"\xff\xfe\x00", "is no valid JSON"),
-        (b"[" * 100_000, "is no valid JSON"),
-        (b'[{"image_id": ' + b"9" * 5000 + b"}]", "is no valid JSON"),
+        (b"[", "is not valid JSON"),
+        (b"", "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not valid JSON"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b'[{"image_id": ' + b"9" * 5000 + b"}]", "is not valid JSON"),
     ],
 )
 def test_what_is_no_result_file_is_refused(tmp_path, content, problem):
@@ -169,20 +169,20 @@ def folder(tmp_path):
 def test_what_a_training_run_writes_has_the_ids_of_the_validation_file(folder):
     val = open_splits(DataConfig(path=folder), seed=0).val
     assert (val.classes.names, val.classes.category_ids) == (("ant", "cell", "dog"), (1, 2, 3))
-    found = {0: make_detections(([50, 5, 75, 30], 0.9, 2), ([10, 20, 40, 60], 0.8, 1), ([1, 1, 9, 9], 0.7, 0))}
+    detections = {0: make_detections(([50, 5, 75, 30], 0.9, 2), ([10, 20, 40, 60], 0.8, 1), ([1, 1, 9, 9], 0.7, 0))}
     path = folder / "predictions.json"
-    write_results(path, val, found)
+    write_results(path, val, detections)
     records = json.loads(path.read_text())
     assert [(one["category_id"], one["bbox"]) for one in records] == [(1, [50, 5, 25, 25]), (2, [10, 20, 30, 40])]
 
-    metrics = evaluate_detections(val, found)
+    metrics = evaluate_detections(val, detections)
     assert [(one.name, one.category_id) for one in metrics.per_class] == [("ant", None), ("cell", 2), ("dog", 1)]
     for ground_truth in (folder / "instances_valid.json", folder):
         again = evaluate_files(path, ground_truth)
         assert again.ap == metrics.ap == pytest.approx(1, abs=1e-12)
     assert read(path, val).labels.tolist() == [2, 1]
     path.write_text(json.dumps([{**GOOD, "image_id": 7, "category_id": 5}]))
-    with pytest.raises(DataError, match=r"5 is no category of the ground truth \(it has 2: 2, 1\)"):
+    with pytest.raises(DataError, match=r"5 is not a category of the ground truth \(it has 2: 2, 1\)"):
         read(path, val)
 
 
@@ -193,16 +193,16 @@ def test_rows_and_detections_turn_into_each_other():
         0: make_detections(([1, 2, 4, 8], 0.9, 0), ([1, 2, 4, 4], 0.9, 1)),
     }
     back = detections_of(result_rows(detections), dataset)
-    for position, found in enumerate(back):
-        expected = detections.get(position, make_detections())
-        assert torch.equal(found.boxes, expected.boxes)
-        assert torch.equal(found.scores, expected.scores)
-        assert torch.equal(found.labels, expected.labels)
+    for index, each in enumerate(back):
+        expected = detections.get(index, make_detections())
+        assert torch.equal(each.boxes, expected.boxes)
+        assert torch.equal(each.scores, expected.scores)
+        assert torch.equal(each.labels, expected.labels)
 
 
 def test_detections_in_half_precision_are_counted_exactly():
-    found = make_detections(([0, 0, 8, 8], 0.5, 1))
-    half = type(found)(found.boxes.bfloat16(), found.scores.bfloat16(), found.labels)
+    detections = make_detections(([0, 0, 8, 8], 0.5, 1))
+    half = type(detections)(detections.boxes.bfloat16(), detections.scores.bfloat16(), detections.labels)
     assert result_rows({0: half}).xywh.tolist() == [[0, 0, 8, 8]]
 
 

@@ -177,7 +177,7 @@ def test_fewer_images_than_pictures(run):
 
 
 def test_predictions_of_other_images_are_refused(run):
-    with pytest.raises(DataError, match="is no image of the ground truth"):
+    with pytest.raises(DataError, match="is not an image of the ground truth"):
         write_report(run, Scenes(num_images=3))
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from focaldet.data.dataset import DataConfig
 from focaldet.evaluation.error_kinds import classify_outcomes
-from focaldet.evaluation.evaluate import evaluation_split
+from focaldet.evaluation.evaluate import open_evaluation_split
 from focaldet.study.suspects import Labelled, suspects, write_suspects
 from tests.evaluation.cases import make_dataset, make_detections
 
@@ -90,6 +90,6 @@ def test_the_coco_file_is_read_by_our_own_reader(tmp_path):
     several, dataset = found([(HERE, 0.9, DOG)], objects=[[(HERE, CELL)]])
     Image.new("RGB", (100, 100)).save(tmp_path / "0.png")
     write_suspects(several, dataset, table=tmp_path / "s.csv", coco=tmp_path / "s.json")
-    again = evaluation_split(DataConfig(path=tmp_path / "s.json"), "val", seed=0)
+    again = open_evaluation_split(DataConfig(path=tmp_path / "s.json"), "val", seed=0)
     assert again.boxes.tolist() == [list(HERE)]
     assert again.labels.tolist() == [DOG]

@@ -1,4 +1,4 @@
-"""The twelve COCO numbers, over all classes and per class, from a dataset and what was detected in its images.
+"""The twelve COCO metrics, over all classes and per class, from a dataset and the detections of its images.
 
 Axes: N images, K classes, D detections, T IoU thresholds, R recall thresholds, S size ranges, M detection limits.
 """
@@ -19,8 +19,8 @@ from focaldet.evaluation.results import ResultRows, read_results, result_rows
 from focaldet.types import Detections
 
 SIZE_RANGES = ("all", "small", "medium", "large")  # by area: below 32², to 96², above, in pixels of the original image
-AP50, AP75 = 0, 5  # places on axis T
-MOST_DETECTIONS = 2  # place on axis M of the limit of 100 detections
+AP50, AP75 = 0, 5  # indices on axis T
+LIMIT_100 = 2  # index on axis M of the limit of 100 detections
 
 HEADLINES: dict[str, tuple[str, str]] = {
     "ap": ("AP", "mean over IoU .50 to .95"),
@@ -46,7 +46,7 @@ def percent(value: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """The numbers of one class, as in `Metrics`; `num_boxes` leaves out ignored boxes.
+    """The metrics of one class, as in `Metrics`; `num_boxes` does not count ignored boxes.
 
     `category_id` is the id in the file that was evaluated on; None for a class that only the training split has.
     """
@@ -68,11 +68,10 @@ class ClassMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What COCO measures, each number in [0, 1].
+    """The metrics of COCO, each in [0, 1].
 
-    None, where COCO's own tool prints −1: there is no box of that size or class to be found, so there is no number. A
-    class without boxes has no part in the means. `notes` are what a reader of the numbers must know, such as classes
-    that the detector does not have.
+    A metric is None where COCO's own tool prints −1: there is no box of that size or class. A class without boxes has
+    no part in the means. `notes` say what a reader must know, such as classes that the detector does not have.
     """
 
     ap: float | None
@@ -105,14 +104,14 @@ class Metrics:
 
 
 class GroundTruth(NamedTuple):
-    """What is to be found, as columns; `positions` and `labels` point into `image_ids` and `classes`.
+    """The boxes of all images, as columns; `image_indices` and `labels` are indices into `image_ids` and `classes`.
 
-    `ignored` boxes need not be found.
+    `ignored` boxes need not be detected.
     """
 
     image_ids: Int64[numpy.ndarray, " N"]
     classes: Classes
-    positions: Int64[numpy.ndarray, " G"]
+    image_indices: Int64[numpy.ndarray, " G"]
     labels: Int64[numpy.ndarray, " G"]
     xywh: Float64[numpy.ndarray, "G 4"]
     areas: Float64[numpy.ndarray, " G"]
@@ -120,34 +119,34 @@ class GroundTruth(NamedTuple):
 
 
 def evaluate_detections(dataset: Dataset, detections: Mapping[int, Detections]) -> Metrics:
-    """The COCO numbers of `detections`, given by position in `dataset`, in pixels of the stored images.
+    """The COCO metrics of `detections`, given by the index of their image, in pixels of the stored images.
 
-    An image that is not among them counts as one without detections. Labels are the dataset's own. As in COCO, at most
-    the 100 best detections per image and class count. Boxes flagged as crowd or difficult are ignored: not finding them
-    costs nothing, and detections that lie on them (intersection over the detection's own area, any number of them) are
-    neither right nor wrong.
+    An image that is not among them counts as one without detections. Labels are those of the dataset. As in COCO, at
+    most the 100 best detections per image and class count. Boxes flagged as crowd or difficult are ignored: missing
+    them costs nothing, and detections that lie on them (intersection over the area of the detection, any number of
+    them) are neither right nor wrong.
 
     Raises:
-        IndexError: a position or label is not in the dataset.
+        IndexError: an index or label is not in the dataset.
     """
     rows = result_rows(detections)
     for name, values, limit in [
-        ("position", rows.positions, len(dataset)),
-        ("label", rows.labels, len(dataset.classes.names)),
+        ("indices", rows.image_indices, len(dataset)),
+        ("labels", rows.labels, len(dataset.classes.names)),
     ]:
         lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, -1)
         if lowest < 0 or highest >= limit:
-            raise IndexError(f"{name}s must be in 0…{limit - 1}, found {lowest}…{highest}")
-    return _measure(ground_truth_of(dataset), rows)
+            raise IndexError(f"{name} must be in 0…{limit - 1}, got {lowest}…{highest}")
+    return _compute_metrics(ground_truth_of(dataset), rows)
 
 
 def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split: str = "val") -> Metrics:
-    """The COCO numbers of a COCO result file, whoever wrote it, against annotations in any format that can be read.
+    """The COCO metrics of a COCO result file, of any program, against annotations in any format that can be read.
 
     Args:
         predictions: a JSON list of records with `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`.
         ground_truth: a COCO annotation file, whose boxes count exactly as stated; or a data folder of any format, whose
-            boxes count as in training (cut to their pictures).
+            boxes count as in training (clipped to their images).
         split: which part of a folder.
 
     Raises:
@@ -158,13 +157,13 @@ def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split:
         truth = read_ground_truth(data.path)
     else:
         truth = ground_truth_of(open_split(data, split, seed=0))
-    return _measure(truth, read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes))
+    return _compute_metrics(truth, read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes))
 
 
 def ground_truth_of(dataset: Dataset) -> GroundTruth:
-    """The boxes of a dataset, as the detector was taught them: inside their pictures, none of them empty.
+    """The boxes of a dataset as training uses them: inside their images, none of them empty.
 
-    Sides that were not cut are those of the file to the last digit, as in `read_ground_truth`.
+    Sides that were not clipped are those of the file to the last digit, as in `read_ground_truth`.
     """
     boxes = dataset.boxes.numpy()
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -173,7 +172,7 @@ def ground_truth_of(dataset: Dataset) -> GroundTruth:
     return GroundTruth(
         image_ids=dataset.image_ids.numpy(),
         classes=dataset.classes,
-        positions=numpy.repeat(numpy.arange(len(dataset)), numpy.diff(dataset.offsets.numpy())),
+        image_indices=numpy.repeat(numpy.arange(len(dataset)), numpy.diff(dataset.offsets.numpy())),
         labels=dataset.labels.numpy().astype(numpy.int64),
         xywh=numpy.concatenate([boxes[:, :2], sides], axis=1),
         areas=dataset.areas.numpy(),
@@ -185,21 +184,21 @@ def read_ground_truth(path: Path) -> GroundTruth:
     """The boxes of a COCO annotation file exactly as it states them, as COCO's own tool takes them.
 
     Their sides do not come from corners: (x + w) − x is not w in floating point, and an IoU that lies on a threshold
-    would fall on its other side. The pictures need not be there.
+    would fall on its other side. The image files need not exist.
 
     Raises:
-        DataError: the file is no well-formed COCO json, or a box is not finite.
+        DataError: the file is not well-formed COCO json, or a box is not finite.
     """
     records = read_coco(path, images=path.parent, name=path.stem)
     boxes, areas = records.boxes.numpy(), records.areas.numpy()
     if not numpy.isfinite(boxes).all():
         row = int(numpy.flatnonzero(~numpy.isfinite(boxes).all(axis=1))[0])
-        raise records.box_place(row).error(f"must be four finite numbers, found {boxes[row].tolist()}")
+        raise records.box_place(row).error(f"must be four finite numbers, got {boxes[row].tolist()}")
     sides = boxes[:, 2:] - boxes[:, :2] if records.sides is None else records.sides.numpy()
     return GroundTruth(
         image_ids=numpy.array(records.image_ids, dtype=numpy.int64),
         classes=records.classes,
-        positions=records.owners.numpy(),
+        image_indices=records.owners.numpy(),
         labels=records.labels.numpy(),
         xywh=numpy.concatenate([boxes[:, :2], sides], axis=1),
         areas=numpy.where(numpy.isnan(areas), sides.prod(axis=1), areas),
@@ -207,23 +206,23 @@ def read_ground_truth(path: Path) -> GroundTruth:
     )
 
 
-def _measure(truth: GroundTruth, rows: ResultRows) -> Metrics:
-    """Hand both sides to hotcoco.
+def _compute_metrics(truth: GroundTruth, rows: ResultRows) -> Metrics:
+    """The metrics by hotcoco.
 
     Ids are replaced by their ranks: COCO breaks ties between equal scores by the order of the image ids, and ranks keep
     that order whatever the ids are.
     """
     image_rank, class_rank = _ranks(truth.image_ids), _ranks(numpy.array(truth.classes.category_ids, dtype=numpy.int64))
-    evaluator = _evaluated(truth, rows, image_rank, class_rank)
+    evaluator = _run_hotcoco(truth, rows, image_rank, class_rank)
     evaluator.summary_lines()
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     counts = numpy.bincount(truth.labels[~truth.ignored], minlength=len(class_rank))
     classes = zip(truth.classes.names, truth.classes.own_ids, counts.tolist(), class_rank, strict=True)
-    numbers: dict[str, Any] = {name: _defined(number) for name, number in zip(HEADLINES, evaluator.stats, strict=True)}
+    headlines: dict[str, Any] = dict(zip(HEADLINES, map(_none_if_negative, evaluator.stats), strict=True))
     return Metrics(
-        **numbers,
+        **headlines,
         per_class=tuple(
-            ClassMetrics(name, category, count, **_class_numbers(precision[:, :, rank], recall[:, rank]))
+            ClassMetrics(name, category, count, **_class_metrics(precision[:, :, rank], recall[:, rank]))
             for name, category, count, rank in classes
         ),
         num_images=len(image_rank),
@@ -232,7 +231,7 @@ def _measure(truth: GroundTruth, rows: ResultRows) -> Metrics:
     )
 
 
-def _evaluated(
+def _run_hotcoco(
     truth: GroundTruth,
     rows: ResultRows,
     image_rank: Int64[numpy.ndarray, " N"],
@@ -241,44 +240,49 @@ def _evaluated(
     """hotcoco's evaluator after matching and accumulation; it writes nothing to the terminal."""
     from hotcoco import COCO, COCOeval
 
-    known = COCO.from_arrays(
+    ground_truth = COCO.from_arrays(
         [{"id": rank} for rank in range(len(image_rank))],
         [{"id": rank, "name": str(rank)} for rank in range(len(class_rank))],
-        image_rank[truth.positions],
+        image_rank[truth.image_indices],
         class_rank[truth.labels],
         truth.xywh,
         area=truth.areas,
         iscrowd=truth.ignored,
     )
-    columns = [image_rank[rows.positions][:, None], rows.xywh, rows.scores[:, None], class_rank[rows.labels][:, None]]
-    evaluator = COCOeval(known, known.load_res(numpy.concatenate(columns, axis=1, dtype=numpy.float64)), "bbox")
+    columns = [
+        image_rank[rows.image_indices][:, None],
+        rows.xywh,
+        rows.scores[:, None],
+        class_rank[rows.labels][:, None],
+    ]
+    results = ground_truth.load_res(numpy.concatenate(columns, axis=1, dtype=numpy.float64))
+    evaluator = COCOeval(ground_truth, results, "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
     return evaluator
 
 
-def _class_numbers(
+def _class_metrics(
     precision: Float64[numpy.ndarray, "T R S M"], recall: Float64[numpy.ndarray, "T S M"]
 ) -> dict[str, float | None]:
-    """Mean precision and recall of one class, all sizes first; −1 stands for what does not exist."""
-    numbers = {"ap50": precision[AP50, :, 0, MOST_DETECTIONS], "ap75": precision[AP75, :, 0, MOST_DETECTIONS]}
-    for place, size in enumerate(SIZE_RANGES):
-        numbers["ap" if size == "all" else f"ap_{size}"] = precision[:, :, place, MOST_DETECTIONS]
-        numbers["ar100" if size == "all" else f"ar_{size}"] = recall[:, place, MOST_DETECTIONS]
-    return {name: _mean(values) for name, values in numbers.items()}
+    """Mean precision and recall of one class, all sizes first; −1 in the arrays is "no such box"."""
+    values = {"ap50": precision[AP50, :, 0, LIMIT_100], "ap75": precision[AP75, :, 0, LIMIT_100]}
+    for index, size in enumerate(SIZE_RANGES):
+        values["ap" if size == "all" else f"ap_{size}"] = precision[:, :, index, LIMIT_100]
+        values["ar100" if size == "all" else f"ar_{size}"] = recall[:, index, LIMIT_100]
+    return {name: _mean_if_any(numbers[numbers > -1]) for name, numbers in values.items()}
 
 
-def _mean(values: Float64[numpy.ndarray, "*axes"]) -> float | None:
-    existing = values[values > -1]
-    return float(existing.mean()) if existing.size else None
+def _mean_if_any(numbers: Float64[numpy.ndarray, " N"]) -> float | None:
+    return float(numbers.mean()) if numbers.size else None
 
 
-def _defined(number: float) -> float | None:
+def _none_if_negative(number: float) -> float | None:
     return float(number) if number > -1 else None
 
 
 def _ranks(ids: Int64[numpy.ndarray, " N"]) -> Int64[numpy.ndarray, " N"]:
-    """The place of every id in sorted order."""
+    """The rank of every id in sorted order, from 0."""
     ranks = numpy.empty_like(ids)
     ranks[numpy.argsort(ids, kind="stable")] = numpy.arange(len(ids))
     return ranks

@@ -1,7 +1,8 @@
-"""A detector over a whole split: everything it finds, the COCO numbers, and the files that keep them."""
+"""A trained detector on a whole split: its detections, the COCO numbers, and the files that keep both."""
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -10,7 +11,7 @@ import torch
 
 from focaldet import config as configs
 from focaldet.data.dataset import Classes, DataConfig, Dataset, FileSource, ImageSource
-from focaldet.data.formats.text import list_names
+from focaldet.data.formats.text import list_names, quantity
 from focaldet.data.loading.loader import Loader, explained_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
@@ -25,7 +26,10 @@ from focaldet.weights import load_detector
 
 @dataclass(frozen=True, slots=True)
 class ClassMatch:
-    """The label of the data that each label of a detector stands for, and what a reader must know about the others."""
+    """Which classes of the data the classes of a detector are.
+
+    `labels` maps the labels of the detector to those of the data; `notes` describe classes that only one of both has.
+    """
 
     labels: dict[int, int]
     notes: tuple[str, ...]
@@ -33,7 +37,7 @@ class ClassMatch:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSetup:
-    """A detector, the images it is to be looked at on, and how its classes are those of the data."""
+    """A detector, the images to evaluate it on, and which of their classes its classes are."""
 
     detector: Detector
     dataset: Dataset
@@ -42,9 +46,9 @@ class EvaluationSetup:
 
 @dataclass(frozen=True, slots=True)
 class TimedDetections:
-    """What was found in each image of a source, in its order, and how long the network and `detect` took for one image.
+    """The detections of each image of a source, in its order, and the mean time of the network and `detect`.
 
-    The time leaves out reading and resizing and, where there is more than one batch, the first, which warms up.
+    Reading and resizing are not counted, nor, where there is more than one batch, the first, which warms up.
     """
 
     detections: list[Detections]
@@ -60,20 +64,21 @@ def detect_all(
     progress: Progress | None = None,
     **fields: Unpack[InferenceFields],
 ) -> TimedDetections:
-    """What the detector finds in every image of `source`, in its order, in pixels of the original images.
+    """The detections of every image of `source`, in its order, in pixels of the original images.
 
-    Every rank of `fabric` takes a share of the batches and has the whole list in the end.
+    Every rank of `fabric` takes a part of the batches and has the whole list in the end.
 
     Args:
-        detector: used where it lies and as it is; the modes of its modules are the same afterwards.
-        source: pictures; their targets are not looked at.
+        detector: used on its device and with its own settings; the modes of its modules are restored afterwards.
+        source: the images; their targets are not used.
         options: of these `batch_size`, `precision` and `workers` are used.
         fabric: a launched `lightning.Fabric`, or None for one process.
-        progress: called after each batch.
-        fields: laid over `options`.
+        progress: called by rank 0 after each batch, with the number of its own images.
+        fields: fields of `InferenceOptions` by keyword, laid over `options`.
     """
     options = replace(options, **fields)
     device = next(detector.parameters()).device
+    precision = pick_precision(options.precision, device=device)
     rank, num_ranks = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
     loader = Loader(
         source,
@@ -84,31 +89,34 @@ def detect_all(
         rank=rank,
         num_ranks=num_ranks,
     )
-    total = sum(map(len, loader.picks(0)))
-    found: dict[int, Detections] = {}
+    num_images = sum(map(len, loader.picks(0)))
+    detections: dict[int, Detections] = {}
     timings: list[tuple[int, float]] = []
     with eval_mode(detector), explained_worker_death():
         for batch in loader.epoch(0):
             begin = time.perf_counter()
-            batch_found = detect_batch(
+            batch_detections = detect_batch(
                 detector,
                 batch.images,
                 sizes=batch.sizes,
                 original_sizes=batch.original_sizes,
                 device=device,
-                precision=pick_precision(options.precision, device=device),
+                precision=precision,
             )
             timings.append((len(batch.indices), time.perf_counter() - begin))
-            found.update(zip(batch.indices, batch_found, strict=True))
+            detections.update(zip(batch.indices, batch_detections, strict=True))
             if progress is not None and rank == 0:
-                progress(len(found), total)
-    parts = gather_objects((found, timings[1:] or timings), num_ranks=num_ranks)
-    everything = {position: one for part, _ in parts for position, one in part.items()}
-    measured = [timing for _, part in parts for timing in part]
-    images, seconds = sum(count for count, _ in measured), sum(spent for _, spent in measured)
-    return TimedDetections(
-        [everything[place] for place in range(len(source.dataset))], 1e3 * seconds / images if images else None
-    )
+                progress(len(detections), num_images)
+    return _join_parts(gather_objects((detections, timings[1:] or timings), num_ranks=num_ranks))
+
+
+def _join_parts(parts: Sequence[tuple[dict[int, Detections], list[tuple[int, float]]]]) -> TimedDetections:
+    """The detections of all processes in the order of the images, from those of each with its (images, seconds)."""
+    detections = {index: each for part, _ in parts for index, each in part.items()}
+    timings = [timing for _, part in parts for timing in part]
+    num_images, seconds = sum(number for number, _ in timings), sum(spent for _, spent in timings)
+    milliseconds = 1e3 * seconds / num_images if num_images else None
+    return TimedDetections([detections[index] for index in sorted(detections)], milliseconds)
 
 
 def evaluate(
@@ -121,14 +129,14 @@ def evaluate(
     progress: Progress | None = None,
     **fields: Unpack[InferenceFields],
 ) -> Metrics:
-    """The COCO numbers of a trained detector on a split, written to `out` together with all detections.
+    """The COCO metrics of a trained detector on a split, written to `out` together with all detections.
 
-    `metrics.json` holds the numbers, `predictions.json` the detections as a COCO result file with the data's own
-    image and category ids. Under `torchrun` every process takes a share of the images and gets the same numbers.
+    `metrics.json` has the metrics, `predictions.json` the detections as a COCO result file with the image and category
+    ids of the data. Under `torchrun` every process takes a part of the images and returns the same metrics.
 
     Args:
         run: a run folder (its best weights), a weights file, or a name such as `torchvision:coco_v1`.
-        data: the images and annotations; those of the run where it is left out.
+        data: the images and annotations; by default those of the run.
         split: train, val, test, or a split's own name in the data; a single annotation file is taken whole.
         out: folder for the files; `eval-<split>` in the run folder by default. Weights without a run folder write none.
         options: size, device, precision and so on.
@@ -140,23 +148,23 @@ def evaluate(
         DataError: data that cannot be read.
         ConfigError: a setting out of range, no class in common between detector and data, or `out` cannot be made.
     """
-    # Before the work, which takes long, and by every process: none waits for one that was refused.
+    # Checked before the long work, and by every process, so that none waits for another that stopped.
     options = replace(options, **fields)
-    opened = set_up_evaluation(run, data, split=split, options=options)
+    setup = set_up_evaluation(run, data, split=split, options=options)
     folder = evaluation_folder(run, split=split, out=out)
     if folder is not None:
         configs.make_folder(folder)
     with join_processes(pick_device(options.device)) as ranks:
-        detected = detect_all(
-            opened.detector.to(ranks.device),
-            FileSource(opened.dataset),
+        timed = detect_all(
+            setup.detector.to(ranks.device),
+            FileSource(setup.dataset),
             options=options,
             fabric=ranks,
             progress=progress,
         )
-        metrics, detections = score_detections(opened.dataset, detected, opened.class_match)
+        metrics, detections = score_detections(timed, setup)
         if folder is not None and ranks.global_rank == 0:
-            write_evaluation(folder, metrics, dataset=opened.dataset, detections=detections)
+            write_evaluation(folder, metrics, dataset=setup.dataset, detections=detections)
     return metrics
 
 
@@ -167,7 +175,9 @@ def set_up_evaluation(
     split: str,
     options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
 ) -> EvaluationSetup:
-    """The detector with its classes matched to those of the images called `split`; the arguments are `evaluate`'s.
+    """A trained detector with `options` applied, the images called `split`, and how their classes match.
+
+    The arguments are those of `evaluate`.
 
     Raises:
         CheckpointError: no weights, or damaged ones.
@@ -176,23 +186,24 @@ def set_up_evaluation(
     """
     detector = apply_options(load_detector(run).detector, options)
     settings = run_settings(run)
-    dataset = evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
-    matched = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)
+    dataset = open_evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
+    class_match = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)
     if options.architecture:
-        typed = ", ".join(f"{name} {value}" for name, value in configs.flatten(options.architecture).items())
-        matched = replace(matched, notes=(*matched.notes, f"answers are not as trained, but with {typed}"))
-    return EvaluationSetup(detector, dataset, matched)
+        overrides = ", ".join(f"{name} {value}" for name, value in configs.flatten(options.architecture).items())
+        note = f"the detector was run with other settings than it was trained with: {overrides}"
+        class_match = replace(class_match, notes=(*class_match.notes, note))
+    return EvaluationSetup(detector, dataset, class_match)
 
 
 def evaluation_folder(run: str | Path, *, split: str, out: Path | None, kind: str = "eval") -> Path | None:
-    """Where `evaluate` writes: `out`, else `<kind>-<split>` in a run folder; None for weights without one."""
+    """The folder that `evaluate` writes to: `out`, else `<kind>-<split>` in a run folder; None for other weights."""
     return out or (Path(run) / f"{kind}-{split}" if Path(run).is_dir() else None)
 
 
-def evaluation_split(data: DataConfig, split: str, *, seed: int) -> Dataset:
-    """The images called `split`; all of them where `data.path` is one annotation file, whatever its name is.
+def open_evaluation_split(data: DataConfig, split: str, *, seed: int) -> Dataset:
+    """The dataset of the split called `split`; of a single annotation file the whole file, whatever its name is.
 
-    Training would take a tenth of such a file for validation, but who evaluates on a file means the file.
+    Training would take a tenth of such a file for validation, but evaluating on a file means all of it.
     """
     parts = find_parts(data)
     if data.path is not None and data.path.is_file() and len(parts) == 1:
@@ -200,19 +211,18 @@ def evaluation_split(data: DataConfig, split: str, *, seed: int) -> Dataset:
     return open_split(data, split, seed=seed)
 
 
-def score_detections(
-    dataset: Dataset, detected: TimedDetections, matched: ClassMatch
-) -> tuple[Metrics, list[Detections]]:
-    """The COCO numbers, and the detections with the labels and names of the data."""
-    detections = [relabel_detections(found, matched, dataset.classes) for found in detected.detections]
+def score_detections(timed: TimedDetections, setup: EvaluationSetup) -> tuple[Metrics, list[Detections]]:
+    """The COCO metrics, and the detections with the labels and names of the data."""
+    match, dataset = setup.class_match, setup.dataset
+    detections = [relabel_detections(each, match, dataset.classes) for each in timed.detections]
     metrics = evaluate_detections(dataset, dict(enumerate(detections)))
-    return replace(metrics, milliseconds_per_image=detected.milliseconds_per_image, notes=matched.notes), detections
+    return replace(metrics, milliseconds_per_image=timed.milliseconds_per_image, notes=match.notes), detections
 
 
 def match_classes(detector_names: tuple[str, ...], classes: Classes, *, num_classes: int) -> ClassMatch:
     """Which label of the data each label of a detector stands for, by class name.
 
-    A detector without names is taken to have the data's classes in their order. What has no partner is told in `notes`.
+    A detector without names is taken to have the classes of the data in their order.
 
     Raises:
         ConfigError: no name in common, or no names and another number of classes.
@@ -228,52 +238,52 @@ def match_classes(detector_names: tuple[str, ...], classes: Classes, *, num_clas
             {label: label for label in range(num_classes)},
             ("the detector has no class names: its classes are taken in the order of the data's",),
         )
-    place = {name: label for label, name in enumerate(classes.names)}
-    labels = {label: place[name] for label, name in enumerate(detector_names) if name in place}
+    data_labels = {name: label for label, name in enumerate(classes.names)}
+    labels = {label: data_labels[name] for label, name in enumerate(detector_names) if name in data_labels}
     if not labels:
         raise ConfigError(
             f"detector and data have no class in common: the detector knows {list_names(detector_names)}; "
             f"the data have {list_names(classes.names)}"
         )
     unknown = [name for label, name in enumerate(classes.names) if label not in labels.values()]
-    extra = [name for name in detector_names if name not in place]
+    extra = [name for name in detector_names if name not in data_labels]
     notes = (
-        f"{len(unknown)} classes of the data are unknown to the detector, so never found: {list_names(unknown)}",
-        f"{len(extra)} classes of the detector are not in the data, their detections are left out: {list_names(extra)}",
+        f"{quantity(len(unknown), 'class', 'classes')} of the data unknown to the detector, never detected: "
+        f"{list_names(unknown)}",
+        f"{quantity(len(extra), 'class', 'classes')} of the detector not in the data, detections ignored: "
+        f"{list_names(extra)}",
     )
     return ClassMatch(labels, tuple(note for note, names in zip(notes, (unknown, extra), strict=True) if names))
 
 
-def relabel_detections(found: Detections, matched: ClassMatch, classes: Classes) -> Detections:
+def relabel_detections(detections: Detections, match: ClassMatch, classes: Classes) -> Detections:
     """The detections of the matched classes with the labels and names of the data."""
-    kept = [place for place, label in enumerate(found.labels.tolist()) if label in matched.labels]
-    labels = [matched.labels[label] for label in found.labels[kept].tolist()]
-    return Detections(
-        found.boxes[kept], found.scores[kept], torch.tensor(labels, dtype=torch.int64), class_names=classes.names
-    )
+    known = [index for index, label in enumerate(detections.labels.tolist()) if label in match.labels]
+    labels = torch.tensor([match.labels[label] for label in detections.labels[known].tolist()], dtype=torch.int64)
+    return Detections(detections.boxes[known], detections.scores[known], labels, class_names=classes.names)
 
 
-def relabel_target(target: Target, matched: ClassMatch) -> Target:
-    """The boxes of an image with the labels of the detector; those of a class it does not know are `ignored`.
+def relabel_target(target: Target, match: ClassMatch) -> Target:
+    """The boxes of an image with the labels of the detector; those of a class that it does not know are `ignored`.
 
-    Of twin names of the detector the first is taken. Boxes and their order stay.
+    Where the detector has a name twice, the first label is taken. Boxes and their order stay.
     """
-    own_label = {label: own for own, label in reversed(matched.labels.items())}
+    detector_labels = {data_label: label for label, data_label in reversed(match.labels.items())}
     labels = target.labels.tolist()
-    unknown = torch.tensor([label not in own_label for label in labels], dtype=torch.bool)
-    own = torch.tensor([own_label.get(label, 0) for label in labels], dtype=torch.int64)
-    return Target(target.boxes, own, target.ignored | unknown)
+    unknown = torch.tensor([label not in detector_labels for label in labels], dtype=torch.bool)
+    relabeled = torch.tensor([detector_labels.get(label, 0) for label in labels], dtype=torch.int64)
+    return Target(target.boxes, relabeled, target.ignored | unknown)
 
 
 def write_evaluation(folder: Path, metrics: Metrics, *, dataset: Dataset, detections: list[Detections]) -> None:
-    """Write `metrics.json` and `predictions.json` into `folder`, which is there."""
+    """Write `metrics.json` and `predictions.json` into an existing `folder`."""
     write_results(folder / "predictions.json", dataset, dict(enumerate(detections)))
     text = json.dumps({"split": dataset.name} | metrics.to_dict(), ensure_ascii=False, indent=1)
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
 
 
 def run_settings(run: str | Path) -> dict[str, Any]:
-    """The settings of a run folder; nothing for weights without one.
+    """The settings in the `config.yaml` of a run folder; an empty mapping for other weights.
 
     Raises:
         ConfigError: its `config.yaml` cannot be read.
@@ -288,7 +298,5 @@ def _data_config(data: DataConfig | str | Path | None, settings: dict[str, Any])
     if data is not None:
         return DataConfig(path=Path(data))
     if "data" not in settings:
-        raise ConfigError(
-            "data: say which images and annotations to evaluate on; the weights come without a run folder"
-        )
+        raise ConfigError("data: name the images and annotations to evaluate on; these weights are not in a run folder")
     return configs.from_dict(DataConfig, settings["data"], source="config.yaml of the run: data")

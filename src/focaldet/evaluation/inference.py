@@ -90,26 +90,26 @@ def detect_batch(
     device: torch.device,
     precision: Precision,
 ) -> list[Detections]:
-    """What the detector finds, in pixels of the original pictures, clipped to them, in the memory of the processor.
+    """The detections of a batch of resized images, in pixels of the original images, clipped to them, on the CPU.
 
-    `sizes` are those of the resized pictures without padding. Both sides of a box are scaled by the true ratio of the
+    `sizes` are those of the resized images without padding. Both sides of a box are scaled by the exact ratio of the
     sizes, which rounding makes differ a little between width and height; the bars of a letterbox are taken off before.
     """
     resize = detector.preprocessing.resize
     with torch.no_grad():
-        moved = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):
-            outputs = detector(moved, sizes)
-        found = detector.detect(outputs, sizes)
+            outputs = detector(images, sizes)
+        detections = detector.detect(outputs, sizes)
     return [
-        _in_picture(one.cpu(), resize, size=size, original=original)
-        for one, size, original in zip(found, sizes, original_sizes, strict=True)
+        _to_original(each.cpu(), resize, size=size, original=original)
+        for each, size, original in zip(detections, sizes, original_sizes, strict=True)
     ]
 
 
-def _in_picture(found: Detections, resize: Resize, *, size: ImageSize, original: ImageSize) -> Detections:
-    """Detections in a picture of `size`, made by `resize`, in pixels of the original and clipped to it."""
+def _to_original(detections: Detections, resize: Resize, *, size: ImageSize, original: ImageSize) -> Detections:
+    """Detections of an image that `resize` brought to `size`, in pixels of the original and clipped to it."""
     if resize.mode == "letterbox":
         x, y = resize.corner(original)
-        found, size = found.shift(float(-x), float(-y)), resize.content(original)
-    return found.scale(original.width / size.width, original.height / size.height).clip(original)
+        detections, size = detections.shift(float(-x), float(-y)), resize.content(original)
+    return detections.scale(original.width / size.width, original.height / size.height).clip(original)

@@ -22,65 +22,64 @@ LARGEST_PX = 1e9  # beyond any image; keeps areas and IoU finite
 
 
 class ResultRows(NamedTuple):
-    """Detections of many images as columns; `positions` and `labels` count as in the dataset they belong to."""
+    """Detections of many images as columns; `image_indices` and `labels` are indices into their dataset."""
 
-    positions: Int64[numpy.ndarray, " D"]
+    image_indices: Int64[numpy.ndarray, " D"]
     labels: Int64[numpy.ndarray, " D"]
     xywh: Float64[numpy.ndarray, "D 4"]
     scores: Float64[numpy.ndarray, " D"]
 
 
 def result_rows(detections: Mapping[int, Detections]) -> ResultRows:
-    """The columns of detections given by position, images in rising order."""
-    ordered = [(position, detections[position].cpu()) for position in sorted(detections)]
-    counts = [len(found) for _, found in ordered]
-    boxes = _joined([found.boxes for _, found in ordered], (0, 4))
+    """The columns of detections given by the index of their image, in rising order of the images."""
+    indices = sorted(detections)
+    ordered = [detections[index].cpu() for index in indices]
+    boxes = _concatenate([each.boxes for each in ordered], (0, 4))
     return ResultRows(
-        positions=numpy.repeat(numpy.array([position for position, _ in ordered], dtype=numpy.int64), counts),
-        labels=_joined([found.labels for _, found in ordered], (0,)).astype(numpy.int64),
+        image_indices=numpy.repeat(numpy.array(indices, dtype=numpy.int64), [len(each) for each in ordered]),
+        labels=_concatenate([each.labels for each in ordered], (0,)).astype(numpy.int64),
         xywh=numpy.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
-        scores=_joined([found.scores for _, found in ordered], (0,)),
+        scores=_concatenate([each.scores for each in ordered], (0,)),
     )
 
 
 def read_results(path: Path, *, image_ids: Sequence[int], classes: Classes) -> ResultRows:
-    """The detections of a COCO result file; its ids become places in `image_ids` and labels of `classes` (`own_ids`).
+    """The detections of a COCO result file; its ids become indices into `image_ids` and labels of `classes`.
 
     Raises:
-        DataError: no JSON list, or a record that lacks a field, has one of a wrong type or out of range, or names an
+        DataError: not a JSON list, or a record that lacks a field, has one of a wrong type or out of range, or names an
             unknown image or category; it names the record (counted from 0) and the field.
     """
-    positions = {image_id: position for position, image_id in enumerate(image_ids)}
-    labels = {own: label for label, own in enumerate(classes.own_ids) if own is not None}
+    indices = {image_id: index for index, image_id in enumerate(image_ids)}
+    labels = {category: label for label, category in enumerate(classes.own_ids) if category is not None}
     rows = []
     for number, record in enumerate(_read_list(path)):
         try:
-            rows.append(_row(record, positions, labels))
-        except _Refused as refused:
-            raise DataError(refused.problem, file=path, record=f"[{number}]", field=refused.field) from None
+            rows.append(_result_row(record, indices, labels))
+        except _InvalidRecord as error:
+            raise DataError(error.problem, file=path, record=f"[{number}]", field=error.field) from None
     table = numpy.array(rows, dtype=numpy.float64).reshape(-1, 7)
     return ResultRows(table[:, 0].astype(numpy.int64), table[:, 1].astype(numpy.int64), table[:, 2:6], table[:, 6])
 
 
 def write_results(path: Path, dataset: Dataset, detections: Mapping[int, Detections]) -> None:
-    """Write `detections` (by position in `dataset`) as a COCO result file with the file's own image and category ids.
+    """Write `detections` (by the index of their image) as a COCO result file with the ids of the dataset's file.
 
-    Detections of a class that the file lacks, and that only the training split has, are left out: no id names them, and
-    they have no part in the metrics. Numbers are written in full, so that reading them back gives the same metrics to
-    the last digit.
+    Detections of a class that only the training split has are skipped: the file has no id for it, and they have no part
+    in the metrics. Numbers are written in full, so that reading them back gives the same metrics to the last digit.
     """
-    image_ids, own_ids = dataset.image_ids.tolist(), dataset.classes.own_ids
-    labels = tuple(range(len(own_ids)))
+    image_ids, category_ids = dataset.image_ids.tolist(), dataset.classes.own_ids
+    labels = tuple(range(len(category_ids)))
     lines = [
-        json.dumps(record | {"category_id": own})
-        for position in sorted(detections)
-        for record in detections[position].to_coco(image_id=image_ids[position], category_ids=labels)
-        if (own := own_ids[record["category_id"]]) is not None
+        json.dumps(record | {"category_id": category})
+        for index in sorted(detections)
+        for record in detections[index].to_coco(image_id=image_ids[index], category_ids=labels)
+        if (category := category_ids[record["category_id"]]) is not None
     ]
     path.write_text("[" + ",\n".join(lines) + "]\n", encoding="utf-8")
 
 
-class _Refused(Exception):  # noqa: N818  never leaves this file
+class _InvalidRecord(Exception):  # noqa: N818  never leaves this file
     def __init__(self, field: str | None, problem: str) -> None:
         self.field, self.problem = field, problem
 
@@ -91,49 +90,48 @@ def _read_list(path: Path) -> list[Any]:
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", file=path) from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"is no valid JSON: {error}", file=path) from None
+        raise DataError(f"is not valid JSON: {error}", file=path) from None
     if not isinstance(content, list):
         hint = "; these are annotations, not results" if isinstance(content, dict) and "annotations" in content else ""
-        raise DataError(f"must hold a list of detections, found {brief(content)}{hint}", file=path)
+        raise DataError(f"must be a list of detections, got {brief(content)}{hint}", file=path)
     return content
 
 
-def _row(record: Any, positions: Mapping[int, int], labels: Mapping[int, int]) -> tuple[int | float, ...]:
-    """Position, label, x, y, width, height and score of one record."""
+def _result_row(record: Any, indices: Mapping[int, int], labels: Mapping[int, int]) -> tuple[int | float, ...]:
+    """Image index, label, x, y, width, height and score of one record."""
     if type(record) is not dict:
-        raise _Refused(None, f"must be an object with {', '.join(FIELDS)}, found {brief(record)}")
+        raise _InvalidRecord(None, f"must be an object with {', '.join(FIELDS)}, got {brief(record)}")
     for field in FIELDS:
         if field not in record:
-            raise _Refused(
-                field, f"is missing (the record has: {', '.join(map(brief, list(record)[:8])) or 'nothing'})"
-            )
-    position = _known(record["image_id"], positions, "image_id", "image")
-    label = _known(record["category_id"], labels, "category_id", "category")
+            names = ", ".join(map(brief, list(record)[:8])) or "nothing"
+            raise _InvalidRecord(field, f"is missing (the record has: {names})")
+    index = _look_up(record["image_id"], indices, field="image_id", kind="an image")
+    label = _look_up(record["category_id"], labels, field="category_id", kind="a category")
     bbox = record["bbox"]
     if type(bbox) is not list or len(bbox) != 4:
-        raise _Refused("bbox", f"must be four numbers [x, y, width, height], found {brief(bbox)}")
-    x, y, width, height = (_number(value, "bbox") for value in bbox)
+        raise _InvalidRecord("bbox", f"must be four numbers [x, y, width, height], got {brief(bbox)}")
+    x, y, width, height = (_finite_number(value, field="bbox") for value in bbox)
     if width < 0 or height < 0:
-        raise _Refused("bbox", f"width and height must be ≥ 0, found {brief(bbox)}")
-    return position, label, x, y, width, height, _number(record["score"], "score")
+        raise _InvalidRecord("bbox", f"width and height must be ≥ 0, got {brief(bbox)}")
+    return index, label, x, y, width, height, _finite_number(record["score"], field="score")
 
 
-def _known(value: Any, known: Mapping[int, int], field: str, thing: str) -> int:
+def _look_up(value: Any, known: Mapping[int, int], *, field: str, kind: str) -> int:
+    """What an id of a record stands for."""
     if type(value) is not int:
-        raise _Refused(field, f"must be a whole number, found {brief(value)}")
-    place = known.get(value)
-    if place is None:
-        allowed = ", ".join(map(str, list(known)[:5])) + (", …" if len(known) > 5 else "")
-        raise _Refused(field, f"{brief(value)} is no {thing} of the ground truth (it has {len(known)}: {allowed})")
-    return place
+        raise _InvalidRecord(field, f"must be a whole number, got {brief(value)}")
+    if value not in known:
+        some = ", ".join(map(str, list(known)[:5])) + (", …" if len(known) > 5 else "")
+        raise _InvalidRecord(field, f"{brief(value)} is not {kind} of the ground truth (it has {len(known)}: {some})")
+    return known[value]
 
 
-def _number(value: Any, field: str) -> float:
-    # NaN fails the comparison too; true and false are no numbers.
+def _finite_number(value: Any, *, field: str) -> float:
+    # NaN fails the comparison too; true and false are not numbers.
     if type(value) not in (float, int) or not -LARGEST_PX <= value <= LARGEST_PX:
-        raise _Refused(field, f"must be a number within {-LARGEST_PX:g}…{LARGEST_PX:g}, found {brief(value)}")
+        raise _InvalidRecord(field, f"must be a number within {-LARGEST_PX:g}…{LARGEST_PX:g}, got {brief(value)}")
     return float(value)
 
 
-def _joined(tensors: list[torch.Tensor], empty: tuple[int, ...]) -> Float64[numpy.ndarray, "..."]:
+def _concatenate(tensors: list[torch.Tensor], empty: tuple[int, ...]) -> Float64[numpy.ndarray, "..."]:
     return torch.cat(tensors).detach().double().numpy() if tensors else numpy.zeros(empty)

@@ -1,4 +1,4 @@
-"""Detections on disk in the formats that other programs read."""
+"""Files of detections in the formats that other programs read."""
 
 import csv
 import json
@@ -15,55 +15,55 @@ PredictionFormat = Literal["json", "coco", "yolo", "csv"]
 
 @dataclass(frozen=True, slots=True)
 class ImageDetections:
-    """What was found in a picture of this size; boxes are its pixels."""
+    """The detections of an image of this size, in its pixels."""
 
     size: ImageSize
     detections: Detections
 
 
-class Writer(ABC):
-    """Takes picture after picture and leaves its file or files in the folder `out`."""
+class PredictionWriter(ABC):
+    """Takes the detections of image after image and writes its file or files into the folder `out`."""
 
     def __init__(self, out: Path, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
         self.out, self.class_names, self.category_ids = out, class_names, category_ids
 
     @abstractmethod
-    def add(self, path: Path, name: str, found: ImageDetections) -> None:
-        """Take what was found in the picture `path`; `name` is unlike that of every other picture."""
+    def add(self, path: Path, name: str, result: ImageDetections) -> None:
+        """Take the detections of the image `path`; its `name` is unique among the images."""
 
     @abstractmethod
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is not written yet."""
 
 
-class JsonWriter(Writer):
-    """`predictions.json`: per picture its file, height, width, and lists of boxes, scores, labels and names."""
+class JsonWriter(PredictionWriter):
+    """`predictions.json`: for each image its file, height, width, and lists of boxes, scores, labels and names."""
 
     def __init__(self, out: Path, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
         super().__init__(out, class_names, category_ids)
         self.entries: list[dict[str, Any]] = []
 
-    def add(self, path: Path, name: str, found: ImageDetections) -> None:
+    def add(self, path: Path, name: str, result: ImageDetections) -> None:
         del name
-        self.entries.append({"file": str(path)} | found.size._asdict() | found.detections.to_dict())
+        self.entries.append({"file": str(path)} | result.size._asdict() | result.detections.to_dict())
 
     def close(self) -> None:
-        _write_json(self.out / "predictions.json", self.entries)
+        _write_indented_json(self.out / "predictions.json", self.entries)
 
 
-class CocoWriter(Writer):
-    """`coco.json`: a COCO data set whose annotations have scores; its `annotations` are a COCO result list too."""
+class CocoWriter(PredictionWriter):
+    """`coco.json`: a COCO dataset whose annotations have scores; its `annotations` are a COCO result list too."""
 
     def __init__(self, out: Path, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
         super().__init__(out, class_names, category_ids)
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
 
-    def add(self, path: Path, name: str, found: ImageDetections) -> None:
+    def add(self, path: Path, name: str, result: ImageDetections) -> None:
         del name
         image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": str(path)} | found.size._asdict())
-        for record in found.detections.to_coco(image_id=image_id, category_ids=self.category_ids):
+        self.images.append({"id": image_id, "file_name": str(path)} | result.size._asdict())
+        for record in result.detections.to_coco(image_id=image_id, category_ids=self.category_ids):
             area = record["bbox"][2] * record["bbox"][3]
             self.annotations.append({"id": len(self.annotations) + 1, "area": area, "iscrowd": 0} | record)
 
@@ -72,20 +72,20 @@ class CocoWriter(Writer):
         names = self.class_names or tuple(map(str, range(len(ids))))
         categories = [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
         document = {"images": self.images, "categories": categories, "annotations": self.annotations}
-        _write_json(self.out / "coco.json", document)
+        _write_indented_json(self.out / "coco.json", document)
 
 
-class YoloWriter(Writer):
-    """`labels/<name>.txt`: label, centre, width and height as shares of the picture, score; and `classes.txt`."""
+class YoloWriter(PredictionWriter):
+    """`labels/<name>.txt`: label, center, width and height as fractions of the image, score; and `classes.txt`."""
 
-    def add(self, path: Path, name: str, found: ImageDetections) -> None:
+    def add(self, path: Path, name: str, result: ImageDetections) -> None:
         del path
-        height, width = found.size
+        height, width = result.size
         lines = []
-        parts = found.detections.to_dict()
-        for (x1, y1, x2, y2), score, label in zip(parts["boxes"], parts["scores"], parts["labels"], strict=True):
-            shares = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-            lines.append(f"{label} {' '.join(f'{share:.6f}' for share in shares)} {score:.6f}\n")
+        columns = result.detections.to_dict()
+        for (x1, y1, x2, y2), score, label in zip(columns["boxes"], columns["scores"], columns["labels"], strict=True):
+            fractions = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(f"{label} {' '.join(f'{value:.6f}' for value in fractions)} {score:.6f}\n")
         folder = make_folder(self.out / "labels")
         (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
 
@@ -93,7 +93,7 @@ class YoloWriter(Writer):
         (self.out / "classes.txt").write_text("".join(f"{name}\n" for name in self.class_names), encoding="utf-8")
 
 
-class CsvWriter(Writer):
+class CsvWriter(PredictionWriter):
     """`predictions.csv`: a line per box with its file, corners in pixels, class name, label and score."""
 
     columns: ClassVar = ("file", "x1", "y1", "x2", "y2", "name", "label", "score")
@@ -102,20 +102,20 @@ class CsvWriter(Writer):
         super().__init__(out, class_names, category_ids)
         self.rows: list[list[Any]] = []
 
-    def add(self, path: Path, name: str, found: ImageDetections) -> None:
+    def add(self, path: Path, name: str, result: ImageDetections) -> None:
         del name
-        parts = found.detections.to_dict()
-        for box, score, label, title in zip(
-            parts["boxes"], parts["scores"], parts["labels"], parts["names"], strict=True
+        columns = result.detections.to_dict()
+        for box, score, label, class_name in zip(
+            columns["boxes"], columns["scores"], columns["labels"], columns["names"], strict=True
         ):
-            self.rows.append([str(path), *(f"{side:.2f}" for side in box), title, label, f"{score:.6f}"])
+            self.rows.append([str(path), *(f"{side:.2f}" for side in box), class_name, label, f"{score:.6f}"])
 
     def close(self) -> None:
         with (self.out / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([self.columns, *self.rows])
 
 
-WRITERS: dict[PredictionFormat, type[Writer]] = {
+WRITERS: dict[PredictionFormat, type[PredictionWriter]] = {
     "json": JsonWriter,
     "coco": CocoWriter,
     "yolo": YoloWriter,
@@ -123,5 +123,5 @@ WRITERS: dict[PredictionFormat, type[Writer]] = {
 }
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_indented_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -75,7 +75,7 @@ def detections_of(rows: ResultRows, dataset: Dataset) -> list[Detections]:
     """The columns of a result file as one `Detections` per image of `dataset`, best first."""
     boxes = torch.from_numpy(rows.xywh).float()
     boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
-    scores, labels, positions = (torch.from_numpy(column) for column in (rows.scores, rows.labels, rows.positions))
+    scores, labels, positions = (torch.from_numpy(column) for column in (rows.scores, rows.labels, rows.image_indices))
     order = torch.argsort(scores, descending=True, stable=True)
     by_image = order[torch.argsort(positions[order], stable=True)]
     counts = torch.bincount(positions, minlength=len(dataset)).tolist()
@@ -210,7 +210,7 @@ def _picture(source: ImageSource, place: int, found: Detections) -> str:
     return f'<figure class="pair"><div>{left}{right}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _jpeg(image: draw.Picture, shown: Detections, *, show_scores: bool, alt: str) -> str:
+def _jpeg(image: draw.AnyImage, shown: Detections, *, show_scores: bool, alt: str) -> str:
     picture = draw.to_image(image)
     scale = min(1.0, PICTURE_PX / max(picture.size))
     small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))

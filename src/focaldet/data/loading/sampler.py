@@ -86,15 +86,20 @@ def training_batches(
     return batches or [rest]
 
 
-def evaluation_batches(frames: Sequence[ImageSize], *, batch_size: int) -> list[list[Pick]]:
-    """Every image once, in batches of images with the same frame, which is the resized image with its padding.
+def group_by_size(sizes: Sequence[ImageSize], *, batch_size: int) -> list[list[int]]:
+    """The indices of images of these padded sizes, each once, in batches of images of one size.
 
-    More padding moves what a network finds at the border: so no image is padded for the sake of another one, and
+    More padding moves what a network detects at the border: so no image is padded for the sake of another one, and
     detections are the same for every batch size.
     """
-    order = sorted(range(len(frames)), key=lambda image: (frames[image], image))
-    groups = itertools.groupby(_picks(order, epoch=0), key=lambda pick: frames[pick.image])
-    return [batch for _, group in groups for batch in _chunks(list(group), batch_size)]
+    order = sorted(range(len(sizes)), key=lambda image: (sizes[image], image))
+    groups = [list(group) for _, group in itertools.groupby(order, key=sizes.__getitem__)]
+    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
+
+
+def evaluation_batches(sizes: Sequence[ImageSize], *, batch_size: int) -> list[list[Pick]]:
+    """Every image once, in batches of images of one padded size."""
+    return [[Pick(0, image, 0) for image in batch] for batch in group_by_size(sizes, batch_size=batch_size)]
 
 
 def with_drawn_sizes(

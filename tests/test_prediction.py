@@ -1,4 +1,4 @@
-"""Prediction: every form of picture, the same answer alone and in company, and files that nothing overwrites."""
+"""Prediction: every form of image, the same detections alone and in a batch, and files that nothing overwrites."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from focaldet.models import build
 from focaldet.prediction import Predictor, find_images, load, output_names, predict_files
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import save_detector
-from tests.evaluation.cases import BrightDetector, picture
+from tests.evaluation.cases import BrightDetector, make_image
 
 
 def predictor(**settings):
@@ -33,45 +33,45 @@ def save(image, path):
 
 @pytest.fixture
 def shots(tmp_path):
-    """Three pictures in two folders, two of them with the same stem, and a broken one."""
-    save(picture(box=(8, 8, 24, 40)), tmp_path / "in" / "left" / "001.png")
-    save(picture(box=(0, 0, 32, 32), green=200), tmp_path / "in" / "right" / "001.png")
-    save(picture(red=0), tmp_path / "in" / "right" / "002.png")
+    """Three images in two folders, two of them with the same stem, and a broken one."""
+    save(make_image(box=(8, 8, 24, 40)), tmp_path / "in" / "left" / "001.png")
+    save(make_image(box=(0, 0, 32, 32), green=200), tmp_path / "in" / "right" / "001.png")
+    save(make_image(red=0), tmp_path / "in" / "right" / "002.png")
     (tmp_path / "in" / "right" / "broken.jpg").write_bytes(b"<html>")
     return tmp_path / "in"
 
 
-def test_every_form_of_picture_gives_the_same_detections(tmp_path):
-    image = picture(size=(48, 64), box=(8, 8, 24, 40))
+def test_every_form_of_image_gives_the_same_detections(tmp_path):
+    image = make_image(size=(48, 64), box=(8, 8, 24, 40))
     path = save(image, tmp_path / "a.png")
     array = image.permute(1, 2, 0).numpy()
     forms = [path, str(path), array, Image.fromarray(array), image, image.float(), array.copy(order="F")]
     expected = [[8.0, 8.0, 24.0, 40.0]]
     for form in forms:
-        found = predictor().predict(form)
-        assert found.boxes.tolist() == expected, type(form)
-        assert found.names == ("cell",)
+        detections = predictor().predict(form)
+        assert detections.boxes.tolist() == expected, type(form)
+        assert detections.names == ("cell",)
 
 
 def test_channels_are_rgb():
-    """What is red to PIL is red to the detector; an OpenCV picture has to be turned round."""
+    """What is red to PIL is red to the detector; an OpenCV image has to be turned round."""
     bgr = numpy.zeros((48, 64, 3), dtype=numpy.uint8)
     bgr[8:40, 8:24, 2] = 255
     assert len(predictor().predict(bgr)) == 0
     assert len(predictor().predict(bgr[..., ::-1])) == 1
 
 
-def test_boxes_come_back_in_pixels_of_the_original_picture():
+def test_boxes_come_back_in_pixels_of_the_original_image():
     """128 × 96 is halved; both sides are scaled by their own ratio."""
-    found = predictor().predict(picture(size=(96, 128), box=(16, 32, 64, 96)))
-    assert found.boxes.tolist() == [[16.0, 32.0, 64.0, 96.0]]
-    warped = predictor(resize=Resize(mode="warp", size=32)).predict(picture(size=(64, 128), box=(32, 16, 96, 64)))
+    detections = predictor().predict(make_image(size=(96, 128), box=(16, 32, 64, 96)))
+    assert detections.boxes.tolist() == [[16.0, 32.0, 64.0, 96.0]]
+    warped = predictor(resize=Resize(mode="warp", size=32)).predict(make_image(size=(64, 128), box=(32, 16, 96, 64)))
     assert warped.boxes.tolist() == [[32.0, 16.0, 96.0, 64.0]]
 
 
 def test_exif_orientation_turns_the_file_upright(tmp_path):
-    """Orientation 6: the stored picture is shown turned right by 90°."""
-    stored = Image.fromarray(picture(size=(48, 64), box=(0, 0, 16, 16)).permute(1, 2, 0).numpy())
+    """Orientation 6: the stored image is shown turned right by 90°."""
+    stored = Image.fromarray(make_image(size=(48, 64), box=(0, 0, 16, 16)).permute(1, 2, 0).numpy())
     exif = Image.Exif()
     exif[0x0112] = 6
     stored.save(tmp_path / "turned.png", exif=exif)
@@ -79,24 +79,25 @@ def test_exif_orientation_turns_the_file_upright(tmp_path):
 
 
 def test_list_in_list_out_in_order_whatever_the_sizes():
-    pictures = [picture(size=(32 + 8 * (k % 3), 64), box=(k, 4, k + 10, 20)) for k in range(30)]
-    found = predictor().predict(pictures, batch_size=4)
-    assert [one.boxes[0].tolist() for one in found] == [[k, 4, k + 10, 20] for k in range(30)]
+    images = [make_image(size=(32 + 8 * (k % 3), 64), box=(k, 4, k + 10, 20)) for k in range(30)]
+    detections = predictor().predict(images, batch_size=4)
+    assert [one.boxes[0].tolist() for one in detections] == [[k, 4, k + 10, 20] for k in range(30)]
     assert predictor().predict([]) == []
-    assert len(predictor().predict((pictures[0],))) == 1
+    assert len(predictor().predict((images[0],))) == 1
 
 
-def test_only_pictures_of_one_padded_size_share_a_batch():
+def test_only_images_of_one_padded_size_share_a_batch():
     one = predictor()
     one.predict(
-        [picture(size=(32, 64), box=(0, 0, 9, 9)), picture(size=(64, 64)), picture(size=(30, 64))], batch_size=8
+        [make_image(size=(32, 64), box=(0, 0, 9, 9)), make_image(size=(64, 64)), make_image(size=(30, 64))],
+        batch_size=8,
     )
     assert sorted(tuple(batch.shape) for batch in one.detector.seen) == [(1, 3, 64, 64), (2, 3, 32, 64)]
 
 
 def test_batches_hold_no_more_than_batch_size():
     one = predictor()
-    one.predict([picture()] * 5, batch_size=2)
+    one.predict([make_image()] * 5, batch_size=2)
     assert [len(batch) for batch in one.detector.seen] == [2, 2, 1]
 
 
@@ -104,14 +105,14 @@ def test_batches_hold_no_more_than_batch_size():
 def test_padding_is_the_mean_exactly_where_pixels_are_floating_point(antialias, expected):
     one = predictor(resize=Resize(mode="long", size=64, antialias=antialias))
     one.detector.preprocessing = replace(one.detector.preprocessing, mean=(10.4, 20.0, 30.6))
-    one.predict(picture(size=(20, 64), box=(0, 0, 4, 4)))
+    one.predict(make_image(size=(20, 64), box=(0, 0, 4, 4)))
     batch = one.detector.seen[0]
     assert batch.is_floating_point() is not antialias
     padding = batch[0, :, 20:].double().reshape(3, -1)
     assert padding.min(1).values.tolist() == padding.max(1).values.tolist() == pytest.approx(expected)
 
 
-def test_same_answer_alone_and_in_a_batch_of_a_real_network():
+def test_same_detections_alone_and_in_a_batch_of_a_real_network():
     detector = build(
         "retinanet_mobilenet_v2_fpn",
         class_names=("a", "b"),
@@ -120,32 +121,32 @@ def test_same_answer_alone_and_in_a_batch_of_a_real_network():
     )
     one = Predictor(detector, device="cpu", precision="fp32")
     generator = torch.Generator().manual_seed(0)
-    pictures = [torch.randint(0, 256, (3, 48, 64), generator=generator, dtype=torch.uint8) for _ in range(4)]
-    together = one.predict(pictures, batch_size=4)
+    images = [torch.randint(0, 256, (3, 48, 64), generator=generator, dtype=torch.uint8) for _ in range(4)]
+    together = one.predict(images, batch_size=4)
     assert min(map(len, together)) > 0
-    for image, found in zip(pictures, together, strict=True):
+    for image, expected in zip(images, together, strict=True):
         alone = one.predict(image)
-        assert torch.allclose(alone.scores, found.scores, atol=1e-6)
-        assert torch.allclose(alone.boxes, found.boxes, atol=1e-3)
-        assert alone.labels.tolist() == found.labels.tolist()
+        assert torch.allclose(alone.scores, expected.scores, atol=1e-6)
+        assert torch.allclose(alone.boxes, expected.boxes, atol=1e-3)
+        assert alone.labels.tolist() == expected.labels.tolist()
 
 
 def test_a_stream_reads_ahead_a_little_and_no_more():
     taken = []
 
-    def pictures():
+    def images():
         for number in range(200):
             taken.append(number)
-            yield picture()
+            yield make_image()
 
-    stream = predictor().predict_stream(pictures(), batch_size=2)
+    stream = predictor().predict_stream(images(), batch_size=2)
     next(stream)
     assert len(taken) <= 4 * predict.WINDOW_BATCHES
     assert sum(1 for _ in stream) == 199
 
 
-def test_a_stream_says_which_picture_is_broken_when_its_turn_comes(tmp_path):
-    good = save(picture(), tmp_path / "good.png")
+def test_a_stream_says_which_image_is_broken_when_its_turn_comes(tmp_path):
+    good = save(make_image(), tmp_path / "good.png")
     stream = predictor().predict_stream([good, tmp_path / "none.png"], batch_size=1)
     assert len(next(stream)) == 1
     with pytest.raises(DataError, match=r"none\.png: there is no such file"):
@@ -165,18 +166,18 @@ def test_a_stream_says_which_picture_is_broken_when_its_turn_comes(tmp_path):
         (torch.zeros(3, 0, 4), "shape must be 3 × H × W"),
     ],
 )
-def test_what_is_no_picture_is_refused(image, problem):
+def test_what_is_not_an_image_is_refused(image, problem):
     with pytest.raises(DataError, match=problem):
         predictor().predict(image)
 
 
 def test_batch_size_below_one_is_refused():
     with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
-        predictor().predict([picture()], batch_size=0)
+        predictor().predict([make_image()], batch_size=0)
 
 
 def test_a_predictor_is_called_like_a_function():
-    one, image = predictor(), picture()
+    one, image = predictor(), make_image()
     assert one(image) == one.predict(image)
     assert one([image, image], batch_size=1) == [one.predict(image)] * 2
 
@@ -188,7 +189,7 @@ def test_a_predictor_prints_what_it_is():
 def test_the_detector_is_used_as_at_inference():
     one = predictor()
     assert not any(module.training for module in one.detector.modules() if isinstance(module, nn.Module))
-    assert not one.predict(picture()).boxes.requires_grad
+    assert not one.predict(make_image()).boxes.requires_grad
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +263,7 @@ def test_files_of_every_format_say_the_same(shots, tmp_path):
     assert len(rows) == 2
 
 
-def test_a_broken_picture_is_reported_and_the_rest_goes_on(shots, tmp_path):
+def test_a_broken_image_is_reported_and_the_rest_goes_on(shots, tmp_path):
     calls = []
     result = predict_files(
         predictor(), [shots], tmp_path / "out", progress=lambda done, total: calls.append((done, total))
@@ -281,10 +282,10 @@ class Doubtful(BrightDetector):
     """As sure as 0.9."""
 
     def detect(self, outputs, sizes):
-        return [replace(found, scores=0.9 * found.scores) for found in super().detect(outputs, sizes)]
+        return [replace(each, scores=0.9 * each.scores) for each in super().detect(outputs, sizes)]
 
 
-def test_the_drawn_picture_shows_the_box_above_the_score_only(shots, tmp_path):
+def test_the_drawn_image_shows_the_box_above_the_score_only(shots, tmp_path):
     doubtful = Predictor(Doubtful(), device="cpu", precision="fp32")
     predict_files(doubtful, [shots / "left"], tmp_path / "low", score=0.3)
     predict_files(doubtful, [shots / "left"], tmp_path / "high", score=1.0)
@@ -306,7 +307,7 @@ def test_nothing_is_drawn_when_not_asked_for(shots, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_what_was_found_is_kept_when_the_job_is_interrupted(shots, tmp_path):
+def test_detections_are_kept_when_the_job_is_interrupted(shots, tmp_path):
     def interrupt(done, total):
         raise KeyboardInterrupt
 
@@ -322,14 +323,14 @@ def test_a_file_in_place_of_the_folder_of_labels_is_told(shots, tmp_path):
         predict_files(predictor(), [shots], tmp_path / "out", formats=("yolo",))
 
 
-def test_a_second_run_does_not_take_its_own_results_for_pictures(shots):
+def test_a_second_run_does_not_take_its_own_results_for_images(shots):
     first = predict_files(predictor(), [shots], shots / "drawn")
     assert predict_files(predictor(), [shots], shots / "drawn").num_images == first.num_images == 4
     assert find_images([shots / "drawn" / "002.jpg"], exclude=shots / "drawn") == [shots / "drawn" / "002.jpg"]
 
 
 def test_only_folders_leave_out_earlier_results(shots, tmp_path):
-    """However the folders are written. Patterns and lists name their pictures, so none is dropped."""
+    """However the folders are written. Patterns and lists name their images, so none is dropped."""
     left, right = shots / "left" / "001.png", shots / "right" / "002.png"
     (tmp_path / "list.txt").write_text("in/left/001.png\nin/right/002.png\n")
     assert find_images([tmp_path / "list.txt"], exclude=shots) == [left, right]
@@ -347,12 +348,12 @@ def test_a_folder_inside_the_results_says_why_it_holds_nothing(shots, tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_drawing_never_replaces_a_picture(tmp_path, monkeypatch):
+def test_a_drawing_never_replaces_an_image(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    photo = save(picture(box=(8, 8, 24, 40)), tmp_path / "photo.jpg")
+    photo = save(make_image(box=(8, 8, 24, 40)), tmp_path / "photo.jpg")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "photo.jpg").symlink_to(photo)
-    save(picture(), tmp_path / "other" / "photo.png")
+    save(make_image(), tmp_path / "other" / "photo.png")
     before = photo.read_bytes()
     for inputs, out in (
         (["photo.jpg"], Path()),
@@ -366,7 +367,7 @@ def test_a_drawing_never_replaces_a_picture(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["links", "other", "photo.jpg"]
 
     with pytest.raises(ConfigError, match=r"other_photo\.jpg: choose another folder"):
-        save(picture(), tmp_path / "other_photo.jpg")
+        save(make_image(), tmp_path / "other_photo.jpg")
         predict_files(predictor(), ["photo.jpg", "other/photo.png", "other_photo.jpg"], Path())
     assert predict_files(predictor(), ["photo.jpg"], Path(), drawn=False).num_detections == 1
     assert photo.read_bytes() == before
@@ -393,7 +394,7 @@ def test_inputs_are_files_folders_patterns_and_lists(shots, tmp_path):
     assert find_images([listed, left]) == [left, right]
 
 
-def test_inputs_without_pictures_are_errors(tmp_path):
+def test_inputs_without_images_are_errors(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no images in it"):
         find_images([tmp_path / "empty"])
@@ -411,7 +412,7 @@ def test_names_never_collide(tmp_path):
 
 
 def test_a_detector_without_names_writes_labels(tmp_path):
-    save(picture(), tmp_path / "in" / "a.png")
+    save(make_image(), tmp_path / "in" / "a.png")
     nameless = Predictor(BrightDetector(names=()), device="cpu", category_ids=(7, 9))
     predict_files(nameless, [tmp_path / "in"], tmp_path / "out", formats=("coco", "json"))
     coco = json.loads((tmp_path / "out" / "coco.json").read_text())

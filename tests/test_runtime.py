@@ -21,7 +21,7 @@ from focaldet.runtime import (
     num_processes,
     pick_device,
 )
-from tests.evaluation.cases import BrightDetector, picture
+from tests.evaluation.cases import BrightDetector, make_image
 from tests.evaluation.test_evaluate import BOXES, Scenes
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_what_a_process_knows_of_the_others(start, variables, number, first, loc
     assert (num_processes(), is_first_process(), local_rank()) == (number, first, local)
 
 
-def test_each_process_takes_the_gpu_of_its_place(start, monkeypatch):
+def test_each_process_takes_the_gpu_of_its_local_rank(start, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     start(TORCHRUN)
     assert pick_device(None) == pick_device("cuda") == torch.device("cuda:1")
@@ -85,14 +85,14 @@ def test_one_process_is_launched_plainly(start):
 
 
 def work(folder, out):
-    """A split evaluated and a folder of pictures predicted: what was found, and how many images were seen here."""
+    """A split evaluated and a folder of images predicted: the detections, and how many images were seen here."""
     detector = BrightDetector()
     with join_processes(CPU) as process:
-        found = detect_all(detector, Scenes(), batch_size=2, precision="fp32", fabric=process).detections
+        detections = detect_all(detector, Scenes(), batch_size=2, precision="fp32", fabric=process).detections
     seen_in_split = sum(map(len, detector.seen))
     result = predict_files(Predictor(detector, device="cpu"), [folder], out, formats=("json", "csv"), batch_size=2)
     return {
-        "boxes": [one.boxes[0].tolist() for one in found],
+        "boxes": [one.boxes[0].tolist() for one in detections],
         "seen": (seen_in_split, sum(map(len, detector.seen)) - seen_in_split),
         "predicted": (result.num_images, result.num_detections, [str(error) for error in result.failed]),
     }
@@ -108,13 +108,13 @@ def work_as_rank(rank, port, folder, out):
 
 
 def test_two_processes_do_the_work_of_one(tmp_path, start):
-    """Evaluation and prediction, a broken picture among the good ones."""
+    """Evaluation and prediction, a broken image among the good ones."""
     start({})
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    for place, box in enumerate(BOXES[:7]):
-        Image.fromarray(picture(box=box).permute(1, 2, 0).numpy()).save(folder / f"{place}.png")
-    (folder / "5.png").write_bytes(b"no picture")
+    for index, box in enumerate(BOXES[:7]):
+        Image.fromarray(make_image(box=box).permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    (folder / "5.png").write_bytes(b"not an image")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

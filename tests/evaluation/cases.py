@@ -18,7 +18,7 @@ def make_dataset(
     """A dataset from one list of (box xyxy, label, flag) per image; areas are those of the boxes."""
     rows = [row for image in images for row in image]
     boxes = torch.tensor([row[0] for row in rows], dtype=torch.float64).reshape(-1, 4)
-    path_bytes, path_offsets = pack_paths(paths or [f"{place}.png" for place in range(len(images))])
+    path_bytes, path_offsets = pack_paths(paths or [f"{index}.png" for index in range(len(images))])
     return Dataset(
         name=name,
         root=Path(root),
@@ -89,8 +89,8 @@ class BrightDetector(Detector):
         return []
 
 
-def picture(size=(48, 64), box=(8, 8, 24, 40), *, red=255, green=0):
-    """A dark picture (height, width) with a bright rectangle at `box` (xyxy), as a tensor."""
+def make_image(size=(48, 64), box=(8, 8, 24, 40), *, red=255, green=0):
+    """A dark image (height, width) with a bright rectangle at `box` (xyxy), as a tensor."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     left, top, right, bottom = box
     image[0, top:bottom, left:right] = red

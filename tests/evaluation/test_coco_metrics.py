@@ -63,9 +63,9 @@ def same(number, expected):
     return number is None if expected == -1 else abs(number - expected) <= 1e-12
 
 
-def class_numbers(evaluator, place):
+def class_numbers(evaluator, index):
     """AP, AP50 and AR100 of a class as pycocotools counts them."""
-    precision, recall = evaluator.eval["precision"][:, :, place], evaluator.eval["recall"][:, place]
+    precision, recall = evaluator.eval["precision"][:, :, index], evaluator.eval["recall"][:, index]
     parts = (precision[:, :, 0, 2], precision[0, :, 0, 2], recall[:, 0, 2])
     return [part[part > -1].mean() if (part > -1).any() else -1 for part in parts]
 
@@ -135,10 +135,10 @@ def assert_equals_referee(dataset, detections):
     evaluator = referee(annotations_of(dataset), results_of(dataset, detections))
     for name, expected in zip(HEADLINES, evaluator.stats, strict=True):
         assert same(getattr(metrics, name), expected), (name, getattr(metrics, name), expected)
-    places = {category: place for place, category in enumerate(sorted(dataset.classes.category_ids))}
+    ranks = {category: index for index, category in enumerate(sorted(dataset.classes.category_ids))}
     for one in metrics.per_class:
         for number, expected in zip(
-            (one.ap, one.ap50, one.ar100), class_numbers(evaluator, places[one.category_id]), strict=True
+            (one.ap, one.ap50, one.ar100), class_numbers(evaluator, ranks[one.category_id]), strict=True
         ):
             assert same(number, expected), (one, expected)
     return metrics
@@ -275,11 +275,11 @@ def test_coco_mini_gives_pycocotools_numbers_through_the_index_and_through_files
     dataset = open_split(DataConfig(path=real_data / "coco_mini"), "val", seed=0)
     generator = torch.Generator().manual_seed(0)
     detections = {}
-    for place in range(len(dataset)):
-        target = dataset.target(place)
+    for index in range(len(dataset)):
+        target = dataset.target(index)
         boxes = target.boxes.repeat(3, 1) + torch.randn(3 * len(target.boxes), 4, generator=generator) * 3
         boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2])
-        detections[place] = Detections(boxes, torch.rand(len(boxes), generator=generator), target.labels.repeat(3))
+        detections[index] = Detections(boxes, torch.rand(len(boxes), generator=generator), target.labels.repeat(3))
     write_results(tmp_path / "results.json", dataset, detections)
     truth = real_data / "coco_mini" / "annotations" / "instances_val2017.json"
     evaluator = referee(json.loads(truth.read_text()), json.loads((tmp_path / "results.json").read_text()))
@@ -326,7 +326,7 @@ def test_half_a_million_detections_take_two_seconds_of_two_cores():
     scores = torch.rand(num_images * each, generator=rng)
     labels = torch.randint(80, (num_images * each,), generator=rng)
     rows = [slice(start, start + each) for start in range(0, num_images * each, each)]
-    detections = {place: Detections(boxes[row], scores[row], labels[row]) for place, row in enumerate(rows)}
+    detections = {index: Detections(boxes[row], scores[row], labels[row]) for index, row in enumerate(rows)}
     truth = [
         [(box, label, 0) for box, label in zip(boxes[row][:7].tolist(), labels[row][:7].tolist(), strict=True)]
         for row in rows

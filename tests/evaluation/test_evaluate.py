@@ -17,7 +17,7 @@ from focaldet.prediction import Predictor
 from focaldet.runtime import Process
 from focaldet.types import Preprocessing, Resize, Target
 from focaldet.weights import Trained
-from tests.evaluation.cases import BrightDetector, make_dataset, make_detections, picture, size_of
+from tests.evaluation.cases import BrightDetector, make_dataset, make_detections, make_image, size_of
 
 BOXES = [[k, 4, k + 16, 36] for k in range(0, 40, 4)]
 
@@ -27,7 +27,7 @@ class Scenes:
 
     def __init__(self, boxes=BOXES):
         self.images = [
-            picture(size=(40 + 8 * (k % 3), 64), box=box, green=200 * (k % 2)) for k, box in enumerate(boxes)
+            make_image(size=(40 + 8 * (k % 3), 64), box=box, green=200 * (k % 2)) for k, box in enumerate(boxes)
         ]
         self.dataset = make_dataset(
             [[(box, k % 2, 0)] for k, box in enumerate(boxes)], sizes=[tuple(size_of(image)) for image in self.images]
@@ -119,7 +119,7 @@ def test_a_detector_without_names_must_have_as_many_classes():
 
 @pytest.fixture
 def data(tmp_path):
-    """A COCO folder with sparse ids: ten pictures, cells and dogs."""
+    """A COCO folder with sparse ids: ten images, cells and dogs."""
     scenes = Scenes()
     folder = tmp_path / "data"
     (folder / "images").mkdir(parents=True)
@@ -174,7 +174,7 @@ def test_the_files_go_where_they_are_wanted_and_sizes_are_those_asked_for(run, d
     assert (tmp_path / "here" / "predictions.json").is_file()
     assert not (run / "eval-val").exists()
     assert metrics.num_images == 10  # a single file is one split, none of it is held out
-    assert metrics.ap < 0.999  # at three eighths of its size a picture does not give corners to the pixel
+    assert metrics.ap < 0.999  # at three eighths of its size an image does not give corners to the pixel
 
 
 def test_weights_without_a_run_folder_need_data_and_write_nothing(run, data, tmp_path):
@@ -220,7 +220,7 @@ def test_mistakes_are_told(run, data, monkeypatch):
 def test_ranks_share_the_batches_and_take_the_parts_of_all(monkeypatch):
     """Both ranks in turn, each given what the other one finds."""
     parts = []
-    other = ({place: make_detections((box, 0.9, 0)) for place, box in enumerate(BOXES)}, [])
+    other = ({index: make_detections((box, 0.9, 0)) for index, box in enumerate(BOXES)}, [])
     monkeypatch.setattr(module, "gather_objects", lambda part, *, num_ranks: parts.append(part) or [part, other])
     for rank in range(2):
         ranks = Process(rank, 2, torch.device("cpu"))
@@ -233,7 +233,7 @@ def test_ranks_share_the_batches_and_take_the_parts_of_all(monkeypatch):
 
 
 @pytest.mark.parametrize("antialias", [True, False])
-def test_a_real_network_gives_the_same_over_a_split_as_picture_by_picture(antialias):
+def test_a_real_network_gives_the_same_over_a_split_as_image_by_image(antialias):
     """Evaluation and prediction are one path: bit-equal where batches are equal."""
     scenes = Scenes(BOXES[:3])
     detector = build(

@@ -12,14 +12,14 @@ from focaldet.evaluation.inference import InferenceFields, InferenceOptions, app
 from focaldet.models import build
 from focaldet.runtime import eval_mode, has_native_bf16, pick_device, pick_precision
 from focaldet.types import ImageSize, Resize
-from tests.evaluation.cases import BrightDetector, picture
+from tests.evaluation.cases import BrightDetector, make_image
 
 CPU = torch.device("cpu")
 
 
 def test_boxes_are_scaled_and_clipped_to_the_original():
     detector = BrightDetector()
-    batch = padded([picture(size=(32, 64), box=(0, 0, 64, 16))], preprocessing=detector.preprocessing)
+    batch = padded([make_image(size=(32, 64), box=(0, 0, 64, 16))], preprocessing=detector.preprocessing)
     (detections,) = detect_batch(
         detector, batch, sizes=[ImageSize(32, 64)], original_sizes=[ImageSize(100, 127)], device=CPU, precision="fp32"
     )
@@ -33,7 +33,7 @@ def test_lower_precision_reaches_the_products_only():
             return super().forward(images, sizes)
 
     detector = Products()
-    one = padded([picture()], preprocessing=detector.preprocessing)
+    one = padded([make_image()], preprocessing=detector.preprocessing)
     sizes = [ImageSize(48, 64)]
     for precision, dtype in [("fp32", torch.float32), ("bf16", torch.bfloat16)]:
         (detections,) = detect_batch(detector, one, sizes=sizes, original_sizes=sizes, device=CPU, precision=precision)

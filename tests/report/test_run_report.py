@@ -14,7 +14,7 @@ from focaldet.evaluation.results import write_results
 from focaldet.report.page import STYLE
 from focaldet.report.run_report import NUM_PICTURES, truth_as_detections, write_report
 from focaldet.types import Target
-from tests.evaluation.cases import make_dataset, make_detections, picture
+from tests.evaluation.cases import make_dataset, make_detections, make_image
 
 EVIL = "<script>alert(1)</script>"
 METRICS = """kind,epoch,step,loss,class_loss,box_loss,ap,ap50,ap75
@@ -33,7 +33,7 @@ class Scenes:
 
     def load(self, i, *, epoch):
         assert epoch == 0
-        return picture(), self.dataset.target(i)
+        return make_image(), self.dataset.target(i)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from focaldet.study.hard_examples import easiness, examples_on, study_hard, tell
 from focaldet.study.hard_page import hard_page
 from focaldet.study.suspects import suspects
 from focaldet.weights import Trained
-from tests.evaluation.cases import BrightDetector, make_dataset, make_detections, picture
+from tests.evaluation.cases import BrightDetector, make_dataset, make_detections, make_image
 
 BOX = (8, 8, 24, 40)
 # Of each image what is bright (box, green) and what the file says of it (xywh, category id; 1 is the cell, 2 the dog).
@@ -41,7 +41,7 @@ def data(tmp_path):
     images, annotations = [], []
     for number, (name, (bright, truth)) in enumerate(SCENES.items(), start=1):
         box, green = bright
-        Image.fromarray(picture(box=box, green=green).permute(1, 2, 0).numpy()).save(folder / name)
+        Image.fromarray(make_image(box=box, green=green).permute(1, 2, 0).numpy()).save(folder / name)
         images.append({"id": number, "file_name": name, "width": 64, "height": 48})
         if truth is not None:
             xywh, category = truth

@@ -23,7 +23,7 @@ from focaldet.study import imbalance as module
 from focaldet.study.imbalance import study_imbalance, summary, tally_losses
 from focaldet.study.loss_tally import LossTally
 from focaldet.weights import Trained
-from tests.evaluation.cases import BrightDetector, make_dataset, picture
+from tests.evaluation.cases import BrightDetector, make_dataset, make_image
 
 BOX = [8.0, 8.0, 24.0, 40.0]
 FILES = {
@@ -52,7 +52,7 @@ def write_data(folder, images, *, names=("cell", "dog", "cat")):
     """A COCO folder with one split, `val`; each image is a list of the names of its boxes, which all lie at `BOX`."""
     (folder / "images").mkdir(parents=True)
     for place in range(len(images)):
-        Image.fromarray(picture().permute(1, 2, 0).numpy()).save(folder / "images" / f"{place}.png")
+        Image.fromarray(make_image().permute(1, 2, 0).numpy()).save(folder / "images" / f"{place}.png")
     rows = [(place, name) for place, image in enumerate(images) for name in image]
     document = {
         "images": [

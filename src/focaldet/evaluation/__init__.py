@@ -1,1 +1,1 @@
-"""COCO numbers of detections, detectors over whole splits, and the report of a run."""
+"""How trained detectors are run and evaluated: COCO metrics, kinds of errors, result files."""

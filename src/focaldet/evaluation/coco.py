@@ -103,7 +103,7 @@ class Metrics:
         return configs.from_dict(Metrics, values, source="metrics")
 
 
-class GroundTruth(NamedTuple):
+class CocoGroundTruth(NamedTuple):
     """The boxes of all images, as columns; `image_indices` and `labels` are indices into `image_ids` and `classes`.
 
     `ignored` boxes need not be detected.
@@ -160,7 +160,7 @@ def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split:
     return _compute_metrics(truth, read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes))
 
 
-def ground_truth_of(dataset: Dataset) -> GroundTruth:
+def ground_truth_of(dataset: Dataset) -> CocoGroundTruth:
     """The boxes of a dataset as training uses them: inside their images, none of them empty.
 
     Sides that were not clipped are those of the file to the last digit, as in `read_ground_truth`.
@@ -169,7 +169,7 @@ def ground_truth_of(dataset: Dataset) -> GroundTruth:
     sides = boxes[:, 2:] - boxes[:, :2]
     if dataset.side_remainders is not None:
         sides += dataset.side_remainders.numpy()
-    return GroundTruth(
+    return CocoGroundTruth(
         image_ids=dataset.image_ids.numpy(),
         classes=dataset.classes,
         image_indices=numpy.repeat(numpy.arange(len(dataset)), numpy.diff(dataset.offsets.numpy())),
@@ -180,7 +180,7 @@ def ground_truth_of(dataset: Dataset) -> GroundTruth:
     )
 
 
-def read_ground_truth(path: Path) -> GroundTruth:
+def read_ground_truth(path: Path) -> CocoGroundTruth:
     """The boxes of a COCO annotation file exactly as it states them, as COCO's own tool takes them.
 
     Their sides do not come from corners: (x + w) − x is not w in floating point, and an IoU that lies on a threshold
@@ -195,7 +195,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
         row = int(numpy.flatnonzero(~numpy.isfinite(boxes).all(axis=1))[0])
         raise records.box_place(row).error(f"must be four finite numbers, got {boxes[row].tolist()}")
     sides = boxes[:, 2:] - boxes[:, :2] if records.sides is None else records.sides.numpy()
-    return GroundTruth(
+    return CocoGroundTruth(
         image_ids=numpy.array(records.image_ids, dtype=numpy.int64),
         classes=records.classes,
         image_indices=records.owners.numpy(),
@@ -206,7 +206,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
     )
 
 
-def _compute_metrics(truth: GroundTruth, rows: ResultRows) -> Metrics:
+def _compute_metrics(truth: CocoGroundTruth, rows: ResultRows) -> Metrics:
     """The metrics by hotcoco.
 
     Ids are replaced by their ranks: COCO breaks ties between equal scores by the order of the image ids, and ranks keep
@@ -232,7 +232,7 @@ def _compute_metrics(truth: GroundTruth, rows: ResultRows) -> Metrics:
 
 
 def _run_hotcoco(
-    truth: GroundTruth,
+    truth: CocoGroundTruth,
     rows: ResultRows,
     image_rank: Int64[numpy.ndarray, " N"],
     class_rank: Int64[numpy.ndarray, " K"],

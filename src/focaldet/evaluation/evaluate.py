@@ -185,7 +185,7 @@ def set_up_evaluation(
         ConfigError: a setting out of range, or no class in common between detector and data.
     """
     detector = apply_options(load_detector(run).detector, options)
-    settings = run_settings(run)
+    settings = read_run_settings(run)
     dataset = open_evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
     class_match = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)
     if options.architecture:
@@ -282,7 +282,7 @@ def write_evaluation(folder: Path, metrics: Metrics, *, dataset: Dataset, detect
     (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
 
 
-def run_settings(run: str | Path) -> dict[str, Any]:
+def read_run_settings(run: str | Path) -> dict[str, Any]:
     """The settings in the `config.yaml` of a run folder; an empty mapping for other weights.
 
     Raises:

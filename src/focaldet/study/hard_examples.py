@@ -25,8 +25,8 @@ from focaldet.evaluation.evaluate import (
     EvaluationSetup,
     detect_all,
     evaluation_folder,
+    read_run_settings,
     relabel_detections,
-    run_settings,
     set_up_evaluation,
 )
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions
@@ -117,7 +117,7 @@ def study_hard(
         found = suspects(examples, num_classes=len(opened.dataset.classes), score=score)
         study = HardStudy(folder / "index.html", examples, tuple(found), opened.class_match.notes)
         if ranks.global_rank == 0:
-            model = str(run_settings(run).get("model", run))
+            model = str(read_run_settings(run).get("model", run))
             page = hard_page(opened.dataset, examples, found, score=score, model=model)
             study.page.write_text(page, encoding="utf-8")
             _write_tables(opened.dataset, study)

@@ -14,7 +14,7 @@ from focaldet.nets.regions import ProposalHead, ProposalHeadConfig
 from focaldet.ops.anchors import pyramid_anchors
 from focaldet.types import ImageSize, Target
 from focaldet.weights import load_into, save_detector
-from focaldet.weights.formats.timm import detector_tensors
+from focaldet.weights.formats.timm import inception_resnet_tensors
 
 HALVES = [name for name, config in DETECTORS.items() if getattr(config, "trunk", None) == "halves"]
 SMALL_HALVES = ["faster_rcnn_r18_c4", "faster_rcnn_inception_resnet_small", "faster_rcnn_inception_resnet_small_tdm"]
@@ -77,7 +77,7 @@ def test_inception_resnet_v2_of_timm_fills_both_halves():
         classifier = timm.create_model("inception_resnet_v2").state_dict()
         for name in ("faster_rcnn_inception_resnet_v2", "faster_rcnn_inception_resnet_v2_tdm"):
             detector = build(name)
-            tensors, expected, left_out = detector_tensors(detector, classifier, source="timm")
+            tensors, expected, left_out = inception_resnet_tensors(detector, classifier, source="timm")
             assert {place: tuple(value.shape) for place, value in tensors.items()} == expected
             assert left_out == ("classif.weight", "classif.bias")
             own = {place for place, _ in detector.named_parameters()} - set(expected)

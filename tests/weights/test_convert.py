@@ -21,11 +21,11 @@ from focaldet.nets.resnet import RESNETS
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import checkpoint, load_detector, read_metadata, save_detector
 from focaldet.weights.convert import convert
-from focaldet.weights.formats import registry as foreign
-from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, write_darknet
+from focaldet.weights.formats import torchvision as torchvision_format
+from focaldet.weights.formats.darknet import write_darknet
+from focaldet.weights.formats.detector_weights import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, COCO_NAMES
 from focaldet.weights.formats.files import TensorFile
-from focaldet.weights.formats.torchvision import COCO_NAMES
-from focaldet.weights.provenance import origins, traced
+from focaldet.weights.provenance import source_names, track_names
 from tests.weights.formats import caffe_oracle, peer_oracle
 
 
@@ -213,7 +213,7 @@ def test_darknet_there_and_back(folder):
     done = convert(path, out, model="yolov2_tiny")
     assert (done.layout, done.model, done.boxes) == ("darknet", "yolov2_tiny", "x, y, width, height, objectness")
     assert (done.class_names, done.category_ids) == (COCO_CLASS_NAMES, COCO_CATEGORY_IDS)
-    assert done.background == "none, the objectness tells"
+    assert done.background == "none, the objectness decides"
     assert "public domain" in read_metadata(out).license
     made_of = {one.name: one.made_of for one in done.tensors}
     last = (path.stat().st_size - 20) // 4
@@ -365,34 +365,34 @@ class TestCommand:
 
 def test_what_nobody_names_and_nothing_uses_is_an_error(folder, monkeypatch):
     """A reader that loses a tensor is found out, though every tensor of the detector was filled."""
-    renamed = foreign.torchvision.detector_tensors
+    renamed = torchvision_format.rename_torchvision_tensors
 
     def losing(tensors):
         return renamed({name: value for name, value in tensors.items() if name != "lost"})
 
     of_torchvision(folder, "retinanet_resnet50_fpn", lost=torch.zeros(1))
-    monkeypatch.setattr(foreign.torchvision, "detector_tensors", losing)
+    monkeypatch.setattr(torchvision_format, "rename_torchvision_tensors", losing)
     with pytest.raises(CheckpointError, match=r"w\.pth: left over lost"):
         convert(folder / "w.pth", folder / "out.safetensors")
     assert not (folder / "out.safetensors").exists()
 
 
 def test_a_reader_that_leaves_torch_is_followed_no_further(folder, monkeypatch):
-    renamed = foreign.torchvision.detector_tensors
+    renamed = torchvision_format.rename_torchvision_tensors
 
     def through_numpy(tensors):
         found = renamed(tensors)
         return found | {"pyramid.p6.bias": torch.from_numpy(found["pyramid.p6.bias"].detach().numpy().copy())}
 
     path = of_torchvision(folder, "retinanet_resnet50_fpn")
-    monkeypatch.setattr(foreign.torchvision, "detector_tensors", through_numpy)
+    monkeypatch.setattr(torchvision_format, "rename_torchvision_tensors", through_numpy)
     done = convert(path, folder / "out.safetensors")
     assert [one.name for one in done.tensors if not one.made_of] == ["pyramid.p6.bias"] and done.skipped == ()
 
 
-def test_traced_tensors_know_their_names():
+def test_tracked_tensors_know_their_names():
     a, b, c = torch.rand(4, 3), torch.rand(4, 3), torch.rand(2)
-    file = traced(TensorFile({"a": a, "b": b, "c": c}, {"x": "y"}))
+    file = track_names(TensorFile({"a": a, "b": b, "c": c}, {"x": "y"}))
     assert file.statements == {"x": "y"}
     one, two, three = file.tensors.values()
     results = {
@@ -404,7 +404,7 @@ def test_traced_tensors_know_their_names():
         "none": torch.zeros(1),
     }
     expected = [("a",), ("a", "b"), ("a",), ("b", "a"), ("c",), ()]
-    assert origins(results) == dict(zip(results, expected, strict=True))
+    assert source_names(results) == dict(zip(results, expected, strict=True))
     assert one.data_ptr() == a.data_ptr() and torch.equal(results["sum"], a + b)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights import load as transfer
+from focaldet.weights import load as load_module
 from focaldet.weights import load_detector, load_into, save_detector, sources
-from focaldet.weights.formats.torchvision import COCO_NAMES
+from focaldet.weights.formats.detector_weights import COCO_NAMES
 
 SMALL: dict[str, Any] = {"width": 32, "head_depth": 1}
 
@@ -236,7 +236,7 @@ def test_the_epsilon_follows_the_weights(backbone_path: Path) -> None:
 
 def test_an_unknown_layout_is_named(tmp_path: Path) -> None:
     torch.save({"encoder.weight": torch.zeros(1)}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"no layout that focaldet knows \(first tensors: encoder\.weight\)"):
+    with pytest.raises(CheckpointError, match=r"not a layout that focaldet knows \(first tensors: encoder\.weight\)"):
         load_into(small(num_classes=2), tmp_path / "w.pth", input="imagenet")
 
 
@@ -274,7 +274,9 @@ def retinanet_path(retinanet: dict[str, Tensor], tmp_path: Path) -> Iterator[Pat
     path.unlink()
 
 
-def test_a_torchvision_detector_opens_as_its_twin(retinanet_path: Path, retinanet: dict[str, Tensor]) -> None:
+def test_a_torchvision_detector_opens_as_its_equivalent_preset(
+    retinanet_path: Path, retinanet: dict[str, Tensor]
+) -> None:
     state = torch.get_rng_state()
     trained = load_detector(retinanet_path)
     assert torch.equal(torch.get_rng_state(), state)
@@ -317,7 +319,7 @@ def test_counted_batches_tell_the_ordinary_epsilon(retinanet: dict[str, Tensor],
     assert load_detector(tmp_path / "w.pth").detector.config.norm_eps == 1e-5
 
 
-def test_another_twin_is_refused_and_the_right_one_named(retinanet_path: Path) -> None:
+def test_another_preset_is_refused_and_the_right_one_named(retinanet_path: Path) -> None:
     with torch.device("meta"):
         detector = build("retinanet_r50_fpn")
     with pytest.raises(CheckpointError, match=r"anchors\.flavour is 'torchvision'.*it fits retinanet_r50_fpn_tv"):
@@ -353,19 +355,19 @@ def test_run_folders_open_their_best_weights(own: tuple[Detector, Path], tmp_pat
 
 
 def test_a_backbone_alone_is_no_detector(backbone_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no detector"):
+    with pytest.raises(CheckpointError, match="not a detector"):
         load_detector(backbone_path)
 
 
 def test_published_names_carry_their_input(backbone_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = sources.Source("torchvision:imagenet_v1", backbone_path, input="imagenet", license="BSD")
+    source = sources.WeightsSource("torchvision:imagenet_v1", backbone_path, input="imagenet", license="BSD")
     asked: dict[str, object] = {}
 
-    def resolve(spec: object, **known: object) -> sources.Source:
+    def find_weights(spec: object, **known: object) -> sources.WeightsSource:
         asked.update(known, spec=spec)
         return source
 
-    monkeypatch.setattr(transfer, "resolve", resolve)
+    monkeypatch.setattr(load_module, "find_weights", find_weights)
     report = load_into(small(num_classes=2), "torchvision:imagenet_v1")
     assert asked["backbone"] == "resnet18"
     assert (report.preprocessing.mean, report.license) == (Preprocessing().mean, "BSD")

@@ -4,7 +4,7 @@ import pytest
 
 from focaldet.errors import ConfigError
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights.normalization import INPUTS, describe, with_input
+from focaldet.weights.normalization import INPUTS, describe_input, with_input
 
 KEPT = Preprocessing(resize=Resize("long", size=320), size_divisor=64)
 
@@ -51,8 +51,8 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_descriptions_name_the_known_inputs(name: str) -> None:
-    assert describe(with_input(KEPT, name, source="x")).startswith(name)
+    assert describe_input(with_input(KEPT, name, source="x")).startswith(name)
 
 
 def test_descriptions_of_other_inputs_show_numbers() -> None:
-    assert "BGR" in describe(with_input(KEPT, "x/2-1, BGR", source="x"))
+    assert "BGR" in describe_input(with_input(KEPT, "x/2-1, BGR", source="x"))

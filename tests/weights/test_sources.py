@@ -7,7 +7,7 @@ import pytest
 from torchvision.models import get_model_weights
 
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.weights import resolve, sources
+from focaldet.weights import find_weights, sources
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 def test_names_mean_published_files(
     fetched: list[str], tmp_path: Path, name: str, backbone: str | None, file: str
 ) -> None:
-    source = resolve(name, backbone=backbone)
+    source = find_weights(name, backbone=backbone)
     assert [url.rsplit("/", 1)[-1] for url in fetched] == [file]
     assert (source.label, source.input, source.path) == (name, "imagenet", tmp_path / "weights" / "file.pth")
     assert source.license and "BSD-3-Clause" in source.license
@@ -56,49 +56,49 @@ def test_names_mean_published_files(
 )
 def test_what_was_never_published_is_said(fetched: list[str], name: str, backbone: str | None) -> None:
     with pytest.raises(ConfigError, match=f"{name}: torchvision has published none for backbone"):
-        resolve(name, backbone=backbone)
+        find_weights(name, backbone=backbone)
     assert not fetched
 
 
 @pytest.mark.parametrize("spec", ["torchvision:coco_v3", "torchvison:coco_v1"])
 def test_misspelt_names_are_answered_with_the_nearest(fetched: list[str], spec: str) -> None:
     with pytest.raises(
-        CheckpointError, match=r"there is no file or run folder .* no known name .*torchvision:coco_v[12]"
+        CheckpointError, match=r"there is no file or run folder .* no weights have that name .*torchvision:coco_v[12]"
     ):
-        resolve(spec)
+        find_weights(spec)
     assert not fetched
 
 
 def test_paths_are_taken_as_they_are(fetched: list[str], tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"anything")
     for spec in (tmp_path / "w.pth", str(tmp_path / "w.pth")):
-        source = resolve(spec)
+        source = find_weights(spec)
         assert (source.path, source.label, source.input) == (tmp_path / "w.pth", str(spec), None)
     assert not fetched
 
 
 def test_run_folders_have_best_or_last_weights(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no run folder with weights"):
-        resolve(tmp_path)
+    with pytest.raises(CheckpointError, match="is not a run folder with weights"):
+        find_weights(tmp_path)
     (tmp_path / "weights").mkdir()
     for name in ("last.safetensors", "best.safetensors"):
         (tmp_path / "weights" / name).touch()
-        assert resolve(tmp_path).path == tmp_path / "weights" / name
+        assert find_weights(tmp_path).path == tmp_path / "weights" / name
 
 
 def test_a_published_file_is_known_by_name_and_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "resnet50-0676ba61.pth"
     path.write_bytes(b"not what the name says")
-    assert resolve(path).input is None
+    assert find_weights(path).input is None
     monkeypatch.setattr(sources, "sha256", lambda _: "0676ba61" + "0" * 56)
-    assert resolve(path).input == "imagenet"
+    assert find_weights(path).input == "imagenet"
     other = tmp_path / f"mine-{hashlib.sha256(b'').hexdigest()[:8]}.pth"
     other.write_bytes(b"")
-    assert resolve(other).input is None, "a checksum alone says nothing about the origin"
+    assert find_weights(other).input is None, "a checksum alone says nothing about the origin"
 
 
 def test_all_published_classifiers_want_imagenets_mean_and_deviation() -> None:
-    """What `resolve` states for every published file."""
+    """What `find_weights` states for every published file."""
     classifiers = [model for model in sources.TORCHVISION_MODELS if "_fpn" not in model]
     assert len(classifiers) == 7
     for model in classifiers:

@@ -16,7 +16,7 @@ from focaldet.models import PREPROCESSING
 from focaldet.training.config import RunConfig
 from focaldet.training.state import asked_architecture
 from focaldet.types import Preprocessing
-from focaldet.weights.tensor_names import Shapes, shapes_of, without_memory
+from focaldet.weights.tensor_names import TensorShapes, build_on_meta, shapes_of
 
 
 def check_phases(config: RunConfig) -> None:
@@ -26,7 +26,7 @@ def check_phases(config: RunConfig) -> None:
         ConfigError: the network or the image size of a phase is impossible, it has other tensors than the first phase,
             or nothing to train; names the phase.
     """
-    first: Shapes | None = None
+    first: TensorShapes | None = None
     for number, phase in enumerate(config.phase_configs if config.phases else (), start=1):
         try:
             first = _check_network(phase, first)
@@ -34,11 +34,11 @@ def check_phases(config: RunConfig) -> None:
             raise ConfigError(f"phase {number}: {error}") from None
 
 
-def _check_network(config: RunConfig, first: Shapes | None) -> Shapes:
+def _check_network(config: RunConfig, first: TensorShapes | None) -> TensorShapes:
     """The shapes of the network's tensors, which are those of the `first` phase where there is one."""
     resize = PREPROCESSING.get(config.model, Preprocessing()).resize
     resize.with_sides(size=config.size, short_side=config.short_side, max_side=config.max_side)
-    detector = without_memory(asked_architecture(config))
+    detector = build_on_meta(asked_architecture(config))
     if not any(parameter.requires_grad for parameter in detector.parameters()):
         raise ConfigError("nothing is left to train")
     shapes = shapes_of(detector, counters=False)

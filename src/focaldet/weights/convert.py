@@ -1,4 +1,4 @@
-"""Another program's detector as a file of ours, with an account of what became of it."""
+"""Convert another program's detector to a file of focaldet, with a report of what became of it."""
 
 import math
 import warnings
@@ -16,42 +16,49 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, named_config
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
-from focaldet.weights.checkpoint import NO_LICENSE, is_own, save_detector
-from focaldet.weights.compatibility import CONVENTIONS, FREE, conventions, fitting, require_same_settings
+from focaldet.weights.checkpoint import NO_LICENSE, is_checkpoint, save_detector
+from focaldet.weights.compatibility import (
+    CONVENTIONS,
+    FREE,
+    differing_conventions,
+    matching_preset,
+    require_same_settings,
+)
 from focaldet.weights.download import sha256
 from focaldet.weights.formats import darknet
+from focaldet.weights.formats.detector_weights import DetectorWeights
 from focaldet.weights.formats.files import TensorFile, read_tensors
-from focaldet.weights.formats.registry import LAYOUTS, Layout, layout_of
-from focaldet.weights.load import Trained, load_detector, load_into
-from focaldet.weights.normalization import describe
-from focaldet.weights.provenance import origins, traced
-from focaldet.weights.sources import Source, resolve
+from focaldet.weights.formats.registry import FILE_FORMATS, FileFormat, recognize_format
+from focaldet.weights.load import Trained, load_detector, stated_input
+from focaldet.weights.normalization import describe_input
+from focaldet.weights.provenance import source_names, track_names
+from focaldet.weights.sources import WeightsSource, find_weights
 from focaldet.weights.tensor_names import COUNTER, shapes_of
 
-DARKNET, SUFFIX = "darknet", ".safetensors"
-SHORT = {"mmdet": "mmdetection"}
+DARKNET = "darknet"
+SHORT_PROGRAM_NAMES = {"mmdet": "mmdetection"}
 NO_BACKGROUND = "none, each class is decided by itself"
 BACKGROUND = {
     "torchvision": "first in the file, last here",
     "caffe": "first in the file, last here",
     "detectron2": "last in the file and here",
     "mmdetection": "last in the file and here",
-    DARKNET: "none, the objectness tells",
+    DARKNET: "none, the objectness decides",
 }
-"""Where the background stands where a softmax tells classes apart; a program that is missing here is not told of."""
+"""The position of the background among the classes of a softmax, by program."""
 BOXES = {DARKNET: "x, y, width, height, objectness"}
-"""The numbers of a box in the programs that have others than its four."""
+"""The numbers of a box in the programs that do not have the usual four."""
 LICENSES = {
     "torchvision": "torchvision (its published weights: BSD-3-Clause)",
     DARKNET: "darknet (its published weights: public domain, by the YOLO LICENSE)",
 }
-"""What is known of a program where neither its reader nor the user states a license."""
+"""The licenses of published weights of the programs whose reader states none."""
 ANCHORS = ("anchors", "priors")
 """The settings that say where boxes start, as the kinds of detectors call them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mapped:
+class TensorMapping:
     """A tensor of the detector by its name and shape, and those of the file that it was made of."""
 
     name: str
@@ -61,11 +68,11 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What `convert` wrote, and what it took it from.
+    """What `convert` wrote, and from what.
 
-    `model` is the entry of the table of detectors that the file fits, if there is one; training and detection may be
-    set otherwise, and so may the `conventions`, which are those of the file's program. `skipped` are the tensors of
-    the file that none of the detector's was made of; their reader knows them, or they count BatchNorm's batches.
+    `model` is the preset that the file fits, if there is one, but for settings of training and detection and for the
+    `conventions`, which are those of the file's program. `skipped` are the tensors of the file that none of the
+    detector's was made of: their reader knows them, or they count BatchNorm's batches.
     """
 
     out: Path
@@ -74,7 +81,7 @@ class Conversion:
     model: str | None
     architecture: str
     conventions: tuple[str, ...]
-    tensors: tuple[Mapped, ...]
+    tensors: tuple[TensorMapping, ...]
     skipped: tuple[str, ...]
     num_classes: int
     class_names: tuple[str, ...]
@@ -90,12 +97,14 @@ class Conversion:
         """The tensors and the numbers in them, by the part of the detector."""
         part_of = {tensor: tensor.name.split(".", maxsplit=1)[0] for tensor in self.tensors}
         counts = Counter(part_of.values())
-        numbers = {part: sum(math.prod(one.shape) for one in self.tensors if part_of[one] == part) for part in counts}
+        numbers = {
+            part: sum(math.prod(tensor.shape) for tensor in self.tensors if part_of[tensor] == part) for part in counts
+        }
         return {part: (count, numbers[part]) for part, count in counts.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything for programs: `tensors` by our names, each with those it was made of."""
-        mapping = {one.name: {"made_of": list(one.made_of), "shape": list(one.shape)} for one in self.tensors}
+        """Everything for programs: `tensors` by focaldet's names, each with those it was made of."""
+        mapping = {each.name: {"made_of": list(each.made_of), "shape": list(each.shape)} for each in self.tensors}
         parts = {part: {"tensors": count, "numbers": numbers} for part, (count, numbers) in self.parts().items()}
         names = [field.name for field in fields(self) if field.name not in ("tensors", "out")]
         rest = {name: getattr(self, name) for name in names}
@@ -103,23 +112,23 @@ class Conversion:
         return {"out": str(self.out), **rest, "preprocessing": preprocessing, "parts": parts, "tensors": mapping}
 
     def rows(self) -> list[list[str]]:
-        """The account for people: what, and how it is."""
+        """The report for people: a subject and a text in each row."""
         parts = [["tensors", f"{part}: {count}, {size:,} numbers"] for part, (count, size) in self.parts().items()]
         names = f": {list_names(self.class_names)}" if self.class_names else ", without names"
         ids = f"{self.category_ids[0]}…{self.category_ids[-1]}" if self.category_ids else "none stated"
         return [
             ["read", f"{self.source} ({self.layout})"],
-            ["detector", f"{self.model or 'no entry of the table'} ({self.architecture})"],
+            ["detector", f"{self.model or 'no preset'} ({self.architecture})"],
             *([["with its own", ", ".join(self.conventions)]] if self.conventions else []),
             *parts,
             ["classes", f"{self.num_classes}{names}"],
             ["category ids", ids],
             *([["background", self.background]] if self.background else []),
             ["boxes", self.boxes],
-            ["anchors", _in_words(self.anchors)],
-            ["input", f"{describe(self.preprocessing)}, {self.preprocessing.resize}"],
+            ["anchors", _settings_text(self.anchors)],
+            ["input", f"{describe_input(self.preprocessing)}, {self.preprocessing.resize}"],
             ["license", self.license],
-            ["left out", list_names(self.skipped) if self.skipped else "nothing"],
+            ["skipped", list_names(self.skipped) if self.skipped else "nothing"],
             *(["note", note] for note in self.notes),
             ["written", str(self.out)],
         ]
@@ -137,13 +146,13 @@ def convert(
     progress: Progress | None = None,
     licence: str | None = None,
 ) -> Conversion:
-    """Write the detector of another program's file as a file of ours at `out`; what was read, and what became of it.
+    """Write the detector of another program's file as a file of focaldet at `out`; return what was read and written.
 
     Args:
         spec: a file, or a name such as torchvision:coco_v1.
         out: ends in .safetensors.
-        layout: the program whose file it must be, such as torchvision or darknet; recognised where it is None.
-        model: the entry of the table of detectors that the file must fit. darknet's files need it.
+        layout: the program whose file it must be, such as torchvision or darknet; recognized where it is None.
+        model: the preset that the file must fit. darknet's files need it.
         input: what the weights were trained to see, where the file does not state it.
         license: of the weights, where it is another than the source's own.
         overwrite: replace what is at `out`.
@@ -151,19 +160,19 @@ def convert(
         licence: the old name of `license`.
 
     Raises:
-        CheckpointError: the file is no whole detector, of another layout or entry, has tensors left over, or cannot be
-            read or written; nothing was written then.
-        ConfigError: `layout` or `model` is unknown, `license` is no text, or `out` has another suffix or is there
-            already.
+        CheckpointError: the file is not a whole detector, of another layout or preset, has tensors left over, or cannot
+            be read or written; nothing was written then.
+        ConfigError: `layout` or `model` is unknown, `license` is not one line of text, or `out` has another suffix or
+            is there already.
     """
     if licence is not None:
         warnings.warn("convert(licence=…) is now called license", DeprecationWarning, stacklevel=2)
         license = licence  # noqa: A001
     out = Path(out)
     if license is not None and not license.isprintable():
-        raise ConfigError(f"license: must be one line of text, found {license!r}")
-    names = [*(known.program for known in LAYOUTS), DARKNET]
-    layout = SHORT.get(layout, layout) if layout else None
+        raise ConfigError(f"license: must be one line of text, got {license!r}")
+    names = [*(known.program for known in FILE_FORMATS), DARKNET]
+    layout = SHORT_PROGRAM_NAMES.get(layout, layout) if layout else None
     if layout is not None and layout not in names:
         raise ConfigError(
             f"from: no whole detectors of {layout!r} are known, only of {', '.join(names)}{nearest(layout, names)}; a "
@@ -171,68 +180,68 @@ def convert(
         )
     if model is not None:
         named_config(model)
-    source = resolve(spec, progress=progress)
-    _require_place(out, source, overwrite=overwrite)
-    foreign = _read(source, layout=layout)
+    source = find_weights(spec, progress=progress)
+    _require_free_path(out, source, overwrite=overwrite)
+    foreign = _read_foreign(source, layout=layout)
     trained = load_detector(spec, model=model, input=input)
-    conversion = _account(
-        *(trained, foreign, _told(foreign, trained.detector, named_input=input)),
+    conversion = _report(
+        *(trained, foreign, *_read_again(foreign, trained.detector, named_input=input)),
         out=out,
-        model=_entry(trained.detector, source, model=model),
+        model=_require_preset(trained.detector, source, model=model),
         stated_license=license,
     )
     extra = {"converted_from": source.path.name, "layout": conversion.layout, "source_sha256": sha256(source.path)}
-    classes = _Classes(trained.detector.class_names, trained.category_ids)
+    classes = _ConvertedClasses(trained.detector.class_names, trained.category_ids)
     save_detector(out, trained.detector, classes=classes, license=conversion.license, extra=extra)
     return conversion
 
 
 @dataclass(frozen=True, slots=True)
-class _Foreign:
-    """A file of another program; of darknet's, whose numbers have no names, there is neither layout nor tensors."""
+class _ForeignFile:
+    """A file of another program; for darknet's, whose numbers have no names, there is neither format nor tensors."""
 
-    source: Source
-    layout: Layout | None
+    source: WeightsSource
+    format: FileFormat | None
     file: TensorFile | None
 
     @property
     def program(self) -> str:
-        return self.layout.program if self.layout else DARKNET
+        return self.format.program if self.format else DARKNET
 
 
 @dataclass(frozen=True, slots=True)
-class _Classes:
+class _ConvertedClasses:
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
 
 
-def _require_place(out: Path, source: Source, *, overwrite: bool) -> None:
-    if out.suffix != SUFFIX:
-        raise ConfigError(f"out: {out}: must end in {SUFFIX}")
+def _require_free_path(out: Path, source: WeightsSource, *, overwrite: bool) -> None:
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"out: {out}: must end in .safetensors")
     if out.exists() and out.samefile(source.path):
         raise ConfigError(f"out: {out}: is the file that would be read")
     if out.exists() and not overwrite:
         raise ConfigError(f"out: {out}: is there already; --overwrite replaces it")
 
 
-def _read(source: Source, *, layout: str | None) -> _Foreign:
-    if is_own(source.path):
-        raise CheckpointError(f"{source.label}: is a file of focaldet's already")
+def _read_foreign(source: WeightsSource, *, layout: str | None) -> _ForeignFile:
     known = file = None
     if not darknet.is_darknet(source.path):
         file = read_tensors(source.path)
-        known = layout_of(file.tensors)
-    found = DARKNET if file is None else known.program if known else None
-    if layout not in (None, found):
+        if is_checkpoint(file):
+            raise CheckpointError(f"{source.label}: is a file of focaldet already")
+        known = recognize_format(file.tensors)
+    program = DARKNET if file is None else known.program if known else None
+    if layout not in (None, program):
         raise CheckpointError(
-            f"{source.label}: is laid out by {found or 'a program that focaldet does not know'}, not by {layout}"
+            f"{source.label}: is laid out by {program or 'a program that focaldet does not know'}, not by {layout}"
         )
-    return _Foreign(source, known, file)
+    return _ForeignFile(source, known, file)
 
 
-def _entry(detector: Detector, source: Source, *, model: str | None) -> str | None:
-    """The entry of the table of detectors that fits, best one with the same conventions; `model` must."""
-    name = fitting(detector.config) or fitting(detector.config, free=FREE | CONVENTIONS)
+def _require_preset(detector: Detector, source: WeightsSource, *, model: str | None) -> str | None:
+    """The preset that fits, preferably with the same conventions; if `model` is given, it must."""
+    name = matching_preset(detector.config) or matching_preset(detector.config, free=FREE | CONVENTIONS)
     if model is None:
         return name
     try:
@@ -244,40 +253,37 @@ def _entry(detector: Detector, source: Source, *, model: str | None) -> str | No
     return model
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What a reader tells of a file, and what it made each tensor of."""
-
-    made_of: Mapping[str, tuple[str, ...]]
-    skipped: tuple[str, ...]
-    license: str | None
-    notes: tuple[str, ...]
-
-
-def _told(foreign: _Foreign, detector: Detector, *, named_input: str | None) -> _Told:
-    """The reader's account of the file that `detector` was opened from."""
-    if foreign.layout is not None and foreign.file is not None:
-        incoming = foreign.layout.brought(detector, traced(foreign.file), foreign.source, named_input)
-        return _Told(origins(incoming.tensors), incoming.skipped, incoming.license, incoming.notes)
-    report = load_into(detector, foreign.source.path, input=named_input)
-    return _Told(_numbers(foreign.source, detector), report.skipped, report.license, report.notes)
-
-
-def _numbers(source: Source, detector: Detector) -> dict[str, tuple[str, ...]]:
-    """The numbers of a darknet file that each tensor is made of, counted from 1 behind its header."""
-    found = darknet.detector_tensors(detector, darknet.read_darknet(source.path), source=source.label)
-    tensors = found[1] if found else {}
-    ends = list(accumulate(tensor.numel() for tensor in tensors.values()))
-    starts = [1, *(end + 1 for end in ends)]
-    return {name: (f"numbers {start}…{end}",) for name, start, end in zip(tensors, starts, ends, strict=False)}
+def _read_again(
+    foreign: _ForeignFile, detector: Detector, *, named_input: str | None
+) -> tuple[DetectorWeights, Mapping[str, tuple[str, ...]]]:
+    """What the reader makes of a file, and of which tensors or numbers in it each tensor was made."""
+    source, file = foreign.source, foreign.file
+    if foreign.format is not None and file is not None:
+        stated = stated_input(file, source, named_input)
+        weights = foreign.format.read(track_names(file), source, stated, detector)
+        return weights, source_names(weights.tensors)
+    read = darknet.read_yolov2(darknet.read_darknet(source.path), source, named_input, detector)
+    assert read is not None, "what was loaded as a detector is one"
+    ends = list(accumulate(tensor.numel() for tensor in read.tensors.values()))
+    starts = [1, *(end + 1 for end in ends)]  # counted behind the file's header
+    return read, {
+        name: (f"numbers {start}…{end}",) for name, start, end in zip(read.tensors, starts, ends, strict=False)
+    }
 
 
-def _account(
-    trained: Trained, foreign: _Foreign, told: _Told, *, out: Path, model: str | None, stated_license: str | None
+def _report(
+    trained: Trained,
+    foreign: _ForeignFile,
+    weights: DetectorWeights,
+    made_of: Mapping[str, tuple[str, ...]],
+    *,
+    out: Path,
+    model: str | None,
+    stated_license: str | None,
 ) -> Conversion:
     detector, config = trained.detector, trained.detector.config
     shapes, settings = shapes_of(detector, counters=False), configs.to_dict(config)
-    tensors = tuple(Mapped(name, told.made_of[name], shape) for name, shape in shapes.items())
+    tensors = tuple(TensorMapping(name, made_of[name], shape) for name, shape in shapes.items())
     is_softmax = getattr(config, "classifier", "softmax") == "softmax"
     return Conversion(
         out=out,
@@ -285,9 +291,9 @@ def _account(
         layout=foreign.program,
         model=model,
         architecture=type(config).__name__,
-        conventions=conventions(config, model) if model else (),
+        conventions=differing_conventions(config, model) if model else (),
         tensors=tensors,
-        skipped=_skipped(foreign, tensors, known=told.skipped),
+        skipped=_skipped_tensors(foreign, tensors, known=weights.skipped),
         num_classes=config.num_classes,
         class_names=detector.class_names,
         category_ids=trained.category_ids,
@@ -295,30 +301,32 @@ def _account(
         boxes=BOXES.get(foreign.program, "x, y, width, height"),
         anchors=next((settings[name] for name in ANCHORS if name in settings), None),
         preprocessing=detector.preprocessing,
-        license=stated_license or told.license or LICENSES.get(foreign.program, NO_LICENSE),
-        notes=told.notes,
+        license=stated_license or weights.license or LICENSES.get(foreign.program, NO_LICENSE),
+        notes=weights.notes,
     )
 
 
-def _skipped(foreign: _Foreign, tensors: tuple[Mapped, ...], *, known: tuple[str, ...]) -> tuple[str, ...]:
+def _skipped_tensors(
+    foreign: _ForeignFile, tensors: tuple[TensorMapping, ...], *, known: tuple[str, ...]
+) -> tuple[str, ...]:
     """The tensors of the file that no tensor was made of: those that its reader names, and BatchNorm's counters.
 
     Raises:
         CheckpointError: there are others.
     """
-    if not all(one.made_of for one in tensors):  # a reader that leaves torch on the way cannot be followed
+    if not all(tensor.made_of for tensor in tensors):  # a reader that leaves torch on the way cannot be followed
         return known
-    used = {name for one in tensors for name in one.made_of}
+    used = {name for tensor in tensors for name in tensor.made_of}
     unused = tuple(name for name in (foreign.file.tensors if foreign.file else ()) if name not in used)
     if lost := [name for name in unused if name not in known and not name.endswith(COUNTER)]:
         raise CheckpointError(f"{foreign.source.label}: left over {list_names(lost)}")
     return unused
 
 
-def _in_words(settings: Any) -> str:
+def _settings_text(settings: Any) -> str:
     """Settings in one line, their numbers to five digits."""
     if isinstance(settings, Mapping):
-        return ", ".join(f"{name} {_in_words(value)}" for name, value in settings.items())
+        return ", ".join(f"{name} {_settings_text(value)}" for name, value in settings.items())
     if isinstance(settings, list | tuple):
-        return f"[{', '.join(map(_in_words, settings))}]"
+        return f"[{', '.join(map(_settings_text, settings))}]"
     return f"{settings:.5g}" if isinstance(settings, float) else str(settings)

@@ -1,4 +1,4 @@
-"""Downloads that go on where they were cut, and are kept only if their checksum is right."""
+"""Download files: continue where a connection was cut, and keep only what has the right checksum."""
 
 import hashlib
 import http.client
@@ -39,8 +39,7 @@ def sha256(path: Path) -> str:
 def download(url: str, folder: Path, *, progress: Progress | None = None) -> Path:
     """The file of `url` in `folder`, fetched unless it is there; several processes may ask at once.
 
-    What an earlier, cut attempt left is gone on with. The content must fit the checksum in the name,
-    if there is one.
+    A partial download is continued. The content must fit the checksum in the name, if there is one.
 
     Raises:
         CheckpointError: the server cannot be reached, refuses, or sent something else.
@@ -69,7 +68,7 @@ def _unreachable(url: str, reason: str) -> CheckpointError:
 
 
 def _fetch(url: str, partial: Path, *, progress: Progress | None) -> None:
-    """Fill `partial`; a cut connection is taken up again at once, a few times."""
+    """Fill `partial`; after a cut connection try again at once, a few times."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             _continue(url, partial, progress=progress)
@@ -81,7 +80,7 @@ def _fetch(url: str, partial: Path, *, progress: Progress | None) -> None:
 
 
 def _continue(url: str, partial: Path, *, progress: Progress | None) -> None:
-    """Append what is missing in `partial`, or start anew where the server does not offer that."""
+    """Append what is missing in `partial`, or start again where the server does not offer that."""
     start = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -89,17 +88,22 @@ def _continue(url: str, partial: Path, *, progress: Progress | None) -> None:
             start = start if response.status == http.client.PARTIAL_CONTENT else 0
             length = response.headers.get("Content-Length")
             total = start + int(length) if length else None
-            _copy(response, partial, start=start, total=total, progress=progress)
+            _append(response, partial, start=start, total=total, progress=progress)
     except urllib.error.HTTPError as error:
-        # Nothing lies beyond `start`: the file is whole already, or it is none of this server's; the checksum tells.
+        # Nothing lies beyond `start`: the file is whole already, or it is not this server's; the checksum shows which.
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
 
 
-def _copy(
-    response: http.client.HTTPResponse, partial: Path, *, start: int, total: int | None, progress: Progress | None
+def _append(
+    response: http.client.HTTPResponse,
+    partial: Path,
+    *,
+    start: int,
+    total: int | None,
+    progress: Progress | None,
 ) -> None:
-    """Write an answer behind the first `start` bytes of `partial` and bring it to disk."""
+    """Write a response behind the first `start` bytes of `partial` and sync it to disk."""
     done = start
     with partial.open("ab" if start else "wb") as file:
         while chunk := response.read(CHUNK_BYTES):
@@ -115,9 +119,9 @@ def _copy(
 
 def _verify(url: str, partial: Path, *, name: str) -> None:
     """Remove a file whose content is not what its name states, and say so."""
-    stated, found = stated_checksum(name), sha256(partial)
-    if stated and not found.startswith(stated):
+    stated, actual = stated_checksum(name), sha256(partial)
+    if stated and not actual.startswith(stated):
         partial.unlink()
         raise CheckpointError(
-            f"{url}: wrong checksum: the name states {stated}, the content has {found[: len(stated)]}"
+            f"{url}: wrong checksum: the name states {stated}, the content has {actual[: len(stated)]}"
         )

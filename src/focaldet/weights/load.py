@@ -1,4 +1,4 @@
-"""Weights of any known file into a detector: checked tensor by tensor, with an account of what was done."""
+"""Load the weights of any known file into a detector: checked tensor by tensor, with a report of what was done."""
 
 import re
 from collections.abc import Mapping
@@ -9,21 +9,31 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from focaldet.data.formats.text import list_names
+from focaldet.data.formats.text import list_names, quantity
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import Detector, build
+from focaldet.models import Detector, build, from_config
 from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
-from focaldet.weights.checkpoint import NO_LICENSE, detector_config, is_own, read_checkpoint, read_metadata
+from focaldet.weights.checkpoint import NO_LICENSE, build_saved, is_checkpoint, parse_metadata, saved_config
 from focaldet.weights.compatibility import BEHIND_ENCODER, FREE, require_same_settings
 from focaldet.weights.formats import darknet, timm, torchvision
+from focaldet.weights.formats.detector_weights import DetectorWeights
 from focaldet.weights.formats.files import TensorFile, read_tensors
-from focaldet.weights.formats.registry import Incoming, coco_ids, layout_of
-from focaldet.weights.formats.resnet_detectors import coco_names
-from focaldet.weights.normalization import describe, with_input
-from focaldet.weights.sources import Source, resolve
-from focaldet.weights.tensor_names import COUNTER, class_layer, renamed, require_fit, shapes_of
+from focaldet.weights.formats.registry import recognize_format
+from focaldet.weights.normalization import describe_input, replace_scaling, with_input
+from focaldet.weights.sources import WeightsSource, find_weights
+from focaldet.weights.tensor_names import (
+    TensorShapes,
+    build_on_meta,
+    class_layer_tensors,
+    replace_prefix,
+    require_fit,
+    require_numbers,
+    shapes_of,
+    tensor_shapes,
+    without_counters,
+)
 
 _KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
 
@@ -31,7 +41,7 @@ _KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
 @dataclass(frozen=True, slots=True)
 class LoadReport:
     """What `load_into` did: the detector's tensors that were loaded, those that keep their fresh values because the
-    classes differ (`reset`), and the file's tensors that have no place in the detector (`skipped`).
+    classes differ (`reset`), and the file's tensors that the detector does not have (`skipped`).
     """
 
     source: str
@@ -44,11 +54,11 @@ class LoadReport:
     notes: tuple[str, ...] = ()
 
     def sentences(self) -> tuple[str, ...]:
-        """The account in lines for people."""
-        rest = f"; left out: {list_names(self.skipped)}" if self.skipped else ""
+        """The report in lines for people."""
+        rest = f"; skipped: {list_names(self.skipped)}" if self.skipped else ""
         return (
-            f"weights: {self.kind} from {self.source}, {len(self.loaded)} tensors{rest}",
-            f"input: {describe(self.preprocessing)}",
+            f"weights: {self.kind} from {self.source}, {quantity(len(self.loaded), 'tensor')}{rest}",
+            f"input: {describe_input(self.preprocessing)}",
             *self.notes,
         )
 
@@ -60,6 +70,43 @@ class Trained:
     detector: Detector
     category_ids: tuple[int, ...]
     source: str
+
+
+def load_detector(
+    spec: str | Path,
+    *,
+    model: str | None = None,
+    input: str | None = None,  # noqa: A002  what users write: --weights.input
+    progress: Progress | None = None,
+) -> Trained:
+    """Build the trained detector of a file, run folder or name, as the file says; `load_into` fills a given one.
+
+    A darknet file says nothing but its numbers: only there `model` names the preset that is built.
+
+    Raises:
+        CheckpointError: missing, damaged, or a backbone alone, which detects nothing.
+    """
+    source = find_weights(spec, progress=progress)
+    if darknet.is_darknet(source.path):
+        weights = _read_darknet(source, model=model, stated=input)
+    else:
+        file = read_tensors(source.path)
+        if is_checkpoint(file):
+            detector, metadata = build_saved(file, source.path)
+            detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
+            return Trained(detector, metadata.category_ids, source.label)
+        if (file_format := recognize_format(file.tensors)) is None:
+            raise CheckpointError(
+                f"{source.label}: not a detector that focaldet knows (a backbone alone can be trained from)"
+            )
+        weights = file_format.read(file, source, stated_input(file, source, input), None)
+    actual = tensor_shapes(without_counters(weights.tensors))
+    require_fit(shapes_of(build_on_meta(weights.config), counters=False), actual, source=source.label)
+    # The random weights that the file's replace must not cost the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        detector = from_config(weights.config, class_names=(), preprocessing=weights.preprocessing)
+    _fill_detector(detector, weights, source)
+    return Trained(detector, weights.category_ids, source.label)
 
 
 def load_into(
@@ -78,188 +125,128 @@ def load_into(
         CheckpointError: the file is missing, damaged, or made for another network; names the tensors or settings.
         ConfigError: nobody states the input, or the detector's settings go against what the file states.
     """
-    source = resolve(spec, backbone=getattr(detector.config, "backbone", None), progress=progress)
-    if is_own(source.path):
-        return _take_detector(detector, _own(detector, source, named_input=input), source)
+    source = find_weights(spec, backbone=getattr(detector.config, "backbone", None), progress=progress)
     if darknet.is_darknet(source.path):
-        return _take_darknet(detector, source, named_input=input)
+        numbers = darknet.read_darknet(source.path)
+        weights = darknet.read_yolov2(numbers, source, input, detector)
+        return _fill_detector(detector, weights, source) if weights else _fill_darknet(detector, numbers, source, input)
     file = read_tensors(source.path)
-    if (layout := layout_of(file.tensors)) is not None:
-        return _take_detector(detector, layout.brought(detector, file, source, input), source)
-    if timm.is_inception_resnet(file.tensors):
-        return _take_halves(detector, file, source, named_input=input)
-    return _take_backbone(detector, file, source, named_input=input)
+    stated = stated_input(file, source, input)
+    if is_checkpoint(file):
+        return _fill_detector(detector, _read_saved(file, source, input, detector), source)
+    if (file_format := recognize_format(file.tensors)) is not None:
+        return _fill_detector(detector, file_format.read(file, source, stated, detector), source)
+    return _fill_backbone(detector, file, source, stated)
 
 
-def load_detector(
-    spec: str | Path,
-    *,
-    model: str | None = None,
-    input: str | None = None,  # noqa: A002  what users write: --weights.input
-    progress: Progress | None = None,
-) -> Trained:
-    """The trained detector of a file, run folder or name, built as the file says.
-
-    A darknet file says nothing but its numbers: only there `model` names the entry of the table that is built.
-
-    Raises:
-        CheckpointError: missing, damaged, or a backbone alone, which detects nothing.
-    """
-    source = resolve(spec, progress=progress)
-    if is_own(source.path):
-        detector, described = read_checkpoint(source.path)
-        if input is not None:
-            detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
-        return Trained(detector, described.category_ids, source.label)
-    if darknet.is_darknet(source.path):
-        return _open_darknet(source, model=model, named_input=input)
-    file = read_tensors(source.path)
-    if (layout := layout_of(file.tensors)) is None:
-        raise CheckpointError(
-            f"{source.label}: holds no detector that focaldet knows (a backbone alone can be trained from)"
-        )
-    # The random weights that the file's replace must not cost the caller's random numbers.
-    with torch.random.fork_rng(devices=[]):
-        detector, ids = layout.built(file, source, input)
-    _take_detector(detector, layout.brought(detector, file, source, input), source)
-    return Trained(detector, ids, source.label)
+def stated_input(file: TensorFile, source: WeightsSource, named: str | None) -> str | None:
+    """The input that the user (`named`), the file or its origin states, in that order."""
+    return named or file.statements.get("input") or source.input
 
 
-def _open_darknet(source: Source, *, model: str | None, named_input: str | None) -> Trained:
-    """The detector called `model`, with as many classes as the file has; 80 are taken for COCO's."""
+def _read_darknet(source: WeightsSource, *, model: str | None, stated: str | None) -> DetectorWeights:
+    """The preset `model` with as many classes as the file has; 80 are taken for COCO's."""
     if model is None:
         raise CheckpointError(f"{source.label}: a darknet file does not state its network: name one, such as yolov2")
     with torch.device("meta"):
         sketch = build(model)
-    found = darknet.detector_tensors(sketch, darknet.read_darknet(source.path), source=source.label)
-    if found is None:
-        raise CheckpointError(f"{source.label}: holds a classifier, which detects nothing (it can be trained from)")
-    count, _ = found
-    with torch.random.fork_rng(devices=[]):
-        detector = build(model, num_classes=count)
-    load_into(detector, source.path, input=named_input)
-    return Trained(detector, coco_ids(coco_names(count)), source.label)
+    weights = darknet.read_yolov2(darknet.read_darknet(source.path), source, stated, sketch)
+    if weights is None:
+        raise CheckpointError(f"{source.label}: is a classifier, which detects nothing (it can be trained from)")
+    return weights
 
 
-def _own(detector: Detector, source: Source, *, named_input: str | None) -> Incoming:
-    """One of our own files; its tensors keep their names."""
-    described = read_metadata(source.path)
-    theirs = described.preprocessing
-    ours = replace(detector.preprocessing, channels=theirs.channels, mean=theirs.mean, std=theirs.std)
-    return Incoming(
-        config=detector_config(described, source.path),
-        tensors=read_tensors(source.path).tensors,
-        class_names=described.class_names,
-        preprocessing=ours if named_input is None else with_input(ours, named_input, source=source.label),
-        license=None if described.license == NO_LICENSE else described.license,
+def _read_saved(file: TensorFile, source: WeightsSource, named: str | None, detector: Detector) -> DetectorWeights:
+    """The detector of a file by `save_detector`."""
+    metadata = parse_metadata(file.statements, source.path)
+    preprocessing = replace_scaling(detector.preprocessing, metadata.preprocessing)
+    return DetectorWeights(
+        config=saved_config(metadata, source.path),
+        tensors=file.tensors,
+        preprocessing=with_input(preprocessing, named, source=source.label),
+        class_names=metadata.class_names,
+        license=None if metadata.license == NO_LICENSE else metadata.license,
     )
 
 
-def _take_darknet(detector: Detector, source: Source, *, named_input: str | None) -> LoadReport:
-    """A whole YOLOv2, or the backbone of a classifier."""
-    file = darknet.read_darknet(source.path)
-    preprocessing = with_input(detector.preprocessing, named_input or "unit", source=source.label)
-    found = darknet.detector_tensors(detector, file, source=source.label)
-    if found is None:
-        classes, tensors = darknet.backbone_tensors(detector, file)
-        backbone = detector.get_submodule("backbone")
-        _copy(backbone, tensors, shapes_of(backbone, counters=False), source)
-        detector.preprocessing = preprocessing
-        loaded, skipped = tuple(f"backbone.{name}" for name in tensors), ("the classifier",) if classes else ()
-        return LoadReport(source.label, "backbone", loaded, (), skipped, preprocessing)
-    count, tensors = found
-    incoming = Incoming(
-        config=replace(detector.config, num_classes=count),
-        tensors=tensors,
-        class_names=coco_names(count),
-        preprocessing=preprocessing,
-        notes=("a darknet file states neither anchors nor classes: the anchors are those of the settings",),
-    )
-    return _take_detector(detector, incoming, source)
-
-
-def _take_encoder(detector: Detector, incoming: Incoming, source: Source, *, parts: tuple[str, ...]) -> LoadReport:
-    """The part of another detector that this one starts from; what comes behind it stays fresh."""
-    require_same_settings(incoming.config, detector.config, source=source.label, free=FREE | BEHIND_ENCODER)
-    tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
-    reset = () if _same_classes(detector, incoming) else class_layer(detector)
-    lost = tuple(name for name in reset if name.startswith(parts) and name in tensors)
+def _fill_detector(detector: Detector, weights: DetectorWeights, source: WeightsSource) -> LoadReport:
+    """A whole detector, or the part of another that this one starts from; what comes behind that stays fresh."""
+    encoder = detector.starts_from(weights.config)
+    parts = encoder or ("",)  # "" begins every name
+    free = frozenset(FREE | BEHIND_ENCODER if encoder else FREE)
+    require_same_settings(weights.config, detector.config, source=source.label, free=free)
+    tensors = without_counters(weights.tensors)
+    class_layer = () if _has_same_classes(detector, weights) else class_layer_tensors(detector)
+    reset = tuple(name for name in class_layer if name.startswith(parts) and name in tensors)
     skipped = tuple(name for name in tensors if not name.startswith(parts))
-    tensors = {name: value for name, value in tensors.items() if name not in (*skipped, *lost)}
     shapes = shapes_of(detector, counters=False)
-    expected = {name: shape for name, shape in shapes.items() if name.startswith(parts) and name not in reset}
-    _copy(detector, tensors, expected, source)
-    notes = (*incoming.notes, *_set_norm_eps(detector, incoming.config.norm_eps))
-    if fresh := [name for name in shapes if name not in expected and name not in lost]:
-        notes = (*notes, f"starts from random weights: {list_names(fresh)}")
-    if lost:
-        notes = (*notes, _of_reset(detector, incoming))
-    detector.preprocessing = incoming.preprocessing
-    return LoadReport(
-        source.label, "encoder", tuple(expected), lost, skipped, incoming.preprocessing, incoming.license, notes
+    expected = {name: shape for name, shape in shapes.items() if name.startswith(parts) and name not in class_layer}
+    _copy_tensors(
+        detector, {name: tensors[name] for name in tensors if name not in (*skipped, *reset)}, expected, source
     )
-
-
-def _take_detector(detector: Detector, incoming: Incoming, source: Source) -> LoadReport:
-    if parts := detector.starts_from(incoming.config):
-        return _take_encoder(detector, incoming, source, parts=parts)
-    require_same_settings(incoming.config, detector.config, source=source.label)
-    tensors = {name: value for name, value in incoming.tensors.items() if not name.endswith(COUNTER)}
-    expected = shapes_of(detector, counters=False)
-    reset = () if _same_classes(detector, incoming) else class_layer(detector)
-    lost = tuple(name for name in reset if name in tensors)
-    tensors = {name: value for name, value in tensors.items() if name not in reset}
-    expected = {name: shape for name, shape in expected.items() if name not in reset}
-    _copy(detector, tensors, expected, source)
-    notes = [*incoming.notes, *_set_norm_eps(detector, incoming.config.norm_eps)]
-    if lost:
-        notes.append(_of_reset(detector, incoming))
-    elif not detector.class_names:
-        detector.class_names = incoming.class_names
-    detector.preprocessing = incoming.preprocessing
-    loaded = tuple(expected)
+    notes = [*weights.notes, *_set_norm_eps(detector, weights.config.norm_eps)]
+    if encoder and (fresh := [name for name in shapes if name not in expected and name not in reset]):
+        notes.append(f"starts from random weights: {list_names(fresh)}")
+    if reset:
+        here, there = (_describe_classes(part.class_names, part.config) for part in (detector, weights))
+        notes.append(f"class layer reset, it starts from random weights: here {here}, in the file {there}")
+    elif not encoder and not detector.class_names:
+        detector.class_names = weights.class_names
+    detector.preprocessing = weights.preprocessing
     return LoadReport(
         source.label,
-        "detector",
-        loaded,
-        lost,
-        incoming.skipped,
-        incoming.preprocessing,
-        incoming.license,
-        tuple(notes),
+        "encoder" if encoder else "detector",
+        loaded=tuple(expected),
+        reset=reset,
+        skipped=(*weights.skipped, *skipped),
+        preprocessing=weights.preprocessing,
+        license=weights.license,
+        notes=tuple(notes),
     )
 
 
-def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> LoadReport:
-    """An ImageNet classifier's weights into `detector.backbone`."""
-    if not torchvision.is_classifier(file.tensors):
-        raise CheckpointError(
-            f"{source.label}: no layout that focaldet knows (first tensors: {list_names(list(file.tensors))})"
-        )
-    preprocessing = _classifier_input(detector, file, source, named_input=named_input)
+def _fill_darknet(
+    detector: Detector, numbers: darknet.DarknetFile, source: WeightsSource, stated: str | None
+) -> LoadReport:
+    """The backbone of darknet's classifier."""
+    num_classes, tensors = darknet.read_darknet_backbone(detector, numbers)
+    preprocessing = with_input(detector.preprocessing, stated or "unit", source=source.label)
     backbone = detector.get_submodule("backbone")
-    kept_frozen = bool(_KEEP_FROZEN.search(file.statements.get("note", "")))
-    if kept_frozen and any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
+    _copy_tensors(backbone, tensors, shapes_of(backbone, counters=False), source)
+    detector.preprocessing = preprocessing
+    skipped = ("the classifier",) if num_classes else ()
+    loaded = tuple(f"backbone.{name}" for name in tensors)
+    return LoadReport(source.label, "backbone", loaded, (), skipped, preprocessing)
+
+
+def _fill_backbone(detector: Detector, file: TensorFile, source: WeightsSource, stated: str | None) -> LoadReport:
+    """An ImageNet classifier's weights: torchvision's in the backbone, timm's Inception-ResNet-v2 in both stages."""
+    is_inception = timm.is_inception_resnet(file.tensors)
+    if not is_inception and not torchvision.is_classifier(file.tensors):
+        first = list_names(list(file.tensors))
+        raise CheckpointError(f"{source.label}: not a layout that focaldet knows (first tensors: {first})")
+    if stated is None:
         raise ConfigError(
-            f"{source.label}: asks to keep BatchNorm frozen; this detector trains it (norm: frozen is needed)"
+            f"{source.label}: does not state what input it was trained on; say it with --weights.input "
+            "(torchvision's ImageNet weights: imagenet; timm's Inception-ResNet-v2: symmetric)"
         )
-    if getattr(detector.config, "stride_in_1x1", False):
-        raise ConfigError(f"{source.label}: has its strides in the 3×3 convolutions; stride_in_1x1 must be false")
-    tensors, skipped = torchvision.backbone_tensors(file.tensors)
-    tensors = {
-        renamed(name, detector.pretrained): value for name, value in tensors.items() if not name.endswith(COUNTER)
-    }
-    places = tuple(place for _, place in detector.pretrained)
-    shapes = shapes_of(detector, counters=False)
-    expected = {name: shape for name, shape in shapes.items() if name.startswith(places)}
-    _copy(detector, tensors, expected, source)
-    notes = _set_norm_eps(detector, torchvision.BATCH_NORM_EPS)
-    if kept_frozen:
-        notes = (*notes, "BatchNorm of the backbone stays frozen, as the file asks")
+    preprocessing = with_input(detector.preprocessing, stated, source=source.label)
+    if is_inception:
+        tensors, expected, skipped = timm.inception_resnet_tensors(detector, file.tensors, source=source.label)
+        notes, norm_eps = timm.unusual_scales(file.tensors), timm.TIMM_NORM_EPS
+    else:
+        notes, norm_eps = _frozen_norm_note(detector, file, source), torchvision.TORCHVISION_NORM_EPS
+        classifier, skipped = torchvision.without_classifier(file.tensors)
+        prefixes = detector.pretrained
+        tensors = {replace_prefix(name, prefixes): value for name, value in without_counters(classifier).items()}
+        shapes = shapes_of(detector, counters=False)
+        expected = {name: shapes[name] for name in shapes if name.startswith(tuple(new for _, new in prefixes))}
+    _copy_tensors(detector, tensors, expected, source)
+    notes = (*notes, *_set_norm_eps(detector, norm_eps))
     detector.preprocessing = preprocessing
     return LoadReport(
-        source=source.label,
-        kind="backbone",
+        source.label,
+        "backbone",
         loaded=tuple(expected),
         reset=(),
         skipped=skipped,
@@ -269,48 +256,39 @@ def _take_backbone(detector: Detector, file: TensorFile, source: Source, *, name
     )
 
 
-def _take_halves(detector: Detector, file: TensorFile, source: Source, *, named_input: str | None) -> LoadReport:
-    """timm's Inception-ResNet-v2 into both stages of a detector that is made of it."""
-    preprocessing = _classifier_input(detector, file, source, named_input=named_input)
-    tensors, expected, skipped = timm.detector_tensors(detector, file.tensors, source=source.label)
-    _copy(detector, tensors, expected, source)
-    notes = (*timm.notes(file.tensors), *_set_norm_eps(detector, timm.BATCH_NORM_EPS))
-    detector.preprocessing = preprocessing
-    return LoadReport(source.label, "backbone", tuple(expected), (), skipped, preprocessing, file.license, notes)
+def _frozen_norm_note(detector: Detector, file: TensorFile, source: WeightsSource) -> tuple[str, ...]:
+    """The note that BatchNorm stays frozen, where the file asks for it.
 
-
-def _classifier_input(
-    detector: Detector, file: TensorFile, source: Source, *, named_input: str | None
-) -> Preprocessing:
-    """The detector's preprocessing with the input that the user, the file or its origin states, in that order."""
-    stated = named_input or file.statements.get("input") or source.input
-    if stated is None:
+    Raises:
+        ConfigError: the detector trains what the file wants frozen, or has its strides elsewhere.
+    """
+    keep_frozen = bool(_KEEP_FROZEN.search(file.statements.get("note", "")))
+    backbone = detector.get_submodule("backbone")
+    if keep_frozen and any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
         raise ConfigError(
-            f"{source.label}: does not state what input it was trained on; say it with --weights.input "
-            "(torchvision's ImageNet weights: imagenet; timm's Inception-ResNet-v2: symmetric)"
+            f"{source.label}: asks to keep BatchNorm frozen; this detector trains it (norm: frozen is needed)"
         )
-    return with_input(detector.preprocessing, stated, source=source.label)
+    if getattr(detector.config, "stride_in_1x1", False):
+        raise ConfigError(f"{source.label}: has its strides in the 3×3 convolutions; stride_in_1x1 must be false")
+    return ("BatchNorm of the backbone stays frozen, as the file asks",) if keep_frozen else ()
 
 
-def _copy(
-    module: nn.Module, tensors: dict[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: Source
+def _copy_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], expected: TensorShapes, source: WeightsSource
 ) -> None:
-    """Fill the `expected` tensors of `module`, after all names and shapes were found right."""
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    require_fit(expected, found, source=source.label)
-    for name, value in tensors.items():
-        if not value.is_floating_point():
-            raise CheckpointError(f"{source.label}: {name}: is {value.dtype}, must hold floating-point numbers")
+    """Fill the `expected` tensors of `module`, once all names, shapes and types are known to be right."""
+    require_fit(expected, tensor_shapes(tensors), source=source.label)
+    require_numbers(tensors, source=source.label)
     module.load_state_dict(tensors, strict=False)
 
 
-def _same_classes(detector: Detector, incoming: Incoming) -> bool:
-    """Same number, same classifier and, where both sides have names, the same names in the same order."""
-    named = bool(detector.class_names and incoming.class_names)
-    if named and detector.class_names != incoming.class_names:
+def _has_same_classes(detector: Detector, weights: DetectorWeights) -> bool:
+    """Same number, same classifier and, where both have names, the same names in the same order."""
+    both_named = bool(detector.class_names and weights.class_names)
+    if both_named and detector.class_names != weights.class_names:
         return False
-    ours, theirs = detector.config, incoming.config
-    return bool(ours.num_classes == theirs.num_classes) and _classifier(ours) == _classifier(theirs)
+    left, right = detector.config, weights.config
+    return bool(left.num_classes == right.num_classes) and _classifier(left) == _classifier(right)
 
 
 def _classifier(config: Any) -> str | None:
@@ -318,18 +296,13 @@ def _classifier(config: Any) -> str | None:
     return getattr(config, "classifier", None)
 
 
-def _of_reset(detector: Detector, incoming: Incoming) -> str:
-    ours, theirs = (_classes_in_words(part.class_names, part.config) for part in (detector, incoming))
-    return f"class layer reset, it starts from random weights: here {ours}, in the file {theirs}"
-
-
-def _classes_in_words(names: tuple[str, ...], config: Any) -> str:
+def _describe_classes(names: tuple[str, ...], config: Any) -> str:
     softmax = " in a softmax" if _classifier(config) == "softmax" else ""
-    return f"{config.num_classes} classes{f' ({list_names(names)})' if names else ''}{softmax}"
+    return f"{quantity(config.num_classes, 'class', 'classes')}{f' ({list_names(names)})' if names else ''}{softmax}"
 
 
 def _set_norm_eps(detector: Detector, eps: float) -> tuple[str, ...]:
-    """Give BatchNorm the ε its weights were trained with; what was changed, in words."""
+    """Give BatchNorm the ε its weights were trained with; a note of the change."""
     old = getattr(detector.config, "norm_eps", eps)
     if old == eps:
         return ()

@@ -22,32 +22,39 @@ INPUTS = {
 FORMULA = re.compile(r"x/(?P<scale>\d+(?:\.\d+)?)(?:-(?P<shift>\d+(?:\.\d+)?))?,(?P<channels>RGB|BGR)")
 
 
-def with_input(preprocessing: Preprocessing, statement: str, *, source: str) -> Preprocessing:
-    """`preprocessing` with the channels and scaling that `statement` tells; its resize rule stays.
+def replace_scaling(preprocessing: Preprocessing, trained_with: Preprocessing) -> Preprocessing:
+    """`preprocessing` with the channels, mean and standard deviation of `trained_with`; its resize rule stays."""
+    return replace(preprocessing, channels=trained_with.channels, mean=trained_with.mean, std=trained_with.std)
+
+
+def with_input(preprocessing: Preprocessing, statement: str | None, *, source: str) -> Preprocessing:
+    """`preprocessing` with the channels and scaling of `statement`, if there is one; its resize rule stays.
 
     A statement is a name of `INPUTS` or a formula over pixels x in 0…255, such as `x/127.5-1, RGB`.
 
     Raises:
         ConfigError: the statement is not understood; names `source`.
     """
-    found = INPUTS.get(statement) or _from_formula(statement)
-    if found is None:
+    if statement is None:
+        return preprocessing
+    scaling = INPUTS.get(statement) or _parse_formula(statement)
+    if scaling is None:
         raise ConfigError(
             f"{source}: weights.input: {statement!r} is neither a formula such as 'x/127.5-1, RGB' nor a known name"
             f"{nearest(statement, INPUTS)}"
         )
-    return replace(preprocessing, channels=found.channels, mean=found.mean, std=found.std)
+    return replace_scaling(preprocessing, scaling)
 
 
-def describe(preprocessing: Preprocessing) -> str:
+def describe_input(preprocessing: Preprocessing) -> str:
     """The input scaling in a few words, for messages."""
     for name, known in INPUTS.items():
-        if with_input(preprocessing, name, source="") == preprocessing:
+        if replace_scaling(preprocessing, known) == preprocessing:
             return f"{name} ({known.channels})"
     return f"(x - {preprocessing.mean}) / {preprocessing.std}, {preprocessing.channels}"
 
 
-def _from_formula(statement: str) -> Preprocessing | None:
+def _parse_formula(statement: str) -> Preprocessing | None:
     """x / scale - shift is (x - mean) / std with std = scale and mean = shift · scale."""
     match = FORMULA.fullmatch(statement.replace(" ", ""))
     if match is None or float(match["scale"]) == 0:

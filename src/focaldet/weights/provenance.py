@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 from focaldet.weights.formats.files import TensorFile
 
 
-class Traced(Tensor):
+class TrackedTensor(Tensor):
     """A tensor that knows the names it came from; what is computed from several knows the names of all."""
 
-    origins: tuple[str, ...]
+    made_of: tuple[str, ...]
 
     @classmethod
     def __torch_function__(
@@ -21,28 +21,28 @@ class Traced(Tensor):
     ) -> Any:
         """As for any tensor; the names of the operands go over to the results."""
         result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
-        names = _origins(tree_leaves((args, kwargs)))
+        names = _source_names(tree_leaves((args, kwargs)))
         for part in tree_leaves(result):
-            if isinstance(part, Traced):
-                part.origins = names
+            if isinstance(part, TrackedTensor):
+                part.made_of = names
         return result
 
 
-def traced(file: TensorFile) -> TensorFile:
+def track_names(file: TensorFile) -> TensorFile:
     """The same file, whose tensors know their names; nothing is copied."""
     tensors: dict[str, Tensor] = {}
     for name, value in file.tensors.items():
-        tensors[name] = marked = value.as_subclass(Traced)
-        marked.origins = (name,)
+        tensors[name] = tracked = value.as_subclass(TrackedTensor)
+        tracked.made_of = (name,)
     return TensorFile(tensors, file.statements)
 
 
-def origins(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
-    """Of each tensor the names that it came from; empty where it was made of none that was traced."""
+def source_names(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Of each tensor the names in the file that it was made of; empty where it was made of none that was tracked."""
     with torch._C.DisableTorchFunctionSubclass():
-        return {name: _origins([value]) for name, value in tensors.items()}
+        return {name: _source_names([value]) for name, value in tensors.items()}
 
 
-def _origins(values: Iterable[object]) -> tuple[str, ...]:
-    names = (name for value in values if isinstance(value, Traced) for name in getattr(value, "origins", ()))
+def _source_names(values: Iterable[object]) -> tuple[str, ...]:
+    names = (name for value in values if isinstance(value, TrackedTensor) for name in getattr(value, "made_of", ()))
     return tuple(dict.fromkeys(names))

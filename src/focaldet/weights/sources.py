@@ -8,7 +8,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.runtime import Progress
 from focaldet.weights.download import cache_folder, download, sha256, stated_checksum
 
-TORCHVISION = {
+TORCHVISION_WEIGHTS = {
     "torchvision:coco_v1": ("retinanet_resnet50_fpn", "COCO_V1"),
     "torchvision:coco_v2": ("retinanet_resnet50_fpn_v2", "COCO_V1"),
     "torchvision:faster_rcnn_coco_v1": ("fasterrcnn_resnet50_fpn", "COCO_V1"),
@@ -27,7 +27,7 @@ RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class WeightsSource:
     """A weights file and what is known about it beside its content.
 
     `label` is what messages call it. `input` is the input statement that follows from its origin, `license` likewise.
@@ -39,7 +39,7 @@ class Source:
     license: str | None = None
 
 
-def resolve(spec: str | Path, *, backbone: str | None = None, progress: Progress | None = None) -> Source:
+def find_weights(spec: str | Path, *, backbone: str | None = None, progress: Progress | None = None) -> WeightsSource:
     """The file that `spec` means: a path, a run folder (its best weights), or a name such as `torchvision:coco_v1`.
 
     Only a name downloads, into `cache_folder()`; `torchvision:imagenet_v1` and `_v2` are those of `backbone`.
@@ -48,34 +48,36 @@ def resolve(spec: str | Path, *, backbone: str | None = None, progress: Progress
         CheckpointError: there is no such file or name, or the download failed.
         ConfigError: the weights of that name do not exist for this backbone.
     """
-    if str(spec) in TORCHVISION:
+    if str(spec) in TORCHVISION_WEIGHTS:
         url = _torchvision_url(str(spec), backbone=backbone)
-        return _published(str(spec), download(url, cache_folder(), progress=progress))
+        return _torchvision_source(str(spec), download(url, cache_folder(), progress=progress))
     path = Path(spec)
     if path.is_dir():
-        return Source(str(spec), _run_weights(path))
+        return WeightsSource(str(spec), _run_weights(path))
     if not path.exists():
-        hint = nearest(str(spec), TORCHVISION)
-        raise CheckpointError(f"weights: there is no file or run folder {str(spec)!r}, and it is no known name{hint}")
-    return _published(str(spec), path) if _is_published(path) else Source(str(spec), path)
+        hint = nearest(str(spec), TORCHVISION_WEIGHTS)
+        raise CheckpointError(
+            f"weights: there is no file or run folder {str(spec)!r}, and no weights have that name{hint}"
+        )
+    return _torchvision_source(str(spec), path) if _is_torchvision_file(path) else WeightsSource(str(spec), path)
 
 
-def _published(label: str, path: Path) -> Source:
+def _torchvision_source(label: str, path: Path) -> WeightsSource:
     """A file that torchvision published: all of those were trained on RGB with ImageNet's mean and deviation."""
-    return Source(label, path, input="imagenet", license="torchvision (BSD-3-Clause)")
+    return WeightsSource(label, path, input="imagenet", license="torchvision (BSD-3-Clause)")
 
 
 def _run_weights(folder: Path) -> Path:
     for name in RUN_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder}: is no run folder with weights (neither {' nor '.join(RUN_WEIGHTS)} is there)")
+    raise CheckpointError(f"{folder}: is not a run folder with weights (neither {' nor '.join(RUN_WEIGHTS)} is there)")
 
 
 def _torchvision_url(name: str, *, backbone: str | None) -> str:
     from torchvision.models import get_model_weights
 
-    model, version = TORCHVISION[name]
+    model, version = TORCHVISION_WEIGHTS[name]
     model = model or backbone
     published = [member.name for member in get_model_weights(model)] if model in TORCHVISION_MODELS else []
     if model is None or version not in published:
@@ -85,7 +87,7 @@ def _torchvision_url(name: str, *, backbone: str | None) -> str:
     return str(get_model_weights(model)[version].url)
 
 
-def _is_published(path: Path) -> bool:
+def _is_torchvision_file(path: Path) -> bool:
     """True for an unchanged file of torchvision: its name is known and its content fits the checksum in the name."""
     from torchvision.models import get_model_weights
 

@@ -16,7 +16,7 @@ from focaldet.prediction import load
 from focaldet.types import ImageSize
 from focaldet.weights import load_detector, load_into, save_detector
 from focaldet.weights.formats.caffe import background_last
-from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from focaldet.weights.formats.detector_weights import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from tests.batches import full_sizes
 from tests.weights.formats import caffe_oracle as oracle
 
@@ -292,5 +292,5 @@ def test_outputs_without_a_convolution_before_them_are_told(files):
 
 
 def test_a_dssd_does_not_fit_an_ssd(files):
-    with pytest.raises(CheckpointError, match=r"it holds a DSSD, here is no decoder \(it fits dssd321_r101\)"):
+    with pytest.raises(CheckpointError, match=r"it is a DSSD, here is no decoder \(it fits dssd321_r101\)"):
         load_into(build("ssd321_r101", num_classes=20), files("dssd321"))

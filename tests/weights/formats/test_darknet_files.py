@@ -11,7 +11,8 @@ from focaldet.errors import CheckpointError
 from focaldet.models import build
 from focaldet.prediction import load
 from focaldet.weights import load_detector, load_into
-from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, read_darknet, write_darknet
+from focaldet.weights.formats.darknet import read_darknet, write_darknet
+from focaldet.weights.formats.detector_weights import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from tests.batches import full_sizes
 from tests.models import darknet_oracle as oracle
 
@@ -102,7 +103,7 @@ def test_a_classifier_gives_its_backbone(tmp_path, convolutions, classes):
         last = detector.get_submodule("backbone.blocks.5.4")
         assert np.array_equal(last.conv.weight.detach().numpy(), convolutions[17][4])
         assert np.array_equal(last.norm.running_var.numpy(), convolutions[17][3])
-    with pytest.raises(CheckpointError, match="holds a classifier"):
+    with pytest.raises(CheckpointError, match="is a classifier"):
         load_detector(path, model="yolov2_tiny")
 
 

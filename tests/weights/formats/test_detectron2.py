@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from focaldet.models import DETECTORS, build
 from focaldet.prediction import load
 from focaldet.types import Preprocessing
 from focaldet.weights import load_detector, load_into, save_detector
-from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
-from focaldet.weights.formats.detectron2 import twin
+from focaldet.weights.formats.detector_weights import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from focaldet.weights.formats.detectron2 import read_detectron2
 from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.normalization import with_input
-from focaldet.weights.tensor_names import shapes_of, without_memory
+from focaldet.weights.sources import WeightsSource
+from focaldet.weights.tensor_names import build_on_meta, shapes_of
 from tests.weights.formats import peer_oracle as oracle
 from tests.weights.formats.peer_comparison import picture, require_equal_answers
 
@@ -81,9 +83,9 @@ def test_at_full_size(tmp_path, name, capsys):
 
 @pytest.mark.parametrize("name", list(PARAMETERS))
 def test_every_tensor_of_the_lists_finds_its_place(name):
-    found = twin(TensorFile(hollow(name), {}), source="file", stated=None)
+    found = read_detectron2(TensorFile(hollow(name), {}), WeightsSource("file", Path("file")), None, None)
     shapes = {key: tuple(value.shape) for key, value in found.tensors.items()}
-    assert shapes == shapes_of(without_memory(found.config)) and found.skipped == ()
+    assert shapes == shapes_of(build_on_meta(found.config)) and found.skipped == ()
     layers = {key.rpartition(".")[0] for key in shapes if key.endswith("running_var")}
     counted = [key for key in shapes if key.rpartition(".")[0] not in layers]
     assert sum(torch.Size(shapes[key]).numel() for key in counted) == PARAMETERS[name]
@@ -144,11 +146,11 @@ def test_resnext_has_its_strides_and_its_input_elsewhere():
                 columns = 8 * rows // 64
             shape = (rows * 4 if inner else rows, *([columns, *rest[1:]] if rest else []))
             tensors[key] = torch.zeros(1).expand(shape)
-    found = twin(TensorFile(tensors, {}), source="file", stated=None)
+    found = read_detectron2(TensorFile(tensors, {}), WeightsSource("file", Path("file")), None, None)
     assert (found.config.backbone, found.config.stride_in_1x1) == ("resnext101_32x8d", False)
     assert found.preprocessing.std == (57.375, 57.12, 58.395) and found.preprocessing.channels == "BGR"
     shapes = {key: tuple(value.shape) for key, value in found.tensors.items()}
-    assert shapes == shapes_of(without_memory(found.config))
+    assert shapes == shapes_of(build_on_meta(found.config))
 
 
 def stated_anchors(sizes):

@@ -9,8 +9,8 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_res
 from focaldet.errors import CheckpointError
 from focaldet.models import DETECTORS, build
 from focaldet.weights import load_detector, load_into
-from focaldet.weights.formats import torchvision as layout
-from focaldet.weights.formats.torchvision import COCO_NAMES
+from focaldet.weights.formats.detector_weights import COCO_NAMES
+from focaldet.weights.formats.torchvision import rename_torchvision_tensors
 
 # Names of torchvision's first and second model, and where their tensors go.
 PAIRS = {
@@ -58,7 +58,7 @@ def first():
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_it_opens_as_its_twin(name, tmp_path):
+def test_it_opens_as_its_equivalent_preset(name, tmp_path):
     tensors = drawn(name, counters=name.endswith("v2_tv"))
     torch.save(tensors, tmp_path / "w.pth")
     trained = load_detector(tmp_path / "w.pth")
@@ -80,7 +80,7 @@ def test_old_names_are_the_same_file(first):
         key = re.sub(r"(inner_blocks|layer_blocks)\.(\d)\.0", r"\1.\2", name)
         old[key.replace("rpn.head.conv.0.0.", "rpn.head.conv.")] = value
     assert "rpn.head.conv.weight" in old and "backbone.fpn.layer_blocks.3.bias" in old
-    new, renamed = layout.detector_tensors(first), layout.detector_tensors(old)
+    new, renamed = rename_torchvision_tensors(first), rename_torchvision_tensors(old)
     assert new.keys() == renamed.keys() and all(torch.equal(new[name], renamed[name]) for name in new)
 
 

@@ -5,6 +5,7 @@ import sys
 import types
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy
 import pytest
@@ -14,10 +15,11 @@ from focaldet.errors import CheckpointError
 from focaldet.models import DETECTORS, build
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import load_detector, load_into, save_detector
-from focaldet.weights.formats.darknet import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
+from focaldet.weights.formats.detector_weights import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from focaldet.weights.formats.files import TensorFile
-from focaldet.weights.formats.mmdetection import twin
-from focaldet.weights.tensor_names import COUNTER, shapes_of, without_memory
+from focaldet.weights.formats.mmdetection import read_mmdetection
+from focaldet.weights.sources import WeightsSource
+from focaldet.weights.tensor_names import COUNTER, build_on_meta, shapes_of
 from tests.weights.formats import peer_oracle as oracle
 from tests.weights.formats.peer_comparison import picture, require_equal_answers
 
@@ -111,9 +113,9 @@ def test_at_full_size(tmp_path, name, capsys):
 @pytest.mark.parametrize("name", list(PARAMETERS))
 def test_every_tensor_of_the_lists_finds_its_place(name):
     tensors = hollow(name)
-    found = twin(TensorFile(tensors, {}), source="file", stated=None)
+    found = read_mmdetection(TensorFile(tensors, {}), WeightsSource("file", Path("file")), None, None)
     shapes = {key: tuple(value.shape) for key, value in found.tensors.items() if not key.endswith(COUNTER)}
-    assert shapes == shapes_of(without_memory(found.config), counters=False) and found.skipped == ()
+    assert shapes == shapes_of(build_on_meta(found.config), counters=False) and found.skipped == ()
     counted = [key for key in tensors if not key.endswith(("running_mean", "running_var", COUNTER))]
     assert sum(tensors[key].numel() for key in counted) == PARAMETERS[name]
 
@@ -254,7 +256,7 @@ def test_training_checkpoints_of_mmengine_are_read_without_it(tmp_path, monkeypa
         torch.load(path, weights_only=True)
     assert load_detector(path).detector.config.backbone == "resnet50"
     torch.save({"state_dict": hollow("faster_rcnn_r50_fpn") | {"neck.array": numpy.zeros(3)}}, path)
-    with pytest.raises(CheckpointError, match=r"neck\.array: must be a tensor, found Unread"):
+    with pytest.raises(CheckpointError, match=r"neck\.array: must be a tensor, got IgnoredObject"):
         load_detector(path)
 
 

@@ -19,7 +19,7 @@ from focaldet.nets.inception_resnet import (
 from focaldet.nets.regions import PooledTail
 from focaldet.types import Preprocessing
 from focaldet.weights import load_into
-from focaldet.weights.formats.timm import detector_tensors, is_inception_resnet
+from focaldet.weights.formats.timm import inception_resnet_tensors, is_inception_resnet
 from tests.batches import full_sizes
 
 THIN = InceptionResNetShape(factor=0.25, repeats=(1, 1, 1))
@@ -99,7 +99,7 @@ def test_a_file_of_timms_whole_network_fits_name_by_name() -> None:
         theirs = timm.create_model("inception_resnet_v2").state_dict()
         detector = TwoHalves(HalvesConfig(shape=INCEPTION_RESNETS["inception_resnet_v2"]))
     assert is_inception_resnet(theirs)
-    found, expected, skipped = detector_tensors(detector, theirs, source="timm")
+    found, expected, skipped = inception_resnet_tensors(detector, theirs, source="timm")
     assert {name: tuple(value.shape) for name, value in found.items()} == expected
     assert set(detector.state_dict()) - set(expected) == {"box_head.adapter.weight", "box_head.adapter.bias"}
     assert skipped == ("classif.weight", "classif.bias")
@@ -143,5 +143,5 @@ def test_what_does_not_fit_is_named(tensors, tmp_path) -> None:
 def test_a_detector_without_it_is_told_so(tensors, tmp_path) -> None:
     detector = build("retinanet_r18_fpn", num_classes=1, architecture={"width": 32, "head_depth": 1})
     path = saved(tensors, tmp_path / "w")
-    with pytest.raises(CheckpointError, match=r"holds an Inception-ResNet-v2, RetinaNetConfig .* 'resnet18' has none"):
+    with pytest.raises(CheckpointError, match=r"is an Inception-ResNet-v2, RetinaNetConfig .* 'resnet18' has none"):
         load_into(detector, path, input="symmetric")

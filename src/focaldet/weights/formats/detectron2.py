@@ -2,9 +2,9 @@
 
 After its modeling/ (resnet.py, fpn.py, anchor_generator.py, retinanet.py, rpn.py, roi_heads.py) and its configs
 Base-RetinaNet, Base-RCNN-FPN and Base-RCNN-C4: anchors of a cell with the sizes outside and the ratios inside, RoIAlign
-with as many samples as a cell is large, RetinaNet's boxes compared before they are cut to the picture, and pictures in
-BGR. MSRA's ResNets, which it starts from, have their strides in the 1×1 convolutions and pictures that are not scaled;
-its ResNeXt, and torchvision's ResNets as its convert-torchvision-to-d2.py brings them, have them in the 3×3.
+with as many samples as a cell is large, RetinaNet's boxes compared before they are clipped to the image, and images in
+BGR. MSRA's ResNets, which it starts from, have their strides in the 1×1 convolutions and images that are not scaled;
+its ResNeXt, and torchvision's ResNets as its convert-torchvision-to-d2.py writes them, have them in the 3×3.
 """
 
 import re
@@ -14,29 +14,31 @@ from dataclasses import replace
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
+from focaldet.models import Detector
 from focaldet.nets.necks import REGION_STRIDES_PX, STRIDES_PX
 from focaldet.ops.anchors import AnchorConfig, cell_anchors
 from focaldet.types import Preprocessing
-from focaldet.weights.formats import resnet_detectors as twins
+from focaldet.weights.formats.detector_weights import DetectorWeights, coco_category_ids, coco_class_names
 from focaldet.weights.formats.files import TensorFile
-from focaldet.weights.formats.resnet_detectors import Twin
-from focaldet.weights.normalization import INPUTS, with_input
+from focaldet.weights.formats.resnet_detectors import C4_HEAD, has_c4_head, infer_config, is_msra, rename_tensors
+from focaldet.weights.normalization import INPUTS, replace_scaling, with_input
+from focaldet.weights.sources import WeightsSource
 
-LICENSE = "detectron2 (its published weights: CC BY-SA 3.0)"
-NOTE = (
-    "what a detectron2 file does not state of anchors and input is taken for that of its configs for COCO; strides are "
-    "in the 1×1 convolutions of a ResNet whose pictures are BGR and not scaled, else in the 3×3"
+DETECTRON2_LICENSE = "detectron2 (its published weights: CC BY-SA 3.0)"
+DETECTRON2_NOTE = (
+    "anchors and input that a detectron2 file does not state are those of its configs for COCO; strides are in the "
+    "1×1 convolutions of a ResNet whose images are BGR and not scaled, else in the 3×3"
 )
-TAIL_STRIDES_PX = (16,)
-ANCHORS_PX = 0.01
-"""So far may anchors that a file states be from those of its config."""
+C4_STRIDES_PX = (16,)
+ANCHOR_TOLERANCE_PX = 0.01
+"""The largest difference between anchors that a file states and those of its config."""
 
-_BLOCK = re.compile(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.(conv(\d)|shortcut)(\.norm)?\.(\w+)")
-_FROM_PYRAMID = re.compile(r"backbone\.fpn_(lateral|output)(\d)\.(weight|bias)")
-_TOWER = re.compile(r"head\.(cls|bbox)_subnet\.([0246])\.(weight|bias)")
-_ANCHORS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(\d)")
-_PIXELS = ("pixel_mean", "pixel_std")
-_LAYERS = {
+_D2_BLOCK = re.compile(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.(conv(\d)|shortcut)(\.norm)?\.(\w+)")
+_D2_PYRAMID = re.compile(r"backbone\.fpn_(lateral|output)(\d)\.(weight|bias)")
+_D2_TOWER = re.compile(r"head\.(cls|bbox)_subnet\.([0246])\.(weight|bias)")
+_D2_ANCHORS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(\d)")
+_D2_PIXELS = ("pixel_mean", "pixel_std")
+_D2_LAYERS = {
     "backbone.bottom_up.stem.conv1": "backbone.conv1",
     "backbone.bottom_up.stem.conv1.norm": "backbone.bn1",
     "backbone.stem.conv1": "backbone.conv1",
@@ -55,43 +57,59 @@ _LAYERS = {
 }
 
 
-def is_detector(tensors: Mapping[str, Tensor]) -> bool:
+def is_detectron2(tensors: Mapping[str, Tensor]) -> bool:
     """True for the names of detectron2's RetinaNet and Faster R-CNN with a ResNet."""
     has_resnet = any(name.startswith(("backbone.bottom_up.", "backbone.res2.")) for name in tensors)
     return has_resnet and ("head.cls_score.weight" in tensors or "roi_heads.box_predictor.cls_score.weight" in tensors)
 
 
-def twin(file: TensorFile, *, source: str, stated: str | None) -> Twin:
-    """The network of a file; where it tells anchors, mean and deviation, they must be those that its config has.
+def read_detectron2(
+    file: TensorFile, source: WeightsSource, stated: str | None, detector: Detector | None
+) -> DetectorWeights:
+    """The network of a file; anchors, mean and deviation that it states must be those that its config has.
 
-    `stated` is the input that somebody names; without it the file's own counts, or the one of its backbone.
+    Without a stated input the file's own mean and deviation count, or the ones of its backbone.
 
     Raises:
-        CheckpointError: the network is none of ours, its anchors are others, or its input is none that has a name.
+        CheckpointError: focaldet has no such network, its anchors are others, or its input has no name.
     """
-    finest = 3 if "head.cls_score.weight" in file.tensors else 2
-    tensors, skipped = twins.brought(file.tensors, lambda name: _renamed(name, finest=finest), source=source)
-    config = twins.described(tensors, source=source)
+    label = source.label
+    is_retinanet = "head.cls_score.weight" in file.tensors
+    finest = 3 if is_retinanet else 2
+    tensors, skipped = rename_tensors(file.tensors, lambda name: _rename_detectron2(name, finest=finest), source=label)
+    config = infer_config(tensors, source=label)
     is_resnext = config.backbone.startswith("resnext")
-    default = INPUTS["detectron2_x101" if is_resnext else "detectron2"]
-    pixels = default if stated or any(name not in file.tensors for name in _PIXELS) else _pixels(file.tensors, source)
-    is_msra = not is_resnext and twins.is_msra(with_input(pixels, stated, source=source) if stated else pixels)
-    config = replace(config, anchors=replace(config.anchors, order="scale, ratio"), stride_in_1x1=is_msra)
-    if finest == 3:
+    pixels = INPUTS["detectron2_x101" if is_resnext else "detectron2"]
+    if stated is None and all(name in file.tensors for name in _D2_PIXELS):
+        pixels = _stated_pixels(file.tensors, label)
+    pixels = with_input(pixels, stated, source=label)
+    stride_in_1x1 = not is_resnext and is_msra(pixels)
+    config = replace(config, anchors=replace(config.anchors, order="scale, ratio"), stride_in_1x1=stride_in_1x1)
+    if is_retinanet:
         config = replace(config, detect=replace(config.detect, clip_first=False))
-    has_pyramid = not twins.has_tail(tensors)
-    strides_px = STRIDES_PX if finest == 3 else REGION_STRIDES_PX if has_pyramid else TAIL_STRIDES_PX
-    _require_anchors(file.tensors, config.anchors, strides_px=strides_px, source=source)
-    # Without a pyramid no sides need divide, and detectron2 pads pictures to the largest of a batch alone.
-    preprocessing = pixels if has_pyramid else replace(pixels, size_divisor=1)
-    return Twin(config, tensors, preprocessing, twins.coco_names(config.num_classes), skipped)
+    has_pyramid = not has_c4_head(tensors)
+    strides_px = STRIDES_PX if is_retinanet else REGION_STRIDES_PX if has_pyramid else C4_STRIDES_PX
+    _require_anchors(file.tensors, config.anchors, strides_px=strides_px, source=label)
+    # Without a pyramid no sides need divide, and detectron2 pads images to the largest of a batch alone.
+    own = pixels if has_pyramid else replace(pixels, size_divisor=1)
+    class_names = coco_class_names(config.num_classes)
+    return DetectorWeights(
+        config=config,
+        tensors=tensors,
+        preprocessing=own if detector is None else replace_scaling(detector.preprocessing, own),
+        class_names=class_names,
+        category_ids=coco_category_ids(class_names),
+        notes=(DETECTRON2_NOTE,),
+        license=file.license or DETECTRON2_LICENSE,
+        skipped=skipped,
+    )
 
 
 def _require_anchors(
     tensors: Mapping[str, Tensor], config: AnchorConfig, *, strides_px: tuple[int, ...], source: str
 ) -> None:
     for name, anchors in tensors.items():
-        if match := _ANCHORS.fullmatch(name):
+        if match := _D2_ANCHORS.fullmatch(name):
             level = int(match[1])
             expected = cell_anchors(config, stride_px=strides_px[level]) if level < len(strides_px) else None
             if expected is None or not _are_near(anchors, expected):
@@ -99,34 +117,34 @@ def _require_anchors(
 
 
 def _are_near(anchors: Tensor, expected: Tensor) -> bool:
-    """Of one shape and nowhere further apart than `ANCHORS_PX`; not true of what is no number."""
-    return anchors.shape == expected.shape and bool(((anchors.float() - expected).abs() <= ANCHORS_PX).all())
+    """Of one shape and nowhere further apart than `ANCHOR_TOLERANCE_PX`; not true of what is no number."""
+    return anchors.shape == expected.shape and bool(((anchors.float() - expected).abs() <= ANCHOR_TOLERANCE_PX).all())
 
 
-def _pixels(tensors: Mapping[str, Tensor], source: str) -> Preprocessing:
+def _stated_pixels(tensors: Mapping[str, Tensor], source: str) -> Preprocessing:
     """The input of the mean and deviation that the file states."""
-    mean, std = (tuple(round(float(value), 3) for value in tensors[name].flatten()[:9]) for name in _PIXELS)
-    found = next((known for known in INPUTS.values() if (known.mean, known.std) == (mean, std)), None)
-    if found is None:
+    mean, std = (tuple(round(float(value), 3) for value in tensors[name].flatten()[:9]) for name in _D2_PIXELS)
+    known = next((known for known in INPUTS.values() if (known.mean, known.std) == (mean, std)), None)
+    if known is None:
         raise CheckpointError(
-            f"{source}: {' and '.join(_PIXELS)} are {mean} and {std}, an input without a name: say with "
+            f"{source}: {' and '.join(_D2_PIXELS)} are {mean} and {std}, an input without a name: say with "
             "--weights.input what these weights were trained with"
         )
-    return found
+    return known
 
 
-def _renamed(name: str, *, finest: int) -> str | None:
-    """Our name of a tensor, None for what is none of the network's; an unknown name stays as it is."""
-    if name in _PIXELS or _ANCHORS.fullmatch(name):
+def _rename_detectron2(name: str, *, finest: int) -> str | None:
+    """focaldet's name of a tensor, None for what does not belong to the network; an unknown name stays as it is."""
+    if name in _D2_PIXELS or _D2_ANCHORS.fullmatch(name):
         return None
-    if match := _BLOCK.fullmatch(name):
+    if match := _D2_BLOCK.fullmatch(name):
         stage, block, _, number, norm, part = match.groups()
-        place = twins.TAIL if name.startswith("roi_heads.") else f"backbone.layer{int(stage) - 1}"
+        module = C4_HEAD if name.startswith("roi_heads.") else f"backbone.layer{int(stage) - 1}"
         kind = f"{'bn' if norm else 'conv'}{number}" if number else f"downsample.{1 if norm else 0}"
-        return f"{place}.{block}.{kind}.{part}"
-    if match := _FROM_PYRAMID.fullmatch(name):
+        return f"{module}.{block}.{kind}.{part}"
+    if match := _D2_PYRAMID.fullmatch(name):
         return f"pyramid.{match[1]}.{int(match[2]) - finest}.{match[3]}"
-    if match := _TOWER.fullmatch(name):
+    if match := _D2_TOWER.fullmatch(name):
         return f"{'class' if match[1] == 'cls' else 'box'}_subnet.tower.{int(match[2]) // 2}.{match[3]}"
     layer, _, part = name.rpartition(".")
-    return f"{_LAYERS[layer]}.{part}" if layer in _LAYERS else name
+    return f"{_D2_LAYERS[layer]}.{part}" if layer in _D2_LAYERS else name

@@ -24,7 +24,7 @@ ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """How old files of `torch.save` begin: a pickle of a certain number, with others behind it."""
 WRAPPERS = ("model", "state_dict", "blobs")
-"""Keys under which training programs put the weights, beside optimiser and schedule; the last is Detectron1's."""
+"""Keys under which training programs put the weights, beside optimizer and schedule; the last is Detectron1's."""
 STATED = ("__author__", "matching_heuristics")
 """What detectron2's model zoo states beside the weights."""
 META = ("config", "cfg", "mmdet_version")
@@ -32,7 +32,7 @@ META = ("config", "cfg", "mmdet_version")
 LONGEST_NAMES = 100_000
 """Characters of all class names together that are read: no more than a file may state by naming one again and again."""
 MOMENTUM = "_momentum"
-"""End of the names of the optimiser's state that Detectron1 keeps among the weights."""
+"""End of the names of the optimizer's state that Detectron1 keeps among the weights."""
 
 BESIDE = (
     "mmengine.logging.history_buffer.HistoryBuffer",
@@ -63,24 +63,19 @@ def read_tensors(path: Path) -> TensorFile:
     """The tensors of a file by safetensors, `torch.save`, `numpy.savez` or detectron2, told apart by their content.
 
     A dictionary under `model`, `state_dict` or `blobs` is unwrapped and the prefix `module.` of distributed training
-    removed. Optimiser and schedule are left out, what momentum Detectron1 keeps among its blobs too.
+    removed. Optimizer and schedule are skipped, and so is the momentum that Detectron1 keeps among its blobs.
 
     Raises:
         CheckpointError: missing, damaged, holding anything but named tensors, or code (which is never run).
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(OLD_TORCH_START))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    # The first 8 bytes of safetensors are a length, which may look like anything; its header then opens with a brace.
-    if start[8:9] != b"{":
+    start = _read_start(path)
+    if not is_safetensors(path):
         if start.startswith(ZIP_START) and _is_npz(path):
             return TensorFile(_read_npz(path), {})
         if start.startswith((ZIP_START, OLD_TORCH_START)):
-            return _named_tensors(_read_torch(path), path)
+            return _extract_tensors(_read_torch(path), path)
         if start.startswith(PICKLE_START) or path.suffix == ".pkl":
-            return _named_tensors(read_pickle(path), path)
+            return _extract_tensors(read_pickle(path), path)
     with open_safetensors(path) as content:
         return TensorFile({name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {})  # noqa: SIM118
 
@@ -133,6 +128,20 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def is_safetensors(path: Path) -> bool:
+    """True for a file that begins as safetensors do."""
+    # The first 8 bytes are a length, which may look like anything; the header then opens with a brace.
+    return _read_start(path)[8:9] == b"{"
+
+
+def _read_start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(OLD_TORCH_START))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+
+
 def _is_npz(path: Path) -> bool:
     """True for a zip archive of arrays alone; what `torch.save` writes holds a pickle."""
     try:
@@ -160,8 +169,8 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-class Unread:
-    """Stands in the place of everything in `BESIDE`: nothing is made of what the file says of it."""
+class IgnoredObject:
+    """Stands for everything in `BESIDE`: nothing is made of what the file says of it."""
 
     def __init__(self, *_arguments: object) -> None:
         pass
@@ -172,7 +181,7 @@ class Unread:
 
 def _read_torch(path: Path) -> object:
     # argparse.Namespace, a bag of plain values, stands in the files of torchvision's own training script.
-    known: list[Any] = [argparse.Namespace, *((Unread, name) for name in BESIDE)]
+    known: list[Any] = [argparse.Namespace, *((IgnoredObject, name) for name in BESIDE)]
     try:
         with torch.serialization.safe_globals(known), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -183,21 +192,21 @@ def _read_torch(path: Path) -> object:
         raise CheckpointError(f"{path}: refused: {reason}; plain tensors by name are allowed") from None
 
 
-def _named_tensors(content: object, path: Path) -> TensorFile:
+def _extract_tensors(content: object, path: Path) -> TensorFile:
     """The mapping of names to tensors in what was unpickled, and what stands beside it in words."""
     inner = content
     if isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if not isinstance(inner, Mapping) or not inner:
-        raise CheckpointError(f"{path}: must hold tensors by name, found {type(inner).__name__}")
+        raise CheckpointError(f"{path}: must be tensors by name, got {type(inner).__name__}")
     tensors = {}
     for name, value in inner.items():
         tensor = torch.from_numpy(value) if isinstance(value, numpy.ndarray) else value
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {str(name)[:80]}: must be a tensor, found {type(value).__name__}")
+            raise CheckpointError(f"{path}: {str(name)[:80]}: must be a tensor, got {type(value).__name__}")
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type != "cpu":
             raise CheckpointError(
-                f"{path}: {name[:80]}: must be a plain tensor, found one that is sparse or has no memory"
+                f"{path}: {name[:80]}: must be a plain tensor, got one that is sparse or has no memory"
             )
         if not name.endswith(MOMENTUM):
             tensors[name] = tensor
@@ -210,20 +219,18 @@ def _statements(content: object) -> dict[str, str]:
     stated = {key: str(beside[key]) for key in STATED if isinstance(beside.get(key), str | bool)}
     meta = beside["meta"] if isinstance(beside.get("meta"), Mapping) else {}
     plain: dict[str, Any] = {key: meta[key] for key in META if isinstance(meta.get(key), str)}
-    if names := _class_names(meta):
+    if names := _read_class_names(meta):
         plain["classes"] = names
     return stated | ({"meta": json.dumps(plain)} if plain else {})
 
 
-def _class_names(meta: Mapping[Any, Any]) -> list[str]:
+def _read_class_names(meta: Mapping[Any, Any]) -> list[str]:
     """mmdetection's class names: `dataset_meta.classes` of its version 3, `CLASSES` of its version 2."""
     data = meta["dataset_meta"] if isinstance(meta.get("dataset_meta"), Mapping) else {}
-    places = ((data, "classes"), (data, "CLASSES"), (meta, "CLASSES"))
-    found = next((part[key] for part, key in places if isinstance(part.get(key), list | tuple)), ())
-    is_plain = (
-        all(isinstance(name, str) and name.isprintable() for name in found) and sum(map(len, found)) <= LONGEST_NAMES
-    )
-    return list(found) if is_plain else []
+    candidates = ((data, "classes"), (data, "CLASSES"), (meta, "CLASSES"))
+    names = next((part[key] for part, key in candidates if isinstance(part.get(key), list | tuple)), ())
+    is_plain = all(isinstance(name, str) and name.isprintable() for name in names)
+    return list(names) if is_plain and sum(map(len, names)) <= LONGEST_NAMES else []
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 After mmdet's models/ (backbones/resnet.py, necks/fpn.py, dense_heads/, roi_heads/) and its configs _base_/models/
 retinanet_r50_fpn, faster-rcnn_r50_fpn and faster-rcnn_r50-caffe-c4: anchors of a cell with the ratios outside and the
 scales inside, no ReLU before P7, RoIAlign with as many samples as a cell is large. A config's `style` says where a
-ResNet has its strides: "pytorch" in the 3×3 convolutions, with pictures in RGB, or "caffe" in the 1×1, with pictures in
-BGR that are not scaled. A file's `meta` holds the text of its config and the names of its classes.
+ResNet has its strides: "pytorch" in the 3×3 convolutions, with images in RGB, or "caffe" in the 1×1, with images in BGR
+that are not scaled. A file's `meta` holds the text of its config and the names of its classes.
 """
 
 import json
@@ -16,17 +16,19 @@ from typing import Any
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
+from focaldet.models import Detector
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights.formats import resnet_detectors as twins
+from focaldet.weights.formats.detector_weights import DetectorWeights, coco_category_ids, coco_class_names
 from focaldet.weights.formats.files import TensorFile
-from focaldet.weights.formats.resnet_detectors import Twin
-from focaldet.weights.normalization import INPUTS, with_input
+from focaldet.weights.formats.resnet_detectors import C4_HEAD, has_c4_head, infer_config, is_msra, rename_tensors
+from focaldet.weights.normalization import INPUTS, replace_scaling, with_input
+from focaldet.weights.sources import WeightsSource
 
-LICENSE = "mmdetection (its published weights: Apache-2.0)"
-NOTE = "what a mmdetection file does not state of anchors, style and input is taken for that of its configs for COCO"
+MMDETECTION_LICENSE = "mmdetection (its published weights: Apache-2.0)"
+MMDETECTION_NOTE = "anchors, style and input that a mmdetection file does not state are those of its configs for COCO"
 
 OLD_VERSIONS = ("0.", "1.")
-KNOWN = {
+MMDET_NUMBERS = {
     "ratios": ((0.5, 1.0, 2.0),),
     "octave_base_scale": ((4.0,),),
     "scales_per_octave": ((3.0,),),
@@ -35,14 +37,14 @@ KNOWN = {
     "target_stds": ((1.0,) * 4, (0.1, 0.1, 0.2, 0.2)),
     "sampling_ratio": ((0.0,),),
 }
-"""Numbers of a config that give tensors their meaning: a file may state these, and none in their place."""
+"""Numbers of a config that give tensors their meaning, and the values that a file may state for them."""
 
-_TAIL = re.compile(r"roi_head\.shared_head\.layer4\.(.+)")
-_TOWER = re.compile(r"bbox_head\.(cls|reg)_convs\.(\d+)\.conv\.(weight|bias)")
-_PYRAMID = re.compile(r"neck\.(lateral|fpn)_convs\.(\d)\.conv\.(weight|bias)")
+_MMDET_C4_HEAD = re.compile(r"roi_head\.shared_head\.layer4\.(.+)")
+_MMDET_TOWER = re.compile(r"bbox_head\.(cls|reg)_convs\.(\d+)\.conv\.(weight|bias)")
+_MMDET_PYRAMID = re.compile(r"neck\.(lateral|fpn)_convs\.(\d)\.conv\.(weight|bias)")
 _FIRST_EXTRA = 3
-"""The place of P6 among the output convolutions of RetinaNet's pyramid; those before it are of P3, P4 and P5."""
-_LAYERS = {
+"""The index of P6 among the output convolutions of RetinaNet's pyramid; those before it are of P3, P4 and P5."""
+_MMDET_LAYERS = {
     "bbox_head.retina_cls": "class_subnet.predict",
     "bbox_head.retina_reg": "box_subnet.predict",
     "rpn_head.rpn_conv": "proposal_head.tower.0",
@@ -57,57 +59,70 @@ _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _THREE = ",".join([f"({_NUMBER})"] * 3) + ",?"
 
 
-def is_retinanet(tensors: Mapping[str, Tensor]) -> bool:
+def _is_mmdet_retinanet(tensors: Mapping[str, Tensor]) -> bool:
     """True for the names of mmdetection's RetinaNet."""
     return "bbox_head.retina_cls.weight" in tensors
 
 
-def is_detector(tensors: Mapping[str, Tensor]) -> bool:
+def is_mmdetection(tensors: Mapping[str, Tensor]) -> bool:
     """True for the names of mmdetection's RetinaNet and Faster R-CNN."""
-    return is_retinanet(tensors) or "roi_head.bbox_head.fc_cls.weight" in tensors
+    return _is_mmdet_retinanet(tensors) or "roi_head.bbox_head.fc_cls.weight" in tensors
 
 
-def twin(file: TensorFile, *, source: str, stated: str | None, stride_in_1x1: bool = False) -> Twin:
+def read_mmdetection(
+    file: TensorFile, source: WeightsSource, stated: str | None, detector: Detector | None
+) -> DetectorWeights:
     """The network of a file, with the input and the style that the config in its `meta` states.
 
-    Without a config the style is "caffe" where the input that somebody names (`stated`) is BGR that is not scaled, and
-    for C4, which is published in no other; else `stride_in_1x1` decides, and the input is that of the style.
+    Without a config the style is "caffe" where the stated input is BGR that is not scaled, and for C4, which is
+    published in no other; else that of `detector`, and the input is that of the style.
 
     Raises:
-        CheckpointError: the network is none of ours, its config has other anchors or boxes, or mmdetection was older
+        CheckpointError: focaldet has no such network, its config has other anchors or boxes, or mmdetection was older
             than version 2.
     """
-    meta = _meta(file.statements)
+    meta, label = _meta(file.statements), source.label
     if str(meta.get("mmdet_version", "")).startswith(OLD_VERSIONS):
         raise CheckpointError(
-            f"{source}: is of mmdetection {meta['mmdet_version']}, whose classes and boxes are counted "
+            f"{label}: is of mmdetection {meta['mmdet_version']}, whose classes and boxes are counted "
             "otherwise; known are its versions 2 and 3"
         )
-    names = _renamed_retinanet if is_retinanet(file.tensors) else _renamed
-    tensors, skipped = twins.brought(file.tensors, names, source=source)
-    config = twins.described(tensors, source=source)
+    is_retinanet = _is_mmdet_retinanet(file.tensors)
+    rename = _rename_mmdet_retinanet if is_retinanet else _rename_mmdet
+    tensors, skipped = rename_tensors(file.tensors, rename, source=label)
+    config = infer_config(tensors, source=label)
     text = "".join(str(meta.get("cfg") or meta.get("config") or "").split())
-    _require_known(text, source=source)
+    _require_known(text, source=label)
     if style := re.search(r"\bstyle=['\"](caffe|pytorch)", text):
         stride_in_1x1 = style[1] == "caffe"
     elif stated is not None:
-        stride_in_1x1 = twins.is_msra(with_input(INPUTS["imagenet"], stated, source=source))
-    elif twins.has_tail(tensors):
-        stride_in_1x1 = True
+        stride_in_1x1 = is_msra(with_input(INPUTS["imagenet"], stated, source=label))
+    else:
+        stride_in_1x1 = has_c4_head(tensors) or getattr(detector and detector.config, "stride_in_1x1", False)
     default = INPUTS["detectron2" if stride_in_1x1 else "imagenet"]
     if config.backbone == "resnext101_32x8d":  # FAIR's, which mmdetection scales as they do
         default = INPUTS["detectron2_x101"]
     config = replace(config, anchors=replace(config.anchors, order="ratio, scale"), stride_in_1x1=stride_in_1x1)
-    if is_retinanet(file.tensors):
+    if is_retinanet:
         config = replace(config, p7_relu="relu_before_extra_convs=True" in text)
     # OpenCV's bilinear interpolation, which mmdetection resizes with, does not smooth beforehand.
-    pixels = replace(_pixels(text) or default, resize=Resize(antialias=False))
-    return Twin(config, tensors, pixels, _class_names(meta, config.num_classes), skipped)
+    own = with_input(replace(_config_pixels(text) or default, resize=Resize(antialias=False)), stated, source=label)
+    class_names = _stated_class_names(meta, config.num_classes)
+    return DetectorWeights(
+        config=config,
+        tensors=tensors,
+        preprocessing=own if detector is None else replace_scaling(detector.preprocessing, own),
+        class_names=class_names,
+        category_ids=coco_category_ids(class_names),
+        notes=(MMDETECTION_NOTE,),
+        license=file.license or MMDETECTION_LICENSE,
+        skipped=skipped,
+    )
 
 
 def _require_known(text: str, *, source: str) -> None:
     """Compare the numbers in the text of a config with those that its network must have here."""
-    for name, known in KNOWN.items():
+    for name, known in MMDET_NUMBERS.items():
         for match in re.finditer(rf"\b{name}=[\[(]?({_NUMBER}(?:,{_NUMBER})*)", text):
             values = tuple(float(part) for part in match[1].split(","))
             if values not in known:
@@ -124,14 +139,14 @@ def _meta(statements: Mapping[str, str]) -> dict[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
-def _class_names(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
+def _stated_class_names(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
     """Those that the file states, if they are as many as its classes, else COCO's if it has 80."""
     stated = tuple(map(str, meta.get("classes") or ()))
-    return stated if len(stated) == num_classes else twins.coco_names(num_classes)
+    return stated if len(stated) == num_classes else coco_class_names(num_classes)
 
 
-def _pixels(text: str) -> Preprocessing | None:
-    """The input in the text of a config, as its normalisation gives it."""
+def _config_pixels(text: str) -> Preprocessing | None:
+    """The input in the text of a config, as its normalization gives it."""
     order = re.search(r"\b(?:bgr_)?to_rgb=(True|False)", text)
     mean, std = (re.search(rf"\b{name}=[\[(]{_THREE}[\])]", text) for name in ("mean", "std"))
     if not (order and mean and std) or 0 in (values := _three(std)):
@@ -143,19 +158,19 @@ def _three(match: re.Match[str]) -> tuple[float, float, float]:
     return float(match[1]), float(match[2]), float(match[3])
 
 
-def _renamed_retinanet(name: str) -> str:
-    if (match := _PYRAMID.fullmatch(name)) and match[1] == "fpn" and int(match[2]) >= _FIRST_EXTRA:
+def _rename_mmdet_retinanet(name: str) -> str:
+    if (match := _MMDET_PYRAMID.fullmatch(name)) and match[1] == "fpn" and int(match[2]) >= _FIRST_EXTRA:
         return f"pyramid.p{int(match[2]) - _FIRST_EXTRA + 6}.{match[3]}"
-    return _renamed(name)
+    return _rename_mmdet(name)
 
 
-def _renamed(name: str) -> str:
-    """Our name of a tensor; an unknown name stays as it is."""
-    if match := _TAIL.fullmatch(name):
-        return f"{twins.TAIL}.{match[1]}"
-    if match := _TOWER.fullmatch(name):
+def _rename_mmdet(name: str) -> str:
+    """focaldet's name of a tensor; an unknown name stays as it is."""
+    if match := _MMDET_C4_HEAD.fullmatch(name):
+        return f"{C4_HEAD}.{match[1]}"
+    if match := _MMDET_TOWER.fullmatch(name):
         return f"{'class' if match[1] == 'cls' else 'box'}_subnet.tower.{match[2]}.{match[3]}"
-    if match := _PYRAMID.fullmatch(name):
+    if match := _MMDET_PYRAMID.fullmatch(name):
         return f"pyramid.{'lateral' if match[1] == 'lateral' else 'output'}.{match[2]}.{match[3]}"
     layer, _, part = name.rpartition(".")
-    return f"{_LAYERS[layer]}.{part}" if layer in _LAYERS else name
+    return f"{_MMDET_LAYERS[layer]}.{part}" if layer in _MMDET_LAYERS else name

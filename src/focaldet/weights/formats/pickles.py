@@ -3,7 +3,7 @@
 Python's own unpickler imports what a file names and calls it. Narrowing its choice of names would still hand the file's
 bytes to the constructors of numpy and leave the extension registry open, so that unpickler is not used: `pickletools`
 takes the file apart, and each of its opcodes acts on a stack of plain values. A name in the file is compared with the
-few in `KNOWN` and never looked up; "calling" one makes an array or bytes by the code below.
+few in `KNOWN_NAMES` and never looked up; "calling" one makes an array or bytes by the code below.
 """
 
 import codecs
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from focaldet.errors import CheckpointError
 
-DTYPES = tuple(f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248")) for size in sizes)
+PICKLE_DTYPES = tuple(f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248")) for size in sizes)
 """Admitted types of numbers, `b1` (truth values) beside them: never objects, structures or text."""
 MAX_OPCODES = 2_000_000
 """Opcodes of a file, and values of the result with shared ones counted each time; a model has some thousands."""
@@ -44,7 +44,7 @@ def _numpy(*names: str) -> dict[tuple[str, str], _Name]:
     return {(f"numpy.{core}.{module}", name): _Name(name) for module, name in pairs for core in ("core", "_core")}
 
 
-KNOWN = {
+KNOWN_NAMES = {
     **_numpy("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer"),
     ("numpy", "ndarray"): _Name("ndarray"),
     ("numpy", "dtype"): _Name("dtype"),
@@ -64,11 +64,11 @@ LITERALS = frozenset(
 )
 """Opcodes whose argument is the value itself."""
 OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-IDLE = frozenset({"PROTO", "FRAME"})
+IDLE_OPCODES = frozenset({"PROTO", "FRAME"})
 _MARK = _Name("mark")
 
 
-class _Refused(Exception):  # noqa: N818  it never leaves this file
+class _RefusedPickle(Exception):  # noqa: N818  it never leaves this file
     """What the file asks for is not what an array needs."""
 
 
@@ -102,13 +102,13 @@ def read_pickle(path: Path) -> Any:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             value = _Machine(len(content)).run(_opcodes(content))
             return value if content.tell() == len(content) else _refuse("it goes on after its end")
-    except _Refused as refusal:
+    except _RefusedPickle as refusal:
         raise CheckpointError(f"{path}: refused: {refusal}; plain arrays by name are allowed") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     # The parser and the stack raise whatever the bytes of a strange file lead them to.
     except Exception:
-        raise CheckpointError(f"{path}: refused: damaged, or no pickle; plain arrays by name are allowed") from None
+        raise CheckpointError(f"{path}: refused: damaged, or not a pickle; plain arrays by name are allowed") from None
 
 
 def _opcodes(content: mmap.mmap) -> Iterator[tuple[str, Any]]:
@@ -121,11 +121,11 @@ def _opcodes(content: mmap.mmap) -> Iterator[tuple[str, Any]]:
         else:
             # The readers ask for a file; a memory map has the two methods of one that they call.
             yield opcode.name, opcode.arg and opcode.arg.reader(cast("IO[bytes]", content))
-    raise _Refused(f"it has more than {MAX_OPCODES} parts")
+    raise _RefusedPickle(f"it has more than {MAX_OPCODES} parts")
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise _Refused(reason)
+    raise _RefusedPickle(reason)
 
 
 class _Machine:
@@ -142,14 +142,14 @@ class _Machine:
         for name, argument in opcodes:
             if name == "STOP":
                 (value,) = self.stack
-                return _finished(value, {}, depth=0)[0]
+                return _resolve_value(value, {}, depth=0)[0]
             if name in LITERALS:
                 if isinstance(argument, int) and argument.bit_length() > MAX_BITS:
                     _refuse(f"a number of more than {MAX_BITS} bits")
                 self.stack.append(argument)
             elif name in ACTIONS:
                 ACTIONS[name](self, argument)
-            elif name not in IDLE:
+            elif name not in IDLE_OPCODES:
                 _refuse(FORBIDDEN.get(name, f"it uses the opcode {name}"))
         raise EOFError
 
@@ -165,13 +165,13 @@ class _Machine:
             values.append(value)
         return values[::-1]
 
-    def memoize(self, place: int) -> None:
+    def memoize(self, index: int) -> None:
         """Keep the value on top for later."""
-        self.memo[place] = self.stack[-1]
+        self.memo[index] = self.stack[-1]
 
-    def recall(self, place: int) -> None:
+    def recall(self, index: int) -> None:
         """Push what was kept."""
-        self.stack.append(self.memo[place])
+        self.stack.append(self.memo[index])
 
     def drop(self) -> None:
         """Forget the value or the mark on top."""
@@ -201,8 +201,8 @@ class _Machine:
     def push_name(self, module: object, name: object) -> None:
         """Push one of the known names, or refuse it."""
         if not isinstance(module, str) or not isinstance(name, str):
-            _refuse("it names something by what is no text")
-        if (known := KNOWN.get((module, name))) is None:
+            _refuse("it names something by what is not text")
+        if (known := KNOWN_NAMES.get((module, name))) is None:
             readable = re.sub(r"[^\w.]", "?", f"{module}.{name}")[:80]
             _refuse(f"it holds code ({readable}), which is never run")
         self.stack.append(known)
@@ -211,16 +211,16 @@ class _Machine:
         """ "Call" a name: make what it stands for."""
         arguments, name = self.pop(), self.pop()
         if not isinstance(name, _Name) or not isinstance(arguments, tuple):
-            _refuse("it calls something that is no name")
-        self.stack.append(self.made(name.text, arguments))
+            _refuse("it calls something that is not a name")
+        self.stack.append(self.make(name.text, arguments))
 
-    def made(self, name: str, arguments: tuple[Any, ...]) -> Any:
+    def make(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """What `name` makes of `arguments`, in exactly the forms in which arrays are written."""
         match name, arguments:
             case "_reconstruct", (_Name("ndarray"), (0,), "b" | b"b"):
                 return _Array()
             case "dtype", (str(code), bool() | 0 | 1, bool() | 0 | 1):
-                if code not in (*DTYPES, "b1"):
+                if code not in (*PICKLE_DTYPES, "b1"):
                     _refuse(f"an array of type {code[:20]!r}; numbers are allowed")
                 return _Type(code)
             case "encode", (str(text), "latin1" | "latin-1"):
@@ -256,9 +256,9 @@ class _Machine:
         """The array of exactly these bytes."""
         content = raw.encode("latin-1") if isinstance(raw, str) else raw
         if not isinstance(content, bytes | bytearray):
-            _refuse("an array whose content is no bytes")
+            _refuse("an array whose content is not bytes")
         if len(shape) > MAX_AXES or not all(type(side) is int and side >= 0 for side in shape):
-            _refuse("an array whose shape is no list of sides")
+            _refuse("an array whose shape is not a list of sides")
         dtype = kind.dtype()
         if math.prod(shape) * dtype.itemsize != len(content):
             _refuse(f"an array whose shape asks for more or less than its {len(content)} bytes")
@@ -283,15 +283,15 @@ def _dictionary(values: list[Any]) -> dict[Any, Any]:
     return dict(zip(keys, values[1::2], strict=True))
 
 
-def _finished(value: Any, done: dict[int, Any], *, depth: int) -> tuple[Any, int, int]:
+def _resolve_value(value: Any, done: dict[int, Any], *, depth: int) -> tuple[Any, int, int]:
     """`value` with its arrays in place, its levels of nesting, and its number of values, shared ones counted each time.
 
-    `done` holds the results by identity, so that what is shared is visited once; what is being visited holds None.
+    `done` has the results by identity, so that what is shared is visited once, and None for what is being visited.
     """
     key = id(value)
     if key not in done:
         done[key] = None
-        done[key] = _visited(value, done, depth=depth)
+        done[key] = _resolve_parts(value, done, depth=depth)
     if done[key] is None:
         _refuse("a value that holds itself")
     finished, height, count = done[key]
@@ -300,7 +300,7 @@ def _finished(value: Any, done: dict[int, Any], *, depth: int) -> tuple[Any, int
     return finished, height, count
 
 
-def _visited(value: Any, done: dict[int, Any], *, depth: int) -> tuple[Any, int, int]:
+def _resolve_parts(value: Any, done: dict[int, Any], *, depth: int) -> tuple[Any, int, int]:
     if depth > MAX_DEPTH:
         _refuse(f"more than {MAX_DEPTH} levels of nesting")
     if isinstance(value, _Array):
@@ -309,7 +309,9 @@ def _visited(value: Any, done: dict[int, Any], *, depth: int) -> tuple[Any, int,
         _refuse("a name or type that belongs to no array")
     if not isinstance(value, dict | list | tuple):
         return value, 0, 1
-    parts = [_finished(part, done, depth=depth + 1) for part in (value.values() if isinstance(value, dict) else value)]
+    parts = [
+        _resolve_value(part, done, depth=depth + 1) for part in (value.values() if isinstance(value, dict) else value)
+    ]
     count = 1 + sum(part[2] for part in parts)
     if count > MAX_OPCODES:
         _refuse(f"more than {MAX_OPCODES} values, the same ones again and again")

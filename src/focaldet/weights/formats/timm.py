@@ -1,4 +1,4 @@
-"""timm's Inception-ResNet-v2, an ImageNet classifier, as the two halves of a detector.
+"""timm's Inception-ResNet-v2, an ImageNet classifier, as the trunk and the C4 head of a detector.
 
 Cadene's files, which timm's were made from, have the same names but for the classifier's. TensorFlow's BatchNorm had no
 scale in this network: a file converted from it holds ones. What a file trained otherwise holds is kept, never trained.
@@ -13,10 +13,10 @@ from focaldet.models import Detector
 from focaldet.nets.inception_resnet import InceptionResNetTail, InceptionResNetTrunk
 from focaldet.weights.tensor_names import COUNTER, shapes_of
 
-BATCH_NORM_EPS = 1e-3
-_TAIL = ("mixed_7a.", "repeat_2.", "block8.", "conv2d_7b.")
-_CLASSIFIER = ("classif.", "last_linear.")
-_SCALE = ".bn.weight"
+TIMM_NORM_EPS = 1e-3
+_HEAD_LAYERS = ("mixed_7a.", "repeat_2.", "block8.", "conv2d_7b.")
+_TIMM_CLASSIFIER = ("classif.", "last_linear.")
+_NORM_SCALE = ".bn.weight"
 
 
 def is_inception_resnet(tensors: Mapping[str, Tensor]) -> bool:
@@ -24,28 +24,28 @@ def is_inception_resnet(tensors: Mapping[str, Tensor]) -> bool:
     return "conv2d_1a.conv.weight" in tensors
 
 
-def detector_tensors(
+def inception_resnet_tensors(
     detector: Detector, tensors: Mapping[str, Tensor], *, source: str
 ) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]], tuple[str, ...]]:
-    """The tensors by the detector's names, the shapes it has under them, and the names of those left out.
+    """The tensors by the detector's names, the shapes it has under them, and the names of those skipped.
 
     Raises:
-        CheckpointError: the detector has not both halves of an Inception-ResNet-v2.
+        CheckpointError: the detector has not both parts of an Inception-ResNet-v2.
     """
-    trunk, tail = (_place(detector, kind, source=source) for kind in (InceptionResNetTrunk, InceptionResNetTail))
-    skipped = tuple(name for name in tensors if name.startswith(_CLASSIFIER))
+    trunk, head = (_part_prefix(detector, kind, source=source) for kind in (InceptionResNetTrunk, InceptionResNetTail))
+    skipped = tuple(name for name in tensors if name.startswith(_TIMM_CLASSIFIER))
     renamed = {
-        (tail if name.startswith(_TAIL) else trunk) + name: value
+        (head if name.startswith(_HEAD_LAYERS) else trunk) + name: value
         for name, value in tensors.items()
         if name not in skipped and not name.endswith(COUNTER)
     }
     shapes = shapes_of(detector, counters=False)
-    return renamed, {name: shape for name, shape in shapes.items() if name.startswith((trunk, tail))}, skipped
+    return renamed, {name: shape for name, shape in shapes.items() if name.startswith((trunk, head))}, skipped
 
 
-def notes(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """What a reader of the report should know: scales of BatchNorm that are none of TensorFlow's."""
-    scales = [name for name in tensors if name.endswith(_SCALE)]
+def unusual_scales(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Notes for the report: scales of BatchNorm, which TensorFlow's network does not have."""
+    scales = [name for name in tensors if name.endswith(_NORM_SCALE)]
     changed = [name for name in scales if not (tensors[name] == 1).all()]
     if not changed:
         return ()
@@ -55,12 +55,12 @@ def notes(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
     )
 
 
-def _place(detector: Detector, kind: type[InceptionResNetTrunk | InceptionResNetTail], *, source: str) -> str:
-    """The beginning of the names of the tensors of the half of that kind."""
-    found = next((name for name, module in detector.named_modules() if isinstance(module, kind)), None)
-    if found is None:
+def _part_prefix(detector: Detector, kind: type[InceptionResNetTrunk | InceptionResNetTail], *, source: str) -> str:
+    """The prefix of the names of the tensors of the part of that kind."""
+    path = next((name for name, module in detector.named_modules() if isinstance(module, kind)), None)
+    if path is None:
         raise CheckpointError(
-            f"{source}: made for another network: it holds an Inception-ResNet-v2, "
+            f"{source}: made for another network: it is an Inception-ResNet-v2, "
             f"{type(detector.config).__name__} with backbone {getattr(detector.config, 'backbone', None)!r} has none"
         )
-    return f"{found}."
+    return f"{path}."

@@ -2,35 +2,23 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from focaldet.weights.tensor_names import COUNTER, rows
+from focaldet.models import DETECTORS, PREPROCESSING, Detector
+from focaldet.weights.formats.detector_weights import COCO_NAMES, DetectorWeights, require_class_count
+from focaldet.weights.formats.files import TensorFile
+from focaldet.weights.normalization import with_input
+from focaldet.weights.sources import WeightsSource
+from focaldet.weights.tensor_names import COUNTER, num_rows
 
-# fmt: off
-COCO_NAMES = (
-    "__background__", "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
-    "traffic light", "fire hydrant", "N/A", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse",
-    "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "N/A", "backpack", "umbrella", "N/A", "N/A", "handbag",
-    "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove",
-    "skateboard", "surfboard", "tennis racket", "bottle", "N/A", "wine glass", "cup", "fork", "knife", "spoon",
-    "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake",
-    "chair", "couch", "potted plant", "bed", "N/A", "dining table", "N/A", "N/A", "toilet", "N/A", "tv", "laptop",
-    "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "N/A",
-    "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
-)
-# fmt: on
-"""The 91 classes of torchvision's COCO detectors: a label is COCO's category id.
-
-Label 0 and those called N/A are never true of anything: their outputs learned to stay silent, and keep their rows here.
-Only in the softmax of a Faster R-CNN label 0 means something, the background, which comes last here.
-"""
-
-BATCH_NORM_EPS = 1e-5
+TORCHVISION_NORM_EPS = 1e-5
 """What torchvision's ordinary BatchNorm adds to the variance. Only its frozen one in the V1 weights adds 0."""
 
-_RENAMED = (
+_LAYER_PATTERNS = (
     (r"backbone\.body\.(.+)", r"backbone.\1"),
     (r"backbone\.fpn\.inner_blocks\.(\d+)\.(?:0\.)?(weight|bias)", r"pyramid.lateral.\1.\2"),
     (r"backbone\.fpn\.layer_blocks\.(\d+)\.(?:0\.)?(weight|bias)", r"pyramid.output.\1.\2"),
@@ -55,24 +43,14 @@ _RENAMED = (
     (r"roi_heads\.box_predictor\.bbox_pred\.(weight|bias)", r"predictor.boxes.\1"),
 )
 _BACKGROUND_ROWS = {"predictor.classes": 1, "predictor.boxes": 4}
-# Before torchvision 0.13 a tower was conv, ReLU, conv, ReLU …: places 0, 2, 4, 6.
+# Before torchvision 0.13 a tower was conv, ReLU, conv, ReLU …: layers 0, 2, 4, 6.
 _OLD_TOWER = re.compile(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)")
-_CLASSIFIER = re.compile(r"fc\..+|classifier\..+|features\.18\..+")
+_CLASSIFIER_LAYERS = re.compile(r"fc\..+|classifier\..+|features\.18\..+")
 
 
-def is_retinanet(tensors: Mapping[str, Tensor]) -> bool:
-    """True for the names of torchvision's RetinaNet."""
-    return "head.classification_head.cls_logits.weight" in tensors
-
-
-def is_faster_rcnn(tensors: Mapping[str, Tensor]) -> bool:
-    """True for the names of torchvision's Faster R-CNN."""
-    return "roi_heads.box_predictor.cls_score.weight" in tensors
-
-
-def is_detector(tensors: Mapping[str, Tensor]) -> bool:
-    """True for the names of any of torchvision's detectors that has a twin here."""
-    return is_retinanet(tensors) or is_faster_rcnn(tensors)
+def is_torchvision(tensors: Mapping[str, Tensor]) -> bool:
+    """True for the names of any of torchvision's detectors that has an equivalent preset."""
+    return "head.classification_head.cls_logits.weight" in tensors or _is_faster_rcnn(tensors)
 
 
 def is_classifier(tensors: Mapping[str, Tensor]) -> bool:
@@ -80,68 +58,93 @@ def is_classifier(tensors: Mapping[str, Tensor]) -> bool:
     return "layer1.0.conv1.weight" in tensors or "features.0.0.weight" in tensors
 
 
-def preset(tensors: Mapping[str, Tensor]) -> str:
-    """The detector of our table that is the twin of a torchvision detector.
+def read_torchvision(
+    file: TensorFile, source: WeightsSource, stated: str | None, detector: Detector | None
+) -> DetectorWeights:
+    """The RetinaNet or Faster R-CNN of a file; its input is part of torchvision's class, so it needs no statement.
+
+    Raises:
+        CheckpointError: there is no class.
+    """
+    tensors = file.tensors
+    preset = equivalent_preset(tensors)
+    num_classes = require_class_count(_num_torchvision_classes(tensors), source=source.label)
+    config: Any = DETECTORS[preset]
+    # Ordinary BatchNorm shows by its counters; the frozen one of a file that is not the published may have had either.
+    if any(name.endswith(COUNTER) for name in tensors):
+        norm_eps = TORCHVISION_NORM_EPS
+    else:
+        norm_eps = config.norm_eps if detector is None or source.input else detector.config.norm_eps
+    labels = _labels(tensors, num_classes)
+    preprocessing = PREPROCESSING[preset] if detector is None else detector.preprocessing
+    note = "the file states no input; that is the default of torchvision's detectors (--weights.input overrules it)"
+    return DetectorWeights(
+        config=replace(config, num_classes=num_classes, norm_eps=norm_eps),
+        tensors=rename_torchvision_tensors(tensors),
+        preprocessing=with_input(preprocessing, stated or "imagenet", source=source.label),
+        class_names=tuple(COCO_NAMES[label] for label in labels) if labels[-1] == len(COCO_NAMES) - 1 else (),
+        category_ids=labels,
+        notes=() if stated else (note,),
+        license=file.license or source.license,
+    )
+
+
+def equivalent_preset(tensors: Mapping[str, Tensor]) -> str:
+    """The preset that is the same network as a torchvision detector.
 
     The second RetinaNet has GroupNorm in its heads, the second Faster R-CNN convolutions in that of its regions.
     """
-    if is_faster_rcnn(tensors):
+    if _is_faster_rcnn(tensors):
         has_convolutions = "roi_heads.box_head.5.weight" in tensors
         return "faster_rcnn_r50_fpn_v2_tv" if has_convolutions else "faster_rcnn_r50_fpn_tv"
     has_norm = "head.classification_head.conv.0.1.weight" in tensors
     return "retinanet_r50_fpn_v2_tv" if has_norm else "retinanet_r50_fpn_tv"
 
 
-def batch_norm_eps(tensors: Mapping[str, Tensor]) -> float | None:
-    """1e-5 where the file shows that its BatchNorm was an ordinary one (it counted batches), else None: not told."""
-    return BATCH_NORM_EPS if any(name.endswith(COUNTER) for name in tensors) else None
+def rename_torchvision_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A torchvision detector in focaldet's names and with the background last; an unknown name stays as it is."""
+    renamed = {_rename_torchvision(_OLD_TOWER.sub(_new_tower, name)): value for name, value in tensors.items()}
+    for layer, count in _BACKGROUND_ROWS.items():
+        names = [name for name in renamed if name.startswith(f"{layer}.") and renamed[name].ndim]
+        renamed |= {name: torch.roll(renamed[name], -count, 0) for name in names}
+    return renamed
 
 
-def num_classes(tensors: Mapping[str, Tensor]) -> int:
+def without_classifier(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """A classifier's tensors without its last layers, and the names of those."""
+    skipped = tuple(name for name in tensors if _CLASSIFIER_LAYERS.fullmatch(name))
+    return {name: value for name, value in tensors.items() if name not in skipped}, skipped
+
+
+def _is_faster_rcnn(tensors: Mapping[str, Tensor]) -> bool:
+    return "roi_heads.box_predictor.cls_score.weight" in tensors
+
+
+def _num_torchvision_classes(tensors: Mapping[str, Tensor]) -> int:
     """K of a torchvision detector.
 
     Of a RetinaNet the outputs of the class layer over those of the box layer, times the 4 of a box; of a Faster R-CNN
     the class values without the background.
     """
-    if is_faster_rcnn(tensors):
-        return rows(tensors, "roi_heads.box_predictor.cls_score.weight") - 1
-    logits, boxes = (f"head.{layer}.weight" for layer in ("classification_head.cls_logits", "regression_head.bbox_reg"))
-    return rows(tensors, logits) * 4 // max(1, rows(tensors, boxes))
+    if _is_faster_rcnn(tensors):
+        return num_rows(tensors, "roi_heads.box_predictor.cls_score.weight") - 1
+    layers = ("classification_head.cls_logits", "regression_head.bbox_reg")
+    logits, boxes = (num_rows(tensors, f"head.{layer}.weight") for layer in layers)
+    return logits * 4 // max(1, boxes)
 
 
-def category_ids(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """torchvision's label of each of our classes."""
-    first = 1 if is_faster_rcnn(tensors) else 0
-    return tuple(range(first, first + num_classes(tensors)))
-
-
-def class_names(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """COCO's names where the number of classes is COCO's, else none."""
-    labels = category_ids(tensors)
-    return tuple(COCO_NAMES[label] for label in labels) if labels and labels[-1] == len(COCO_NAMES) - 1 else ()
-
-
-def detector_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A torchvision detector under our names and with the background last; an unknown name stays as it is."""
-    renamed = {_renamed(_OLD_TOWER.sub(_new_tower, name)): value for name, value in tensors.items()}
-    for layer, count in _BACKGROUND_ROWS.items():
-        found = [name for name in renamed if name.startswith(f"{layer}.") and renamed[name].ndim]
-        renamed |= {name: torch.roll(renamed[name], -count, 0) for name in found}
-    return renamed
-
-
-def backbone_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A classifier's tensors without its last layers, and the names of those left out."""
-    skipped = tuple(name for name in tensors if _CLASSIFIER.fullmatch(name))
-    return {name: value for name, value in tensors.items() if name not in skipped}, skipped
+def _labels(tensors: Mapping[str, Tensor], num_classes: int) -> tuple[int, ...]:
+    """torchvision's label of each class."""
+    first = 1 if _is_faster_rcnn(tensors) else 0
+    return tuple(range(first, first + num_classes))
 
 
 def _new_tower(match: re.Match[str]) -> str:
     return f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
 
 
-def _renamed(name: str) -> str:
-    for pattern, replacement in _RENAMED:
+def _rename_torchvision(name: str) -> str:
+    for pattern, replacement in _LAYER_PATTERNS:
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement)
     return name

@@ -12,6 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from focaldet.data.formats.text import quantity
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.types import Preprocessing, Resize
@@ -68,7 +69,7 @@ def test_other_classes_reset_the_class_layer_and_say_so(own: tuple[Detector, Pat
     assert set(report.loaded) == set(kept)
     assert detector.class_names == names
     said = " ".join(report.sentences())
-    assert f"class layer reset, it starts from random weights: here {len(names)} classes" in said
+    assert f"class layer reset, it starts from random weights: here {quantity(len(names), 'class', 'classes')}" in said
     assert "in the file 2 classes (cat, dog)" in said
 
 
@@ -81,9 +82,7 @@ def test_another_classifier_resets_the_class_layer_both_ways(
     report = load_into(softmax, own[1])
     assert report.reset == CLASS_LAYER
     assert all(torch.equal(softmax.state_dict()[name], fresh[name]) for name in CLASS_LAYER)
-    assert f"classes ({', '.join(names)}) in a softmax, in the file 2 classes (cat, dog)" in " ".join(
-        report.sentences()
-    )
+    assert f"({', '.join(names)}) in a softmax, in the file 2 classes (cat, dog)" in " ".join(report.sentences())
     save_detector(tmp_path / "softmax.safetensors", softmax)
     assert load_detector(tmp_path / "softmax.safetensors").detector.config == softmax.config
     assert load_into(small(class_names=names), tmp_path / "softmax.safetensors").reset == CLASS_LAYER
@@ -168,7 +167,7 @@ def test_a_backbone_alone(backbone_path: Path, classifier: dict[str, Tensor], no
             assert torch.equal(state[f"backbone.{name}"], value), name
             assert f"backbone.{name}" in report.loaded
     assert torch.equal(state["pyramid.p6.weight"], pyramid)
-    assert "left out: fc.weight, fc.bias" in report.sentences()[0]
+    assert "skipped: fc.weight, fc.bias" in report.sentences()[0]
 
 
 def test_a_file_that_states_no_input_is_never_guessed(backbone_path: Path) -> None:
@@ -201,7 +200,7 @@ def test_a_stated_input_is_taken_and_an_unknown_one_refused(classifier: dict[str
         ),
         (
             lambda state: state.update({"bn1.bias": torch.zeros(64, dtype=torch.int64)}),
-            r"bn1\.bias: is torch\.int64, must hold floating",
+            r"bn1\.bias: is torch\.int64, must be floating",
         ),
     ],
 )

@@ -224,7 +224,7 @@ def spoilt(arrays, **changes):
             {"scale2c_branch2c.1": np.zeros(1, np.float32)},
             r"scale2c_branch2c.1 has shape \(1,\) in the file, \(256,\) in",
         ),
-        ({"conv1.0": np.zeros((64, 3, 7, 7), np.int64)}, "conv1.0: is torch.int64, must hold floating-point numbers"),
+        ({"conv1.0": np.zeros((64, 3, 7, 7), np.int64)}, "conv1.0: is torch.int64, must be floating-point numbers"),
         ({"conv1.0": np.array([{"a": 1}], object)}, "conv1.0: refused: it holds pickled objects, which are never read"),
         ({"conv1.0": np.array(["text"])}, "conv1.0: refused: damaged"),
     ],

@@ -132,9 +132,9 @@ def test_the_released_file_has_203_934_260_bytes(tmp_path):
         (lambda content: content + b"\0" * 8, "numbers are too long"),
         (lambda content: struct.pack("<3i", 1, 2, 0) + content[12:], "its header says 1.2, known are 0.1 and 0.2"),
         (lambda content: struct.pack("<3i", 0, 2000, 0) + content[12:], "its header says 0.2000"),
-        (lambda content: b"[net]\nwidth=608\nheight=608\n" * 40, "no darknet file, or of an unknown version"),
+        (lambda content: b"[net]\nwidth=608\nheight=608\n" * 40, "not a darknet file, or of an unknown version"),
         (lambda content: b"", "0 bytes are less than its header"),
-        (lambda content: None, "is no run folder with weights"),
+        (lambda content: None, "is not a run folder with weights"),
     ],
 )
 def test_bad_files_give_one_clear_error(tmp_path, convolutions, spoil, words):
@@ -154,9 +154,9 @@ BAD_FILES = {
         lambda content: struct.pack("<3i", 1, 2, 0) + content[12:],
         "of an unknown version: its header says 1.2",
     ),
-    "text": (lambda content: b"[net]\nwidth=608\n" * 40, "no darknet file"),
+    "text": (lambda content: b"[net]\nwidth=608\n" * 40, "not a darknet file"),
     "empty": (lambda content: b"", "0 bytes are less than its header"),
-    "folder": (None, "is no run folder with weights"),
+    "folder": (None, "is not a run folder with weights"),
 }
 
 
@@ -188,15 +188,15 @@ def test_the_command_tells_a_bad_file_in_one_line(capsys, demo_data, tmp_path, c
     ("anchors", "words"),
     [
         ("[[1,2],[3,4]]", "with 2 anchors, 10 classes"),
-        ("[[1,-2]]", "anchors.0.1: Input should be greater than 0, found -2"),
-        ("[[0,2]]", "anchors.0.0: Input should be greater than 0, found 0"),
-        ("[[1,.nan]]", "anchors.0.1: Input should be a finite number, found nan"),
-        ("[[1,.inf]]", "anchors.0.1: Input should be a finite number, found inf"),
-        ("[[1]]", "anchors.0.1: Field required, found [1]"),
+        ("[[1,-2]]", "anchors.0.1: Input should be greater than 0, got -2"),
+        ("[[0,2]]", "anchors.0.0: Input should be greater than 0, got 0"),
+        ("[[1,.nan]]", "anchors.0.1: Input should be a finite number, got nan"),
+        ("[[1,.inf]]", "anchors.0.1: Input should be a finite number, got inf"),
+        ("[[1]]", "anchors.0.1: Field required, got [1]"),
         ("[[1,2,3]]", "anchors.0: Tuple should have at most 2 items"),
-        ("[1,2]", "anchors.0: Input should be a list such as [1,2], found 1"),
+        ("[1,2]", "anchors.0: Input should be a list such as [1,2], got 1"),
         ("[]", "anchors: Tuple should have at least 1 item"),
-        ("five", "anchors: Input should be a list such as [1,2], found 'five'"),
+        ("five", "anchors: Input should be a list such as [1,2], got 'five'"),
     ],
 )
 def test_the_command_tells_bad_anchors_in_one_line(capsys, demo_data, tmp_path, file, anchors, words):
@@ -207,7 +207,7 @@ def test_the_command_tells_bad_anchors_in_one_line(capsys, demo_data, tmp_path, 
 def test_what_is_no_darknet_network_is_refused(tmp_path, file):
     with pytest.raises(CheckpointError, match="does not state its network: name one"):
         load_detector(file)
-    with pytest.raises(CheckpointError, match="hold YOLOv2 with DarkNet-19, not RetinaNetConfig with resnet18"):
+    with pytest.raises(CheckpointError, match="are of YOLOv2 with DarkNet-19, not RetinaNetConfig with resnet18"):
         load_into(build("retinanet_r18_fpn"), file)
     with pytest.raises(CheckpointError, match="not YOLOv2Config with resnet18"):
         write_darknet(tmp_path / "x.weights", build("yolov2_tiny", architecture={"backbone": "resnet18"}))

@@ -204,8 +204,8 @@ def test_strides_are_where_the_input_says(file, name):
     ("name", "changes", "words"),
     [
         ("retinanet_r50", {"head.bbox_pred.bias": None}, "missing box_subnet.predict.bias$"),
-        ("retinanet_r50", {"head.bbox_pred.weight": None}, "of no whole number of classes"),
-        ("retinanet_r50", {"head.cls_score.weight": torch.tensor(1.0)}, "of no whole number of classes"),
+        ("retinanet_r50", {"head.bbox_pred.weight": None}, "not of a whole number of classes"),
+        ("retinanet_r50", {"head.cls_score.weight": torch.tensor(1.0)}, "not of a whole number of classes"),
         ("retinanet_r50", {"backbone.top_block.p6.bias": None}, "missing pyramid.p6.bias$"),
         ("retinanet_r50", {"backbone.bottom_up.res4.5.conv2.norm.bias": None}, "missing backbone.layer3.5.bn2.bias$"),
         ("retinanet_r50", {"backbone.bottom_up.res4.6.conv1.weight": torch.zeros(1)}, "has 3 \\+ 4 \\+ 7 \\+ 3 blocks"),
@@ -234,7 +234,7 @@ def test_strides_are_where_the_input_says(file, name):
         (
             "faster_rcnn_r101_c4",
             {"proposal_generator.rpn_head.conv.bias": torch.zeros(1024, dtype=torch.int64)},
-            "proposal_head.tower.0.bias: is torch.int64, must hold floating-point numbers",
+            "proposal_head.tower.0.bias: is torch.int64, must be floating-point numbers",
         ),
     ],
 )

@@ -214,7 +214,7 @@ def test_classes_of_another_number(file):
             {"roi_head.bbox_head.fc_reg.bias": torch.zeros(324)},
             r"predictor.boxes.bias has shape \(324,\) in the file, \(320,\) in the network",
         ),
-        ({"roi_head.bbox_head.fc_cls.weight": torch.zeros(1, 1024)}, "of no whole number of classes"),
+        ({"roi_head.bbox_head.fc_cls.weight": torch.zeros(1, 1024)}, "not of a whole number of classes"),
     ],
 )
 def test_wrong_files_give_one_clear_error(file, changes, words):

@@ -48,8 +48,8 @@ def test_one_cycle_is_that_of_torch(total_steps):
 
 @pytest.mark.parametrize("total_steps", [1, 2, 3])
 def test_one_cycle_of_hardly_any_steps_only_falls(total_steps):
-    found = factors("one_cycle", total_steps=total_steps)
-    assert found[0] == 1 and found == sorted(found, reverse=True) and min(found) > 0
+    rates = factors("one_cycle", total_steps=total_steps)
+    assert rates[0] == 1 and rates == sorted(rates, reverse=True) and min(rates) > 0
 
 
 def test_cosine_by_hand():
@@ -76,20 +76,20 @@ def test_constant_warms_up_and_stays():
 def test_the_rate_of_darknets_cfg():
     """yolov2.cfg: 500 200 updates, burn_in=1000 with power 4, a tenth at 400 000 and 450 000; its batch t is our t - 1.
 
-    get_current_rate of src/network.c, with the shares that the recipe has.
+    get_current_rate of src/network.c, with the fractions that the recipe has.
     """
 
     def darknet(batch):
         if batch < 1000:
             return (batch / 1000) ** 4
-        return 0.1 ** sum(place <= batch for place in (400_000, 450_000))
+        return 0.1 ** sum(milestone <= batch for milestone in (400_000, 450_000))
 
     law = {"schedule": "step", "total_steps": 500_200, "warmup_steps": 1000.0, "warmup_power": 4.0}
     recipe = configs.load(RunConfig, RECIPES / "yolov2_coco.yaml")
     assert (recipe.schedule, recipe.warmup_power, recipe.step_at) == ("step", 4.0, (0.79968, 0.89964))
     for batch in (1, 10, 500, 999, 1000, 1001, 399_990, 400_010, 449_990, 450_010, 500_200):
-        found = factor(batch - 1, **law, step_at=recipe.step_at)
-        assert found == pytest.approx(darknet(batch), rel=1e-12), batch
+        rate = factor(batch - 1, **law, step_at=recipe.step_at)
+        assert rate == pytest.approx(darknet(batch), rel=1e-12), batch
 
 
 def test_ssds_rate_falls_where_its_authors_let_it():
@@ -107,8 +107,8 @@ def test_no_place_to_fall_at_is_a_constant_rate():
 def test_the_power_bends_every_linear_warm_up():
     for schedule in ("constant", "cosine", "step"):
         one, square = (factors(schedule, total_steps=8, warmup_steps=4.0, warmup_power=p) for p in (1.0, 2.0))
-        shares = [0.25, 0.5, 0.75, *[1.0] * 5]
-        assert square == pytest.approx([factor * share for factor, share in zip(one, shares, strict=True)])
+        warmup = [0.25, 0.5, 0.75, *[1.0] * 5]
+        assert square == pytest.approx([factor * rise for factor, rise in zip(one, warmup, strict=True)])
     assert factors("one_cycle", total_steps=8, warmup_power=2.0) == factors("one_cycle", total_steps=8)
 
 

@@ -29,7 +29,7 @@ def test_new_and_empty_folders_are_taken(tmp_path):
 
 def test_a_run_is_neither_overwritten_nor_mixed_by_accident(tmp_path):
     RunFolder(tmp_path).create(small_run(tmp_path))
-    with pytest.raises(ConfigError, match="already exists; go on with --resume, or replace it with --overwrite"):
+    with pytest.raises(ConfigError, match="already exists; continue it with --resume, or replace it with --overwrite"):
         open_folder(small_run(tmp_path))
     open_folder(small_run(tmp_path, resume=True))
     open_folder(small_run(tmp_path, overwrite=True))
@@ -62,12 +62,12 @@ def test_a_file_that_came_in_the_way_is_told(tmp_path, changes):
 
 
 def test_nothing_to_resume(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no run to resume"):
+    with pytest.raises(CheckpointError, match="no run to resume there"):
         open_folder(small_run(tmp_path / "missing", resume=True))
     (tmp_path / ".config.yaml.partial").write_text("half of")
     assert open_folder(small_run(tmp_path, resume=True)), "killed before anything else was there: begins again"
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(CheckpointError, match="holds no run to resume"):
+    with pytest.raises(CheckpointError, match="no run to resume there"):
         open_folder(small_run(tmp_path, resume=True))
 
 

@@ -267,7 +267,7 @@ def test_a_run_on_files_says_how_to_go_on(tmp_path, demo_data, monkeypatch, caps
     data = DataConfig(path=demo_data, val=demo_data / "instances_test.json")
     stop_after(monkeypatch, steps=1)
     assert train(small_run(tmp_path / "run", data=data)).interrupted
-    command = f"go on: focaldet train --config {tmp_path / 'run' / 'config.yaml'} --resume"
+    command = f"continue with: focaldet train --config {tmp_path / 'run' / 'config.yaml'} --resume"
     assert command in capsys.readouterr().out
 
 
@@ -388,7 +388,7 @@ def test_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", "metrics.csv")
 
     monkeypatch.setattr(MetricsFile, "write", full)
-    with pytest.raises(CheckpointError, match=r"metrics\.csv: no space left .* go on with --resume"):
+    with pytest.raises(CheckpointError, match=r"metrics\.csv: no space left .* continue with --resume"):
         run(small_run(tmp_path))
 
 

@@ -26,7 +26,7 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["one_cycle", "cosine", "step", "constant"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 
-# What may differ when a run is resumed: it changes where or how fast the run computes, or what it reports, not its law.
+# What may change when a run is resumed: where or how fast it computes and what it reports, not what it learns.
 FREE_ON_RESUME = frozenset(
     {"data", "out", "resume", "overwrite", "device", "workers", "threads"}
     | {"log_every", "loggers", "save_minutes", "save_steps"}
@@ -44,7 +44,10 @@ IN_PHASES = frozenset(
 @validated
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a training run; the run folder keeps it as `config.yaml`."""
+    """All settings of a training run; the run folder keeps them as `config.yaml`.
+
+    With `phases`, `epochs` is their sum.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     """The images and annotations."""
@@ -56,85 +59,85 @@ class RunConfig:
     """Initial weights: a file, or a name such as torchvision:coco_v1. None starts from random weights."""
 
     weights_input: str | None = None
-    """Input scaling that the weights file was trained with, where the file does not state it."""
+    """Input scaling that the initial weights were trained with, if their file does not say so."""
 
     architecture: dict[str, Any] = field(default_factory=dict)
-    """Settings of the detector to override, nested as in its config."""
+    """Settings of the detector that replace its own, nested as in its config."""
 
     out: Path = Path("runs/train")
-    """Folder of the run."""
+    """Folder to write the run to."""
 
     resume: bool = False
-    """Go on with the run in `out`, from its last saved state."""
+    """Continue the run in `out` from its last saved state."""
 
     overwrite: bool = False
     """Replace the run in `out`."""
 
     size: PositiveInt | None = None
-    """Long side of the resized image, in pixels; of a detector that warps or letterboxes the side of its square."""
+    """Long side of the resized image in pixels; the side of the square for a detector with square input."""
 
     short_side: PositiveInt | None = None
-    """Short side of the resized image, in pixels (the form of the paper, together with `max_side`)."""
+    """Short side of the resized image in pixels, instead of `size`; the paper uses it together with `max_side`."""
 
     max_side: PositiveInt | None = None
-    """Limit of the long side when `short_side` is given, in pixels."""
+    """Largest long side in pixels when `short_side` is given."""
 
     multi_scale: tuple[PositiveInt, PositiveInt] | None = None
-    """Smallest and largest size in pixels: every 10 batches training draws a multiple of 32 between them."""
+    """Smallest and largest size in pixels; every 10 batches use another random multiple of 32 between them."""
 
     multi_scale_end: Fraction = 0.0
-    """Fraction of the run, at its end, that has the largest size of `multi_scale` only."""
+    """Fraction of the run, at its end, that uses only the largest size of `multi_scale`."""
 
     epochs: PositiveInt = DEFAULT_EPOCHS
-    """Passes over the training images; typed for a recipe with phases, they are shared out as the recipe's are."""
+    """Passes over the training images; for a recipe with phases, split among them in the recipe's proportions."""
 
     phases: tuple[dict[str, Any], ...] = ()
-    """Parts of the run, one after another on the same weights: the epochs of each, and what differs. In files only."""
+    """Parts of the run, trained one after another, each with its epochs and its own settings. Only in files."""
 
     batch_size: PositiveInt = 8
-    """Images per update, over all processes and accumulated parts."""
+    """Images per update of the weights, over all processes and accumulated parts."""
 
     accumulate: PositiveInt = 1
-    """Parts into which the images of an update are cut to save memory; each part is normalised by its own objects."""
+    """Parts that the images of an update are split into to save memory; each part normalizes its loss by itself."""
 
     optimizer: Optimizer = "adamw"
-    """Optimiser of the weights."""
+    """Optimizer of the weights."""
 
     learning_rate: PositiveFloat = 2e-3
     """Learning rate for 8 images per update; scaled to `batch_size`, linearly for sgd, by the square root for adamw."""
 
     backbone_factor: Fraction = 0.3
-    """Factor on the learning rate of the backbone."""
+    """Factor on the learning rate for the backbone."""
 
     weight_decay: NonNegativeFloat = 0.05
-    """Weight decay; norm layers and biases have none."""
+    """Weight decay; none for norm layers and biases."""
 
     momentum: Fraction = 0.9
-    """Momentum of sgd, first beta of adamw."""
+    """Momentum of sgd; first beta of adamw."""
 
     schedule: Schedule = "one_cycle"
-    """Course of the learning rate. Only a `constant` run can be given more epochs when it is resumed."""
+    """How the learning rate changes over the run. Only a `constant` run can get more epochs when it is resumed."""
 
     step_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (2 / 3, 8 / 9)
-    """Shares of the run at which the rate of the `step` schedule falls to a tenth."""
+    """Fractions of the run at which the `step` schedule divides the learning rate by 10."""
 
     warmup_epochs: NonNegativeFloat = 1.0
-    """Epochs of warm-up (one_cycle has its own rise over the first 30 % of the run)."""
+    """Epochs of warm-up; one_cycle has its own, the first 30 % of the run."""
 
     warmup_power: PositiveFloat = 1.0
-    """Power of the warm-up's share that is over; 1 is a linear rise, 4 the burn-in of darknet."""
+    """Power with which the learning rate rises in the warm-up: 1 is linear, 4 is the burn-in of darknet."""
 
     clip_norm: PositiveFloat | None = 10.0
-    """Largest norm of the gradient; None for no limit."""
+    """Largest norm of the gradient; larger ones are scaled down. None: no limit."""
 
     ema: Annotated[float, Field(gt=0, lt=1)] | None = 0.998
-    """Decay of the moving average of the weights, which is what is evaluated and kept; None for no average."""
+    """Decay of the moving average of the weights, which is evaluated and saved instead of them. None: no average."""
 
     frozen_stages: Annotated[int, Field(ge=0, le=5)] | None = None
-    """Stages of the backbone, stem included, that stay as they are; None: the detector's own, none without weights."""
+    """Stages of the backbone, stem included, that stay fixed. None: the detector's default; 0 without `weights`."""
 
     precision: Precision | None = None
-    """Type of the network's products; weights and losses stay fp32. None: bf16 where the hardware has it, else fp32."""
+    """Number type of matrix products; weights and losses stay fp32. None: bf16 if the hardware has it, else fp32."""
 
     channels_last: bool = True
     """Keep images and weights in channels-last memory order."""
@@ -143,46 +146,46 @@ class RunConfig:
     """Compile the network with torch.compile."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Random changes of the training images."""
+    """Random changes to the training images."""
 
     sampling: Sampling = "uniform"
-    """Draw images evenly, or those with rare classes more often."""
+    """Draw all images equally often, or those with rare classes more often."""
 
     overfit: PositiveInt | None = None
-    """Train and score on this many images without augmentation: what cannot be learnt by heart has a fault."""
+    """Train and evaluate on this many images without augmentation: a sound setup reaches an AP near 1 on them."""
 
     evaluate_every: PositiveInt | None = 1
-    """Epochs between evaluations (the last epoch always has one); None for no evaluation."""
+    """Epochs between evaluations; there is always one after the last epoch. None: no evaluation."""
 
     patience: PositiveInt | None = None
-    """Stop after this many evaluations without a better AP."""
+    """Stop after this many evaluations in a row without a better AP."""
 
     seed: NonNegativeInt = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
 
     deterministic: bool = False
     """Refuse operations whose result differs from run to run."""
 
     device: str | None = None
-    """Device such as cpu, cuda, cuda:1 or mps; None takes the best there is."""
+    """Device, such as cpu, cuda, cuda:1 or mps. None: the best there is."""
 
     workers: NonNegativeInt = 0
-    """Processes that load images; the result does not depend on it."""
+    """Processes that load images; 0 loads in the main process. The result does not depend on it."""
 
     threads: PositiveInt | None = None
-    """Threads of the processor for the network; None leaves it to torch."""
+    """CPU threads for the network. None: as many as torch chooses."""
 
     log_every: PositiveInt = 1
     """Steps between rows of metrics.csv."""
 
     loggers: tuple[Logger, ...] = ()
-    """Trackers to write to besides metrics.csv."""
+    """Experiment trackers to write to besides metrics.csv."""
 
     save_minutes: PositiveFloat = 10.0
-    """Minutes between saves of the full state within an epoch; it is also saved after every epoch."""
+    """Minutes between saves of the state within an epoch; it is also saved after every epoch."""
 
     save_steps: PositiveInt | None = None
-    """Steps between saves of the full state."""
+    """Steps between saves of the state. None: only `save_minutes` counts."""
 
     def __post_init__(self) -> None:
         has_rest = self.batch_size % self.accumulate

@@ -59,7 +59,7 @@ class RunFolder:
         return self.path / "state" / "last" / "checkpoint.pt"
 
     def create(self, config: RunConfig) -> None:
-        """Make the folders and write the settings; with `overwrite`, what an earlier run left goes first.
+        """Create the folders and write the settings; with `overwrite`, first remove what an earlier run left.
 
         Raises:
             ConfigError: no folder can be made there.
@@ -75,7 +75,7 @@ class RunFolder:
         configs.make_folder(self.state.parent)
 
     def _clear(self) -> None:
-        """Remove what a run leaves, and nothing else."""
+        """Remove the files of a run, and nothing else."""
         for file in (self.config, self.metrics, self.events, self.environment, self.predictions, self.report):
             file.unlink(missing_ok=True)
         for folder in ("weights", "state", "tensorboard", "mlruns", "wandb"):
@@ -88,19 +88,21 @@ def open_folder(config: RunConfig) -> RunFolder:
     A run that was killed before its first save is resumed from its beginning.
 
     Raises:
-        ConfigError: it holds something and neither `resume` nor `overwrite` was asked for, what it holds is no run, a
-            file is in its place or in that of a parent, or there is no permission.
+        ConfigError: it is not empty and neither `resume` nor `overwrite` was asked for, its content is not a run, it or
+            a parent is a file, or there is no permission.
         CheckpointError: there is nothing to resume.
     """
     folder = RunFolder(config.out)
     contents = _visible_names(config.out)
     is_run = not contents or folder.config.name in contents
     if config.resume and not (config.out.is_dir() and is_run):
-        raise CheckpointError(f"{config.out}: holds no run to resume")
+        raise CheckpointError(f"{config.out}: no run to resume there")
     if config.overwrite and not is_run:
-        raise ConfigError(f"out: {config.out} holds {contents[0]!r} and no run: it is not overwritten")
+        raise ConfigError(f"out: {config.out} is not a run folder, it contains {contents[0]!r}: it is not overwritten")
     if contents and not (config.resume or config.overwrite):
-        raise ConfigError(f"out: {config.out} already exists; go on with --resume, or replace it with --overwrite")
+        raise ConfigError(
+            f"out: {config.out} already exists; continue it with --resume, or replace it with --overwrite"
+        )
     return folder
 
 
@@ -120,17 +122,17 @@ def _visible_names(out: Path) -> list[str]:
 
 
 def identity(config: RunConfig, *, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """What must not change between the parts of a run: the settings that matter and what the data hold."""
+    """What must not change between the parts of a run: the settings that decide what it learns, and its data."""
     settings = {name: value for name, value in configs.to_dict(config).items() if name not in FREE_ON_RESUME}
     return {"settings": settings, "data": dict(fingerprints)}
 
 
 def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: Path) -> None:
-    """Make sure that a run is resumed as it was started.
+    """Make sure that a run is resumed with the settings and data that it was started with.
 
-    The learning rate of all schedules but `constant` depends on the length of the run, as does `multi_scale_end`, and
-    nothing can make a run longer that has already come down: more epochs need a new run with `weights` set to what this
-    one has learnt. Nor does a run with phases grow: where one ended, the next has begun.
+    Only a `constant` run may get more epochs. The other schedules and `multi_scale_end` depend on the length of the
+    run, and in a run with phases the next one has begun where one ended: more epochs need a new run that starts from
+    the weights of this one.
 
     Raises:
         CheckpointError: names every setting that changed, or the data.
@@ -142,7 +144,7 @@ def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: P
         then = {**then, "settings": {**old, "epochs": new["epochs"]}}
     if changed := differences(now, then):
         raise CheckpointError(
-            f"{folder}: cannot go on, this is not the run that was started: {'; '.join(changed)}. "
+            f"{folder}: cannot be resumed with other settings or data than it was started with: {'; '.join(changed)}. "
             f"Its settings are in {folder / 'config.yaml'}"
         )
 
@@ -158,7 +160,7 @@ def _current_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """In words, every setting in which two values of `identity` differ, and the data if they do."""
+    """Every setting in which two values of `identity` differ, and the data if they do, as text."""
     new, old = (
         configs.flatten({name: value for name, value in mark["settings"].items() if value != []})
         for mark in (now, then)

@@ -101,7 +101,7 @@ def _apply_gradients(state: TrainState, batches: Sequence[Batch], *, max_norm: f
     elif math.isfinite(norm):
         optimizer.step()
     else:
-        _refuse(f"the gradient is not finite (norm {norm})", batches, state=state)
+        _raise_not_finite(f"the gradient is not finite (norm {norm})", batches, state=state)
     return norm
 
 
@@ -127,10 +127,10 @@ def _require_finite(losses: dict[str, Tensor], means: dict[str, float], batch: B
         return
     listed = ", ".join(f"{name} {value:g}" for name, value in means.items())
     is_sound = all(bool(loss.isfinite()) for loss in losses.values())
-    _refuse(f"the loss is not finite ({listed})", [] if is_sound else [batch], state=state)
+    _raise_not_finite(f"the loss is not finite ({listed})", [] if is_sound else [batch], state=state)
 
 
-def _refuse(problem: str, batches: Sequence[Batch], *, state: TrainState) -> None:
+def _raise_not_finite(problem: str, batches: Sequence[Batch], *, state: TrainState) -> None:
     """Raise NonFiniteLossError on every rank, with the names of the images in the `batches` of all ranks."""
     own = [name for batch in batches for name in batch.image_names]
     names = [name for part in gather_objects(own, num_ranks=state.context.num_ranks) for name in part]

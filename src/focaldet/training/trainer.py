@@ -67,7 +67,7 @@ class TrainResult:
 
 
 def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None = None) -> TrainResult:
-    """Train a detector and leave a run folder behind; with `resume`, go on to the weights an unbroken run would reach.
+    """Train a detector and write a run folder; with `resume`, continue to the weights that an unbroken run reaches.
 
     Under `torchrun` or SLURM every process calls this and takes its part of each batch. SIGINT and SIGTERM end the
     run after the step it is in, saved.
@@ -304,7 +304,7 @@ class Trainer:
     def _measure(self) -> Metrics:
         """The metrics of the detector as it stands; its detections and weights are kept if none before were better."""
         fabric, settings, dataset, autocast = self.fabric, self.settings, self.validation.dataset, self.state.autocast
-        found = detect_all(
+        result = detect_all(
             self.state.evaluated,
             self.validation,
             batch_size=settings.batch_size // (fabric.world_size * settings.accumulate),
@@ -313,7 +313,7 @@ class Trainer:
             fabric=fabric if fabric.world_size > 1 else None,
             progress=self._give_up_when_stopped if fabric.world_size == 1 else None,
         )
-        detections = dict(enumerate(found.detections))
+        detections = dict(enumerate(result.detections))
         metrics = evaluate_detections(dataset, detections)
         if fabric.is_global_zero and self._is_best(metrics):
             write_results(self.folder.predictions, dataset, detections)
@@ -388,7 +388,7 @@ class Trainer:
         if interrupted:
             text = f"stopped by {self.stop.signal_name or 'another process'} after step {state.step}"
             if self.has_files:
-                text += f"; go on: focaldet train --config {self.folder.config} --resume"
+                text += f"; continue with: focaldet train --config {self.folder.config} --resume"
             self._write("interrupted", step=state.step, text=text)
         else:
             stalled = " (no better AP for a while)" if self._has_stalled() else ""
@@ -430,7 +430,7 @@ def explain_errors(config: RunConfig) -> Iterator[None]:
             raise
         raise CheckpointError(
             f"{error.filename or config.out}: no space left on the disk; the state saved before is intact: make room, "
-            "then go on with --resume"
+            "then continue with --resume"
         ) from error
 
 

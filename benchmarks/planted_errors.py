@@ -24,7 +24,7 @@ from focaldet.data.dataset import DataConfig, Dataset, FileSource, starts
 from focaldet.evaluation.evaluate import detect_all, set_up_evaluation
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.study.hard_examples import examples_on, telling_more
-from focaldet.study.suspects import Suspect, suspects
+from focaldet.study.suspects import Suspect, find_suspects
 
 FITS, SAME = 0.5, 0.99
 

@@ -13,7 +13,7 @@ from focaldet.data.splits import open_splits
 from focaldet.errors import DataError
 from focaldet.evaluation.coco import evaluate_detections, evaluate_files
 from focaldet.evaluation.results import read_results, result_rows, write_results
-from focaldet.report.run_report import detections_of
+from focaldet.report.run_report import detections_per_image
 from tests.evaluation.cases import make_dataset, make_detections
 
 GOOD = {"image_id": 10, "category_id": 3, "bbox": [1, 2, 3.5, 4], "score": 0.5}
@@ -192,7 +192,7 @@ def test_rows_and_detections_turn_into_each_other():
         2: make_detections(([0, 0, 8, 8], 0.5, 1)),
         0: make_detections(([1, 2, 4, 8], 0.9, 0), ([1, 2, 4, 4], 0.9, 1)),
     }
-    back = detections_of(result_rows(detections), dataset)
+    back = detections_per_image(result_rows(detections), dataset)
     for index, each in enumerate(back):
         expected = detections.get(index, make_detections())
         assert torch.equal(each.boxes, expected.boxes)

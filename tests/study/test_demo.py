@@ -25,7 +25,7 @@ def test_it_leaves_a_run_a_report_and_pictures(shortened):
     assert shortened.metrics.num_images == 4
     assert (shortened.out / "weights" / "best.safetensors").exists()
     assert "<svg" in shortened.report.read_text()
-    pictures = sorted(shortened.pictures.glob("*.jpg"))
+    pictures = sorted(shortened.drawings.glob("*.jpg"))
     assert len(pictures) == 4
     with Image.open(pictures[0]) as picture:
         assert picture.size == (256, 192)

@@ -31,7 +31,7 @@ def demo_command(
         return INTERRUPTED
     print_metrics(result.metrics)
     print(
-        f"\nlook at  {result.report} and {result.pictures}\n"
+        f"\nlook at  {result.report} and {result.drawings}\n"
         f"next     focaldet eval {out}\n"
         "         focaldet check YOUR_DATA\n"
         "         focaldet train --data YOUR_DATA --model retinanet_mobilenet_v2_fpn --size 320 --out runs/mine \\\n"

@@ -13,12 +13,11 @@ from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_table, pro
 from focaldet.cli.settings import run_settings
 from focaldet.data.formats.text import quantity
 from focaldet.evaluation.coco import percent
-from focaldet.study.hard_examples import PICTURE_PX, HardStudy, study_hard
-from focaldet.study.imbalance import GAMMAS, Imbalance, study_imbalance
+from focaldet.study.hard_examples import IMAGE_PX, HardStudy, study_hard
+from focaldet.study.imbalance import IMBALANCE_GAMMAS, Imbalance, study_imbalance
 from focaldet.study.loss_curves import study_losses
-from focaldet.study.sweep import ALPHAS, study_sweep
-from focaldet.study.sweep import GAMMAS as SWEEP_GAMMAS
-from focaldet.study.sweep_page import Row, best_of
+from focaldet.study.sweep import SWEEP_ALPHAS, SWEEP_GAMMAS, study_sweep
+from focaldet.study.sweep_page import SweepRow, best_row
 from focaldet.training.config import RunConfig
 
 SWEEP_OUT = Path("runs/study/sweep")
@@ -40,7 +39,7 @@ def imbalance_command(
     data: Data = None,
     parts: DataParts = None,
     out: Path | None = None,
-    gamma: Annotated[tuple[float, ...], Parameter(negative="")] = GAMMAS,
+    gamma: Annotated[tuple[float, ...], Parameter(negative="")] = IMBALANCE_GAMMAS,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
     options: Options = None,
     json: Switch = False,
@@ -89,7 +88,7 @@ def hard_command(
     parts: DataParts = None,
     out: Path | None = None,
     score: float = 0.3,
-    image_px: int = PICTURE_PX,
+    image_px: int = IMAGE_PX,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
     options: Options = None,
 ) -> None:
@@ -107,7 +106,7 @@ def hard_command(
             optional_data_config(data, parts),
             out=out,
             score=score,
-            picture_px=image_px,
+            image_px=image_px,
             split=split,
             progress=seen,
             **(options or {}),
@@ -126,7 +125,7 @@ def sweep_command(
     data: Data = None,
     *,
     gamma: tuple[float, ...] = SWEEP_GAMMAS,
-    alpha: tuple[float | None, ...] = ALPHAS,
+    alpha: tuple[float | None, ...] = SWEEP_ALPHAS,
     ohem: Switch = False,
     softmax: Switch = False,
     config: Path | None = None,
@@ -144,7 +143,7 @@ def sweep_command(
     settings = run_settings(run, file=config, data=data)
     if settings.out == RunConfig.out:
         settings = replace(settings, out=SWEEP_OUT)
-    result = study_sweep(settings, gammas=gamma, alphas=alpha, ohem=ohem, softmax=softmax, tell=print)
+    result = study_sweep(settings, gammas=gamma, alphas=alpha, ohem=ohem, softmax=softmax, log=print)
     if result.interrupted:
         return INTERRUPTED
     _print_sweep(result.rows)
@@ -152,9 +151,9 @@ def sweep_command(
     return CLEAN
 
 
-def _print_sweep(rows: Sequence[Row]) -> None:
+def _print_sweep(rows: Sequence[SweepRow]) -> None:
     """A line for each setting; a star marks the best."""
-    best = best_of(rows)
+    best = best_row(rows)
     lines = [["SETTING", "AP", "AP50", "AP75", ""]]
     for row in rows:
         note = "diverged" if row.diverged is not None else "*" if row is best else ""

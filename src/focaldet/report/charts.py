@@ -1,100 +1,212 @@
-"""Curves as inline SVG: no script, legible on light and dark pages, with a text for those who cannot see them."""
+"""Curves for pages and files, drawn by matplotlib: inline SVG whose colors follow the page, and SVG, PNG and CSV files.
 
+Curves differ in color and in dashes, so that they are told apart in black and white too. The same chart gives the same
+bytes.
+"""
+
+import csv
+import io
 import math
-from collections.abc import Callable, Sequence
+import re
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
+from typing import Any
 
-WIDTH, HEIGHT = 560, 280
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 16, 44
-MOST_POINTS = 300
-DASHES = ("", "7 4", "2 3", "10 4 2 4")
+import numpy
+
+from focaldet.report.page import LIGHT, section
+
+COLORS = tuple(LIGHT[f"c{number}"] for number in range(6))
+DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))
+INCHES = (6.0, 4.0)
+DOTS_PER_INCH = 180
+LEGEND_LETTERS = 52  # of all names in a row of the legend
+MOST_POINTS = 300  # of a noisy curve
+FEW_POINTS = 20  # a curve of no more has no usual range
+STEEP = 1.5  # an axis that would be so many times as long as usual values need is cut
+FALLBACK_FONTS = ("Noto Sans CJK KR", "Noto Sans CJK JP", "NanumGothic", "Malgun Gothic", "AppleGothic")
+LOOK: dict[str, Any] = {
+    "font.size": 13,
+    "text.color": LIGHT["ink"],
+    "text.parse_math": False,
+    "axes.edgecolor": LIGHT["soft"],
+    "axes.facecolor": LIGHT["sheet"],
+    "axes.labelcolor": LIGHT["soft"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "figure.facecolor": LIGHT["sheet"],
+    "grid.color": LIGHT["rule"],
+    "xtick.color": LIGHT["soft"],
+    "ytick.color": LIGHT["soft"],
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A named curve; `x` rises."""
+class Curve:
+    """A named curve; where y is not finite, it has a gap."""
 
     name: str
-    x: Sequence[int | float]
-    y: Sequence[int | float]
+    x: Sequence[float]
+    y: Sequence[float]
+
+    def finite(self) -> "Curve":
+        """The points that can be drawn."""
+        points = [(x, y) for x, y in zip(self.x, self.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+        return Curve(self.name, [x for x, _ in points], [y for _, y in points])
+
+    def smooth(self) -> "Curve":
+        """At most `MOST_POINTS` finite points, each the mean of its neighbors at the x of the last of them."""
+        curve = self.finite()
+        step = math.ceil(len(curve.x) / MOST_POINTS) or 1
+        starts = range(0, len(curve.x), step)
+        means = [float(numpy.mean(curve.y[start : start + step])) for start in starts]
+        return Curve(self.name, [curve.x[start : start + step][-1] for start in starts], means)
 
 
-def line_chart(lines: Sequence[Line], *, title: str, x_label: str, y_top: float | None = None) -> str:
-    """A chart of the finite points of all lines from 0 up to `y_top` (or as high as they reach); its colours are CSS.
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Curves over common axes.
 
-    Long curves are averaged to `MOST_POINTS` points. Lines differ in colour and in dashes.
+    Attributes:
+        title: what is shown.
+        curves: at least one.
+        x_label: what x is.
+        y_label: what y is.
+        x_range: ends of the x axis; where the curves end, by default.
+        y_range: ends of the y axis; by default from 0 to the highest usual value (`usual_top`).
+        shaded: a range of x, and the text in it.
+        dots: whether each value is marked, for curves of few.
     """
-    shown = [kept for line in lines if (kept := _thinned(_finite(line))).x]
-    x_low = min((line.x[0] for line in shown), default=0.0)
-    x_high = max((line.x[-1] for line in shown), default=1.0)
-    x_high = x_high if x_high > x_low else x_low + 1
-    ticks = nice_ticks(y_top or max((max(line.y) for line in shown), default=1.0))
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        return across, HEIGHT - BOTTOM - min(max(y / ticks[-1], 0.0), 1.0) * (HEIGHT - TOP - BOTTOM)
+    title: str
+    curves: Sequence[Curve]
+    x_label: str
+    y_label: str
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    shaded: tuple[float, float, str] | None = None
+    dots: bool = False
 
-    grid = "".join(_level(place(x_low, tick)[1], tick) for tick in ticks)
-    feet = "".join(
-        f'<text x="{place(x, 0.0)[0]:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{anchor}">{x:g}</text>'
-        for x, anchor in ((x_low, "start"), (x_high, "end"))
-    )
-    curves = "".join(_curve(line, number, place) for number, line in enumerate(shown))
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    summary = f"{title}. {' '.join(_in_words(line) for line in shown) or 'No points.'}"
+    def describe(self) -> str:
+        """The title, and of every curve the first, last, lowest and highest value."""
+        lines = [
+            f"{curve.name}: from {curve.y[0]:.3g} to {curve.y[-1]:.3g}, lowest {min(curve.y):.3g}, "
+            f"highest {max(curve.y):.3g}."
+            for curve in map(Curve.finite, self.curves)
+            if curve.y
+        ]
+        return f"{self.title}. {' '.join(lines) or 'No points.'}"
+
+
+def chart_figure(chart: Chart) -> str:
+    """An HTML `figure` of the chart: inline SVG in the page's colors and font, with `Chart.describe` as its label."""
+    svg = _render(chart, "svg", title="", look={"svg.fonttype": "none"}).decode()
+    (view_box,) = re.findall(r'viewBox="[^"]*"', svg)
+    body = re.sub(r"<!--.*?-->|<g[^>]*/>|font-family: [^;\"]*;? ?", "", svg.partition("</defs>")[2])
+    body = re.sub(r'<g id="(curve)?[^"]*"', r'<g class="\1"', body).replace('<g class=""', "<g")
+    body = body.replace("xlink:href", "href")
+    for name, color in LIGHT.items():
+        body = body.replace(color, f"var(--{name})")
     return (
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(summary)}">{grid}{feet}'
-        f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>{curves}</svg>'
-        f'<p class="legend">{"".join(_key(line, number) for number, line in enumerate(shown))}</p></figure>'
+        f'<figure class="chart"><figcaption>{escape(chart.title)}</figcaption>'
+        f'<svg {view_box} role="img" aria-label="{escape(chart.describe())}">{body}</figure>'
     )
 
 
-def nice_ticks(top: float) -> list[float]:
-    """From 0 to at least `top` in three to six equal steps of 1, 2, 2.5 or 5 times a power of ten."""
-    if not (top > 0 and math.isfinite(top)):
-        return [0.0, 0.5, 1.0]
-    power = 10.0 ** math.floor(math.log10(top / 3))
-    step = next(s * power for s in (1, 2, 2.5, 5, 10) if top / (s * power) <= 6)
-    return [round(step * number, 12) for number in range(math.ceil(top / step - 1e-9) + 1)]
+def chart_section(heading: str, charts: Sequence[Chart]) -> str:
+    """A part of a page with these charts side by side where there is room; nothing where there are none."""
+    figures = "".join(map(chart_figure, charts))
+    return section(heading, f'<div class="charts">{figures}</div>') if charts else ""
 
 
-def _finite(line: Line) -> Line:
-    points = [(float(x), float(y)) for x, y in zip(line.x, line.y, strict=True)]
-    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
-    return Line(line.name, [x for x, _ in points], [y for _, y in points])
+def write_chart(chart: Chart, path: Path) -> None:
+    """Write `path`.svg and `path`.png, dark on white."""
+    path.with_suffix(".svg").write_bytes(_render(chart, "svg", title=chart.title, look={"svg.fonttype": "path"}))
+    path.with_suffix(".png").write_bytes(_render(chart, "png", title=chart.title))
 
 
-def _thinned(line: Line) -> Line:
-    """At most `MOST_POINTS` points, each the mean of its neighbours; the last point stays where it is on the x axis."""
-    each = math.ceil(len(line.x) / MOST_POINTS)
-    if each <= 1:
-        return line
-    parts = [slice(start, start + each) for start in range(0, len(line.x), each)]
-    means = [sum(line.y[part]) / len(line.y[part]) for part in parts]
-    return Line(line.name, [line.x[part][-1] for part in parts], means)
+def write_curves(charts: Mapping[str, Chart], path: Path) -> None:
+    """Write the points of all curves as CSV: figure, curve, x, y."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["figure", "curve", "x", "y"])
+        for name, chart in charts.items():
+            for curve in chart.curves:
+                rows.writerows((name, curve.name, x, y) for x, y in zip(curve.x, curve.y, strict=True))
 
 
-def _level(y: float, value: float) -> str:
-    line = f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-    return f'{line}<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>'
+def usual_top(curves: Sequence[Curve]) -> tuple[float, bool]:
+    """Where a y axis from 0 ends, and whether it cuts curves off.
+
+    It reaches the highest value, unless that is far above what 95 % of the values of every long curve need: then the
+    first steps of a training would own the whole axis.
+    """
+    values = [curve.y for curve in map(Curve.finite, curves) if curve.y]
+    highest = max(map(max, values), default=1.0)
+    usual = max((numpy.quantile(y, 0.95) if len(y) > FEW_POINTS else max(y) for y in values), default=1.0)
+    is_cut = highest > STEEP * usual > 0
+    return float(1.1 * usual if is_cut else 1.05 * highest) or 1.0, is_cut
 
 
-def _curve(line: Line, number: int, place: Callable[[float, float], tuple[float, float]]) -> str:
-    points = [place(x, y) for x, y in zip(line.x, line.y, strict=True)]
-    if len(points) == 1:  # a line of one point would be invisible
-        return f'<circle class="dot c{number % 4}" cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="4"/>'
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return f'<polyline class="curve c{number % 4}" stroke-dasharray="{DASHES[number % 4]}" points="{path}"/>'
+def _render(chart: Chart, file_format: str, *, title: str, look: Mapping[str, Any] | None = None) -> bytes:
+    """The chart as a file of this format."""
+    import matplotlib as mpl
+    from matplotlib import font_manager
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    families = ["DejaVu Sans", *(set(FALLBACK_FONTS) & set(font_manager.get_font_names()))]
+    settings: Any = {**LOOK, "font.family": families, "svg.hashsalt": chart.title, **(look or {})}
+    file = io.BytesIO()
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a class name in another script
+        figure = Figure(figsize=INCHES, layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw_axes(figure.add_subplot(), chart)
+        figure.suptitle(title, fontsize=15)
+        handles = figure.axes[0].lines
+        if handles:
+            letters = max(len(curve.name) + 8 for curve in chart.curves)
+            columns = max(1, min(len(handles), LEGEND_LETTERS // letters))
+            figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8)
+        figure.savefig(
+            file, format=file_format, dpi=DOTS_PER_INCH, metadata={"Date": None} if file_format == "svg" else None
+        )
+    return file.getvalue()
 
 
-def _key(line: Line, number: int) -> str:
-    stroke = f'<line class="curve c{number % 4}" stroke-dasharray="{DASHES[number % 4]}" x1="0" x2="28" y1="6" y2="6"/>'
-    return f'<span><svg class="key" viewBox="0 0 28 12" aria-hidden="true">{stroke}</svg>{escape(line.name)}</span>'
+def _draw_axes(axes: Any, chart: Chart) -> None:
+    """Curves, grid, labels and ranges."""
+    from matplotlib.ticker import MaxNLocator
 
-
-def _in_words(line: Line) -> str:
-    return (
-        f"{line.name}: from {line.y[0]:.3g} to {line.y[-1]:.3g}, lowest {min(line.y):.3g}, highest {max(line.y):.3g}."
-    )
+    top, is_cut = usual_top(chart.curves)
+    y_range = chart.y_range or (0.0, top)
+    if chart.shaded is not None:
+        low, high, text = chart.shaded
+        axes.axvspan(low, high, color=LIGHT["shade"], zorder=0)
+        axes.text((low + high) / 2, y_range[0] + 0.42 * (y_range[1] - y_range[0]), text, ha="center", color=COLORS[2])
+    for number, curve in enumerate(chart.curves):
+        few = chart.dots or len(curve.x) == 1  # a line of one point would be invisible
+        (line,) = axes.plot(
+            curve.x,
+            curve.y,
+            label=curve.name,
+            linewidth=2,
+            color=COLORS[number % len(COLORS)],
+            linestyle=DASHES[number % len(DASHES)],
+            marker="o" if few else None,
+        )
+        line.set_gid(f"curve{number}")
+    every_x = [x for curve in chart.curves for x in curve.finite().x]
+    low, high = min(every_x, default=0.0), max(every_x, default=1.0)
+    margin = 0.03 * (high - low) * chart.dots if low < high else 0.5
+    axes.set(xlabel=chart.x_label, xlim=chart.x_range or (low - margin, high + margin), ylim=y_range)
+    if all(float(x).is_integer() for x in every_x):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    cut = f" (cut off above {top:.3g})" if is_cut and chart.y_range is None else ""
+    axes.set_title(chart.y_label + cut, loc="left", fontsize=12, color=LIGHT["soft"])
+    axes.tick_params(length=0)

@@ -1,8 +1,6 @@
-"""`report.html`: a run on one page that needs no network, no script and no other file."""
+"""`report.html`: a training run on one page that needs no network, no script and no other file."""
 
-import base64
 import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -14,15 +12,14 @@ import torch
 from focaldet import config as configs
 from focaldet import draw
 from focaldet.data.dataset import Dataset, ImageSource
-from focaldet.evaluation.coco import HEADLINES, ClassMetrics, Metrics, evaluate_detections, percent
+from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.results import ResultRows, read_results
-from focaldet.report.charts import Line, line_chart
-from focaldet.report.page import whole_page
+from focaldet.report.charts import Chart, Curve, chart_section
+from focaldet.report.page import embed_image, header, section, table, write_page
 from focaldet.types import Detections, Target
 
-NUM_PICTURES = 12
-PICTURE_PX = 440  # long side; with JPEG quality 80 twelve pairs stay near one megabyte
-JPEG_QUALITY = 80
+NUM_IMAGES = 12
+LONGEST_SIDE_PX = 440  # of an image on the page: twelve pairs stay near one megabyte
 CARDS = ("ap", "ap50", "ap75", "ar100")
 CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 
@@ -37,42 +34,53 @@ def write_report(
 ) -> Path:
     """Write `report.html` into a run folder and return its path.
 
-    It holds the COCO numbers over all classes and per class, the curves of `metrics.csv`, twelve pictures with truth
-    and detections, what was odd in the data, and the settings. What the folder lacks is left out.
+    The page has the COCO numbers over all classes and per class, the curves of `metrics.csv`, twelve images with ground
+    truth and detections, the problems of the data, and the settings. Parts whose file the folder lacks are skipped.
 
     Args:
         run: the run folder.
         source: the images that were evaluated; they are loaded as in epoch 0.
-        metrics: the numbers; counted from `predictions` by default.
+        metrics: the numbers; computed from `predictions` by default.
         predictions: the COCO result file of these images; `predictions.json` in the run folder by default.
         score: detections below it are not drawn.
 
     Raises:
-        DataError: `predictions` cannot be read or is one of other images, or a picture cannot be read.
+        DataError: `predictions` cannot be read or is of other images, or an image cannot be read.
     """
     dataset = source.dataset
     rows = read_results(
         predictions or run / "predictions.json", image_ids=dataset.image_ids.tolist(), classes=dataset.classes
     )
-    detections = detections_of(rows, dataset)
+    detections = detections_per_image(rows, dataset)
     metrics = metrics or evaluate_detections(dataset, dict(enumerate(detections)))
-    sections = [
-        _headline(run, dataset, metrics),
-        _phases(run / "config.yaml"),
-        _curves(run / "metrics.csv"),
-        _coco_table(metrics),
-        _class_table(metrics),
-        _pictures(source, detections, score=score),
-        _findings(dataset),
-        _settings(run),
-    ]
-    path = run / "report.html"
-    path.write_text(whole_page(f"{run.absolute().name} · focaldet report", "".join(sections)), encoding="utf-8")
+    settings = configs.read_mapping(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    name, path = run.absolute().name, run / "report.html"
+    write_page(
+        path,
+        f"{name} · focaldet report",
+        header(name, _summary_html(dataset, metrics), model=str(settings.get("model") or ""), notes=metrics.notes),
+        _headline_cards(metrics),
+        section("Phases", _phase_list(settings.get("phases"))),
+        _metric_curves(run / "metrics.csv"),
+        section(
+            "The twelve COCO numbers",
+            table(
+                ["Number", "%", "Meaning"],
+                [[name, percent(getattr(metrics, field)), text] for field, (name, text) in HEADLINES.items()],
+                text_columns=[2],
+            ),
+            "<p>A dash: the ground truth has no box of that size.</p>",
+        ),
+        section("Per class", _class_table(metrics)),
+        section("Images", *_image_pairs(source, detections, score=score)),
+        section("Data", _problem_list(dataset)),
+        section("Settings", *(_file_block(run / name) for name in ("config.yaml", "environment.json"))),
+    )
     return path
 
 
-def detections_of(rows: ResultRows, dataset: Dataset) -> list[Detections]:
-    """The columns of a result file as one `Detections` per image of `dataset`, best first."""
+def detections_per_image(rows: ResultRows, dataset: Dataset) -> list[Detections]:
+    """The rows of a result file as one `Detections` per image of `dataset`, best first."""
     boxes = torch.from_numpy(rows.xywh).float()
     boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1)
     scores, labels, positions = (torch.from_numpy(column) for column in (rows.scores, rows.labels, rows.image_indices))
@@ -85,163 +93,131 @@ def detections_of(rows: ResultRows, dataset: Dataset) -> list[Detections]:
     ]
 
 
-def truth_as_detections(target: Target, names: tuple[str, ...]) -> Detections:
-    """Ground truth in the form that `draw.boxes` takes; ignored boxes are called so."""
+def target_as_detections(target: Target, names: tuple[str, ...]) -> Detections:
+    """Ground truth in the form that `draw.boxes` takes; the names of ignored boxes say so."""
     labels = target.labels + target.ignored * len(names)
     return Detections(target.boxes, torch.ones(len(labels)), labels, (*names, *(f"{name} (ignored)" for name in names)))
 
 
-def _headline(run: Path, dataset: Dataset, metrics: Metrics) -> str:
-    cards = [_card(HEADLINES[field][0], percent(getattr(metrics, field)), HEADLINES[field][1]) for field in CARDS]
-    if metrics.milliseconds_per_image is not None:
-        cards.append(_card("Speed", f"{metrics.milliseconds_per_image:.1f}", "milliseconds per image"))
-    sentence = (
+def _summary_html(dataset: Dataset, metrics: Metrics) -> str:
+    return (
         f"Evaluated on <b>{escape(dataset.name)}</b>: {metrics.num_images:,} images, {metrics.num_boxes:,} boxes of "
         f"{len(metrics.per_class)} classes, {metrics.num_detections:,} detections."
     )
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in metrics.notes)
-    model = configs.read_mapping(run / "config.yaml").get("model") if (run / "config.yaml").is_file() else None
-    model_line = f'<p class="model">{escape(str(model))}</p>' if model else ""
-    return (
-        f"<header><h1>{escape(run.absolute().name)}</h1>{model_line}<p>{sentence}</p>{notes}</header>\n"
-        f'<section aria-label="Headline numbers" class="cards">{"".join(cards)}</section>\n'
+
+
+def _headline_cards(metrics: Metrics) -> str:
+    cards = [(HEADLINES[field][0], percent(getattr(metrics, field)), HEADLINES[field][1]) for field in CARDS]
+    if metrics.milliseconds_per_image is not None:
+        cards.append(("Speed", f"{metrics.milliseconds_per_image:.1f}", "milliseconds per image"))
+    html = "".join(
+        f'<div class="card"><h2>{name}</h2><p class="value">{value}</p><p>{meaning}</p></div>'
+        for name, value, meaning in cards
     )
+    return f'<section aria-label="Headline numbers" class="cards">{html}</section>\n'
 
 
-def _card(name: str, value: str, meaning: str) -> str:
-    return f'<div class="card"><h2>{name}</h2><p class="value">{value}</p><p>{meaning}</p></div>'
-
-
-def _phases(path: Path) -> str:
-    """The phases of the run in the words of its settings; nothing where there are none."""
-    phases = configs.read_mapping(path).get("phases") if path.is_file() else None
+def _phase_list(phases: object) -> str:
+    """The phases of the run with the settings of each; nothing where there are none."""
     if not isinstance(phases, list) or not phases:
         return ""
-    rows, begin = [], 1
+    items, begin = [], 1
     for phase in phases:
-        own = {name: value for name, value in phase.items() if name != "epochs"}
-        text = json.dumps(own, ensure_ascii=False) if own else "as the run"
-        rows.append(f"<li>epochs {begin} to {begin + phase['epochs'] - 1}: <code>{escape(text)}</code></li>")
+        changes = {name: value for name, value in phase.items() if name != "epochs"}
+        text = json.dumps(changes, ensure_ascii=False) if changes else "as the run"
+        items.append(f"<li>epochs {begin} to {begin + phase['epochs'] - 1}: <code>{escape(text)}</code></li>")
         begin += phase["epochs"]
-    return f"<section><h2>Phases</h2><ol>{''.join(rows)}</ol></section>\n"
+    return f"<ol>{''.join(items)}</ol>"
 
 
-def _curves(path: Path) -> str:
-    """Losses over the steps and AP over the epochs; nothing where no training left its rows."""
+def _metric_curves(path: Path) -> str:
+    """Losses by step and AP by epoch; nothing where there is no `metrics.csv`."""
     if not path.is_file():
         return ""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     steps, evaluations = ([row for row in rows if row.get("kind") == kind] for kind in ("step", "evaluation"))
     parts = [name for name in (steps[0] if steps else {}) if name.endswith("_loss")]
-    losses = [_line(steps, "step", name, name.removesuffix("_loss").replace("_", " ")) for name in ("loss", *parts)]
-    precisions = [_line(evaluations, "epoch", name, HEADLINES[name][0]) for name in ("ap50", "ap", "ap75")]
+    losses = [
+        _csv_curve(steps, "step", name, name.removesuffix("_loss").replace("_", " ")).smooth()
+        for name in ("loss", *parts)
+    ]
+    precisions = [_csv_curve(evaluations, "epoch", name, HEADLINES[name][0], 100.0) for name in ("ap50", "ap", "ap75")]
     charts = []
     if steps:
-        charts.append(line_chart(losses, title="Training loss", x_label="step"))
+        charts.append(Chart("Training loss", losses, x_label="step", y_label="loss"))
     if evaluations:
-        charts.append(line_chart(precisions, title="Average precision", x_label="epoch", y_top=1.0))
-    return f'<section><h2>Curves</h2><div class="charts">{"".join(charts)}</div></section>\n' if charts else ""
+        ap = Chart("Average precision", precisions, x_label="epoch", y_label="AP, %", y_range=(0.0, 100.0), dots=True)
+        charts.append(ap)
+    return chart_section("Curves", charts)
 
 
-def _line(rows: Sequence[dict[str, str]], x: str, y: str, name: str) -> Line:
-    points = [(_number(row.get(x)), _number(row.get(y))) for row in rows]
-    return Line(name, [point[0] for point in points], [point[1] for point in points])
+def _csv_curve(rows: Sequence[dict[str, str]], x: str, y: str, name: str, factor: float = 1.0) -> Curve:
+    return Curve(name, [_csv_number(row.get(x)) for row in rows], [factor * _csv_number(row.get(y)) for row in rows])
 
 
-def _number(text: str | None) -> float:
-    """A cell of metrics.csv; what a row does not have becomes NaN, which a chart leaves out."""
+def _csv_number(text: str | None) -> float:
+    """The number in a cell of metrics.csv; NaN, which is not drawn, where the cell is missing or damaged."""
     try:
         return float(text or math.nan)
     except ValueError:
         return math.nan
 
 
-def _coco_table(metrics: Metrics) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{name}</th><td>{percent(getattr(metrics, field))}</td>'
-        f'<td class="text">{meaning}</td></tr>'
-        for field, (name, meaning) in HEADLINES.items()
-    )
-    return (
-        '<section><h2>The twelve COCO numbers</h2><div class="wide"><table><thead><tr><th class="text">Number</th>'
-        f'<th>%</th><th class="text">Meaning</th></tr></thead><tbody>{rows}</tbody></table></div>'
-        "<p>- stands where there is no box of that size to be found.</p></section>\n"
-    )
-
-
 def _class_table(metrics: Metrics) -> str:
-    heads = "".join(f"<th>{HEADLINES[column][0]}</th>" for column in CLASS_COLUMNS)
-    rows = "".join(_class_row(one) for one in sorted(metrics.per_class, key=_best_first))
-    return (
-        '<section><h2>Per class</h2><div class="wide"><table><thead><tr><th class="text">Class</th><th>Boxes</th>'
-        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>\n"
+    """The numbers of each class, the best first, with AP as a bar too."""
+    rows = []
+    for row in sorted(metrics.per_class, key=lambda row: (row.ap is None, -(row.ap or 0.0))):
+        bar = f'<div class="bar" style="--length:{100 * (row.ap or 0):.1f}%">{percent(row.ap)}</div>'
+        values = [percent(getattr(row, column)) for column in CLASS_COLUMNS[1:]]
+        rows.append([escape(row.name), f"{row.num_boxes:,}", bar, *values])
+    return table(["Class", "Boxes", *(HEADLINES[column][0] for column in CLASS_COLUMNS)], rows)
+
+
+def _image_pairs(source: ImageSource, detections: Sequence[Detections], *, score: float) -> list[str]:
+    """Images at even distances through the split: chosen before anybody saw how good they are."""
+    count = min(NUM_IMAGES, len(source.dataset))
+    indices = [number * len(source.dataset) // count for number in range(count)]
+    text = (
+        f"<p>Ground truth on the left, detections with a score of at least {score:g} on the right. The images stand at "
+        "even distances in the split; they were not selected.</p>"
     )
+    return [text, *(_image_pair(source, index, detections[index].above(score)) for index in indices)]
 
 
-def _best_first(one: ClassMetrics) -> tuple[bool, float]:
-    return one.ap is None, -(one.ap or 0.0)
+def _image_pair(source: ImageSource, index: int, detections: Detections) -> str:
+    image, target = source.load(index, epoch=0)
+    truth = target_as_detections(target, source.dataset.classes.names)
+    name = source.dataset.path(index).name
+    texts = f"ground truth: {_count_classes(truth)}", f"detections: {_count_classes(detections)}"
+    left = _embed_drawing(image, truth, show_scores=False, alt=f"{name}: {texts[0]}")
+    right = _embed_drawing(image, detections, show_scores=True, alt=f"{name}: {texts[1]}")
+    caption = escape(f"{name}: {'; '.join(texts)}")
+    return f'<figure class="pair"><div>{left}{right}</div><figcaption>{caption}</figcaption></figure>'
 
 
-def _class_row(one: ClassMetrics) -> str:
-    cells = "".join(f"<td>{percent(getattr(one, column))}</td>" for column in CLASS_COLUMNS[1:])
-    bar = f'<td class="bar" style="--share:{100 * (one.ap or 0):.1f}%">{percent(one.ap)}</td>'
-    return f'<tr><th scope="row" class="text">{escape(one.name)}</th><td>{one.num_boxes:,}</td>{bar}{cells}</tr>'
+def _embed_drawing(image: draw.AnyImage, detections: Detections, *, show_scores: bool, alt: str) -> str:
+    full = draw.to_image(image)
+    scale = min(1.0, LONGEST_SIDE_PX / max(full.size))
+    small = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))))
+    resized = detections.scale(small.width / full.width, small.height / full.height)
+    return embed_image(draw.boxes(small, resized, show_scores=show_scores), alt=alt)
 
 
-def _pictures(source: ImageSource, detections: Sequence[Detections], *, score: float) -> str:
-    """Pictures at even distances through the split: chosen before anybody saw how good they are."""
-    count = min(NUM_PICTURES, len(source.dataset))
-    places = [number * len(source.dataset) // count for number in range(count)]
-    figures = "".join(_picture(source, place, detections[place].above(score)) for place in places)
-    return (
-        f"<section><h2>Pictures</h2><p>Ground truth on the left, detections with a score of at least {score:g} on the "
-        f"right. The pictures stand at even distances in the split; none was picked.</p>{figures}</section>\n"
-    )
-
-
-def _picture(source: ImageSource, place: int, found: Detections) -> str:
-    image, target = source.load(place, epoch=0)
-    truth = truth_as_detections(target, source.dataset.classes.names)
-    name = source.dataset.path(place).name
-    left = _jpeg(image, truth, show_scores=False, alt=f"{name}: ground truth: {_counted(truth)}")
-    right = _jpeg(image, found, show_scores=True, alt=f"{name}: detections: {_counted(found)}")
-    caption = f"{name} — ground truth: {_counted(truth)}; detections: {_counted(found)}"
-    return f'<figure class="pair"><div>{left}{right}</div><figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _jpeg(image: draw.AnyImage, shown: Detections, *, show_scores: bool, alt: str) -> str:
-    picture = draw.to_image(image)
-    scale = min(1.0, PICTURE_PX / max(picture.size))
-    small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    ratios = small.width / picture.width, small.height / picture.height
-    drawn = draw.boxes(small, shown.scale(*ratios), show_scores=show_scores)
-    buffer = io.BytesIO()
-    drawn.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # thin coloured lines need their colour
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<img src="data:image/jpeg;base64,{data}" width="{small.width}" height="{small.height}" alt="{escape(alt)}">'
-    )
-
-
-def _counted(detections: Detections) -> str:
+def _count_classes(detections: Detections) -> str:
     """For example `12 cell, 1 dog`."""
     names = detections.names
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
 
 
-def _findings(dataset: Dataset) -> str:
-    lines = dataset.problems.lines()
-    listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    text = f"<ul>{listed}</ul>" if lines else "<p>Nothing odd was found in the annotations.</p>"
-    return f"<section><h2>Data</h2>{text}</section>\n"
+def _problem_list(dataset: Dataset) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in dataset.problems.lines())
+    return f"<ul>{items}</ul>" if items else "<p>No problems in the annotations.</p>"
 
 
-def _settings(run: Path) -> str:
-    texts = [(run / name, name) for name in ("config.yaml", "environment.json") if (run / name).is_file()]
-    blocks = "".join(
-        f"<details{' open' if name == 'config.yaml' else ''}><summary>{name}</summary>"
-        f'<pre tabindex="0">{escape(path.read_text(encoding="utf-8"))}</pre></details>'
-        for path, name in texts
-    )
-    return f"<section><h2>Settings</h2>{blocks}</section>\n" if blocks else ""
+def _file_block(path: Path) -> str:
+    """The text of a file behind its name; nothing where there is no such file."""
+    if not path.is_file():
+        return ""
+    state, text = " open" if path.name == "config.yaml" else "", escape(path.read_text(encoding="utf-8"))
+    return f'<details{state}><summary>{path.name}</summary><pre tabindex="0">{text}</pre></details>'

@@ -1,4 +1,4 @@
-"""The demonstration: train on the embedded handwriting, evaluate on other writers, draw, report."""
+"""The demo: train on the embedded handwritten digits, evaluate on other writers, draw, report."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +14,10 @@ from focaldet.training.config import RunConfig
 from focaldet.training.trainer import train
 
 NUM_TEST_SCENES = 200
-NUM_TRAINING_FILES = 40  # on disk to look at; training itself draws fresh scenes in every epoch
-NUM_PICTURES = 12
+NUM_TRAINING_FILES = 40  # on disk to look at; training makes new scenes in every epoch
+NUM_DRAWINGS = 12
 SHOWN_SCORE = 0.5
-# ResNet-18 in the paper's form but thinner, because it starts from random weights and has minutes, not days.
+# ResNet-18 as in the paper but narrower, because it starts from random weights and has minutes, not days.
 ARCHITECTURE: dict[str, Any] = {
     "norm": "batch",
     "width": 64,
@@ -31,14 +31,14 @@ ARCHITECTURE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demonstration left: run folder, report, drawn pictures, data, and the numbers on test scenes.
+    """The outputs of the demo: run folder, report, folder of drawings, data, and the numbers on the test scenes.
 
-    `metrics` is None where it was interrupted.
+    `metrics` is None where the demo was interrupted.
     """
 
     out: Path
     report: Path
-    pictures: Path
+    drawings: Path
     data: Path
     metrics: Metrics | None
 
@@ -46,19 +46,19 @@ class DemoResult:
 def run_demo(
     out: Path, *, epochs: int = 10, images_per_epoch: int = 512, seed: int = 0, device: str | None = None
 ) -> DemoResult:
-    """Train a `retinanet_r18_fpn`, thinner than the paper's, from random weights; evaluate it, draw, report.
+    """Train a `retinanet_r18_fpn`, narrower than the paper's, from random weights; evaluate it, draw, report.
 
-    What an earlier demonstration left in `out` is replaced.
+    An earlier demo in `out` is replaced.
 
     Args:
         out: the run folder.
-        epochs: passes, each over fresh scenes.
-        images_per_epoch: scenes in a pass.
+        epochs: epochs, each of new scenes.
+        images_per_epoch: scenes in an epoch.
         seed: of the scenes and the weights.
         device: such as cpu or cuda:1; the best there is by default.
 
     Raises:
-        ConfigError: scikit-learn is not installed, or `out` holds something else than a run.
+        ConfigError: scikit-learn is not installed, or `out` is not the folder of a run.
     """
     sources = (
         DemoScenes("train", num_scenes=images_per_epoch, seed=seed),
@@ -66,18 +66,18 @@ def run_demo(
     )
     trained = train(demo_config(out, epochs=epochs, seed=seed, device=device), sources=sources)
     result = DemoResult(
-        out, report=out / "report.html", pictures=out / "drawn", data=out / "data", metrics=trained.last
+        out, report=out / "report.html", drawings=out / "drawn", data=out / "data", metrics=trained.last
     )
     if trained.interrupted:
         return replace(result, metrics=None)
     write_demo(result.data, seed=seed, num_train=NUM_TRAINING_FILES, num_test=NUM_TEST_SCENES)
-    scenes = sorted((result.data / "images").glob("test_*.png"))[:NUM_PICTURES]
-    predict_files(load(out, device=device), scenes, result.pictures, score=SHOWN_SCORE)
+    scenes = sorted((result.data / "images").glob("test_*.png"))[:NUM_DRAWINGS]
+    predict_files(load(out, device=device), scenes, result.drawings, score=SHOWN_SCORE)
     return result
 
 
 def demo_config(out: Path, *, epochs: int, seed: int, device: str | None) -> RunConfig:
-    """The settings of the demonstration's run. Digits are not mirrored, and scenes are fresh: nothing is augmented."""
+    """The settings of the demo's run. Digits must not be mirrored, and scenes are always new: nothing is augmented."""
     return RunConfig(
         data=DataConfig(path=out / "data", val=out / "data" / "instances_test.json"),
         model="retinanet_r18_fpn",

@@ -1,30 +1,39 @@
-"""The page of the hard-example explorer: data, style and script in one file; only the pictures lie beside it."""
+"""The page of the hard-outcome explorer: data, style and script in one file, beside it only the images."""
 
 import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from focaldet.data.dataset import Dataset
+from focaldet.data.formats.text import quantity
 from focaldet.evaluation.error_kinds import OUTCOME_KINDS, Outcome
-from focaldet.report.page import whole_page
-from focaldet.study.suspects import PROBLEMS, Labelled, Suspect
+from focaldet.report.page import write_page
+from focaldet.study.suspects import SUSPECT_KINDS, LabeledBox, Suspect, image_name
 
 MEDIUM_AREA, LARGE_AREA = 32**2, 96**2  # COCO's bounds, square pixels of the original image
 
 
-def hard_page(
-    dataset: Dataset, examples: Sequence[Sequence[Outcome]], suspects: Sequence[Suspect], *, score: float, model: str
-) -> str:
-    """The explorer as HTML. It expects the picture of image i at `pictures/<i>.jpg`.
+def write_hard_page(
+    path: Path,
+    dataset: Dataset,
+    outcomes: Sequence[Sequence[Outcome]],
+    suspects: Sequence[Suspect],
+    *,
+    score: float,
+    model: str,
+) -> None:
+    """Write the explorer as HTML. It expects image i at `pictures/<i>.jpg`.
 
     Args:
+        path: the file.
         dataset: the images.
-        examples: those of each image, by its position.
+        outcomes: those of each image, in the dataset's order.
         suspects: suspected label errors, the strongest first.
-        score: where the slider for false positives stands at first.
-        model: what the detector is called.
+        score: the first position of the slider for false positives.
+        model: the name of the detector.
     """
     data = {
         "name": dataset.name,
@@ -32,59 +41,49 @@ def hard_page(
         "classes": dataset.classes.names,
         "categories": dataset.classes.category_ids,
         "kinds": OUTCOME_KINDS,
-        "problems": PROBLEMS,
+        "problems": SUSPECT_KINDS,
         "score": score,
-        "images": [_image(dataset, place, several) for place, several in enumerate(examples)],
-        "suspects": [_suspect(one) for one in suspects],
+        "images": [_image_row(dataset, index, several) for index, several in enumerate(outcomes)],
+        "suspects": [_suspect_row(suspect) for suspect in suspects],
     }
-    text = (
-        json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/").replace("<!--", "<\\u0021--")
-    )
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = text.replace("</", "<\\/").replace("<!--", "<\\u0021--")
     folder = files("focaldet.study")
-    body = (folder / "hard_page.html").read_text(encoding="utf-8")
-    for name, value in (("SPLIT", dataset.name), ("MODEL", model), ("COUNT", f"{len(dataset):,}")):
-        body = body.replace(f"{{{name}}}", escape(value))
-    return whole_page(
-        f"Easy and hard in {dataset.name} · focaldet",
-        f'{body}<script type="application/json" id="data">{text}</script>\n',
-        style=(folder / "hard_page.css").read_text(encoding="utf-8"),
-        script=(folder / "hard_page.js").read_text(encoding="utf-8"),
+    html, style, script = (
+        folder.joinpath(f"hard_page.{ending}").read_text(encoding="utf-8") for ending in ("html", "css", "js")
     )
+    for name, value in (("SPLIT", dataset.name), ("MODEL", model), ("COUNT", quantity(len(dataset), "image"))):
+        html = html.replace(f"{{{name}}}", escape(value))
+    html += f'<script type="application/json" id="data">{text}</script>\n'
+    write_page(path, f"Easy and hard in {dataset.name} · focaldet", html, style=style, script=script)
 
 
-def _image(dataset: Dataset, place: int, examples: Sequence[Outcome]) -> list[Any]:
-    """File, id, width, height, and the rows of the examples."""
-    height, width = dataset.size(place)
-    first = int(dataset.offsets[place])
+def _image_row(dataset: Dataset, index: int, outcomes: Sequence[Outcome]) -> list[Any]:
+    """File, id, width, height, and the rows of the outcomes."""
+    height, width = dataset.size(index)
+    first = int(dataset.offsets[index])
     rows = []
-    for one in examples:
+    for one in outcomes:
         x1, y1, x2, y2 = one.box
         area = (x2 - x1) * (y2 - y1) if one.index is None else float(dataset.areas[first + one.index])
-        finding = (
-            [one.detection.label, round(one.detection.score, 3), _sides(one.detection.box)] if one.detection else None
-        )
+        found = one.detection
+        detection = None if found is None else [found.label, round(found.score, 3), _round_box(found.box)]
         size = (area >= MEDIUM_AREA) + (area >= LARGE_AREA)
         losses = round(one.class_loss, 3), round(one.box_loss, 3)
         kind = OUTCOME_KINDS.index(one.kind)
-        rows.append([kind, int(one.index is not None), one.label, _sides(one.box), size, *losses, finding])
-    name = dataset.path(place).relative_to(dataset.root).as_posix()
-    return [name, int(dataset.image_ids[place]), width, height, rows]
+        rows.append([kind, int(one.index is not None), one.label, _round_box(one.box), size, *losses, detection])
+    return [image_name(dataset, index), int(dataset.image_ids[index]), width, height, rows]
 
 
-def _suspect(one: Suspect) -> list[Any]:
+def _suspect_row(suspect: Suspect) -> list[Any]:
     """Image, problem, suspicion, and class and box in the file and as proposed."""
-    return [
-        one.image,
-        PROBLEMS.index(one.problem),
-        round(one.suspicion, 4),
-        _labelled(one.annotated),
-        _labelled(one.proposed),
-    ]
+    boxes = [_labeled_box_row(box) for box in (suspect.annotated, suspect.proposed)]
+    return [suspect.image, SUSPECT_KINDS.index(suspect.problem), round(suspect.suspicion, 4), *boxes]
 
 
-def _labelled(one: Labelled | None) -> list[Any] | None:
-    return None if one is None else [one.label, _sides(one.box)]
+def _labeled_box_row(labeled: LabeledBox | None) -> list[Any] | None:
+    return None if labeled is None else [labeled.label, _round_box(labeled.box)]
 
 
-def _sides(box: Sequence[float]) -> list[float]:
+def _round_box(box: Sequence[float]) -> list[float]:
     return [round(side, 1) for side in box]

@@ -1,4 +1,4 @@
-"""Figure 4 of the paper on one's own detector and data: do the many easy examples hold the loss, or a few hard ones?"""
+"""Figure 4 of the paper on your own detector and data: does the loss come from many easy examples or few hard ones?"""
 
 import json
 import math
@@ -16,10 +16,12 @@ from focaldet.data.dataset import DataConfig, FileSource
 from focaldet.data.formats.text import list_names
 from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
+from focaldet.evaluation.coco import percent
 from focaldet.evaluation.evaluate import EvaluationSetup, evaluation_folder, relabel_target, set_up_evaluation
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions
 from focaldet.models.base import Margins
-from focaldet.report.page import whole_page
+from focaldet.report.charts import Chart, Curve, chart_section, write_chart, write_curves
+from focaldet.report.page import header, section, table, write_page
 from focaldet.runtime import (
     Precision,
     Process,
@@ -31,23 +33,28 @@ from focaldet.runtime import (
     pick_device,
     pick_precision,
 )
+from focaldet.study.loss_curves import gamma_name
 from focaldet.study.loss_tally import SIDES, LossTally
-from focaldet.study.plots import Curve, Plot, embedded, write_curves, write_plot
 
-ELSEWHERE = Path("runs/study/imbalance")  # of weights without a run folder
-GAMMAS = (0.0, 0.5, 1.0, 2.0)
-HARDEST = {"positives": 0.2, "negatives": 0.01}  # the tails that are told in numbers; the first one is the paper's
-FEW, SAME = 0.1, 0.05  # up to which a share of the loss is called little, and a difference none
-POINTS = 201
+IMBALANCE_OUT = Path("runs/study/imbalance")  # for weights without a run folder
+IMBALANCE_GAMMAS = (0.0, 0.5, 1.0, 2.0)
+HARDEST = {"positives": 0.2, "negatives": 0.01}  # the tails that are given in numbers; the first one is the paper's
+LITTLE, SAME = 0.1, 0.05  # a fraction of the loss up to here is called little, and a difference none
+CURVE_POINTS = 201
 
 
 @dataclass(frozen=True, slots=True)
-class LossHeld:
-    """Who holds the focal loss without α for one γ.
+class GammaLoss:
+    """Where the focal loss without α comes from, for one γ.
 
-    `hardest_positives` and `hardest_negatives` are the shares in 0…1 of their side's loss that the hardest 20 % of the
-    positives and 1 % of the negatives hold; None where that side has no loss. The losses are sums over the split, and
-    `negatives_over_positives` their ratio, None without loss of positives.
+    Attributes:
+        gamma: the exponent.
+        positive_loss: sum over the positives of the split.
+        negative_loss: sum over the negatives.
+        negatives_over_positives: the ratio of these sums; None without loss of positives.
+        hardest_positives: the fraction in 0…1 of the positives' loss that the hardest 20 % of them have; None without
+            loss.
+        hardest_negatives: the same for the hardest 1 % of the negatives.
     """
 
     gamma: float
@@ -60,32 +67,32 @@ class LossHeld:
 
 @dataclass(frozen=True, slots=True)
 class Imbalance:
-    """Figure 4 in numbers. A decision is one class at one anchor, with a softmax one anchor; what the loss leaves out
-    does not count.
+    """Figure 4 in numbers. A decision is one class at one anchor, with a softmax one anchor; what the loss ignores does
+    not count.
 
-    `num_boxes` are those that the detector was to find; `num_left_out` those marked as ignored or of a class that it
-    does not know. `meaning` is in words what the numbers say, `notes` what a reader must know beside them.
+    `num_boxes` are the objects that the detector should detect; `num_ignored` the boxes marked as ignored or of a class
+    that it does not know. `meaning` says in words what the numbers say, `notes` what a reader must know beside them.
     """
 
     split: str
     num_images: int
     num_boxes: int
-    num_left_out: int
+    num_ignored: int
     num_positives: int
     num_negatives: int
     negatives_per_positive: float | None
-    gammas: tuple[LossHeld, ...]
+    gammas: tuple[GammaLoss, ...]
     meaning: tuple[str, ...]
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; `num_left_out` is the name that `num_ignored` had in version 0.1."""
+        return asdict(self) | {"num_left_out": self.num_ignored}
 
 
 @dataclass(frozen=True, slots=True)
 class ImbalanceStudy:
-    """What `study_imbalance` found, and the page that shows it."""
+    """The numbers of `study_imbalance`, and the page that shows them."""
 
     page: Path
     imbalance: Imbalance
@@ -97,32 +104,32 @@ def study_imbalance(
     *,
     split: str = "val",
     out: Path | None = None,
-    gammas: Sequence[float] = GAMMAS,
+    gammas: Sequence[float] = IMBALANCE_GAMMAS,
     options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
     progress: Progress | None = None,
     **fields: Unpack[InferenceFields],
 ) -> ImbalanceStudy:
     """Draw figure 4 of the paper (section 5.1) for a trained detector: the cumulative loss of all anchors of a split.
 
-    Leaves in `out`: `positives` and `negatives` as `.svg` and `.png` (only a side that has any), `curves.csv`,
+    Writes into `out`: `positives` and `negatives` as `.svg` and `.png` (only a side that has any), `curves.csv`,
     `imbalance.json` with all numbers, `index.html` with all of it. The loss is the focal loss without α. Under
-    `torchrun` every process takes a share of the images and the first one writes.
+    `torchrun` every process takes a part of the images and the first one writes.
 
     Args:
         run: a run folder (its best weights), a weights file, or a name such as `torchvision:coco_v1`.
-        data: the images and annotations; those of the run where it is left out.
+        data: the images and annotations; those of the run by default.
         split: train, val, test, or a split's own name in the data; a single annotation file is taken whole.
         out: folder for the files; `imbalance-<split>` in the run folder or `runs/study/imbalance` by default.
         gammas: exponents of the loss, each ≥ 0 and only once.
         options: size, device, precision and so on.
         progress: called with the images done and the images there are.
-        fields: fields of `InferenceOptions` by keyword, laid over `options`.
+        fields: fields of `InferenceOptions` by keyword, which replace those of `options`.
 
     Raises:
         CheckpointError: no weights, or damaged ones.
         DataError: data that cannot be read.
         ConfigError: a setting out of range, a split without images, no class in common between detector and data, a
-            detector that does not tell its margins, or `out` cannot be made.
+            detector without margins, or `out` cannot be made.
         NonFiniteLossError: the detector gives NaN or infinite logits.
     """
     _check_gammas(gammas)
@@ -130,14 +137,13 @@ def study_imbalance(
     opened = set_up_evaluation(run, data, split=split, options=options)
     if len(opened.dataset) == 0:
         raise ConfigError(f"split: {split!r} has no images")
-    folder = make_folder(evaluation_folder(run, split=split, out=out, kind="imbalance") or ELSEWHERE)
+    folder = make_folder(evaluation_folder(run, split=split, out=out, kind="imbalance") or IMBALANCE_OUT)
     with join_processes(pick_device(options.device)) as ranks:
         opened.detector.to(ranks.device)
         tally = tally_losses(opened, gammas, options=options, ranks=ranks, progress=progress)
-        imbalance = summary(tally, opened)
+        imbalance = summarize_imbalance(tally, opened)
         if ranks.global_rank == 0:
-            subject = f"{run} · {opened.dataset.name}"
-            _write(folder, tally, imbalance, subject=subject)
+            _write_imbalance(folder, tally, imbalance, subject=f"{run} · {opened.dataset.name}")
     return ImbalanceStudy(folder / "index.html", imbalance)
 
 
@@ -149,13 +155,13 @@ def tally_losses(
     ranks: Process | None = None,
     progress: Progress | None = None,
 ) -> LossTally:
-    """The loss of every decision of the detector on the split, over all processes, on the processor.
+    """The loss of every decision of the detector on the split, from all processes, in the memory of the processor.
 
-    `ranks.device` is where the detector lies; without `ranks` there is one process, and that is its own device.
+    The detector is on `ranks.device`; without `ranks` there is one process, and the device is the detector's.
 
     Raises:
-        ConfigError: a detector that does not tell its margins.
-        NonFiniteLossError: it gives NaN or infinite logits; names the images.
+        ConfigError: a detector without margins.
+        NonFiniteLossError: its logits are NaN or infinite; names the images.
     """
     ranks = ranks or Process(0, 1, next(opened.detector.parameters()).device)
     loader = Loader(
@@ -170,17 +176,17 @@ def tally_losses(
     total, done = sum(map(len, loader.picks(0))), 0
     # Apple's GPUs have no fp64.
     tally = LossTally(gammas, device=ranks.device if ranks.device.type == "cuda" else torch.device("cpu"))
-    for margins, names in _margins(opened, loader, device=ranks.device, precision=options.precision):
+    for margins, names in _batch_margins(opened, loader, device=ranks.device, precision=options.precision):
         if not all(side.isfinite().all() for side in margins):
-            raise NonFiniteLossError(f"the detector gives NaN or infinite logits on {', '.join(names)}")
+            raise NonFiniteLossError(f"the detector's logits are NaN or infinite on {', '.join(names)}")
         tally.add(margins)
         done += len(names)
         if progress is not None and ranks.global_rank == 0:
             progress(done, total)
-    return LossTally.merged(gather_objects(tally.cpu(), num_ranks=ranks.world_size))
+    return LossTally.merge(gather_objects(tally.cpu(), num_ranks=ranks.world_size))
 
 
-def _margins(
+def _batch_margins(
     opened: EvaluationSetup, loader: Loader, *, device: torch.device, precision: Precision | None
 ) -> Iterator[tuple[Margins, tuple[str, ...]]]:
     """The margins of each batch and the names of its images."""
@@ -194,44 +200,44 @@ def _margins(
             yield detector.margins(outputs, targets), batch.image_names
 
 
-def summary(tally: LossTally, opened: EvaluationSetup) -> Imbalance:
-    """The numbers of a tally on the processor, and what they say."""
+def summarize_imbalance(tally: LossTally, opened: EvaluationSetup) -> Imbalance:
+    """The numbers of a tally that is on the processor, and what they mean."""
     positives, negatives = tally.counts.sum(1).tolist()
     dataset = opened.dataset
     known = torch.isin(
         dataset.labels, torch.tensor(list(opened.class_match.labels.values()), dtype=dataset.labels.dtype)
     )
-    to_find = int((known & (dataset.flags == 0)).sum())
-    gammas = tuple(_held(tally, gamma) for gamma in tally.gammas)
+    num_boxes = int((known & (dataset.flags == 0)).sum())
+    gammas = tuple(_summarize_gamma(tally, gamma) for gamma in tally.gammas)
     return Imbalance(
         split=dataset.name,
         num_images=len(dataset),
-        num_boxes=to_find,
-        num_left_out=len(dataset.labels) - to_find,
+        num_boxes=num_boxes,
+        num_ignored=len(dataset.labels) - num_boxes,
         num_positives=positives,
         num_negatives=negatives,
         negatives_per_positive=negatives / positives if positives else None,
         gammas=gammas,
-        meaning=tuple(_meaning(positives, negatives, gammas)),
-        notes=tuple(_notes(opened)),
+        meaning=tuple(_meaning_sentences(positives, negatives, gammas)),
+        notes=tuple(_class_notes(opened)),
     )
 
 
-def _held(tally: LossTally, gamma: float) -> LossHeld:
+def _summarize_gamma(tally: LossTally, gamma: float) -> GammaLoss:
     positive, negative = tally.losses[tally.gammas.index(gamma)].sum(1).tolist()
     curves = [tally.cumulative(side, gamma) for side in SIDES]
     tails = [None if curve is None else curve.hardest(HARDEST[side]) for side, curve in zip(SIDES, curves, strict=True)]
-    return LossHeld(gamma, positive, negative, negative / positive if positive else None, *tails)
+    return GammaLoss(gamma, positive, negative, negative / positive if positive else None, *tails)
 
 
-def _notes(opened: EvaluationSetup) -> Iterator[str]:
-    """What was left out of the count, and what stands in it that a reader would not expect."""
+def _class_notes(opened: EvaluationSetup) -> Iterator[str]:
+    """Which boxes are not counted, and which negatives are that a reader would not expect."""
     dataset, labels, names = opened.dataset, opened.class_match.labels, opened.detector.class_names
     unknown = [label for label in range(len(dataset.classes)) if label not in labels.values()]
     boxes = sum(int((dataset.labels == label).sum()) for label in unknown)
     if boxes:
         yield (
-            f"boxes of classes that the detector does not know, which count neither as object nor as background: "
+            "boxes of classes that the detector does not know, which count neither as object nor as background: "
             f"{boxes} ({list_names([dataset.classes.names[label] for label in unknown])})"
         )
     extra = [name for label, name in enumerate(names) if label not in labels]
@@ -241,142 +247,129 @@ def _notes(opened: EvaluationSetup) -> Iterator[str]:
         yield "the detector has no class names: its classes are taken in the order of the data's"
 
 
-def _meaning(positives: int, negatives: int, gammas: Sequence[LossHeld]) -> Iterator[str]:
-    """Sentences on what γ does on these data, from the first γ to the last."""
+def _meaning_sentences(positives: int, negatives: int, gammas: Sequence[GammaLoss]) -> Iterator[str]:
+    """Sentences on what γ changes on these data, from the first γ to the last."""
     if positives:
-        among = (positives + negatives) / positives
+        ratio = _short_number((positives + negatives) / positives)
         counts = f"{positives:,} positive{'s' * (positives > 1)}, {negatives:,} negatives"
-        yield f"One decision in {_number(among)} is about an object: {counts}."
+        yield f"One decision in {ratio} is about an object: {counts}."
     else:
-        yield f"No anchor answers for an object on these images: no positives, {negatives:,} negatives."
+        yield f"No anchor is matched to an object on these images: no positives, {negatives:,} negatives."
     ends = gammas[:: len(gammas) - 1] if len(gammas) > 1 else gammas
-    said = [f"{_loss(one.gamma)} {_who(one.negatives_over_positives)}" for one in ends if one.negatives_over_positives]
-    if said:
-        yield f"With {'; with '.join(said)}."
+    compared = [
+        f"{_loss_name(one.gamma)} {_compare_sides(one.negatives_over_positives)}"
+        for one in ends
+        if one.negatives_over_positives
+    ]
+    if compared:
+        yield f"With {'; with '.join(compared)}."
     tails = [(one.gamma, one.hardest_negatives) for one in ends if one.hardest_negatives is not None]
     if tails:
-        yield _of_negatives(tails)
+        yield _negatives_sentence(tails)
     tails = [(one.gamma, one.hardest_positives) for one in ends if one.hardest_positives is not None]
     if tails:
-        (gamma, share), *others = tails
-        more = "".join(f" and {_percent(other)} with γ = {last:g}" for last, other in others)
-        yield f"The hardest 20 % of the positives hold {_percent(share)} of their loss with γ = {gamma:g}{more}."
+        values = " and ".join(f"{_loss_percent(fraction)} with γ = {gamma:g}" for gamma, fraction in tails)
+        yield f"Of the loss of the positives, the hardest 20 % of them have {values}."
 
 
-def _of_negatives(tails: Sequence[tuple[float, float]]) -> str:
-    """What becomes of the easy 99 % of the negatives from the first (γ, share of the hardest 1 %) to the last."""
+def _negatives_sentence(tails: Sequence[tuple[float, float]]) -> str:
+    """The loss of the easy 99 % of the negatives, from the first (γ, fraction of the hardest 1 %) to the last."""
     (first, tail), (last, last_tail) = tails[0], tails[-1]
     easy, last_easy = 1 - tail, 1 - last_tail
-    text = f"The easy 99 % of the negatives hold {_percent(easy)} of their loss with γ = {first:g}"
+    text = f"The easy 99 % of the negatives have {_loss_percent(easy)} of their loss with γ = {first:g}"
     if len(tails) == 1:
         return f"{text}, the hardest 1 % the rest."
-    text += f" and {_percent(last_easy)} with γ = {last:g}: "
-    if easy <= FEW:
-        return text + "this detector is so sure of the background that γ has little left to take away."
+    text += f" and {_loss_percent(last_easy)} with γ = {last:g}: "
+    if easy <= LITTLE:
+        return text + "this detector is so sure of the background that there is little for γ to take away."
     if abs(easy - last_easy) <= SAME:
-        return text + "γ hardly changes that on these data."
-    if last_easy <= FEW:
+        return text + "γ changes little on these data."
+    if last_easy <= LITTLE:
         return text + "what remains comes almost only from the few hard ones."
     return text + "γ moves the loss towards the few hard ones, but the many easy ones still count."
 
 
-def _who(negatives_over_positives: float) -> str:
-    """Which side holds more of the loss, and how many times more."""
+def _compare_sides(negatives_over_positives: float) -> str:
+    """Which side has more of the loss, and how many times more."""
     if abs(math.log(negatives_over_positives)) < SAME:
-        return "both sides hold the same loss"
+        return "both sides have the same loss"
     if negatives_over_positives > 1:
-        return f"the negatives hold {_number(negatives_over_positives)} times the loss of the positives"
-    return f"the positives hold {_number(1 / negatives_over_positives)} times the loss of the negatives"
+        return f"the negatives have {_short_number(negatives_over_positives)} times the loss of the positives"
+    return f"the positives have {_short_number(1 / negatives_over_positives)} times the loss of the negatives"
 
 
-def _loss(gamma: float) -> str:
+def _loss_name(gamma: float) -> str:
     return "the cross entropy (γ = 0)" if gamma == 0 else f"γ = {gamma:g}"
 
 
-def _number(value: float) -> str:
+def _short_number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
 
 
-def _percent(share: float | None) -> str:
-    """A share in percent; never all where something is left, nor nothing where something is."""
-    if share is None:
+def _loss_percent(fraction: float | None) -> str:
+    """A fraction in percent that is not rounded to nothing or to all of it."""
+    if fraction is None:
         return "-"
-    if 0 < share < 0.0005 or 0.9995 <= share < 1:
-        return "< 0.1 %" if share < 0.5 else "> 99.9 %"
-    return f"{100 * share:.1f} %"
+    if 0 < fraction < 0.0005 or 0.9995 <= fraction < 1:
+        return "< 0.1 %" if fraction < 0.5 else "> 99.9 %"
+    return f"{percent(fraction)} %"
 
 
-def _write(out: Path, tally: LossTally, imbalance: Imbalance, *, subject: str) -> None:
-    """Leave figures, table, numbers and page; figures that an earlier call left and that are empty now go."""
-    plots = {side: plot for side in SIDES if (plot := _figure(tally, side)) is not None}
+def _write_imbalance(out: Path, tally: LossTally, imbalance: Imbalance, *, subject: str) -> None:
+    """Write figures, table, numbers and page; figures of an earlier call that are empty now are removed."""
+    charts = {side: chart for side in SIDES if (chart := _cumulative_chart(tally, side)) is not None}
     for side in SIDES:
         for ending in (".svg", ".png"):
             (out / side).with_suffix(ending).unlink(missing_ok=True)
-    for side, plot in plots.items():
-        write_plot(plot, out / side)
-    write_curves(plots, out / "curves.csv")
+    for side, chart in charts.items():
+        write_chart(chart, out / side)
+    write_curves(charts, out / "curves.csv")
     numbers = json.dumps(imbalance.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
     (out / "imbalance.json").write_text(numbers + "\n", encoding="utf-8")
-    figures = "".join(embedded(plot, out / side) for side, plot in plots.items())
-    page = whole_page(f"Who holds the loss · {subject}", _body(imbalance, figures, subject))
-    (out / "index.html").write_text(page, encoding="utf-8")
+    meaning = escape(" ".join(imbalance.meaning))
+    write_page(
+        out / "index.html",
+        f"Where the loss comes from · {subject}",
+        header("Where the loss comes from", meaning, model=subject, notes=imbalance.notes),
+        chart_section("", list(charts.values())),
+        section("Fractions of the loss, and its sums", _gamma_table(imbalance.gammas)),
+        f"<p>{imbalance.num_images:,} images with {imbalance.num_boxes:,} objects. A decision is one class at one "
+        "anchor, with a softmax one anchor; anchors that the loss ignores do not count. The focal loss is that of "
+        "equation 4, without α. After figure 4 and section 5.1 of Lin et al. 2017.</p>",
+    )
 
 
-def _figure(tally: LossTally, side: str) -> Plot | None:
+def _cumulative_chart(tally: LossTally, side: str) -> Chart | None:
     """One half of figure 4; None for a side without loss."""
     # Denser towards the hardest, where the negatives' curves rise.
-    near_one = 1 - numpy.logspace(-6, -2, POINTS)
-    x = numpy.unique(numpy.concatenate([numpy.linspace(0, 1, POINTS), near_one]))
-    drawn = {gamma: curve for gamma in tally.gammas if (curve := tally.cumulative(side, gamma)) is not None}
-    curves = [Curve(_name(gamma), x.tolist(), curve.at(x).tolist()) for gamma, curve in drawn.items()]
-    if not curves:
+    near_one = 1 - numpy.logspace(-6, -2, CURVE_POINTS)
+    x = numpy.unique(numpy.concatenate([numpy.linspace(0, 1, CURVE_POINTS), near_one]))
+    losses = {gamma: loss for gamma in tally.gammas if (loss := tally.cumulative(side, gamma)) is not None}
+    if not losses:
         return None
-    return Plot(
+    return Chart(
         f"Figure 4: cumulative loss of the {side}",
-        curves,
+        [Curve(gamma_name(gamma), x.tolist(), loss.easiest(x).tolist()) for gamma, loss in losses.items()],
         x_label=f"fraction of the {side}, from easy to hard",
-        y_label="cumulative normalised loss",
+        y_label="cumulative normalized loss",
         x_range=(0.0, 1.005),
         y_range=(0.0, 1.005),
     )
 
 
-def _name(gamma: float) -> str:
-    return f"γ = {gamma:g}{' (cross entropy)' if gamma == 0 else ''}"
-
-
-def _body(imbalance: Imbalance, figures: str, subject: str) -> str:
-    heads = (
-        "hardest 20 %<br>of positives",
-        "hardest 1 %<br>of negatives",
-        "loss of<br>positives",
-        "loss of<br>negatives",
-    )
+def _gamma_table(gammas: Sequence[GammaLoss]) -> str:
+    heads = ["", "hardest 20 %<br>of positives", "hardest 1 %<br>of negatives"]
+    heads += ["loss of<br>positives", "loss of<br>negatives", "negatives /<br>positives"]
     rows = []
-    for one in imbalance.gammas:
-        shares = "".join(
-            f"<td>{escape(_percent(share))}</td>" for share in (one.hardest_positives, one.hardest_negatives)
-        )
-        ratio = "-" if one.negatives_over_positives is None else _number(one.negatives_over_positives)
-        sums = f"<td>{_number(one.positive_loss)}</td><td>{_number(one.negative_loss)}</td><td>{ratio}</td>"
-        rows.append(f"<tr><th>{_name(one.gamma)}</th>{shares}{sums}</tr>")
-    columns = "".join(f"<th>{head}</th>" for head in (*heads, "negatives /<br>positives"))
-    notes = "".join(f'<p class="note">{escape(note)}</p>' for note in imbalance.notes)
-    return (
-        f'<header><h1>Who holds the loss</h1><p class="model">{escape(subject)}</p>'
-        f"<p>{escape(' '.join(imbalance.meaning))}</p>{notes}</header>"
-        f'<section class="charts">{figures}</section>'
-        "<section><h2>Shares of the loss, and its sums</h2>"
-        f'<div class="wide"><table><thead><tr><th></th>{columns}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-        f"<p>{imbalance.num_images:,} images with {imbalance.num_boxes:,} boxes to find. A decision is one class at "
-        "one anchor, with a softmax one anchor; anchors that the loss leaves out do not count. The focal loss is that "
-        "of equation 4, without α. After figure 4 and section 5.1 of Lin et al. 2017.</p></section>"
-    )
+    for one in gammas:
+        tails = [escape(_loss_percent(fraction)) for fraction in (one.hardest_positives, one.hardest_negatives)]
+        sums = map(_short_number, (one.positive_loss, one.negative_loss, one.negatives_over_positives))
+        rows.append([gamma_name(one.gamma), *tails, *sums])
+    return table(heads, rows)
 
 
 def _check_gammas(gammas: Sequence[float]) -> None:
     if not gammas or len(set(gammas)) < len(gammas) or not all(0 <= gamma < math.inf for gamma in gammas):
-        raise ConfigError(
-            f"gamma: give one or more different numbers ≥ 0, found {' '.join(map(str, gammas)) or 'none'}"
-        )
+        raise ConfigError(f"gamma: give one or more different numbers ≥ 0, got {' '.join(map(str, gammas)) or 'none'}")

@@ -1,4 +1,4 @@
-"""The focal loss of any number of decisions, sorted from easy to hard, in memory that does not grow.
+"""The focal loss of any number of decisions, sorted from easy to hard, in constant memory.
 
 Axes: S the two sides, positives and negatives; E exponents γ; X bins of x_t; P corners of a curve.
 """
@@ -15,20 +15,20 @@ from focaldet.models.base import Margins
 from focaldet.ops.losses.focal import focal_loss
 
 SIDES = ("positives", "negatives")
-BINS_PER_UNIT, FARTHEST = 128, 60  # bins of x_t; what is farther out lies in the last ones
+BINS_PER_UNIT, FARTHEST = 128, 60  # bins of x_t; the outermost ones take what is farther out
 NUM_BINS = 2 * FARTHEST * BINS_PER_UNIT
-DECISIONS_AT_ONCE = 1 << 20
+CHUNK_DECISIONS = 1 << 20
 
 
 class LossTally:
-    """How many decisions fell into each bin of x_t, and the exact sum of their focal loss for every γ.
+    """A histogram of decisions by x_t, with the exact sum of their focal loss in each bin for every γ.
 
     FL without α depends on x_t alone and falls with it, so the bins in the order of x_t give its cumulative sum over
     any number of decisions in the same memory. Only within a bin, 1/128 of a logit wide, is the order unknown.
 
     Args:
         gammas: exponents of the loss, each ≥ 0.
-        device: where it adds up; one that computes in fp64.
+        device: of the sums; one that computes in fp64.
 
     Attributes:
         counts: decisions, positives first; x_t grows from −60 to 60 over the bins.
@@ -43,30 +43,30 @@ class LossTally:
         )
 
     def add(self, margins: Margins) -> None:
-        """Count the decisions of some images; none may be NaN or infinite."""
+        """Add the decisions of some images, all of them finite."""
         x = torch.cat(margins)
         first = len(margins.positive)
-        for start in range(0, len(x), DECISIONS_AT_ONCE):
-            part = x[start : start + DECISIONS_AT_ONCE].to(self.counts.device).double()
-            side = torch.arange(start, start + len(part), device=part.device) >= first
-            bins = ((part + FARTHEST) * BINS_PER_UNIT).clamp(0, NUM_BINS - 1).long() + side * NUM_BINS
+        for start in range(0, len(x), CHUNK_DECISIONS):
+            chunk = x[start : start + CHUNK_DECISIONS].to(self.counts.device).double()
+            side = torch.arange(start, start + len(chunk), device=chunk.device) >= first
+            bins = ((chunk + FARTHEST) * BINS_PER_UNIT).clamp(0, NUM_BINS - 1).long() + side * NUM_BINS
             self.counts += bins.bincount(minlength=self.counts.numel()).view_as(self.counts)
             for losses, gamma in zip(self.losses.unbind(), self.gammas, strict=True):
-                loss = focal_loss(part, torch.ones_like(part), gamma=gamma)
+                loss = focal_loss(chunk, torch.ones_like(chunk), gamma=gamma)
                 losses.add_(bins.bincount(loss, minlength=losses.numel()).view_as(losses))
 
     def cumulative(self, side: str, gamma: float) -> "CumulativeLoss | None":
         """The curve of one of `SIDES`; None where that has no loss."""
-        place = SIDES.index(side)
-        return CumulativeLoss.of(self.counts[place].cpu(), self.losses[self.gammas.index(gamma), place].cpu())
+        row = SIDES.index(side)
+        return CumulativeLoss.from_bins(self.counts[row].cpu(), self.losses[self.gammas.index(gamma), row].cpu())
 
     def cpu(self) -> "LossTally":
-        """The same in the memory of the processor."""
-        return LossTally.merged([self])
+        """A copy in the memory of the processor."""
+        return LossTally.merge([self])
 
     @staticmethod
-    def merged(parts: "Sequence[LossTally]") -> "LossTally":
-        """What several tallies with the same γ have counted, on the processor."""
+    def merge(parts: "Sequence[LossTally]") -> "LossTally":
+        """The sum of several tallies with the same γ, on the processor."""
         whole = LossTally(parts[0].gammas)
         for part in parts:
             whole.counts += part.counts.cpu()
@@ -76,27 +76,27 @@ class LossTally:
 
 @dataclass(frozen=True, slots=True)
 class CumulativeLoss:
-    """The cumulative normalised loss: the easiest `fraction` of the examples holds `share` of the loss.
+    """The cumulative normalized loss: the easiest fraction `examples` of all has the fraction `loss` of the loss.
 
     Both grow from 0 to 1, corner by corner; between the corners the curve is straight.
     """
 
-    fraction: Float64[numpy.ndarray, " P"]
-    share: Float64[numpy.ndarray, " P"]
+    examples: Float64[numpy.ndarray, " P"]
+    loss: Float64[numpy.ndarray, " P"]
 
     @staticmethod
-    def of(counts: Int64[Tensor, " X"], losses: Float64[Tensor, " X"]) -> "CumulativeLoss | None":
-        """The curve from decisions and loss of each bin, in the order of x_t; None where there is no loss."""
+    def from_bins(counts: Int64[Tensor, " X"], losses: Float64[Tensor, " X"]) -> "CumulativeLoss | None":
+        """The curve of the decisions and losses of bins in the order of x_t; None where there is no loss."""
         filled = counts.flip(0).nonzero().squeeze(1)  # from easy to hard: x_t falls
         sums = [numpy.append(0.0, bins.flip(0)[filled].double().cumsum(0).numpy()) for bins in (counts, losses)]
         if not sums[1][-1] > 0:
             return None
         return CumulativeLoss(*(ends / ends[-1] for ends in sums))
 
-    def at(self, fraction: Float64[numpy.ndarray, " P"]) -> Float64[numpy.ndarray, " P"]:
-        """The share of the loss that these fractions of the examples hold, the easiest ones."""
-        return numpy.asarray(numpy.interp(fraction, self.fraction, self.share))
+    def easiest(self, fraction: Float64[numpy.ndarray, " P"]) -> Float64[numpy.ndarray, " P"]:
+        """The fractions of the loss that belong to these fractions of the examples, the easiest ones."""
+        return numpy.asarray(numpy.interp(fraction, self.examples, self.loss))
 
     def hardest(self, fraction: float) -> float:
-        """The share of the loss that this fraction of the examples holds, the hardest ones."""
-        return 1 - float(self.at(numpy.array([1 - fraction]))[0])
+        """The fraction of the loss that belongs to this fraction of the examples, the hardest ones."""
+        return 1 - float(self.easiest(numpy.array([1 - fraction]))[0])

@@ -1,9 +1,10 @@
-"""Suspected label errors: where a confident detector and the annotations contradict each other.
+"""Suspected label errors: where a confident detector and the annotations disagree, most confident first.
 
-What the detector is surest of comes first. It is a suspicion: the detector may be wrong, and so may the file.
+Either may be wrong: the detector or the annotation.
 """
 
 import csv
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ from typing import Any, Literal, NamedTuple
 from focaldet.data.dataset import Dataset
 from focaldet.evaluation.error_kinds import Box, Outcome
 
-Problem = Literal["missing box", "wrong class", "misplaced box", "nothing there"]
-PROBLEMS: tuple[Problem, ...] = ("missing box", "wrong class", "misplaced box", "nothing there")
-SILENCE = 0.5  # that a detector sees nothing at a box is a weaker hint than that it sees something else
-COLUMNS = ("file", "image_id", "problem", "suspicion", *("class", "x1", "y1", "x2", "y2"))
-PROPOSED = ("proposed_class", "proposed_x1", "proposed_y1", "proposed_x2", "proposed_y2")
+SuspectKind = Literal["missing box", "wrong class", "misplaced box", "nothing there"]
+SUSPECT_KINDS: tuple[SuspectKind, ...] = ("missing box", "wrong class", "misplaced box", "nothing there")
+MISS_WEIGHT = 0.5  # that a detector detects nothing at a box is weaker evidence than that it detects something else
+BOX_COLUMNS = ("class", "x1", "y1", "x2", "y2")
+PROPOSED_COLUMNS = tuple(f"proposed_{name}" for name in BOX_COLUMNS)
 
 
-class Labelled(NamedTuple):
-    """A class and a box in xyxy pixels of the image."""
+class LabeledBox(NamedTuple):
+    """A class label and a box in xyxy pixels of the image."""
 
     label: int
     box: Box
@@ -29,130 +30,136 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """One suspicion: what the file says, None where a box seems missing; what the detector says, None for nothing.
+    """A suspected label error.
 
-    `image` is the image's position in the dataset; `suspicion` is in [0, 1].
+    Attributes:
+        image: index of the image in the dataset.
+        problem: what seems to be wrong.
+        suspicion: how strongly, in [0, 1].
+        annotated: the class and box of the file; None where a box seems to be missing.
+        proposed: the class and box of the detector; None where it detects nothing.
     """
 
     image: int
-    problem: Problem
+    problem: SuspectKind
     suspicion: float
-    annotated: Labelled | None
-    proposed: Labelled | None
+    annotated: LabeledBox | None
+    proposed: LabeledBox | None
 
     @property
-    def boxes(self) -> tuple[Labelled, ...]:
-        """What the detector proposes and what the file has, of them what is there: at least one."""
+    def boxes(self) -> tuple[LabeledBox, ...]:
+        """The proposed and the annotated box, as far as there are such: at least one."""
         return tuple(one for one in (self.proposed, self.annotated) if one is not None)
 
 
-def suspects(examples: Sequence[Sequence[Outcome]], *, num_classes: int, score: float) -> list[Suspect]:
-    """All suspicions about the images' annotations, the strongest first.
+def find_suspects(outcomes: Sequence[Sequence[Outcome]], *, num_classes: int, score: float) -> tuple[Suspect, ...]:
+    """All suspected errors in the annotations of some images, the strongest suspicion first.
 
     - `missing box`: a detection on what the file calls background; its score.
     - `wrong class`: a detection of another class on an object; its score times 1 − p_t of the object.
     - `misplaced box`: a detection of the same class beside an object (IoU .1 to .5); the same, times 1 − IoU.
-    - `nothing there`: an object that is not detected; 1 − p_t times half the share of its class that is found, since
-      of a class that is often missed a missed object says little.
+    - `nothing there`: an object that is not detected; 1 − p_t times half the recall of its class, since a missed object
+      of a class that is often missed says little.
 
     Args:
-        examples: those of each image (`evaluate.errors.classify_outcomes`), by its position.
+        outcomes: those of each image (`evaluation.error_kinds.classify_outcomes`), in the dataset's order.
         num_classes: K, the number of classes.
-        score: from here on a detection is the detector's answer, so a reason to suspect the file.
+        score: only detections of at least this score are evidence.
     """
-    shares = _shares_found(examples, num_classes)
-    found = [
+    recalls = _class_recalls(outcomes, num_classes)
+    suspects = [
         suspect
-        for image, several in enumerate(examples)
-        for one in several
-        if (suspect := _suspect(image, one, share_found=shares[one.label], score=score)) is not None
+        for image, several in enumerate(outcomes)
+        for outcome in several
+        if (suspect := _suspect_outcome(image, outcome, recall=recalls[outcome.label], score=score)) is not None
     ]
-    return sorted(found, key=lambda one: -one.suspicion)
+    return tuple(sorted(suspects, key=lambda suspect: -suspect.suspicion))
 
 
-def _suspect(image: int, one: Outcome, *, share_found: float, score: float) -> Suspect | None:
-    doubt = 1.0 - one.probability
-    annotated = None if one.index is None else Labelled(one.label, one.box)
-    proposed = None if one.detection is None else Labelled(one.detection.label, one.detection.box)
+def _suspect_outcome(image: int, outcome: Outcome, *, recall: float, score: float) -> Suspect | None:
+    """The suspicion that an outcome gives rise to; None where file and detector agree."""
+    doubt = 1.0 - outcome.probability
+    annotated = None if outcome.index is None else LabeledBox(outcome.label, outcome.box)
+    detection = outcome.detection
+    proposed = None if detection is None else LabeledBox(detection.label, detection.box)
     if annotated is None:
-        is_answer = one.kind == "background" and doubt >= score
-        return Suspect(image, "missing box", doubt, None, proposed) if is_answer else None
-    if one.kind == "missed":
-        return Suspect(image, "nothing there", SILENCE * share_found * doubt, annotated, None)
-    if one.detection is None or one.kind == "found":
+        is_confident = outcome.kind == "background" and doubt >= score
+        return Suspect(image, "missing box", doubt, None, proposed) if is_confident else None
+    if outcome.kind == "missed":
+        return Suspect(image, "nothing there", MISS_WEIGHT * recall * doubt, annotated, None)
+    if detection is None or outcome.kind == "found":
         return None
-    if one.kind == "wrong class":
-        return Suspect(image, "wrong class", doubt * one.detection.score, annotated, proposed)
-    suspicion = doubt * one.detection.score * (1.0 - one.detection.iou)
-    return Suspect(image, "misplaced box", suspicion, annotated, proposed)
+    if outcome.kind == "wrong class":
+        return Suspect(image, "wrong class", doubt * detection.score, annotated, proposed)
+    return Suspect(image, "misplaced box", doubt * detection.score * (1.0 - detection.iou), annotated, proposed)
 
 
-def _shares_found(examples: Sequence[Sequence[Outcome]], num_classes: int) -> list[float]:
-    """By class the share of its objects that are found; 0 for a class without objects."""
-    found, objects = [0] * num_classes, [0] * num_classes
-    for several in examples:
-        for one in several:
-            if one.index is not None:
-                objects[one.label] += 1
-                found[one.label] += one.kind == "found"
-    return [hits / max(1, count) for hits, count in zip(found, objects, strict=True)]
+def _class_recalls(outcomes: Sequence[Sequence[Outcome]], num_classes: int) -> list[float]:
+    """The fraction of the objects of each class that are detected; 0 for a class without objects."""
+    hits, objects = [0] * num_classes, [0] * num_classes
+    for outcome in itertools.chain.from_iterable(outcomes):
+        if outcome.index is not None:
+            objects[outcome.label] += 1
+            hits[outcome.label] += outcome.kind == "found"
+    return [hit / max(1, count) for hit, count in zip(hits, objects, strict=True)]
 
 
-def write_suspects(found: Sequence[Suspect], dataset: Dataset, *, table: Path, coco: Path) -> None:
-    """Write the suspicions as CSV, and as a COCO data set of the proposed boxes for a labelling tool.
+def write_suspects(suspects: Sequence[Suspect], dataset: Dataset, *, table: Path, coco: Path) -> None:
+    """Write the suspects as CSV, and as a COCO dataset of the proposed boxes for a labeling tool.
 
-    An annotation of the COCO file is what the detector proposes, for `nothing there` the box in doubt; `problem`,
-    `suspicion` and `annotated` (class id and xywh box in the file, null where a box is missing) stand beside it.
+    An annotation of the COCO file is the box that the detector proposes, for `nothing there` the box in doubt, with
+    `problem`, `suspicion` and `annotated` (class id and xywh box in the file, null where a box is missing).
     """
     with table.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow([*COLUMNS, *PROPOSED])
-        for one in found:
-            where = _file_name(dataset, one.image), int(dataset.image_ids[one.image])
-            said = (*_cells(dataset, one.annotated), *_cells(dataset, one.proposed))
-            rows.writerow([*where, one.problem, f"{one.suspicion:.4f}", *said])
-    coco.write_text(json.dumps(_coco(found, dataset), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        rows.writerow(["file", "image_id", "problem", "suspicion", *BOX_COLUMNS, *PROPOSED_COLUMNS])
+        for one in suspects:
+            image = image_name(dataset, one.image), int(dataset.image_ids[one.image])
+            boxes = (*_box_cells(dataset, one.annotated), *_box_cells(dataset, one.proposed))
+            rows.writerow([*image, one.problem, f"{one.suspicion:.4f}", *boxes])
+    document = json.dumps(_suspects_as_coco(suspects, dataset), ensure_ascii=False, indent=1)
+    coco.write_text(document + "\n", encoding="utf-8")
 
 
-def _cells(dataset: Dataset, labelled: Labelled | None) -> list[str]:
-    if labelled is None:
-        return [""] * 5
-    return [dataset.classes.names[labelled.label], *(f"{side:.2f}" for side in labelled.box)]
+def image_name(dataset: Dataset, index: int) -> str:
+    """The path of an image below the folder of the dataset."""
+    return dataset.path(index).relative_to(dataset.root).as_posix()
 
 
-def _coco(found: Sequence[Suspect], dataset: Dataset) -> dict[str, Any]:
+def _box_cells(dataset: Dataset, labeled: LabeledBox | None) -> list[str]:
+    if labeled is None:
+        return [""] * len(BOX_COLUMNS)
+    return [dataset.classes.names[labeled.label], *(f"{side:.2f}" for side in labeled.box)]
+
+
+def _suspects_as_coco(suspects: Sequence[Suspect], dataset: Dataset) -> dict[str, Any]:
     images = [
-        {"id": int(dataset.image_ids[image]), "file_name": _file_name(dataset, image)} | dataset.size(image)._asdict()
-        for image in sorted({one.image for one in found})
+        {"id": int(dataset.image_ids[image]), "file_name": image_name(dataset, image)} | dataset.size(image)._asdict()
+        for image in sorted({one.image for one in suspects})
     ]
     classes = zip(dataset.classes.category_ids, dataset.classes.names, strict=True)
     return {
         "images": images,
         "categories": [{"id": category_id, "name": name} for category_id, name in classes],
-        "annotations": [_annotation(number, one, dataset) for number, one in enumerate(found, start=1)],
+        "annotations": [_suspect_annotation(number, one, dataset) for number, one in enumerate(suspects, start=1)],
     }
 
 
-def _annotation(number: int, one: Suspect, dataset: Dataset) -> dict[str, Any]:
-    shown = one.boxes[0]
-    x1, y1, x2, y2 = shown.box
+def _suspect_annotation(number: int, suspect: Suspect, dataset: Dataset) -> dict[str, Any]:
+    box = suspect.boxes[0]
+    x1, y1, x2, y2 = box.box
     return {
         "id": number,
-        "image_id": int(dataset.image_ids[one.image]),
-        **_category(dataset, shown),
+        "image_id": int(dataset.image_ids[suspect.image]),
+        **_coco_box(dataset, box),
         "area": (x2 - x1) * (y2 - y1),
         "iscrowd": 0,
-        "problem": one.problem,
-        "suspicion": one.suspicion,
-        "annotated": None if one.annotated is None else _category(dataset, one.annotated),
+        "problem": suspect.problem,
+        "suspicion": suspect.suspicion,
+        "annotated": None if suspect.annotated is None else _coco_box(dataset, suspect.annotated),
     }
 
 
-def _category(dataset: Dataset, labelled: Labelled) -> dict[str, Any]:
-    x1, y1, x2, y2 = labelled.box
-    return {"category_id": dataset.classes.category_ids[labelled.label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
-
-
-def _file_name(dataset: Dataset, image: int) -> str:
-    """The path below the root of the data set."""
-    return dataset.path(image).relative_to(dataset.root).as_posix()
+def _coco_box(dataset: Dataset, labeled: LabeledBox) -> dict[str, Any]:
+    x1, y1, x2, y2 = labeled.box
+    return {"category_id": dataset.classes.category_ids[labeled.label], "bbox": [x1, y1, x2 - x1, y2 - y1]}

@@ -1,4 +1,4 @@
-"""What a sweep found, as sentences, table, plot and page, beside the paper's own figures."""
+"""The results of a sweep as sweep_sentences, table, chart and page, beside the paper's own figures."""
 
 import csv
 import math
@@ -7,21 +7,24 @@ from dataclasses import asdict, dataclass, fields
 from html import escape
 from pathlib import Path
 
+from focaldet.data.formats.text import quantity
 from focaldet.evaluation.coco import percent
 from focaldet.ops.classifier import Classifier
-from focaldet.report.page import whole_page
-from focaldet.study.plots import Curve, Plot, embedded, write_plot
+from focaldet.report.charts import Chart, Curve, chart_section, write_chart
+from focaldet.report.page import header, section, table, write_page
 from focaldet.study.table1 import TABLE_1A, TABLE_1B, TABLE_1D, TABLE_1D_FOCAL, PublishedLoss, PublishedMining
 from focaldet.training.config import RunConfig
 
-NOISE_POINTS = 2.0  # of AP, between two trainings that differ by nothing but chance
+NOISE_POINTS = 2.0  # of AP, between two trainings that differ by chance alone
+ALPHA_OFF = "α off (eq. 4)"
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One setting and the AP after its last epoch, in [0, 1]; None where nothing was to be found or it diverged.
+class SweepRow:
+    """One setting and the AP after its last epoch, in [0, 1]; None where there are no objects or it diverged.
 
-    `batch`, `nms_iou` and `ratio` are those of hard example mining. `diverged` is what the training said of its loss.
+    `batch`, `nms_iou` and `ratio` are those of hard example mining. `diverged` is the message of the training that
+    diverged.
     """
 
     name: str
@@ -44,7 +47,7 @@ class Row:
         return self.batch is None and self.classifier == "sigmoid"
 
     def title(self) -> str:
-        """The setting for people."""
+        """The setting in words."""
         if self.batch is not None:
             ratio = "" if self.ratio is None else f", 1:{self.ratio:g}"
             return f"cross entropy with OHEM, batch {self.batch}, NMS {self.nms_iou:g}{ratio}"
@@ -52,7 +55,7 @@ class Row:
             return "softmax cross entropy with a background class"
         return f"γ = {self.gamma:g}, α {'off' if self.alpha is None else f'= {self.alpha:g}'}"
 
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """The three numbers in one line."""
         if self.diverged is not None:
             return "diverged"
@@ -66,7 +69,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class BalanceComparison:
     """AP with α off (eq. 4) and with the best of the α that were tried (eq. 5), for one γ."""
 
     gamma: float
@@ -80,29 +83,29 @@ class Comparison:
         return self.balanced - self.off
 
 
-def best_of(rows: Iterable[Row]) -> Row | None:
+def best_row(rows: Iterable[SweepRow]) -> SweepRow | None:
     """The row with the highest AP, of equals the first; None where none has an AP."""
     return max((row for row in rows if row.ap is not None), key=lambda row: row.ap or 0.0, default=None)
 
 
-def comparisons(rows: Sequence[Row]) -> tuple[Comparison, ...]:
+def compare_balance(rows: Sequence[SweepRow]) -> tuple[BalanceComparison, ...]:
     """Eq. 5 against eq. 4 for every γ that was trained both ways."""
     grid = [row for row in rows if row.is_focal]
-    found = []
+    compared = []
     for gamma in dict.fromkeys(row.gamma for row in grid):
         off = next((row.ap for row in grid if row.gamma == gamma and row.alpha is None), None)
-        best = best_of(row for row in grid if row.gamma == gamma and row.alpha is not None)
+        best = best_row(row for row in grid if row.gamma == gamma and row.alpha is not None)
         if off is not None and best is not None and best.ap is not None and best.alpha is not None:
-            found.append(Comparison(gamma, off, best.ap, best.alpha))
-    return tuple(found)
+            compared.append(BalanceComparison(gamma, off, best.ap, best.alpha))
+    return tuple(compared)
 
 
-def sentences(rows: Sequence[Row]) -> tuple[str, ...]:
-    """What the numbers say, computed from them."""
-    found = []
-    if best := best_of(rows):
-        found.append(f"Best: {best.title()}, with AP {percent(best.ap)}.")
-    if compared := comparisons(rows):
+def sweep_sentences(rows: Sequence[SweepRow]) -> tuple[str, ...]:
+    """The best setting and what the settings show beside each other, in sentences computed from the numbers."""
+    lines = []
+    if best := best_row(rows):
+        lines.append(f"Best: {best.title()}, with AP {percent(best.ap)}.")
+    if compared := compare_balance(rows):
         each = "; ".join(
             f"γ = {one.gamma:g}: {percent(one.off)} off, {percent(one.balanced)} with α = {one.alpha:g} "
             f"({_signed(one.gain)})"
@@ -111,156 +114,133 @@ def sentences(rows: Sequence[Row]) -> tuple[str, ...]:
         better = sum(one.gain > 0 for one in compared)
         mean = sum(one.gain for one in compared) / len(compared)
         clear = sum(abs(one.gain) * 100 >= NOISE_POINTS for one in compared)
-        found.append(
+        lines.append(
             f"Is the balance (eq. 5) better than none (eq. 4)? With its best α at {better} of {len(compared)} γ, by "
-            f"{_signed(mean)} points of AP in the mean; {clear} of the differences reach {NOISE_POINTS:g} points. "
-            f"{each}. The best of several α is chosen on the images that judge it, which favours eq. 5."
+            f"{_signed(mean)} points of AP on average; {clear} of the differences reach {NOISE_POINTS:g} points. "
+            f"{each}. The best of several α is chosen on the images that it is evaluated on, which favors eq. 5."
         )
-    focal = best_of(row for row in rows if row.is_focal and row.gamma > 0)
-    plain = best_of(row for row in rows if row.is_focal and row.gamma == 0)
+    focal = best_row(row for row in rows if row.is_focal and row.gamma > 0)
+    plain = best_row(row for row in rows if row.is_focal and row.gamma == 0)
     for name, other in (
         ("the best cross entropy (γ = 0)", plain),
-        ("the best OHEM", best_of(row for row in rows if row.batch is not None)),
-        ("softmax", best_of(row for row in rows if row.classifier == "softmax")),
+        ("the best OHEM", best_row(row for row in rows if row.batch is not None)),
+        ("softmax", best_row(row for row in rows if row.classifier == "softmax")),
     ):
         if focal and other:
             gain = _signed((focal.ap or 0.0) - (other.ap or 0.0))
-            found.append(
+            lines.append(
                 f"The best focal loss ({focal.title()}) against {name}: {percent(focal.ap)} to {percent(other.ap)} "
                 f"({gain})."
             )
     if diverged := [row.title() for row in rows if row.diverged is not None]:
-        found.append(f"Diverged: {'; '.join(diverged)}.")
-    return tuple(found)
+        lines.append(f"Diverged: {'; '.join(diverged)}.")
+    return tuple(lines)
 
 
 def _signed(gain: float) -> str:
     return f"{100 * gain:+.1f}".replace("-", "−")
 
 
-def write_files(out: Path, rows: Sequence[Row], *, run: RunConfig, num_images: int) -> Path:
+def write_sweep(out: Path, rows: Sequence[SweepRow], *, run: RunConfig, num_images: int) -> Path:
     """Write `sweep.csv`, `ap.svg`, `ap.png` and `index.html`, which is returned; the same rows give the same bytes."""
     with (out / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, [field.name for field in fields(Row)])
-        table.writeheader()
-        table.writerows(asdict(row) for row in rows)
-    plot = ap_plot(rows)
-    write_plot(plot, out / "ap")
+        writer = csv.DictWriter(file, [field.name for field in fields(SweepRow)])
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    chart = ap_chart(rows)
+    write_chart(chart, out / "ap")
     page = out / "index.html"
-    body = _body(rows, embedded(plot, out / "ap"), run=run, num_images=num_images)
-    page.write_text(whole_page("A sweep of α and γ · focaldet", body), encoding="utf-8")
+    others = [[escape(row.title()), *_ap_cells(row)] for row in rows if not row.is_focal]
+    write_page(
+        page,
+        "A sweep of α and γ · focaldet",
+        header("A sweep of α and γ", model=f"{run.model}, {quantity(run.epochs, 'epoch')}, seed {run.seed}"),
+        chart_section("", [chart]),
+        section("Results", *(f"<p>{escape(line)}</p>" for line in sweep_sentences(rows))),
+        section("AP for every γ and α", "<p>AP, below it AP50 / AP75; ★ marks the best.</p>", _grid_table(rows)),
+        section("Other losses", table(["setting", "AP", "AP50", "AP75"], others) if others else ""),
+        section("What can be concluded", _caveats(run, num_images)),
+        section("The paper's figures beside these", *_paper_tables(rows)),
+    )
     return page
 
 
-def ap_plot(rows: Sequence[Row]) -> Plot:
-    """AP against γ, a curve for each α; a setting without AP is a gap."""
-    grid = [row for row in rows if row.is_focal]
-    gammas = sorted({row.gamma for row in grid})
+def ap_chart(rows: Sequence[SweepRow]) -> Chart:
+    """AP by γ, a curve for each α; a setting without AP is a gap."""
+    grid = {(row.gamma, row.alpha): row.ap for row in rows if row.is_focal}
+    gammas = sorted({gamma for gamma, _ in grid})
     curves = []
-    for alpha in dict.fromkeys(row.alpha for row in grid):
-        ap = {row.gamma: row.ap for row in grid if row.alpha == alpha and row.ap is not None}
-        name = "α off (eq. 4)" if alpha is None else f"α = {alpha:g}"
-        curves.append(Curve(name, gammas, [100 * ap.get(gamma, math.nan) for gamma in gammas]))
-    room = max(0.5, 0.05 * (gammas[-1] - gammas[0]))
-    highest = max((row.ap or 0.0 for row in grid), default=0.0)
-    return Plot(
-        "AP after the same training with every γ and α",
-        curves,
-        x_label="γ",
-        y_label="AP",
-        x_range=(gammas[0] - room, gammas[-1] + room),
-        y_range=(0.0, max(1.0, 110 * highest)),
-        points=True,
-    )
+    for alpha in dict.fromkeys(alpha for _, alpha in grid):
+        values = [grid.get((gamma, alpha)) for gamma in gammas]
+        curves.append(Curve(_alpha_name(alpha), gammas, [math.nan if ap is None else 100 * ap for ap in values]))
+    top = max(1.0, 110 * max((ap or 0.0 for ap in grid.values()), default=0.0))
+    title = "AP after the same training with every γ and α"
+    return Chart(title, curves, x_label="γ", y_label="AP, %", y_range=(0.0, top), dots=True)
 
 
-def _body(rows: Sequence[Row], picture: str, *, run: RunConfig, num_images: int) -> str:
-    said = "".join(f"<p>{escape(line)}</p>" for line in sentences(rows))
-    others = [row for row in rows if not row.is_focal]
-    beside = ""
-    if others:
-        lines = [[escape(row.title()), *_cells(row)] for row in others]
-        beside = (
-            f"<section><h2>In place of the focal loss</h2>{_table(['setting', 'AP', 'AP50', 'AP75'], lines)}</section>"
-        )
+def _alpha_name(alpha: float | None) -> str:
+    return ALPHA_OFF if alpha is None else f"α = {alpha:g}"
+
+
+def _caveats(run: RunConfig, num_images: int) -> str:
     return (
-        "<header><h1>A sweep of α and γ</h1>"
-        f'<p class="model">{escape(run.model)}, {run.epochs} epochs, seed {run.seed}</p></header>'
-        f'<section class="charts">{picture}</section>'
-        f"<section><h2>What came out</h2>{said}</section>"
-        "<section><h2>AP for every γ and α</h2><p>AP, below it AP50 / AP75; ★ marks the best.</p>"
-        f"{_grid(rows)}</section>"
-        f"{beside}<section><h2>How far this goes</h2>{_note(run, num_images)}</section>"
-        f"<section><h2>The paper's figures beside these</h2>{_paper(rows)}</section>"
+        f'<p class="note">Every setting was trained once, with seed {run.seed}, and evaluated on '
+        f"{quantity(num_images, 'image')}: differences below 1 to {NOISE_POINTS:g} points of AP mean nothing, and "
+        "settings that are close may change order with another seed.</p><p>All settings share the initial weights, the "
+        "order of the images, the learning rates and the length of training; nothing was tuned for any of them. AP is "
+        "that of the last evaluation. A short training favors what learns fast. What can be compared with the paper is "
+        "the direction in which AP moves, not its height.</p>"
     )
 
 
-def _note(run: RunConfig, num_images: int) -> str:
-    return (
-        f'<p class="note">Every setting was trained once, with seed {run.seed}, and judged by {num_images} images: '
-        f"differences below 1 to {NOISE_POINTS:g} points of AP mean nothing, and near settings would change places "
-        "with another seed.</p><p>All settings share the initial weights, the order of the images, the rates and the "
-        "length of training; nothing was tuned for any of them. AP is that of the last evaluation. A short training "
-        "favours what learns fast. What can be compared with the paper is the direction in which AP moves, not its "
-        "height.</p>"
-    )
-
-
-def _grid(rows: Sequence[Row]) -> str:
+def _grid_table(rows: Sequence[SweepRow]) -> str:
     """The table γ × α."""
     grid = {(row.gamma, row.alpha): row for row in rows if row.is_focal}
-    best = best_of(grid.values())
+    best = best_row(grid.values())
     alphas = list(dict.fromkeys(alpha for _, alpha in grid))
-    heads = ["γ", *("α off (eq. 4)" if alpha is None else f"α = {alpha:g}" for alpha in alphas)]
     lines = []
     for gamma in sorted({gamma for gamma, _ in grid}):
         cells = [grid[gamma, alpha] for alpha in alphas]
-        lines.append([f"{gamma:g}", *(_cell(row, is_best=row is best) for row in cells)])
-    return _table(heads, lines)
+        lines.append([f"{gamma:g}", *(_grid_cell(row, is_best=row is best) for row in cells)])
+    return table(["γ", *map(_alpha_name, alphas)], lines)
 
 
-def _cell(row: Row, *, is_best: bool) -> str:
+def _grid_cell(row: SweepRow, *, is_best: bool) -> str:
     if row.diverged is not None:
         return "diverged"
     star = "★ " if is_best else ""
     return f"<strong>{star}{percent(row.ap)}</strong><br><small>{percent(row.ap50)} / {percent(row.ap75)}</small>"
 
 
-def _cells(row: Row) -> list[str]:
+def _ap_cells(row: SweepRow) -> list[str]:
     return ["diverged", "-", "-"] if row.diverged is not None else [percent(value) for value in row.numbers()]
 
 
-def _paper(rows: Sequence[Row]) -> str:
+def _paper_tables(rows: Sequence[SweepRow]) -> list[str]:
     """Tables 1a, 1b and 1d with a column for what was measured here."""
     losses = {(row.gamma, row.alpha): row for row in rows if row.is_focal}
     minings = {(row.batch, row.nms_iou, row.ratio): row for row in rows if row.batch is not None}
     heads = ["AP", "AP50", "AP75", "AP here"]
-    parts = []
-    for title, table in (
+    html = ["<p>Lin et al. 2017 on COCO at 600 px; tables 1a and 1b with ResNet-50-FPN, 1d with ResNet-101-FPN.</p>"]
+    for title, published in (
         ("Table 1a: cross entropy with every α", TABLE_1A),
         ("Table 1b: every γ with its best α", TABLE_1B),
     ):
         lines = [
-            [f"{one.gamma:g}", f"{one.alpha:g}", *_published(one, losses.get((one.gamma, one.alpha)))] for one in table
+            [f"{one.gamma:g}", f"{one.alpha:g}", *_published_cells(one, losses.get((one.gamma, one.alpha)))]
+            for one in published
         ]
-        parts.append(f"<h3>{title}</h3>{_table(['γ', 'α', *heads], lines)}")
+        html += [f"<h3>{title}</h3>", table(["γ", "α", *heads], lines)]
     lines = []
-    for one in TABLE_1D:
-        name = f"OHEM {'' if one.ratio is None else f'1:{one.ratio:g} '}{one.batch}"
-        lines.append([name, f"{one.nms_iou:g}", *_published(one, minings.get((one.batch, one.nms_iou, one.ratio)))])
+    for mining in TABLE_1D:
+        name = f"OHEM {'' if mining.ratio is None else f'1:{mining.ratio:g} '}{mining.batch}"
+        here = minings.get((mining.batch, mining.nms_iou, mining.ratio))
+        lines.append([name, f"{mining.nms_iou:g}", *_published_cells(mining, here)])
     focal = TABLE_1D_FOCAL
-    lines.append(["focal loss", "-", *_published(focal, losses.get((focal.gamma, focal.alpha)))])
-    parts.append(f"<h3>Table 1d: hard example mining</h3>{_table(['batch', 'NMS', *heads], lines)}")
-    source = "<p>Lin et al. 2017 on COCO at 600 px; tables 1a and 1b with ResNet-50-FPN, 1d with ResNet-101-FPN.</p>"
-    return source + "".join(parts)
+    lines.append(["focal loss", "-", *_published_cells(focal, losses.get((focal.gamma, focal.alpha)))])
+    return [*html, "<h3>Table 1d: hard example mining</h3>", table(["batch", "NMS", *heads], lines)]
 
 
-def _published(one: PublishedLoss | PublishedMining, here: Row | None) -> list[str]:
-    return [f"{one.ap:.1f}", f"{one.ap50:.1f}", f"{one.ap75:.1f}", "" if here is None else _cells(here)[0]]
-
-
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table whose cells are HTML; the first of every line is its head."""
-    top = f'<th class="text">{heads[0]}</th>' + "".join(f"<th>{head}</th>" for head in heads[1:])
-    body = "".join(f"<tr><th>{line[0]}</th>{''.join(f'<td>{cell}</td>' for cell in line[1:])}</tr>" for line in lines)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+def _published_cells(published: PublishedLoss | PublishedMining, here: SweepRow | None) -> list[str]:
+    values = [f"{value:.1f}" for value in (published.ap, published.ap50, published.ap75)]
+    return [*values, "" if here is None else _ap_cells(here)[0]]

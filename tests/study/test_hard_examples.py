@@ -16,9 +16,9 @@ from focaldet.evaluation import evaluate as evaluation
 from focaldet.evaluation.error_kinds import classify_outcomes
 from focaldet.evaluation.evaluate import EvaluationSetup, match_classes
 from focaldet.models import build
-from focaldet.study.hard_examples import easiness, examples_on, study_hard, telling_more
-from focaldet.study.hard_page import hard_page
-from focaldet.study.suspects import suspects
+from focaldet.study.hard_examples import easiness, find_outcomes, lower_threshold, study_hard
+from focaldet.study.hard_page import write_hard_page
+from focaldet.study.suspects import find_suspects
 from focaldet.weights import Trained
 from tests.evaluation.cases import BrightDetector, make_dataset, make_detections, make_image
 
@@ -101,11 +101,12 @@ def held_in(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))
 
 
-def test_a_name_cannot_end_the_data_of_the_page():
+def test_a_name_cannot_end_the_data_of_the_page(tmp_path):
     name = "</script><script>alert(1)</script><!--"
     dataset = make_dataset([[(BOX, 0, 0)]], names=(name, "dog"), name=name)
     several = [classify_outcomes(make_detections((BOX, 0.9, 0)), dataset.target(0), score=0.3)]
-    text = hard_page(dataset, several, [], score=0.3, model=name)
+    write_hard_page(tmp_path / "index.html", dataset, several, [], score=0.3, model=name)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert text.count("</script>") == 2  # of the data and of the program
     assert "<!--" not in text
     assert held_in(text)["classes"] == [name, "dog"]
@@ -124,19 +125,19 @@ def test_boxes_of_classes_that_the_detector_does_not_know_are_no_examples():
     matched = match_classes(("dog", "cell"), dataset.classes, num_classes=2)
     on_split = EvaluationSetup(detector, dataset, matched)
     detections = [make_detections((BOX, 0.9, 1), ((30.0, 30.0, 40.0, 40.0), 0.8, 1), names=("dog", "cell"))]
-    (several,) = examples_on(on_split, detections, score=0.3)
+    (several,) = find_outcomes(on_split, detections, score=0.3)
     assert [(one.kind, one.label, one.index) for one in several] == [("found", 0, 0)]
 
 
 def test_a_detector_is_asked_for_weak_detections_too():
     detector = build("retinanet_r18_fpn", num_classes=1, architecture={"width": 8, "head_depth": 0})
-    assert telling_more(detector).config.detect.score_threshold == 0.01
+    assert lower_threshold(detector).config.detect.score_threshold == 0.01
     lower = replace(detector.config, detect=replace(detector.config.detect, score_threshold=0.001))
     detector.config = lower
-    assert telling_more(detector).config == lower
+    assert lower_threshold(detector).config == lower
 
 
-@pytest.mark.parametrize(("setting", "value"), [("score", 0.0), ("score", 1.0), ("picture_px", 0)])
+@pytest.mark.parametrize(("setting", "value"), [("score", 0.0), ("score", 1.0), ("image_px", 0)])
 def test_settings_out_of_range_are_refused_before_the_work(setting, value, tmp_path):
     with pytest.raises(ConfigError, match=setting):
         study_hard("nowhere", tmp_path, **{setting: value})
@@ -160,7 +161,7 @@ def test_a_set_without_boxes_or_findings_still_has_a_page(tmp_path, monkeypatch)
     (folder / "instances_val.json").write_text(json.dumps(text | {"categories": categories}))
     monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(BrightDetector(), (1, 2), "bright"))
     result = study_hard("bright", folder / "instances_val.json", out=tmp_path / "out", precision="fp32")
-    assert (result.examples, result.suspects) == (((),), ())
+    assert (result.outcomes, result.suspects) == (((),), ())
 
 
 @pytest.fixture
@@ -253,7 +254,8 @@ def test_five_thousand_images_stay_quick(browser, tmp_path):
     several = tuple(classify_outcomes(make_detections(*shifted), dataset.target(0), score=0.3))
     examples = [several] * 5000
     path = tmp_path / "index.html"
-    path.write_text(hard_page(dataset, examples, suspects(examples, num_classes=2, score=0.3), score=0.3, model="m"))
+    suspects = find_suspects(examples, num_classes=2, score=0.3)
+    write_hard_page(path, dataset, examples, suspects, score=0.3, model="m")
     page, _ = opened_page(browser, path)
     assert page.locator(".tile").count() == 24
     milliseconds = page.evaluate(

@@ -42,7 +42,7 @@ def test_the_curve_is_that_of_sorting_every_decision(gamma):
     for side, x in zip(SIDES, margins, strict=True):
         curve = tally.cumulative(side, gamma)
         fractions, shares = exact(x, gamma)
-        assert curve.at(fractions) == pytest.approx(shares, abs=2e-5 if side == "negatives" else 1e-3)
+        assert curve.easiest(fractions) == pytest.approx(shares, abs=2e-5 if side == "negatives" else 1e-3)
         for tail in (0.2, 0.01):
             assert curve.hardest(tail) == pytest.approx(1 - numpy.interp(1 - tail, fractions, shares), abs=1e-3)
 
@@ -52,10 +52,10 @@ def test_a_curve_grows_from_0_to_1_below_the_diagonal(gamma):
     tally = tally_of(random_margins(7, 1000))
     for side in SIDES:
         curve = tally.cumulative(side, gamma)
-        for ends in (curve.fraction, curve.share):
+        for ends in (curve.examples, curve.loss):
             assert (ends[0], ends[-1]) == (0, 1)
             assert (numpy.diff(ends) >= 0).all()
-        assert (curve.share <= curve.fraction + 1e-12).all()
+        assert (curve.loss <= curve.examples + 1e-12).all()
 
 
 def test_two_examples_by_hand():
@@ -91,9 +91,9 @@ def test_memory_does_not_grow_and_parts_are_the_whole(monkeypatch):
     one, ten = tally_of(parts[0]), tally_of(*parts)
     assert [one.counts.shape, one.losses.shape] == [ten.counts.shape, ten.losses.shape]
     assert ten.counts.sum(1).tolist() == [200, 10_000]
-    monkeypatch.setattr(module, "DECISIONS_AT_ONCE", 7)
+    monkeypatch.setattr(module, "CHUNK_DECISIONS", 7)
     whole = tally_of(Margins(*map(torch.cat, zip(*parts, strict=True))))
-    merged = LossTally.merged([tally_of(*parts[:3]), tally_of(*parts[3:])])
+    merged = LossTally.merge([tally_of(*parts[:3]), tally_of(*parts[3:])])
     for other in (whole, merged):
         assert torch.equal(other.counts, ten.counts)
         assert torch.allclose(other.losses, ten.losses, rtol=1e-12, atol=0)

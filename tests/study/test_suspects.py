@@ -9,7 +9,7 @@ from PIL import Image
 from focaldet.data.dataset import DataConfig
 from focaldet.evaluation.error_kinds import classify_outcomes
 from focaldet.evaluation.evaluate import open_evaluation_split
-from focaldet.study.suspects import Labelled, suspects, write_suspects
+from focaldet.study.suspects import LabeledBox, find_suspects, write_suspects
 from tests.evaluation.cases import make_dataset, make_detections
 
 CELL, DOG = 0, 1
@@ -23,7 +23,7 @@ def found(*images, objects, score=0.3):
     dataset = make_dataset([[(box, label, 0) for box, label in rows] for rows in objects])
     pairs = zip(images, range(len(dataset)), strict=True)
     examples = [classify_outcomes(make_detections(*rows), dataset.target(place), score=score) for rows, place in pairs]
-    return suspects(examples, num_classes=2, score=score), dataset
+    return find_suspects(examples, num_classes=2, score=score), dataset
 
 
 def told(several):
@@ -31,16 +31,16 @@ def told(several):
 
 
 def test_a_good_detector_on_good_labels_suspects_nothing():
-    assert found([(HERE, 0.9, CELL)], objects=[[(HERE, CELL)]])[0] == []
+    assert found([(HERE, 0.9, CELL)], objects=[[(HERE, CELL)]])[0] == ()
 
 
 @pytest.mark.parametrize(
     ("detections", "problem", "suspicion", "annotated", "proposed"),
     [
-        ([(HERE, 0.9, CELL), (FAR, 0.8, DOG)], "missing box", 0.8, None, Labelled(DOG, FAR)),
-        ([(HERE, 0.9, DOG)], "wrong class", 0.9, Labelled(CELL, HERE), Labelled(DOG, HERE)),
-        ([(HERE, 0.9, DOG), (HERE, 0.2, CELL)], "wrong class", 0.72, Labelled(CELL, HERE), Labelled(DOG, HERE)),
-        ([(BESIDE, 0.9, CELL)], "misplaced box", 0.6, Labelled(CELL, HERE), Labelled(CELL, BESIDE)),
+        ([(HERE, 0.9, CELL), (FAR, 0.8, DOG)], "missing box", 0.8, None, LabeledBox(DOG, FAR)),
+        ([(HERE, 0.9, DOG)], "wrong class", 0.9, LabeledBox(CELL, HERE), LabeledBox(DOG, HERE)),
+        ([(HERE, 0.9, DOG), (HERE, 0.2, CELL)], "wrong class", 0.72, LabeledBox(CELL, HERE), LabeledBox(DOG, HERE)),
+        ([(BESIDE, 0.9, CELL)], "misplaced box", 0.6, LabeledBox(CELL, HERE), LabeledBox(CELL, BESIDE)),
     ],
 )
 def test_each_problem_by_hand(detections, problem, suspicion, annotated, proposed):
@@ -57,7 +57,7 @@ def test_an_object_nobody_sees_counts_by_how_well_its_class_is_found():
 
 
 def test_an_unsure_detector_suspects_nothing_is_missing():
-    assert found([(FAR, 0.29, CELL)], objects=[[]])[0] == []
+    assert found([(FAR, 0.29, CELL)], objects=[[]])[0] == ()
     assert len(found([(FAR, 0.31, CELL)], objects=[[]])[0]) == 1
 
 

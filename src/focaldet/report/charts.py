@@ -50,8 +50,8 @@ class Curve:
     """A named curve; where y is not finite, it has a gap."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[int | float]
+    y: Sequence[int | float]
 
     def finite(self) -> "Curve":
         """The points that can be drawn."""
@@ -147,9 +147,9 @@ def usual_top(curves: Sequence[Curve]) -> tuple[float, bool]:
     """
     values = [curve.y for curve in map(Curve.finite, curves) if curve.y]
     highest = max(map(max, values), default=1.0)
-    usual = max((numpy.quantile(y, 0.95) if len(y) > FEW_POINTS else max(y) for y in values), default=1.0)
+    usual = max((float(numpy.quantile(y, 0.95)) if len(y) > FEW_POINTS else max(y) for y in values), default=1.0)
     is_cut = highest > STEEP * usual > 0
-    return float(1.1 * usual if is_cut else 1.05 * highest) or 1.0, is_cut
+    return (1.1 * usual if is_cut else 1.05 * highest) or 1.0, is_cut
 
 
 def _render(chart: Chart, file_format: str, *, title: str, look: Mapping[str, Any] | None = None) -> bytes:

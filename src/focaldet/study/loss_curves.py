@@ -148,7 +148,7 @@ def _figure_5() -> Chart:
     x = torch.linspace(-5, 5, NUM_POINTS, dtype=torch.float64)
     curves = [_tensor_curve(name, x, loss(x, torch.ones_like(x))) for name, loss in _star_forms().items()]
     return Chart(
-        "Figure 5: another form of the focal loss", curves, "x_t = y x", "loss", x_range=(-5, 5), y_range=(0, 5)
+        "Figure 5: another form of the focal loss", curves, "x_t = y x", "loss", x_range=(-5.0, 5.0), y_range=(0.0, 5.0)
     )
 
 
@@ -160,7 +160,7 @@ def _figure_6() -> Chart:
         (slope,) = torch.autograd.grad(loss(x, torch.ones_like(x)).sum(), x)
         curves.append(_tensor_curve(name, x, slope))
     title = "Figure 6: derivatives of the losses of figure 5"
-    return Chart(title, curves, "x_t = y x", "derivative", x_range=(-10, 10), y_range=(-1.2, 0.05))
+    return Chart(title, curves, "x_t = y x", "derivative", x_range=(-10.0, 10.0), y_range=(-1.2, 0.05))
 
 
 def _tensor_curve(name: str, x: Float64[Tensor, " P"], y: Float64[Tensor, " P"]) -> Curve:

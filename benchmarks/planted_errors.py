@@ -22,8 +22,9 @@ from torch import Tensor
 
 from focaldet.data.dataset import DataConfig, Dataset, FileSource, starts
 from focaldet.evaluation.evaluate import detect_all, set_up_evaluation
+from focaldet.evaluation.inference import InferenceOptions
 from focaldet.ops.boxes import pairwise_iou
-from focaldet.study.hard_examples import examples_on, telling_more
+from focaldet.study.hard_examples import find_outcomes, lower_threshold
 from focaldet.study.suspects import Suspect, find_suspects
 
 FITS, SAME = 0.5, 0.99
@@ -79,9 +80,9 @@ def is_found(error: Planted, looked_at: Sequence[Suspect]) -> bool:
     """Whether a suspect is about the box of this error."""
     least = FITS if error.kind == "removed" else SAME
     for one in looked_at:
-        labelled = one.proposed if error.kind == "removed" else one.annotated
-        if one.image == error.image and labelled is not None:
-            overlap = pairwise_iou(torch.tensor([labelled.box]), error.box[None]).item()
+        labeled = one.proposed if error.kind == "removed" else one.annotated
+        if one.image == error.image and labeled is not None:
+            overlap = pairwise_iou(torch.tensor([labeled.box]), error.box[None]).item()
             if overlap >= least:
                 return True
     return False
@@ -102,13 +103,15 @@ def main() -> None:
     parser.add_argument("--name", default="planted_errors")
     chosen = parser.parse_args()
     opened = set_up_evaluation(chosen.run, DataConfig(path=chosen.data), split=chosen.split)
-    detections = detect_all(telling_more(opened.detector), FileSource(opened.dataset), batch_size=8).detections
+    detections = detect_all(
+        lower_threshold(opened.detector), FileSource(opened.dataset), options=InferenceOptions()
+    ).detections
     kinds = ["removed"] * chosen.remove + ["shifted"] * chosen.shift + ["relabelled"] * chosen.relabel
     results = []
     for seed in chosen.seeds:
         dataset, errors = plant(opened.dataset, kinds, seed=seed)
-        examples = examples_on(replace(opened, dataset=dataset), detections, score=chosen.score)
-        suspected = suspects(examples, num_classes=len(dataset.classes), score=chosen.score)
+        outcomes = find_outcomes(replace(opened, dataset=dataset), detections, score=chosen.score)
+        suspected = find_suspects(outcomes, num_classes=len(dataset.classes), score=chosen.score)
         relevant = [one for one in suspected if not chosen.relabel or one.problem == "wrong class"]
         hits = [(error.kind, is_found(error, relevant[: chosen.look_at])) for error in errors]
         counts = {kind: sum(hit for other, hit in hits if other == kind) for kind in dict.fromkeys(kinds)}

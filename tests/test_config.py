@@ -18,7 +18,7 @@ from pydantic import PositiveInt
 
 from focaldet import config as configs
 from focaldet.config import Fraction, validated
-from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.errors import ConfigError
 from focaldet.models.retinanet import LossConfig, RetinaNetConfig
 from focaldet.training.config import RunConfig
@@ -50,7 +50,7 @@ class TestConstruction:
         [
             (lambda: RunConfig(epochs=-3), r"RunConfig: epochs: .*greater than 0, got -3"),
             (lambda: RunConfig(precision="fp8"), r"RunConfig: precision: .*'fp32'.*, got 'fp8'"),
-            (lambda: RunConfig(augment={"hue": 2.0}), r"augment.hue: must be in 0…1"),
+            (lambda: RunConfig(augment={"hue": 2.0}), r"augment.hue: .*less than or equal to 1, got 2.0"),
             (lambda: RetinaNetConfig(width=-1), r"RetinaNetConfig: width: .*greater than 0, got -1"),
             (lambda: RetinaNetConfig(num_classes=2.5), "num_classes: .*integer.*, got 2.5"),
             (lambda: RetinaNetConfig(loss=LossConfig(gamma=math.nan)), "LossConfig: gamma: .*, got nan"),

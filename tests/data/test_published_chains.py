@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from focaldet.data.augment.augmenter import Augmenter
 from focaldet.data.augment.color import draw_colours
-from focaldet.data.augment.config import PRESETS, Augmentation
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import INTERPOLATIONS, Sample
 from focaldet.data.augment.ssd_crops import draw_window
 from focaldet.types import ImageSize, Preprocessing, Resize, Target
@@ -20,7 +20,6 @@ from tests.data.pictures import found, painted
 SSD_INPUT = Preprocessing(channels="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0), resize=Resize("warp", 160))
 YOLO_INPUT = Preprocessing(mean=(0.0,) * 3, std=(255.0,) * 3, resize=Resize("letterbox", 160, None))
 INPUTS = {"ssd": SSD_INPUT, "yolo": YOLO_INPUT}
-UNCOLOURED = {name: replace(PRESETS[name], recolour=0.0) for name in INPUTS}
 MEAN = torch.tensor([123, 117, 104], dtype=torch.uint8)[:, None, None]
 GREY = torch.full((3, 1, 1), 128, dtype=torch.uint8)
 # Sums of the corners and mean brightness, of one picture and of a mosaic; seeds 0 to 5, before these two came.
@@ -34,13 +33,13 @@ BEFORE = {
 }
 
 
-def chained(name, seed, *, sample=SAMPLE, partners=(), table=PRESETS):
-    return drawn(table[name], seed, sample=sample, partners=partners, preprocessing=INPUTS[name])
+def chained(name, seed, *, sample=SAMPLE, partners=(), **changes):
+    return drawn(AugmentConfig(name, **changes), seed, sample=sample, partners=partners, preprocessing=INPUTS[name])
 
 
 @pytest.mark.parametrize(("name", "num_partners"), [(name, count) for name, full in BEFORE for count in (3 * full,)])
 def test_the_older_presets_give_what_they_gave(name, num_partners):
-    outs = [drawn(PRESETS[name], seed, partners=PARTNERS[:num_partners]) for seed in range(6)]
+    outs = [drawn(AugmentConfig(name), seed, partners=PARTNERS[:num_partners]) for seed in range(6)]
     corners, brightness = BEFORE[name, int(num_partners > 0)]
     assert [float(out.target.boxes.sum()) for out in outs] == pytest.approx(corners, abs=0.1)
     assert [float(out.image.float().mean()) for out in outs] == pytest.approx(brightness, abs=0.1)
@@ -50,7 +49,7 @@ def test_the_older_presets_give_what_they_gave(name, num_partners):
 def test_a_painted_object_stays_under_its_box(name):
     kept = 0
     for seed in range(150):
-        out = chained(name, seed, table=UNCOLOURED)
+        out = chained(name, seed, recolor=0.0)
         for box, label in zip(out.target.boxes, out.target.labels.tolist(), strict=True):
             if min(box[2:] - box[:2]) > 8:  # resampling blurs the edge, more where a small window fills the frame
                 pixels = found(out.image, label)
@@ -76,7 +75,7 @@ def scaled_edges(start, length, shown, limit):
 
 def expected_ssd(stream, box_list):
     """The original corners after window, warp and mirror; boxes whose centre is not in the window are gone."""
-    window = draw_window(SIZE, torch.tensor(box_list), strength=PRESETS["ssd"], stream=stream)
+    window = draw_window(SIZE, torch.tensor(box_list), strength=AugmentConfig("ssd"), stream=stream)
     stream.uniform(1, 1), stream.random(), stream.randint(0, 0), stream.randint(0, 0)
     columns = scaled_edges(window.left, window.size.width, 160, SIZE.width)
     rows = scaled_edges(window.top, window.size.height, 160, SIZE.height)
@@ -94,7 +93,7 @@ def expected_ssd(stream, box_list):
             boxes.append((xs[0], ys[0], xs[1], ys[1]))
             exact = [(x - window.left) * 160 / window.size.width for x in (max(x1, columns[0]), min(x2, columns[1]))]
             assert xs == pytest.approx(exact, abs=0.51)  # whole pixels of the frame: at most half a pixel is rounded
-    stream.choice(INTERPOLATIONS), draw_colours(PRESETS["ssd"], stream)
+    stream.choice(INTERPOLATIONS), draw_colours(AugmentConfig("ssd"), stream)
     return stream, boxes
 
 
@@ -105,7 +104,7 @@ def expected_yolo(stream, box_list):
     aspect = wide / tall
     height, width = (160, round(160 * aspect)) if aspect < 1 else (round(160 / aspect), 160)
     y, x = stream.randint(0, 160 - height), stream.randint(0, 160 - width)
-    draw_colours(PRESETS["yolo"], stream)
+    draw_colours(AugmentConfig("yolo"), stream)
     boxes = [
         (x + x1 * width / 240, y + y1 * height / 180, x + x2 * width / 240, y + y2 * height / 180)
         for x1, y1, x2, y2 in box_list
@@ -135,7 +134,7 @@ def test_boxes_are_the_original_corners_after_every_step(name, expected):
 
 def test_around_an_expanded_picture_lies_the_mean_and_around_darknets_the_grey():
     for name, colour in (("ssd", MEAN), ("yolo", GREY)):
-        strength = replace(PRESETS[name], crop_overlaps=(), expand_ratio=(3.0, 3.0))
+        strength = replace(AugmentConfig(name), crop_overlaps=(), expand_ratio=(3.0, 3.0))
         seen = set()
         for seed in range(20):
             image = drawn(strength, seed, preprocessing=INPUTS[name]).image
@@ -159,7 +158,7 @@ class Largest(TorchDispatchMode):
 
 def test_an_expansion_makes_no_larger_picture():
     large = painted(ImageSize(600, 800), [(100, 100, 300, 300)], [0])
-    strength = replace(PRESETS["ssd"], expand=1.0, expand_ratio=(4.0, 4.0))
+    strength = replace(AugmentConfig("ssd"), expand=1.0, expand_ratio=(4.0, 4.0))
     for seed in range(8):
         with Largest() as largest:
             drawn(strength, seed, sample=large, preprocessing=SSD_INPUT)
@@ -167,7 +166,7 @@ def test_an_expansion_makes_no_larger_picture():
 
 
 def test_a_crop_beside_the_picture_shows_nothing_but_padding():
-    strength = Augmentation(expand=1.0, expand_ratio=(10.0, 10.0), crop_overlaps=(0.0,), crop_scale=(0.1, 0.2))
+    strength = AugmentConfig("none", expand=1.0, expand_ratio=(10.0, 10.0), crop_overlaps=(0.0,), crop_scale=(0.1, 0.2))
     empty = 0
     for seed in range(40):
         out = drawn(strength, seed, preprocessing=SSD_INPUT)
@@ -206,7 +205,7 @@ def test_five_kinds_of_interpolation_are_drawn_evenly():
     kinds = {}
     for seed in range(300):
         out = drawn(
-            Augmentation(interpolation="random"),
+            AugmentConfig("none", interpolation="random"),
             seed,
             sample=noise,
             preprocessing=Preprocessing(resize=Resize("warp", 64)),
@@ -215,12 +214,12 @@ def test_five_kinds_of_interpolation_are_drawn_evenly():
         kinds[key] = kinds.get(key, 0) + 1
     assert len(kinds) == len(INTERPOLATIONS) == 5
     assert min(kinds.values()) > 35
-    plain = drawn(Augmentation(), 0, sample=noise, preprocessing=Preprocessing(resize=Resize("warp", 64)))
+    plain = drawn(AugmentConfig("none"), 0, sample=noise, preprocessing=Preprocessing(resize=Resize("warp", 64)))
     assert plain.image.contiguous().numpy().tobytes() in kinds
 
 
 def test_the_numbers_of_the_presets():
     assert len(BOXES) == 3
-    assert PRESETS["ssd"].keep_boxes == "centre" and PRESETS["yolo"].keep_boxes == "any"
-    assert len(PRESETS["ssd"].crop_overlaps) + 1 == 7
-    assert Augmenter(PRESETS["yolo"], YOLO_INPUT)(SAMPLE, stream=random.Random(0)).target.boxes.shape == (3, 4)
+    assert AugmentConfig("ssd").keep_boxes == "center" and AugmentConfig("yolo").keep_boxes == "any"
+    assert len(AugmentConfig("ssd").crop_overlaps) + 1 == 7
+    assert Augmenter(AugmentConfig("yolo"), YOLO_INPUT)(SAMPLE, stream=random.Random(0)).target.boxes.shape == (3, 4)

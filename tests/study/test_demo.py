@@ -51,7 +51,7 @@ def stopped():
 
 def test_digits_are_never_mirrored():
     config = demo.demo_config(Path("runs/demo"), epochs=1, seed=0, device=None)
-    changes = config.augment.resolved()
+    changes = config.augment
     assert (changes.flip_horizontal, changes.flip_vertical) == (0, 0)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import Classes, Dataset, pack_paths, starts
 from focaldet.data.problems import Problems
 from focaldet.training.config import RunConfig

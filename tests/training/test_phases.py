@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from focaldet import config as configs
-from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.loading.sampler import Pick
 from focaldet.data.loading.samples import Samples
 from focaldet.errors import CheckpointError, ConfigError
@@ -276,7 +276,7 @@ def test_a_constant_run_with_phases_does_not_grow(tmp_path, monkeypatch):
 
 def test_the_mosaic_ends_by_the_length_of_the_phase():
     """Of 4 epochs the last half has none; those of a phase that begins with epoch 6 are 6 to 9."""
-    augmentation = AugmentConfig(preset="none", mosaic=1.0, mosaic_off_last=0.5).resolved()
+    augmentation = AugmentConfig(preset="none", mosaic=1.0, mosaic_off_last=0.5)
     samples = Samples(
         EIGHT, preprocessing=Preprocessing(), seed=0, augmentation=augmentation, num_epochs=4, first_epoch=6
     )

@@ -24,7 +24,8 @@ def run_settings(typed: Mapping[str, Any] | None, *, file: Path | None, data: Pa
     values = configs.read_mapping(file) if file is not None else {}
     # Two steps, so that a mistake in the file is reported as one of the file.
     if file is not None:
-        configs.from_dict(RunConfig, values, source=str(file))
+        read = configs.from_dict(RunConfig, values, source=str(file))
+        values = {**values, "augment": read.augment.overrides()}  # so that another preset can be typed
     if "phases" not in typed:
         values = {**values, **_phases(values.get("phases") or [], typed, source=str(file))}
     return configs.from_dict(RunConfig, configs.merge(values, typed), source="settings")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import DataConfig
 from focaldet.data.demo.dataset import DemoScenes, write_demo
 from focaldet.data.demo.scenes import SCENE_SIZE

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from focaldet.config import Fraction, current_names, from_dict, merge, to_dict, validated
-from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import DataConfig
 from focaldet.data.loading.loader import Sampling
 from focaldet.errors import ConfigError
@@ -220,6 +220,7 @@ class RunConfig:
         """
         # The architecture as it was given: plain values know no NaN, which its own check must see.
         run = {**to_dict(self), "architecture": self.architecture, "phases": ()}
+        run["augment"] = self.augment.overrides()  # so that a phase can lay another preset over it
         phases = []
         for number, phase in enumerate(self.phases, start=1):
             source = f"phase {number}"

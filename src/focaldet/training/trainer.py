@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from focaldet import config as configs
-from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import ImageSource
 from focaldet.data.loading.loader import Loader, explained_worker_death
 from focaldet.errors import CheckpointError, OutOfMemoryError

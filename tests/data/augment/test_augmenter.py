@@ -4,11 +4,14 @@ import re
 import pytest
 import torch
 
-from focaldet.config import from_dict, to_dict
-from focaldet.data.augment.augmenter import Augmentation, AugmentConfig, Augmenter, resize_sample
-from focaldet.data.augment.config import PRESETS
+from focaldet.cli.settings import run_settings
+from focaldet.config import from_dict, save, to_dict
+from focaldet.data.augment.augmenter import Augmenter
+from focaldet.data.augment.config import AUGMENT_PRESETS, AugmentConfig
+from focaldet.data.augment.geometry import resize_sample
 from focaldet.data.loading.rng import state, stream
 from focaldet.errors import ConfigError
+from focaldet.training.config import RunConfig
 from focaldet.types import ImageSize, Preprocessing, Resize
 from tests.data.pictures import found, painted
 
@@ -23,11 +26,13 @@ PARTNERS = [
     painted(ImageSize(300, 320), [(50, 50, 250, 250)], [5]),
 ]
 GEOMETRIES = {
-    "flips": Augmentation(flip_horizontal=0.5, flip_vertical=0.5),
-    "jitter": Augmentation(scale_jitter=(0.4, 2.5)),
-    "crop": Augmentation(crop=1.0),
-    "zoom_out": Augmentation(zoom_out=1.0),
-    "all": Augmentation(flip_horizontal=0.5, flip_vertical=0.5, scale_jitter=(0.5, 1.5), crop=0.4, zoom_out=0.3),
+    "flips": AugmentConfig("none", flip_horizontal=0.5, flip_vertical=0.5),
+    "jitter": AugmentConfig("none", scale_jitter=(0.4, 2.5)),
+    "crop": AugmentConfig("none", crop=1.0),
+    "zoom_out": AugmentConfig("none", zoom_out=1.0),
+    "all": AugmentConfig(
+        "none", flip_horizontal=0.5, flip_vertical=0.5, scale_jitter=(0.5, 1.5), crop=0.4, zoom_out=0.3
+    ),
 }
 
 
@@ -72,7 +77,7 @@ def _shows_all(image, label):
 def test_the_frame_is_that_of_the_network_whatever_is_drawn(resize, partners):
     preprocessing = Preprocessing(resize=resize)
     for seed in range(10):
-        out = drawn(PRESETS["strong"], seed, partners=partners, preprocessing=preprocessing)
+        out = drawn(AugmentConfig("strong"), seed, partners=partners, preprocessing=preprocessing)
         assert out.size == resize.target(SIZE)
         assert out.image.dtype == torch.uint8
         boxes = out.target.boxes
@@ -80,7 +85,7 @@ def test_the_frame_is_that_of_the_network_whatever_is_drawn(resize, partners):
 
 
 def test_no_augmentation_is_the_plain_resize():
-    out, plain = drawn(PRESETS["none"], 0), resize_sample(SAMPLE, PREPROCESSING.resize)
+    out, plain = drawn(AugmentConfig("none"), 0), resize_sample(SAMPLE, PREPROCESSING.resize)
     assert torch.equal(out.image, plain.image)
     assert torch.equal(out.target.boxes, plain.target.boxes)
 
@@ -88,7 +93,7 @@ def test_no_augmentation_is_the_plain_resize():
 def test_around_a_smaller_picture_lies_the_mean_colour():
     places = set()
     for seed in range(8):
-        colour = Augmentation(scale_jitter=(0.5, 0.5), hue=0.1, saturation=0.5, value=0.5)
+        colour = AugmentConfig("none", scale_jitter=(0.5, 0.5), hue=0.1, saturation=0.5, value=0.5)
         image = drawn(colour, seed).image
         padding = (image == MEAN[:, None, None]).all(0)
         assert padding.sum() == 160 * 120 - 80 * 60
@@ -100,8 +105,8 @@ def test_around_a_smaller_picture_lies_the_mean_colour():
 
 def test_a_crop_shows_an_object_where_a_blind_window_would_miss_it():
     corner = painted(ImageSize(240, 320), [(0, 0, 24, 24)], [0])
-    blind = Augmentation(scale_jitter=(1.8, 1.8))
-    aware = Augmentation(scale_jitter=(1.0, 1.0), crop=1.0)
+    blind = AugmentConfig("none", scale_jitter=(1.8, 1.8))
+    aware = AugmentConfig("none", scale_jitter=(1.0, 1.0), crop=1.0)
     hits = [
         sum(len(drawn(augmentation, seed, sample=corner).target.boxes) for seed in range(60))
         for augmentation in (blind, aware)
@@ -111,8 +116,8 @@ def test_a_crop_shows_an_object_where_a_blind_window_would_miss_it():
 
 def test_a_crop_of_an_empty_picture_and_a_mosaic_of_empty_ones():
     empty = painted(ImageSize(50, 70), [], [])
-    assert drawn(Augmentation(crop=1.0), 0, sample=empty).target.boxes.shape == (0, 4)
-    assert drawn(PRESETS["strong"], 0, sample=empty, partners=[empty] * 3).target.boxes.shape == (0, 4)
+    assert drawn(AugmentConfig("none", crop=1.0), 0, sample=empty).target.boxes.shape == (0, 4)
+    assert drawn(AugmentConfig("strong"), 0, sample=empty, partners=[empty] * 3).target.boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)])
@@ -121,7 +126,7 @@ def test_the_smallest_pictures_go_through_everything(size):
     for seed in range(5):
         for partners in ((), (tiny, SAMPLE, tiny)):
             for resize in (Resize("long", 64, None), Resize("long", 1, None)):
-                out = drawn(PRESETS["strong"], seed, sample=tiny, partners=partners, preprocessing=_with(resize))
+                out = drawn(AugmentConfig("strong"), seed, sample=tiny, partners=partners, preprocessing=_with(resize))
                 assert out.size == resize.target(ImageSize(*size))
 
 
@@ -132,7 +137,7 @@ def _with(resize):
 def test_mosaic_shows_all_four_pictures_and_fills_the_frame():
     shown = set()
     for seed in range(10):
-        out = drawn(Augmentation(scale_jitter=(2.0, 2.0)), seed, partners=PARTNERS)
+        out = drawn(AugmentConfig("none", scale_jitter=(2.0, 2.0)), seed, partners=PARTNERS)
         assert not (out.image == MEAN[:, None, None]).all(0).any()
         shown |= {label for label in range(6) if found(out.image, label) is not None}
     assert shown == set(range(6))
@@ -141,9 +146,9 @@ def test_mosaic_shows_all_four_pictures_and_fills_the_frame():
 def test_the_same_numbers_give_the_same_sample_and_the_sources_stay_untouched():
     before = [sample.image.clone() for sample in (SAMPLE, *PARTNERS)]
     global_state = torch.get_rng_state()
-    one, other = (drawn(PRESETS["strong"], 5, partners=PARTNERS) for _ in range(2))
+    one, other = (drawn(AugmentConfig("strong"), 5, partners=PARTNERS) for _ in range(2))
     assert torch.equal(one.image, other.image) and torch.equal(one.target.boxes, other.target.boxes)
-    assert not torch.equal(one.image, drawn(PRESETS["strong"], 6, partners=PARTNERS).image)
+    assert not torch.equal(one.image, drawn(AugmentConfig("strong"), 6, partners=PARTNERS).image)
     assert all(torch.equal(a, b.image) for a, b in zip(before, (SAMPLE, *PARTNERS), strict=True))
     assert torch.equal(torch.get_rng_state(), global_state)
 
@@ -160,53 +165,88 @@ def test_streams_depend_on_every_key_and_on_nothing_else():
     assert abs(mean - 0.5) < 0.03
 
 
-def test_single_settings_lie_over_the_preset():
+def test_a_preset_gives_every_setting_that_is_not_named():
     config = AugmentConfig("strong", mosaic=0.0, scale_jitter=(0.9, 1.1))
-    assert config.resolved().mosaic == 0
-    assert config.resolved().scale_jitter == (0.9, 1.1)
-    assert config.resolved().saturation == PRESETS["strong"].saturation
-    assert from_dict(AugmentConfig, to_dict(config)) == config
-    assert from_dict(AugmentConfig, {"preset": "none", "scale_jitter": [1, 2]}).resolved().scale_jitter == (1.0, 2.0)
-    assert AugmentConfig("none").resolved() == Augmentation()
+    assert (config.preset, config.mosaic, config.scale_jitter) == ("strong", 0.0, (0.9, 1.1))
+    assert config.saturation == AugmentConfig(preset="strong").saturation == 0.6
+    assert from_dict(AugmentConfig, {"preset": "none", "scale_jitter": [1, 2]}).scale_jitter == (1.0, 2.0)
+    assert AugmentConfig("none", flip_horizontal=0.5) != AugmentConfig("none") == AugmentConfig(preset="none")
+    assert AugmentConfig() == AugmentConfig("light") and AugmentConfig().flip_horizontal == 0.5
 
 
-def test_words_are_checked_where_no_type_checker_stands_before():
-    for field, word in (("keep_boxes", "some"), ("interpolation", "cubic")):
-        augmentation = Augmentation()
-        object.__setattr__(augmentation, field, word)
-        with pytest.raises(ConfigError, match=f"augment.{field}: must be one of .*, found '{word}'"):
-            augmentation.__post_init__()
+def test_the_preset_none_does_nothing():
+    of_other_steps = {"preset", "expand_ratio", "crop_scale", "crop_aspect", "keep_boxes", "interpolation", "recolor"}
+    values = {name: value for name, value in to_dict(AugmentConfig("none")).items() if name not in of_other_steps}
+    assert all(value in (0.0, [1.0, 1.0], []) for name, value in values.items() if not name.endswith("_factor"))
+    assert values["saturation_factor"] == values["value_factor"] == 1.0
+
+
+@pytest.mark.parametrize("preset", AUGMENT_PRESETS)
+def test_a_config_is_plain_numbers_that_read_back(preset):
+    config = AugmentConfig(preset, hue=0.33)
+    values = to_dict(config)
+    assert None not in values.values() and values["hue"] == 0.33 and values["preset"] == preset
+    assert from_dict(AugmentConfig, values) == config
+    assert config.overrides() == {"preset": preset, "hue": 0.33}
+    assert AugmentConfig(preset).overrides() == {"preset": preset}
+
+
+def test_overrides_lie_over_another_preset():
+    config = AugmentConfig("light", hue=0.1, crop_overlaps=(0.5,))
+    assert config.overrides() == {"preset": "light", "crop_overlaps": [0.5], "hue": 0.1}
+    moved = from_dict(AugmentConfig, config.overrides() | {"preset": "strong"})
+    assert moved == AugmentConfig("strong", hue=0.1, crop_overlaps=(0.5,))
+
+
+def test_settings_of_version_0_1_are_read():
+    old = {"preset": "strong", "hue": 0.1, "mosaic": None, "recolour": 0.25, "keep_boxes": "centre", "crop_scale": None}
+    with pytest.warns(FutureWarning) as warned:
+        config = from_dict(AugmentConfig, old)
+    messages = [str(warning.message) for warning in warned]
+    assert messages == ["settings: recolour is now called recolor", "settings: keep_boxes: centre is now called center"]
+    assert config == AugmentConfig("strong", hue=0.1, recolor=0.25, keep_boxes="center")
+
+
+def test_a_wrong_call_is_told_as_python_does():
+    with pytest.raises(TypeError, match="hew"):
+        AugmentConfig(hew=0.1)
+    with pytest.raises(TypeError, match="multiple values"):
+        AugmentConfig("light", preset="strong")
 
 
 def test_parts_of_the_published_chains_lie_over_any_preset():
     config = from_dict(AugmentConfig, {"preset": "light", "expand": 0.3, "crop_overlaps": [0.5], "brightness": 10})
-    assert config.resolved().crop_overlaps == (0.5,) and config.resolved().expand_ratio == (1.0, 4.0)
+    assert config.crop_overlaps == (0.5,) and config.expand_ratio == (1.0, 4.0)
     assert from_dict(AugmentConfig, to_dict(config)) == config
-    assert from_dict(AugmentConfig, {"preset": "ssd", "crop_overlaps": []}).resolved().crop_overlaps == ()
-    assert AugmentConfig("yolo", saturation_factor=1.0).resolved().value_factor == 1.5
+    assert from_dict(AugmentConfig, {"preset": "ssd", "crop_overlaps": []}).crop_overlaps == ()
+    assert AugmentConfig("yolo", saturation_factor=1.0).value_factor == 1.5
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"mosaic": 1.5}, "augment.mosaic: must be in 0…1, found 1.5"),
-        ({"hue": -0.1}, "augment.hue"),
-        ({"scale_jitter": (1.5, 0.5)}, "augment.scale_jitter"),
-        ({"scale_jitter": (0.0, 1.0)}, "augment.scale_jitter"),
+        ({"mosaic": 1.5}, "mosaic: Input should be less than or equal to 1, got 1.5"),
+        ({"hue": -0.1}, "hue: Input should be greater than or equal to 0"),
+        (
+            {"scale_jitter": (1.5, 0.5)},
+            "augment.scale_jitter: the first number must be at most the second, got 1.5",
+        ),
+        ({"scale_jitter": (0.0, 1.0)}, "scale_jitter.0: Input should be greater than or equal to 0.05"),
         ({"crop": 0.6, "zoom_out": 0.6}, "augment.crop"),
         ({"flip_vertical": float("nan")}, "flip_vertical"),
         ({"preset": "hard"}, "preset"),
-        ({"expand": 1.5}, "augment.expand: must be in 0…1, found 1.5"),
-        ({"expand_ratio": (0.5, 2)}, "augment.expand_ratio: must be 1 ≤ low ≤ high ≤ 10, found (0.5, 2.0)"),
-        ({"crop_overlaps": (0.5, 1.1)}, "augment.crop_overlaps: every number must be in 0…1"),
-        ({"crop_scale": (0.0, 1.0)}, "augment.crop_scale"),
+        ({"expand": 1.5}, "expand: Input should be less"),
+        ({"expand_ratio": (0.5, 2)}, "expand_ratio.0: Input should be greater than or equal to 1, got 0.5"),
+        ({"expand_ratio": (1, 11)}, "expand_ratio.1: Input should be less than or equal to 10"),
+        ({"crop_overlaps": (0.5, 1.1)}, "crop_overlaps.1: Input should be less than or equal to 1, got 1.1"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale.0"),
         ({"crop_aspect": (2.0, 1.0)}, "augment.crop_aspect"),
-        ({"aspect_jitter": 1.0}, "augment.aspect_jitter: must be in 0…0.9, found 1.0"),
-        ({"brightness": 256}, "augment.brightness: must be in 0…255, found 256"),
-        ({"contrast": -0.5}, "augment.contrast"),
-        ({"saturation_factor": 0.5}, "augment.saturation_factor: must be in 1…10, found 0.5"),
+        ({"aspect_jitter": 1.0}, "aspect_jitter: Input should be less than or equal to 0.9, got 1.0"),
+        ({"brightness": 256}, "brightness: Input should be less than or equal to 255, got 256"),
+        ({"contrast": -0.5}, "contrast"),
+        ({"saturation_factor": 0.5}, "saturation_factor: Input should be greater than or equal to 1, got 0.5"),
         ({"value_factor": float("nan")}, "value_factor"),
-        ({"recolour": 2}, "augment.recolour"),
+        ({"recolor": 2}, "recolor"),
         ({"keep_boxes": "some"}, "keep_boxes"),
         ({"interpolation": "cubic"}, "interpolation"),
         ({"mosiac": 0.5}, "mosaic"),
@@ -218,7 +258,19 @@ def test_wrong_settings_are_named(settings, named):
 
 
 def test_mosaic_ends_for_the_last_share_of_the_epochs():
-    augmentation = Augmentation(mosaic=0.7, mosaic_off_last=0.25)
-    shares = [augmentation.mosaic_share(epoch=epoch, num_epochs=8) for epoch in range(8)]
+    augmentation = AugmentConfig("none", mosaic=0.7, mosaic_off_last=0.25)
+    shares = [augmentation.mosaic_probability(epoch=epoch, num_epochs=8) for epoch in range(8)]
     assert shares == [0.7] * 6 + [0.0] * 2
-    assert Augmentation(mosaic=0.7).mosaic_share(epoch=7, num_epochs=8) == 0.7
+    assert AugmentConfig("none", mosaic=0.7).mosaic_probability(epoch=7, num_epochs=8) == 0.7
+
+
+def test_a_phase_and_a_flag_lay_another_preset_over_the_numbers_of_the_first(tmp_path):
+    run = RunConfig(
+        augment=AugmentConfig("strong", hue=0.1), phases=({"epochs": 2}, {"epochs": 1, "augment": {"preset": "none"}})
+    )
+    assert [phase.augment for phase in run.phase_configs] == [run.augment, AugmentConfig("none", hue=0.1)]
+    save(RunConfig(augment=AugmentConfig("light", hue=0.1)), tmp_path / "config.yaml")
+    assert "null" not in (tmp_path / "config.yaml").read_text().split("augment:")[1].split("sampling:")[0]
+    typed = run_settings({"augment": {"preset": "strong", "mosaic": 0.25}}, file=tmp_path / "config.yaml", data=None)
+    assert typed.augment == AugmentConfig("strong", hue=0.1, mosaic=0.25)
+    assert run_settings(None, file=tmp_path / "config.yaml", data=None).augment == AugmentConfig("light", hue=0.1)

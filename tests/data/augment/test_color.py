@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from focaldet.data.augment.color import Colours, draw_colours, hsv_matrix, recolour, recoloured, stretched
-from focaldet.data.augment.config import PRESETS, Augmentation
+from focaldet.data.augment.config import AugmentConfig
 
 
 def picture(*pixels):
@@ -89,7 +89,7 @@ def spread(numbers, *, share, low, high, neutral):
 
 
 def test_the_colours_of_ssd_are_drawn_each_by_itself_for_half_of_the_pictures():
-    drawn = draws(PRESETS["ssd"])
+    drawn = draws(AugmentConfig("ssd"))
     spread([colours.brightness for colours in drawn], share=0.5, low=-32, high=32, neutral=0)
     spread([colours.contrast for colours in drawn], share=0.5, low=0.5, high=1.5, neutral=1)
     spread([colours.saturation for colours in drawn], share=0.5, low=0.5, high=1.5, neutral=1)
@@ -102,7 +102,7 @@ def test_the_colours_of_ssd_are_drawn_each_by_itself_for_half_of_the_pictures():
 
 
 def test_the_colours_of_yolo_are_factors_or_their_inverses():
-    drawn = draws(PRESETS["yolo"])
+    drawn = draws(AugmentConfig("yolo"))
     spread([colours.hue for colours in drawn], share=1, low=-0.1, high=0.1, neutral=0)
     for name in ("saturation", "value"):
         factors = [getattr(colours, name) for colours in drawn]
@@ -114,6 +114,6 @@ def test_the_colours_of_yolo_are_factors_or_their_inverses():
 
 
 def test_colours_that_are_off_are_left_as_they_are():
-    assert set(draws(Augmentation(), 20)) == {Colours()}
-    off = Augmentation(recolour=0.0, brightness=9.0, contrast=0.5, hue=0.5, saturation=0.5, value_factor=3.0)
+    assert set(draws(AugmentConfig("none"), 20)) == {Colours()}
+    off = AugmentConfig("none", recolor=0.0, brightness=9.0, contrast=0.5, hue=0.5, saturation=0.5, value_factor=3.0)
     assert set(draws(off, 20)) == {Colours()}

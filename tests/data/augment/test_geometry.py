@@ -125,10 +125,10 @@ def test_rules_on_which_boxes_stay_by_hand():
         ]
     )
     target = Target(boxes, torch.arange(7), torch.arange(7) % 2 == 0)
-    kept = {keep: visible_part(target, size=size, keep=keep) for keep in ("visible", "centre", "any")}
+    kept = {keep: visible_part(target, size=size, keep=keep) for keep in ("visible", "center", "any")}
     assert {keep: part.labels.tolist() for keep, part in kept.items()} == {
         "visible": [0, 1],
-        "centre": [0, 3],
+        "center": [0, 3],
         "any": [0, 1, 2, 3],
     }
     assert kept["any"].boxes[2].tolist() == pytest.approx([0, 0, 0.9, 10])

@@ -6,12 +6,12 @@ import random
 import pytest
 import torch
 
-from focaldet.data.augment.config import PRESETS, Augmentation
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import Window
 from focaldet.data.augment.ssd_crops import draw_crop, draw_window
 from focaldet.types import ImageSize
 
-SSD = PRESETS["ssd"]
+SSD = AugmentConfig("ssd")
 OVERLAPS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
 
 
@@ -75,7 +75,7 @@ def test_crops_are_those_of_the_rule_written_out():
 @pytest.mark.parametrize("least", OVERLAPS)
 def test_a_window_has_the_overlap_that_is_asked_and_lies_in_the_canvas(least):
     source, cropped = random.Random(1), 0
-    strength = Augmentation(crop_overlaps=(least,), crop_scale=(0.4, 0.95), crop_aspect=(0.5, 2.0))
+    strength = AugmentConfig("none", crop_overlaps=(least,), crop_scale=(0.4, 0.95), crop_aspect=(0.5, 2.0))
     for seed in range(120):
         canvas, boxes = random_case(source)
         left, top, right, bottom = corners(canvas)
@@ -94,7 +94,7 @@ def test_a_window_has_the_overlap_that_is_asked_and_lies_in_the_canvas(least):
 
 def share_of_whole(overlaps, boxes, num_draws=1500):
     canvas, stream = Window(0, 0, ImageSize(200, 300)), random.Random(5)
-    strength = Augmentation(crop_overlaps=overlaps)
+    strength = AugmentConfig("none", crop_overlaps=overlaps)
     draws = [draw_crop(canvas, boxes, strength=strength, stream=stream) for _ in range(num_draws)]
     return sum(window == canvas for window in draws) / num_draws
 
@@ -116,7 +116,7 @@ def test_a_picture_without_boxes_is_not_cropped():
 
 def test_half_of_the_pictures_are_expanded_up_to_four_times_anywhere():
     size, ratios, places = ImageSize(100, 150), [], []
-    strength, stream = Augmentation(expand=0.5), random.Random(0)
+    strength, stream = AugmentConfig("none", expand=0.5), random.Random(0)
     for _ in range(2000):
         window = draw_window(size, torch.zeros(0, 4), strength=strength, stream=stream)
         if window == Window(0, 0, size):
@@ -134,6 +134,7 @@ def test_half_of_the_pictures_are_expanded_up_to_four_times_anywhere():
 
 def test_what_is_off_draws_nothing():
     stream = random.Random(3)
-    window = draw_window(ImageSize(7, 9), torch.tensor([[1.0, 1.0, 5.0, 5.0]]), strength=Augmentation(), stream=stream)
+    boxes = torch.tensor([[1.0, 1.0, 5.0, 5.0]])
+    window = draw_window(ImageSize(7, 9), boxes, strength=AugmentConfig("none"), stream=stream)
     assert window == Window(0, 0, ImageSize(7, 9))
     assert stream.getstate() == random.Random(3).getstate()

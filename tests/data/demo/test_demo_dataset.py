@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import DataConfig, FileSource
 from focaldet.data.demo.dataset import CLASSES, NUM_TRAINING_DIGITS, DemoScenes, _material, write_demo
 from focaldet.data.demo.scenes import MAX_OVERLAP, SCENE_SIZE, draw_layout, draw_picture

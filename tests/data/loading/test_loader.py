@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import DataConfig, FileSource
 from focaldet.data.loading.cache import CachedSource
 from focaldet.data.loading.loader import Loader, explained_worker_death

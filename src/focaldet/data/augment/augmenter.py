@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
 from focaldet.data.augment.color import draw_colours, recoloured
-from focaldet.data.augment.config import Augmentation, AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import (
     INTERPOLATIONS,
     Sample,
@@ -25,7 +25,6 @@ from focaldet.data.augment.geometry import (
     joined,
     moved,
     part_in_picture,
-    resize_sample,
     visible_part,
     visible_shares,
     window_of,
@@ -33,8 +32,6 @@ from focaldet.data.augment.geometry import (
 from focaldet.data.augment.ssd_crops import draw_window
 from focaldet.data.loading.collate import blank
 from focaldet.types import ImageSize, Preprocessing, Target
-
-__all__ = ["AugmentConfig", "Augmentation", "Augmenter", "Sample", "resize_sample"]
 
 NUM_PARTNERS = 3
 MOSAIC_SHRINK = (0.5, 1.0)
@@ -50,7 +47,7 @@ CROP_TRIES = 8
 class Augmenter:
     """Turns a sample into what the network sees of it in training."""
 
-    augmentation: Augmentation
+    augmentation: AugmentConfig
     preprocessing: Preprocessing
 
     def __call__(self, sample: Sample, *, stream: random.Random, partners: Sequence[Sample] = ()) -> Sample:

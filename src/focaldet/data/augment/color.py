@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from focaldet.data.augment.config import Augmentation
+from focaldet.data.augment.config import AugmentConfig
 
 # With 10 binary places every product and sum below fits the 24 bits of float32: the result is exact, so that it is the
 # same for any number of threads and any order of the sums.
@@ -40,7 +40,7 @@ class Colours(NamedTuple):
     value: float = 1.0
 
 
-def draw_colours(strength: Augmentation, stream: random.Random) -> Colours:
+def draw_colours(strength: AugmentConfig, stream: random.Random) -> Colours:
     """Changes as strong as `strength` allows; for brightness, contrast and factors that are off nothing is drawn."""
     brightness, contrast, first = 0.0, 1.0, True
     if strength.brightness and _made(strength, stream):
@@ -101,9 +101,9 @@ def stretched(image: UInt8[Tensor, "3 H W"], *, factor: float = 1.0, addend: flo
     return image.float().mul_(factor).add_(addend).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _made(strength: Augmentation, stream: random.Random) -> bool:
+def _made(strength: AugmentConfig, stream: random.Random) -> bool:
     """Whether a change is made; where all are, nothing is drawn."""
-    return strength.recolour == 1 or stream.random() < strength.recolour
+    return strength.recolor == 1 or stream.random() < strength.recolor
 
 
 def _factor(greatest: float, stream: random.Random) -> float:

@@ -179,7 +179,7 @@ def visible_part(
     """The target cut to a picture of `size`.
 
     Which boxes stay, ignored ones as well, `keep` says. "visible": at least a quarter of the area is visible and both
-    visible sides have at least one pixel; less than that cannot be told from background. "centre": the centre lies in
+    visible sides have at least one pixel; less than that cannot be told from background. "center": the centre lies in
     the picture. "any": what is visible has a thousandth of the sides of `frame` (of `size` where there is none). A box
     of which nothing is visible never stays.
     """
@@ -187,7 +187,7 @@ def visible_part(
     sides = cut[:, 2:] - cut[:, :2]
     if keep == "visible":
         stays = (visible_shares(target.boxes, size=size) >= MIN_VISIBLE_SHARE) & (sides >= MIN_SIDE_PX).all(1)
-    elif keep == "centre":
+    elif keep == "center":
         centres = (target.boxes[:, :2] + target.boxes[:, 2:]) / 2
         limit = centres.new_tensor([size.width, size.height])
         stays = ((centres >= 0) & (centres <= limit) & (sides > 0)).all(1)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from focaldet.data.augment.config import Augmentation
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import Window
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.types import ImageSize
@@ -19,7 +19,7 @@ TRIALS = 50
 
 
 def draw_window(
-    size: ImageSize, boxes: Float[Tensor, "G 4"], *, strength: Augmentation, stream: random.Random
+    size: ImageSize, boxes: Float[Tensor, "G 4"], *, strength: AugmentConfig, stream: random.Random
 ) -> Window:
     """What is seen of a picture of `size`: all of it, or a larger canvas around it, or a crop of either.
 
@@ -31,7 +31,7 @@ def draw_window(
     return draw_crop(window, boxes, strength=strength, stream=stream) if strength.crop_overlaps else window
 
 
-def draw_crop(canvas: Window, boxes: Float[Tensor, "G 4"], *, strength: Augmentation, stream: random.Random) -> Window:
+def draw_crop(canvas: Window, boxes: Float[Tensor, "G 4"], *, strength: AugmentConfig, stream: random.Random) -> Window:
     """One of: the whole canvas, and for each number of `crop_overlaps` the first of 50 windows that has at least this
     IoU with some box; numbers that no window satisfies give none. Without boxes it is the whole canvas.
 
@@ -51,7 +51,7 @@ def draw_crop(canvas: Window, boxes: Float[Tensor, "G 4"], *, strength: Augmenta
 
 
 def _find_window(
-    canvas: Window, boxes: Float[Tensor, "G 4"], least_iou: float, strength: Augmentation, stream: random.Random
+    canvas: Window, boxes: Float[Tensor, "G 4"], least_iou: float, strength: AugmentConfig, stream: random.Random
 ) -> Window | None:
     """The first of 50 windows with at least this IoU with some box; None where none has it."""
     windows = _draw_windows(canvas, strength=strength, stream=stream)
@@ -69,7 +69,7 @@ def _canvas(size: ImageSize, ratio: float, stream: random.Random) -> Window:
     return Window(top, left, ImageSize(height, width))
 
 
-def _draw_windows(canvas: Window, *, strength: Augmentation, stream: random.Random) -> Int64[Tensor, "N 4"]:
+def _draw_windows(canvas: Window, *, strength: AugmentConfig, stream: random.Random) -> Int64[Tensor, "N 4"]:
     """Windows (xyxy) in the canvas, in the frame of the picture."""
     uniform = torch.tensor([stream.random() for _ in range(4 * TRIALS)], dtype=torch.float64).view(4, TRIALS)
     smallest, largest = strength.crop_scale

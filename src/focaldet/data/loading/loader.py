@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from focaldet.data.augment.augmenter import AugmentConfig
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import FileSource, ImageSource
 from focaldet.data.loading import sampler as planning
 from focaldet.data.loading.cache import CachedSource
@@ -86,7 +86,7 @@ class Loader:
             source,
             preprocessing=preprocessing,
             seed=seed,
-            augmentation=augment.resolved() if augment is not None else None,
+            augmentation=augment,
             num_epochs=num_epochs,
             first_epoch=first_epoch,
         )

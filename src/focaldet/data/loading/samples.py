@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch.utils.data import Dataset
 
 from focaldet.data.augment.augmenter import NUM_PARTNERS, Augmenter
-from focaldet.data.augment.config import Augmentation
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import Sample, resize_sample
 from focaldet.data.dataset import ImageSource
 from focaldet.data.loading.collate import PackedBatch, pack
@@ -25,7 +25,7 @@ class Samples(Dataset[PackedBatch]):
         *,
         preprocessing: Preprocessing,
         seed: int,
-        augmentation: Augmentation | None,
+        augmentation: AugmentConfig | None,
         num_epochs: int,
         first_epoch: int = 0,
     ) -> None:
@@ -54,7 +54,7 @@ class Samples(Dataset[PackedBatch]):
             return resize_sample(self._load(pick.image, pick.epoch), preprocessing.resize), self._name(pick.image)
         draws = stream("sample", self._seed, pick.epoch, pick.image, pick.repeat)
         epoch = pick.epoch - self._first_epoch
-        mosaic = draws.random() < self._augmentation.mosaic_share(epoch=epoch, num_epochs=self._num_epochs)
+        mosaic = draws.random() < self._augmentation.mosaic_probability(epoch=epoch, num_epochs=self._num_epochs)
         num_images = len(self._source.dataset)
         images = [pick.image, *(draws.randrange(num_images) for _ in range(NUM_PARTNERS if mosaic else 0))]
         first, *partners = (self._load(image, pick.epoch) for image in images)

@@ -270,7 +270,7 @@ class TestCommand:
         }
         assert "80: person, bicycle, car, motorcycle and 76 more" in said and "1…90" in said
         assert "anchors       [[" in said and "unit (RGB), long side 320 px" in said
-        assert "left out      nothing" in said
+        assert "skipped       nothing" in said
         assert not main([*line, "--overwrite", "--verbose"])
         said = capsys.readouterr().out
         assert said.startswith("TENSOR ") and "backbone.blocks.0.0.norm.bias" in said and "numbers 1…8" in said
@@ -298,12 +298,12 @@ class TestCommand:
         [
             ([], "w.weights: a darknet file does not state its network: name one"),
             (["--model", "yolov3"], "unknown detector 'yolov3'"),
-            (["--model", "retinanet_r18_fpn"], "hold YOLOv2 with DarkNet-19, not RetinaNetConfig"),
+            (["--model", "retinanet_r18_fpn"], "are of YOLOv2 with DarkNet-19, not RetinaNetConfig"),
             (["--model", "yolov2"], "made for another network: 3,276,385 numbers"),
             (["--model", "yolov2_tiny", "--from", "torchvision"], "is laid out by darknet, not by torchvision"),
             (["--model", "yolov2_tiny", "--from", "darknot"], '(did you mean "darknet"?)'),
             (["--from", "timm"], "a backbone alone needs no conversion"),
-            (["--license", "MIT\udcff"], "license: must be one line of text, found 'MIT"),
+            (["--license", "MIT\udcff"], "license: must be one line of text, got 'MIT"),
             (["--model", "yolov2_tiny", "--weights.input", "the usual"], "weights.input: 'the usual' is neither"),
         ],
     )
@@ -325,13 +325,13 @@ class TestCommand:
     def test_a_file_of_ours_is_converted_already(self, capsys, folder):
         path = folder / "ours.safetensors"
         save_detector(path, build("yolov2_tiny", num_classes=1))
-        self.refused(capsys, folder, path, "--out", folder / "w.safetensors", said="is a file of focaldet's already")
+        self.refused(capsys, folder, path, "--out", folder / "w.safetensors", said="is a file of focaldet already")
         self.refused(capsys, folder, path, "--out", path, "--overwrite", said="is the file that would be read")
 
     def test_what_is_no_whole_detector(self, capsys, folder):
         for tensors, said in (
-            (resnet18(weights=None).state_dict(), "holds no detector that focaldet knows (a backbone alone"),
-            ({"encoder.weight": torch.zeros(2)}, "holds no detector that focaldet knows"),
+            (resnet18(weights=None).state_dict(), "not a detector that focaldet knows (a backbone alone"),
+            ({"encoder.weight": torch.zeros(2)}, "not a detector that focaldet knows"),
         ):
             torch.save(tensors, folder / "w.pth")
             self.refused(capsys, folder, folder / "w.pth", "--out", folder / "w.safetensors", said=said)

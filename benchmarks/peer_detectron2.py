@@ -161,8 +161,8 @@ def differences(predictor: Predictor, raw: dict[str, Tensor]) -> dict[str, Any]:
     nearest = apart.argmin(1)
     same = apart.amin(1) < SAME_REGION_PX
     return {
-        "objectness": largest(outputs.first.objectness.flatten(), raw["dense logits"]),
-        "encoded_anchors": largest(outputs.first.deltas.flatten(), raw["dense boxes"]),
+        "objectness": largest(outputs.rpn.objectness.flatten(), raw["dense logits"]),
+        "encoded_anchors": largest(outputs.rpn.deltas.flatten(), raw["dense boxes"]),
         "regions": {"focaldet": len(same), "peer": len(raw["regions"]), "together": int(same.sum())},
         "regions_px": float(apart.amin(1)[same].max()),
         "logits": largest(outputs.logits[same], raw["logits"][nearest[same]]),

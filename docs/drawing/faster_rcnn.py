@@ -73,7 +73,7 @@ def draw_second_stage(canvas: Canvas, network: Network, regions_px: tuple[float,
     left, top = regions_px
     canvas.arrow((left, top), (left, y - 62), (x, y - 62), (x, y - 25))
     canvas.box(x, y, 120, 46, PURPLE, network.size("pooled"), pooling_words(network))
-    head = network.part("region_head")
+    head = network.part("roi_head")
     for name, layer, place in (("fc6", head.fc6, 714), ("fc7", head.fc7, 822)):
         canvas.arrow((place - 69 if name == "fc6" else place - 62, y), (place - 47, y))
         canvas.box(place, y, 90, 46, PURPLE, f"{name}, {layer.out_features}", "ReLU")

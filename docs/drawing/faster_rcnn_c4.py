@@ -19,7 +19,7 @@ from drawing.regions import (
     training_words,
     width_of,
 )
-from focaldet.models.faster_rcnn.plus import scales_of
+from focaldet.models.faster_rcnn.plus import nearest_scales
 
 TRUNK_PX, FORK_PX, LINE_PX = 172, 288, 292  # the backbone, where C4 goes both ways, the height of the second stage
 CARD_TOP_PX, CARD_PX, CARDS_PX = 400, (308, 324), (20, 346, 672)  # width and height, left ends
@@ -29,9 +29,9 @@ SEEN_AGAIN = {"best_class": "the box of the likeliest class", "every_class": "th
 
 def draw_second_stage(canvas: Canvas, network: Network) -> None:
     """Pooled, conv5, mean and predictor from left to right, and where the three additions belong."""
-    y, head = LINE_PX, network.part("region_head")
+    y, head = LINE_PX, network.part("roi_head")
     canvas.box(414, y, 118, 46, PURPLE, network.size("pooled"), pooling_words(network))
-    canvas.box(554, y, 112, 46, PURPLE, network.size("region_head.tail"), "conv5")
+    canvas.box(554, y, 112, 46, PURPLE, network.size("roi_head.tail"), "conv5")
     canvas.arrow((474, y), (496, y))
     canvas.arrow((611, y), (634, y))
     canvas.box(675, y, 78, 46, PURPLE, str(head.width), "mean")
@@ -69,7 +69,7 @@ def draw_refinement(canvas: Canvas, network: Network, left: float, top: float) -
 
 def draw_context(canvas: Canvas, network: Network, left: float, top: float) -> None:
     """Card 2: the whole picture through the same layers."""
-    width, join = network.part("region_head").width, left + 246
+    width, join = network.part("roi_head").width, left + 246
     rows = {"a region": top + 102, "the whole picture": top + 182}
     middle = sum(rows.values()) / 2
     for name, y in rows.items():
@@ -91,7 +91,7 @@ def draw_scales(canvas: Canvas, network: Network, left: float, top: float) -> No
     """Card 3: five maps, of which each region takes two neighbours."""
     config, join = network.detector.config, left + 286
     region = torch.tensor([[0.0, 0.0, EXAMPLE_PX, EXAMPLE_PX]])
-    chosen = sorted(scales_of(region, network.views, canonical_px=config.pooling.canonical_px)[0].tolist())
+    chosen = sorted(nearest_scales(region, network.views, canonical_px=config.pooling.canonical_px)[0].tolist())
     sides = [round(network.side_px * scale) for scale in config.plus.scales]
     rows = [top + 78 + place * 34 for place in range(len(sides))]
     y = rows[-1] + 42
@@ -104,7 +104,7 @@ def draw_scales(canvas: Canvas, network: Network, left: float, top: float) -> No
             canvas.arrow((x + width / 2 + 1, here), (left + 191, here))
             canvas.box(left + 228, here, 72, 28, PURPLE, "… mean")
             canvas.arrow((left + 265, here), (join, here), (join, y - 18))
-    canvas.box(left + 198, y, 198, 32, PURPLE, f"element-wise max, {network.part('region_head').width}")
+    canvas.box(left + 198, y, 198, 32, PURPLE, f"element-wise max, {network.part('roi_head').width}")
     canvas.words(left + 154, y + 37, f"the two in which √(w h) is nearest to {config.pooling.canonical_px} px:")
     names = " and ".join(str(sides[place]) for place in chosen)
     canvas.words(left + 154, y + 53, f"{names} for one of {EXAMPLE_PX} × {EXAMPLE_PX} px")

@@ -20,7 +20,7 @@ from drawing.regions import (
 TRUNK_PX, TOP_PX, ROW_PX, MORE_PX = 196, 112, 58, 24  # the trunk, its highest map, their distance
 FORK_PX, LATERAL_PX, LINE_PX = 318, 298, 300  # what leaves Block17 and Block35 goes down here; the second stage
 CARD_LEFT_PX, CARD_TOP_PX, CARD_PX = 340, 372, (726, 266)
-HALF = "region_head.tail"
+HALF = "roi_head.tail"
 
 
 def trunk_maps(network: Network) -> list[Map]:
@@ -49,7 +49,7 @@ def draw_second_stage(canvas: Canvas, network: Network) -> None:
         canvas.arrow((x - 70, y), (x - 54, y))
         canvas.box(x, y, 104, 46, PURPLE, network.size(f"{HALF}.{part}"), name)
     canvas.arrow((863, y), (879, y))
-    canvas.box(910, y, 58, 46, PURPLE, str(network.part("region_head").width), "mean")
+    canvas.box(910, y, 58, 46, PURPLE, str(network.part("roi_head").width), "mean")
     draw_predictor(canvas, network, 1018, y, start=940)
 
 
@@ -82,7 +82,7 @@ def draw_module(canvas: Canvas, network: Network) -> None:
 def draw_uses(canvas: Canvas, network: Network, left: float, heights: tuple[float, float, float]) -> None:
     """Proposals and cut-outs of the module's map, which leaves at `left` in the middle."""
     upper, middle, lower = heights
-    x, head, adapter = left + 124, network.part("proposal_head"), network.part("region_head.adapter")
+    x, head, adapter = left + 124, network.part("rpn_head"), network.part("roi_head.adapter")
     canvas.wire((left, middle), (left + 18, middle))
     tower = head.tower[0]
     spread = f"{convolution(tower)} spread by {tower.dilation[0]}, {tower.out_channels}"
@@ -125,7 +125,7 @@ def faster_rcnn_inception(path: Path) -> None:
     notes = [
         f"{network.detector.config.anchors.per_cell} anchors in each cell, {sum(network.level_sizes):,} in all:",
         f"sides of {', '.join(map(str, sides))} px, {anchor_words(network)}",
-        f"objectness: {network.part('proposal_head').values} values of an anchor, nothing and an object",
+        f"objectness: {network.part('rpn_head').values} values of an anchor, nothing and an object",
         training_words(network),
         *predictor_words(network),
     ]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from focaldet.models import build
 from focaldet.models.faster_rcnn.model import FasterRCNN
-from focaldet.models.faster_rcnn.plus import views_of
+from focaldet.models.faster_rcnn.plus import scale_maps
 from focaldet.types import ImageSize
 
 PHOTOGRAPH = ImageSize(480, 640)  # the most frequent size in COCO
@@ -47,10 +47,10 @@ class Network:
         side = detector.config.pooling.size
         pooled = torch.empty(REGIONS, levels[0].shape[1], side, side)
         self._note("pooled", pooled)
-        vectors = detector.region_head(pooled).repeat(1, 1 + detector.config.plus.context)
+        vectors = detector.roi_head(pooled).repeat(1, 1 + detector.config.plus.context)
         detector.predictor(vectors)
         looks = dict(self.shapes)
-        self.views = views_of(images, levels, scales=detector.config.plus.scales, levels_of=detector.levels)
+        self.views = scale_maps(images, levels, scales=detector.config.plus.scales, levels_of=detector.levels)
         self.shapes = looks  # those of the picture as it is
         for place, view in enumerate(self.views):
             self._note(f"views.{place}", view.levels)

@@ -62,7 +62,7 @@ def by(sizes: tuple[int, ...]) -> str:
 
 def draw_proposals(canvas: Canvas, network: Network, x: float, y: float, *, down_px: float) -> None:
     """The 3 × 3 convolution around (`x`, `y`), the two 1 × 1 after it, and `down_px` below what becomes of them."""
-    head = network.part("proposal_head")
+    head = network.part("rpn_head")
     spread = head.tower[0].dilation[0]
     activation = type(head.activation).__name__ + (f", spread by {spread}" if spread > 1 else "")
     canvas.box(x, y, 108, 46, PURPLE, f"{convolution(head.tower[0])}, {head.tower[0].out_channels}", activation)

@@ -90,10 +90,10 @@ def entry_of(name: str) -> tuple[str, dict[str, Any]]:
     change = SMALL.get(type(config), {"backbone": "resnet18"})
     if getattr(config, "decoder", None):
         change = change | {"decoder": {"width": 64, "inter_width": 256}}
-    if getattr(config, "trunk", None) == "halves":
+    if getattr(config, "trunk", None) == "c4":
         change = {"backbone": "resnet18", "pooling": {"size": 7}}
         if config.backbone.startswith("inception"):
-            change = change | {"backbone": "inception_resnet_small", "proposal_head": {"width": 64}}
+            change = change | {"backbone": "inception_resnet_small", "rpn_head": {"width": 64}}
     return name, change
 
 
@@ -160,7 +160,7 @@ def with_crowd(found: Target, boxes: Tensor) -> Target:
 
 def numbered(outputs: Any) -> Any:
     """The outputs whose rows mean the same anchors in every call: those of the first stage, where there are two."""
-    return getattr(outputs, "first", outputs)
+    return getattr(outputs, "rpn", outputs)
 
 
 def probabilities(detector: Detector, outputs: Any) -> Tensor:
@@ -230,7 +230,7 @@ def two_stages_follow(detector: FasterRCNN) -> None:
     with torch.device("meta"):
         levels, first = detector.first_stage(images().to("meta"), WHOLE)
         channels, size = levels[0].shape[1], detector.config.pooling.size
-        vectors = detector.region_head(torch.empty(7, channels, size, size))
+        vectors = detector.roi_head(torch.empty(7, channels, size, size))
         vectors = vectors.repeat(1, 1 + detector.config.plus.context)
         logits, deltas = detector.predictor(vectors)
     assert first.objectness.device.type == logits.device.type == "meta"

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 import focaldet
 from focaldet.models import LossContext, build
-from focaldet.models.faster_rcnn.losses import FasterRCNNOutputs, FirstStage, StageConfig, minibatch, regions_matched
-from focaldet.models.faster_rcnn.plus import View
+from focaldet.models.faster_rcnn.losses import FasterRCNNOutputs, RPNOutputs, StageConfig, match_regions, sample_regions
+from focaldet.models.faster_rcnn.plus import ScaledMaps
 from focaldet.nets.regions import FourConvolutions, ProposalHead, ProposalHeadConfig, RegionPredictor, TwoLayers
 from focaldet.ops.losses.focal import balanced_focal_loss, softmax_focal_loss
 from focaldet.ops.matching import MatchConfig
@@ -38,7 +38,7 @@ CAT = target([[0.0, 0.0, 20.0, 20.0]], [0])
 
 def outputs(*, objectness=(0.0,) * 4, regions=ANCHORS, logits=None, deltas=None):
     """Raw outputs of one image of 100 × 100 px whose anchors are ANCHORS."""
-    first = FirstStage(
+    first = RPNOutputs(
         torch.tensor([objectness]), torch.zeros(1, 4, 4), ANCHORS, (3, 1), torch.tensor([[100.0, 100.0]])
     )
     logits = torch.zeros(len(regions), 3) if logits is None else torch.tensor(logits)
@@ -104,7 +104,7 @@ def test_focal_losses_are_over_the_positives():
     raw = outputs(objectness=(2.0, -1.0, 0.5, -3.0), logits=[[1.0, 0, 0], [0, 1.0, 0], [0, 0, 2.0], [0, 0, 0]])
     losses = found.losses(raw, [CAT], LossContext())
     truth = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
-    expected = balanced_focal_loss(raw.first.objectness, truth, alpha=0.25, gamma=2.0).sum() / 2
+    expected = balanced_focal_loss(raw.rpn.objectness, truth, alpha=0.25, gamma=2.0).sum() / 2
     assert float(losses["objectness"]) == pytest.approx(float(expected), rel=1e-5)
     weights = torch.tensor([0.6, 0.6, 0.4])
     expected = softmax_focal_loss(raw.logits, torch.tensor([0, 0, 2, 2]), gamma=1.0, alpha=weights).sum() / 2
@@ -113,10 +113,10 @@ def test_focal_losses_are_over_the_positives():
 
 def test_a_fresh_network_answers_the_prior_under_the_focal_loss():
     found = detector(rpn={"loss": "focal"}, region={"loss": "focal"}, prior=0.03)
-    assert found.proposal_head.objectness.bias.sigmoid().tolist() == pytest.approx([0.03])
+    assert found.rpn_head.objectness.bias.sigmoid().tolist() == pytest.approx([0.03])
     assert found.predictor.classes.bias.softmax(0).tolist() == pytest.approx([0.03, 0.03, 0.94])
     plain = detector()
-    assert not plain.proposal_head.objectness.bias.any() and not plain.predictor.classes.bias.any()
+    assert not plain.rpn_head.objectness.bias.any() and not plain.predictor.classes.bias.any()
 
 
 def test_the_lots_of_the_first_stage_bound_what_trains():
@@ -125,8 +125,8 @@ def test_the_lots_of_the_first_stage_bound_what_trains():
     found = detector(rpn={"sampling": {"count": 6, "positives": 0.5}})
     anchors = torch.cat([ANCHORS[:1].expand(10, 4), ANCHORS[2:3].expand(40, 4)])
     objectness = torch.zeros(1, 50, requires_grad=True)
-    first = FirstStage(objectness, torch.zeros(1, 50, 4), anchors, (50,), torch.tensor([[100.0, 100.0]]))
-    found.losses(outputs()._replace(first=first), [CAT], LossContext())["objectness"].backward()
+    first = RPNOutputs(objectness, torch.zeros(1, 50, 4), anchors, (50,), torch.tensor([[100.0, 100.0]]))
+    found.losses(outputs()._replace(rpn=first), [CAT], LossContext())["objectness"].backward()
     assert objectness.grad is not None
     assert (objectness.grad[0, :10] < 0).sum() == 3 and (objectness.grad[0, 10:] > 0).sum() == 3
     assert float(objectness.grad.abs().sum()) == pytest.approx(0.5)
@@ -140,13 +140,13 @@ def test_boxes_to_ignore_are_neither_object_nor_background(stage):
     found = detector()
     objectness, logits = torch.zeros(1, 4, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
     raw = outputs()
-    raw = raw._replace(first=raw.first._replace(objectness=objectness), logits=logits)
+    raw = raw._replace(rpn=raw.rpn._replace(objectness=objectness), logits=logits)
     losses = found.losses(raw, [mixed], LossContext())
     torch.stack(list(losses.values())).sum().backward()
     gradient = objectness.grad[0] if stage == "rpn" else logits.grad.abs().sum(1)
     assert (gradient != 0).tolist() == [True, True, False, False]
     only = outputs(regions=ANCHORS[2:])
-    only = only._replace(first=only.first._replace(anchors=ANCHORS[[2, 3, 2, 3]]))
+    only = only._replace(rpn=only.rpn._replace(anchors=ANCHORS[[2, 3, 2, 3]]))
     assert all(float(loss) == 0 for loss in found.losses(only, [crowd], LossContext()).values())
 
 
@@ -165,11 +165,11 @@ def test_the_second_stages_minibatch(case):
     truth = Target(objects, torch.zeros(len(objects), dtype=torch.int64), ignored)
     config = StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=16, positives=0.25), beta=1.0)
     torch.manual_seed(case)
-    drawn = minibatch(regions, truth, config)
+    drawn = sample_regions(regions, truth, config)
     torch.manual_seed(case)
-    assert torch.equal(drawn, minibatch(regions, truth, config)), "torch's generator draws"
+    assert torch.equal(drawn, sample_regions(regions, truth, config)), "torch's generator draws"
     known = torch.cat([regions, objects[~ignored]])
-    matched = regions_matched(
+    matched = match_regions(
         known, torch.zeros(len(known), dtype=torch.int64), [truth], config=config.matching, num_classes=1
     )
     positives = known[(matched.labels == 0) & ~matched.ignored]
@@ -221,7 +221,7 @@ def test_targets_choose_the_regions_and_nothing_else_does():
         again = found.train()(pictures(), SIZES, [CAT, Target.empty()])
         torch.manual_seed(5)
         twice = found.eval()(pictures(), SIZES, [CAT, Target.empty()])
-    assert torch.equal(free.first.objectness, bound.first.objectness)
+    assert torch.equal(free.rpn.objectness, bound.rpn.objectness)
     assert bound.image_index.bincount().max() <= 64 < free.image_index.bincount().max() <= 300
     assert (bound.regions[bound.image_index == 0] == CAT.boxes).all(1).any(), "the object itself is among them"
     assert torch.equal(again.regions, twice.regions) and torch.equal(again.logits, twice.logits)
@@ -232,7 +232,7 @@ def test_regions_stay_in_the_picture_though_the_batch_is_larger():
     images[0, :, 40:] = torch.tensor(focaldet.Preprocessing().rgb_mean)[:, None, None]
     with torch.inference_mode():
         raw = detector().eval()(images, [ImageSize(40, 96), ImageSize(64, 96)])
-    assert raw.first.frames.tolist() == [[40.0, 96.0], [64.0, 96.0]]
+    assert raw.rpn.image_sizes.tolist() == [[40.0, 96.0], [64.0, 96.0]]
     bottoms = [float(raw.regions[raw.image_index == place, 3].max()) for place in (0, 1)]
     assert bottoms == [40.0, 64.0]
 
@@ -244,11 +244,15 @@ def test_the_second_stage_does_not_mix_images():
     index = torch.tensor([1, 0, 1])
     with torch.inference_mode():
         levels, first = found.first_stage(pictures(), SIZES)
-        logits, deltas = found.second_stage([View(levels, (64, 96))], regions, index, frames=first.frames)
+        logits, deltas = found.second_stage(
+            [ScaledMaps(levels, (64, 96))], regions, index, image_sizes=first.image_sizes
+        )
         for place in range(3):
             own = [level[index[place]][None] for level in levels]
             here = torch.zeros(1, dtype=torch.int64)
-            one = found.second_stage([View(own, (64, 96))], regions[[place]], here, frames=first.frames[:1])
+            one = found.second_stage(
+                [ScaledMaps(own, (64, 96))], regions[[place]], here, image_sizes=first.image_sizes[:1]
+            )
             torch.testing.assert_close(logits[[place]], one[0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(deltas[[place]], one[1], rtol=1e-4, atol=1e-5)
 
@@ -268,7 +272,7 @@ def test_without_a_single_region_all_parameters_have_a_gradient(change, monkeypa
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in found.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    assert not found.predictor.classes.weight.grad.any() and found.proposal_head.objectness.weight.grad.any()
+    assert not found.predictor.classes.weight.grad.any() and found.rpn_head.objectness.weight.grad.any()
     assert [len(answer) for answer in found.detect(raw, [ImageSize(64, 96)] * 2)] == [0, 0]
 
 
@@ -280,7 +284,7 @@ def test_losses_of_two_ranks_add_up():
     index = torch.tensor([0, 0, 1])
     with torch.inference_mode():
         levels, first = found.first_stage(images, SIZES)
-        answers = found.second_stage([View(levels, (64, 96))], regions, index, frames=first.frames)
+        answers = found.second_stage([ScaledMaps(levels, (64, 96))], regions, index, image_sizes=first.image_sizes)
         both = FasterRCNNOutputs(first, regions, index, *answers)
         together = found.losses(both, truth, LossContext())
         counts = {0: [], 1: []}
@@ -306,10 +310,10 @@ def _noting(counts):
 
 def _of(both, rank):
     mine = both.image_index == rank
-    first = both.first._replace(
-        objectness=both.first.objectness[[rank]],
-        deltas=both.first.deltas[[rank]],
-        frames=both.first.frames[[rank]],
+    first = both.rpn._replace(
+        objectness=both.rpn.objectness[[rank]],
+        deltas=both.rpn.deltas[[rank]],
+        image_sizes=both.rpn.image_sizes[[rank]],
     )
     return FasterRCNNOutputs(
         first, both.regions[mine], both.image_index[mine] - rank, both.logits[mine], both.deltas[mine]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from focaldet.models import DETECTORS, Detector, build
 from focaldet.models.faster_rcnn.losses import FasterRCNNOutputs
-from focaldet.models.faster_rcnn.plus import View
+from focaldet.models.faster_rcnn.plus import ScaledMaps
 from focaldet.types import Detections, ImageSize, Resize
 from focaldet.weights import load_into
 from focaldet.weights.formats.torchvision import COCO_NAMES
@@ -48,7 +48,9 @@ def on_proposals(detector: Detector, x: Tensor, size: ImageSize, proposals: Tens
     """Our outputs for one picture where the second stage looks at given regions."""
     levels, first = detector.first_stage(x, [size])
     index = torch.zeros(len(proposals), dtype=torch.int64)
-    answers = detector.second_stage([View(levels, tuple(x.shape[-2:]))], proposals, index, frames=first.frames)
+    answers = detector.second_stage(
+        [ScaledMaps(levels, tuple(x.shape[-2:]))], proposals, index, image_sizes=first.image_sizes
+    )
     return FasterRCNNOutputs(first, proposals, index, *answers)
 
 
@@ -76,9 +78,9 @@ def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int, 
     for image, raw, expected in answers:
         x, size = prepared(image, preprocessing)
         outputs: FasterRCNNOutputs = detector(x, [size])
-        assert outputs.first.frames.tolist() == [list(size)]
-        assert_close_logits(outputs.first.objectness, raw["objectness"])
-        torch.testing.assert_close(outputs.first.deltas, raw["anchor_deltas"], rtol=1e-4, atol=1e-4)
+        assert outputs.rpn.image_sizes.tolist() == [list(size)]
+        assert_close_logits(outputs.rpn.objectness, raw["objectness"])
+        torch.testing.assert_close(outputs.rpn.deltas, raw["anchor_deltas"], rtol=1e-4, atol=1e-4)
         # Proposals whose scores differ in the last digit may change places; the border makes some of two levels equal.
         apart = torch.cdist(raw["proposals"], outputs.regions, p=torch.inf)
         assert len(outputs.regions) == len(raw["proposals"]) >= 100

@@ -16,7 +16,7 @@ from focaldet.types import ImageSize, Target
 from focaldet.weights import load_into, save_detector
 from focaldet.weights.formats.timm import inception_resnet_tensors
 
-HALVES = [name for name, config in DETECTORS.items() if getattr(config, "trunk", None) == "halves"]
+HALVES = [name for name, config in DETECTORS.items() if getattr(config, "trunk", None) == "c4"]
 SMALL_HALVES = ["faster_rcnn_r18_c4", "faster_rcnn_inception_resnet_small", "faster_rcnn_inception_resnet_small_tdm"]
 
 
@@ -30,17 +30,17 @@ def pictures(count=2):
 @pytest.mark.parametrize(
     ("setting", "problem"),
     [
-        ({"backbone": "mobilenet_v2"}, "'mobilenet_v2' cannot be cut in two halves.*inception_resnet_v2.*resnet18"),
-        ({"output_stride": 8}, "output_stride: 8 is there for Inception-ResNet-v2 alone; resnet18 has 16"),
+        ({"backbone": "mobilenet_v2"}, "'mobilenet_v2' cannot be cut for trunk.*inception_resnet_v2.*resnet18"),
+        ({"output_stride": 8}, "output_stride: 8 needs an Inception-ResNet-v2 backbone; resnet18 has 16"),
         ({"output_stride": 4}, "output_stride: Input should be 8 or 16"),
         (
             {"backbone": "inception_resnet_small", "pooling": {"size": 2}},
-            r"pooling\.size: 2 is too few for inception_resnet_small",
+            r"pooling\.size: must be at least 3 for inception_resnet_small.*got 2",
         ),
         ({"top_down": [8, 8, 8]}, "top_down: .*at most 2 items"),
         ({"trunk": "pyramid", "top_down": [8]}, 'top_down: has no effect with trunk: "pyramid"; leave it at '),
-        ({"head_width": 512}, 'head_width: has no effect with trunk: "halves"; leave it at 1024'),
-        ({"proposal_head": {"depth": 0}}, "proposal_head.depth: Input should be greater than 0"),
+        ({"head_width": 512}, 'head_width: has no effect with trunk: "c4"; leave it at 1024'),
+        ({"rpn_head": {"depth": 0}}, "rpn_head.depth: Input should be greater than 0"),
         ({"plus": {"scales": [1.0, 0.0]}}, "plus.scales.1: Input should be greater than 0"),
         ({"plus": {"refine": {"vote_iou": 2.0}}}, "plus.refine.vote_iou: Input should be less than or equal to 1"),
     ],
@@ -59,7 +59,7 @@ def test_c4_is_torchvisions_resnet_in_two_halves(tmp_path):
     detector = build("faster_rcnn_r18_c4", num_classes=2, architecture={"norm": "frozen"}).eval()
     report = load_into(detector, tmp_path / "resnet18.pth", input="imagenet")
     assert report.kind == "backbone" and report.skipped == ("fc.weight", "fc.bias")
-    assert "region_head.tail.1.conv2.weight" in report.loaded
+    assert "roi_head.tail.1.conv2.weight" in report.loaded
     c = classifier
     levels, _ = detector.first_stage(pictures(), SIZES)
     stem = c.maxpool(c.relu(c.bn1(c.conv1(detector.normalise(pictures())))))
@@ -82,10 +82,10 @@ def test_inception_resnet_v2_of_timm_fills_both_halves():
             assert left_out == ("classif.weight", "classif.bias")
             own = {place for place, _ in detector.named_parameters()} - set(expected)
             fresh = {place.split(".")[0] for place in own}
-            assert fresh <= {"proposal_head", "predictor", "pyramid", "region_head"}
-            assert {place for place in own if place.startswith("region_head.")} <= {
-                "region_head.adapter.weight",
-                "region_head.adapter.bias",
+            assert fresh <= {"rpn_head", "predictor", "pyramid", "roi_head"}
+            assert {place for place in own if place.startswith("roi_head.")} <= {
+                "roi_head.adapter.weight",
+                "roi_head.adapter.bias",
             }
 
 
@@ -110,7 +110,7 @@ def test_anchors_are_as_large_on_every_map(name, change):
     grids = detector.config.grids(ImageSize(128, 160))
     assert [grid.cells for grid in grids] == [(128 // stride, 160 // stride)]
     assert grids[0].smallest_area == pytest.approx(smallest**2, rel=1e-4)
-    assert detector.proposal_head.tower[0].dilation[0] == 16 // stride
+    assert detector.rpn_head.tower[0].dilation[0] == 16 // stride
 
 
 @torch.inference_mode()
@@ -167,11 +167,11 @@ def test_top_down_modules_go_between_the_halves_of_a_trained_detector(tmp_path):
     second = build("faster_rcnn_inception_resnet_small_tdm", class_names=("cat", "dog"))
     before = copy.deepcopy(second.state_dict())
     report = load_into(second, tmp_path / "first.safetensors")
-    assert report.kind == "encoder" and {"proposal_head.boxes.bias"} <= set(report.skipped)
+    assert report.kind == "encoder" and {"rpn_head.boxes.bias"} <= set(report.skipped)
     assert report.notes[-1].startswith("starts from random weights: pyramid.") and "predictor" not in report.notes[-1]
     theirs, ours = first.state_dict(), second.state_dict()
     for place, value in ours.items():
-        taken = place.startswith(("backbone.", "region_head.tail.", "predictor."))
+        taken = place.startswith(("backbone.", "roi_head.tail.", "predictor."))
         assert torch.equal(value, theirs[place] if taken else before[place]), place
     for names in (("cat", "dog", "hen"), ("dog", "cat")):
         other = build("faster_rcnn_inception_resnet_small_tdm", class_names=names)

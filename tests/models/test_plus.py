@@ -8,7 +8,14 @@ import torch
 
 import focaldet
 from focaldet.models import LossContext, build
-from focaldet.models.faster_rcnn.plus import RefineConfig, View, largest_of_scales, scales_of, second_look, views_of
+from focaldet.models.faster_rcnn.plus import (
+    RefineConfig,
+    ScaledMaps,
+    boxes_to_refine,
+    max_over_scales,
+    nearest_scales,
+    scale_maps,
+)
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.ops.nms import class_nms, vote
 from focaldet.types import ImageSize, Target
@@ -50,9 +57,9 @@ def random_boxes(count, *, generator, side=80):
 def test_two_neighbouring_scales_whose_region_is_nearest_to_the_canonical_side(case):
     generator = torch.Generator().manual_seed(case)
     factors = torch.rand(5, generator=generator).add(0.2).sort().values.tolist()
-    views = [View((), (1, 1), (factor, factor)) for factor in factors]
+    views = [ScaledMaps((), (1, 1), (factor, factor)) for factor in factors]
     regions = random_boxes(30, generator=generator)
-    chosen = scales_of(regions, views, canonical_px=40)
+    chosen = nearest_scales(regions, views, canonical_px=40)
     for region, pair in zip(regions.tolist(), chosen.tolist(), strict=True):
         side = math.sqrt((region[2] - region[0]) * (region[3] - region[1]))
         apart = sorted(range(5), key=lambda place: abs(math.log(side * factors[place] / 40)))
@@ -61,7 +68,7 @@ def test_two_neighbouring_scales_whose_region_is_nearest_to_the_canonical_side(c
 
 
 def test_of_two_scales_the_larger_value_counts_in_each_place():
-    views = [View((), (1, 1), (factor, factor)) for factor in (0.5, 1.0, 2.0)]
+    views = [ScaledMaps((), (1, 1), (factor, factor)) for factor in (0.5, 1.0, 2.0)]
     regions = torch.tensor(
         [[0.0, 0, 10, 10], [0, 0, 40, 40], [0, 0, 90, 90]]
     )  # nearest: 1 and 2, two of three, 0 and 1
@@ -72,7 +79,7 @@ def test_of_two_scales_the_larger_value_counts_in_each_place():
         seen[view.scale[0]] = own[:, 2].tolist()
         return rows
 
-    found = largest_of_scales(regions, torch.tensor([0, 1, 0]), views, look, canonical_px=40)
+    found = max_over_scales(regions, torch.tensor([0, 1, 0]), views, look, canonical_px=40)
     assert seen[2.0] == [20.0, 80.0] or seen[0.5] == [20.0, 45.0]
     assert found[0].tolist() == [40.0, -10.0]
     assert found[2].tolist() == [90.0, -45.0]
@@ -82,7 +89,7 @@ def test_views_are_the_pictures_at_their_scales():
     x = torch.rand(1, 3, 30, 50)
     calls = []
     own, other = [torch.zeros(1)], [torch.ones(1)]
-    views = views_of(x, own, scales=(0.5, 1.0, 1.31), levels_of=lambda y: calls.append(y) or other)
+    views = scale_maps(x, own, scales=(0.5, 1.0, 1.31), levels_of=lambda y: calls.append(y) or other)
     assert [view.frame_px for view in views] == [(15, 25), (30, 50), (39, 66)]
     assert [view.levels is own for view in views] == [False, True, False]
     assert views[2].scale == (66 / 50, 39 / 30) and [tuple(y.shape[-2:]) for y in calls] == [(15, 25), (39, 66)]
@@ -95,9 +102,9 @@ def test_several_scales_are_what_each_scale_gives_alone():
     found = detector(scales=(0.5, 1.0, 2.0))
     raw = found(pictures(), SIZES)
     levels, _ = found.first_stage(pictures(), SIZES)
-    views = views_of(found.normalise(pictures()), levels, scales=(0.5, 1.0, 2.0), levels_of=found.levels)
-    alone = torch.stack([found._vectors([view], raw.regions, raw.image_index) for view in views], 1)
-    chosen = scales_of(raw.regions, views, canonical_px=40)
+    views = scale_maps(found.normalise(pictures()), levels, scales=(0.5, 1.0, 2.0), levels_of=found.levels)
+    alone = torch.stack([found._region_vectors([view], raw.regions, raw.image_index) for view in views], 1)
+    chosen = nearest_scales(raw.regions, views, canonical_px=40)
     vectors = torch.take_along_dim(alone, chosen[..., None], 1).amax(1)
     logits, deltas = found.predictor(vectors)
     torch.testing.assert_close(raw.logits, logits, rtol=1e-4, atol=1e-4)
@@ -122,21 +129,21 @@ def test_context_is_the_picture_without_its_padding_beside_every_region():
     sizes = [ImageSize(40, 96), ImageSize(64, 96)]
     raw = found(images, sizes)
     levels, _ = found.first_stage(images, sizes)
-    view = [View(levels, (64, 96))]
+    view = [ScaledMaps(levels, (64, 96))]
     whole = torch.tensor([[0.0, 0.0, 96.0, 40.0], [0.0, 0.0, 96.0, 64.0]])
-    context = found._vectors(view, whole, torch.tensor([0, 1]))
-    vectors = found._vectors(view, raw.regions, raw.image_index)
+    context = found._region_vectors(view, whole, torch.tensor([0, 1]))
+    vectors = found._region_vectors(view, raw.regions, raw.image_index)
     assert not torch.allclose(context[0], context[1], atol=1e-3)
     logits, _ = found.predictor(torch.cat([vectors, context[raw.image_index]], 1))
     torch.testing.assert_close(raw.logits, logits, rtol=1e-4, atol=1e-4)
-    assert found.predictor.classes.in_features == 2 * found.region_head.width
+    assert found.predictor.classes.in_features == 2 * found.roi_head.width
 
 
 def test_context_and_regions_go_through_the_head_together():
     """BatchNorm that learns has one mean for both; of two passes it would learn one each and keep a mixture."""
     found = detector(context=True).train()
     found(pictures(), SIZES, TARGETS)
-    norms = [module for module in found.region_head.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    norms = [module for module in found.roi_head.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms and {int(norm.num_batches_tracked) for norm in norms} == {1}
 
 
@@ -164,7 +171,7 @@ def test_the_second_look_is_at_the_box_of_the_likeliest_class():
     assert torch.equal(raw.image_index[count:], once.image_index[real])
     levels, first = found.first_stage(pictures(), SIZES)
     again = found.second_stage(
-        [View(levels, (64, 96))], raw.regions[count:], raw.image_index[count:], frames=first.frames
+        [ScaledMaps(levels, (64, 96))], raw.regions[count:], raw.image_index[count:], image_sizes=first.image_sizes
     )
     torch.testing.assert_close(raw.logits[count:], again[0], rtol=1e-4, atol=1e-4)
 
@@ -176,14 +183,14 @@ def test_every_class_that_is_likely_can_be_looked_at_again():
     likely = torch.tensor([[0.5, 0.2], [0.3, 0.6], [0.01, 0.05]])
     index, frames = torch.tensor([0, 1, 1]), torch.tensor([[40.0, 30.0], [20.0, 20.0]])
     every = RefineConfig(boxes="every_class", least_score=0.1)
-    found, images = second_look(boxes, likely, index, frames=frames, config=every)
+    found, images = boxes_to_refine(boxes, likely, index, frames=frames, config=every)
     assert found.tolist() == [
         [0.0, 0, 9, 9],
         [5, 5, 30, 40],
         [0, 0, 4, 4],
     ]  # cut to the picture, the empty one left out
     assert images.tolist() == [0, 0, 1]
-    found, images = second_look(boxes, likely, index, frames=frames, config=RefineConfig())
+    found, images = boxes_to_refine(boxes, likely, index, frames=frames, config=RefineConfig())
     assert found.tolist() == [[0.0, 0, 9, 9], [2, 2, 9, 9]] and images.tolist() == [0, 1]
 
 

@@ -33,7 +33,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     assert {name.split(".")[0] for name in moved} == {
         "backbone",
         "pyramid",
-        "proposal_head",
-        "region_head",
+        "rpn_head",
+        "roi_head",
         "predictor",
     }

@@ -12,7 +12,7 @@ KINDS = ("align", "align_legacy", "max", "crop_resize")
 FRAME = (256, 320)
 
 
-def drawn_regions(count, *, seed=0, frame=FRAME, overhang=0.0):
+def propose_regions(count, *, seed=0, frame=FRAME, overhang=0.0):
     """Regions of many sizes and the images they belong to; some reach beyond the frame by `overhang` px."""
     generator = torch.Generator().manual_seed(seed)
     size = torch.rand(count, 2, generator=generator).pow(2) * torch.tensor([frame[1] * 0.9, frame[0] * 0.9]) + 1
@@ -52,14 +52,14 @@ def test_levels_follow_the_area_and_stay_in_the_pyramid():
 
 
 def test_levels_equal_a_plain_loop():
-    regions, _ = drawn_regions(400, frame=(900, 1300))
+    regions, _ = propose_regions(400, frame=(900, 1300))
     for region, level in zip(regions.tolist(), region_levels(regions, finest=2, coarsest=5).tolist(), strict=True):
         side = math.sqrt((region[2] - region[0]) * (region[3] - region[1]))
         assert level == min(5, max(2, math.floor(4 + math.log2(side / 224 + 1e-6))))
 
 
 def test_legacy_align_over_a_pyramid_equals_torchvision():
-    levels, (regions, image_index) = pyramid(), drawn_regions(60, overhang=10)
+    levels, (regions, image_index) = pyramid(), propose_regions(60, overhang=10)
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
     expected = theirs(
         {str(number): level for number, level in enumerate(levels)},
@@ -81,7 +81,7 @@ def test_legacy_align_over_a_pyramid_equals_torchvision():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_regions_is_kept(kind):
-    levels, (regions, image_index) = pyramid(), drawn_regions(40)
+    levels, (regions, image_index) = pyramid(), propose_regions(40)
     config = PoolConfig(kind=kind, size=3)
     together = pool_pyramid(levels, regions, image_index, finest=2, frame_px=FRAME, config=config)
     number = region_levels(regions, finest=2, coarsest=5) - 2
@@ -101,7 +101,7 @@ def test_the_order_of_regions_is_kept(kind):
 @pytest.mark.parametrize(("ratio", "asked"), [(2, 2), (3, 3), (0, -1)])
 @pytest.mark.parametrize("kind", ["align", "align_legacy", "max"])
 def test_one_map_equals_torchvision(kind, ratio, asked):
-    features, (regions, image_index) = pyramid()[2], drawn_regions(30, overhang=30)
+    features, (regions, image_index) = pyramid()[2], propose_regions(30, overhang=30)
     rows = torch.cat([image_index[:, None].float(), regions], 1)
     if kind == "max":
         expected = roi_pool(features, rows, 5, 1 / 16)
@@ -156,7 +156,7 @@ def literal_crop(image, box, size, frame):
 @pytest.mark.parametrize("size", [1, 2, 5, 17])
 def test_crop_and_resize_is_the_literal_one(size):
     features = pyramid(dtype=torch.float64)[3]
-    regions, image_index = drawn_regions(25, overhang=40)
+    regions, image_index = propose_regions(25, overhang=40)
     regions = regions.double()
     found = crop_and_resize(features, regions, image_index, size=size, frame_px=FRAME)
     for place in range(len(regions)):
@@ -176,7 +176,7 @@ def test_the_whole_frame_is_the_whole_map():
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients(kind):
     features = torch.randn(2, 2, 6, 7, dtype=torch.float64, requires_grad=True)
-    regions, image_index = drawn_regions(4, frame=(48, 56), overhang=6)
+    regions, image_index = propose_regions(4, frame=(48, 56), overhang=6)
     regions = regions.double().requires_grad_()
     config = PoolConfig(kind=kind, size=2)
 
@@ -209,7 +209,7 @@ def test_levels_and_images_without_a_region_too(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_is_pooled_in_full(kind):
-    level, (regions, image_index) = pyramid()[1], drawn_regions(5)
+    level, (regions, image_index) = pyramid()[1], propose_regions(5)
     arguments = {"stride_px": 8, "frame_px": FRAME, "config": PoolConfig(kind=kind)}
     half = level.to(torch.bfloat16)
     found = pool(half, regions, image_index, **arguments)

@@ -129,7 +129,7 @@ def require_same(path, out, *, model=None, size=None):
             "faster_rcnn_r50_fpn_tv",
             "first in the file, last here",
             tuple(range(1, 91)),
-            {"backbone": 265, "pyramid": 16, "proposal_head": 6, "region_head": 4, "predictor": 4},
+            {"backbone": 265, "pyramid": 16, "rpn_head": 6, "roi_head": 4, "predictor": 4},
         ),
     ],
 )

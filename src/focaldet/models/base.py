@@ -5,9 +5,9 @@ Axes: B images, H W pixels.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from focaldet.errors import ConfigError
 from focaldet.ops.grids import Grid
 from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
+
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -77,6 +79,9 @@ class Detector(nn.Module):
     _mean: Tensor
     _std: Tensor
 
+    renamed_tensors: ClassVar[Mapping[str, str]] = {}
+    """Beginnings of tensor names in state dicts of earlier versions, and what they are now."""
+
     def __init__(self, config: Any, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
         super().__init__()
         self.config = config
@@ -133,6 +138,18 @@ class Detector(nn.Module):
     @abstractmethod
     def detect(self, outputs: Any, sizes: Sequence[ImageSize]) -> list[Detections]:
         """The objects of each image, in the frame of the resized image and clipped to its size; best first."""
+
+    def current_names(self, tensors: Mapping[str, Value]) -> dict[str, Value]:
+        """What is given by tensor name, under the present names where those are of an earlier version."""
+        beginnings = self.renamed_tensors.items()
+        return {
+            next((new + name.removeprefix(old) for old, new in beginnings if name.startswith(old)), name): value
+            for name, value in tensors.items()
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in `nn.Module`; reads state dicts of earlier versions too."""
+        return super().load_state_dict(self.current_names(state_dict), strict=strict, assign=assign)
 
     @property
     def pretrained(self) -> tuple[tuple[str, str], ...]:

@@ -6,7 +6,7 @@ from typing import Any
 from focaldet.models.faster_rcnn.losses import StageConfig
 from focaldet.models.faster_rcnn.model import FasterRCNNConfig
 from focaldet.models.faster_rcnn.plus import PlusConfig, RefineConfig
-from focaldet.models.faster_rcnn.postprocess import RegionDetectConfig
+from focaldet.models.faster_rcnn.postprocess import FasterRCNNDetectConfig
 from focaldet.nets.regions import ProposalHeadConfig
 from focaldet.ops.anchors import AnchorConfig
 from focaldet.ops.matching import MatchConfig
@@ -40,7 +40,7 @@ SMALL = FasterRCNNConfig(
 # One map of stride 16 with anchors of 32…512 px, and conv5 on 14 × 14 cells of a region, as Detectron's C4.
 C4 = FasterRCNNConfig(
     backbone="resnet101",
-    trunk="halves",
+    trunk="c4",
     anchors=AnchorConfig(base_scale=2.0, scales=(1.0, 2.0, 4.0, 8.0, 16.0)),
     pooling=PoolConfig(size=14, sampling_ratio=0),
     background_box=False,
@@ -54,8 +54,8 @@ GRMI = FasterRCNNConfig(
     backbone="inception_resnet_v2",
     norm_eps=1e-3,
     frozen_stages=0,
-    trunk="halves",
-    proposal_head=ProposalHeadConfig(width=512, relu6=True, softmax=True),
+    trunk="c4",
+    rpn_head=ProposalHeadConfig(width=512, relu6=True, softmax=True),
     anchors=_FROM_64_PX,
     anchor_weights=(10.0, 10.0, 5.0, 5.0),
     pooling=PoolConfig(kind="crop_resize", size=17),
@@ -66,7 +66,7 @@ GRMI = FasterRCNNConfig(
         detect=ProposalLimits(_ALL_ANCHORS, 300), train=ProposalLimits(_ALL_ANCHORS, 300), objects_join=False
     ),
     region=_64_REGIONS,
-    detect=RegionDetectConfig(score_threshold=0.0, nms_iou=0.6),
+    detect=FasterRCNNDetectConfig(score_threshold=0.0, nms_iou=0.6),
 )
 
 # Made for small data at 320 px: anchors of 16…128 px, few regions of few cells, BatchNorm that learns.
@@ -82,10 +82,10 @@ INCEPTION_SMALL = replace(
     GRMI,
     **_SMALL_HALVES,
     backbone="inception_resnet_small",
-    proposal_head=ProposalHeadConfig(width=128, relu6=True, softmax=True),
+    rpn_head=ProposalHeadConfig(width=128, relu6=True, softmax=True),
     pooling=PoolConfig(kind="crop_resize", size=9),
     straddle_px=None,
-    detect=RegionDetectConfig(),
+    detect=FasterRCNNDetectConfig(),
 )
 
 C4_PLUS = replace(
@@ -105,6 +105,6 @@ TORCHVISION_V2 = replace(
     norm_eps=1e-5,
     frozen_stages=0,
     neck_norm=True,
-    proposal_head=ProposalHeadConfig(depth=2),
+    rpn_head=ProposalHeadConfig(depth=2),
     head="4conv1fc",
 )

@@ -93,7 +93,7 @@ class YOLOv2LossConfig:
 
 @validated
 @dataclass(frozen=True, slots=True)
-class RegionDetectConfig:
+class YOLOv2DetectConfig:
     """From raw outputs to detections: threshold on objectness × class, best `top_k` pairs, NMS per class.
 
     darknet keeps every pair above its threshold and every detection; COCO scores the best 100.
@@ -127,7 +127,7 @@ class YOLOv2Config:
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.5
     anchors: Shapes = COCO_ANCHORS
     loss: YOLOv2LossConfig = field(default_factory=YOLOv2LossConfig)
-    detect: RegionDetectConfig = field(default_factory=RegionDetectConfig)
+    detect: YOLOv2DetectConfig = field(default_factory=YOLOv2DetectConfig)
 
     def __post_init__(self) -> None:
         if self.norm == "batch" and self.norm_eps == 0:

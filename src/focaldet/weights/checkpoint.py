@@ -102,14 +102,15 @@ def build_saved(file: TensorFile, path: Path) -> tuple[Detector, Metadata]:
         sketch = build_on_meta(config)
     except (ConfigError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: config: describes no network: {error}") from None
-    require_fit(shapes_of(sketch), tensor_shapes(file.tensors), source=str(path))
+    tensors = sketch.current_names(file.tensors)
+    require_fit(shapes_of(sketch), tensor_shapes(tensors), source=str(path))
     for name, expected in sketch.state_dict().items():
-        if (actual := file.tensors[name].dtype) != expected.dtype:
+        if (actual := tensors[name].dtype) != expected.dtype:
             raise CheckpointError(f"{path}: {name}: is {actual}, must be {expected.dtype}")
     # The random weights that the file's replace must not cost the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         detector = from_config(config, class_names=metadata.class_names, preprocessing=metadata.preprocessing)
-    detector.load_state_dict(file.tensors)
+    detector.load_state_dict(tensors)
     return detector, metadata
 
 

@@ -27,7 +27,7 @@ BEHIND_ENCODER = {
     "priors",
     "tower_init",
     "top_down",
-    "proposal_head",
+    "rpn_head",
 }
 """Settings that may differ between a detector and the one whose encoder it starts from: those behind the encoder."""
 

@@ -48,7 +48,7 @@ def require_equal_answers(detector, network, rgb):
         limits = ProposalLimits(network.top_k, network.keep)
         detector.config = replace(detector.config, proposals=replace(detector.config.proposals, detect=limits))
         found = detector(padded(rgb, detector.preprocessing), [ImageSize(*size)])
-        first = found.first
+        first = found.rpn
         objectness, deltas = map(torch.cat, network.rpn_outputs(levels))
         boxes = oracle.decoded(deltas, torch.cat(network.anchors(levels)))
         regions = network.proposals(levels, size)

@@ -124,7 +124,7 @@ def test_other_classes_keep_everything_but_the_class_layers(file):
     report = load_into(detector, file("faster_rcnn_r50_fpn"))
     layers = [f"predictor.{layer}.{part}" for layer in ("classes", "boxes") for part in ("weight", "bias")]
     assert sorted(report.reset) == sorted(layers) and len(report.loaded) == 295 - 4
-    assert detector.class_names == ("a", "b") and not detector.region_head.fc6.weight.any()
+    assert detector.class_names == ("a", "b") and not detector.roi_head.fc6.weight.any()
 
 
 def test_a_network_of_other_depth_and_classes(file):
@@ -225,7 +225,7 @@ def test_strides_are_where_the_input_says(file, name):
             {"roi_heads.box_predictor.bbox_pred.weight": torch.zeros(4, 1024)},
             r"predictor.boxes.weight has shape \(4, 1024\) in the file, \(320, 1024\) in the network",
         ),
-        ("faster_rcnn_r101_c4", {"roi_heads.res5.2.conv3.weight": None}, "missing region_head.tail.2.conv3.weight$"),
+        ("faster_rcnn_r101_c4", {"roi_heads.res5.2.conv3.weight": None}, "missing roi_head.tail.2.conv3.weight$"),
         (
             "faster_rcnn_r101_c4",
             {"backbone.bottom_up.stem.conv1.weight": torch.zeros(1)},
@@ -234,7 +234,7 @@ def test_strides_are_where_the_input_says(file, name):
         (
             "faster_rcnn_r101_c4",
             {"proposal_generator.rpn_head.conv.bias": torch.zeros(1024, dtype=torch.int64)},
-            "proposal_head.tower.0.bias: is torch.int64, must be floating-point numbers",
+            "rpn_head.tower.0.bias: is torch.int64, must be floating-point numbers",
         ),
     ],
 )

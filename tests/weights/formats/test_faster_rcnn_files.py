@@ -18,20 +18,20 @@ PAIRS = {
         "backbone.layer3.5.bn2.running_var": "backbone.body.layer3.5.bn2.running_var",
         "pyramid.lateral.0.weight": "backbone.fpn.inner_blocks.0.0.weight",
         "pyramid.output.3.bias": "backbone.fpn.layer_blocks.3.0.bias",
-        "proposal_head.tower.0.weight": "rpn.head.conv.0.0.weight",
-        "proposal_head.objectness.bias": "rpn.head.cls_logits.bias",
-        "proposal_head.boxes.weight": "rpn.head.bbox_pred.weight",
-        "region_head.fc6.weight": "roi_heads.box_head.fc6.weight",
-        "region_head.fc7.bias": "roi_heads.box_head.fc7.bias",
+        "rpn_head.tower.0.weight": "rpn.head.conv.0.0.weight",
+        "rpn_head.objectness.bias": "rpn.head.cls_logits.bias",
+        "rpn_head.boxes.weight": "rpn.head.bbox_pred.weight",
+        "roi_head.fc6.weight": "roi_heads.box_head.fc6.weight",
+        "roi_head.fc7.bias": "roi_heads.box_head.fc7.bias",
     },
     "faster_rcnn_r50_fpn_v2_tv": {
         "pyramid.lateral.2.weight": "backbone.fpn.inner_blocks.2.0.weight",
         "pyramid.lateral_norms.2.running_mean": "backbone.fpn.inner_blocks.2.1.running_mean",
         "pyramid.output_norms.0.weight": "backbone.fpn.layer_blocks.0.1.weight",
-        "proposal_head.tower.1.bias": "rpn.head.conv.1.0.bias",
-        "region_head.tower.3.weight": "roi_heads.box_head.3.0.weight",
-        "region_head.norms.0.running_var": "roi_heads.box_head.0.1.running_var",
-        "region_head.fc.weight": "roi_heads.box_head.5.weight",
+        "rpn_head.tower.1.bias": "rpn.head.conv.1.0.bias",
+        "roi_head.tower.3.weight": "roi_heads.box_head.3.0.weight",
+        "roi_head.norms.0.running_var": "roi_heads.box_head.0.1.running_var",
+        "roi_head.fc.weight": "roi_heads.box_head.5.weight",
     },
 }
 BUILDERS = {
@@ -92,7 +92,7 @@ def test_fine_tuning_resets_the_class_layer(first, tmp_path):
         f"predictor.{layer}.{part}" for layer in ("classes", "boxes") for part in ("weight", "bias")
     }
     assert "in the file 90 classes (person, bicycle, car, motorcycle and 86 more)" in " ".join(report.sentences())
-    assert torch.equal(detector.region_head.fc7.weight, first["roi_heads.box_head.fc7.weight"])
+    assert torch.equal(detector.roi_head.fc7.weight, first["roi_heads.box_head.fc7.weight"])
 
 
 def test_how_it_learns_may_differ_and_what_a_tensor_means_may_not(first, tmp_path):
@@ -112,7 +112,7 @@ def test_how_it_learns_may_differ_and_what_a_tensor_means_may_not(first, tmp_pat
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ("rpn.head.bbox_pred.bias", r"missing proposal_head\.boxes\.bias"),
+        ("rpn.head.bbox_pred.bias", r"missing rpn_head\.boxes\.bias"),
         ("roi_heads.mask_head.mask_fcn1.weight", r"left over roi_heads\.mask_head\.mask_fcn1\.weight"),
     ],
 )

@@ -203,7 +203,7 @@ def test_classes_of_another_number(file):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rpn_head.rpn_cls.bias": None}, "missing proposal_head.objectness.bias$"),
+        ({"rpn_head.rpn_cls.bias": None}, "missing rpn_head.objectness.bias$"),
         ({"neck.fpn_convs.3.conv.weight": None}, "missing pyramid.output.3.weight$"),
         ({"backbone.layer3.5.bn2.running_var": None}, "missing backbone.layer3.5.bn2.running_var$"),
         ({"backbone.layer3.5.conv1.weight": None}, r"has 3 \+ 4 \+ 5 \+ 3 blocks"),

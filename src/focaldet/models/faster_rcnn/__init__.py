@@ -1,1 +1,1 @@
-"""Faster R-CNN on a feature pyramid or on one map of a classifier."""
+"""Faster R-CNN on a feature pyramid or on one feature map (C4)."""

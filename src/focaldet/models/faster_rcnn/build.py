@@ -1,8 +1,8 @@
-"""What a Faster R-CNN is made of: the network that makes its maps, and the one that looks at a region of them.
+"""Builds the networks of a Faster R-CNN: backbone and neck, which make the feature maps, and the head on the regions.
 
-Either a pyramid on a backbone, and a small head. Or a classifier in two halves: the first makes one map, the second
-looks at what is cut out of it (R101-C4 of the ResNet paper, G-RMI), with top-down modules between them or without
-(TDM).
+Trunk "pyramid": a feature pyramid on a backbone, and a small head. Trunk "c4": a classifier cut in two; its first part
+makes one map, its last stage (conv5) is the head on the regions (R101-C4 of the ResNet paper, G-RMI), with top-down
+modules between them (TDM) or without.
 """
 
 import math
@@ -21,16 +21,19 @@ from focaldet.nets.regions import FourConvolutions, PooledTail, TwoLayers
 from focaldet.nets.resnet import RESNETS, ResNet
 from focaldet.nets.tdm import TopDownNetwork
 
-STRIDE_OF_HALVES_PX = 16
-LEAST_CELLS = 3  # of a region's side, for Mixed_7a
+C4_STRIDE_PX = 16
+MIN_CELLS = 3  # of a region's side, for Mixed_7a
+Trunk = Literal["pyramid", "c4"]
 Head = Literal["2fc", "4conv1fc"]
 
+OTHER_TRUNK_SETTINGS: dict[Trunk, tuple[str, ...]] = {
+    "pyramid": ("output_stride", "top_down"),
+    "c4": ("width", "neck_norm", "head", "head_width"),
+}
+"""For each trunk the settings that only the other one has."""
 
-IDLE = {"pyramid": ("output_stride", "top_down"), "halves": ("width", "neck_norm", "head", "head_width")}
-"""The settings that only the other trunk has."""
 
-
-class Norms(NamedTuple):
+class BackboneSettings(NamedTuple):
     """How the layers of a backbone are made, where published ones differ."""
 
     kind: NormKind
@@ -38,10 +41,11 @@ class Norms(NamedTuple):
     stride_in_1x1: bool
 
 
-class Parts(NamedTuple):
-    """Images → `backbone` → maps → `neck` → levels, of `channels` each; without a neck the last map is the only level.
+class FasterRCNNComponents(NamedTuple):
+    """The parts: images → `backbone` → maps → `neck` → levels of `channels` each, and `head` on pooled regions.
 
-    `head` makes a vector of a region, which is cut from the first `num_pooled` levels.
+    Without a neck the last map is the only level. Regions are pooled from the first `num_pooled` levels; `head` turns
+    each into a vector.
     """
 
     backbone: Staged
@@ -52,85 +56,86 @@ class Parts(NamedTuple):
 
     @property
     def finest(self) -> int:
-        """The number of the first level: its stride is 2^number pixels."""
+        """log2 of the first level's stride in pixels, such as 2 for P2."""
         return int(math.log2(self.strides_px[0]))
 
     @property
     def num_pooled(self) -> int:
-        """How many levels regions are cut from: the coarsest of several serves proposals alone."""
+        """How many levels regions are pooled from: all but the coarsest of several, which only gets proposals."""
         return max(1, len(self.strides_px) - 1)
 
 
-def require_used(config: Any, *, trunk: Literal["pyramid", "halves"]) -> None:
-    """See that no setting is there which only a Faster R-CNN with the other trunk has: it would have no effect.
+def refuse_unused_settings(config: Any, *, trunk: Trunk) -> None:
+    """Raise where a setting is given that only the other trunk uses, as it would have no effect.
 
     Raises:
-        ConfigError: a setting that only the other trunk has is not its default; names it.
+        ConfigError: such a setting differs from its default; names it.
     """
     defaults = {field.name: field.default for field in fields(config)}
-    if idle := [name for name in IDLE[trunk] if getattr(config, name) != defaults[name]]:
-        raise ConfigError(f'{idle[0]}: has no effect with trunk: "{trunk}"; leave it at {defaults[idle[0]]}')
+    if unused := [name for name in OTHER_TRUNK_SETTINGS[trunk] if getattr(config, name) != defaults[name]]:
+        raise ConfigError(f'{unused[0]}: has no effect with trunk: "{trunk}"; leave it at {defaults[unused[0]]}')
 
 
-def pyramid_parts(
+def build_pyramid_components(
     backbone: str,
-    norms: Norms,
+    norms: BackboneSettings,
     *,
     width: int,
     neck_norm: bool,
     head: Head,
     head_width: int,
     pooled_size: int,
-) -> Parts:
+) -> FasterRCNNComponents:
     """P2…P6 on C2…C5, and a head on 7 × 7 cells (Lin et al. 2016, section 4.2)."""
     network = build_backbone(backbone, norm=norms.kind, eps=norms.eps, stride_in_1x1=norms.stride_in_1x1)
     pyramid = RegionPyramid(network.channels, width, norm=norms.kind if neck_norm else None, eps=norms.eps)
-    region_head: TwoLayers | FourConvolutions = (
+    roi_head: TwoLayers | FourConvolutions = (
         TwoLayers(width, pooled_size, head_width)
         if head == "2fc"
         else FourConvolutions(width, pooled_size, head_width, norm=norms.kind, eps=norms.eps)
     )
-    return Parts(network, pyramid, region_head, REGION_STRIDES_PX, width)
+    return FasterRCNNComponents(network, pyramid, roi_head, REGION_STRIDES_PX, width)
 
 
-def halved_parts(
+def build_c4_components(
     backbone: str,
-    norms: Norms,
+    norms: BackboneSettings,
     output_stride: Literal[8, 16],
     *,
     top_down: tuple[int, ...],
     pooled_size: int,
-) -> Parts:
-    """C4 and conv5 of a ResNet, or the two halves of Inception-ResNet-v2; `top_down` are the widths of the modules.
+) -> FasterRCNNComponents:
+    """C4 and conv5 of a ResNet, or trunk and tail of Inception-ResNet-v2; `top_down` are the widths of the modules.
 
     Raises:
-        ConfigError: the backbone cannot be cut, has no output stride of 8, or cannot look at regions of so few cells.
+        ConfigError: the backbone cannot be cut, has no output stride of 8, or needs regions of more cells.
     """
     trunk: ResNet | InceptionResNetTrunk
     tail: nn.Module
     channels: tuple[int, ...]
     if backbone in INCEPTION_RESNETS:
-        if pooled_size < LEAST_CELLS:
+        if pooled_size < MIN_CELLS:
             raise ConfigError(
-                f"pooling.size: {pooled_size} is too few for {backbone}, whose second half does not pad: 3"
+                f"pooling.size: must be at least {MIN_CELLS} for {backbone}, whose tail does not pad, got {pooled_size}"
             )
         shape = INCEPTION_RESNETS[backbone]
         trunk = InceptionResNetTrunk(shape, norm=norms.kind, eps=norms.eps, output_stride=output_stride)
-        half = InceptionResNetTail(shape, norm=norms.kind, eps=norms.eps)
-        channels, strides_px, tail, width = trunk.channels, trunk.strides_px, half, half.channels
+        inception_tail = InceptionResNetTail(shape, norm=norms.kind, eps=norms.eps)
+        channels, strides_px = trunk.channels, trunk.strides_px
+        tail, width = inception_tail, inception_tail.channels
     elif backbone in RESNETS:
-        if output_stride != STRIDE_OF_HALVES_PX:
+        if output_stride != C4_STRIDE_PX:
             raise ConfigError(
-                f"output_stride: {output_stride} is there for Inception-ResNet-v2 alone; {backbone} has 16"
+                f"output_stride: {output_stride} needs an Inception-ResNet-v2 backbone; {backbone} has 16"
             )
         trunk = ResNet(backbone, norm=norms.kind, eps=norms.eps, stride_in_1x1=norms.stride_in_1x1)
-        *kept, width = trunk.channels
-        channels, strides_px, tail = tuple(kept), (4, 8, STRIDE_OF_HALVES_PX), trunk.cut()
+        *first, width = trunk.channels
+        channels, strides_px, tail = tuple(first), (4, 8, C4_STRIDE_PX), trunk.cut()
     else:
-        halves = ", ".join([*INCEPTION_RESNETS, *RESNETS])
-        raise ConfigError(f"backbone {backbone!r} cannot be cut in two halves (these can: {halves})")
+        known = ", ".join([*INCEPTION_RESNETS, *RESNETS])
+        raise ConfigError(f'backbone {backbone!r} cannot be cut for trunk: "c4" (these can: {known})')
     neck = TopDownNetwork(channels, top_down) if top_down else None
     stride_px = strides_px[-1 - len(top_down)]
     map_channels = neck.channels if neck else channels[-1]
     head = PooledTail(map_channels, tail, tail_channels=channels[-1], width=width)
-    return Parts(trunk, neck, head, (stride_px,), map_channels)
+    return FasterRCNNComponents(trunk, neck, head, (stride_px,), map_channels)

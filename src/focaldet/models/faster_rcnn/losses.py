@@ -1,4 +1,4 @@
-"""How the two stages of a Faster R-CNN learn: who is an object, which boxes train, and what they cost.
+"""The losses of the two stages of a Faster R-CNN: matching, sampling, and what the sampled boxes cost.
 
 The labels of the second stage count the background as class K, the one class of the first is 0.
 
@@ -30,11 +30,11 @@ from focaldet.types import Target
 @validated
 @dataclass(frozen=True, slots=True)
 class StageConfig:
-    """How one of the two stages learns: which boxes are objects, how many train, and what they cost.
+    """How one of the two stages is trained: matching, sampling and losses.
 
-    `loss` "cross_entropy" is divided, as the box loss, by the boxes that train. "focal" is the focal loss with `alpha`
-    and `gamma`, divided by the positives; in the first stage all anchors train then, without lots. `beta` is the corner
-    of smooth L1 on the encoded boxes.
+    `loss` "cross_entropy" is divided, as the box loss, by the sampled boxes. "focal" is the focal loss with `alpha` and
+    `gamma`, divided by the positives; in the first stage it is that of all anchors, without sampling. `beta` is the
+    corner of smooth L1 on the encoded boxes.
     """
 
     matching: MatchConfig
@@ -46,28 +46,28 @@ class StageConfig:
     box_weight: NonNegativeFloat = 1.0
 
 
-class FirstStage(NamedTuple):
-    """Raw outputs of the proposal head, the anchors, how many each level has, and (height, width) of the pictures."""
+class RPNOutputs(NamedTuple):
+    """Raw outputs of the RPN, the anchors, how many each level has, and (height, width) of the images."""
 
     objectness: Float[Tensor, "B A"]
     deltas: Float[Tensor, "B A 4"]
     anchors: Float[Tensor, "A 4"]
     level_sizes: tuple[int, ...]
-    frames: Float[Tensor, "B 2"]
+    image_sizes: Float[Tensor, "B 2"]
 
 
 class FasterRCNNOutputs(NamedTuple):
-    """Raw outputs: those of the first stage, the regions and the image of each, class logits and encoded boxes."""
+    """Raw outputs: those of the RPN, the regions and the image of each, class logits and encoded boxes."""
 
-    first: FirstStage
+    rpn: RPNOutputs
     regions: Float[Tensor, "R 4"]
     image_index: Int64[Tensor, " R"]
     logits: Float[Tensor, "R V"]
     deltas: Float[Tensor, "R K 4"]
 
 
-class RegionMatches(NamedTuple):
-    """For each region: its class (K for background), whether the loss leaves it out, and the box it overlaps most."""
+class RegionTargets(NamedTuple):
+    """For each region: its class (K for background), whether the loss ignores it, and the box it overlaps most."""
 
     labels: Int64[Tensor, " R"]
     ignored: Bool[Tensor, " R"]
@@ -75,56 +75,57 @@ class RegionMatches(NamedTuple):
 
 
 @torch.no_grad()
-def minibatch(
+def sample_regions(
     regions: Float[Tensor, "N 4"], target: Target, config: StageConfig, *, objects_join: bool = True
 ) -> Float[Tensor, "M 4"]:
-    """The regions of one image that the second stage trains on, drawn by lot from proposals and objects.
+    """The regions of one image that the second stage trains on: a random sample of proposals and ground-truth boxes.
 
-    torch's own generator draws: the engine seeds it before every step. Without `objects_join` proposals are alone.
+    It comes from torch's own generator, which the engine seeds before every step. Without `objects_join` it is one of
+    proposals alone.
     """
-    every = torch.cat([regions, target.boxes[~target.ignored]]) if objects_join else regions
-    found = match(every, target.boxes, target.ignored, config.matching)
-    lots = torch.rand(len(every), device=every.device)
-    return every[balanced(lots, found.foreground, found.ignored, config=config.sampling)]
+    candidates = torch.cat([regions, target.boxes[~target.ignored]]) if objects_join else regions
+    matches = match(candidates, target.boxes, target.ignored, config.matching)
+    noise = torch.rand(len(candidates), device=candidates.device)
+    return candidates[balanced(noise, matches.foreground, matches.ignored, config=config.sampling)]
 
 
 @torch.no_grad()
-def drawn_regions(
-    first: FirstStage,
+def propose_regions(
+    rpn: RPNOutputs,
     targets: Sequence[Target] | None,
     *,
     weights: Sequence[float],
     proposals: ProposalConfig,
     config: StageConfig,
 ) -> tuple[Float[Tensor, "R 4"], Int64[Tensor, " R"]]:
-    """The regions of all images and the image of each: the best proposals, or with `targets` a minibatch by lot.
+    """The regions of all images and the image of each: the best proposals, or with `targets` a random sample of them.
 
-    `weights` are those that the encoded boxes of the first stage were multiplied by.
+    `weights` are those that the encoded boxes of the RPN were multiplied by.
     """
-    deltas = first.deltas / first.deltas.new_tensor(weights)
-    found = [
+    deltas = rpn.deltas / rpn.deltas.new_tensor(weights)
+    proposed = [
         propose(
-            first.objectness[place],
-            deltas[place],
-            first.anchors,
-            level_sizes=first.level_sizes,
+            rpn.objectness[image],
+            deltas[image],
+            rpn.anchors,
+            level_sizes=rpn.level_sizes,
             frame=frame,
             limits=proposals.detect if targets is None else proposals.train,
             nms_iou=proposals.nms_iou,
         )
-        for place, frame in enumerate(first.frames)
+        for image, frame in enumerate(rpn.image_sizes)
     ]
     if targets is not None:
-        found = [
-            minibatch(regions, target, config, objects_join=proposals.objects_join)
-            for regions, target in zip(found, targets, strict=True)
+        proposed = [
+            sample_regions(regions, target, config, objects_join=proposals.objects_join)
+            for regions, target in zip(proposed, targets, strict=True)
         ]
-    index = [torch.full_like(regions[:, 0], place, dtype=torch.int64) for place, regions in enumerate(found)]
-    return torch.cat(found), torch.cat(index)
+    index = [torch.full_like(regions[:, 0], image, dtype=torch.int64) for image, regions in enumerate(proposed)]
+    return torch.cat(proposed), torch.cat(index)
 
 
-def anchor_losses(
-    first: FirstStage,
+def rpn_losses(
+    rpn: RPNOutputs,
     targets: Sequence[Target],
     context: LossContext,
     *,
@@ -132,86 +133,87 @@ def anchor_losses(
     straddle_px: float | None,
     weights: Sequence[float],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The objectness and the box loss of the first stage; torch's generator draws the anchors that train."""
-    matched = [
+    """The objectness and the box loss of the RPN; torch's own generator samples the anchors that are trained."""
+    matches = [
         match_inside(
-            first.anchors,
+            rpn.anchors,
             target.boxes,
             target.ignored,
             frame=frame,
             straddle_px=straddle_px,
             config=config.matching,
         )
-        for target, frame in zip(targets, first.frames, strict=True)
+        for target, frame in zip(targets, rpn.image_sizes, strict=True)
     ]
-    foreground = torch.stack([found.foreground for found in matched])
-    trained = ~torch.stack([found.ignored for found in matched])
+    foreground = torch.stack([m.foreground for m in matches])
+    trained = ~torch.stack([m.ignored for m in matches])
     if config.loss == "cross_entropy":
-        trained = balanced(torch.rand_like(first.objectness), foreground, ~trained, config=config.sampling)
+        trained = balanced(torch.rand_like(rpn.objectness), foreground, ~trained, config=config.sampling)
     positive = foreground & trained
-    rows = zip(targets, matched, positive, strict=True)
-    boxes = torch.cat([target.boxes[found.box_index[row]] for target, found, row in rows])
-    truth = encode(boxes, first.anchors.expand_as(first.deltas)[positive])
-    return _losses(
+    rows = zip(targets, matches, positive, strict=True)
+    boxes = torch.cat([target.boxes[m.box_index[row]] for target, m, row in rows])
+    truth = encode(boxes, rpn.anchors.expand_as(rpn.deltas)[positive])
+    return _stage_losses(
         config,
-        first.objectness[..., None],
+        rpn.objectness[..., None],
         (~positive).long(),
         trained,
-        deltas=first.deltas[positive],
+        deltas=rpn.deltas[positive],
         truth=truth * truth.new_tensor(weights),
         classifier="sigmoid",
         context=context,
     )
 
 
-def regions_matched(
+def match_regions(
     regions: Float[Tensor, "R 4"],
     image_index: Int64[Tensor, " R"],
     targets: Sequence[Target],
     *,
     config: MatchConfig,
     num_classes: int,
-) -> RegionMatches:
-    """What each region shows; regions of any image of the batch in any order."""
+) -> RegionTargets:
+    """The class and box that each region is trained for; regions of any image of the batch in any order."""
     labels = torch.full_like(image_index, num_classes)
     ignored = torch.zeros_like(labels, dtype=torch.bool)
     boxes = regions.clone()
-    for place, target in enumerate(targets):
-        rows = (image_index == place).nonzero().squeeze(1)
-        found = match(regions[rows], target.boxes, target.ignored, config)
-        ignored[rows] = found.ignored
-        if len(target.boxes):
-            labels[rows] = torch.where(found.foreground, target.labels[found.box_index], labels[rows])
-            boxes[rows] = target.boxes[found.box_index]
-    return RegionMatches(labels, ignored, boxes)
+    for image, target in enumerate(targets):
+        rows = (image_index == image).nonzero().squeeze(1)
+        matches = match(regions[rows], target.boxes, target.ignored, config)
+        ignored[rows] = matches.ignored
+        if len(target):
+            labels[rows] = torch.where(matches.foreground, target.labels[matches.box_index], labels[rows])
+            boxes[rows] = target.boxes[matches.box_index]
+    return RegionTargets(labels, ignored, boxes)
 
 
-def region_losses(
+def roi_losses(
     logits: Float[Tensor, "R V"],
     deltas: Float[Tensor, "R K 4"],
     regions: Float[Tensor, "R 4"],
-    matched: RegionMatches,
+    region_targets: RegionTargets,
     context: LossContext,
     *,
     config: StageConfig,
     weights: Sequence[float],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The class and the box loss of the second stage: a softmax, and the box of the true class alone."""
-    positive = (matched.labels < deltas.shape[1]) & ~matched.ignored
-    truth = encode(matched.boxes[positive], regions[positive])
-    return _losses(
+    labels, ignored, boxes = region_targets
+    positive = (labels < deltas.shape[1]) & ~ignored
+    truth = encode(boxes[positive], regions[positive])
+    return _stage_losses(
         config,
         logits,
-        matched.labels,
-        ~matched.ignored,
-        deltas=deltas[positive, matched.labels[positive]],
+        labels,
+        ~ignored,
+        deltas=deltas[positive, labels[positive]],
         truth=truth * truth.new_tensor(weights),
         classifier="softmax",
         context=context,
     )
 
 
-def _losses(
+def _stage_losses(
     config: StageConfig,
     logits: Float[Tensor, "*A V"],
     labels: Int64[Tensor, "*A"],
@@ -222,10 +224,10 @@ def _losses(
     classifier: Classifier,
     context: LossContext,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """The class loss of all boxes that train and the box loss of the P positives, both over what `config` counts."""
+    """The class loss of all trained boxes and the box loss of the P positives, divided by what `config` counts."""
     is_focal = config.loss == "focal"
     num_trained = trained.sum()
-    over = divisors(
+    normalizer = divisors(
         (torch.full_like(num_trained, len(deltas)) if is_focal else num_trained)[None],
         "batch",
         averages=context.averages,
@@ -235,4 +237,4 @@ def _losses(
     alpha, gamma = (config.alpha, config.gamma) if is_focal else (None, 0.0)
     class_loss = class_loss_sum(logits, labels, classifier=classifier, alpha=alpha, gamma=gamma, ignore=~trained)
     box_loss = smooth_l1_loss(deltas, truth, beta=config.beta).sum()
-    return class_loss / over, box_loss / over * config.box_weight
+    return class_loss / normalizer, box_loss / normalizer * config.box_weight

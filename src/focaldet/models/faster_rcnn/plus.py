@@ -24,12 +24,11 @@ NUM_SCALES = 2  # "two adjacent scales" of each region (appendix B; Ren et al. 2
 @validated
 @dataclass(frozen=True, slots=True)
 class RefineConfig:
-    """A second look at the boxes of the first one; both answers together go into NMS at `nms_iou`, then vote. The
-    `nms_iou` of `detect` has no effect then.
+    """Box refinement: detected boxes go through the second stage once more, as regions.
 
-    The second look is at the box of the likeliest class of each region, or with `every_class` at those of all classes
-    that are likelier than `least_score`. A kept box becomes the mean of all boxes of its class that overlap it by
-    `vote_iou`, weighted by their scores.
+    These are the box of the most probable class of each region, or with `every_class` those of all classes more
+    probable than `least_score`. The detections of both passes go into NMS at `nms_iou` (that of `detect` has no effect
+    then), and a kept box becomes the mean of all boxes of its class that overlap it by `vote_iou`, weighted by scores.
     """
 
     boxes: Literal["best_class", "every_class"] = "best_class"
@@ -43,9 +42,9 @@ class RefineConfig:
 class PlusConfig:
     """The three additions, each by itself.
 
-    `refine` and `scales` belong to prediction alone; a trained detector takes them without more training. `context`
-    puts the vector of the whole picture beside that of each region, and is trained. `scales` are those of the maps that
-    regions are cut from, as factors on the picture; proposals come from the picture as it is.
+    `refine` and `scales` belong to prediction alone; a trained detector takes them without more training. `context` is
+    the global context: the vector of the whole image beside that of each region; it is trained. `scales` are factors on
+    the image, each with maps that regions are pooled from; proposals come from the image as it is.
     """
 
     refine: RefineConfig | None = None
@@ -53,102 +52,102 @@ class PlusConfig:
     scales: Annotated[tuple[Factor, ...], Field(max_length=8)] = ()
 
 
-class View(NamedTuple):
-    """The levels of the batch at one scale; `scale` is the factor (x, y) on the coordinates of the batch."""
+class ScaledMaps(NamedTuple):
+    """The feature maps of a batch at one scale; `scale` is the factor (x, y) on the coordinates of the batch."""
 
     levels: Sequence[Tensor]
     frame_px: tuple[int, int]
     scale: tuple[float, float] = (1.0, 1.0)
 
-    def regions(self, regions: Float[Tensor, "R 4"]) -> Float[Tensor, "R 4"]:
+    def scale_regions(self, regions: Float[Tensor, "R 4"]) -> Float[Tensor, "R 4"]:
         """The regions in the pixels of this scale."""
         return regions * regions.new_tensor([*self.scale, *self.scale])
 
 
-def views_of(
+def scale_maps(
     x: Float[Tensor, "B 3 H W"],
     levels: Sequence[Tensor],
     *,
     scales: Sequence[float],
     levels_of: Callable[[Float[Tensor, "B 3 h w"]], Sequence[Tensor]],
-) -> tuple[View, ...]:
-    """Normalised images at every one of `scales`; `levels` are those of the images as they are, scale 1."""
+) -> tuple[ScaledMaps, ...]:
+    """The maps of normalized images at every one of `scales`; `levels` are those at scale 1."""
     height, width = x.shape[-2:]
-    views = []
+    maps = []
     for factor in scales:
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
         if size == (height, width):
-            views.append(View(levels, size))
+            maps.append(ScaledMaps(levels, size))
             continue
         larger = F.interpolate(x, size=size, mode="bilinear", antialias=True)
-        views.append(View(levels_of(larger), size, (size[1] / width, size[0] / height)))
-    return tuple(views)
+        maps.append(ScaledMaps(levels_of(larger), size, (size[1] / width, size[0] / height)))
+    return tuple(maps)
 
 
-def scales_of(regions: Float[Tensor, "R 4"], views: Sequence[View], *, canonical_px: int) -> Int64[Tensor, "R two"]:
-    """Of each region the two views in which the root of its area is nearest to `canonical_px`, by their ratio.
+def nearest_scales(
+    regions: Float[Tensor, "R 4"], maps: Sequence[ScaledMaps], *, canonical_px: int
+) -> Int64[Tensor, "R two"]:
+    """Of each region the two scales at which the root of its area is nearest to `canonical_px`, by their ratio.
 
     Sorted by scale the two are neighbours: the ratio falls up to the nearest and grows from there.
     """
-    sides = torch.stack([areas(view.regions(regions)).sqrt() for view in views], 1)
+    sides = torch.stack([areas(scaled.scale_regions(regions)).sqrt() for scaled in maps], 1)
     distance = (sides.clamp(min=MIN_SIDE_PX) / canonical_px).log().abs()
-    return distance.topk(min(NUM_SCALES, len(views)), dim=1, largest=False).indices
+    return distance.topk(min(NUM_SCALES, len(maps)), dim=1, largest=False).indices
 
 
-def largest_of_scales(
+def max_over_scales(
     regions: Float[Tensor, "R 4"],
     image_index: Int64[Tensor, " R"],
-    views: Sequence[View],
-    look: Callable[[View, Tensor, Tensor], Float[Tensor, "r D"]],
+    maps: Sequence[ScaledMaps],
+    head: Callable[[ScaledMaps, Tensor, Tensor], Float[Tensor, "r D"]],
     *,
     canonical_px: int,
 ) -> Float[Tensor, "R D"]:
-    """The vectors that `look(view, regions, image_index)` gives; of two views the larger value in each place."""
-    if len(views) == 1:
-        return look(views[0], views[0].regions(regions), image_index)
-    chosen = scales_of(regions, views, canonical_px=canonical_px)
-    found: list[tuple[Tensor, Tensor]] = []
-    for number, view in enumerate(views):
+    """The vectors that `head(maps, regions, image_index)` makes, their elementwise maximum over two nearest scales."""
+    if len(maps) == 1:
+        return head(maps[0], maps[0].scale_regions(regions), image_index)
+    chosen = nearest_scales(regions, maps, canonical_px=canonical_px)
+    parts: list[tuple[Tensor, Tensor]] = []
+    for number, scaled in enumerate(maps):
         rows = (chosen == number).any(1).nonzero().squeeze(1)
-        found.append((rows, look(view, view.regions(regions[rows]), image_index[rows])))
-    vectors = found[0][1]
+        parts.append((rows, head(scaled, scaled.scale_regions(regions[rows]), image_index[rows])))
+    vectors = parts[0][1]
     largest = vectors.new_full((len(regions), vectors.shape[1]), -torch.inf)
-    for rows, seen in found:
-        largest = largest.index_copy(0, rows, torch.maximum(largest[rows], seen))
+    for rows, vectors in parts:
+        largest = largest.index_copy(0, rows, torch.maximum(largest[rows], vectors))
     return largest
 
 
-def with_pictures(
-    regions: Float[Tensor, "R 4"], image_index: Int64[Tensor, " R"], *, frames: Float[Tensor, "B 2"]
+def append_whole_images(
+    regions: Float[Tensor, "R 4"], image_index: Int64[Tensor, " R"], *, image_sizes: Float[Tensor, "B 2"]
 ) -> tuple[Float[Tensor, "R+B 4"], Int64[Tensor, "R+B"]]:
-    """The regions, and behind them each picture as one more.
+    """The regions, and behind them each whole image as one more.
 
-    The head looks at both in one pass: were they two, BatchNorm would learn from each by its own statistics and answer
-    with a mixture that is true of neither.
+    The head gets both in one pass: in two, BatchNorm would learn from the statistics of each and keep a mixture that is
+    true of neither.
     """
-    pictures = torch.cat([torch.zeros_like(frames), frames.flip(1)], 1)
-    places = torch.arange(len(frames), device=frames.device)
-    return torch.cat([regions, pictures]), torch.cat([image_index, places])
+    whole = torch.cat([torch.zeros_like(image_sizes), image_sizes.flip(1)], 1)
+    images = torch.arange(len(image_sizes), device=image_sizes.device)
+    return torch.cat([regions, whole]), torch.cat([image_index, images])
 
 
 @torch.no_grad()
-def second_look(
+def boxes_to_refine(
     boxes: Float[Tensor, "R K 4"],
-    likely: Float[Tensor, "R K"],
+    probabilities: Float[Tensor, "R K"],
     image_index: Int64[Tensor, " R"],
     *,
-    frames: Float[Tensor, "B 2"],
+    image_sizes: Float[Tensor, "B 2"],
     config: RefineConfig,
 ) -> tuple[Float[Tensor, "r 4"], Int64[Tensor, " r"]]:
-    """The regions to look at again and the image of each: decoded boxes, cut to the picture, those without area left
-    out.
-    """
+    """The regions of the second pass and the image of each: decoded boxes, clipped to the image, without empty ones."""
     if config.boxes == "best_class":
-        best = likely.argmax(1)
+        best = probabilities.argmax(1)
         region = torch.arange(len(best), device=best.device)
     else:
-        region, best = (likely > config.least_score).nonzero().unbind(1)
+        region, best = (probabilities > config.least_score).nonzero().unbind(1)
     index = image_index[region]
-    again = clip_to_frame(boxes[region, best], frames[index])
-    real = has_sides(again, least_px=MIN_SIDE_PX)
-    return again[real], index[real]
+    clipped = clip_to_frame(boxes[region, best], image_sizes[index])
+    is_kept = has_sides(clipped, least_px=MIN_SIDE_PX)
+    return clipped[is_kept], index[is_kept]

@@ -1,4 +1,4 @@
-"""From the answers of a second stage to boxes: decoded, cut to the picture, the best of each place.
+"""From the raw outputs of the second stage to detections: decoding, clipping, NMS.
 
 Axes: R regions of all images, N regions of one image, K classes, V = K + 1 class values,
 D detections.
@@ -19,12 +19,12 @@ from focaldet.ops.nms import class_nms, vote
 from focaldet.ops.proposals import has_sides
 from focaldet.types import ImageSize
 
-MIN_DETECTION_SIDE_PX = 1e-2  # detections that the image's border cut to nothing are none; torchvision's number
+MIN_DETECTION_SIDE_PX = 1e-2  # boxes that clipping leaves without area are dropped; torchvision's number
 
 
 @validated
 @dataclass(frozen=True, slots=True)
-class RegionDetectConfig:
+class FasterRCNNDetectConfig:
     """From the second stage to detections: threshold, NMS per class, the best of all."""
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -32,7 +32,7 @@ class RegionDetectConfig:
     max_detections: PositiveInt = 100
 
 
-def answers(
+def decode_regions(
     regions: Float[Tensor, "R 4"],
     logits: Float[Tensor, "R V"],
     deltas: Float[Tensor, "R K 4"],
@@ -44,23 +44,23 @@ def answers(
     return boxes, logits.softmax(-1)[:, :-1]
 
 
-def best_boxes(
+def select_detections(
     boxes: Float[Tensor, "N K 4"],
-    likely: Float[Tensor, "N K"],
+    probabilities: Float[Tensor, "N K"],
     *,
     size: ImageSize,
-    config: RegionDetectConfig,
+    config: FasterRCNNDetectConfig,
     refine: RefineConfig | None,
 ) -> tuple[Float[Tensor, "D 4"], Float[Tensor, " D"], Int64[Tensor, " D"]]:
-    """Boxes, scores and classes of one image, best first; with `refine` by its NMS, and its vote."""
+    """Boxes, scores and classes of one image, best first; with `refine` after its NMS and box voting."""
     clipped = clip(boxes, height=size.height, width=size.width)
-    wanted = (likely > config.score_threshold) & has_sides(clipped, least_px=MIN_DETECTION_SIDE_PX)
-    region, label = wanted.nonzero().unbind(1)
-    found, scores = clipped[region, label], likely[region, label]
+    candidates = (probabilities > config.score_threshold) & has_sides(clipped, least_px=MIN_DETECTION_SIDE_PX)
+    region, label = candidates.nonzero().unbind(1)
+    every_box, scores = clipped[region, label], probabilities[region, label]
     iou = config.nms_iou if refine is None else refine.nms_iou
-    keep = class_nms(found, scores, label, iou=iou, most=config.max_detections)
-    kept = found[keep]
-    if refine is not None:  # a mean of boxes in the picture may leave it by the last digit
-        voted = vote(found, scores, label, kept=keep, iou=refine.vote_iou)
-        kept = clip(voted, height=size.height, width=size.width)
-    return kept, scores[keep], label[keep]
+    keep = class_nms(every_box, scores, label, iou=iou, most=config.max_detections)
+    best = every_box[keep]
+    if refine is not None:  # a mean of boxes in the image may leave it by the last digit
+        voted = vote(every_box, scores, label, kept=keep, iou=refine.vote_iou)
+        best = clip(voted, height=size.height, width=size.width)
+    return best, scores[keep], label[keep]

@@ -47,11 +47,11 @@ _FIRST_EXTRA = 3
 _MMDET_LAYERS = {
     "bbox_head.retina_cls": "class_subnet.predict",
     "bbox_head.retina_reg": "box_subnet.predict",
-    "rpn_head.rpn_conv": "proposal_head.tower.0",
-    "rpn_head.rpn_cls": "proposal_head.objectness",
-    "rpn_head.rpn_reg": "proposal_head.boxes",
-    "roi_head.bbox_head.shared_fcs.0": "region_head.fc6",
-    "roi_head.bbox_head.shared_fcs.1": "region_head.fc7",
+    "rpn_head.rpn_conv": "rpn_head.tower.0",
+    "rpn_head.rpn_cls": "rpn_head.objectness",
+    "rpn_head.rpn_reg": "rpn_head.boxes",
+    "roi_head.bbox_head.shared_fcs.0": "roi_head.fc6",
+    "roi_head.bbox_head.shared_fcs.1": "roi_head.fc7",
     "roi_head.bbox_head.fc_cls": "predictor.classes",
     "roi_head.bbox_head.fc_reg": "predictor.boxes",
 }

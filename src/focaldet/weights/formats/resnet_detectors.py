@@ -21,7 +21,7 @@ from focaldet.weights.tensor_names import num_rows
 
 RETINANET_CLASSES, FASTER_RCNN_CLASSES = "class_subnet.predict.weight", "predictor.classes.weight"
 """The class layers by which the two kinds of networks are known."""
-C4_HEAD = "region_head.tail"
+C4_HEAD = "roi_head.tail"
 """The last stage of a ResNet where it works on the regions."""
 
 

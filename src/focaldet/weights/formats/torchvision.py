@@ -31,14 +31,14 @@ _LAYER_PATTERNS = (
     (r"head\.regression_head\.conv\.(\d+)\.0\.(weight|bias)", r"box_subnet.tower.\1.\2"),
     (r"head\.regression_head\.conv\.(\d+)\.1\.(weight|bias)", r"box_subnet.norms.\1.\2"),
     (r"head\.regression_head\.bbox_reg\.(weight|bias)", r"box_subnet.predict.\1"),
-    (r"rpn\.head\.conv\.(weight|bias)", r"proposal_head.tower.0.\1"),  # before torchvision 0.13
-    (r"rpn\.head\.conv\.(\d+)\.0\.(weight|bias)", r"proposal_head.tower.\1.\2"),
-    (r"rpn\.head\.cls_logits\.(weight|bias)", r"proposal_head.objectness.\1"),
-    (r"rpn\.head\.bbox_pred\.(weight|bias)", r"proposal_head.boxes.\1"),
-    (r"roi_heads\.box_head\.(fc6|fc7)\.(weight|bias)", r"region_head.\1.\2"),
-    (r"roi_heads\.box_head\.([0-3])\.0\.weight", r"region_head.tower.\1.weight"),
-    (r"roi_heads\.box_head\.([0-3])\.1\.(\w+)", r"region_head.norms.\1.\2"),
-    (r"roi_heads\.box_head\.5\.(weight|bias)", r"region_head.fc.\1"),
+    (r"rpn\.head\.conv\.(weight|bias)", r"rpn_head.tower.0.\1"),  # before torchvision 0.13
+    (r"rpn\.head\.conv\.(\d+)\.0\.(weight|bias)", r"rpn_head.tower.\1.\2"),
+    (r"rpn\.head\.cls_logits\.(weight|bias)", r"rpn_head.objectness.\1"),
+    (r"rpn\.head\.bbox_pred\.(weight|bias)", r"rpn_head.boxes.\1"),
+    (r"roi_heads\.box_head\.(fc6|fc7)\.(weight|bias)", r"roi_head.\1.\2"),
+    (r"roi_heads\.box_head\.([0-3])\.0\.weight", r"roi_head.tower.\1.weight"),
+    (r"roi_heads\.box_head\.([0-3])\.1\.(\w+)", r"roi_head.norms.\1.\2"),
+    (r"roi_heads\.box_head\.5\.(weight|bias)", r"roi_head.fc.\1"),
     (r"roi_heads\.box_predictor\.cls_score\.(weight|bias)", r"predictor.classes.\1"),
     (r"roi_heads\.box_predictor\.bbox_pred\.(weight|bias)", r"predictor.boxes.\1"),
 )

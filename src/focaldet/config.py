@@ -112,6 +112,16 @@ def from_dict(
     return config
 
 
+def override(config: Config, changes: Mapping[str, Any], *, source: str) -> Config:
+    """`config` with the settings in `changes` (nested, as in a YAML file) laid over it; old names give a warning.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a value out of range; names `source`.
+    """
+    current = _current_names(type(config), changes, source=source, path=(), warn=True)
+    return from_dict(type(config), merge(to_dict(config), current), source=source)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain values (JSON types only) that `from_dict` turns back into an equal config."""
     values: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import focaldet
-from focaldet.models import LossContext, build
+from focaldet.models import LossContext, build, named_config
 from focaldet.models.faster_rcnn.losses import FasterRCNNOutputs, RPNOutputs, StageConfig, match_regions, sample_regions
 from focaldet.models.faster_rcnn.plus import ScaledMaps
 from focaldet.nets.regions import FourConvolutions, ProposalHead, ProposalHeadConfig, RegionPredictor, TwoLayers
@@ -351,3 +351,19 @@ def test_norms_without_regions_keep_their_statistics():
     before = copy.deepcopy(head.norms.state_dict())
     assert head(torch.zeros(0, 8, 3, 3)).shape == (0, 4)
     assert all(torch.equal(before[name], value) for name, value in head.norms.state_dict().items())
+
+
+def test_settings_and_state_dicts_of_version_0_1_are_read():
+    with pytest.warns(FutureWarning, match="rpn_head|trunk"):
+        config = named_config("faster_rcnn_r18_c4", architecture={"trunk": "halves", "proposal_head": {"width": 24}})
+    assert (config.trunk, config.rpn_head.width) == ("c4", 24)
+    before, after = detector(), detector()
+    with torch.no_grad():
+        before.rpn_head.objectness.weight.add_(1)
+    old = {
+        name.replace("rpn_head.", "proposal_head.").replace("roi_head.", "region_head."): value
+        for name, value in before.state_dict().items()
+    }
+    assert "proposal_head.objectness.weight" in old and "region_head.fc6.weight" in old
+    after.load_state_dict(old)
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in after.state_dict().items())

@@ -93,7 +93,9 @@ def test_views_are_the_pictures_at_their_scales():
     assert [view.frame_px for view in views] == [(15, 25), (30, 50), (39, 66)]
     assert [view.levels is own for view in views] == [False, True, False]
     assert views[2].scale == (66 / 50, 39 / 30) and [tuple(y.shape[-2:]) for y in calls] == [(15, 25), (39, 66)]
-    torch.testing.assert_close(views[2].regions(torch.tensor([[0.0, 0, 50, 30]])), torch.tensor([[0.0, 0, 66, 39]]))
+    torch.testing.assert_close(
+        views[2].scale_regions(torch.tensor([[0.0, 0, 50, 30]])), torch.tensor([[0.0, 0, 66, 39]])
+    )
     torch.testing.assert_close(calls[0].mean((2, 3)), x.mean((2, 3)), rtol=0.05, atol=0)
 
 
@@ -181,16 +183,16 @@ def test_every_class_that_is_likely_can_be_looked_at_again():
         [[[0.0, 0, 9, 9], [5, 5, 50, 50]], [[-5, 0, 4, 4], [8, 8, 8, 8.0005]], [[1, 1, 3, 3], [2, 2, 9, 9]]]
     )
     likely = torch.tensor([[0.5, 0.2], [0.3, 0.6], [0.01, 0.05]])
-    index, frames = torch.tensor([0, 1, 1]), torch.tensor([[40.0, 30.0], [20.0, 20.0]])
+    index, image_sizes = torch.tensor([0, 1, 1]), torch.tensor([[40.0, 30.0], [20.0, 20.0]])
     every = RefineConfig(boxes="every_class", least_score=0.1)
-    found, images = boxes_to_refine(boxes, likely, index, frames=frames, config=every)
+    found, images = boxes_to_refine(boxes, likely, index, image_sizes=image_sizes, config=every)
     assert found.tolist() == [
         [0.0, 0, 9, 9],
         [5, 5, 30, 40],
         [0, 0, 4, 4],
     ]  # cut to the picture, the empty one left out
     assert images.tolist() == [0, 0, 1]
-    found, images = boxes_to_refine(boxes, likely, index, frames=frames, config=RefineConfig())
+    found, images = boxes_to_refine(boxes, likely, index, image_sizes=image_sizes, config=RefineConfig())
     assert found.tolist() == [[0.0, 0, 9, 9], [2, 2, 9, 9]] and images.tolist() == [0, 1]
 
 

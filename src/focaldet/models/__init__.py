@@ -211,10 +211,7 @@ def named_config(name: str, *, architecture: Mapping[str, Any] | None = None) ->
     if name not in DETECTORS:
         raise ConfigError(f"unknown detector {name!r}{configs.nearest(name, DETECTORS)}")
     base = DETECTORS[name]
-    if not architecture:
-        return base
-    values = configs.merge(configs.to_dict(base), architecture)
-    return configs.from_dict(type(base), values, source=f"architecture of {name}")
+    return configs.override(base, architecture, source=f"architecture of {name}") if architecture else base
 
 
 def build(

@@ -84,8 +84,7 @@ def override_postprocess(trained: Any, architecture: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: a setting is unknown, out of range, or gives the weights their meaning; names it.
     """
-    values = configs.merge(configs.to_dict(trained), architecture)
-    changed = configs.from_dict(type(trained), values, source="architecture")
+    changed = configs.override(trained, architecture, source="architecture")
     left, right = _flatten_configs(trained, changed)
     fixed = [
         name for name in {**left, **right} if left.get(name) != right.get(name) and not _is_among(name, POSTPROCESS)

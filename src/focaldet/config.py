@@ -118,7 +118,7 @@ def override(config: Config, changes: Mapping[str, Any], *, source: str) -> Conf
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range; names `source`.
     """
-    current = _current_names(type(config), changes, source=source, path=(), warn=True)
+    current = current_names(type(config), changes, source=source)
     return from_dict(type(config), merge(to_dict(config), current), source=source)
 
 

@@ -139,7 +139,7 @@ class Detector(nn.Module):
     def detect(self, outputs: Any, sizes: Sequence[ImageSize]) -> list[Detections]:
         """The objects of each image, in the frame of the resized image and clipped to its size; best first."""
 
-    def current_names(self, tensors: Mapping[str, Value]) -> dict[str, Value]:
+    def current_tensor_names(self, tensors: Mapping[str, Value]) -> dict[str, Value]:
         """What is given by tensor name, under the present names where those are of an earlier version."""
         beginnings = self.renamed_tensors.items()
         return {
@@ -149,7 +149,7 @@ class Detector(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in `nn.Module`; reads state dicts of earlier versions too."""
-        return super().load_state_dict(self.current_names(state_dict), strict=strict, assign=assign)
+        return super().load_state_dict(self.current_tensor_names(state_dict), strict=strict, assign=assign)
 
     @property
     def pretrained(self) -> tuple[tuple[str, str], ...]:

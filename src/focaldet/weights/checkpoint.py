@@ -102,7 +102,7 @@ def build_saved(file: TensorFile, path: Path) -> tuple[Detector, Metadata]:
         sketch = build_on_meta(config)
     except (ConfigError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: config: describes no network: {error}") from None
-    tensors = sketch.current_names(file.tensors)
+    tensors = sketch.current_tensor_names(file.tensors)
     require_fit(shapes_of(sketch), tensor_shapes(tensors), source=str(path))
     for name, expected in sketch.state_dict().items():
         if (actual := tensors[name].dtype) != expected.dtype:

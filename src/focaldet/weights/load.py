@@ -162,7 +162,7 @@ def _read_saved(file: TensorFile, source: WeightsSource, named: str | None, dete
     preprocessing = replace_scaling(detector.preprocessing, metadata.preprocessing)
     return DetectorWeights(
         config=saved_config(metadata, source.path),
-        tensors=detector.current_names(file.tensors),
+        tensors=detector.current_tensor_names(file.tensors),
         preprocessing=with_input(preprocessing, named, source=source.label),
         class_names=metadata.class_names,
         license=None if metadata.license == NO_LICENSE else metadata.license,

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from focaldet.data.dataset import DataConfig, Dataset, FileSource, starts
 from focaldet.evaluation.evaluate import detect_all, set_up_evaluation
-from focaldet.evaluation.inference import InferenceOptions
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.study.hard_examples import find_outcomes, lower_threshold
 from focaldet.study.suspects import Suspect, find_suspects
@@ -103,9 +102,7 @@ def main() -> None:
     parser.add_argument("--name", default="planted_errors")
     chosen = parser.parse_args()
     opened = set_up_evaluation(chosen.run, DataConfig(path=chosen.data), split=chosen.split)
-    detections = detect_all(
-        lower_threshold(opened.detector), FileSource(opened.dataset), options=InferenceOptions()
-    ).detections
+    detections = detect_all(lower_threshold(opened.detector), FileSource(opened.dataset)).detections
     kinds = ["removed"] * chosen.remove + ["shifted"] * chosen.shift + ["relabelled"] * chosen.relabel
     results = []
     for seed in chosen.seeds:

@@ -23,7 +23,7 @@ COLORS = tuple(LIGHT[f"c{number}"] for number in range(6))
 DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))
 INCHES = (6.0, 4.0)
 DOTS_PER_INCH = 180
-LEGEND_LETTERS = 52  # of all names in a row of the legend
+LEGEND_LETTERS, LEGEND_ROW_INCHES = 60, 0.26  # letters of a row of the legend with its lines, and its height
 MOST_POINTS = 300  # of a noisy curve
 FEW_POINTS = 20  # a curve of no more has no usual range
 STEEP = 1.5  # an axis that would be so many times as long as usual values need is cut
@@ -164,14 +164,16 @@ def _render(chart: Chart, file_format: str, *, title: str, look: Mapping[str, An
     file = io.BytesIO()
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a class name in another script
-        figure = Figure(figsize=INCHES, layout="constrained")
+        letters = max((len(curve.name) for curve in chart.curves), default=0) + 8
+        columns = max(1, min(len(chart.curves), LEGEND_LETTERS // letters))
+        rows = math.ceil(len(chart.curves) / columns)
+        width, height = INCHES
+        figure = Figure(figsize=(width, height + LEGEND_ROW_INCHES * max(0, rows - 1)), layout="constrained")
         FigureCanvasAgg(figure)
-        _draw_axes(figure.add_subplot(), chart)
+        axes: Any = figure.add_subplot()
+        _draw_axes(axes, chart)
         figure.suptitle(title, fontsize=15)
-        handles = figure.axes[0].lines
-        if handles:
-            letters = max(len(curve.name) + 8 for curve in chart.curves)
-            columns = max(1, min(len(handles), LEGEND_LETTERS // letters))
+        if handles := axes.lines:
             figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8)
         figure.savefig(
             file, format=file_format, dpi=DOTS_PER_INCH, metadata={"Date": None} if file_format == "svg" else None
@@ -209,4 +211,4 @@ def _draw_axes(axes: Any, chart: Chart) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     cut = f" (cut off above {top:.3g})" if is_cut and chart.y_range is None else ""
     axes.set_title(chart.y_label + cut, loc="left", fontsize=12, color=LIGHT["soft"])
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, pad=6)

@@ -3,29 +3,29 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const PER_PAGE = 24, MARGIN = 0.8, LEAST_CROP = 60;
 const one = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const images = data.images.map(([file, id, width, height, rows], place) => ({
-  place, file, id, width, height,
-  examples: rows.map(([kind, isObject, label, box, size, classLoss, boxLoss, finding]) => ({
+const images = data.images.map(([file, id, width, height, rows], index) => ({
+  index, file, id, width, height,
+  examples: rows.map(([kind, isObject, label, box, size, classLoss, boxLoss, detection]) => ({
     kind, isObject: Boolean(isObject), label, box, size, loss: classLoss + boxLoss,
-    finding: finding && { label: finding[0], score: finding[1], box: finding[2] },
+    detection: detection && { label: detection[0], score: detection[1], box: detection[2] },
   })),
 }));
-const suspects = data.suspects.map(([image, problem, suspicion, annotated, proposed], place) => ({
-  place, image, problem, suspicion,
+const suspects = data.suspects.map(([image, problem, suspicion, annotated, proposed], index) => ({
+  index, image, problem, suspicion,
   annotated: annotated && { label: annotated[0], box: annotated[1] },
   proposed: proposed && { label: proposed[0], box: proposed[1] },
 }));
 const fields = one(".filters").elements, dialog = one("dialog"), tiles = one(".tiles");
-const state = { view: "images", page: 0, current: 0, shown: [], answers: true };
+const state = { view: "images", page: 0, current: 0, shown: [], detections: true };
 
-// What is ticked outlives a reload, where the browser lets a page keep something.
+// What is ticked is kept across reloads where the browser allows it.
 const storeKey = `focaldet ${data.fingerprint} ${data.suspects.length}`;
 const ticked = new Set();
-try { JSON.parse(localStorage.getItem(storeKey) || "[]").forEach((place) => ticked.add(place)); } catch { /* private window */ }
-function keepTicks() { try { localStorage.setItem(storeKey, JSON.stringify([...ticked])); } catch { /* private window */ } }
+try { JSON.parse(localStorage.getItem(storeKey) || "[]").forEach((index) => ticked.add(index)); } catch { /* private window */ }
+function saveTicks() { try { localStorage.setItem(storeKey, JSON.stringify([...ticked])); } catch { /* private window */ } }
 
 const name = (label) => data.classes[label];
-const colour = (loss) => `hsl(${(120 * Math.exp(-loss)).toFixed(0)} 85% ${loss > 1.2 ? 48 : 40}%)`;
+const color = (loss) => `hsl(${(120 * Math.exp(-loss)).toFixed(0)} 85% ${loss > 1.2 ? 48 : 40}%)`;
 
 function node(tag, attributes = {}, ...children) {
   const svg = ["svg", "image", "rect", "title"].includes(tag);
@@ -35,13 +35,13 @@ function node(tag, attributes = {}, ...children) {
   return made;
 }
 
-function picture(image, boxes, view = [0, 0, image.width, image.height]) {
-  const made = node("svg", { class: "picture", viewBox: view.join(" "), role: "img", "aria-label": image.file });
-  made.append(node("image", { href: `pictures/${image.place}.jpg`, width: image.width, height: image.height, preserveAspectRatio: "none" }));
+function photo(image, boxes, view = [0, 0, image.width, image.height]) {
+  const made = node("svg", { class: "photo", viewBox: view.join(" "), role: "img", "aria-label": image.file });
+  made.append(node("image", { href: `pictures/${image.index}.jpg`, width: image.width, height: image.height, preserveAspectRatio: "none" }));
   for (const { box: [x1, y1, x2, y2], kind = "", stroke, title = "", index } of boxes) {
-    const place = { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) };
-    made.append(node("rect", { ...place, class: "halo" }));
-    const look = { ...place, class: kind, ...(stroke && { style: `stroke: ${stroke}` }), ...(index !== undefined && { "data-index": index }) };
+    const corners = { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1) };
+    made.append(node("rect", { ...corners, class: "halo" }));
+    const look = { ...corners, class: kind, ...(stroke && { style: `stroke: ${stroke}` }), ...(index !== undefined && { "data-index": index }) };
     made.append(node("rect", look, node("title", {}, title)));
   }
   return made;
@@ -53,38 +53,38 @@ function isShown(example) {
   if (!kindsWanted.has(example.kind)) return false;
   if (fields.label.value !== "" && example.label !== Number(fields.label.value)) return false;
   if (fields.size.value !== "" && example.size !== Number(fields.size.value)) return false;
-  if (!example.isObject && example.finding.score < Number(fields.score.value)) return false;
+  if (!example.isObject && example.detection.score < Number(fields.score.value)) return false;
   return example.loss >= Number(fields.loss.value);
 }
 let kindsWanted = new Set(data.kinds.keys());
 
 function shownImages() {
   const part = fields.file.value.toLowerCase(), order = fields.order.value;
-  const found = [];
+  const shown = [];
   for (const image of images) {
     if (part && !image.file.toLowerCase().includes(part)) continue;
     const examples = image.examples.filter(isShown);
     if (!examples.length) continue;
     const losses = examples.map((example) => example.loss), sum = losses.reduce((a, b) => a + b, 0);
     const most = losses.reduce((a, b) => Math.max(a, b), 0);
-    found.push({ image, examples, most, sum, mean: sum / losses.length, easy: -most });
+    shown.push({ image, examples, most, sum, mean: sum / losses.length, easy: -most });
   }
-  if (order === "file") return found.sort((a, b) => (a.image.file < b.image.file ? -1 : 1));
-  return found.sort((a, b) => b[order] - a[order] || a.image.place - b.image.place);
+  if (order === "file") return shown.sort((a, b) => (a.image.file < b.image.file ? -1 : 1));
+  return shown.sort((a, b) => b[order] - a[order] || a.image.index - b.image.index);
 }
 
 function describe(example) {
-  const said = example.finding ? `detector: ${name(example.finding.label)} ${example.finding.score.toFixed(2)}` : "detector: nothing";
-  return `${example.isObject ? "" : "false positive, "}${data.kinds[example.kind]}: ${name(example.label)}, loss ${example.loss.toFixed(2)}; ${said}`;
+  const text = example.detection ? `detector: ${name(example.detection.label)} ${example.detection.score.toFixed(2)}` : "detector: nothing";
+  return `${example.isObject ? "" : "false positive, "}${data.kinds[example.kind]}: ${name(example.label)}, loss ${example.loss.toFixed(2)}; ${text}`;
 }
 
 function boxesOf(examples) {
   const drawn = [];
-  // Hard ones last, so that they lie on top.
+  // Hard ones last, so that they are drawn on top.
   for (const [index, example] of [...examples.entries()].sort((a, b) => a[1].loss - b[1].loss)) {
-    const look = { stroke: colour(example.loss), title: describe(example), index };
+    const look = { stroke: color(example.loss), title: describe(example), index };
     if (example.isObject) drawn.push({ ...look, box: example.box });
-    if (example.finding && state.answers && (!example.isObject || example.loss > 0.7)) drawn.push({ ...look, box: example.finding.box, kind: "answer" });
+    if (example.detection && state.detections && (!example.isObject || example.loss > 0.7)) drawn.push({ ...look, box: example.detection.box, kind: "detection" });
   }
   return drawn;
 }
@@ -92,21 +92,21 @@ function boxesOf(examples) {
 function imageTile({ image, examples, most }) {
   const objects = examples.filter((example) => example.isObject).length;
   const counted = `${objects} object${objects === 1 ? "" : "s"}, ${examples.length - objects} false positive${examples.length - objects === 1 ? "" : "s"}`;
-  return node("figure", { class: "tile" }, picture(image, boxesOf(examples)),
+  return node("figure", { class: "tile" }, photo(image, boxesOf(examples)),
     node("figcaption", {}, `${image.file} `, node("span", {}, `hardest ${most.toFixed(2)} · ${counted}`)));
 }
 
 function openImage() {
   const { image, examples } = state.shown[state.current];
-  one(".large").replaceChildren(picture(image, boxesOf(examples)));
+  one(".large").replaceChildren(photo(image, boxesOf(examples)));
   one(".side h2").textContent = `${image.file} (${state.current + 1} of ${state.shown.length})`;
   const rows = [...examples.entries()].sort((a, b) => b[1].loss - a[1].loss).map(([index, example]) => {
     const dot = node("span", { class: "dot" });
-    dot.style.background = colour(example.loss);
-    const said = example.finding ? `${name(example.finding.label)} ${example.finding.score.toFixed(2)}` : "nothing";
+    dot.style.background = color(example.loss);
+    const text = example.detection ? `${name(example.detection.label)} ${example.detection.score.toFixed(2)}` : "nothing";
     const row = node("tr", { tabindex: "0" },
       node("td", { class: "text" }, dot, (example.isObject ? "" : "false positive: ") + data.kinds[example.kind]),
-      node("td", { class: "text" }, name(example.label)), node("td", {}, example.loss.toFixed(2)), node("td", { class: "text" }, said));
+      node("td", { class: "text" }, name(example.label)), node("td", {}, example.loss.toFixed(2)), node("td", { class: "text" }, text));
     const mark = (on) => () => {
       row.classList.toggle("here", on);
       all(`.large [data-index="${index}"]`).forEach((rect) => rect.classList.toggle("here", on));
@@ -138,44 +138,44 @@ function suspectTile(suspect) {
   if (suspect.annotated) boxes.push({ box: suspect.annotated.box, kind: "annotated", title: "in the file" });
   if (suspect.proposed) boxes.push({ box: suspect.proposed.box, kind: "proposed", title: "the detector" });
   const tick = node("input", { type: "checkbox" });
-  tick.checked = ticked.has(suspect.place);
+  tick.checked = ticked.has(suspect.index);
   tick.addEventListener("change", () => setTick(suspect, tick.checked));
-  const said = (labelled) => (labelled ? name(labelled.label) : "nothing");
-  return node("figure", { class: "tile" }, picture(image, boxes, crop(image, boxes.map(({ box }) => box))),
+  const text = (labeled) => (labeled ? name(labeled.label) : "nothing");
+  return node("figure", { class: "tile" }, photo(image, boxes, crop(image, boxes.map(({ box }) => box))),
     node("figcaption", {}, `${data.problems[suspect.problem]} `, node("span", {}, `suspicion ${suspect.suspicion.toFixed(2)} · ${image.file}`),
-      node("div", { class: "marks" }, node("span", { class: "key-annotated" }, `file: ${said(suspect.annotated)}`),
-        node("span", { class: "key-proposed" }, `detector: ${said(suspect.proposed)}`)),
+      node("div", { class: "marks" }, node("span", { class: "key-annotated" }, `file: ${text(suspect.annotated)}`),
+        node("span", { class: "key-proposed" }, `detector: ${text(suspect.proposed)}`)),
       node("label", {}, tick, "is an error")));
 }
 
 function setTick(suspect, on) {
-  if (on) ticked.add(suspect.place); else ticked.delete(suspect.place);
-  keepTicks();
-  tellChosen();
+  if (on) ticked.add(suspect.index); else ticked.delete(suspect.index);
+  saveTicks();
+  showChosen();
 }
 
-function chosenSuspects() {
-  const shown = shownSuspects(), chosen = shown.filter((suspect) => ticked.has(suspect.place));
+function selectedSuspects() {
+  const shown = shownSuspects(), chosen = shown.filter((suspect) => ticked.has(suspect.index));
   return chosen.length ? chosen : shown;
 }
 
-function tellChosen() {
-  const shown = shownSuspects(), count = shown.filter((suspect) => ticked.has(suspect.place)).length;
-  fields.chosen.value = count ? `the ${count} ticked` : `all ${shown.length}, as none is ticked`;
+function showChosen() {
+  const shown = shownSuspects(), count = shown.filter((suspect) => ticked.has(suspect.index)).length;
+  fields.chosen.value = count ? `the ${count} ticked` : `all ${shown.length} (none is ticked)`;
 }
 
 const xywh = ([x1, y1, x2, y2]) => [x1, y1, x2 - x1, y2 - y1];
-const category = (labelled) => ({ category_id: data.categories[labelled.label], bbox: xywh(labelled.box) });
+const category = (labeled) => ({ category_id: data.categories[labeled.label], bbox: xywh(labeled.box) });
 
 function asCoco(chosen) {
-  const used = [...new Set(chosen.map((suspect) => suspect.image))].map((place) => images[place]);
+  const used = [...new Set(chosen.map((suspect) => suspect.image))].map((index) => images[index]);
   return JSON.stringify({
     images: used.map(({ id, file, width, height }) => ({ id, file_name: file, width, height })),
     categories: data.classes.map((each, label) => ({ id: data.categories[label], name: each })),
-    annotations: chosen.map((suspect, place) => {
+    annotations: chosen.map((suspect, index) => {
       const shown = category(suspect.proposed || suspect.annotated);
       return {
-        id: place + 1, image_id: images[suspect.image].id, ...shown, area: shown.bbox[2] * shown.bbox[3], iscrowd: 0,
+        id: index + 1, image_id: images[suspect.image].id, ...shown, area: shown.bbox[2] * shown.bbox[3], iscrowd: 0,
         problem: data.problems[suspect.problem], suspicion: suspect.suspicion, annotated: suspect.annotated && category(suspect.annotated),
       };
     }),
@@ -184,7 +184,7 @@ function asCoco(chosen) {
 
 function asCsv(chosen) {
   const cell = (value) => (/[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
-  const five = (labelled) => (labelled ? [name(labelled.label), ...labelled.box] : ["", "", "", "", ""]);
+  const five = (labeled) => (labeled ? [name(labeled.label), ...labeled.box] : ["", "", "", "", ""]);
   const head = ["file", "image_id", "problem", "suspicion", "class", "x1", "y1", "x2", "y2",
     "proposed_class", "proposed_x1", "proposed_y1", "proposed_x2", "proposed_y2"];
   const rows = chosen.map((suspect) => [images[suspect.image].file, images[suspect.image].id, data.problems[suspect.problem],
@@ -193,7 +193,7 @@ function asCsv(chosen) {
 }
 
 function save(kind) {
-  const text = kind === "csv" ? asCsv(chosenSuspects()) : asCoco(chosenSuspects());
+  const text = kind === "csv" ? asCsv(selectedSuspects()) : asCoco(selectedSuspects());
   const link = node("a", { download: kind === "csv" ? "suspects.csv" : "suspects_coco.json",
     href: URL.createObjectURL(new Blob([text], { type: kind === "csv" ? "text/csv" : "application/json" })) });
   link.click();
@@ -208,12 +208,12 @@ function draw() {
   state.page = Math.min(state.page, numPages() - 1);
   const first = state.page * PER_PAGE, shown = state.shown.slice(first, first + PER_PAGE);
   state.current = Math.min(Math.max(state.current, first), Math.max(first, first + shown.length - 1));
-  tiles.replaceChildren(...shown.map((each, place) => {
+  tiles.replaceChildren(...shown.map((each, index) => {
     const tile = state.view === "images" ? imageTile(each) : suspectTile(each);
-    tile.classList.toggle("current", first + place === state.current);
+    tile.classList.toggle("current", first + index === state.current);
     tile.addEventListener("click", (event) => {
       if (event.target.closest("label")) return;
-      choose(first + place);
+      choose(first + index);
       open();
     });
     return tile;
@@ -228,12 +228,12 @@ function draw() {
 
 function refresh() {
   kindsWanted = new Set(all('[name="kind"]').filter((box) => box.checked).map((box) => Number(box.value)));
-  fields.scored.value = Number(fields.score.value).toFixed(2);
-  fields.lost.value = Number(fields.loss.value).toFixed(2);
+  fields.scoreValue.value = Number(fields.score.value).toFixed(2);
+  fields.lossValue.value = Number(fields.loss.value).toFixed(2);
   state.shown = state.view === "images" ? shownImages() : shownSuspects();
   state.page = 0;
   state.current = 0;
-  tellChosen();
+  showChosen();
   draw();
 }
 
@@ -245,23 +245,23 @@ function show(view) {
   refresh();
 }
 
-function choose(place) {
-  if (!(place >= 0 && place < state.shown.length)) return;
-  state.current = place;
-  const page = Math.floor(place / PER_PAGE);
+function choose(position) {
+  if (!(position >= 0 && position < state.shown.length)) return;
+  state.current = position;
+  const page = Math.floor(position / PER_PAGE);
   if (page !== state.page) { state.page = page; draw(); }
-  all(".tile", tiles).forEach((tile, index) => tile.classList.toggle("current", page * PER_PAGE + index === place));
-  const tile = tiles.children[place - page * PER_PAGE];
+  all(".tile", tiles).forEach((tile, index) => tile.classList.toggle("current", page * PER_PAGE + index === position));
+  const tile = tiles.children[position - page * PER_PAGE];
   if (tile && !dialog.open) tile.scrollIntoView({ block: "nearest" });
 }
 
 function open() {
   if (!state.shown.length) return;
   if (state.view === "images") { openImage(); return; }
-  // The whole image of a suspect, with everything in it.
+  // The whole image of a suspect.
   const suspect = state.shown[state.current], image = images[suspect.image];
   const boxes = [...(suspect.annotated ? [{ box: suspect.annotated.box, kind: "annotated" }] : []), ...(suspect.proposed ? [{ box: suspect.proposed.box, kind: "proposed" }] : [])];
-  one(".large").replaceChildren(picture(image, boxes));
+  one(".large").replaceChildren(photo(image, boxes));
   one(".side h2").textContent = `${image.file}: ${data.problems[suspect.problem]} (${state.current + 1} of ${state.shown.length})`;
   one(".side tbody").replaceChildren();
   if (!dialog.open) dialog.showModal();
@@ -287,15 +287,15 @@ document.addEventListener("keydown", (event) => {
     ArrowRight: () => step(1), j: () => step(1), ArrowLeft: () => step(-1), k: () => step(-1),
     PageDown: () => turn(1), PageUp: () => turn(-1),
     Enter: dialog.open || event.target.matches("button") ? undefined : open,
-    d: () => { state.answers = !state.answers; draw(); if (dialog.open) open(); },
+    d: () => { state.detections = !state.detections; draw(); if (dialog.open) open(); },
     x: () => {
       if (state.view !== "suspects" || !state.shown.length) return;
-      setTick(state.shown[state.current], !ticked.has(state.shown[state.current].place));
+      setTick(state.shown[state.current], !ticked.has(state.shown[state.current].index));
       draw();
     },
   }[event.key];
   if (!act || (dialog.open && event.key.startsWith("Page"))) return;
-  event.preventDefault(); // else Enter would press the button that the dialog puts the focus on
+  event.preventDefault(); // else Enter would press the focused button of the dialog
   act();
 });
 one(".filters").addEventListener("input", refresh);
@@ -307,15 +307,15 @@ all("dialog [data-step]").forEach((button) => button.addEventListener("click", (
 one("[data-close]").addEventListener("click", () => dialog.close());
 
 const totals = data.kinds.map((_, kind) => images.reduce((sum, image) => sum + image.examples.filter((example) => example.kind === kind).length, 0));
-data.kinds.forEach((kind, place) => {
-  const box = node("input", { type: "checkbox", name: "kind", value: place });
+data.kinds.forEach((kind, index) => {
+  const box = node("input", { type: "checkbox", name: "kind", value: index });
   box.checked = true;
-  one(".kinds").append(node("label", {}, box, `${kind} (${totals[place].toLocaleString("en")})`));
+  one(".kinds").append(node("label", {}, box, `${kind} (${totals[index].toLocaleString("en")})`));
 });
 for (const field of [fields.label, fields.suspected]) data.classes.forEach((each, label) => field.append(node("option", { value: label }, each)));
-data.problems.forEach((problem, place) => {
-  const count = suspects.filter((suspect) => suspect.problem === place).length;
-  fields.problem.append(node("option", { value: place }, `${problem} (${count.toLocaleString("en")})`));
+data.problems.forEach((problem, index) => {
+  const count = suspects.filter((suspect) => suspect.problem === index).length;
+  fields.problem.append(node("option", { value: index }, `${problem} (${count.toLocaleString("en")})`));
 });
 fields.score.value = data.score;
 show("images");

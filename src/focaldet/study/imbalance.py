@@ -33,7 +33,7 @@ from focaldet.runtime import (
     pick_device,
     pick_precision,
 )
-from focaldet.study.loss_curves import gamma_name
+from focaldet.study.loss_curves import gamma_name, short_number
 from focaldet.study.loss_tally import SIDES, LossTally
 
 IMBALANCE_OUT = Path("runs/study/imbalance")  # for weights without a run folder
@@ -250,7 +250,7 @@ def _class_notes(opened: EvaluationSetup) -> Iterator[str]:
 def _meaning_sentences(positives: int, negatives: int, gammas: Sequence[GammaLoss]) -> Iterator[str]:
     """Sentences on what γ changes on these data, from the first γ to the last."""
     if positives:
-        ratio = _short_number((positives + negatives) / positives)
+        ratio = short_number((positives + negatives) / positives)
         counts = f"{positives:,} positive{'s' * (positives > 1)}, {negatives:,} negatives"
         yield f"One decision in {ratio} is about an object: {counts}."
     else:
@@ -294,18 +294,12 @@ def _compare_sides(negatives_over_positives: float) -> str:
     if abs(math.log(negatives_over_positives)) < SAME:
         return "both sides have the same loss"
     if negatives_over_positives > 1:
-        return f"the negatives have {_short_number(negatives_over_positives)} times the loss of the positives"
-    return f"the positives have {_short_number(1 / negatives_over_positives)} times the loss of the negatives"
+        return f"the negatives have {short_number(negatives_over_positives)} times the loss of the positives"
+    return f"the positives have {short_number(1 / negatives_over_positives)} times the loss of the negatives"
 
 
 def _loss_name(gamma: float) -> str:
     return "the cross entropy (γ = 0)" if gamma == 0 else f"γ = {gamma:g}"
-
-
-def _short_number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
 
 
 def _loss_percent(fraction: float | None) -> str:
@@ -365,8 +359,9 @@ def _gamma_table(gammas: Sequence[GammaLoss]) -> str:
     rows = []
     for one in gammas:
         tails = [escape(_loss_percent(fraction)) for fraction in (one.hardest_positives, one.hardest_negatives)]
-        sums = map(_short_number, (one.positive_loss, one.negative_loss, one.negatives_over_positives))
-        rows.append([gamma_name(one.gamma), *tails, *sums])
+        sums = [short_number(loss) for loss in (one.positive_loss, one.negative_loss)]
+        ratio = "-" if one.negatives_over_positives is None else short_number(one.negatives_over_positives)
+        rows.append([gamma_name(one.gamma), *tails, *sums, ratio])
     return table(heads, rows)
 
 

@@ -96,6 +96,11 @@ def gamma_name(gamma: float) -> str:
     return f"γ = {gamma:g}{' (cross entropy)' if gamma == 0 else ''}"
 
 
+def short_number(value: float) -> str:
+    """A number with at least two and mostly three digits: "0.0217", "2.62", "1,006"."""
+    return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+
+
 def _figure_1() -> Chart:
     """FL(p_t) for every γ; γ = 0 is the cross entropy."""
     p = torch.linspace(0.005, 0.9995, NUM_POINTS, dtype=torch.float64)
@@ -180,6 +185,6 @@ def _example_rows(examples: Sequence[WorkedExample]) -> list[list[str]]:
     """Table rows of HTML cells, one for each p_t, with a column for each γ."""
     rows: dict[float, list[str]] = {}
     for one in examples:
-        cell = f"{one.loss:.3g}<br><small>{one.times_smaller:,.3g} ×</small>"
+        cell = f"{one.loss:.3g}<br><small>{short_number(one.times_smaller)} ×</small>"
         rows.setdefault(one.p_t, [f"{one.p_t:g}"]).append(cell)
     return list(rows.values())

@@ -1,7 +1,9 @@
 """The command line: what is typed, what is called, what is said, and the exit status."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,8 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 import focaldet
-from focaldet.cli import main
+from focaldet.cli import build_app, main
+from focaldet.cli.flags import GROUPS
+from focaldet.cli.peers import ANSWERS
 from focaldet.models import named_config
+from focaldet.runtime import pick_device
 
 
 @pytest.fixture
@@ -55,9 +60,10 @@ def test_eval_and_predict_take_other_answers_of_a_trained_detector(monkeypatch):
     assert seen == [answers, answers, None]
 
 
-def test_answers_that_are_given_already_are_not_changed(capsys):
-    line = "eval --predictions results.json --data D --architecture.detect.nms_iou 0.4"
-    assert "--architecture is for a detector" in refused(capsys, line)
+@pytest.mark.parametrize("flag", ["--architecture.detect.nms_iou 0.4", "--size 64", "--device cpu"])
+def test_a_file_of_detections_refuses_the_flags_of_a_detector(capsys, flag):
+    said = refused(capsys, f"eval --predictions results.json --data D {flag}")
+    assert f"eval: {flag.split('.')[0].split()[0]} is for a detector" in said
 
 
 class TestTrainFlags:
@@ -73,6 +79,10 @@ class TestTrainFlags:
             out=Path("runs/cells"),
         )
         assert config == expected
+
+    def test_the_data_needs_no_flag(self, settings_of):
+        config = settings_of("DIR --data.bad-boxes drop --epochs 2")
+        assert config == focaldet.RunConfig(data=focaldet.DataConfig(path=Path("DIR"), bad_boxes="drop"), epochs=2)
 
     def test_no_flags_are_the_defaults(self, settings_of):
         assert settings_of("") == focaldet.RunConfig()
@@ -207,7 +217,7 @@ def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, 
     ("line", "said"),
     [
         ("trian", 'Did you mean "train"?'),
-        ("train --epoch 3", "Did you mean --epochs?"),
+        ("train --epchs 3", "Did you mean --epochs?"),
         ("train --data.trian x", "Did you mean --data.train?"),
         ("train --epochs 0", 'Invalid value "0" for --epochs: Input should be greater than 0'),
         ("train --epochs three", 'unable to convert "three" into int'),
@@ -217,9 +227,12 @@ def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, 
         ("train --data nowhere --resume --overwrite", "exclude each other"),
         ("check nowhere --model retinanet_r5_fpn", 'did you mean "retinanet_r50_fpn"?'),
         ("eval", "either a run folder"),
-        ("eval nowhere --data nowhere", "there is no file or run folder 'nowhere', and it is no known name"),
+        ("eval nowhere --data nowhere", "there is no file or run folder 'nowhere', and no weights have that name"),
         ("predict nowhere", "which images"),
-        ("convert nowhere --out w.safetensors", "there is no file or run folder 'nowhere', and it is no known name"),
+        (
+            "convert nowhere --out w.safetensors",
+            "there is no file or run folder 'nowhere', and no weights have that name",
+        ),
         ("convert nowhere --out w.pth", "there is no file or run folder 'nowhere'"),
         ("convert nowhere --out w.safetensors --from onnx", "from: no whole detectors of 'onnx' are known"),
         ("convert nowhere", "--out"),
@@ -230,6 +243,58 @@ def test_a_mistake_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, line,
     monkeypatch.chdir(tmp_path)
     assert said in refused(capsys, line)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("train D --lr 0.01", "--lr: say --learning-rate 0.01, the rate for 8 images per update"),
+        ("train D --imgsz=640", "--imgsz: say --size 640"),
+        ("train D --img_size", "--img_size: say --size VALUE"),
+        ("train D -b 16", "-b: say --batch-size 16"),
+        ("train D --bs 4", "--bs: say --batch-size 4"),
+        ("train D --freeze 2", "--freeze: say --frozen-stages 2"),
+        ("train D --name cells --epochs 3", "--name: say --out runs/cells"),
+        ("train D --cos-lr", "--cos-lr: say --schedule cosine"),
+        ("train D --wandb", "--wandb: say --loggers wandb"),
+        ("train D --nosave", "--nosave: a run is always saved"),
+        ("train D --num-gpus 4", "--num-gpus: say torchrun --nproc-per-node 4 -m focaldet train"),
+        ("train epochs=3 lr0=0.1", "epochs=3: say --epochs 3"),
+        ("study sweep D --wd 0.1", "--wd: say --weight-decay 0.1"),
+        ("check D --imgsz 64", "--imgsz: say --size 64"),
+        ("eval R --conf 0.5", "--conf: say --architecture.detect.score-threshold 0.5"),
+        ("eval R --iou-thres 0.5", "--iou-thres: say --architecture.detect.nms-iou 0.5"),
+        ("eval R --half", "--half: say --precision fp16"),
+        ("predict R a.jpg --conf-thres 0.5", "--conf-thres: say --score 0.5"),
+        ("predict R --source a.jpg", "--source: the images follow the run, without a flag: a.jpg"),
+        ("predict R a.jpg --nosave", "--nosave: say --no-drawn"),
+        ("predict R a.jpg --device 7", "device: '7' is not there; this machine has "),
+        ("predict R a.jpg --device 0,1", "device: '0,1' is unknown; allowed: cpu, "),
+    ],
+)
+def test_the_flags_of_other_programs_are_answered_with_the_flag_that_means_it(capsys, monkeypatch, line, said):
+    monkeypatch.setattr("focaldet.cli.predict.load", lambda *_, device, **__: pick_device(device))
+    assert refused(capsys, line).startswith(f"focaldet: {said}")
+
+
+def test_every_answer_names_a_flag_of_its_command():
+    """Every flag in every answer is known to each of its commands; no command has a flag of a peer's name itself."""
+    for commands, names, answer in ANSWERS:
+        for command in set(commands.split()) - {"study"}:
+            known = build_app()[command].assemble_argument_collection()
+            for flag in re.findall(r"(?<![\w-])--[a-z][a-z.-]*", answer):
+                assert flag == "--nproc-per-node" or flag in known, (command, answer)
+            for name in names.split():
+                assert f"--{name}" not in known, (command, name)
+
+
+def test_flags_of_version_0_1_are_read_and_say_what_they_are_called_now(capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr("focaldet.cli.models.convert", lambda *_, **settings: seen.append(settings["license"]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["convert", "a.pth", "--out", "a.safetensors", "--licence=MIT"])
+    assert seen == ["MIT"]
+    assert capsys.readouterr().err == "focaldet: --licence is now called --license\n"
 
 
 def test_an_unknown_setting_of_the_architecture_names_the_nearest(capsys, demo_data, tmp_path):
@@ -374,8 +439,10 @@ class TestEval:
         line = ["eval", "--predictions", str(tmp_path / "results.json"), "--data", f"{demo_data}/instances_test.json"]
         assert main(line) == 0
         assert capsys.readouterr().out.split()[:2] == ["AP", "100.0"]
-        assert main([*line, "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["ap"] == pytest.approx(1)
+        assert main([*line, "--json", "--out", str(tmp_path / "out")]) == 0
+        metrics = json.loads(capsys.readouterr().out)
+        assert metrics["ap"] == pytest.approx(1)
+        assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
 
 
 class TestPredict:
@@ -412,6 +479,32 @@ def test_every_command_has_help(capsys):
     said = capsys.readouterr().out
     for flag in ("--data ", "--weights.input", "--architecture", "--augment.preset", "--short-side", "--config"):
         assert flag in said
+
+
+def test_the_help_of_train_has_a_panel_for_every_setting():
+    grouped = [field for group in GROUPS.values() for field in group]
+    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(focaldet.RunConfig))
+    flags = build_app()["train"].assemble_argument_collection()
+    panels = {argument.name: argument.parameter.group[0].name for argument in flags}
+    assert {"Data", "Input size", "Model", "Optimization", "Augmentation", "Run"} < {*panels.values()}
+    assert panels["--augment.hue"] == "Augmentation"
+    assert panels["--data.val"] == "Data"
+
+
+def test_the_help_explains_every_flag_once(capsys):
+    assert main(["train", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    flags = [word for line in lines for word in re.findall(r"^│ (--[a-z.-]+)", line)]
+    assert len(flags) == len({*flags}) > 60
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["study", "--help"]])
+def test_help_and_version_do_not_wait_for_torch(words):
+    program = f"import sys, focaldet.cli; focaldet.cli.main({words}); print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    modules = ended.stdout.splitlines()[-1].split()
+    assert "focaldet.cli" in modules
+    assert [name for name in ("torch", "torchvision", "pydantic", "numpy", "focaldet.config") if name in modules] == []
 
 
 def test_version(capsys):

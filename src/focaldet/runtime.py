@@ -35,7 +35,8 @@ def pick_device(name: str | None) -> torch.device:
     name = name or next(kind for kind, number in num_devices.items() if number)
     kind, _, index = (f"cuda:{name}" if name.isdigit() else name).partition(":")
     if kind not in num_devices or (index and not index.isdigit()):
-        raise ConfigError(f"device: {name!r} is unknown; allowed: cpu, cuda, cuda:0, cuda:1, …, mps")
+        many = "; several GPUs: torchrun --nproc-per-node N -m focaldet" if "," in name else ""
+        raise ConfigError(f"device: {name!r} is unknown; allowed: cpu, cuda, cuda:0, cuda:1, …, mps{many}")
     if int(index or 0) >= num_devices[kind]:
         raise ConfigError(f"device: {name!r} is not there; this machine has {num_devices[kind]} of {kind!r}")
     if kind == "cuda" and not index and num_processes() > 1:

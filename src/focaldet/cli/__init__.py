@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from focaldet.cli.output import CLEAN, INTERRUPTED, USAGE, print_error, quiet_unless_first
+from focaldet.cli.peers import explain, rename_old
 from focaldet.errors import FocaldetError
 
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
@@ -66,13 +67,14 @@ STUDIES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    words = rename_old(sys.argv[1:] if arguments is None else arguments)
     try:
         with quiet_unless_first():
-            status = build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+            status = build_app()(words, exit_on_error=False, print_error=False, result_action="return_value")
             sys.stdout.flush()
         return status or CLEAN
     except (FocaldetError, CycloptsError) as error:
-        print_error(error)
+        print_error(explain(error, words) or error)
         return USAGE
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

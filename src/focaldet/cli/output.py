@@ -48,12 +48,14 @@ def _is_first() -> bool:
     return is_first_process()
 
 
-def print_error(error: Exception) -> None:
+def print_error(error: Exception | str) -> None:
     """One line on stderr."""
     import pydantic
 
     text = str(error)
-    if isinstance(error.__cause__, pydantic.ValidationError):  # of a flag's range; its own text takes four lines
+    if isinstance(error, Exception) and isinstance(
+        error.__cause__, pydantic.ValidationError
+    ):  # of a flag's range; its own text takes four lines
         text = f"{text.partition('. ')[0]}: {error.__cause__.errors()[0]['msg']}"
     print("focaldet:", " ".join(text.split()), file=sys.stderr)
 

@@ -68,7 +68,7 @@ def test_the_same_detector_gives_the_same_bytes(path: Path, tmp_path: Path) -> N
 def test_metadata_tell_classes_model_and_license(path: Path) -> None:
     found = read_metadata(path)
     assert (found.class_names, found.category_ids) == (CLASSES.names, CLASSES.category_ids)
-    assert (found.architecture, found.version, found.license) == ("RetinaNetConfig", 1, "CC0")
+    assert (found.architecture, found.version, found.license) == ("RetinaNetConfig", 2, "CC0")
     assert found.preprocessing == PREPROCESSING
     assert found.extra == {"epoch": "3"}
     assert found.model is None, "its width is no longer that of the table"
@@ -153,7 +153,7 @@ CASES: dict[str, tuple[Change, str]] = {
     ),
     "impossible width": (lambda _, described: described["config"].update(width=-32), "config: .*-32"),
     "bad preprocessing": (lambda _, described: described.update(preprocessing=3), "preprocessing"),
-    "newer version": (lambda _, described: described.update(version=2), "version 2 is newer .* update focaldet"),
+    "newer version": (lambda _, described: described.update(version=3), "version 3 is newer .* update focaldet"),
     "missing config": (lambda _, described: described.pop("config"), "metadata: config"),
 }
 

@@ -243,6 +243,10 @@ def test_what_the_file_states_goes_over_what_is_known(folder):
     with pytest.warns(DeprecationWarning, match="now called license"):
         old = convert(folder / "in.safetensors", folder / "w.safetensors", licence="CC-BY-4.0", overwrite=True)
     assert old.license == "CC-BY-4.0"
+    with pytest.warns(DeprecationWarning, match="is now called skipped"):
+        assert old.left_out == old.skipped
+    with pytest.raises(AttributeError, match="no attribute 'colour'"):
+        _ = old.colour
     stated = {"license": "MIT", "input": "caffe", "overwrite": True}
     convert(folder / "in.safetensors", folder / "w.safetensors", **stated)
     described = read_metadata(folder / "w.safetensors")

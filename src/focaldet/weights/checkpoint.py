@@ -18,7 +18,7 @@ from focaldet.weights.tensor_names import build_on_meta, require_fit, shapes_of,
 
 KEY = "focaldet"
 """The key of the description in the metadata of a safetensors file."""
-VERSION = 1
+VERSION = 2  # 1: tensors, settings and metadata have the names of version 0.1
 NO_LICENSE = "not stated by whoever trained these weights"
 
 

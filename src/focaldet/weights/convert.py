@@ -53,13 +53,14 @@ LICENSES = {
     DARKNET: "darknet (its published weights: public domain, by the YOLO LICENSE)",
 }
 """The licenses of published weights of the programs whose reader states none."""
+RENAMED_ATTRIBUTES = {"licence": "license", "left_out": "skipped", "remarks": "notes"}
 ANCHORS = ("anchors", "priors")
-"""The settings that say where boxes start, as the kinds of detectors call them."""
+"""The settings of the boxes that a detector starts from, by whichever name it has for them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorMapping:
-    """A tensor of the detector by its name and shape, and those of the file that it was made of."""
+    """A tensor of the detector by its name and shape, and the tensors of the file that it was made of."""
 
     name: str
     made_of: tuple[str, ...]
@@ -92,6 +93,13 @@ class Conversion:
     preprocessing: Preprocessing
     license: str
     notes: tuple[str, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        """The attributes of version 0.1 that are called otherwise now."""
+        if (new := RENAMED_ATTRIBUTES.get(name)) is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        warnings.warn(f"Conversion.{name} is now called {new}", DeprecationWarning, stacklevel=2)
+        return getattr(self, new)
 
     def parts(self) -> dict[str, tuple[int, int]]:
         """The tensors and the numbers in them, by the part of the detector."""

@@ -30,7 +30,7 @@ STATED = ("__author__", "matching_heuristics")
 META = ("config", "cfg", "mmdet_version")
 """What mmdetection's files state below `meta`: the text of their settings, and which version made them."""
 LONGEST_NAMES = 100_000
-"""Characters of all class names together that are read: no more than a file may state by naming one again and again."""
+"""The most characters of all class names together that are read; a small file could repeat one name endlessly."""
 MOMENTUM = "_momentum"
 """End of the names of the optimizer's state that Detectron1 keeps among the weights."""
 
@@ -60,13 +60,13 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """The tensors of a file by safetensors, `torch.save`, `numpy.savez` or detectron2, told apart by their content.
+    """The tensors of a file by safetensors, `torch.save`, `numpy.savez` or detectron2, recognized by its content.
 
     A dictionary under `model`, `state_dict` or `blobs` is unwrapped and the prefix `module.` of distributed training
     removed. Optimizer and schedule are skipped, and so is the momentum that Detectron1 keeps among its blobs.
 
     Raises:
-        CheckpointError: missing, damaged, holding anything but named tensors, or code (which is never run).
+        CheckpointError: missing, damaged, or with anything but named tensors, such as code (which is never run).
     """
     start = _read_start(path)
     if not is_safetensors(path):
@@ -98,7 +98,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `path` so that at every moment, a crash included, it holds the old content or the new one, whole.
+    """Write `path` so that at every moment, even after a crash, it has the whole old content or the whole new one.
 
     Raises:
         CheckpointError: nothing could be written (disk full, no permission); the old file is intact.
@@ -119,7 +119,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's own entries to disk, so that a renamed file is found after a power cut."""
+    """Sync a folder's own entries to disk, so that a renamed file is there after a power cut."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -143,7 +143,7 @@ def _read_start(path: Path) -> bytes:
 
 
 def _is_npz(path: Path) -> bool:
-    """True for a zip archive of arrays alone; what `torch.save` writes holds a pickle."""
+    """True for a zip archive of arrays alone; what `torch.save` writes has a pickle."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -180,7 +180,7 @@ class IgnoredObject:
 
 
 def _read_torch(path: Path) -> object:
-    # argparse.Namespace, a bag of plain values, stands in the files of torchvision's own training script.
+    # argparse.Namespace, a set of plain values, is in the files of torchvision's own training script.
     known: list[Any] = [argparse.Namespace, *((IgnoredObject, name) for name in BESIDE)]
     try:
         with torch.serialization.safe_globals(known), warnings.catch_warnings(action="ignore"):

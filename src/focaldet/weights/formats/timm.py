@@ -1,7 +1,8 @@
 """timm's Inception-ResNet-v2, an ImageNet classifier, as the trunk and the C4 head of a detector.
 
 Cadene's files, which timm's were made from, have the same names but for the classifier's. TensorFlow's BatchNorm had no
-scale in this network: a file converted from it holds ones. What a file trained otherwise holds is kept, never trained.
+scale in this network: a file converted from it has ones. Other values, of a file that was trained otherwise, are kept
+and never trained.
 """
 
 from collections.abc import Mapping

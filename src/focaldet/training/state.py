@@ -95,17 +95,18 @@ class TrainState:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Put everything back as it was when `saved` was taken."""
+        scaler, context = self.autocast.scaler, self.context
         for name, value in saved["position"].items():
             setattr(self, name, value)
         self.detector.load_state_dict(saved["detector"])
         if self.ema is not None:
             self.ema.load_state_dict(saved["ema"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        if self.autocast.scaler is not None:
-            self.autocast.scaler.load_state_dict(saved["scaler"])
+        if scaler is not None:
+            scaler.load_state_dict(saved["scaler"])
         self.license = saved["license"] if "license" in saved else saved["licence"]  # as version 0.1 spells it
-        self.context.images_seen = saved["context"]["images_seen"]
-        self.context.averages.update(saved["context"]["averages"])
+        context.images_seen = saved["context"]["images_seen"]
+        context.averages.update(saved["context"]["averages"])
 
 
 def build_state(

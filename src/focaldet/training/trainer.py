@@ -86,8 +86,8 @@ def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None 
     check_processes(config, num_processes=num_processes())
     folder = open_folder(config)
     check_phases(config)
-    settings = torch_settings(threads=config.threads, deterministic=config.deterministic)
-    with explain_errors(config), explained_worker_death(), settings, stop_signal() as stop:
+    torch_state = torch_settings(threads=config.threads, deterministic=config.deterministic)
+    with explain_errors(config), explained_worker_death(), torch_state, stop_signal() as stop:
         # Every process has looked at the folder before the first one changes it: launching waits for all.
         fabric = launch_fabric(pick_device(config.device))
         return Trainer(config, folder=folder, fabric=fabric, stop=stop, sources=sources).run()
@@ -122,18 +122,15 @@ class Trainer:
             ConfigError, DataError: see `train`.
         """
         self.config, self.folder, self.fabric, self.stop = config, folder, fabric, stop
-        self.source, self.validation, notes = open_sources(config, sources)
-        self.has_files = sources is None
-        fingerprints = {
-            "train": self.source.dataset.fingerprint(),
-            "validation": self.validation.dataset.fingerprint(),
-        }
+        source, validation, notes = open_sources(config, sources)
+        self.source, self.validation, self.has_files = source, validation, sources is None
+        fingerprints = {"train": source.dataset.fingerprint(), "validation": validation.dataset.fingerprint()}
         self.identity = identity(config, fingerprints=fingerprints)
         saved = None
         if config.resume and folder.state.exists():
             saved = load_state(folder.state, device=fabric.device)
             check_identity(self.identity, json.loads(saved["identity"]), folder=folder.path)
-        phases, classes = config.phase_configs, self.validation.dataset.classes
+        phases, classes = config.phase_configs, validation.dataset.classes
         settings = phases[saved["position"]["phase"]] if saved is not None else phases[0]
         self.state, weights_notes = build_state(settings, classes=classes, fabric=fabric, saved=saved)
         self.notes = [*notes, *weights_notes]
@@ -159,11 +156,11 @@ class Trainer:
 
     def _build_loader(self, number: int) -> Loader:
         """The loader of training images of phase `number`, from 0."""
-        phases, fabric = self.config.phase_configs, self.fabric
+        phases, fabric, detector = self.config.phase_configs, self.fabric, self.state.detector
         config, overfit = phases[number], phases[number].overfit is not None
         return Loader(
             self.source,
-            preprocessing=self.state.detector.preprocessing,
+            preprocessing=detector.preprocessing,
             batch_size=config.batch_size // (fabric.world_size * config.accumulate),
             seed=config.seed,
             augment=AugmentConfig(preset="none") if overfit else config.augment,
@@ -349,8 +346,8 @@ class Trainer:
             save_state(self.folder.state, {"identity": json.dumps(self.identity), **self.state.state_dict()})
 
     def _save_weights(self, path: Path) -> None:
-        classes = self.validation.dataset.classes
-        save_detector(path, self.state.evaluated, classes=classes, license=self.state.license)
+        dataset = self.validation.dataset
+        save_detector(path, self.state.evaluated, classes=dataset.classes, license=self.state.license)
 
     # -- the log, and the end ------------------------------------------------------------------------------------------
 

@@ -203,6 +203,47 @@ class TestPhases:
         assert "run.yaml: phase 2: unknown setting 'lerning_rate' (did you mean \"learning_rate\"?)" in said
 
 
+class TestDryRun:
+    @pytest.fixture
+    def file(self, tmp_path):
+        path = tmp_path / "run.yaml"
+        path.write_text("size: 320\naugment: {hue: 0.1}\narchitecture: {loss: {gamma: 1.0}}\nepochs: 7")
+        return path
+
+    def test_every_setting_with_its_source(self, capsys, file, monkeypatch):
+        monkeypatch.chdir(file.parent)
+        flags = "--augment.preset strong --architecture.width 64 --frozen-stages 2 --epochs 3 --dry-run"
+        assert main(f"train DIR --config {file} {flags} --json".split()) == 0
+        rows = {row["name"]: (row["value"], row["source"]) for row in json.loads(capsys.readouterr().out)}
+        expected = {
+            "data.path": ("DIR", "typed"),
+            "epochs": (3, "typed"),
+            "size": (320, "file"),
+            "batch_size": (8, "default"),
+            "augment.preset": ("strong", "typed"),
+            "augment.hue": (0.1, "file"),
+            "augment.mosaic": (0.5, "preset"),
+            "architecture.width": (64, "typed"),
+            "architecture.loss.gamma": (1.0, "file"),
+            "architecture.loss.alpha": (0.25, "preset"),
+            "architecture.frozen_stages": (2, "typed"),
+            "architecture.norm": ("batch", "random weights"),
+        }
+        assert {name: rows[name] for name in expected} == expected
+        assert list(file.parent.iterdir()) == [file]
+
+    def test_as_a_table(self, capsys):
+        assert main(["train", "--size", "320", "--dry-run"]) == 0
+        said = capsys.readouterr().out
+        assert re.search(r"^size +320 +typed$", said, re.MULTILINE)
+        assert "retinanet_r50_fpn: 38.0 M parameters" in said
+
+    def test_what_training_would_refuse_is_refused(self, capsys):
+        assert "unknown detector" in refused(capsys, "train --model retinanet_r --dry-run")
+        assert "architecture" in refused(capsys, "train --architecture.widht 3 --dry-run")
+        assert "--json is for --dry-run" in refused(capsys, "train DIR --json")
+
+
 def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, demo_data, tmp_path):
     (tmp_path / "file").touch()
     picture = demo_data / "images" / "test_00000.png"

@@ -21,7 +21,7 @@ def run_settings(typed: Mapping[str, Any] | None, *, file: Path | None, data: Pa
             or a flag would have no effect because the file's phases have that setting for themselves.
     """
     typed = with_data(typed, data)
-    values = configs.read_mapping(file) if file is not None else {}
+    values = read_settings(file)
     # Two steps, so that a mistake in the file is reported as one of the file.
     if file is not None:
         read = configs.from_dict(RunConfig, values, source=str(file))
@@ -29,6 +29,15 @@ def run_settings(typed: Mapping[str, Any] | None, *, file: Path | None, data: Pa
     if "phases" not in typed:
         values = {**values, **_phases(values.get("phases") or [], typed, source=str(file))}
     return configs.from_dict(RunConfig, configs.merge(values, typed), source="settings")
+
+
+def read_settings(file: Path | None) -> dict[str, Any]:
+    """What `file` says; nothing without a file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or not a mapping.
+    """
+    return {} if file is None else configs.read_mapping(file)
 
 
 def with_data(typed: Mapping[str, Any] | None, data: Path | None) -> dict[str, Any]:

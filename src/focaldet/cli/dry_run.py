@@ -1,0 +1,69 @@
+"""`focaldet train --dry-run`: every setting that would hold, and where it comes from."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from focaldet import config as configs
+from focaldet.cli.output import print_table
+from focaldet.training.config import RunConfig
+from focaldet.training.phases import check_phases, describe_phase
+from focaldet.training.state import asked_architecture, initial_architecture
+from focaldet.weights.tensor_names import build_on_meta
+
+
+class Setting(NamedTuple):
+    """One setting of a run by its dotted name; `source` is typed, file, preset, random weights or default."""
+
+    name: str
+    value: Any
+    source: str
+
+
+def list_settings(run: RunConfig, *, typed: Mapping[str, Any], file: Mapping[str, Any]) -> list[Setting]:
+    """All settings of `run`, those of its detector and of its augmentation included.
+
+    Args:
+        run: the settings that hold.
+        typed: what was typed, nested as in a file.
+        file: what the file of settings says.
+
+    Raises:
+        ConfigError: the detector cannot be built as it is asked for.
+    """
+    values = {**configs.to_dict(run), "architecture": configs.to_dict(asked_architecture(run))}
+    given = configs.current_names(RunConfig, file, source="file", warn=False)
+    origins = {
+        "typed": configs.flatten(typed),
+        "file": configs.flatten(given),
+        "random weights": configs.flatten({"architecture": initial_architecture(run)}),
+    }
+    values["architecture"].pop("num_classes")  # that of the data holds
+    settings = []
+    for name, value in configs.flatten(values).items():
+        base = "preset" if name.startswith(("architecture.", "augment.")) and name != "augment.preset" else "default"
+        names = {name, "frozen_stages"} if name == "architecture.frozen_stages" else {name}
+        sources = [source for source, flat in origins.items() if names & flat.keys()]
+        settings.append(Setting(name, value, sources[0] if sources else base))
+    return settings
+
+
+def print_settings(run: RunConfig, settings: list[Setting]) -> None:
+    """A table of the settings, then what would be trained.
+
+    Raises:
+        ConfigError: a phase cannot be trained.
+    """
+    check_phases(run)
+    rows = [[setting.name, _setting_text(setting.value), setting.source] for setting in settings]
+    print_table([["SETTING", "VALUE", "FROM"], *rows], left={0, 1, 2})
+    print()
+    if run.phases:
+        print(*(describe_phase(run, number) for number in range(1, len(run.phases) + 1)), sep="\n")
+    parameters = sum(parameter.numel() for parameter in build_on_meta(asked_architecture(run)).parameters())
+    print(f"{run.model}: {parameters / 1e6:.1f} M parameters before the classes of the data are known")
+    print(f"presets: {run.model} of the architecture, {run.augment.preset} of the augmentation; nothing was written")
+
+
+def _setting_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

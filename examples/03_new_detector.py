@@ -19,8 +19,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 import focaldet
-from focaldet.models import DETECTORS
-from focaldet.models.base import Detector, LossContext
+from focaldet.models import Preset, register
+from focaldet.models.base import Detector, DetectorConfig, LossContext
 from focaldet.nets import NormKind, build_backbone
 from focaldet.nets.heads import Subnet, logit
 from focaldet.ops.boxes import clip
@@ -33,7 +33,7 @@ STRIDE_PX = 16
 
 
 @dataclass(frozen=True)
-class CentreNetConfig:
+class CentreNetConfig(DetectorConfig):
     """Everything that defines the network; it is stored with the weights, which rebuild it."""
 
     num_classes: int = 80
@@ -140,7 +140,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/centre"))
     chosen = parser.parse_args()
 
-    DETECTORS["centre_net_mobilenet_v2"] = CentreNetConfig(norm="frozen" if chosen.weights else "batch")
+    config = CentreNetConfig(norm="frozen" if chosen.weights else "batch")
+    register("centre_net_mobilenet_v2", Preset(config))
     config = focaldet.RunConfig(
         data=focaldet.DataConfig(path=chosen.data),
         model="centre_net_mobilenet_v2",

@@ -360,7 +360,7 @@ class TestModels:
         assert main(["models"]) == 0
         lines = capsys.readouterr().out.splitlines()
         rows = {line.split()[0]: line.split() for line in lines[1:-2]}
-        assert list(rows) == list(focaldet.models.DETECTORS)
+        assert list(rows) == list(focaldet.models.PRESETS)
         assert rows["retinanet_r50_fpn"][3] == "37,915,572"
         assert rows["retinanet_r101_fpn"][3:10] == ["56,855,476", "39.1", "59.1", "42.3", "21.8", "42.7", "50.2"]
         assert rows["retinanet_x101_32x8d_fpn"][4:10] == ["40.8", "61.1", "44.1", "24.1", "44.2", "51.2"]

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from focaldet import config as configs
-from focaldet.models import named_config
-from focaldet.models.published import PUBLISHED
+from focaldet.models import PRESETS, find_preset, named_config
 from focaldet.training.config import RunConfig
 from focaldet.training.phases import check_phases
 
@@ -81,9 +80,9 @@ def test_a_recipe_is_valid_and_says_what_to_expect(path):
     assert f"--config recipes/{path.name} " in "\n".join(header)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.published])
 def test_each_row_of_the_papers_table_has_a_recipe_with_its_figures(name):
-    row = PUBLISHED[name]
+    row = find_preset(name).published
     expected = (
         f"AP {row.ap}, AP50 {row.ap50}, AP75 {row.ap75}, APs {row.ap_small}, APm {row.ap_medium}, APl {row.ap_large}"
     )

@@ -105,11 +105,11 @@ def test_links_lead_somewhere(page):
     ("page", "entry"), [("retinanet.md", "retinanet_r50_fpn"), ("ssd.md", "ssd513_r101"), ("yolov2.md", "yolov2")]
 )
 def test_the_settings_that_the_page_of_a_detector_names_exist(page, entry):
-    from focaldet.models import DETECTORS
+    from focaldet.models import find_preset
 
     rows = re.findall(r"^\| `([a-z0-9_.]+)` \|", (REPOSITORY / "docs" / page).read_text(), re.MULTILINE)
     assert len(rows) >= 8
     for row in rows:
-        value = DETECTORS[entry]
+        value = find_preset(entry).config
         for name in row.split("."):
             value = getattr(value, name)

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from focaldet import draw
-from focaldet.config import make_folder, nearest
+from focaldet.config import make_folder
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.formats.records import pictures_below
 from focaldet.data.formats.text import quantity, read_lines
@@ -31,7 +31,7 @@ from focaldet.data.loading.sampler import group_by_size
 from focaldet.errors import ConfigError, DataError
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat, PredictionWriter
-from focaldet.models import DETECTORS, Detector, build
+from focaldet.models import PRESETS, Detector, build, find_preset
 from focaldet.runtime import Process, Progress, gather_objects, join_processes, pick_device, pick_precision
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import Trained, load_detector, load_into
@@ -213,7 +213,7 @@ def load(
         CheckpointError: missing or damaged weights, or weights that do not fill the whole detector.
         ConfigError: a name without weights, or a setting out of range.
     """
-    is_name = weights is not None or (str(spec) in DETECTORS and not Path(spec).exists())
+    is_name = weights is not None or (str(spec) in PRESETS and not Path(spec).exists())
     trained = _load_named(str(spec), weights) if is_name else load_detector(spec)
     return Predictor(trained.detector, category_ids=trained.category_ids, options=options, **fields)
 
@@ -371,8 +371,7 @@ def _predict_on_all(
 
 def _load_named(name: str, weights: str | Path | None) -> Trained:
     """The detector of `weights`, after making sure that it is the one called `name`."""
-    if name not in DETECTORS:
-        raise ConfigError(f"unknown detector {name!r}{nearest(name, DETECTORS)}; weights go with a detector's name")
+    find_preset(name)
     if weights is None:
         raise ConfigError(
             f"{name} has no weights of its own: name a run folder or a weights file (focaldet.build takes random ones)"

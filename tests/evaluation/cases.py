@@ -8,7 +8,7 @@ from torch import nn
 
 from focaldet.data.dataset import Classes, Dataset, pack_paths, starts
 from focaldet.data.problems import Problems
-from focaldet.models.base import Detector
+from focaldet.models.base import Detector, DetectorConfig
 from focaldet.types import Detections, ImageSize, Preprocessing, Resize
 
 
@@ -47,7 +47,7 @@ def make_detections(*rows, names=("cell", "dog")):
 
 
 @dataclass(frozen=True)
-class BrightConfig:
+class BrightConfig(DetectorConfig):
     num_classes: int = 2
 
 

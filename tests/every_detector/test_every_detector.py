@@ -9,7 +9,7 @@ import copy
 import functools
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from focaldet import config as configs
 from focaldet.models import (
-    DETECTORS,
+    PRESETS,
     Detector,
     FasterRCNNConfig,
     LossContext,
     SSDConfig,
     YOLOv2Config,
     build,
+    find_preset,
     named_config,
 )
 from focaldet.models.faster_rcnn.model import FasterRCNN
@@ -84,7 +85,7 @@ def entry_of(name: str) -> tuple[str, dict[str, Any]]:
     """The entry that a name of this suite stands for, and the change of architecture that lets it run in a test."""
     if name in VARIANTS:
         return VARIANTS[name]
-    config = DETECTORS[name]
+    config = find_preset(name).config
     if num_parameters(on_meta(name)) <= LARGEST:
         return name, {}
     change = SMALL.get(type(config), {"backbone": "resnet18"})
@@ -102,15 +103,16 @@ def running_config(name: str) -> Any:
     return named_config(entry, architecture=change)
 
 
-RUNNING = {running_config(name): name for name in [*VARIANTS, *reversed(DETECTORS)]}.values()
-every = pytest.mark.parametrize("name", DETECTORS)
+RUNNING = {running_config(name): name for name in [*VARIANTS, *reversed(PRESETS)]}.values()
+every = pytest.mark.parametrize("name", PRESETS)
 running = pytest.mark.parametrize("name", RUNNING)
 
 
 def built(name: str, **architecture: Any) -> Detector:
     """The entry, small enough to run, with random weights; `architecture` where its config has such a setting."""
     entry, change = entry_of(name)
-    known = {key: value for key, value in architecture.items() if hasattr(DETECTORS[entry], key)}
+    settings = {field.name for field in fields(find_preset(entry).config)}
+    known = {key: value for key, value in architecture.items() if key in settings}
     return build(entry, class_names=CLASSES, architecture=change | known)
 
 
@@ -199,7 +201,7 @@ def assert_alike(left: Any, right: Any, *, tolerance: float = 1e-4) -> None:
 
 @every
 def test_config_survives_json(name: str) -> None:
-    config = DETECTORS[name]
+    config = find_preset(name).config
     again = configs.from_dict(type(config), json.loads(configs.to_json(config)))
     assert again == config
     assert hash(again) == hash(config)
@@ -251,7 +253,7 @@ def test_frozen_stages_and_backbone_parameters(name: str) -> None:
 
 @every
 def test_all_stages_frozen_leave_nothing_of_the_backbone_to_training(name: str) -> None:
-    trainable = {"frozen_stages": 5} | ({"norm": "batch", "norm_eps": 1e-5} if hasattr(DETECTORS[name], "norm") else {})
+    trainable = {"frozen_stages": 5, "norm": "batch", "norm_eps": 1e-5}
     with torch.device("meta"):
         detector = build(name, class_names=CLASSES, architecture=trainable).train()
     kept = {id(parameter) for parameter in detector.backbone_parameters()}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from focaldet.models import DETECTORS, Detector, build
+from focaldet.models import Detector, build, find_preset
 from focaldet.models.faster_rcnn.losses import FasterRCNNOutputs
 from focaldet.models.faster_rcnn.plus import ScaledMaps
 from focaldet.types import Detections, ImageSize, Resize
@@ -140,7 +140,7 @@ def test_a_convention_of_others_would_be_noticed(pair: Pair, change: str, monkey
 def test_twins_have_torchvisions_numbers(name: str) -> None:
     with torch.device("meta"):
         reference = TWINS[name][0](weights=None, weights_backbone=None)
-    config, rpn, heads = DETECTORS[name], reference.rpn, reference.roi_heads
+    config, rpn, heads = find_preset(name).config, reference.rpn, reference.roi_heads
     found = (config.detect.score_threshold, config.detect.nms_iou, config.detect.max_detections)
     assert found == (heads.score_thresh, heads.nms_thresh, heads.detections_per_img)
     for mode, limits in (("training", config.proposals.train), ("testing", config.proposals.detect)):

@@ -9,14 +9,14 @@ from torchvision.models import resnet18
 from torchvision.ops import roi_align
 
 import focaldet
-from focaldet.models import DETECTORS, LossContext, build
+from focaldet.models import PRESETS, LossContext, build, find_preset
 from focaldet.nets.regions import ProposalHead, ProposalHeadConfig
 from focaldet.ops.anchors import pyramid_anchors
 from focaldet.types import ImageSize, Target
 from focaldet.weights import load_into, save_detector
 from focaldet.weights.formats.timm import inception_resnet_tensors
 
-HALVES = [name for name, config in DETECTORS.items() if getattr(config, "trunk", None) == "c4"]
+HALVES = [name for name, preset in PRESETS.items() if getattr(preset.config, "trunk", None) == "c4"]
 SMALL_HALVES = ["faster_rcnn_r18_c4", "faster_rcnn_inception_resnet_small", "faster_rcnn_inception_resnet_small_tdm"]
 
 
@@ -92,7 +92,7 @@ def test_inception_resnet_v2_of_timm_fills_both_halves():
 @pytest.mark.parametrize("name", HALVES)
 @pytest.mark.parametrize("change", [{}, {"output_stride": 8}, {"top_down": [8]}, {"top_down": [8, 8]}])
 def test_anchors_are_as_large_on_every_map(name, change):
-    config = DETECTORS[name]
+    config = find_preset(name).config
     if change.get("output_stride") and not config.backbone.startswith("inception"):
         return
     with torch.device("meta"):
@@ -141,7 +141,7 @@ def test_without_objects_among_the_regions_proposals_are_alone():
         with torch.inference_mode():
             raw = detector(pictures(1), SIZES[:1], [target])
         assert bool((raw.regions == target.boxes).all(1).any()) == joined
-    assert not DETECTORS["faster_rcnn_inception_resnet_v2"].proposals.objects_join
+    assert not find_preset("faster_rcnn_inception_resnet_v2").config.proposals.objects_join
 
 
 @pytest.mark.parametrize("name", SMALL_HALVES)

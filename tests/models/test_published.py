@@ -4,7 +4,7 @@ from dataclasses import astuple
 
 import pytest
 
-from focaldet.models import DETECTORS
+from focaldet.models import PRESETS
 from focaldet.models.published import detector_rows
 from focaldet.types import Resize
 
@@ -28,7 +28,7 @@ def rows():
 
 
 def test_every_detector_has_a_row(rows):
-    assert list(rows) == list(DETECTORS)
+    assert list(rows) == list(PRESETS)
 
 
 @pytest.mark.parametrize("name", COUNTED)

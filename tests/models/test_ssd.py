@@ -8,7 +8,7 @@ import torch
 
 from focaldet import config as configs
 from focaldet.errors import ConfigError
-from focaldet.models import DETECTORS, PREPROCESSING, LossContext, SSDConfig, build, named_config
+from focaldet.models import LossContext, SSDConfig, build, find_preset, named_config
 from focaldet.models.ssd import DecoderConfig, SSDDetectConfig, SSDLossConfig, SSDOutputs
 from focaldet.ops.boxes import encode
 from focaldet.ops.priors import PriorConfig, all_priors
@@ -49,7 +49,8 @@ def test_the_maps_and_priors(name, side, cells):
         outputs = detector(torch.zeros(2, 3, side, side), [ImageSize(side, side)] * 2)
     assert outputs.level_sizes == tuple(8 * cell**2 for cell in cells)
     assert outputs.logits.shape == (2, {513: 43_688, 321: 17_080}[side], 81)
-    assert PREPROCESSING[name].padded_size(PREPROCESSING[name].resize.target(ImageSize(480, 640))) == (side, side)
+    preprocessing = find_preset(name).preprocessing
+    assert preprocessing.padded_size(preprocessing.resize.target(ImageSize(480, 640))) == (side, side)
 
 
 @pytest.mark.parametrize("name", ["ssd_mobilenet_v2", "ssd_r18"])
@@ -69,9 +70,9 @@ def test_a_padded_pool_breaks_everything_after():
 
 
 def test_the_strides_follow_the_sources():
-    assert DETECTORS["ssd513_r101"].strides_px == (8, 16, 32, 64, 128, 256, 512)
-    assert DETECTORS["ssd321_r101"].strides_px == (8, 16, 32, 64, 64, 64)
-    assert DETECTORS["ssd_mobilenet_v2"].strides_px == (8, 16, 32, 64, 128, 256)
+    assert find_preset("ssd513_r101").config.strides_px == (8, 16, 32, 64, 128, 256, 512)
+    assert find_preset("ssd321_r101").config.strides_px == (8, 16, 32, 64, 64, 64)
+    assert find_preset("ssd_mobilenet_v2").config.strides_px == (8, 16, 32, 64, 128, 256)
 
 
 def tiny(*, detect=SSDDetectConfig(), **loss):  # noqa: B008  frozen
@@ -245,7 +246,7 @@ def test_a_dssd_differs_from_its_ssd_in_decoder_and_predictors_alone():
 
 def test_size_is_the_side_of_the_square():
     """A detector that warps keeps warping; a short side makes no sense for it."""
-    warp = PREPROCESSING["ssd513_r101"].resize
+    warp = find_preset("ssd513_r101").preprocessing.resize
     asked = warp.with_sides(size=320)
     assert (asked.mode, asked.target(ImageSize(480, 640))) == ("warp", (320, 320))
     assert warp.with_sides() == warp
@@ -255,7 +256,7 @@ def test_size_is_the_side_of_the_square():
 
 def test_the_priors_grow_with_the_picture():
     """Their sizes are shares of the side, not pixels."""
-    config = DETECTORS["ssd_r18"]
+    config = find_preset("ssd_r18").config
     cells = tuple((side, side) for side in (40, 20, 10, 5, 3, 1))
     small, large = (
         all_priors(config.priors, strides_px=config.strides_px, cells=cells, image=(side, side)) for side in (320, 640)

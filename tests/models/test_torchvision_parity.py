@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from focaldet.models import DETECTORS, PREPROCESSING, Detector, build
+from focaldet.models import Detector, build, find_preset
 from focaldet.types import ImageSize, Resize
 from focaldet.weights import load_into
 from focaldet.weights.formats.torchvision import COCO_NAMES
@@ -91,7 +91,7 @@ def test_an_epsilon_of_another_version_would_be_noticed(pair: tuple[Any, Detecto
 @pytest.mark.parametrize("name", TWINS)
 def test_twins_keep_as_many_detections_as_torchvision(name: str) -> None:
     reference = TWINS[name][0](weights=None, weights_backbone=None)
-    detect = DETECTORS[name].detect
+    detect = find_preset(name).config.detect
     found = (detect.score_threshold, detect.top_k, detect.nms_iou, detect.max_detections)
     assert found == (
         reference.score_thresh,
@@ -102,7 +102,7 @@ def test_twins_keep_as_many_detections_as_torchvision(name: str) -> None:
 
 
 def test_sizes_are_torchvisions() -> None:
-    ours = PREPROCESSING["retinanet_r50_fpn_tv"].resize
+    ours = find_preset("retinanet_r50_fpn_tv").preprocessing.resize
     theirs = GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3)
     generator = torch.Generator().manual_seed(0)
     for height, width in torch.randint(60, 2000, (150, 2), generator=generator).tolist():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from focaldet.models import DETECTORS, build, named_config
+from focaldet.models import build, find_preset, named_config
 from focaldet.models.yolov2 import STRIDE_PX
 from focaldet.nets.necks import STRIDES_PX
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
@@ -113,9 +113,9 @@ def test_the_smallest_anchor_has_32_px():
 
 def test_every_detector_has_grids_from_fine_to_coarse():
     for name in ("retinanet_r50_fpn", "faster_rcnn_r50_fpn", "ssd_r18", "yolov2"):
-        areas = [grid.smallest_area for grid in DETECTORS[name].grids(ImageSize(320, 320))]
+        areas = [grid.smallest_area for grid in find_preset(name).config.grids(ImageSize(320, 320))]
         assert areas == sorted(areas) and areas[0] > 0
 
 
 def test_no_boxes():
-    assert best_overlaps(torch.zeros(0, 4), DETECTORS["yolov2"].grids(ImageSize(320, 320))[0]).shape == (0,)
+    assert best_overlaps(torch.zeros(0, 4), find_preset("yolov2").config.grids(ImageSize(320, 320))[0]).shape == (0,)

@@ -5,14 +5,14 @@ import torch
 
 from focaldet.config import from_dict, to_dict
 from focaldet.errors import ConfigError
-from focaldet.models import DETECTORS
+from focaldet.models import find_preset
 from focaldet.ops.priors import PriorConfig, all_priors, level_priors, prior_shapes
 
 SSD513 = PriorConfig()
 CELLS_513 = tuple((side, side) for side in (64, 32, 16, 8, 4, 2, 1))
 STRIDES_513 = (8, 16, 32, 64, 128, 256, 512)
-SSD321 = DETECTORS["ssd321_r101"].priors
-STRIDES_321 = DETECTORS["ssd321_r101"].strides_px
+SSD321 = find_preset("ssd321_r101").config.priors
+STRIDES_321 = find_preset("ssd321_r101").config.strides_px
 
 
 def percents_by_the_rule(*, lowest: int, highest: int, levels: int, first: int) -> list[float]:

@@ -11,7 +11,7 @@ import pytest
 from focaldet import config as configs
 from focaldet.data.dataset import DataConfig
 from focaldet.errors import ConfigError
-from focaldet.models import DETECTORS
+from focaldet.models import PRESETS, Preset, find_preset
 from focaldet.training import config as module
 from focaldet.training.config import FREE_ON_RESUME, RunConfig, check_processes
 from focaldet.training.state import initial_architecture
@@ -112,6 +112,6 @@ def test_a_twin_made_for_other_peoples_statistics_trains_from_random_weights():
 
 
 def test_a_norm_that_needs_no_statistics_is_kept_from_random_weights(monkeypatch):
-    grouped = replace(DETECTORS["faster_rcnn_r18_c4"], norm="group")
-    monkeypatch.setitem(DETECTORS, "grouped", grouped)
+    grouped = replace(find_preset("faster_rcnn_r18_c4").config, norm="group")
+    monkeypatch.setitem(PRESETS, "grouped", Preset(grouped))
     assert initial_architecture(RunConfig(model="grouped")) == {"frozen_stages": 0, "norm_eps": 1e-5}

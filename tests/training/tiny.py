@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from focaldet.models import Detector, LossContext
+from focaldet.models import Detector, DetectorConfig, LossContext
 from focaldet.training.state import start_state
 from focaldet.training.step import train_step
 from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Target
@@ -15,7 +15,7 @@ class TinyDetector(Detector):
     """count = head(dropout(norm(backbone(mean color)))); `spoil` multiplies the loss."""
 
     def __init__(self, *, dropout=0.0):
-        super().__init__(config=None, class_names=("thing",), preprocessing=Preprocessing())
+        super().__init__(DetectorConfig(), class_names=("thing",), preprocessing=Preprocessing())
         self.backbone = nn.Linear(3, 8)
         self.norm = nn.LayerNorm(8)
         self.dropout = nn.Dropout(dropout)

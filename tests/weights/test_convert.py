@@ -16,7 +16,7 @@ from torchvision.models import detection, resnet18
 import focaldet
 from focaldet.cli import main
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import DETECTORS, build
+from focaldet.models import PRESETS, build, find_preset
 from focaldet.nets.resnet import RESNETS
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import checkpoint, load_detector, read_metadata, save_detector
@@ -83,8 +83,8 @@ def thin(monkeypatch):
     """SSD321 with a 16th of the channels."""
     width = 64 // caffe_oracle.THIN
     monkeypatch.setitem(RESNETS, "resnet101", replace(RESNETS["resnet101"], width_per_group=width))
-    thinner = replace(DETECTORS["ssd321_r101"], extra_width=1024 // caffe_oracle.THIN, module_widths=(16,))
-    monkeypatch.setitem(DETECTORS, "ssd321_r101", thinner)
+    thinner = replace(find_preset("ssd321_r101").config, extra_width=1024 // caffe_oracle.THIN, module_widths=(16,))
+    monkeypatch.setitem(PRESETS, "ssd321_r101", replace(find_preset("ssd321_r101"), config=thinner))
 
 
 def answers(trained, size):

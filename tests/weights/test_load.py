@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from focaldet.data.formats.text import quantity
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import DETECTORS, Detector, build
+from focaldet.models import Detector, build, find_preset
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import load as load_module
 from focaldet.weights import load_detector, load_into, save_detector, sources
@@ -279,7 +279,7 @@ def test_a_torchvision_detector_opens_as_its_equivalent_preset(
     state = torch.get_rng_state()
     trained = load_detector(retinanet_path)
     assert torch.equal(torch.get_rng_state(), state)
-    assert trained.detector.config == DETECTORS["retinanet_r50_fpn_tv"]
+    assert trained.detector.config == find_preset("retinanet_r50_fpn_tv").config
     assert trained.detector.class_names == COCO_NAMES
     assert trained.category_ids == tuple(range(91))
     ours = trained.detector.state_dict()

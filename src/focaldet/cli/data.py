@@ -12,9 +12,9 @@ from focaldet.cli.flags import SPLIT_HELP, Architecture, Data, DataParts, data_c
 from focaldet.cli.output import UNREADABLE, print_error, print_json, print_table, progress
 from focaldet.data.splits import open_split
 from focaldet.errors import DataError
-from focaldet.models import PREPROCESSING
+from focaldet.models import find_preset
 from focaldet.training.config import RunConfig
-from focaldet.types import Preprocessing, Resize
+from focaldet.types import Resize
 
 
 def check_command(
@@ -41,7 +41,7 @@ def check_command(
         listed: list every problem, not only how many there are of each kind.
         json: print JSON.
     """
-    detector, preprocessing = model_config(model, architecture), PREPROCESSING.get(model, Preprocessing())
+    detector, preprocessing = model_config(model, architecture), find_preset(model).preprocessing
     resize = preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     try:
         with progress("check") as seen:

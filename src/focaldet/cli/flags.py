@@ -18,7 +18,7 @@ from focaldet.cli import flag_name
 from focaldet.data.dataset import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.evaluation.inference import InferenceOptions
-from focaldet.models import AnyConfig, named_config
+from focaldet.models import DetectorConfig, named_config
 from focaldet.training.config import RunConfig
 
 # The panels of the help of `focaldet train`: each field of RunConfig in one of them, in the order of the help.
@@ -164,7 +164,7 @@ def optional_data_config(path: Path | None, parts: Mapping[str, Any] | None) -> 
     return data_config(path, parts) if parts or path is not None else None
 
 
-def model_config(model: str, architecture: Mapping[str, Any] | None) -> AnyConfig:
+def model_config(model: str, architecture: Mapping[str, Any] | None) -> DetectorConfig:
     """The config of the detector `model` with the settings of `--architecture` laid over it.
 
     Raises:

@@ -6,14 +6,16 @@ Axes: B images, H W pixels.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
+from focaldet.nets.norm import NormKind
+from focaldet.ops.classifier import Classifier
 from focaldet.ops.grids import Grid
 from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
@@ -45,19 +47,51 @@ class Margins(NamedTuple):
     negative: Float[Tensor, " N"]
 
 
-@runtime_checkable
-class DetectorConfig(Protocol):
-    """A frozen dataclass that describes an architecture and can build it."""
+class DetectorConfig:
+    """What the program asks of the config of a detector: derive a frozen dataclass from it.
+
+    Its fields decide the architecture and are stored with the weights. The names below mean the same in every detector
+    that has them; None says that it has no such setting.
+    """
+
+    __slots__ = ()
+
+    num_classes: int
+    """K, the number of classes."""
+    backbone: str | None = None
+    """The name that `nets.build_backbone` knows."""
+    norm: NormKind | None = None
+    """Normalization of the backbone."""
+    norm_eps: float | None = None
+    """What BatchNorm adds to the variance."""
+    frozen_stages: int | None = None
+    """How many stages of the backbone, stem included, are not trained."""
+    stride_in_1x1: bool = False
+    """Whether a ResNet has its strides in the 1×1 convolutions."""
+    detect: Any = None
+    """From raw outputs to detections; a dataclass with a `score_threshold`."""
+
+    def __post_init__(self) -> None:
+        if self.norm == "batch" and self.norm_eps == 0:
+            raise ConfigError("norm_eps: trained BatchNorm divides by a batch's own deviation, so it must be above 0")
 
     @property
-    def num_classes(self) -> int:
-        """K, the number of classes."""
+    def classifier(self) -> Classifier | None:
+        """How classes are told apart."""
+        return None
 
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "Detector":
         """The detector with random weights."""
+        raise NotImplementedError
 
     def grids(self, image: ImageSize) -> tuple[Grid, ...]:
-        """The anchors over an input of this size (padding included), finest map first."""
+        """The anchors over an input of this size (padding included), finest map first; none without anchors."""
+        del image
+        return ()
+
+    def replace(self, **changes: Any) -> "DetectorConfig":
+        """The same config with other values of some fields."""
+        return replace(self, **changes)  # type: ignore[type-var]
 
 
 def level_cells(config: DetectorConfig, *, per_cell: int, image: ImageSize) -> tuple[tuple[int, int], ...]:
@@ -76,13 +110,14 @@ def level_cells(config: DetectorConfig, *, per_cell: int, image: ImageSize) -> t
 class Detector(nn.Module):
     """Base of all detectors. `forward` is the only part with weights, and the only one that is wrapped or compiled."""
 
+    config: DetectorConfig
     _mean: Tensor
     _std: Tensor
 
     renamed_tensors: ClassVar[Mapping[str, str]] = {}
     """Beginnings of tensor names in state dicts of earlier versions, and what they are now."""
 
-    def __init__(self, config: Any, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
+    def __init__(self, config: DetectorConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
         super().__init__()
         self.config = config
         self.class_names = class_names

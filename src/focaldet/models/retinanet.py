@@ -18,8 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from focaldet.config import Fraction, validated
-from focaldet.errors import ConfigError
-from focaldet.models.base import Detector, LossContext, Margins
+from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.heads import Subnet, TowerInit, logit, prior_biases
@@ -78,7 +77,7 @@ class DetectConfig:
 
 @validated
 @dataclass(frozen=True, slots=True)
-class RetinaNetConfig:
+class RetinaNetConfig(DetectorConfig):
     """Everything that defines a RetinaNet; the defaults are the paper's with ResNet-50.
 
     `stride_in_1x1` is the paper's MSRA form; torchvision's ImageNet weights want it in the 3×3, the default here.
@@ -108,10 +107,6 @@ class RetinaNetConfig:
     matching: MatchConfig = field(default_factory=MatchConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
-
-    def __post_init__(self) -> None:
-        if self.norm == "batch" and self.norm_eps == 0:
-            raise ConfigError("norm_eps: trained BatchNorm divides by a batch's own deviation, so it must be above 0")
 
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "RetinaNet":
         """The network with random weights."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from focaldet.config import Fraction, validated
 from focaldet.errors import ConfigError
-from focaldet.models.base import Detector, LossContext, Margins, level_cells
+from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins, level_cells
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.dssd import Decoder
@@ -94,7 +94,7 @@ class DecoderConfig:
 
 @validated
 @dataclass(frozen=True, slots=True)
-class SSDConfig:
+class SSDConfig(DetectorConfig):
     """Everything that defines an SSD; the defaults are SSD513's.
 
     `stride_in_1x1`, `ceil_pool` and `dilated_c5` make the backbone the original's. `sources` are the maps of the
@@ -133,8 +133,7 @@ class SSDConfig:
     detect: SSDDetectConfig = field(default_factory=SSDDetectConfig)
 
     def __post_init__(self) -> None:
-        if self.norm == "batch" and self.norm_eps == 0:
-            raise ConfigError("norm_eps: trained BatchNorm divides by a batch's own deviation, so it must be above 0")
+        DetectorConfig.__post_init__(self)
         if list(self.sources) != sorted(set(self.sources)):
             raise ConfigError(f"sources: must go from fine to coarse, each once, found {', '.join(self.sources)}")
         if self.priors.num_levels < len(self.sources):

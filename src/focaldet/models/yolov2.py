@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from focaldet.config import Fraction, validated
 from focaldet.errors import ConfigError
-from focaldet.models.base import Detector, LossContext, Margins
+from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.darknet import ConvLeaky, reorganise
@@ -107,7 +107,7 @@ class YOLOv2DetectConfig:
 
 @validated
 @dataclass(frozen=True, slots=True)
-class YOLOv2Config:
+class YOLOv2Config(DetectorConfig):
     """Everything that defines a YOLOv2; the defaults are those of the released network for COCO.
 
     `anchors` are (width, height) in cells of 32 px; `focaldet anchors` finds them for your data. `width` and
@@ -130,8 +130,7 @@ class YOLOv2Config:
     detect: YOLOv2DetectConfig = field(default_factory=YOLOv2DetectConfig)
 
     def __post_init__(self) -> None:
-        if self.norm == "batch" and self.norm_eps == 0:
-            raise ConfigError("norm_eps: trained BatchNorm divides by a batch's own deviation, so it must be above 0")
+        DetectorConfig.__post_init__(self)
         if self.passthrough % 4:
             raise ConfigError(f"passthrough: must be a multiple of 4 to be reorganised, found {self.passthrough}")
 

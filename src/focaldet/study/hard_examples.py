@@ -141,9 +141,9 @@ def _write_tables(dataset: Dataset, study: HardStudy) -> None:
 def lower_threshold(detector: Detector) -> Detector:
     """The detector with a score threshold of at most `MIN_PROBABILITY`, where its config has one."""
     config = detector.config
-    if hasattr(config, "detect"):
+    if config.detect is not None:
         lower = min(MIN_PROBABILITY, config.detect.score_threshold)
-        detector.config = replace(config, detect=replace(config.detect, score_threshold=lower))
+        detector.config = config.replace(detect=replace(config.detect, score_threshold=lower))
     return detector
 
 

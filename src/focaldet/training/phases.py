@@ -12,10 +12,9 @@ from typing import Any
 from focaldet import config as configs
 from focaldet.data.formats.text import list_names
 from focaldet.errors import ConfigError
-from focaldet.models import PREPROCESSING
+from focaldet.models import find_preset
 from focaldet.training.config import RunConfig
 from focaldet.training.state import asked_architecture
-from focaldet.types import Preprocessing
 from focaldet.weights.tensor_names import TensorShapes, build_on_meta, shapes_of
 
 
@@ -36,7 +35,7 @@ def check_phases(config: RunConfig) -> None:
 
 def _check_network(config: RunConfig, first: TensorShapes | None) -> TensorShapes:
     """The shapes of the network's tensors, which are those of the `first` phase where there is one."""
-    resize = PREPROCESSING.get(config.model, Preprocessing()).resize
+    resize = find_preset(config.model).preprocessing.resize
     resize.with_sides(size=config.size, short_side=config.short_side, max_side=config.max_side)
     detector = build_on_meta(asked_architecture(config))
     if not any(parameter.requires_grad for parameter in detector.parameters()):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from focaldet import config as configs
 from focaldet.data.dataset import Classes
-from focaldet.models import DETECTORS, Detector, LossContext, build, named_config
+from focaldet.models import Detector, DetectorConfig, LossContext, build, find_preset, named_config
 from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.runtime import Autocast, build_autocast, seed_everything
 from focaldet.training.config import RunConfig
@@ -207,7 +207,7 @@ def _resize(detector: Detector, config: RunConfig) -> Resize:
     return own.with_sides(size=config.size, short_side=config.short_side, max_side=config.max_side)
 
 
-def asked_architecture(config: RunConfig) -> Any:
+def asked_architecture(config: RunConfig) -> DetectorConfig:
     """The config of the detector as the settings ask for it, before weights and data have their say.
 
     Raises:
@@ -220,12 +220,14 @@ def initial_architecture(config: RunConfig) -> dict[str, Any]:
     """The overrides of the detector's config. Random weights have nothing worth freezing: unless somebody asks for it,
     all their stages are trained, and BatchNorm too where the detector would freeze it.
     """
-    named = DETECTORS.get(config.model)
+    preset = find_preset(config.model).config
     settings: dict[str, Any] = {}
     if config.weights is None:
-        fitting = {"frozen_stages": 0, "norm_eps": getattr(named, "norm_eps", 0) or RANDOM_NORM_EPS}
-        settings = {name: value for name, value in fitting.items() if hasattr(named, name)}
-        if getattr(named, "norm", None) == "frozen":
+        if preset.frozen_stages is not None:
+            settings["frozen_stages"] = 0
+        if preset.norm_eps is not None:
+            settings["norm_eps"] = preset.norm_eps or RANDOM_NORM_EPS
+        if preset.norm == "frozen":
             settings["norm"] = "batch"
     if config.frozen_stages is not None:
         settings["frozen_stages"] = config.frozen_stages
@@ -233,7 +235,7 @@ def initial_architecture(config: RunConfig) -> dict[str, Any]:
 
 
 def _describe_norm(detector: Detector) -> str:
-    kind = getattr(detector.config, "norm", "own")
+    kind = detector.config.norm or "own"
     if kind == "frozen":
         return "frozen BatchNorm has no statistics then; --architecture.norm batch trains it"
-    return f"{kind} norm, {getattr(detector.config, 'frozen_stages', 0)} stages frozen"
+    return f"{kind} norm, {detector.config.frozen_stages or 0} stages frozen"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import DETECTORS, Detector, from_config
+from focaldet.models import PRESETS, Detector, DetectorConfig, from_config
 from focaldet.types import Preprocessing
 from focaldet.weights.formats.files import TensorFile, open_safetensors, write_atomically
 from focaldet.weights.tensor_names import build_on_meta, require_fit, shapes_of, tensor_shapes
@@ -124,16 +124,16 @@ def read_metadata(path: Path) -> Metadata:
         return parse_metadata(content.metadata() or {}, path)
 
 
-def saved_config(metadata: Metadata, path: Path) -> Any:
+def saved_config(metadata: Metadata, path: Path) -> DetectorConfig:
     """The config in a file's metadata as an instance of its class.
 
     Raises:
         CheckpointError: the architecture is unknown, or a setting is.
     """
-    classes = {type(config).__name__: type(config) for config in DETECTORS.values()}
+    classes = {type(preset.config).__name__: type(preset.config) for preset in PRESETS.values()}
     if metadata.architecture not in classes:
-        known = configs.nearest(metadata.architecture, classes)
-        raise CheckpointError(f"{path}: architecture {metadata.architecture!r} is unknown{known}")
+        hint = f"{configs.nearest(metadata.architecture, classes)}; focaldet.register one of your own first"
+        raise CheckpointError(f"{path}: architecture {metadata.architecture!r} is unknown{hint}")
     try:
         config = configs.from_dict(
             classes[metadata.architecture], metadata.config, source=f"{path}: config", warn_renamed=False
@@ -170,7 +170,7 @@ def parse_metadata(statements: Mapping[str, str], path: Path) -> Metadata:
         raise CheckpointError(str(error)) from None
 
 
-def _preset_name(config: Any) -> str | None:
+def _preset_name(config: DetectorConfig) -> str | None:
     """The preset that `config` equals but for the number of classes."""
-    entries = DETECTORS.items()
-    return next((name for name, known in entries if replace(known, num_classes=config.num_classes) == config), None)
+    classes = config.num_classes
+    return next((name for name, known in PRESETS.items() if known.config.replace(num_classes=classes) == config), None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import DETECTORS
+from focaldet.models import PRESETS, DetectorConfig, find_preset
 
 FREE = {
     *("num_classes", "norm", "norm_eps", "norm_momentum", "frozen_stages"),
@@ -39,7 +39,7 @@ POSTPROCESS = {"detect", "proposals", "plus.refine", "plus.scales"}
 
 
 def require_same_settings(
-    file_config: Any, config: Any, *, source: str, free: AbstractSet[str] = frozenset(FREE)
+    file_config: DetectorConfig, config: DetectorConfig, *, source: str, free: AbstractSet[str] = frozenset(FREE)
 ) -> None:
     """Compare the config a file was made with and a detector's own, but for the settings in `free`.
 
@@ -63,22 +63,22 @@ def require_same_settings(
         raise CheckpointError(f"{source}: made for another network: {'; '.join(pairs)}{hint}")
 
 
-def matching_preset(config: Any, *, free: AbstractSet[str] = frozenset(FREE)) -> str | None:
+def matching_preset(config: DetectorConfig, *, free: AbstractSet[str] = frozenset(FREE)) -> str | None:
     """The preset that differs from `config` in `free` settings at most, or None."""
     fixed = _without(config, free)
-    same_kind = ((name, known) for name, known in DETECTORS.items() if type(known) is type(config))
+    same_kind = ((name, preset.config) for name, preset in PRESETS.items() if type(preset.config) is type(config))
     return next((name for name, known in same_kind if _without(known, free) == fixed), None)
 
 
-def differing_conventions(config: Any, preset: str) -> tuple[str, ...]:
+def differing_conventions(config: DetectorConfig, preset: str) -> tuple[str, ...]:
     """The conventions of a config that are not those of `preset`, such as "stride_in_1x1 True"."""
-    left, right = _flatten_configs(config, DETECTORS[preset])
+    left, right = _flatten_configs(config, find_preset(preset).config)
     return tuple(
         f"{key} {value}" for key, value in left.items() if _is_among(key, CONVENTIONS) and value != right.get(key)
     )
 
 
-def override_postprocess(trained: Any, architecture: Mapping[str, Any]) -> Any:
+def override_postprocess(trained: DetectorConfig, architecture: Mapping[str, Any]) -> DetectorConfig:
     """The config of a trained detector with the settings of `architecture` (nested) laid over it.
 
     Raises:
@@ -97,11 +97,11 @@ def override_postprocess(trained: Any, architecture: Mapping[str, Any]) -> Any:
     return changed
 
 
-def _flatten_configs(*both: Any) -> list[dict[str, Any]]:
+def _flatten_configs(*both: DetectorConfig) -> list[dict[str, Any]]:
     return [configs.flatten(configs.to_dict(config)) for config in both]
 
 
-def _without(config: Any, names: AbstractSet[str]) -> dict[str, Any]:
+def _without(config: DetectorConfig, names: AbstractSet[str]) -> dict[str, Any]:
     (flat,) = _flatten_configs(config)
     return {name: value for name, value in flat.items() if not _is_among(name, names)}
 

@@ -13,7 +13,7 @@ from focaldet import config as configs
 from focaldet.config import nearest
 from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import DETECTORS, Detector, named_config
+from focaldet.models import Detector, named_config
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
 from focaldet.weights.checkpoint import NO_LICENSE, is_checkpoint, save_detector
@@ -253,7 +253,7 @@ def _require_preset(detector: Detector, source: WeightsSource, *, model: str | N
     if model is None:
         return name
     try:
-        require_same_settings(detector.config, DETECTORS[model], source=source.label, free=FREE | CONVENTIONS)
+        require_same_settings(detector.config, named_config(model), source=source.label, free=FREE | CONVENTIONS)
     except CheckpointError as error:
         instead = f"; it fits {name}" if name else ""
         differences = str(error).removesuffix(f" (it fits {name})")
@@ -292,7 +292,7 @@ def _report(
     detector, config = trained.detector, trained.detector.config
     shapes, settings = shapes_of(detector, counters=False), configs.to_dict(config)
     tensors = tuple(TensorMapping(name, made_of[name], shape) for name, shape in shapes.items())
-    is_softmax = getattr(config, "classifier", "softmax") == "softmax"
+    is_softmax = config.classifier != "sigmoid"
     return Conversion(
         out=out,
         source=foreign.source.label,

@@ -2,16 +2,16 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from focaldet.data.formats.text import list_names, quantity
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import Detector, build, from_config
+from focaldet.models import Detector, DetectorConfig, build, from_config
 from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
@@ -125,7 +125,7 @@ def load_into(
         CheckpointError: the file is missing, damaged, or made for another network; names the tensors or settings.
         ConfigError: nobody states the input, or the detector's settings go against what the file states.
     """
-    source = find_weights(spec, backbone=getattr(detector.config, "backbone", None), progress=progress)
+    source = find_weights(spec, backbone=detector.config.backbone, progress=progress)
     if darknet.is_darknet(source.path):
         numbers = darknet.read_darknet(source.path)
         weights = darknet.read_yolov2(numbers, source, input, detector)
@@ -268,7 +268,7 @@ def _frozen_norm_note(detector: Detector, file: TensorFile, source: WeightsSourc
         raise ConfigError(
             f"{source.label}: asks to keep BatchNorm frozen; this detector trains it (norm: frozen is needed)"
         )
-    if getattr(detector.config, "stride_in_1x1", False):
+    if detector.config.stride_in_1x1:
         raise ConfigError(f"{source.label}: has its strides in the 3×3 convolutions; stride_in_1x1 must be false")
     return ("BatchNorm of the backbone stays frozen, as the file asks",) if keep_frozen else ()
 
@@ -288,26 +288,21 @@ def _has_same_classes(detector: Detector, weights: DetectorWeights) -> bool:
     if both_named and detector.class_names != weights.class_names:
         return False
     left, right = detector.config, weights.config
-    return bool(left.num_classes == right.num_classes) and _classifier(left) == _classifier(right)
+    return bool(left.num_classes == right.num_classes) and left.classifier == right.classifier
 
 
-def _classifier(config: Any) -> str | None:
-    """How classes are told apart, where the architecture has a choice."""
-    return getattr(config, "classifier", None)
-
-
-def _describe_classes(names: tuple[str, ...], config: Any) -> str:
-    softmax = " in a softmax" if _classifier(config) == "softmax" else ""
+def _describe_classes(names: tuple[str, ...], config: DetectorConfig) -> str:
+    softmax = " in a softmax" if config.classifier == "softmax" else ""
     return f"{quantity(config.num_classes, 'class', 'classes')}{f' ({list_names(names)})' if names else ''}{softmax}"
 
 
-def _set_norm_eps(detector: Detector, eps: float) -> tuple[str, ...]:
+def _set_norm_eps(detector: Detector, eps: float | None) -> tuple[str, ...]:
     """Give BatchNorm the ε its weights were trained with; a note of the change."""
-    old = getattr(detector.config, "norm_eps", eps)
-    if old == eps:
+    old = detector.config.norm_eps
+    if old is None or eps is None or old == eps:
         return ()
     for module in detector.modules():
         if isinstance(module, FrozenBatchNorm | nn.BatchNorm2d):
             module.eps = eps
-    detector.config = replace(detector.config, norm_eps=eps)
+    detector.config = detector.config.replace(norm_eps=eps)
     return (f"norm_eps is now {eps:g} instead of {old:g}: these weights were trained with it",)

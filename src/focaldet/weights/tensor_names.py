@@ -1,15 +1,13 @@
 """Compare the names and shapes of a file's tensors with those of a network, before anything is allocated or copied."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError
-from focaldet.models import Detector, from_config
+from focaldet.models import Detector, DetectorConfig, from_config
 from focaldet.types import Preprocessing
 
 COUNTER = ".num_batches_tracked"
@@ -39,7 +37,7 @@ def num_rows(tensors: Mapping[str, Tensor], name: str) -> int:
     return len(tensors[name]) if name in tensors and tensors[name].ndim else 0
 
 
-def build_on_meta(config: Any) -> Detector:
+def build_on_meta(config: DetectorConfig) -> Detector:
     """The detector that `config` describes with names and shapes only: nothing is allocated for its tensors."""
     with torch.device("meta"):
         return from_config(config, class_names=(), preprocessing=Preprocessing())
@@ -49,7 +47,7 @@ def class_layer_tensors(detector: Detector) -> tuple[str, ...]:
     """The names of the tensors whose shape follows the number of classes."""
     count = detector.config.num_classes
     # Fewer where that is possible: a softmax whose prior fits K classes may have no room for more.
-    shapes = shapes_of(build_on_meta(replace(detector.config, num_classes=count - 1 if count > 1 else 2)))
+    shapes = shapes_of(build_on_meta(detector.config.replace(num_classes=count - 1 if count > 1 else 2)))
     return tuple(name for name, shape in shapes_of(detector).items() if shapes[name] != shape)
 
 

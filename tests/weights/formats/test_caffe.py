@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import save_file
 
 from focaldet.errors import CheckpointError
-from focaldet.models import DETECTORS, build
+from focaldet.models import PRESETS, build, find_preset
 from focaldet.nets.resnet import RESNETS
 from focaldet.ops.boxes import decode
 from focaldet.ops.priors import all_priors
@@ -30,13 +30,13 @@ def thin(request, monkeypatch):
         return
     monkeypatch.setitem(RESNETS, "resnet101", replace(RESNETS["resnet101"], width_per_group=64 // oracle.THIN))
     for name in NAMES:
-        config = DETECTORS[f"{name}_r101"]
+        config = find_preset(f"{name}_r101").config
         decoder = config.decoder and replace(
             config.decoder, width=32, inter_width=config.decoder.inter_width and 512 // oracle.THIN
         )
         widths = tuple(width // oracle.THIN for width in config.module_widths)
         thinner = replace(config, extra_width=1024 // oracle.THIN, module_widths=widths, decoder=decoder)
-        monkeypatch.setitem(DETECTORS, f"{name}_r101", thinner)
+        monkeypatch.setitem(PRESETS, f"{name}_r101", replace(find_preset(f"{name}_r101"), config=thinner))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_every_array_finds_its_place_and_the_file_says_what_it_is(files, blobs, 
     is_coco = name.endswith("513")
     assert detector.class_names == (COCO_CLASS_NAMES if is_coco else ())
     assert trained.category_ids == (COCO_CATEGORY_IDS if is_coco else ())
-    assert detector.config == replace(DETECTORS[f"{name}_r101"], num_classes=80 if is_coco else 20)
+    assert detector.config == replace(find_preset(f"{name}_r101").config, num_classes=80 if is_coco else 20)
     assert (detector.preprocessing.channels, detector.preprocessing.mean) == ("BGR", (104.0, 117.0, 123.0))
     assert detector.preprocessing.std == (1.0, 1.0, 1.0)
     ours = sum(tensor.numel() for key, tensor in detector.state_dict().items() if "num_batches" not in key)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from focaldet.errors import CheckpointError
-from focaldet.models import DETECTORS, build
+from focaldet.models import build, find_preset
 from focaldet.prediction import load
 from focaldet.types import Preprocessing
 from focaldet.weights import load_detector, load_into, save_detector
@@ -94,7 +94,7 @@ def test_every_tensor_of_the_lists_finds_its_place(name):
 @pytest.mark.parametrize("name", ["retinanet_r50", "faster_rcnn_r101_fpn", "faster_rcnn_r101_c4"])
 def test_the_file_says_what_it_is(file, name):
     trained = load_detector(file(name))
-    detector, base = trained.detector, DETECTORS[OURS.get(name, name)]
+    detector, base = trained.detector, find_preset(OURS.get(name, name)).config
     expected = replace(base, stride_in_1x1=True, anchors=replace(base.anchors, order="scale, ratio"))
     if name.startswith("retinanet"):
         expected = replace(expected, detect=replace(base.detect, clip_first=False))

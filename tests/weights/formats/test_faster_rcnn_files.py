@@ -7,7 +7,7 @@ import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
 
 from focaldet.errors import CheckpointError
-from focaldet.models import DETECTORS, build
+from focaldet.models import build, find_preset
 from focaldet.weights import load_detector, load_into
 from focaldet.weights.formats.detector_weights import COCO_NAMES
 from focaldet.weights.formats.torchvision import rename_torchvision_tensors
@@ -63,7 +63,7 @@ def test_it_opens_as_its_equivalent_preset(name, tmp_path):
     torch.save(tensors, tmp_path / "w.pth")
     trained = load_detector(tmp_path / "w.pth")
     (tmp_path / "w.pth").unlink()
-    assert trained.detector.config == DETECTORS[name]
+    assert trained.detector.config == find_preset(name).config
     assert trained.detector.class_names == COCO_NAMES[1:]
     assert trained.category_ids == tuple(range(1, 91))
     ours = trained.detector.state_dict()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from focaldet.errors import CheckpointError
-from focaldet.models import DETECTORS, build
+from focaldet.models import build, find_preset
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import load_detector, load_into, save_detector
 from focaldet.weights.formats.detector_weights import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
@@ -122,7 +122,7 @@ def test_every_tensor_of_the_lists_finds_its_place(name):
 
 def test_the_file_says_what_it_is(file):
     trained = load_detector(file())
-    base = DETECTORS["faster_rcnn_r50_fpn"]
+    base = find_preset("faster_rcnn_r50_fpn").config
     pooling = replace(base.pooling, sampling_ratio=0)
     assert trained.detector.config == replace(base, background_box=False, pooling=pooling)
     assert trained.detector.class_names == COCO_CLASS_NAMES and trained.category_ids == COCO_CATEGORY_IDS
@@ -160,9 +160,12 @@ def test_a_config_with_other_numbers_is_refused(file, old, new, words):
 
 def test_retinanet_has_no_p7_relu_unless_its_config_says_so(file):
     retinanet = load_detector(file("retinanet_r50")).detector
-    assert retinanet.config == replace(DETECTORS["retinanet_r50_fpn"], p7_relu=False)
+    assert retinanet.config == replace(find_preset("retinanet_r50_fpn").config, p7_relu=False)
     text = "neck=dict(add_extra_convs='on_input', relu_before_extra_convs=True, type='FPN')"
-    assert load_detector(file("retinanet_r50", meta={"cfg": text})).detector.config == DETECTORS["retinanet_r50_fpn"]
+    assert (
+        load_detector(file("retinanet_r50", meta={"cfg": text})).detector.config
+        == find_preset("retinanet_r50_fpn").config
+    )
     words = "p7_relu is False in the file, True here"
     with pytest.raises(CheckpointError, match=words):
         load_into(build("retinanet_r50_fpn"), file("retinanet_r50"))

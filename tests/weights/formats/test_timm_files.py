@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import Detector, build
+from focaldet.models import Detector, DetectorConfig, build
 from focaldet.nets.inception_resnet import (
     INCEPTION_RESNETS,
     InceptionResNetShape,
@@ -26,7 +26,7 @@ THIN = InceptionResNetShape(factor=0.25, repeats=(1, 1, 1))
 
 
 @dataclass(frozen=True)
-class HalvesConfig:
+class HalvesConfig(DetectorConfig):
     num_classes: int = 2
     backbone: str = "inception_resnet_v2"
     norm: str = "frozen"

@@ -20,8 +20,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from focaldet.config import validated
-from focaldet.errors import ConfigError
-from focaldet.models.base import Detector, LossContext, Margins
+from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
 from focaldet.models.faster_rcnn.build import (
     C4_STRIDE_PX,
     BackboneSettings,
@@ -79,7 +78,7 @@ def _second_stage() -> StageConfig:
 
 @validated
 @dataclass(frozen=True, slots=True)
-class FasterRCNNConfig:
+class FasterRCNNConfig(DetectorConfig):
     """Everything that defines a Faster R-CNN; the defaults are the pyramid paper's with ResNet-50, trained jointly.
 
     `trunk` "pyramid" has one anchor size a level, 32…512 px at P2…P6. Its own are `width`, `neck_norm`,
@@ -128,8 +127,7 @@ class FasterRCNNConfig:
     detect: FasterRCNNDetectConfig = field(default_factory=FasterRCNNDetectConfig)
 
     def __post_init__(self) -> None:
-        if self.norm == "batch" and self.norm_eps == 0:
-            raise ConfigError("norm_eps: trained BatchNorm divides by a batch's own deviation, so it must be above 0")
+        DetectorConfig.__post_init__(self)
         refuse_unused_settings(self, trunk=self.trunk)
 
     @property

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
-from focaldet.models import DETECTORS, PREPROCESSING, Detector, SSDConfig
+from focaldet.models import Detector, DetectorConfig, SSDConfig, find_preset
 from focaldet.models.ssd import SSDLossConfig
 from focaldet.nets.resnet import RESNETS
 from focaldet.nets.ssd import at_level
@@ -62,10 +62,8 @@ def read_caffe(
     Raises:
         CheckpointError: `detector` is not such an SSD, or an array is missing, left over or of another shape.
     """
-    preset = matching_ssd_preset(file.tensors)
-    base: object = DETECTORS[preset]
-    preprocessing = PREPROCESSING[preset] if detector is None else detector.preprocessing
-    config = _infer_ssd_config(detector.config if detector else base, file.tensors, source=source.label)
+    like = find_preset(matching_ssd_preset(file.tensors)) if detector is None else detector
+    config = _infer_ssd_config(like.config, file.tensors, source=source.label)
     names = {key: name for layer in _convolutions(config) for key, name in _blobs(layer)}
     shapes = shapes_of(build_on_meta(config))
     expected = {key: shapes.get(name, (1,)) for key, name in names.items()}
@@ -76,7 +74,7 @@ def read_caffe(
     return DetectorWeights(
         config=config,
         tensors={name: _convert_blob(name, blobs, config) for name in blobs if not name.endswith(FACTOR)},
-        preprocessing=with_input(preprocessing, stated or "caffe_ssd", source=source.label),
+        preprocessing=with_input(like.preprocessing, stated or "caffe_ssd", source=source.label),
         class_names=class_names,
         category_ids=coco_category_ids(class_names),
         notes=(CAFFE_NOTE,),
@@ -105,12 +103,12 @@ def background_last(rows: Float[Tensor, "PV *C"], values: int) -> Float[Tensor, 
     return rows.reshape(-1, values, *rows.shape[1:]).roll(-1, dims=1).reshape(rows.shape)
 
 
-def _infer_ssd_config(config: object, tensors: Mapping[str, Tensor], *, source: str) -> SSDConfig:
+def _infer_ssd_config(config: DetectorConfig, tensors: Mapping[str, Tensor], *, source: str) -> SSDConfig:
     """`config` with what the scripts say of all such files, and with what the names and shapes of this one say."""
     if not isinstance(config, SSDConfig) or config.backbone != CAFFE_BACKBONE:
         raise CheckpointError(
             f"{source}: Caffe's files hold SSD and DSSD with {CAFFE_BACKBONE}, not {type(config).__name__} "
-            f"with {getattr(config, 'backbone', None)}"
+            f"with {config.backbone}"
         )
     decoder = None
     if _has_decoder(tensors):

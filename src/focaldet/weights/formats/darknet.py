@@ -8,7 +8,7 @@ weights (filters, channels, height, width), all float32. The byte order is taken
 import math
 import re
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -127,7 +127,7 @@ def read_yolov2(
     num_classes, outputs = channels - 5, channels * anchors
     class_names = coco_class_names(num_classes)
     return DetectorWeights(
-        config=replace(detector.config, num_classes=num_classes),
+        config=detector.config.replace(num_classes=num_classes),
         tensors=_cut(file, [*rest, (bias, (outputs,)), (weight, (outputs, width, 1, 1))]),
         preprocessing=with_input(detector.preprocessing, stated or "unit", source=source.label),
         class_names=class_names,
@@ -161,7 +161,7 @@ def _yolov2_layout(detector: Detector, source: object) -> TensorLayout:
     if not isinstance(detector, YOLOv2) or not isinstance(detector.backbone, DarkNet19):
         raise CheckpointError(
             f"{source}: darknet's files are of YOLOv2 with DarkNet-19, not {type(detector.config).__name__} "
-            f"with {getattr(detector.config, 'backbone', None)}"
+            f"with {detector.config.backbone}"
         )
     shapes = shapes_of(detector)
     return [

@@ -1,12 +1,11 @@
 """A detector of another program in focaldet's names, as a reader returns it; and the names of COCO's classes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
-from focaldet.models import MOST_CLASSES
+from focaldet.models import MOST_CLASSES, DetectorConfig
 from focaldet.types import Preprocessing
 
 # fmt: off
@@ -40,7 +39,7 @@ class DetectorWeights:
     what the config says already, or that nothing reads. `notes` are for the reader of the report.
     """
 
-    config: Any
+    config: DetectorConfig
     tensors: dict[str, Tensor]
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()

@@ -98,7 +98,7 @@ def read_mmdetection(
     elif stated is not None:
         stride_in_1x1 = is_msra(with_input(INPUTS["imagenet"], stated, source=label))
     else:
-        stride_in_1x1 = has_c4_head(tensors) or getattr(detector and detector.config, "stride_in_1x1", False)
+        stride_in_1x1 = has_c4_head(tensors) or bool(detector and detector.config.stride_in_1x1)
     default = INPUTS["detectron2" if stride_in_1x1 else "imagenet"]
     if config.backbone == "resnext101_32x8d":  # FAIR's, which mmdetection scales as they do
         default = INPUTS["detectron2_x101"]

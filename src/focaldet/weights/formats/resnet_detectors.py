@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
-from focaldet.models import DETECTORS
+from focaldet.models import find_preset
 from focaldet.nets.resnet import RESNETS, ResNetShape
 from focaldet.ops.roi import PoolConfig
 from focaldet.types import Preprocessing
@@ -53,7 +53,7 @@ def infer_config(tensors: Mapping[str, Tensor], *, source: str) -> Any:
     num_classes = require_class_count(_infer_num_classes(tensors), source=source)
     is_retinanet = RETINANET_CLASSES in tensors
     pyramid = "retinanet_r50_fpn" if is_retinanet else "faster_rcnn_r50_fpn"
-    preset: Any = DETECTORS["faster_rcnn_r101_c4" if has_c4_head(tensors) else pyramid]
+    preset: Any = find_preset("faster_rcnn_r101_c4" if has_c4_head(tensors) else pyramid).config
     config = replace(preset, backbone=backbone, num_classes=num_classes)
     if is_retinanet:
         return config

@@ -62,6 +62,6 @@ def _part_prefix(detector: Detector, kind: type[InceptionResNetTrunk | Inception
     if path is None:
         raise CheckpointError(
             f"{source}: made for another network: it is an Inception-ResNet-v2, "
-            f"{type(detector.config).__name__} with backbone {getattr(detector.config, 'backbone', None)!r} has none"
+            f"{type(detector.config).__name__} with backbone {detector.config.backbone!r} has none"
         )
     return f"{path}."

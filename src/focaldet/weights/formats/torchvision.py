@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from focaldet.models import DETECTORS, PREPROCESSING, Detector
+from focaldet.models import Detector, find_preset
 from focaldet.weights.formats.detector_weights import COCO_NAMES, DetectorWeights, require_class_count
 from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.normalization import with_input
@@ -67,19 +65,18 @@ def read_torchvision(
         CheckpointError: there is no class.
     """
     tensors = file.tensors
-    preset = equivalent_preset(tensors)
+    preset = find_preset(equivalent_preset(tensors))
     num_classes = require_class_count(_num_torchvision_classes(tensors), source=source.label)
-    config: Any = DETECTORS[preset]
     # Ordinary BatchNorm shows by its counters; the frozen one of a file that is not the published may have had either.
     if any(name.endswith(COUNTER) for name in tensors):
-        norm_eps = TORCHVISION_NORM_EPS
+        norm_eps: float | None = TORCHVISION_NORM_EPS
     else:
-        norm_eps = config.norm_eps if detector is None or source.input else detector.config.norm_eps
+        norm_eps = (preset if detector is None or source.input else detector).config.norm_eps
     labels = _labels(tensors, num_classes)
-    preprocessing = PREPROCESSING[preset] if detector is None else detector.preprocessing
+    preprocessing = (detector or preset).preprocessing
     note = "the file states no input; that is the default of torchvision's detectors (--weights.input overrules it)"
     return DetectorWeights(
-        config=replace(config, num_classes=num_classes, norm_eps=norm_eps),
+        config=preset.config.replace(num_classes=num_classes, norm_eps=norm_eps),
         tensors=rename_torchvision_tensors(tensors),
         preprocessing=with_input(preprocessing, stated or "imagenet", source=source.label),
         class_names=tuple(COCO_NAMES[label] for label in labels) if labels[-1] == len(COCO_NAMES) - 1 else (),

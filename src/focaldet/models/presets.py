@@ -1,0 +1,363 @@
+"""The table of detectors: a name → its architecture, how images enter it, and what its paper published."""
+
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any
+
+from focaldet import config as configs
+from focaldet.errors import ConfigError
+from focaldet.models.base import DetectorConfig
+from focaldet.models.faster_rcnn.losses import StageConfig
+from focaldet.models.faster_rcnn.model import FasterRCNNConfig
+from focaldet.models.faster_rcnn.plus import PlusConfig, RefineConfig
+from focaldet.models.faster_rcnn.postprocess import FasterRCNNDetectConfig
+from focaldet.models.retinanet import DetectConfig, LossConfig, RetinaNetConfig
+from focaldet.models.ssd import DecoderConfig, SSDConfig
+from focaldet.models.yolov2 import YOLOv2Config, YOLOv2LossConfig
+from focaldet.nets.regions import ProposalHeadConfig
+from focaldet.nets.tdm import WIDTHS_TO_STRIDE_8
+from focaldet.ops.anchors import AnchorConfig
+from focaldet.ops.matching import MatchConfig
+from focaldet.ops.priors import PriorConfig
+from focaldet.ops.proposals import ProposalConfig, ProposalLimits
+from focaldet.ops.roi import PoolConfig
+from focaldet.ops.sampling import SampleConfig
+from focaldet.types import Preprocessing, Resize
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedAP:
+    """Percent on COCO test-dev, as a table prints it."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A detector that has a name.
+
+    `published` is what the table of the RetinaNet paper prints for it, None where it has no such row.
+    """
+
+    config: DetectorConfig
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    published: PublishedAP | None = None
+
+
+_TORCHVISION_ANCHORS = AnchorConfig(flavour="torchvision")
+
+# Made for small data at 320 px: priors from 16 px on that lie evenly on every map.
+_SMALL_PRIORS = PriorConfig(
+    percents=(5.0, 10.0, 20.0, 35.0, 55.0, 80.0, 110.0), elongations=(2.0, 3.0), whole_px=False, starts_px=(None,) * 6
+)
+
+# As the released scripts, which are those for VOC.
+_PRIORS_321 = PriorConfig(
+    percents=(10.0, 20.0, 38.0, 56.0, 74.0, 92.0, 110.0), starts_px=(2.5, 2.5, 10.5, 26.5, 90.5, None)
+)
+_SSD_R18 = SSDConfig(
+    backbone="resnet18",
+    norm="frozen",
+    norm_eps=1e-5,
+    stride_in_1x1=False,
+    extra_width=256,
+    extra_paddings=(0, 0, 1, 0),
+    extra_norm="group",
+    module_widths=(64,),
+    kernels=(3,),
+    tower_init="he",
+    priors=_SMALL_PRIORS,
+)
+
+_FASTER_RCNN_TORCHVISION = FasterRCNNConfig(
+    num_classes=90,
+    norm_eps=0.0,
+    anchors=AnchorConfig(base_scale=8.0, scales=(1.0,), flavour="torchvision"),
+    pooling=PoolConfig(kind="align_legacy"),
+    region=replace(FasterRCNNConfig().region, beta=1 / 9),
+)
+
+_64_REGIONS = StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=64, positives=0.25), beta=1.0)
+
+# Made for small data at 320 px: anchors from 16 px on, few regions, a narrow pyramid and head, nothing frozen.
+_FASTER_RCNN_SMALL = FasterRCNNConfig(
+    backbone="mobilenet_v2",
+    frozen_stages=0,
+    width=96,
+    tower_init="he",
+    anchors=AnchorConfig(base_scale=4.0, scales=(1.0,)),
+    pooling=PoolConfig(canonical_px=112),
+    head_width=512,
+    region=_64_REGIONS,
+    proposals=ProposalConfig(detect=ProposalLimits(1000, 300), train=ProposalLimits(1000, 300)),
+)
+
+# One map of stride 16 with anchors of 32…512 px, and conv5 on 14 × 14 cells of a region, as Detectron's C4.
+_FASTER_RCNN_C4 = FasterRCNNConfig(
+    backbone="resnet101",
+    trunk="c4",
+    anchors=AnchorConfig(base_scale=2.0, scales=(1.0, 2.0, 4.0, 8.0, 16.0)),
+    pooling=PoolConfig(size=14, sampling_ratio=0),
+    background_box=False,
+    proposals=ProposalConfig(detect=ProposalLimits(6000, 1000), train=ProposalLimits(12000, 2000)),
+)
+_FROM_64_PX = AnchorConfig(base_scale=4.0, scales=(1.0, 2.0, 4.0, 8.0))
+
+# Everything of one map goes into NMS, as in the TF Object Detection API.
+_ALL_ANCHORS = 1_000_000
+_GRMI = FasterRCNNConfig(
+    backbone="inception_resnet_v2",
+    norm_eps=1e-3,
+    frozen_stages=0,
+    trunk="c4",
+    rpn_head=ProposalHeadConfig(width=512, relu6=True, softmax=True),
+    anchors=_FROM_64_PX,
+    anchor_weights=(10.0, 10.0, 5.0, 5.0),
+    pooling=PoolConfig(kind="crop_resize", size=17),
+    background_box=False,
+    straddle_px=0.0,
+    rpn=replace(FasterRCNNConfig().rpn, beta=1.0),
+    proposals=ProposalConfig(
+        detect=ProposalLimits(_ALL_ANCHORS, 300), train=ProposalLimits(_ALL_ANCHORS, 300), objects_join=False
+    ),
+    region=_64_REGIONS,
+    detect=FasterRCNNDetectConfig(score_threshold=0.0, nms_iou=0.6),
+)
+
+# Made for small data at 320 px: anchors of 16…128 px, few regions of few cells, BatchNorm that learns.
+_SMALL_C4: dict[str, Any] = {
+    "norm": "batch",
+    "frozen_stages": 0,
+    "tower_init": "he",
+    "anchors": AnchorConfig(base_scale=1.0, scales=(1.0, 2.0, 4.0, 8.0)),
+    "proposals": _FASTER_RCNN_SMALL.proposals,
+    "region": _FASTER_RCNN_SMALL.region,
+}
+_GRMI_SMALL = replace(
+    _GRMI,
+    **_SMALL_C4,
+    backbone="inception_resnet_small",
+    rpn_head=ProposalHeadConfig(width=128, relu6=True, softmax=True),
+    pooling=PoolConfig(kind="crop_resize", size=9),
+    straddle_px=None,
+    detect=FasterRCNNDetectConfig(),
+)
+
+_FASTER_RCNN_C4_PLUS = replace(
+    _FASTER_RCNN_C4,
+    anchors=_FROM_64_PX,
+    pooling=PoolConfig(kind="max", size=14),
+    background_box=True,
+    plus=PlusConfig(refine=RefineConfig(), context=True, scales=(1 / 3, 2 / 3, 1.0, 4 / 3, 5 / 3)),
+    straddle_px=0.0,
+    proposals=ProposalConfig(detect=ProposalLimits(6000, 300), train=ProposalLimits(12000, 2000)),
+    region=_64_REGIONS,
+)
+_FASTER_RCNN_C4_SMALL = replace(
+    _FASTER_RCNN_C4, **_SMALL_C4, backbone="resnet18", pooling=PoolConfig(size=7, canonical_px=112)
+)
+_FASTER_RCNN_TORCHVISION_V2 = replace(
+    _FASTER_RCNN_TORCHVISION,
+    norm="batch",
+    norm_eps=1e-5,
+    frozen_stages=0,
+    neck_norm=True,
+    rpn_head=ProposalHeadConfig(depth=2),
+    head="4conv1fc",
+)
+
+_TORCHVISION_PREPROCESSING = Preprocessing(resize=Resize(rounding="down", antialias=False))
+
+_FASTER_RCNN_600 = Preprocessing(resize=Resize(size=600, max_size=1000))
+# Scaled to -1…1 and padded to the largest of a batch alone, as the TF Object Detection API does.
+_GRMI_PREPROCESSING = Preprocessing(
+    mean=(127.5, 127.5, 127.5),
+    std=(127.5, 127.5, 127.5),
+    resize=Resize(size=600, max_size=1024),
+    size_divisor=1,
+)
+
+# The mean of the VGG networks, which SSD's authors kept for all backbones.
+_SSD_PREPROCESSING = Preprocessing(
+    channels="BGR",
+    mean=(104.0, 117.0, 123.0),
+    std=(1.0, 1.0, 1.0),
+    resize=Resize(mode="warp", size=513, max_size=None),
+    size_divisor=1,
+)
+_LONG_320 = Preprocessing(resize=Resize(mode="long", size=320, max_size=None))
+_WARP_320 = Preprocessing(resize=Resize(mode="warp", size=320, max_size=None))
+
+_DARKNET_PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
+
+# Lin et al. 2017, "Focal Loss for Dense Object Detection", table 2: RetinaNet with scale jitter and the 1.5× schedule,
+# Faster R-CNN with a pyramid as Lin et al. 2016 trained it, "+++" as He et al. 2015, by G-RMI as Huang et al. 2016,
+# with TDM as Shrivastava et al. 2016 (their abstract says 37.3), SSD513 and DSSD513 as Fu et al. 2017 trained them,
+# YOLOv2 at 544 px (Redmon and Farhadi 2016, table 5).
+PRESETS: dict[str, Preset] = {
+    "retinanet_r18_fpn": Preset(RetinaNetConfig(backbone="resnet18")),
+    "retinanet_r34_fpn": Preset(RetinaNetConfig(backbone="resnet34")),
+    "retinanet_r50_fpn": Preset(RetinaNetConfig(backbone="resnet50")),
+    "retinanet_r101_fpn": Preset(
+        RetinaNetConfig(backbone="resnet101"), published=PublishedAP(39.1, 59.1, 42.3, 21.8, 42.7, 50.2)
+    ),
+    "retinanet_x101_32x8d_fpn": Preset(
+        RetinaNetConfig(backbone="resnext101_32x8d"), published=PublishedAP(40.8, 61.1, 44.1, 24.1, 44.2, 51.2)
+    ),
+    "retinanet_x101_64x4d_fpn": Preset(RetinaNetConfig(backbone="resnext101_64x4d")),
+    # Made for small data at 320 to 640 px: anchors from 16 px on, every object gets some, nothing frozen.
+    "retinanet_mobilenet_v2_fpn": Preset(
+        RetinaNetConfig(
+            backbone="mobilenet_v2",
+            frozen_stages=0,
+            width=96,
+            p6_from="P5",
+            tower_init="he",
+            anchors=AnchorConfig(base_scale=2.0),
+            matching=MatchConfig(low_quality="any"),
+            loss=LossConfig(box="giou", box_weight=2.0),
+        )
+    ),
+    "retinanet_r50_fpn_tv": Preset(
+        RetinaNetConfig(
+            num_classes=91,
+            norm_eps=0.0,
+            p6_from="P5",
+            anchors=_TORCHVISION_ANCHORS,
+            matching=MatchConfig(low_quality="any"),
+            loss=LossConfig(normaliser="image", box="l1"),
+            detect=DetectConfig(max_detections=300),
+        ),
+        _TORCHVISION_PREPROCESSING,
+    ),
+    "retinanet_r50_fpn_v2_tv": Preset(
+        RetinaNetConfig(
+            num_classes=91,
+            norm="batch",
+            frozen_stages=0,
+            head_norm=True,
+            anchors=_TORCHVISION_ANCHORS,
+            matching=MatchConfig(low_quality="any"),
+            loss=LossConfig(normaliser="image", box="giou"),
+            detect=DetectConfig(max_detections=300),
+        ),
+        _TORCHVISION_PREPROCESSING,
+    ),
+    "faster_rcnn_r18_fpn": Preset(replace(_FASTER_RCNN_SMALL, backbone="resnet18", frozen_stages=2), _LONG_320),
+    "faster_rcnn_r50_fpn": Preset(FasterRCNNConfig()),
+    "faster_rcnn_r101_fpn": Preset(
+        FasterRCNNConfig(backbone="resnet101"), published=PublishedAP(36.2, 59.1, 39.0, 18.2, 39.0, 48.2)
+    ),
+    "faster_rcnn_x101_32x8d_fpn": Preset(FasterRCNNConfig(backbone="resnext101_32x8d")),
+    "faster_rcnn_mobilenet_v2_fpn": Preset(_FASTER_RCNN_SMALL, _LONG_320),
+    "faster_rcnn_r50_fpn_tv": Preset(_FASTER_RCNN_TORCHVISION, _TORCHVISION_PREPROCESSING),
+    "faster_rcnn_r50_fpn_v2_tv": Preset(_FASTER_RCNN_TORCHVISION_V2, _TORCHVISION_PREPROCESSING),
+    "faster_rcnn_r101_c4": Preset(_FASTER_RCNN_C4),
+    "faster_rcnn_r101_c4_plus": Preset(
+        _FASTER_RCNN_C4_PLUS, _FASTER_RCNN_600, published=PublishedAP(34.9, 55.7, 37.4, 15.6, 38.7, 50.9)
+    ),
+    "faster_rcnn_r18_c4": Preset(_FASTER_RCNN_C4_SMALL, _LONG_320),
+    "faster_rcnn_inception_resnet_v2": Preset(
+        _GRMI, _GRMI_PREPROCESSING, published=PublishedAP(34.7, 55.5, 36.7, 13.5, 38.1, 52.0)
+    ),
+    "faster_rcnn_inception_resnet_v2_tdm": Preset(
+        replace(_GRMI, top_down=WIDTHS_TO_STRIDE_8),
+        _GRMI_PREPROCESSING,
+        published=PublishedAP(36.8, 57.7, 39.2, 16.2, 39.8, 52.1),
+    ),
+    "faster_rcnn_inception_resnet_small": Preset(_GRMI_SMALL, _LONG_320),
+    "faster_rcnn_inception_resnet_small_tdm": Preset(replace(_GRMI_SMALL, top_down=(64,)), _LONG_320),
+    "ssd513_r101": Preset(SSDConfig(), _SSD_PREPROCESSING, published=PublishedAP(31.2, 50.4, 33.3, 10.2, 34.5, 49.8)),
+    "ssd321_r101": Preset(
+        SSDConfig(extra_kernels=(2, 2, 3), module_widths=(256,), priors=_PRIORS_321),
+        replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
+    ),
+    "ssd_r18": Preset(_SSD_R18, _WARP_320),
+    "ssd_mobilenet_v2": Preset(
+        SSDConfig(
+            backbone="mobilenet_v2",
+            norm="frozen",
+            norm_eps=1e-5,
+            stride_in_1x1=False,
+            ceil_pool=False,
+            dilated_c5=False,
+            sources=("C3", "C4", "C5"),
+            extra_width=128,
+            extra_paddings=(0, 1, 0),
+            extra_norm="group",
+            module_widths=(32,),
+            kernels=(3,),
+            tower_init="he",
+            priors=_SMALL_PRIORS,
+        ),
+        _WARP_320,
+    ),
+    "dssd513_r101": Preset(
+        SSDConfig(module_widths=(256,), decoder=DecoderConfig()),
+        _SSD_PREPROCESSING,
+        published=PublishedAP(33.2, 53.3, 35.2, 13.0, 35.4, 51.1),
+    ),
+    "dssd321_r101": Preset(
+        SSDConfig(
+            module_widths=(256,),
+            extra_kernels=(2, 2, 3),
+            priors=_PRIORS_321,
+            decoder=DecoderConfig(top_kernel=3, inter_width=None),
+        ),
+        replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
+    ),
+    "dssd_r18": Preset(replace(_SSD_R18, decoder=DecoderConfig(width=64, inter_width=64, top_kernel=3)), _WARP_320),
+    "yolov2": Preset(
+        YOLOv2Config(),
+        replace(
+            _DARKNET_PREPROCESSING,
+            resize=Resize(mode="letterbox", size=544, max_size=None, antialias=False, align_corners=True),
+        ),
+        published=PublishedAP(21.6, 44.0, 19.2, 5.0, 22.4, 35.5),
+    ),
+    # Made to train from random weights on small data: a quarter of the widths, anchors of 16 to 192 px.
+    "yolov2_tiny": Preset(
+        YOLOv2Config(
+            backbone="darknet19_quarter",
+            norm_momentum=0.1,
+            width=256,
+            passthrough=16,
+            prior=0.01,
+            anchors=((0.5, 0.5), (1.0, 1.0), (1.75, 1.75), (3.0, 3.0), (6.0, 6.0)),
+            loss=YOLOv2LossConfig(warmup_images=1000),
+        ),
+        replace(_DARKNET_PREPROCESSING, resize=Resize(mode="long", size=320, max_size=None)),
+    ),
+}
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        ConfigError: there is none; says which name is nearest.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown detector {name!r}{configs.nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def register(name: str, preset: Preset, *, replace: bool = False) -> None:
+    """Give a detector of your own a name, under which everything takes it: check, train, eval, predict, convert.
+
+    Weights files name the class of the config, so a program that reads them must have registered it before. A name that
+    is taken is refused unless `replace` is true.
+
+    Raises:
+        ConfigError: the name is taken, or the config is not a dataclass derived from `DetectorConfig`.
+    """
+    if name in PRESETS and not replace:
+        raise ConfigError(f"detector {name!r} is registered already; replace=True puts the new one in its place")
+    kind = type(preset.config)
+    if not isinstance(preset.config, DetectorConfig) or not is_dataclass(kind):
+        raise ConfigError(f"detector {name!r}: {kind.__name__} must be a dataclass derived from DetectorConfig")
+    PRESETS[name] = preset

@@ -1,4 +1,4 @@
-"""Our own files: what goes in comes out, and what does not fit is named before memory is taken."""
+"""Files by save_detector: a round trip is exact, and what does not fit is named before memory is taken."""
 
 import json
 import struct
@@ -48,9 +48,9 @@ def path(tmp_path: Path, detector: Detector) -> Path:
 
 def test_round_trip_is_bit_identical(path: Path, detector: Detector) -> None:
     loaded = load_detector(path).detector
-    expected, found = detector.state_dict(), loaded.state_dict()
-    assert list(found) == list(expected)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    expected, actual = detector.state_dict(), loaded.state_dict()
+    assert list(actual) == list(expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert (loaded.config, loaded.class_names, loaded.preprocessing) == (detector.config, CLASSES.names, PREPROCESSING)
     assert type(loaded.config) is type(detector.config)
     images = torch.randint(0, 256, (1, 3, 96, 64), dtype=torch.uint8)
@@ -65,20 +65,20 @@ def test_the_same_detector_gives_the_same_bytes(path: Path, tmp_path: Path) -> N
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_metadata_tell_classes_model_and_license(path: Path) -> None:
-    found = read_metadata(path)
-    assert (found.class_names, found.category_ids) == (CLASSES.names, CLASSES.category_ids)
-    assert (found.architecture, found.version, found.license) == ("RetinaNetConfig", 2, "CC0")
-    assert found.preprocessing == PREPROCESSING
-    assert found.extra == {"epoch": "3"}
-    assert found.model is None, "its width is no longer that of the table"
+def test_metadata_state_classes_model_and_license(path: Path) -> None:
+    metadata = read_metadata(path)
+    assert (metadata.class_names, metadata.category_ids) == (CLASSES.names, CLASSES.category_ids)
+    assert (metadata.architecture, metadata.version, metadata.license) == ("RetinaNetConfig", 2, "CC0")
+    assert metadata.preprocessing == PREPROCESSING
+    assert metadata.extra == {"epoch": "3"}
+    assert metadata.model is None, "its width is no longer that of the preset"
 
 
-def test_the_table_name_is_kept_whatever_the_number_of_classes(tmp_path: Path) -> None:
+def test_the_preset_is_kept_whatever_the_number_of_classes(tmp_path: Path) -> None:
     save_detector(tmp_path / "w", build("retinanet_r18_fpn", num_classes=2))
-    found = read_metadata(tmp_path / "w")
-    assert (found.model, found.class_names, found.category_ids) == ("retinanet_r18_fpn", (), ())
-    assert "not stated" in found.license
+    metadata = read_metadata(tmp_path / "w")
+    assert (metadata.model, metadata.class_names, metadata.category_ids) == ("retinanet_r18_fpn", (), ())
+    assert "not stated" in metadata.license
 
 
 def test_metadata_need_no_tensors(path: Path) -> None:
@@ -107,13 +107,13 @@ def test_channels_last_weights_are_saved_alike(detector: Detector, tmp_path: Pat
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]
 
 
-def rewritten(path: Path, change: Change) -> Path:
+def rewrite(path: Path, change: Change) -> Path:
     """The file with its tensors and its description changed."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        described = json.loads(file.metadata()["focaldet"])
-    change(tensors, described)
-    save_file(tensors, path, metadata={"focaldet": json.dumps(described)})
+        description = json.loads(file.metadata()["focaldet"])
+    change(tensors, description)
+    save_file(tensors, path, metadata={"focaldet": json.dumps(description)})
     return path
 
 
@@ -130,38 +130,38 @@ CASES: dict[str, tuple[Change, str]] = {
         rf"{BIAS}: is torch.int32, must be torch.float32",
     ),
     "a billion classes": (
-        lambda _, described: (
-            described["config"].update(num_classes=10**9),
-            described.update(class_names=[], category_ids=[]),
+        lambda _, description: (
+            description["config"].update(num_classes=10**9),
+            description.update(class_names=[], category_ids=[]),
         ),
-        r"describes no network: num_classes must be at least 1 and at most 100000, found 1000000000",
+        r"describes no network: num_classes must be at least 1 and at most 100000, (found|got) 1000000000",
     ),
     "names of other classes": (
-        lambda _, described: described.update(class_names=["one"]),
+        lambda _, description: description.update(class_names=["one"]),
         "class_names: 1 entries for 3 classes",
     ),
-    "ids": (lambda _, described: described.update(category_ids=[1]), "category_ids: 1 entries for 3 classes"),
+    "ids": (lambda _, description: description.update(category_ids=[1]), "category_ids: 1 entries for 3 classes"),
     "unknown architecture": (
-        lambda _, described: described.update(architecture="RetinaConfig"),
+        lambda _, description: description.update(architecture="RetinaConfig"),
         'did you mean "RetinaNetConfig"',
     ),
-    "unknown setting": (lambda _, described: described["config"].update(widht=1), 'did you mean "width"'),
-    "wrong type of setting": (lambda _, described: described["config"].update(width="wide"), "config: width: "),
+    "unknown setting": (lambda _, description: description["config"].update(widht=1), 'did you mean "width"'),
+    "wrong type of setting": (lambda _, description: description["config"].update(width="wide"), "config: width: "),
     "no such backbone": (
-        lambda _, described: described["config"].update(backbone="config: .*resnet51"),
+        lambda _, description: description["config"].update(backbone="config: .*resnet51"),
         "config: .*resnet51",
     ),
-    "impossible width": (lambda _, described: described["config"].update(width=-32), "config: .*-32"),
-    "bad preprocessing": (lambda _, described: described.update(preprocessing=3), "preprocessing"),
-    "newer version": (lambda _, described: described.update(version=3), "version 3 is newer .* update focaldet"),
-    "missing config": (lambda _, described: described.pop("config"), "metadata: config"),
+    "impossible width": (lambda _, description: description["config"].update(width=-32), "config: .*-32"),
+    "bad preprocessing": (lambda _, description: description.update(preprocessing=3), "preprocessing"),
+    "newer version": (lambda _, description: description.update(version=3), "version 3 is newer .* update focaldet"),
+    "missing config": (lambda _, description: description.pop("config"), "metadata: config"),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_contradictions_are_named_in_one_line(path: Path, case: str) -> None:
     change, message = CASES[case]
-    rewritten(path, change)
+    rewrite(path, change)
     with pytest.raises(CheckpointError, match=message) as caught:
         load_detector(path)
     assert str(path) in str(caught.value)
@@ -169,7 +169,7 @@ def test_contradictions_are_named_in_one_line(path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{", "[" * 50_000, '{"config": NaN}', '{"version": 1}'])
-def test_descriptions_that_are_none(tmp_path: Path, text: str) -> None:
+def test_damaged_descriptions(tmp_path: Path, text: str) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "w", metadata={"focaldet": text})
     for reader in (read_metadata, load_detector):
         with pytest.raises(CheckpointError, match=r"w: metadata: "):
@@ -201,5 +201,5 @@ def test_truncation_anywhere_is_noticed(path: Path) -> None:
 
 
 def test_defaults_of_a_later_config_read_old_files(path: Path, detector: Detector) -> None:
-    rewritten(path, lambda _, described: described["config"].pop("prior"))
+    rewrite(path, lambda _, description: description["config"].pop("prior"))
     assert load_detector(path).detector.config == replace(detector.config, prior=0.01)

@@ -1,4 +1,4 @@
-"""Whole detectors of every foreign layout, converted: the same answers, an account of it, and what is refused."""
+"""Whole detectors of every other program, converted: the same detections, a report, and what is refused."""
 
 import json
 import pickle
@@ -50,14 +50,14 @@ def of_torchvision(folder, builder, **changes):
 
 
 def of_detectron2(folder, name):
-    arrays = {key: value.numpy() for key, value in lively(peer_oracle.listed(f"detectron2_{name}")).items()}
+    arrays = {key: value.numpy() for key, value in lively(peer_oracle.tensor_shapes(f"detectron2_{name}")).items()}
     content = {"model": arrays, "__author__": "Detectron2 Model Zoo", "matching_heuristics": True}
     (folder / "w.pkl").write_bytes(pickle.dumps(content, 4))
     return folder / "w.pkl"
 
 
 def of_mmdetection(folder, name):
-    tensors = lively(peer_oracle.listed(f"mmdetection_{name}"))
+    tensors = lively(peer_oracle.tensor_shapes(f"mmdetection_{name}"))
     torch.save(
         {"state_dict": tensors, "meta": {"mmdet_version": "3.3.0"}, "optimizer": {"state": {}}}, folder / "w.pth"
     )
@@ -87,31 +87,31 @@ def thin(monkeypatch):
     monkeypatch.setitem(PRESETS, "ssd321_r101", replace(find_preset("ssd321_r101"), config=thinner))
 
 
-def answers(trained, size):
-    """What a detector finds in a picture of noise."""
+def detect(trained, size):
+    """The detections of a detector in an image of noise."""
     detector = trained.detector
     if size is not None:
         detector.preprocessing = replace(detector.preprocessing, resize=Resize("long", size))
-    picture = torch.randint(0, 256, (3, 60, 80), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-    found = focaldet.Predictor(detector, category_ids=trained.category_ids, device="cpu", precision="fp32").predict(
-        picture
-    )
-    assert len(found.scores) > 0, "an empty answer proves nothing"
-    return found
+    image = torch.randint(0, 256, (3, 60, 80), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    detections = focaldet.Predictor(
+        detector, category_ids=trained.category_ids, device="cpu", precision="fp32"
+    ).predict(image)
+    assert len(detections.scores) > 0, "an empty result proves nothing"
+    return detections
 
 
 def require_same(path, out, *, model=None, size=None):
-    """The converted file holds what the foreign file gives, and answers bit for bit alike."""
-    direct, ours = load_detector(path, model=model), load_detector(out)
-    left, right = (trained.detector for trained in (direct, ours))
+    """The converted file holds what the foreign file gives, and detect bit for bit alike."""
+    direct, converted = load_detector(path, model=model), load_detector(out)
+    left, right = (trained.detector for trained in (direct, converted))
     assert left.config == right.config and left.preprocessing == right.preprocessing
-    assert (left.class_names, direct.category_ids) == (right.class_names, ours.category_ids)
+    assert (left.class_names, direct.category_ids) == (right.class_names, converted.category_ids)
     state = right.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in left.state_dict().items())
-    expected, found = answers(direct, size), answers(ours, size)
+    expected, actual = detect(direct, size), detect(converted, size)
     for field in ("boxes", "scores", "labels"):
-        assert torch.equal(getattr(found, field), getattr(expected, field))
-    assert found.names == expected.names
+        assert torch.equal(getattr(actual, field), getattr(expected, field))
+    assert actual.names == expected.names
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_torchvision(folder, builder, model, background, ids, parts):
     path, out = of_torchvision(folder, builder), folder / "new folder" / "w.safetensors"
     done = convert(path, out, layout="torchvision", model=model)
     assert (done.layout, done.model, done.background, done.skipped) == ("torchvision", model, background, ())
-    assert (done.class_names, done.category_ids) == (tuple(COCO_NAMES[place] for place in ids), ids)
+    assert (done.class_names, done.category_ids) == (tuple(COCO_NAMES[label] for label in ids), ids)
     assert {part: count for part, (count, _) in done.parts().items()} == parts
     assert done.anchors["flavour"] == "torchvision" and done.anchors["order"] == "ratio, scale"
     assert all(len(one.made_of) == 1 for one in done.tensors)
@@ -189,7 +189,7 @@ def test_detectron2_and_mmdetection(folder, written, name, layout, model, anchor
         convert(path, folder / "no.safetensors", model="yolov2")
     assert done.anchors["order"] == anchors and done.background.startswith(background)
     assert terms in read_metadata(out).license
-    read = set(peer_oracle.listed(f"{layout}_{name}"))
+    read = set(peer_oracle.tensor_shapes(f"{layout}_{name}"))
     assert {origin for one in done.tensors for origin in one.made_of} == read - set(done.skipped)
     assert all(re.search(r"cell_anchors\.\d$|num_batches_tracked$|pixel_(mean|std)$", name) for name in done.skipped)
     require_same(path, out, size=64)
@@ -256,7 +256,7 @@ def test_what_the_file_states_goes_over_what_is_known(folder):
 
 
 class TestCommand:
-    """What the command line says, and its refusals: one line, status 2, nothing written."""
+    """What the command line prints, and its refusals: one line, status 2, nothing written."""
 
     @pytest.fixture
     def file(self, folder):
@@ -265,40 +265,40 @@ class TestCommand:
     def test_a_table_for_people(self, capsys, file, folder):
         line = ["convert", str(file), "--out", str(folder / "w.safetensors"), "--model", "yolov2_tiny"]
         assert not main(line)
-        said = capsys.readouterr().out
-        rows = [row.split(maxsplit=1) for row in said.splitlines()]
+        text = capsys.readouterr().out
+        rows = [row.split(maxsplit=1) for row in text.splitlines()]
         assert rows[0] == ["read", f"{file} (darknet)"]
         assert rows[1] == ["detector", "yolov2_tiny (YOLOv2Config)"]
         assert {"tensors", "classes", "background", "boxes", "anchors", "input", "license", "written"} < {
             row[0] for row in rows
         }
-        assert "80: person, bicycle, car, motorcycle and 76 more" in said and "1…90" in said
-        assert "anchors       [[" in said and "unit (RGB), long side 320 px" in said
-        assert "skipped       nothing" in said
+        assert "80: person, bicycle, car, motorcycle and 76 more" in text and "1…90" in text
+        assert "anchors       [[" in text and "unit (RGB), long side 320 px" in text
+        assert "skipped       nothing" in text
         assert not main([*line, "--overwrite", "--verbose"])
-        said = capsys.readouterr().out
-        assert said.startswith("TENSOR ") and "backbone.blocks.0.0.norm.bias" in said and "numbers 1…8" in said
+        text = capsys.readouterr().out
+        assert text.startswith("TENSOR ") and "backbone.blocks.0.0.norm.bias" in text and "numbers 1…8" in text
 
     def test_json_for_programs(self, capsys, file, folder):
         out = folder / "w.safetensors"
         assert not main(["convert", str(file), "--out", str(out), "--model", "yolov2_tiny", "--json"])
-        said = json.loads(capsys.readouterr().out)
-        assert (said["layout"], said["model"], said["num_classes"]) == ("darknet", "yolov2_tiny", 80)
-        assert said["tensors"]["predict.bias"]["shape"] == [425]
-        assert sum(part["tensors"] for part in said["parts"].values()) == len(said["tensors"])
-        assert sum(part["numbers"] for part in said["parts"].values()) == (file.stat().st_size - 20) // 4
-        assert said["preprocessing"]["resize"]["size"] == 320 and said["out"] == str(out)
+        text = json.loads(capsys.readouterr().out)
+        assert (text["layout"], text["model"], text["num_classes"]) == ("darknet", "yolov2_tiny", 80)
+        assert text["tensors"]["predict.bias"]["shape"] == [425]
+        assert sum(part["tensors"] for part in text["parts"].values()) == len(text["tensors"])
+        assert sum(part["numbers"] for part in text["parts"].values()) == (file.stat().st_size - 20) // 4
+        assert text["preprocessing"]["resize"]["size"] == 320 and text["out"] == str(out)
 
-    def refused(self, capsys, folder, *words, said):
+    def refuses(self, capsys, folder, *words, text):
         before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         assert main(["convert", *map(str, words)]) == 2
         captured = capsys.readouterr()
         assert captured.out == "" and captured.err.startswith("focaldet: ") and captured.err.count("\n") == 1
-        assert said in captured.err and "Traceback" not in captured.err
+        assert text in captured.err and "Traceback" not in captured.err
         assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
     @pytest.mark.parametrize(
-        ("flags", "said"),
+        ("flags", "text"),
         [
             ([], "w.weights: a darknet file does not state its network: name one"),
             (["--model", "yolov3"], "unknown detector 'yolov3'"),
@@ -311,48 +311,48 @@ class TestCommand:
             (["--model", "yolov2_tiny", "--weights.input", "the usual"], "weights.input: 'the usual' is neither"),
         ],
     )
-    def test_flags_that_do_not_fit_the_file(self, capsys, file, folder, flags, said):
-        self.refused(capsys, folder, file, "--out", folder / "w.safetensors", *flags, said=said)
+    def test_flags_that_do_not_fit_the_file(self, capsys, file, folder, flags, text):
+        self.refuses(capsys, folder, file, "--out", folder / "w.safetensors", *flags, text=text)
 
     def test_a_place_that_is_taken_or_wrong(self, capsys, file, folder, monkeypatch):
         (folder / "taken.safetensors").write_bytes(b"precious")
         rest = (file, "--model", "yolov2_tiny", "--out")
-        self.refused(
-            capsys, folder, *rest, folder / "taken.safetensors", said="is there already; --overwrite replaces it"
+        self.refuses(
+            capsys, folder, *rest, folder / "taken.safetensors", text="is there already; --overwrite replaces it"
         )
-        self.refused(capsys, folder, *rest, folder / "w.pth", said="w.pth: must end in .safetensors")
-        self.refused(capsys, folder, *rest, file / "w.safetensors", said="cannot be written")
+        self.refuses(capsys, folder, *rest, folder / "w.pth", text="w.pth: must end in .safetensors")
+        self.refuses(capsys, folder, *rest, file / "w.safetensors", text="cannot be written")
         (folder / "folder.safetensors").mkdir()
-        self.refused(capsys, folder, *rest, folder / "folder.safetensors", "--overwrite", said="cannot be written")
-        self.refused(capsys, folder, folder / "none.pth", "--out", folder / "w.safetensors", said="there is no file")
+        self.refuses(capsys, folder, *rest, folder / "folder.safetensors", "--overwrite", text="cannot be written")
+        self.refuses(capsys, folder, folder / "none.pth", "--out", folder / "w.safetensors", text="there is no file")
 
-    def test_a_file_of_ours_is_converted_already(self, capsys, folder):
-        path = folder / "ours.safetensors"
+    def test_a_file_of_focaldet_is_converted_already(self, capsys, folder):
+        path = folder / "own.safetensors"
         save_detector(path, build("yolov2_tiny", num_classes=1))
-        self.refused(capsys, folder, path, "--out", folder / "w.safetensors", said="is a file of focaldet already")
-        self.refused(capsys, folder, path, "--out", path, "--overwrite", said="is the file that would be read")
+        self.refuses(capsys, folder, path, "--out", folder / "w.safetensors", text="is a file of focaldet already")
+        self.refuses(capsys, folder, path, "--out", path, "--overwrite", text="is the file that would be read")
 
-    def test_what_is_no_whole_detector(self, capsys, folder):
-        for tensors, said in (
+    def test_what_is_not_a_whole_detector(self, capsys, folder):
+        for tensors, text in (
             (resnet18(weights=None).state_dict(), "not a detector that focaldet knows (a backbone alone"),
             ({"encoder.weight": torch.zeros(2)}, "not a detector that focaldet knows"),
         ):
             torch.save(tensors, folder / "w.pth")
-            self.refused(capsys, folder, folder / "w.pth", "--out", folder / "w.safetensors", said=said)
+            self.refuses(capsys, folder, folder / "w.pth", "--out", folder / "w.safetensors", text=text)
         line = (folder / "w.pth", "--from", "caffe", "--out", folder / "w.safetensors")
-        self.refused(capsys, folder, *line, said="by a program that focaldet does not know, not by caffe")
+        self.refuses(capsys, folder, *line, text="by a program that focaldet does not know, not by caffe")
 
     def test_tensors_left_over_and_another_entry(self, capsys, folder):
         path = of_torchvision(folder, "retinanet_resnet50_fpn", **{"head.mask.weight": torch.zeros(2)})
         line = (path, "--out", folder / "w.safetensors")
-        self.refused(capsys, folder, *line, said="left over head.mask.weight")
+        self.refuses(capsys, folder, *line, text="left over head.mask.weight")
         path = of_torchvision(folder, "retinanet_resnet50_fpn")
-        said = "p6_from is 'P5' in the file, 'C5' here; head_norm is False in the file, True here; model "
-        said += "retinanet_r50_fpn_v2_tv was asked for; it fits retinanet_r50_fpn_tv"
-        self.refused(capsys, folder, *line, "--model", "retinanet_r50_fpn_v2_tv", said=said)
-        self.refused(capsys, folder, *line, "--model", "retinanet_r5_fpn", said="unknown detector 'retinanet_r5_fpn'")
-        said = "RetinaNetConfig, not SSDConfig; model ssd_r18 was asked for; it fits retinanet_r50_fpn_tv"
-        self.refused(capsys, folder, *line, "--model", "ssd_r18", said=said)
+        text = "p6_from is 'P5' in the file, 'C5' here; head_norm is False in the file, True here; model "
+        text += "retinanet_r50_fpn_v2_tv was asked for; it fits retinanet_r50_fpn_tv"
+        self.refuses(capsys, folder, *line, "--model", "retinanet_r50_fpn_v2_tv", text=text)
+        self.refuses(capsys, folder, *line, "--model", "retinanet_r5_fpn", text="unknown detector 'retinanet_r5")
+        text = "RetinaNetConfig, not SSDConfig; model ssd_r18 was asked for; it fits retinanet_r50_fpn_tv"
+        self.refuses(capsys, folder, *line, "--model", "ssd_r18", text=text)
 
     def test_code_in_a_file_is_never_run(self, capsys, folder):
         class Call:
@@ -361,18 +361,18 @@ class TestCommand:
 
         (folder / "w.pkl").write_bytes(pickle.dumps({"model": {"a": Call()}}))
         line = (folder / "w.pkl", "--out", folder / "w.safetensors")
-        self.refused(capsys, folder, *line, said="w.pkl: refused: it holds code (pathlib")
+        self.refuses(capsys, folder, *line, text="w.pkl: refused: it holds code (pathlib")
         torch.save({"model": {"a": Call()}}, folder / "w.pth")
-        self.refused(capsys, folder, folder / "w.pth", *line[1:], said="w.pth: refused: it holds code (")
+        self.refuses(capsys, folder, folder / "w.pth", *line[1:], text="w.pth: refused: it holds code (")
         assert not (folder / "trace").exists()
 
 
 def test_what_nobody_names_and_nothing_uses_is_an_error(folder, monkeypatch):
-    """A reader that loses a tensor is found out, though every tensor of the detector was filled."""
-    renamed = torchvision_format.rename_torchvision_tensors
+    """A reader that loses a tensor is noticed, though every tensor of the detector was filled."""
+    rename = torchvision_format.rename_torchvision_tensors
 
     def losing(tensors):
-        return renamed({name: value for name, value in tensors.items() if name != "lost"})
+        return rename({name: value for name, value in tensors.items() if name != "lost"})
 
     of_torchvision(folder, "retinanet_resnet50_fpn", lost=torch.zeros(1))
     monkeypatch.setattr(torchvision_format, "rename_torchvision_tensors", losing)
@@ -382,11 +382,11 @@ def test_what_nobody_names_and_nothing_uses_is_an_error(folder, monkeypatch):
 
 
 def test_a_reader_that_leaves_torch_is_followed_no_further(folder, monkeypatch):
-    renamed = torchvision_format.rename_torchvision_tensors
+    rename = torchvision_format.rename_torchvision_tensors
 
     def through_numpy(tensors):
-        found = renamed(tensors)
-        return found | {"pyramid.p6.bias": torch.from_numpy(found["pyramid.p6.bias"].detach().numpy().copy())}
+        result = rename(tensors)
+        return result | {"pyramid.p6.bias": torch.from_numpy(result["pyramid.p6.bias"].detach().numpy().copy())}
 
     path = of_torchvision(folder, "retinanet_resnet50_fpn")
     monkeypatch.setattr(torchvision_format, "rename_torchvision_tensors", through_numpy)

@@ -17,7 +17,7 @@ NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT under every name; `cuts` says after how many bytes the next answers break off."""
+    """Serves CONTENT under every name; `cuts` says after how many bytes the next responses break off."""
 
     cuts: list[int]
     ranges: list[str | None]
@@ -74,13 +74,13 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
     assert not list(path.parent.glob("*.partial"))
 
 
-def test_a_cut_is_taken_up_where_it_was(server: Server, tmp_path: Path) -> None:
+def test_a_cut_download_is_continued(server: Server, tmp_path: Path) -> None:
     server.cuts = [400_000, 700_000]
     assert download(server.url, tmp_path).read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=400000-", "bytes=700000-"]
 
 
-def test_after_many_cuts_the_next_call_goes_on(server: Server, tmp_path: Path) -> None:
+def test_after_many_cuts_the_next_call_continues(server: Server, tmp_path: Path) -> None:
     server.cuts = [1000, 2000, 3000]
     with pytest.raises(CheckpointError, match=f"cut after 3000 of {len(CONTENT)} bytes"):
         download(server.url, tmp_path)
@@ -88,7 +88,7 @@ def test_after_many_cuts_the_next_call_goes_on(server: Server, tmp_path: Path) -
     assert server.ranges[-1] == "bytes=3000-"
 
 
-def test_a_server_without_ranges_starts_anew(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
     server.cuts, server.offers_ranges = [5000], False
     assert download(server.url, tmp_path).read_bytes() == CONTENT
 
@@ -106,7 +106,7 @@ def test_wrong_content_is_removed_and_named(server: Server, tmp_path: Path) -> N
     ):
         download(url, tmp_path)
     assert not list(tmp_path.glob("*pth")), "nothing may look like weights"
-    assert not list(tmp_path.glob(".*partial")), "the next try must start anew"
+    assert not list(tmp_path.glob(".*partial")), "the next try must start again"
 
 
 def test_a_missing_file_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_an_unwritable_cache_is_named(server: Server, tmp_path: Path) -> None:
         download(server.url, tmp_path / "file" / "cache")
 
 
-def test_checksums_stand_in_names() -> None:
+def test_names_state_checksums() -> None:
     assert stated_checksum("resnet50-0676ba61.pth") == "0676ba61"
     assert stated_checksum("resnet50.pth") is None
 

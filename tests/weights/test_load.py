@@ -1,4 +1,4 @@
-"""Weights of every known kind into a detector, and what is said about it."""
+"""Weights of every known kind into a detector, and what is reported."""
 
 import re
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ def small(**changes: Any) -> Detector:
 
 
 def states_equal(left: nn.Module, right: nn.Module, names: tuple[str, ...]) -> bool:
-    ours, theirs = left.state_dict(), right.state_dict()
-    return all(torch.equal(ours[name], theirs[name]) for name in names)
+    first, second = left.state_dict(), right.state_dict()
+    return all(torch.equal(first[name], second[name]) for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,9 @@ CLASS_LAYER = ("class_subnet.predict.weight", "class_subnet.predict.bias")
 
 
 @pytest.mark.parametrize("names", [("dog", "cat"), ("cat", "dog", "cow"), ("cell",), ("a", "b")])
-def test_other_classes_reset_the_class_layer_and_say_so(own: tuple[Detector, Path], names: tuple[str, ...]) -> None:
+def test_other_classes_reset_the_class_layer_and_are_reported(
+    own: tuple[Detector, Path], names: tuple[str, ...]
+) -> None:
     saved, path = own
     detector = small(class_names=names)
     fresh = {name: detector.state_dict()[name].clone() for name in CLASS_LAYER}
@@ -68,9 +70,9 @@ def test_other_classes_reset_the_class_layer_and_say_so(own: tuple[Detector, Pat
     assert states_equal(detector, saved, kept)
     assert set(report.loaded) == set(kept)
     assert detector.class_names == names
-    said = " ".join(report.sentences())
-    assert f"class layer reset, it starts from random weights: here {quantity(len(names), 'class', 'classes')}" in said
-    assert "in the file 2 classes (cat, dog)" in said
+    text = " ".join(report.sentences())
+    assert f"class layer reset, it starts from random weights: here {quantity(len(names), 'class', 'classes')}" in text
+    assert "in the file 2 classes (cat, dog)" in text
 
 
 @pytest.mark.parametrize("names", [("cat", "dog"), ("cell",)])
@@ -244,9 +246,9 @@ def test_the_shared_mobilenet_states_its_input_and_stays_frozen(real_weights: Pa
     path = real_weights / "mobilenet_v2.safetensors"
     report = load_into(detector, path)
     assert (detector.preprocessing.mean, detector.preprocessing.std) == ((127.5,) * 3, (127.5,) * 3)
-    said = " ".join(report.sentences())
-    assert "input: symmetric (RGB)" in said
-    assert "BatchNorm of the backbone stays frozen" in said
+    text = " ".join(report.sentences())
+    assert "input: symmetric (RGB)" in text
+    assert "BatchNorm of the backbone stays frozen" in text
     assert report.license == "Apache-2.0"
     assert {name.split(".")[0] for name in report.skipped} <= {"classifier", "features"}
     trained = build("retinanet_mobilenet_v2_fpn", num_classes=3, architecture={"norm": "batch"})
@@ -282,7 +284,7 @@ def test_a_torchvision_detector_opens_as_its_equivalent_preset(
     assert trained.detector.config == find_preset("retinanet_r50_fpn_tv").config
     assert trained.detector.class_names == COCO_NAMES
     assert trained.category_ids == tuple(range(91))
-    ours = trained.detector.state_dict()
+    state = trained.detector.state_dict()
     pairs = {
         "backbone.layer3.5.bn2.running_var": "backbone.body.layer3.5.bn2.running_var",
         "pyramid.lateral.0.weight": "backbone.fpn.inner_blocks.0.0.weight",
@@ -292,7 +294,7 @@ def test_a_torchvision_detector_opens_as_its_equivalent_preset(
         "class_subnet.predict.weight": "head.classification_head.cls_logits.weight",
         "box_subnet.predict.bias": "head.regression_head.bbox_reg.bias",
     }
-    assert all(torch.equal(ours[left], retinanet[right]) for left, right in pairs.items())
+    assert all(torch.equal(state[left], retinanet[right]) for left, right in pairs.items())
 
 
 def test_old_names_and_fine_tuning(retinanet: dict[str, Tensor], tmp_path: Path) -> None:
@@ -353,7 +355,7 @@ def test_run_folders_open_their_best_weights(own: tuple[Detector, Path], tmp_pat
     assert changed == replace(saved.preprocessing, channels="RGB", mean=(0.0,) * 3, std=(255.0,) * 3)
 
 
-def test_a_backbone_alone_is_no_detector(backbone_path: Path) -> None:
+def test_a_backbone_alone_is_not_a_detector(backbone_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a detector"):
         load_detector(backbone_path)
 

@@ -9,7 +9,7 @@ from focaldet.weights.normalization import INPUTS, describe_input, with_input
 KEPT = Preprocessing(resize=Resize("long", size=320), size_divisor=64)
 
 
-def normalised(preprocessing: Preprocessing, value: float) -> list[float]:
+def normalize(preprocessing: Preprocessing, value: float) -> list[float]:
     return [(value - mean) / std for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)]
 
 
@@ -25,17 +25,17 @@ def normalised(preprocessing: Preprocessing, value: float) -> list[float]:
     ],
 )
 def test_statements_mean_what_they_say(statement: str, channels: str, black: float, white: float) -> None:
-    found = with_input(KEPT, statement, source="file")
-    assert found.channels == channels
-    assert normalised(found, 0) == pytest.approx([black] * 3)
-    assert normalised(found, 255) == pytest.approx([white] * 3)
-    assert (found.resize, found.size_divisor) == (KEPT.resize, KEPT.size_divisor)
+    preprocessing = with_input(KEPT, statement, source="file")
+    assert preprocessing.channels == channels
+    assert normalize(preprocessing, 0) == pytest.approx([black] * 3)
+    assert normalize(preprocessing, 255) == pytest.approx([white] * 3)
+    assert (preprocessing.resize, preprocessing.size_divisor) == (KEPT.resize, KEPT.size_divisor)
 
 
 def test_imagenet_is_torchvisions_mean_and_std_on_255() -> None:
-    found = INPUTS["imagenet"]
-    assert found.mean == pytest.approx([255 * x for x in (0.485, 0.456, 0.406)])
-    assert found.std == pytest.approx([255 * x for x in (0.229, 0.224, 0.225)])
+    preprocessing = INPUTS["imagenet"]
+    assert preprocessing.mean == pytest.approx([255 * x for x in (0.485, 0.456, 0.406)])
+    assert preprocessing.std == pytest.approx([255 * x for x in (0.229, 0.224, 0.225)])
 
 
 @pytest.mark.parametrize("statement", ["", "x/0, RGB", "x/127.5-1", "normal", "x/127.5-1, RGBA", "{}"])

@@ -11,7 +11,7 @@ from focaldet.weights import find_weights, sources
 
 
 @pytest.fixture
-def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+def fetched_urls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The addresses that were asked for; nothing is downloaded."""
     urls: list[str] = []
 
@@ -38,10 +38,10 @@ def fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     ],
 )
 def test_names_mean_published_files(
-    fetched: list[str], tmp_path: Path, name: str, backbone: str | None, file: str
+    fetched_urls: list[str], tmp_path: Path, name: str, backbone: str | None, file: str
 ) -> None:
     source = find_weights(name, backbone=backbone)
-    assert [url.rsplit("/", 1)[-1] for url in fetched] == [file]
+    assert [url.rsplit("/", 1)[-1] for url in fetched_urls] == [file]
     assert (source.label, source.input, source.path) == (name, "imagenet", tmp_path / "weights" / "file.pth")
     assert source.license and "BSD-3-Clause" in source.license
 
@@ -54,27 +54,27 @@ def test_names_mean_published_files(
         ("torchvision:imagenet_v1", None),
     ],
 )
-def test_what_was_never_published_is_said(fetched: list[str], name: str, backbone: str | None) -> None:
+def test_what_was_never_published_is_named(fetched_urls: list[str], name: str, backbone: str | None) -> None:
     with pytest.raises(ConfigError, match=f"{name}: torchvision has published none for backbone"):
         find_weights(name, backbone=backbone)
-    assert not fetched
+    assert not fetched_urls
 
 
 @pytest.mark.parametrize("spec", ["torchvision:coco_v3", "torchvison:coco_v1"])
-def test_misspelt_names_are_answered_with_the_nearest(fetched: list[str], spec: str) -> None:
+def test_misspelt_names_get_the_nearest_as_a_hint(fetched_urls: list[str], spec: str) -> None:
     with pytest.raises(
         CheckpointError, match=r"there is no file or run folder .* no weights have that name .*torchvision:coco_v[12]"
     ):
         find_weights(spec)
-    assert not fetched
+    assert not fetched_urls
 
 
-def test_paths_are_taken_as_they_are(fetched: list[str], tmp_path: Path) -> None:
+def test_paths_are_taken_as_they_are(fetched_urls: list[str], tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(b"anything")
     for spec in (tmp_path / "w.pth", str(tmp_path / "w.pth")):
         source = find_weights(spec)
         assert (source.path, source.label, source.input) == (tmp_path / "w.pth", str(spec), None)
-    assert not fetched
+    assert not fetched_urls
 
 
 def test_run_folders_have_best_or_last_weights(tmp_path: Path) -> None:

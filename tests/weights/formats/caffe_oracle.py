@@ -46,14 +46,14 @@ def _thin_shapes(layer, shapes):
     reads_backbone = re.fullmatch(r"(res6|res(res3b3|res5c)_relu_inter\d+)_branch(1|2a)|res(3b3|5c)_relu_pre1", layer)
     thin_rows = re.search(r"branch2[ab]$", layer) or not (in_backbone or is_output)
     thin_columns = re.search(r"branch2[bc]$", layer) or not (in_backbone or reads_backbone)
-    found = []
+    result = []
     for shape in shapes:
         rows, *rest = shape
         rows = rows // THIN if thin_rows and rows > 1 else rows
         if rest:
             rest[0] = rest[0] // THIN if thin_columns else rest[0]
-        found.append((rows, *rest))
-    return found
+        result.append((rows, *rest))
+    return result
 
 
 def lively_blobs(layers, *, seed):
@@ -66,7 +66,7 @@ def _lively(draw, layer, shapes):
     channels = shapes[-1][0]
     if len(shapes[0]) == 4:  # convolution
         is_output = re.search(r"_mbox_(loc|conf)(new)?$", layer)
-        scale = 0.01 if layer == "conv1" else 0.3 if is_output else 1.4  # the picture's numbers go up to 255
+        scale = 0.01 if layer == "conv1" else 0.3 if is_output else 1.4  # the image's numbers go up to 255
         weight = draw.standard_normal(shapes[0], dtype=np.float32)
         weight *= np.float32(scale / np.prod(shapes[0][1:]) ** 0.5)
         return [weight, *(draw.normal(0, 0.5, shape).astype(np.float32) for shape in shapes[1:])]
@@ -82,7 +82,7 @@ def _lively(draw, layer, shapes):
 
 def arrays_of(blobs):
     """What pycaffe's `net.params` is written as."""
-    return {f"{layer}.{place}": blob for layer, parts in blobs.items() for place, blob in enumerate(parts)}
+    return {f"{layer}.{index}": blob for layer, parts in blobs.items() for index, blob in enumerate(parts)}
 
 
 class Network:
@@ -134,53 +134,53 @@ class Network:
     def decoder(self, maps):
         """The same maps combined from the coarsest on, which itself goes to the end unchanged."""
         names = list(maps)
-        x, found = maps[names[-1]], {names[-1]: maps[names[-1]]}
-        for place, source in enumerate(reversed(names[:-1])):
+        x, features = maps[names[-1]], {names[-1]: maps[names[-1]]}
+        for step, source in enumerate(reversed(names[:-1])):
             number = re.match(r"res(\d+)", source)[1]
             weight, bias = self.blobs[f"deconv_{number}"]
-            raised = F.conv_transpose2d(x, weight, bias, stride=1 if place == 0 or weight.shape[-1] == 3 else 2)
+            raised = F.conv_transpose2d(x, weight, bias, stride=1 if step == 0 or weight.shape[-1] == 3 else 2)
             fine = self.single(F.relu(self.single(maps[source], f"{source}_pre1")), f"{source}_pre2")
             x = F.relu(self.single(raised, f"deconv_{number}_pre") * fine)
-            found[f"combined_{number}_EltwisePROD_relu"] = x
-        return dict(reversed(found.items()))
+            features[f"combined_{number}_EltwisePROD_relu"] = x
+        return dict(reversed(features.items()))
 
     def outputs(self, image):
         """conf (priors, classes with the background first) and loc (priors, 4) of a BGR image less its mean."""
         maps, new = self.encoder(image), ""
         if "deconv_3" in self.blobs:
             maps, new = self.decoder(maps), "new"
-        found = {"conf": [], "loc": []}
+        outputs = {"conf": [], "loc": []}
         for feature, source in maps.items():
             (block,) = {m[1] for layer in self.blobs if (m := re.match(rf"res({feature}_inter\d+)_branch1", layer))}
             x = self.residual_unit(source, block)
-            for kind, rows in found.items():
+            for kind, rows in outputs.items():
                 layer = f"res{block}_mbox_{kind}{new}"
                 y = F.relu(self.single(x, f"{layer}_inter")) if f"{layer}_inter" in self.blobs else x
                 y = self.convolution(y, layer, padding=self.blobs[layer][0].shape[-1] // 2)
                 rows.append(y.permute(0, 2, 3, 1).flatten())
-        loc = torch.cat(found["loc"]).view(-1, 4)
-        return torch.cat(found["conf"]).view(len(loc), -1), loc
+        loc = torch.cat(outputs["loc"]).view(-1, 4)
+        return torch.cat(outputs["conf"]).view(len(loc), -1), loc
 
 
 def prior_boxes(side, *, literal=False):
-    """xyxy shares of the picture, float64. `literal` takes the starts for offsets in cells, as prior_box_layer does."""
+    """xyxy fractions of the image, float64. `literal` reads the starts as offsets in cells, as prior_box_layer does."""
     steps, starts, (lowest, highest, first) = PRIORS[side]
     step = (highest - lowest) // (len(steps) - 2)
     ratios = list(range(lowest, highest + 1, step))
     sizes = [(side * first / 100, side * lowest / 100), *((side * r / 100, side * (r + step) / 100) for r in ratios)]
-    found = []
+    result = []
     for cells, step_px, start, exact in zip(CELLS[side], steps, starts, sizes, strict=True):
         low, high = map(int, exact)
         shapes = [(low, low), ((low * high) ** 0.5,) * 2]
         for ratio in (value for r in RATIOS for value in (r, 1 / r)):
             shapes.append((low * ratio**0.5, low / ratio**0.5))
         centres = [(w + start) * step_px if literal else start + w * step_px for w in range(cells)]
-        found += [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for y in centres for x in centres for w, h in shapes]
-    return np.array(found) / side
+        result += [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for y in centres for x in centres for w, h in shapes]
+    return np.array(result) / side
 
 
-def decoded(loc, priors):
-    """DecodeBBox for CENTER_SIZE with variances: xyxy shares of the picture."""
+def decode(loc, priors):
+    """DecodeBBox for CENTER_SIZE with variances: xyxy fractions of the image."""
     size, centre = priors[:, 2:] - priors[:, :2], (priors[:, 2:] + priors[:, :2]) / 2
     centre = np.array(VARIANCES[:2]) * loc[:, :2] * size + centre
     half = np.exp(np.array(VARIANCES[2:]) * loc[:, 2:]) * size / 2

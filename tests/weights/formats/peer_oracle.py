@@ -20,7 +20,7 @@ SCORE, NMS, REGION_NMS, KEPT = 0.05, 0.5, 0.7, 100
 RATIOS = (0.5, 1.0, 2.0)
 
 
-def listed(name):
+def tensor_shapes(name):
     """Name → shape of every tensor."""
     rows = (line.split() for line in (Path(__file__).parent / f"{name}.txt").read_text().splitlines())
     return {
@@ -30,12 +30,12 @@ def listed(name):
 
 def spread(names):
     """The names that `{a,b}` and `{0..2}` stand for."""
-    found = re.search(r"\{([^}]*)\}", names)
-    if found is None:
+    match = re.search(r"\{([^}]*)\}", names)
+    if match is None:
         return [names]
-    ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    choices = range(int(ends[1]), int(ends[2]) + 1) if ends else found[1].split(",")
-    return [key for choice in choices for key in spread(f"{names[: found.start()]}{choice}{names[found.end() :]}")]
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    choices = range(int(ends[1]), int(ends[2]) + 1) if ends else match[1].split(",")
+    return [key for choice in choices for key in spread(f"{names[: match.start()]}{choice}{names[match.end() :]}")]
 
 
 def lively_tensors(shapes, *, seed):
@@ -111,11 +111,11 @@ class MMDetection:
         return "backbone.conv1", "backbone.bn1"
 
     def block(self, stage, number, conv):
-        place = f"{self.tail if stage == 5 else 'backbone.'}layer{stage - 1}.{number}"
+        module = f"{self.tail if stage == 5 else 'backbone.'}layer{stage - 1}.{number}"
         return (
-            (f"{place}.downsample.0", f"{place}.downsample.1")
+            (f"{module}.downsample.0", f"{module}.downsample.1")
             if conv is None
-            else (f"{place}.conv{conv}", f"{place}.bn{conv}")
+            else (f"{module}.conv{conv}", f"{module}.bn{conv}")
         )
 
     def lateral(self, level, finest):
@@ -135,7 +135,7 @@ class MMDetectionCaffe(MMDetection):
 
 
 class Network:
-    """The forward pass of one picture."""
+    """The forward pass of one image."""
 
     def __init__(self, tensors, peer, *, top_k=1000, keep=1000):
         self.tensors, self.peer, self.top_k, self.keep = tensors, peer(tensors), top_k, keep
@@ -172,7 +172,7 @@ class Network:
         return x
 
     def prepared(self, rgb):
-        """An RGB picture in 0…255 as the network sees it, padded with zeros as the program pads."""
+        """An RGB image in 0…255 as the network sees it, padded with zeros as the program pads."""
         x = rgb[None].float()
         x = x.flip(1) if self.peer.is_bgr else x
         x = (x - torch.tensor(self.peer.mean)[:, None, None]) / torch.tensor(self.peer.std)[:, None, None]
@@ -202,7 +202,7 @@ class Network:
 
     def anchors(self, levels):
         """xyxy of every level's anchors: rows, columns, then the shapes of a cell in the peer's order."""
-        found = []
+        results = []
         for stride, level in zip(self.strides, levels, strict=True):
             sizes = [4 * stride * 2 ** (third / 3) for third in range(3)] if self.is_retinanet else [8 * stride]
             sizes = sizes if self.has_pyramid else [32, 64, 128, 256, 512]
@@ -210,7 +210,7 @@ class Network:
             if self.peer.ratio_is_outer:
                 pairs = [(size, ratio) for ratio in RATIOS for size in sizes]
             shapes = [(size / ratio**0.5, size * ratio**0.5) for size, ratio in pairs]
-            found.append(
+            results.append(
                 torch.tensor(
                     [
                         (stride * column - w / 2, stride * row - h / 2, stride * column + w / 2, stride * row + h / 2)
@@ -220,18 +220,18 @@ class Network:
                     ]
                 )
             )
-        return found
+        return results
 
     def retina_towers(self, levels):
         """What goes into the last layers of classes and of boxes, for each level."""
-        found = {"classes": [], "boxes": []}
-        for kind, rows in found.items():
+        results = {"classes": [], "boxes": []}
+        for kind, rows in results.items():
             for level in levels:
                 x = level
                 for number in range(4):
                     x = F.relu(self.conv(x, self.peer.tower(kind, number), padding=1))
                 rows.append(x)
-        return found
+        return results
 
     def retina_outputs(self, levels):
         """Logits (A, K) and encoded boxes (A, 4), level by level."""
@@ -252,17 +252,17 @@ class Network:
         )
 
     def proposals(self, levels, size):
-        found, scores = [], []
+        regions, scores = [], []
         for logits, boxes, anchors in zip(*self.rpn_outputs(levels), self.anchors(levels), strict=True):
             best = logits.sort(descending=True, stable=True).indices[: self.top_k]
-            moved = clipped(decoded(boxes[best], anchors[best]), size)
+            moved = clip(decode(boxes[best], anchors[best]), size)
             real = ((moved[:, 2:] - moved[:, :2]) > 0).all(1)
             moved, logits_ = moved[real], logits[best][real]
             keep = nms(moved, logits_, REGION_NMS)
-            found.append(moved[keep])
+            regions.append(moved[keep])
             scores.append(logits_[keep])
         order = torch.cat(scores).argsort(descending=True)[: self.keep]
-        return torch.cat(found)[order]
+        return torch.cat(regions)[order]
 
     def region_vectors(self, levels, regions):
         """What goes into the last layers, for each region."""
@@ -295,34 +295,34 @@ class Network:
             anchor, label = (likely > SCORE).nonzero().unbind(1)
             best = likely[anchor, label].sort(descending=True, stable=True).indices[:1000]
             anchor, label = anchor[best], label[best]
-            boxes.append(decoded(deltas[anchor], anchors[anchor]))
+            boxes.append(decode(deltas[anchor], anchors[anchor]))
             scores.append(likely[anchor, label])
             labels.append(label)
         boxes, scores, labels = (torch.cat(parts) for parts in (boxes, scores, labels))
         if self.peer.clips_before_nms:
-            real = has_area(clipped(boxes, size))
+            real = has_area(clip(boxes, size))
             boxes, scores, labels = boxes[real], scores[real], labels[real]
         return self.suppressed(boxes, scores, labels, size)
 
     def region_detections(self, levels, regions, size):
         logits, deltas = self.region_outputs(levels, regions)
         deltas = deltas / torch.tensor([10.0, 10.0, 5.0, 5.0])
-        boxes = clipped(decoded(deltas, regions[:, None].expand_as(deltas)), size)
+        boxes = clip(decode(deltas, regions[:, None].expand_as(deltas)), size)
         likely = logits.softmax(1)[:, :-1]
         region, label = (likely > SCORE).nonzero().unbind(1)
         return self.suppressed(boxes[region, label], likely[region, label], label, size)
 
     def suppressed(self, boxes, scores, labels, size):
         """Boxes, scores and labels of the best that no better one of their class covers."""
-        boxes = clipped(boxes, size) if self.peer.clips_before_nms else boxes
+        boxes = clip(boxes, size) if self.peer.clips_before_nms else boxes
         kept = [
             of[nms(boxes[of], scores[of], NMS)]
             for of in ((labels == label).nonzero()[:, 0] for label in labels.unique())
         ]
         keep = torch.cat(kept)
         keep = keep[scores[keep].argsort(descending=True)][:KEPT]
-        keep = keep[has_area(clipped(boxes[keep], size))]
-        return clipped(boxes[keep], size), scores[keep], labels[keep]
+        keep = keep[has_area(clip(boxes[keep], size))]
+        return clip(boxes[keep], size), scores[keep], labels[keep]
 
 
 def rows_of(x):
@@ -330,14 +330,14 @@ def rows_of(x):
     return x[0].permute(1, 2, 0)
 
 
-def decoded(deltas, boxes):
+def decode(deltas, boxes):
     size, centre = boxes[..., 2:] - boxes[..., :2], (boxes[..., 2:] + boxes[..., :2]) / 2
     centre = centre + deltas[..., :2] * size
     size = size * deltas[..., 2:].clamp(max=LARGEST_GROWTH).exp()
     return torch.cat([centre - size / 2, centre + size / 2], -1)
 
 
-def clipped(boxes, size):
+def clip(boxes, size):
     height, width = size
     return boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
 

@@ -59,23 +59,23 @@ def files(tmp_path, blobs):
     return file
 
 
-def picture(side):
+def noise_image(side):
     return torch.randint(0, 256, (1, 3, side, side), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
 
 
 @torch.no_grad()
 def largest_differences(detector, blobs, side):
     """Of logits and of boxes, as shares of the largest number, between a loaded detector and the oracle."""
-    image = picture(side)
-    found = detector.eval()(image, full_sizes(image))
+    image = noise_image(side)
+    outputs = detector.eval()(image, full_sizes(image))
     bgr = image.flip(1).float() - torch.tensor(oracle.MEAN_BGR)[:, None, None]
     conf, loc = oracle.Network(blobs).outputs(bgr)
     assert float(conf.std()) > 0.05 and float(loc.std()) > 0.05, "a dead network proves nothing"
     expected = torch.cat([conf[:, 1:], conf[:, :1]], dim=1)
-    logits = (found.logits[0] - expected).abs().max() / expected.abs().max()
-    boxes = decode(found.deltas[0] * torch.tensor(detector.config.variances), found.anchors)
+    logits = (outputs.logits[0] - expected).abs().max() / expected.abs().max()
+    boxes = decode(outputs.deltas[0] * torch.tensor(detector.config.variances), outputs.anchors)
     assert float(loc.abs().max()) < 20, "there our decoding limits the growth of boxes, Caffe's does not"
-    truth = torch.from_numpy(oracle.decoded(loc.double().numpy(), oracle.prior_boxes(side))) * side
+    truth = torch.from_numpy(oracle.decode(loc.double().numpy(), oracle.prior_boxes(side))) * side
     return float(logits), float((boxes - truth).abs().max() / truth.abs().max())
 
 
@@ -111,9 +111,9 @@ def test_every_array_finds_its_place_and_the_file_says_what_it_is(files, blobs, 
     assert detector.config == replace(find_preset(f"{name}_r101").config, num_classes=80 if is_coco else 20)
     assert (detector.preprocessing.channels, detector.preprocessing.mean) == ("BGR", (104.0, 117.0, 123.0))
     assert detector.preprocessing.std == (1.0, 1.0, 1.0)
-    ours = sum(tensor.numel() for key, tensor in detector.state_dict().items() if "num_batches" not in key)
+    count = sum(tensor.numel() for key, tensor in detector.state_dict().items() if "num_batches" not in key)
     factors = sum(len(parts) == 3 for parts in blobs[name].values())
-    assert ours == sum(part.size for parts in blobs[name].values() for part in parts) - factors
+    assert count == sum(part.size for parts in blobs[name].values() for part in parts) - factors
 
 
 @pytest.mark.parametrize("name", ["ssd513", "dssd513"])
@@ -175,9 +175,9 @@ def test_centres_by_the_word_of_the_released_program(files, side):
     assert load_into(detector, files(name)).kind == "detector"
     config = detector.config
     cells = tuple((count, count) for count in oracle.CELLS[side])
-    found = all_priors(config.priors, strides_px=config.strides_px, cells=cells, image=(side, side))
+    priors = all_priors(config.priors, strides_px=config.strides_px, cells=cells, image=(side, side))
     expected = oracle.prior_boxes(side, literal=True) * side
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(priors.numpy(), expected, rtol=1e-5, atol=1e-3)
 
 
 def test_other_classes_keep_everything_but_the_class_layers(files):
@@ -204,8 +204,8 @@ def test_one_that_is_loaded_detects(files):
     predictor = load("ssd321_r101", weights=files("ssd321"), device="cpu", precision="fp32")
     sizes = [ImageSize(321, 321)]
     with torch.no_grad():
-        (found,) = predictor.detector.detect(predictor.detector(picture(321), sizes), sizes)
-    assert len(found.boxes) and int(found.labels.max()) < 20
+        (detections,) = predictor.detector.detect(predictor.detector(noise_image(321), sizes), sizes)
+    assert len(detections.boxes) and int(detections.labels.max()) < 20
 
 
 def spoilt(arrays, **changes):

@@ -46,9 +46,9 @@ def file(tmp_path, convolutions):
 def test_both_headers(tmp_path, version, header):
     path = tmp_path / "two.weights"
     path.write_bytes(content_of([[np.array([1.5, -2.0], np.float32), None]], version=version, seen=77))
-    found = read_darknet(path)
+    content = read_darknet(path)
     assert path.stat().st_size == header + 8
-    assert (found.version, found.images_seen, found.numbers.tolist()) == (version, 77, [1.5, -2.0])
+    assert (content.version, content.images_seen, content.numbers.tolist()) == (version, 77, [1.5, -2.0])
 
 
 def test_a_loaded_network_answers_as_darknet(file, convolutions):
@@ -57,8 +57,8 @@ def test_a_loaded_network_answers_as_darknet(file, convolutions):
     image = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     raw = oracle.network(image[0].numpy() / 255.0, layers_of(80), convolutions).reshape(ANCHORS, 85, -1)
     with torch.no_grad():
-        found = detector(image, full_sizes(image))
-    together = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)[0]
+        outputs = detector(image, full_sizes(image))
+    together = torch.cat([outputs.deltas, outputs.objectness[..., None], outputs.logits], -1)[0]
     expected = raw.transpose(2, 0, 1).reshape(-1, 85)
     assert np.abs(together.numpy() - expected).max() < 1e-5 * np.abs(expected).max()
 
@@ -160,16 +160,16 @@ BAD_FILES = {
 }
 
 
-def refused(capsys, demo_data, tmp_path, *flags):
+def refusal(capsys, demo_data, tmp_path, *flags):
     """What the command says in its one line before it gives up; it leaves no run."""
     out = tmp_path / "run"
     line = ["train", "--data", demo_data, "--data.val", demo_data / "instances_test.json", "--model", "yolov2_tiny"]
     line += ["--size", 64, "--epochs", 1, "--device", "cpu", "--out", out, *flags]
     assert main([str(word) for word in line]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("focaldet: ") and said.count("\n") == 1 and "Traceback" not in said
+    text = capsys.readouterr().err
+    assert text.startswith("focaldet: ") and text.count("\n") == 1 and "Traceback" not in text
     assert not (out / "weights" / "last.safetensors").exists()
-    return said
+    return text
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
@@ -180,8 +180,8 @@ def test_the_command_tells_a_bad_file_in_one_line(capsys, demo_data, tmp_path, c
         path.mkdir()
     else:
         path.write_bytes(spoil(content_of(convolutions)))
-    said = refused(capsys, demo_data, tmp_path, "--weights", path)
-    assert str(path) in said and words in said
+    text = refusal(capsys, demo_data, tmp_path, "--weights", path)
+    assert str(path) in text and words in text
 
 
 @pytest.mark.parametrize(
@@ -200,8 +200,8 @@ def test_the_command_tells_a_bad_file_in_one_line(capsys, demo_data, tmp_path, c
     ],
 )
 def test_the_command_tells_bad_anchors_in_one_line(capsys, demo_data, tmp_path, file, anchors, words):
-    said = refused(capsys, demo_data, tmp_path, "--weights", file, "--architecture.anchors", anchors)
-    assert words in said and (str(file) in said or "architecture of yolov2_tiny" in said)
+    text = refusal(capsys, demo_data, tmp_path, "--weights", file, "--architecture.anchors", anchors)
+    assert words in text and (str(file) in text or "architecture of yolov2_tiny" in text)
 
 
 def test_what_is_no_darknet_network_is_refused(tmp_path, file):

@@ -19,7 +19,7 @@ from focaldet.weights.normalization import with_input
 from focaldet.weights.sources import WeightsSource
 from focaldet.weights.tensor_names import build_on_meta, shapes_of
 from tests.weights.formats import peer_oracle as oracle
-from tests.weights.formats.peer_comparison import picture, require_equal_answers
+from tests.weights.formats.peer_comparison import noise_image, require_equal_outputs
 
 PARAMETERS = {
     "retinanet_r50": 37_915_572,
@@ -36,7 +36,7 @@ FASTER_RCNN = {**RETINANET, "background_box": False, "pooling": {"sampling_ratio
 
 def hollow(name, **changes):
     """Tensors of the right shapes that hold nothing and cost nothing; None takes one away."""
-    tensors = {key: torch.zeros(1).expand(shape) for key, shape in oracle.listed(f"detectron2_{name}").items()}
+    tensors = {key: torch.zeros(1).expand(shape) for key, shape in oracle.tensor_shapes(f"detectron2_{name}").items()}
     return {key: value for key, value in (tensors | changes).items() if value is not None}
 
 
@@ -59,12 +59,12 @@ def in_model_zoo(tensors, path):
 
 
 def differences(name, folder, *, size, top_k, keep, seed=1):
-    tensors = oracle.lively_tensors(oracle.listed(f"detectron2_{name}"), seed=seed)
-    network, rgb = oracle.Network(tensors, oracle.Detectron2, top_k=top_k, keep=keep), picture(*size)
+    tensors = oracle.lively_tensors(oracle.tensor_shapes(f"detectron2_{name}"), seed=seed)
+    network, rgb = oracle.Network(tensors, oracle.Detectron2, top_k=top_k, keep=keep), noise_image(*size)
     with torch.no_grad():
         oracle.livened(network, rgb)
     detector = load_detector(in_model_zoo(tensors, folder / "model_final.pkl")).detector
-    return require_equal_answers(detector, network, rgb)
+    return require_equal_outputs(detector, network, rgb)
 
 
 @pytest.mark.parametrize("name", ["retinanet_r50", "faster_rcnn_r50_fpn", "faster_rcnn_r101_c4"])
@@ -76,16 +76,16 @@ def test_a_loaded_network_answers_as_detectron2(tmp_path, name):
 @pytest.mark.prove
 @pytest.mark.parametrize("name", list(PARAMETERS))
 def test_at_full_size(tmp_path, name, capsys):
-    found = differences(name, tmp_path, size=(600, 800), top_k=6000 if name.endswith("c4") else 1000, keep=300)
+    largest = differences(name, tmp_path, size=(600, 800), top_k=6000 if name.endswith("c4") else 1000, keep=300)
     with capsys.disabled():
-        print(f"\ndetectron2 {name}: {', '.join(f'{key} {value:.1e}' for key, value in found.items())}")
+        print(f"\ndetectron2 {name}: {', '.join(f'{key} {value:.1e}' for key, value in largest.items())}")
 
 
 @pytest.mark.parametrize("name", list(PARAMETERS))
 def test_every_tensor_of_the_lists_finds_its_place(name):
-    found = read_detectron2(TensorFile(hollow(name), {}), WeightsSource("file", Path("file")), None, None)
-    shapes = {key: tuple(value.shape) for key, value in found.tensors.items()}
-    assert shapes == shapes_of(build_on_meta(found.config)) and found.skipped == ()
+    weights = read_detectron2(TensorFile(hollow(name), {}), WeightsSource("file", Path("file")), None, None)
+    shapes = {key: tuple(value.shape) for key, value in weights.tensors.items()}
+    assert shapes == shapes_of(build_on_meta(weights.config)) and weights.skipped == ()
     layers = {key.rpartition(".")[0] for key in shapes if key.endswith("running_var")}
     counted = [key for key in shapes if key.rpartition(".")[0] not in layers]
     assert sum(torch.Size(shapes[key]).numel() for key in counted) == PARAMETERS[name]
@@ -146,11 +146,11 @@ def test_resnext_has_its_strides_and_its_input_elsewhere():
                 columns = 8 * rows // 64
             shape = (rows * 4 if inner else rows, *([columns, *rest[1:]] if rest else []))
             tensors[key] = torch.zeros(1).expand(shape)
-    found = read_detectron2(TensorFile(tensors, {}), WeightsSource("file", Path("file")), None, None)
-    assert (found.config.backbone, found.config.stride_in_1x1) == ("resnext101_32x8d", False)
-    assert found.preprocessing.std == (57.375, 57.12, 58.395) and found.preprocessing.channels == "BGR"
-    shapes = {key: tuple(value.shape) for key, value in found.tensors.items()}
-    assert shapes == shapes_of(build_on_meta(found.config))
+    weights = read_detectron2(TensorFile(tensors, {}), WeightsSource("file", Path("file")), None, None)
+    assert (weights.config.backbone, weights.config.stride_in_1x1) == ("resnext101_32x8d", False)
+    assert weights.preprocessing.std == (57.375, 57.12, 58.395) and weights.preprocessing.channels == "BGR"
+    shapes = {key: tuple(value.shape) for key, value in weights.tensors.items()}
+    assert shapes == shapes_of(build_on_meta(weights.config))
 
 
 def stated_anchors(sizes):
@@ -160,7 +160,7 @@ def stated_anchors(sizes):
 
 
 def test_older_files_state_anchors_and_input(file):
-    """Those are left out by name, after they were found to be the config's."""
+    """They are skipped and named, after a comparison with the config's."""
     anchors = {
         f"anchor_generator.cell_anchors.{level}": stated_anchors([32 * 2 ** (level + third / 3) for third in range(3)])
         for level in range(5)

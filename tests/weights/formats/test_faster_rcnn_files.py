@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN files: both layouts, old names, the background's place, and what is refused."""
+"""torchvision's Faster R-CNN files: both layouts, old names, the position of the background, and what is refused."""
 
 import re
 
@@ -66,11 +66,11 @@ def test_it_opens_as_its_equivalent_preset(name, tmp_path):
     assert trained.detector.config == find_preset(name).config
     assert trained.detector.class_names == COCO_NAMES[1:]
     assert trained.category_ids == tuple(range(1, 91))
-    ours = trained.detector.state_dict()
-    assert all(torch.equal(ours[left], tensors[right]) for left, right in PAIRS[name].items())
+    state = trained.detector.state_dict()
+    assert all(torch.equal(state[left], tensors[right]) for left, right in PAIRS[name].items())
     classes, boxes = (tensors[f"roi_heads.box_predictor.{layer}.weight"] for layer in ("cls_score", "bbox_pred"))
-    assert torch.equal(ours["predictor.classes.weight"], torch.cat([classes[1:], classes[:1]]))
-    assert torch.equal(ours["predictor.boxes.weight"], torch.cat([boxes[4:], boxes[:4]]))
+    assert torch.equal(state["predictor.classes.weight"], torch.cat([classes[1:], classes[:1]]))
+    assert torch.equal(state["predictor.boxes.weight"], torch.cat([boxes[4:], boxes[:4]]))
 
 
 def test_old_names_are_the_same_file(first):

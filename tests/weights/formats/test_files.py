@@ -21,8 +21,8 @@ from focaldet.weights.formats.files import read_tensors, write_atomically
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1.5])}
 
 
-def equal(found: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == TENSORS.keys() and all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+def equal(tensors: dict[str, torch.Tensor]) -> bool:
+    return tensors.keys() == TENSORS.keys() and all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_random_damage_of_an_archive_of_arrays(tmp_path: Path) -> None:
 def test_an_archive_that_wants_a_newer_reader(tmp_path: Path) -> None:
     numpy.savez(tmp_path / "w.npz", weight=numpy.arange(4.0))
     content = (tmp_path / "w.npz").read_bytes()
-    place = content.index(b"PK\x01\x02") + 6  # of the version that is needed to extract
-    (tmp_path / "w.npz").write_bytes(content[:place] + b"\xff" + content[place + 1 :])
+    index = content.index(b"PK\x01\x02") + 6  # of the version that is needed to extract
+    (tmp_path / "w.npz").write_bytes(content[:index] + b"\xff" + content[index + 1 :])
     with pytest.raises(CheckpointError, match="damaged"):
         read_tensors(tmp_path / "w.npz")
 

@@ -21,7 +21,7 @@ from focaldet.weights.formats.mmdetection import read_mmdetection
 from focaldet.weights.sources import WeightsSource
 from focaldet.weights.tensor_names import COUNTER, build_on_meta, shapes_of
 from tests.weights.formats import peer_oracle as oracle
-from tests.weights.formats.peer_comparison import picture, require_equal_answers
+from tests.weights.formats.peer_comparison import noise_image, require_equal_outputs
 
 PARAMETERS = {
     "retinanet_r50": 37_968_692,
@@ -59,7 +59,7 @@ def hollow(name, **changes):
     """Tensors of the right shapes that hold nothing and cost nothing; None takes one away."""
     tensors = {
         key: torch.zeros(1).expand(shape) if shape else torch.tensor(7)
-        for key, shape in oracle.listed(f"mmdetection_{name}").items()
+        for key, shape in oracle.tensor_shapes(f"mmdetection_{name}").items()
     }
     return {key: value for key, value in (tensors | changes).items() if value is not None}
 
@@ -77,13 +77,13 @@ def file(tmp_path):
 
 
 def differences(name, folder, style, *, size, top_k, keep, seed=1):
-    tensors = oracle.lively_tensors(oracle.listed(f"mmdetection_{name}"), seed=seed)
-    network, rgb = oracle.Network(tensors, STYLES[style], top_k=top_k, keep=keep), picture(*size)
+    tensors = oracle.lively_tensors(oracle.tensor_shapes(f"mmdetection_{name}"), seed=seed)
+    network, rgb = oracle.Network(tensors, STYLES[style], top_k=top_k, keep=keep), noise_image(*size)
     with torch.no_grad():
         oracle.livened(network, rgb)
     path = folder / "epoch_12.pth"
     torch.save({"state_dict": tensors, "meta": {"cfg": f"backbone=dict(style='{style}')"}}, path)
-    return require_equal_answers(load_detector(path).detector, network, rgb)
+    return require_equal_outputs(load_detector(path).detector, network, rgb)
 
 
 @pytest.mark.parametrize(
@@ -105,17 +105,17 @@ def test_a_loaded_network_answers_as_mmdetection(tmp_path, name, style):
 def test_at_full_size(tmp_path, name, capsys):
     is_c4 = name.endswith("c4")
     style, top_k = ("caffe", 6000) if is_c4 else ("pytorch", 1000)
-    found = differences(name, tmp_path, style, size=(600, 800), top_k=top_k, keep=300)
+    largest = differences(name, tmp_path, style, size=(600, 800), top_k=top_k, keep=300)
     with capsys.disabled():
-        print(f"\nmmdetection {name}: {', '.join(f'{key} {value:.1e}' for key, value in found.items())}")
+        print(f"\nmmdetection {name}: {', '.join(f'{key} {value:.1e}' for key, value in largest.items())}")
 
 
 @pytest.mark.parametrize("name", list(PARAMETERS))
 def test_every_tensor_of_the_lists_finds_its_place(name):
     tensors = hollow(name)
-    found = read_mmdetection(TensorFile(tensors, {}), WeightsSource("file", Path("file")), None, None)
-    shapes = {key: tuple(value.shape) for key, value in found.tensors.items() if not key.endswith(COUNTER)}
-    assert shapes == shapes_of(build_on_meta(found.config), counters=False) and found.skipped == ()
+    weights = read_mmdetection(TensorFile(tensors, {}), WeightsSource("file", Path("file")), None, None)
+    shapes = {key: tuple(value.shape) for key, value in weights.tensors.items() if not key.endswith(COUNTER)}
+    assert shapes == shapes_of(build_on_meta(weights.config), counters=False) and weights.skipped == ()
     counted = [key for key in tensors if not key.endswith(("running_mean", "running_var", COUNTER))]
     assert sum(tensors[key].numel() for key in counted) == PARAMETERS[name]
 

@@ -38,7 +38,7 @@ ARRAYS = {
 }
 
 
-def dumped(content: object, path: Path, protocol: int = 2) -> Path:
+def dump(content: object, path: Path, protocol: int = 2) -> Path:
     path.write_bytes(pickle.dumps(content, protocol))
     return path
 
@@ -47,15 +47,15 @@ def dumped(content: object, path: Path, protocol: int = 2) -> Path:
 def test_arrays_numbers_and_names_come_back(tmp_path: Path, protocol: int) -> None:
     beside = {"iteration": 89_999, "scale": 1.5, "none": None, "names": ["é", ("b", b"\xff\x00", b"")], "long": 1 << 40}
     content = {"model": collections.OrderedDict(ARRAYS), "again": FLOATS, "scalar": numpy.float32(2.5), **beside}
-    found = read_pickle(dumped(content, tmp_path / "w.pkl", protocol))
-    assert {name: found[name] for name in beside} == beside
-    assert found["scalar"] == 2.5
-    assert list(found["model"]) == list(ARRAYS)
+    result = read_pickle(dump(content, tmp_path / "w.pkl", protocol))
+    assert {name: result[name] for name in beside} == beside
+    assert result["scalar"] == 2.5
+    assert list(result["model"]) == list(ARRAYS)
     for name, array in ARRAYS.items():
-        read = found["model"][name]
+        read = result["model"][name]
         assert numpy.array_equal(read, array) and read.dtype == array.dtype.newbyteorder("="), name
         assert read.flags.writeable
-    assert found["again"] is found["model"]["plain"], "what was one array stays one"
+    assert result["again"] is result["model"]["plain"], "what was one array stays one"
 
 
 def python_2(name: bytes, raw: bytes, *, protocol: int) -> bytes:
@@ -84,14 +84,14 @@ def test_strings_of_python_2_are_latin_1(tmp_path: Path, protocol: int) -> None:
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_model_files_of_detectron2_and_detectron(tmp_path: Path, protocol: int) -> None:
     content: dict[str, Any] = {"model": ARRAYS, "__author__": "Detectron2 Model Zoo", "matching_heuristics": True}
-    file = read_tensors(dumped(content, tmp_path / "any name", protocol))
+    file = read_tensors(dump(content, tmp_path / "any name", protocol))
     assert list(file.tensors) == list(ARRAYS)
     assert all(numpy.array_equal(file.tensors[name].numpy(), array) for name, array in ARRAYS.items())
     assert file.tensors["counter"].dtype == torch.int64
     assert file.statements == {"__author__": "Detectron2 Model Zoo", "matching_heuristics": "True"}
     blobs = {"conv1_w": FLOATS, "conv1_w_momentum": FLOATS, "fc_b": FLOATS[0, 0]}
     for detectron in ({"blobs": blobs, "cfg": "MODEL: {}"}, blobs):
-        file = read_tensors(dumped(detectron, tmp_path / "w.pkl", protocol))
+        file = read_tensors(dump(detectron, tmp_path / "w.pkl", protocol))
         assert (list(file.tensors), file.statements) == (["conv1_w", "fc_b"], {})
 
 
@@ -175,9 +175,9 @@ def extensions() -> Iterator[None]:
 def refusal(read: Callable[[Path], object], path: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         read(path)
-    said = str(caught.value)
-    assert said.startswith(f"{path}: refused: ") and "\n" not in said and len(said) < len(str(path)) + 200
-    return said
+    text = str(caught.value)
+    assert text.startswith(f"{path}: refused: ") and "\n" not in text and len(text) < len(str(path)) + 200
+    return text
 
 
 @pytest.mark.usefixtures("extensions")
@@ -187,10 +187,10 @@ def test_nothing_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: 
     for name in ("w.pkl", "w.pth"):
         (tmp_path / name).write_bytes(DANGEROUS[kind](trace))
         refusal(read_pickle, tmp_path / name)
-    said = refusal(read_tensors, tmp_path / "w.pkl")
+    text = refusal(read_tensors, tmp_path / "w.pkl")
     for line in (["predict", str(tmp_path / "w.pkl"), "x.jpg"], ["eval", str(tmp_path / "w.pkl"), "--data", "x"]):
         assert main(line) == 2
-        assert capsys.readouterr().err == f"focaldet: {said}\n"
+        assert capsys.readouterr().err == f"focaldet: {text}\n"
     assert not trace.exists()
     # The corpus is dangerous indeed: an unrestricted reader does run it.
     with (tmp_path / "w.pkl").open("rb") as file:
@@ -220,10 +220,10 @@ def test_training_from_code_is_one_line(tmp_path: Path, demo_data: Path, capsys:
     out = tmp_path / "run"
     line = ["train", "--data", str(demo_data), "--model", "retinanet_r18_fpn", "--out", str(out), "--device", "cpu"]
     assert main([*line, "--weights", str(tmp_path / "w.pkl")]) == 2
-    said = capsys.readouterr().err
+    text = capsys.readouterr().err
     reason = "it holds code (posix.system), which is never run; plain arrays by name are allowed"
-    assert said.splitlines()[-1].endswith(f"w.pkl: refused: {reason}")
-    assert "Traceback" not in said
+    assert text.splitlines()[-1].endswith(f"w.pkl: refused: {reason}")
+    assert "Traceback" not in text
     assert not (tmp_path / "trace").exists()
 
 
@@ -357,8 +357,8 @@ def test_the_hand_written_array_is_a_good_one(tmp_path: Path) -> None:
 
 def test_the_number_of_opcodes_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickles, "MAX_OPCODES", 300)
-    assert read_pickle(dumped([None] * 99, tmp_path / "w.pkl")) == [None] * 99
-    assert "more than 300 parts" in refusal(read_pickle, dumped([None] * 999, tmp_path / "w.pkl"))
+    assert read_pickle(dump([None] * 99, tmp_path / "w.pkl")) == [None] * 99
+    assert "more than 300 parts" in refusal(read_pickle, dump([None] * 999, tmp_path / "w.pkl"))
 
 
 def test_a_list_does_not_become_many_dictionaries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,9 +34,9 @@ def test_a_dssd_takes_the_encoder_of_an_ssd_and_starts_the_rest_afresh(ssd_file)
     assert report.kind == "encoder"
     assert all(name.startswith(("backbone.", "extras.")) for name in report.loaded)
     assert all(name.startswith("predictors.") for name in report.skipped) and report.skipped
-    theirs, ours, before = ssd.state_dict(), detector.state_dict(), fresh.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in report.loaded)
-    assert all(torch.equal(ours[name], before[name]) for name in ours if name not in report.loaded)
+    reference, state, before = ssd.state_dict(), detector.state_dict(), fresh.state_dict()
+    assert all(torch.equal(state[name], reference[name]) for name in report.loaded)
+    assert all(torch.equal(state[name], before[name]) for name in state if name not in report.loaded)
     assert detector.config.norm_eps == 1e-4 and detector.backbone.bn1.eps == 1e-4
     assert detector.class_names == CLASSES
 
@@ -52,8 +52,8 @@ def test_the_second_stage_takes_all_of_the_first(ssd_file, tmp_path):
     )
     report = load_into(second, tmp_path / "first.safetensors")
     assert (report.kind, report.skipped, report.reset) == ("detector", (), ())
-    theirs, ours = first.state_dict(), second.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    reference, state = first.state_dict(), second.state_dict()
+    assert all(torch.equal(state[name], reference[name]) for name in state)
     assert all(parameter.requires_grad for parameter in second.parameters())
 
 

@@ -79,16 +79,18 @@ def test_both_halves_are_filled_and_the_classifier_is_skipped(tensors, tmp_path,
     adapter = detector.box_head.adapter.weight.clone()
     report = load_into(detector, saved(tensors, tmp_path / "w", license="apache-2.0"), input="symmetric")
     state = detector.state_dict()
-    ours = {name: f"backbone.{name}" if f"backbone.{name}" in state else f"box_head.tail.{name}" for name in tensors}
+    new_names = {
+        name: f"backbone.{name}" if f"backbone.{name}" in state else f"box_head.tail.{name}" for name in tensors
+    }
     taken = [name for name in tensors if not name.startswith("classif.") and "num_batches" not in name]
-    assert all(torch.equal(state[ours[name]], tensors[name]) for name in taken)
-    assert set(report.loaded) == {ours[name] for name in taken}
+    assert all(torch.equal(state[new_names[name]], tensors[name]) for name in taken)
+    assert set(report.loaded) == {new_names[name] for name in taken}
     assert report.kind == "backbone"
     assert set(report.skipped) == {"classif.weight", "classif.bias"}
     assert report.license == "apache-2.0"
     assert torch.equal(detector.box_head.adapter.weight, adapter)
-    said = " ".join(report.sentences())
-    assert "input: symmetric (RGB)" in said and "norm_eps is now 0.001" in said and "scales" not in said
+    text = " ".join(report.sentences())
+    assert "input: symmetric (RGB)" in text and "norm_eps is now 0.001" in text and "scales" not in text
     assert detector.preprocessing.mean == (127.5,) * 3
     assert {module.eps for module in detector.modules() if hasattr(module, "running_var")} == {1e-3}
 
@@ -96,11 +98,11 @@ def test_both_halves_are_filled_and_the_classifier_is_skipped(tensors, tmp_path,
 def test_a_file_of_timms_whole_network_fits_name_by_name() -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
-        theirs = timm.create_model("inception_resnet_v2").state_dict()
+        reference = timm.create_model("inception_resnet_v2").state_dict()
         detector = TwoHalves(HalvesConfig(shape=INCEPTION_RESNETS["inception_resnet_v2"]))
-    assert is_inception_resnet(theirs)
-    found, expected, skipped = inception_resnet_tensors(detector, theirs, source="timm")
-    assert {name: tuple(value.shape) for name, value in found.items()} == expected
+    assert is_inception_resnet(reference)
+    renamed, expected, skipped = inception_resnet_tensors(detector, reference, source="timm")
+    assert {name: tuple(value.shape) for name, value in renamed.items()} == expected
     assert set(detector.state_dict()) - set(expected) == {"box_head.adapter.weight", "box_head.adapter.bias"}
     assert skipped == ("classif.weight", "classif.bias")
 
@@ -109,15 +111,15 @@ def test_other_scales_are_kept_and_told_of(tensors, tmp_path) -> None:
     """A network that timm trained on has learned scales; the answer is the same with both kinds of norm."""
     name = "mixed_6a.branch1.2.bn.weight"
     tensors[name] = torch.rand(96)
-    path, image, answers = saved(tensors, tmp_path / "w", input="symmetric"), torch.randn(1, 3, 40, 40), []
+    path, image, outputs = saved(tensors, tmp_path / "w", input="symmetric"), torch.randn(1, 3, 40, 40), []
     for norm in ("frozen", "batch"):
         detector = TwoHalves(HalvesConfig(norm=norm)).eval()
         report = load_into(detector, path)
         assert "1 of 42 scales of BatchNorm in the file are not 1 (first: mixed_6a.branch1.2.bn" in report.notes[0]
         assert torch.equal(detector.state_dict()[f"backbone.{name}"], tensors[name])
         with torch.inference_mode():
-            answers.append(detector(image, full_sizes(image)))
-    torch.testing.assert_close(*answers)
+            outputs.append(detector(image, full_sizes(image)))
+    torch.testing.assert_close(*outputs)
 
 
 def test_cadenes_classifier_and_files_without_one(tensors, tmp_path) -> None:

@@ -329,7 +329,7 @@ def test_a_second_run_does_not_take_its_own_results_for_images(shots):
     assert find_images([shots / "drawn" / "002.jpg"], exclude=shots / "drawn") == [shots / "drawn" / "002.jpg"]
 
 
-def test_only_folders_leave_out_earlier_results(shots, tmp_path):
+def test_only_folders_exclude_earlier_results(shots, tmp_path):
     """However the folders are written. Patterns and lists name their images, so none is dropped."""
     left, right = shots / "left" / "001.png", shots / "right" / "002.png"
     (tmp_path / "list.txt").write_text("in/left/001.png\nin/right/002.png\n")

@@ -23,7 +23,7 @@ BOXES = [[k, 4, k + 16, 36] for k in range(0, 40, 4)]
 
 
 class Scenes:
-    """Pictures of three sizes with one bright box each, cells and dogs in turn."""
+    """Images of three sizes with one bright box each, cells and dogs in turn."""
 
     def __init__(self, boxes=BOXES):
         self.images = [
@@ -70,35 +70,35 @@ def test_time_is_per_image_without_the_first_batch(monkeypatch):
 CLASSES = Classes(("cell", "dog", "cat"), (5, 7, 9))
 
 
-def test_the_same_names_in_the_same_order_need_no_word():
-    matched = match_classes(CLASSES.names, CLASSES, num_classes=3)
-    assert (matched.labels, matched.notes) == ({0: 0, 1: 1, 2: 2}, ())
+def test_the_same_names_in_the_same_order_need_no_note():
+    match = match_classes(CLASSES.names, CLASSES, num_classes=3)
+    assert (match.labels, match.notes) == ({0: 0, 1: 1, 2: 2}, ())
 
 
 def test_another_order_is_matched_by_name():
-    matched = match_classes(("cat", "cell", "dog"), CLASSES, num_classes=3)
-    assert (matched.labels, matched.notes) == ({0: 2, 1: 0, 2: 1}, ())
-    detections = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 2)), matched, CLASSES)
+    match = match_classes(("cat", "cell", "dog"), CLASSES, num_classes=3)
+    assert (match.labels, match.notes) == ({0: 2, 1: 0, 2: 1}, ())
+    detections = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 2)), match, CLASSES)
     assert detections.names == ("cat", "dog")
 
 
-def test_what_one_side_lacks_is_told_and_left_out():
-    matched = match_classes(("N/A", "cell", "bus", "bus"), CLASSES, num_classes=4)
-    assert matched.labels == {1: 0}
-    assert matched.notes == (
+def test_classes_that_one_side_lacks_are_noted_and_ignored():
+    match = match_classes(("N/A", "cell", "bus", "bus"), CLASSES, num_classes=4)
+    assert match.labels == {1: 0}
+    assert match.notes == (
         "2 classes of the data unknown to the detector, never detected: dog, cat",
         "3 classes of the detector not in the data, detections ignored: N/A, bus, bus",
     )
-    detections = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 1)), matched, CLASSES)
+    detections = relabel_detections(make_detections(([0, 0, 1, 1], 0.9, 0), ([0, 0, 2, 2], 0.5, 1)), match, CLASSES)
     assert (detections.boxes.tolist(), detections.names) == ([[0, 0, 2, 2]], ("cell",))
 
 
 def test_the_truth_in_the_labels_of_the_detector():
-    matched = match_classes(("dog", "bus", "cell", "cell"), CLASSES, num_classes=4)
+    match = match_classes(("dog", "bus", "cell", "cell"), CLASSES, num_classes=4)
     truth = Target(
         torch.arange(16.0).reshape(4, 4), torch.tensor([0, 1, 2, 0]), torch.tensor([False, True, False, False])
     )
-    relabeled = relabel_target(truth, matched)
+    relabeled = relabel_target(truth, match)
     assert torch.equal(relabeled.boxes, truth.boxes)
     assert relabeled.ignored.tolist() == [False, True, True, False]  # a cat is unknown
     assert [relabeled.labels[index] for index in (0, 1, 3)] == [2, 0, 2]
@@ -113,7 +113,7 @@ def test_nothing_in_common_is_an_error():
 def test_a_detector_without_names_must_have_as_many_classes():
     assert match_classes((), CLASSES, num_classes=3).labels == {0: 0, 1: 1, 2: 2}
     assert "no class names" in match_classes((), CLASSES, num_classes=3).notes[0]
-    with pytest.raises(ConfigError, match="has 91 classes without names, the data 3"):
+    with pytest.raises(ConfigError, match="has 91 classes without names, the data have 3"):
         match_classes((), CLASSES, num_classes=91)
 
 
@@ -169,7 +169,7 @@ def test_evaluate_finds_all_and_leaves_its_files(run, data):
     assert again.ap == metrics.ap
 
 
-def test_the_files_go_where_they_are_wanted_and_sizes_are_those_asked_for(run, data, tmp_path):
+def test_the_files_go_where_out_says_and_sizes_are_those_of_the_options(run, data, tmp_path):
     metrics = evaluate(run, data / "instances_val.json", split="val", out=tmp_path / "here", size=24, device="cpu")
     assert (tmp_path / "here" / "predictions.json").is_file()
     assert not (run / "eval-val").exists()
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(run, tmp_path):
     assert seen == []
 
 
-def test_classes_that_do_not_match_are_told_before_anything_is_detected(run, data, monkeypatch):
+def test_classes_that_do_not_match_are_an_error_before_anything_is_detected(run, data, monkeypatch):
     strange = Trained(BrightDetector(names=("bus", "tram")), (), "strange")
     monkeypatch.setattr(module, "load_detector", lambda spec: strange)
     seen = []
@@ -204,7 +204,7 @@ def test_classes_that_do_not_match_are_told_before_anything_is_detected(run, dat
     assert seen == []
 
 
-def test_mistakes_are_told(run, data, monkeypatch):
+def test_mistakes_are_errors(run, data, monkeypatch):
     with pytest.raises(ConfigError, match="give either"):
         evaluate(run, size=3, short_side=4)
     with pytest.raises(DataError, match="there is no such file"):
@@ -251,9 +251,9 @@ def test_a_real_network_gives_the_same_over_a_split_as_image_by_image(antialias)
         assert torch.equal(alone.scores, expected.scores)
 
 
-def test_other_answers_than_the_trained_ones_are_told_with_the_numbers(tiny_run, tmp_path):
+def test_other_settings_than_the_trained_ones_are_noted_with_the_metrics(tiny_run, tmp_path):
     plain = evaluate(tiny_run, device="cpu", out=tmp_path / "plain")
     other = evaluate(tiny_run, device="cpu", out=tmp_path / "other", architecture={"detect": {"nms_iou": 0.7}})
-    told = "the detector was run with other settings than it was trained with: detect.nms_iou 0.7"
-    assert plain.notes == () and other.notes == (told,)
-    assert json.loads((tmp_path / "other" / "metrics.json").read_text())["notes"] == [told]
+    note = "the detector was run with other settings than it was trained with: detect.nms_iou 0.7"
+    assert plain.notes == () and other.notes == (note,)
+    assert json.loads((tmp_path / "other" / "metrics.json").read_text())["notes"] == [note]

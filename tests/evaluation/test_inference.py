@@ -107,6 +107,7 @@ def test_an_override_of_what_was_trained_is_refused():
         ("cuda:x", "device: 'cuda:x' is unknown"),
         ("cuda:99", "device: 'cuda:99' is not there"),
         ("cpu:1", "device: 'cpu:1' is not there"),
+        ("99", "device: '99' is not there"),
     ],
 )
 def test_devices_that_are_not_there_are_refused(name, problem):
@@ -118,7 +119,7 @@ def test_the_best_device_there_is(monkeypatch):
     assert pick_device("cpu") == CPU
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device(None) == torch.device("cuda")
-    assert pick_device("cuda:1") == torch.device("cuda:1")
+    assert pick_device("cuda:1") == pick_device("1") == torch.device("cuda:1")
 
 
 def test_precision_follows_the_hardware_unless_it_is_given(monkeypatch):

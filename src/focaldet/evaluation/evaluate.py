@@ -232,7 +232,8 @@ def match_classes(detector_names: tuple[str, ...], classes: Classes, *, num_clas
     if not detector_names:
         if num_classes != len(classes):
             raise ConfigError(
-                f"the detector has {num_classes} classes without names, the data {len(classes)}: they cannot be matched"
+                f"the detector has {quantity(num_classes, 'class', 'classes')} without names, the data have "
+                f"{len(classes)}: they cannot be matched"
             )
         return ClassMatch(
             {label: label for label in range(num_classes)},

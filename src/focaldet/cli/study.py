@@ -88,7 +88,7 @@ def hard_command(
     parts: DataParts = None,
     out: Path | None = None,
     score: float = 0.3,
-    image_px: int = IMAGE_PX,
+    image_px: Annotated[int, Parameter(name=("--image-px", "--picture-px"))] = IMAGE_PX,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
     options: Options = None,
 ) -> None:

@@ -6,7 +6,7 @@ RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs
 
-.PHONY: help demo test check prove bench docs pictures
+.PHONY: help demo test check prove bench docs figures
 
 help:
 	@echo "make demo    set up, train a small RetinaNet on the embedded data, evaluate, draw: runs/demo/report.html"
@@ -15,7 +15,7 @@ help:
 	@echo "make prove   the long proofs: kills, mutations, overfits"
 	@echo "make bench DATA=folder WEIGHTS=file    side by side with torchvision: results in benchmarks/results/"
 	@echo "make docs    build the documentation as a site, every link checked: build/docs/index.html"
-	@echo "make pictures    redraw the images in docs/"
+	@echo "make figures    redraw the images in docs/"
 
 demo: $(INSTALLED)
 	$(RUN)/focaldet demo $(DEMO)
@@ -42,9 +42,9 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
 	@echo "look at  build/docs/index.html"
 
-pictures: $(INSTALLED)
+figures: $(INSTALLED)
 	$(RUN)/python docs/draw_networks.py
-	$(RUN)/python docs/draw_pictures.py
+	$(RUN)/python docs/draw_figures.py
 
 # pip runs again only when what it installs from has changed.
 $(INSTALLED): pyproject.toml constraints.txt

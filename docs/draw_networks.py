@@ -1,4 +1,4 @@
-"""Draw ssd.svg, dssd.svg, yolov2.svg and the three faster_rcnn*.svg: the networks, read from the built networks."""
+"""Draw ssd.svg, dssd.svg, yolov2.svg and the three faster_rcnn*.svg: the networks, as they are built."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ from drawing.yolov2 import yolov2
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the pictures")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the drawings")
     out = parser.parse_args().out
     for draw in (ssd, dssd, yolov2, faster_rcnn, faster_rcnn_c4, faster_rcnn_inception):
         draw(out / f"{draw.__name__}.svg")

@@ -1,1 +1,1 @@
-"""How the pictures of the networks are drawn: `docs/draw_networks.py` calls it."""
+"""How the drawings of the networks are drawn: `docs/draw_networks.py` calls it."""

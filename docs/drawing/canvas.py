@@ -13,7 +13,7 @@ Point = tuple[float, float]
 
 
 class Canvas:
-    """What is drawn later lies above. All numbers are pixels of the drawing, from its top left corner."""
+    """Later shapes cover earlier ones. All numbers are pixels of the drawing, from its top left corner."""
 
     def __init__(self, width: float, height: float, *, title: str, meaning: str) -> None:
         self._parts = [
@@ -31,27 +31,27 @@ class Canvas:
         """A line of text, its baseline at `y`; nothing where there is none."""
         if not text:
             return
-        colour = INK if bold or dark else QUIET
+        color = INK if bold or dark else QUIET
         weight = ' font-weight="bold"' if bold else ""
         self._parts.append(
-            f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}"{weight} fill="{colour}">'
+            f'<text x="{x:g}" y="{y:g}" font-size="{size:g}" text-anchor="{anchor}"{weight} fill="{color}">'
             f"{escape(text)}</text>"
         )
 
     def heading(self, x: float, text: str, below: str = "") -> None:
-        """What stands above a column."""
+        """The title of a column, and a line below it."""
         self.words(x, 34, text, size=15, bold=True)
         self.words(x, 52, below, size=11.5)
 
     def box(self, x: float, y: float, width: float, height: float, fill: str, *lines: str) -> None:
-        """A rectangle around (x, y) with its name, and with what is known of it in smaller letters below."""
+        """A rectangle around (x, y) with its name, and further lines in smaller letters."""
         self._parts.append(
             f'<rect x="{x - width / 2:g}" y="{y - height / 2:g}" width="{width:g}" height="{height:g}" rx="4" '
             f'fill="{fill}" stroke="{STROKE}" stroke-width="1.5"/>'
         )
         first = y + 5 - LINE_PX / 2 * (len(lines) - 1)
-        for place, line in enumerate(lines):
-            self.words(x, first + place * LINE_PX, line, size=13 if place == 0 else 11, dark=place == 0)
+        for index, line in enumerate(lines):
+            self.words(x, first + index * LINE_PX, line, size=13 if index == 0 else 11, dark=index == 0)
 
     def sign(self, x: float, y: float, text: str) -> None:
         """An operation of two maps: a small circle."""
@@ -63,7 +63,7 @@ class Canvas:
         self._parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="3" fill="{STROKE}"/>')
 
     def badge(self, x: float, y: float, text: str) -> None:
-        """The number of an explanation, where it belongs."""
+        """The number of an explanation."""
         self._parts.append(f'<circle cx="{x:g}" cy="{y:g}" r="9" fill="{EDGE}"/>')
         self._parts.append(
             f'<text x="{x:g}" y="{y + 4:g}" font-size="12" text-anchor="middle" font-weight="bold" fill="#ffffff">'
@@ -71,7 +71,7 @@ class Canvas:
         )
 
     def card(self, left: float, top: float, width: float, height: float) -> None:
-        """What is drawn on it is an addition."""
+        """The background of an optional addition."""
         self._parts.append(
             f'<rect x="{left:g}" y="{top:g}" width="{width:g}" height="{height:g}" rx="8" '
             f'fill="{CARD}" stroke="{EDGE}" stroke-width="1.5" stroke-dasharray="6 4"/>'
@@ -86,7 +86,7 @@ class Canvas:
         self._path(points, f'stroke="{STROKE}" stroke-width="1.5" marker-end="url(#tip)"')
 
     def line(self, *points: Point) -> None:
-        """A line without a tip: what only leads on."""
+        """A line without a tip."""
         self._path(points, f'stroke="{FAINT}" stroke-width="1.3"')
 
     def outline(self, x: float, y: float, width: float, height: float) -> None:

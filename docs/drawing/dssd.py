@@ -44,8 +44,8 @@ def draw_deconvolution(canvas: Canvas, network: Network, x: float, y: float) -> 
     join = x + 438
     for height, boxes in stages.items():
         canvas.arrow((x + 88, height), (x + 105, height))
-        for place, lines in enumerate(boxes):
-            canvas.box(x + 165 + 142 * place, height, 116, 44, ORANGE, *lines)
+        for index, lines in enumerate(boxes):
+            canvas.box(x + 165 + 142 * index, height, 116, 44, ORANGE, *lines)
         canvas.arrow((x + 224, height), (x + 247, height))
         canvas.arrow((x + 366, height), (join, height), (join, middle + (11 if height > middle else -11)))
     canvas.sign(join, middle, "×")

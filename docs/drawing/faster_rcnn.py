@@ -74,15 +74,15 @@ def draw_second_stage(canvas: Canvas, network: Network, regions_px: tuple[float,
     canvas.arrow((left, top), (left, y - 62), (x, y - 62), (x, y - 25))
     canvas.box(x, y, 120, 46, PURPLE, network.size("pooled"), pooling_words(network))
     head = network.part("roi_head")
-    for name, layer, place in (("fc6", head.fc6, 714), ("fc7", head.fc7, 822)):
-        canvas.arrow((place - 69 if name == "fc6" else place - 62, y), (place - 47, y))
-        canvas.box(place, y, 90, 46, PURPLE, f"{name}, {layer.out_features}", "ReLU")
+    for name, layer, x in (("fc6", head.fc6, 714), ("fc7", head.fc7, 822)):
+        canvas.arrow((x - 69 if name == "fc6" else x - 62, y), (x - 47, y))
+        canvas.box(x, y, 90, 46, PURPLE, f"{name}, {layer.out_features}", "ReLU")
     draw_predictor(canvas, network, 950, y, start=868)
     level = (
         f"its level k = ⌊4 + log2(√(w h) / {config.pooling.canonical_px})⌋, 2 ≤ k ≤ {1 + network.detector.num_pooled}"
     )
     classes, *boxes = predictor_words(network)
-    canvas.words(244, y - 4, "second stage: what each region shows", size=15, bold=True)
+    canvas.words(244, y - 4, "second stage: the class of each region", size=15, bold=True)
     canvas.words(244, y + 14, "the finer levels alone", size=11.5)
     notes = [
         f"the {sum(network.level_sizes):,} anchors have {anchor_words(network)}",
@@ -90,8 +90,8 @@ def draw_second_stage(canvas: Canvas, network: Network, regions_px: tuple[float,
         f"a region of w × h px is read from {level}",
         *(classes, " ".join(boxes)),
     ]
-    for place, line in enumerate(notes):
-        canvas.words(POOLED_PX + 10, y + 78 + 19 * place, line, size=12, anchor="start")
+    for index, line in enumerate(notes):
+        canvas.words(POOLED_PX + 10, y + 78 + 19 * index, line, size=12, anchor="start")
 
 
 def faster_rcnn(path: Path) -> None:

@@ -15,7 +15,7 @@ from drawing.regions import (
     pooling_words,
     predictor_words,
     resnet_maps,
-    share,
+    short_fraction,
     training_words,
     width_of,
 )
@@ -24,7 +24,7 @@ from focaldet.models.faster_rcnn.plus import nearest_scales
 TRUNK_PX, FORK_PX, LINE_PX = 172, 288, 292  # the backbone, where C4 goes both ways, the height of the second stage
 CARD_TOP_PX, CARD_PX, CARDS_PX = 400, (308, 324), (20, 346, 672)  # width and height, left ends
 EXAMPLE_PX = 190  # the sides of a region
-SEEN_AGAIN = {"best_class": "the box of the likeliest class", "every_class": "the boxes of all likely classes"}
+REFINED_BOXES = {"best_class": "the box of the most probable class", "every_class": "the boxes of all likely classes"}
 
 
 def draw_second_stage(canvas: Canvas, network: Network) -> None:
@@ -39,38 +39,38 @@ def draw_second_stage(canvas: Canvas, network: Network) -> None:
     canvas.badge(731, y - 14, "3")
     canvas.sign(759, y, "‖")
     canvas.badge(779, y - 18, "2")
-    canvas.words(759, y - 50, f"whole picture, {head.width}", dark=True)
+    canvas.words(759, y - 50, f"whole image, {head.width}", dark=True)
     canvas.arrow((759, y - 42), (759, y - 12))
     canvas.words(816, y - 7, str(network.part("predictor").classes.in_features), dark=True)
     draw_predictor(canvas, network, 918, y, start=769)
     canvas.arrow((918, y + 48), (918, y + 74), (414, y + 74), (414, y + 25))
     canvas.badge(666, y + 74, "1")
-    canvas.words(684, y + 66, "second look", anchor="start")
+    canvas.words(684, y + 66, "box refinement", anchor="start")
 
 
 def draw_refinement(canvas: Canvas, network: Network, left: float, top: float) -> None:
-    """Card 1: a second look at the boxes of the first one, all answers together, a vote."""
+    """Card 1: the second stage again at its own boxes, the detections of both together, a vote."""
     refine, keep = network.detector.config.plus.refine, network.detector.config.proposals.detect.keep
     first, second, middle, y = left + 76, left + 232, left + 154, top + 110
-    canvas.words(middle, top + 78, SEEN_AGAIN[refine.boxes])
-    canvas.box(first, y, 108, 42, GREEN, "first look", f"{keep} regions")
+    canvas.words(middle, top + 78, REFINED_BOXES[refine.boxes])
+    canvas.box(first, y, 108, 42, GREEN, "first pass", f"{keep} regions")
     canvas.arrow((first + 55, y), (second - 56, y))
-    canvas.box(second, y, 108, 42, GREEN, "second look", f"{keep} boxes")
+    canvas.box(second, y, 108, 42, GREEN, "second pass", f"{keep} boxes")
     for x in (first, second):
         canvas.arrow((x, y + 22), (x, y + 54), (middle + (11 if x > middle else -11), y + 54))
     canvas.sign(middle, y + 54, "∪")
-    canvas.words(middle + 18, y + 76, f"{2 * keep} answers", anchor="start")
+    canvas.words(middle + 18, y + 76, f"{2 * keep} detections", anchor="start")
     canvas.arrow((middle, y + 64), (middle, y + 87))
-    canvas.box(middle, y + 106, 200, 36, ORANGE, f"NMS at {share(refine.nms_iou)} in each class")
+    canvas.box(middle, y + 106, 200, 36, ORANGE, f"NMS at {short_fraction(refine.nms_iou)} in each class")
     canvas.arrow((middle, y + 125), (middle, y + 141))
-    lines = ("vote: the mean, by score,", f"of all boxes with IoU ≥ {share(refine.vote_iou)}")
+    lines = ("vote: the mean, by score,", f"of all boxes with IoU ≥ {short_fraction(refine.vote_iou)}")
     canvas.box(middle, y + 166, 200, 46, ORANGE, *lines)
 
 
 def draw_context(canvas: Canvas, network: Network, left: float, top: float) -> None:
-    """Card 2: the whole picture through the same layers."""
+    """Card 2: the whole image through the same layers."""
     width, join = network.part("roi_head").width, left + 246
-    rows = {"a region": top + 102, "the whole picture": top + 182}
+    rows = {"a region": top + 102, "the whole image": top + 182}
     middle = sum(rows.values()) / 2
     for name, y in rows.items():
         canvas.words(left + 16, y - 28, name, size=12, anchor="start", dark=True)
@@ -88,25 +88,25 @@ def draw_context(canvas: Canvas, network: Network, left: float, top: float) -> N
 
 
 def draw_scales(canvas: Canvas, network: Network, left: float, top: float) -> None:
-    """Card 3: five maps, of which each region takes two neighbours."""
+    """Card 3: five maps, of which each region takes two neighbors."""
     config, join = network.detector.config, left + 286
     region = torch.tensor([[0.0, 0.0, EXAMPLE_PX, EXAMPLE_PX]])
     chosen = sorted(nearest_scales(region, network.views, canonical_px=config.pooling.canonical_px)[0].tolist())
     sides = [round(network.side_px * scale) for scale in config.plus.scales]
-    rows = [top + 78 + place * 34 for place in range(len(sides))]
+    rows = [top + 78 + index * 34 for index in range(len(sides))]
     y = rows[-1] + 42
-    for place, (side, here) in enumerate(zip(sides, rows, strict=True)):
-        part, x = f"views.{place}", left + 130
+    for index, (side, here) in enumerate(zip(sides, rows, strict=True)):
+        part, x = f"views.{index}", left + 130
         width, (height, columns, _) = width_of(network, part), network.shapes[part][0]
         canvas.words(left + 14, here + 4, f"{side} px", size=12, anchor="start", dark=True)
-        canvas.box(x, here, width, 28, PURPLE if place in chosen else BLUE, f"{height} × {columns}")
-        if place in chosen:
+        canvas.box(x, here, width, 28, PURPLE if index in chosen else BLUE, f"{height} × {columns}")
+        if index in chosen:
             canvas.arrow((x + width / 2 + 1, here), (left + 191, here))
             canvas.box(left + 228, here, 72, 28, PURPLE, "… mean")
             canvas.arrow((left + 265, here), (join, here), (join, y - 18))
     canvas.box(left + 198, y, 198, 32, PURPLE, f"element-wise max, {network.part('roi_head').width}")
     canvas.words(left + 154, y + 37, f"the two in which √(w h) is nearest to {config.pooling.canonical_px} px:")
-    names = " and ".join(str(sides[place]) for place in chosen)
+    names = " and ".join(str(sides[index]) for index in chosen)
     canvas.words(left + 154, y + 53, f"{names} for one of {EXAMPLE_PX} × {EXAMPLE_PX} px")
 
 
@@ -152,7 +152,7 @@ def faster_rcnn_c4(path: Path) -> None:
         training_words(network),
         *predictor_words(network),
     ]
-    for place, line in enumerate(notes):
-        canvas.words(640, 84 + 19 * place, line, size=12, anchor="start")
+    for index, line in enumerate(notes):
+        canvas.words(640, 84 + 19 * index, line, size=12, anchor="start")
     draw_cards(canvas, network)
     canvas.write(path)

@@ -44,8 +44,8 @@ def draw_second_stage(canvas: Canvas, network: Network) -> None:
     canvas.box(432, y, 122, 46, PURPLE, network.size("pooled"), pooling_words(network))
     count = len(tail.repeat_2) + 1
     boxes = {"mixed_7a": "Mixed_7a", "block8": f"{count} × Block8", "conv2d_7b": "Conv2d_7b"}
-    for place, (part, name) in enumerate(boxes.items()):
-        x = 564 + 123 * place
+    for index, (part, name) in enumerate(boxes.items()):
+        x = 564 + 123 * index
         canvas.arrow((x - 70, y), (x - 54, y))
         canvas.box(x, y, 104, 46, PURPLE, network.size(f"{HALF}.{part}"), name)
     canvas.arrow((863, y), (879, y))
@@ -72,10 +72,13 @@ def draw_module(canvas: Canvas, network: Network) -> None:
     canvas.arrow((left + 340, middle), (left + 366, middle))
     stride = network.detector.config.strides_px[0]
     canvas.box(left + 434, middle, 134, 46, GREEN, network.size("levels"), f"stride {stride}")
-    for place, line in enumerate(
-        ("T doubles by repeating its cells; no map but the finest is read,", "and the second half looks at it as above")
+    for index, line in enumerate(
+        (
+            "T doubles by repeating its cells; no map but the finest is read,",
+            "and the second half follows as above",
+        )
     ):
-        canvas.words(left + 22, top + 228 + 19 * place, line, size=12, anchor="start")
+        canvas.words(left + 22, top + 228 + 19 * index, line, size=12, anchor="start")
     draw_uses(canvas, network, left + 502, (upper, middle, lower))
 
 
@@ -85,9 +88,9 @@ def draw_uses(canvas: Canvas, network: Network, left: float, heights: tuple[floa
     x, head, adapter = left + 124, network.part("rpn_head"), network.part("roi_head.adapter")
     canvas.wire((left, middle), (left + 18, middle))
     tower = head.tower[0]
-    spread = f"{convolution(tower)} spread by {tower.dilation[0]}, {tower.out_channels}"
+    spread = f"{convolution(tower)}, dilation {tower.dilation[0]}, {tower.out_channels}"
     canvas.arrow((left + 18, middle), (left + 18, upper), (x - 90, upper))
-    canvas.box(x, upper, 176, 46, PURPLE, "proposal head", spread)
+    canvas.box(x, upper, 176, 46, PURPLE, "RPN head", spread)
     canvas.words(x, upper + 38, f"{sum(network.level_sizes):,} anchors")
     canvas.arrow((left + 18, middle), (left + 18, lower), (x - 90, lower))
     canvas.box(x, lower, 176, 42, PURPLE, network.size("pooled"), pooling_words(network))
@@ -100,8 +103,8 @@ def faster_rcnn_inception(path: Path) -> None:
     """G-RMI's network of stride 16, and TDM's of stride 8."""
     network, module = Network("faster_rcnn_inception_resnet_v2"), Network("faster_rcnn_inception_resnet_v2_tdm")
     meaning = (
-        "Faster R-CNN on Inception-ResNet-v2: the first half proposes regions, the second half looks at each of them; "
-        "and the re-created top-down module that gives a map of stride 8"
+        "Faster R-CNN on Inception-ResNet-v2: the first half proposes regions, the second half classifies each of "
+        "them; and the re-created top-down module that gives a map of stride 8"
     )
     canvas = Canvas(1084, 660, title="Faster R-CNN on Inception-ResNet-v2", meaning=meaning)
     canvas.heading(TRUNK_PX, "Inception-ResNet-v2", "height × width × channels")
@@ -129,6 +132,6 @@ def faster_rcnn_inception(path: Path) -> None:
         training_words(network),
         *predictor_words(network),
     ]
-    for place, line in enumerate(notes):
-        canvas.words(650, 92 + 19 * place, line, size=12, anchor="start")
+    for index, line in enumerate(notes):
+        canvas.words(650, 92 + 19 * index, line, size=12, anchor="start")
     canvas.write(path)

@@ -12,15 +12,15 @@ from focaldet.models.faster_rcnn.plus import scale_maps
 from focaldet.types import ImageSize
 
 PHOTOGRAPH = ImageSize(480, 640)  # the most frequent size in COCO
-REGIONS = 7  # how many the second stage is given: any number, as their shapes do not depend on it
+REGIONS = 7  # of the second stage; any number
 Shapes = list[tuple[int, ...]]
 
 
 class Network:
-    """A detector, and the shapes (height, width, channels) of what its parts gave for a photograph.
+    """A detector, and the shapes (height, width, channels) of the outputs of its parts for a photograph.
 
-    `picture` is the size that the photograph is brought to, `padded` with the rows and columns that fill it up. Of two
-    stages, the second is given some regions: which ones there are, numbers decide.
+    `image` is the size of the resized photograph, `padded` the size with padding. The second stage of a two-stage
+    detector gets empty regions, since shapes do not depend on them.
     """
 
     def __init__(self, name: str) -> None:
@@ -30,17 +30,17 @@ class Network:
             self.detector = build(name).eval()
             preprocessing = self.detector.preprocessing
             self.side_px = preprocessing.resize.size
-            self.picture = preprocessing.resize.target(PHOTOGRAPH)
-            self.padded = preprocessing.padded_size(self.picture)
+            self.image = preprocessing.resize.target(PHOTOGRAPH)
+            self.padded = preprocessing.padded_size(self.image)
             for part, module in self.detector.named_modules():
                 module.register_forward_hook(lambda _, __, given, part=part: self._note(part, given))
             images = torch.zeros(1, 3, *self.padded)
             if isinstance(self.detector, FasterRCNN):
-                self._look_twice(self.detector, images, [self.padded])
+                self._run_two_stages(self.detector, images, [self.padded])
             else:
                 self.detector(images, [self.padded])
 
-    def _look_twice(self, detector: FasterRCNN, images: Tensor, sizes: list[ImageSize]) -> None:
+    def _run_two_stages(self, detector: FasterRCNN, images: Tensor, sizes: list[ImageSize]) -> None:
         levels, first = detector.first_stage(images, sizes)
         self.level_sizes = first.level_sizes
         self._note("levels", levels)
@@ -49,11 +49,11 @@ class Network:
         self._note("pooled", pooled)
         vectors = detector.roi_head(pooled).repeat(1, 1 + detector.config.plus.context)
         detector.predictor(vectors)
-        looks = dict(self.shapes)
+        shapes = dict(self.shapes)
         self.views = scale_maps(images, levels, scales=detector.config.plus.scales, levels_of=detector.levels)
-        self.shapes = looks  # those of the picture as it is
-        for place, view in enumerate(self.views):
-            self._note(f"views.{place}", view.levels)
+        self.shapes = shapes  # those of the image at its own scale
+        for index, view in enumerate(self.views):
+            self._note(f"views.{index}", view.levels)
 
     def _note(self, part: str, given: object) -> None:
         maps = given if isinstance(given, list | tuple) else [given]
@@ -64,9 +64,9 @@ class Network:
     def part(self, name: str) -> nn.Module:
         return self.detector.get_submodule(name)
 
-    def size(self, name: str, place: int = 0) -> str:
+    def size(self, name: str, index: int = 0) -> str:
         """Such as "64 × 64 × 512"."""
-        return " × ".join(str(side) for side in self.shapes[name][place])
+        return " × ".join(str(side) for side in self.shapes[name][index])
 
     def channels(self, name: str) -> int:
         return self.shapes[name][0][2]

@@ -1,4 +1,4 @@
-"""What the pictures of networks with two stages share: a column of maps, proposals, and what a region becomes."""
+"""What the drawings of networks with two stages share: a column of maps, proposals, and what a region becomes."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Map(NamedTuple):
 
     name: str
     part: str
-    place: int = 0
+    index: int = 0
     step: str = ""
     note: str = ""
 
@@ -24,20 +24,20 @@ class Map(NamedTuple):
 def draw_column(
     canvas: Canvas, network: Network, x: float, maps: list[Map], *, top: float, row_px: float, more_px: float = 0
 ) -> None:
-    """The backbone's maps, the last one highest, above the picture; boxes are `more_px` wider than maps."""
-    heights = [top + (len(maps) - 1 - place) * row_px for place in range(len(maps))]
-    for (name, part, place, step, note), y in zip(maps, heights, strict=True):
-        width = width_of(network, part, place) + more_px
+    """The backbone's maps, the last one highest, above the image; boxes are `more_px` wider than maps."""
+    heights = [top + (len(maps) - 1 - index) * row_px for index in range(len(maps))]
+    for (name, part, index, step, note), y in zip(maps, heights, strict=True):
+        width = width_of(network, part, index) + more_px
         canvas.box(x, y, width, MAP_PX, BLUE, name)
-        canvas.words(x - width / 2 - 7, y + (-2 if note else 4), network.size(part, place), anchor="end")
+        canvas.words(x - width / 2 - 7, y + (-2 if note else 4), network.size(part, index), anchor="end")
         canvas.words(x - width / 2 - 7, y + 12, note, anchor="end")
         canvas.words(x + 10, y + row_px / 2 + 4, step, anchor="start")
     for below, above in pairwise(heights):
         canvas.arrow((x, below - MAP_PX / 2 - 1), (x, above + MAP_PX / 2 + 2))
     bottom = heights[0] + MAP_PX / 2
     canvas.arrow((x, bottom + row_px - MAP_PX), (x, bottom + 2))
-    canvas.words(x, bottom + row_px - MAP_PX + 16, f"picture, {by(network.picture)}", size=13, dark=True)
-    if network.padded != network.picture:
+    canvas.words(x, bottom + row_px - MAP_PX + 16, f"image, {by(network.image)}", size=13, dark=True)
+    if network.padded != network.image:
         canvas.words(x, bottom + row_px - MAP_PX + 32, f"padded to {by(network.padded)}")
 
 
@@ -45,14 +45,14 @@ def resnet_maps(network: Network) -> list[Map]:
     """C2 and the maps after it, as many as the backbone gives."""
     stem = f"{convolution(network.part('backbone.conv1'))} and pool"
     return [
-        Map(f"C{place + 2}", "backbone", place, stem if place == 0 else "")
-        for place in range(len(network.shapes["backbone"]))
+        Map(f"C{index + 2}", "backbone", index, stem if index == 0 else "")
+        for index in range(len(network.shapes["backbone"]))
     ]
 
 
-def width_of(network: Network, part: str, place: int = 0) -> float:
+def width_of(network: Network, part: str, index: int = 0) -> float:
     """How wide a map is drawn."""
-    return map_width(network.shapes[part][place][0])
+    return map_width(network.shapes[part][index][0])
 
 
 def by(sizes: tuple[int, ...]) -> str:
@@ -64,7 +64,7 @@ def draw_proposals(canvas: Canvas, network: Network, x: float, y: float, *, down
     """The 3 × 3 convolution around (`x`, `y`), the two 1 × 1 after it, and `down_px` below what becomes of them."""
     head = network.part("rpn_head")
     spread = head.tower[0].dilation[0]
-    activation = type(head.activation).__name__ + (f", spread by {spread}" if spread > 1 else "")
+    activation = type(head.activation).__name__ + (f", dilation {spread}" if spread > 1 else "")
     canvas.box(x, y, 108, 46, PURPLE, f"{convolution(head.tower[0])}, {head.tower[0].out_channels}", activation)
     fork, right, join = x + 68, x + 132, x + 200
     canvas.wire((x + 54, y), (fork, y))
@@ -86,7 +86,7 @@ def proposal_words(network: Network) -> list[str]:
     count = max(network.level_sizes)
     best = f"all {count:,}" if limits.top_k >= count else f"best {limits.top_k}"
     each = " of each level" if len(network.level_sizes) > 1 else ""
-    return [f"{best}{each}, NMS at {share(config.proposals.nms_iou)},", f"best {limits.keep} of what is left"]
+    return [f"{best}{each}, NMS at {short_fraction(config.proposals.nms_iou)},", f"best {limits.keep} of the rest"]
 
 
 def training_words(network: Network) -> str:
@@ -96,7 +96,7 @@ def training_words(network: Network) -> str:
     return f"regions in training: {config.region.sampling.count} drawn from {config.proposals.train.keep}{objects}"
 
 
-def share(value: float) -> str:
+def short_fraction(value: float) -> str:
     """Such as ".7"."""
     return f"{value:g}".removeprefix("0")
 

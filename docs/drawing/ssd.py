@@ -11,7 +11,7 @@ COARSEST = 6
 
 
 def row(level: int) -> float:
-    """The height at which the map of a level lies, the coarsest highest; C4, which does not predict, has its own."""
+    """The y of the map of a level, the coarsest at the top; C4, which does not predict, has its own."""
     return TOP_PX + (COARSEST - level + (level == 0)) * ROW_PX
 
 
@@ -24,14 +24,14 @@ def draw_encoder(canvas: Canvas, network: Network, x: float) -> list[float]:
     """Backbone and extra layers from bottom to top; the widths of the maps of all levels, finest first."""
     detector = network.detector
     places, count = detector.places, len(detector.extras)
-    levels = [("backbone", place, f"C{place + 2}") for place in places]
+    levels = [("backbone", index, f"C{index + 2}") for index in places]
     levels += [(f"extras.{extra}", 0, f"E{extra + 1}") for extra in range(count)]
     widths = []
-    for level, (part, place, name) in enumerate(levels):
-        cells = network.shapes[part][place][0]
+    for level, (part, index, name) in enumerate(levels):
+        cells = network.shapes[part][index][0]
         widths.append(map_width(cells))
         canvas.box(x, row(level), widths[-1], MAP_PX, BLUE if part == "backbone" else GREEN, name)
-        canvas.words(x - widths[-1] / 2 - 7, row(level) + 4, network.size(part, place), anchor="end")
+        canvas.words(x - widths[-1] / 2 - 7, row(level) + 4, network.size(part, index), anchor="end")
     for extra in range(count):
         level = len(places) + extra
         canvas.arrow((x, row(level - 1) - MAP_PX / 2 - 1), (x, row(level) + MAP_PX / 2 + 2))
@@ -43,27 +43,27 @@ def draw_encoder(canvas: Canvas, network: Network, x: float) -> list[float]:
 
 
 def draw_stem(canvas: Canvas, network: Network, x: float) -> None:
-    """The maps of the backbone that do not predict, and the picture."""
+    """The maps of the backbone that do not predict, and the image."""
     finest = row(0)
     spread = network.part("backbone").layer4[0].conv2.dilation[0]
     maps = [
-        ("C4", "backbone", 2, finest - ROW_PX, f"3 × 3 spread by {spread}, stride 1"),
+        ("C4", "backbone", 2, finest - ROW_PX, f"3 × 3, dilation {spread}, stride 1"),
         ("C2", "backbone", 0, finest + ROW_PX, ""),
         ("conv1", "backbone.conv1", 0, finest + 2 * ROW_PX, "pool 3 × 3, stride 2, rounds up"),
     ]
     first = network.part("backbone.conv1")
-    for name, part, place, y, above in maps:
-        width = map_width(network.shapes[part][place][0])
+    for name, part, index, y, above in maps:
+        width = map_width(network.shapes[part][index][0])
         canvas.box(x, y, width, MAP_PX, BLUE, name)
-        canvas.words(x - width / 2 - 7, y + 4, network.size(part, place), anchor="end")
+        canvas.words(x - width / 2 - 7, y + 4, network.size(part, index), anchor="end")
         canvas.words(x + 10, y - ROW_PX / 2 + 4, above, anchor="start")
-    for place in range(-1, 3):
-        y = finest + place * ROW_PX
+    for index in range(-1, 3):
+        y = finest + index * ROW_PX
         canvas.arrow((x, y - MAP_PX / 2 - 1), (x, y - ROW_PX + MAP_PX / 2 + 2))
     bottom = finest + 2 * ROW_PX + MAP_PX / 2
     canvas.arrow((x, bottom + 22), (x, bottom + 2))
     canvas.words(x + 10, bottom + 18, f"{convolution(first)}, stride {first.stride[0]}", anchor="start")
-    canvas.words(x, bottom + 38, f"picture, {network.side_px} × {network.side_px}, warped", size=13, dark=True)
+    canvas.words(x, bottom + 38, f"image, {network.side_px} × {network.side_px}, warped", size=13, dark=True)
 
 
 def draw_predictors(canvas: Canvas, network: Network, starts: list[float], x: float) -> None:
@@ -96,7 +96,7 @@ def draw_module(canvas: Canvas, network: Network, x: float, y: float) -> None:
     part = "predictors.0.module"
     inner, widened = ("W", f"{network.channels(part) // network.channels(f'{part}.conv1')} W")
     left, right = x - 50, x + 50
-    rows = [y - place * 56 for place in range(3)]
+    rows = [y - index * 56 for index in range(3)]
     for name, width, here in zip(("conv1", "conv2", "conv3"), (inner, inner, widened), rows, strict=True):
         canvas.box(left, here, 84, 34, PURPLE, f"{convolution(network.part(f'{part}.{name}'))}, {width}")
     canvas.box(right, rows[1], 84, 34, PURPLE, f"{convolution(network.part(f'{part}.project'))}, {widened}")
@@ -136,8 +136,8 @@ def ssd(path: Path) -> None:
     widths = draw_encoder(canvas, network, 190)
     draw_predictors(canvas, network, [190 + width / 2 for width in widths], 400)
     draw_module(canvas, network, 845, 262)
-    for place, line in enumerate(module_widths(network)):
-        canvas.words(845, 354 + 17 * place, line)
+    for index, line in enumerate(module_widths(network)):
+        canvas.words(845, 354 + 17 * index, line)
     total = sum(sizes[0][0] * sizes[0][1] for part, sizes in network.shapes.items() if part.endswith(".classes"))
     per_cell = network.detector.config.priors.per_cell
     ratios = ", ".join(f"{ratio:g}" for ratio in network.detector.config.priors.elongations)
@@ -147,6 +147,6 @@ def ssd(path: Path) -> None:
         "numbers of a prior: a softmax over 80 classes and the background, 4 of its box",
         "unit: as module (c), but 2 × 2 with stride 2 where it has 1 × 1 on the map",
     ]
-    for place, line in enumerate(notes):
-        canvas.words(440, 466 + 19 * place, line, size=12, anchor="start")
+    for index, line in enumerate(notes):
+        canvas.words(440, 466 + 19 * index, line, size=12, anchor="start")
     canvas.write(path)

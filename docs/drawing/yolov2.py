@@ -10,20 +10,20 @@ def draw_darknet(canvas: Canvas, network: Network, x: float) -> dict[str, float]
     """DarkNet-19 from bottom to top; the heights of C4 and C5."""
     heights = {}
     blocks = network.part("backbone.blocks")
-    for place, block in enumerate(blocks):
-        name = f"C{place}" if place >= 2 else f"block {place + 1}"
-        part = f"backbone.blocks.{place}"
-        y = 104 + (len(blocks) - 1 - place) * 60
-        width = 82 + 12 * (len(blocks) - place)
+    for index, block in enumerate(blocks):
+        name = f"C{index}" if index >= 2 else f"block {index + 1}"
+        part = f"backbone.blocks.{index}"
+        y = 104 + (len(blocks) - 1 - index) * 60
+        width = 82 + 12 * (len(blocks) - index)
         count = len(block)
         canvas.box(x, y, width, 38, BLUE, name, f"{count} convolution{'s' if count > 1 else ''}")
         canvas.words(x - width / 2 - 7, y + 4, network.size(part), anchor="end")
-        if place:
+        if index:
             canvas.arrow((x, y + 40), (x, y + 21))
             canvas.words(x + 10, y + 34, "pool 2 × 2", anchor="start")
         heights[name] = y
     canvas.arrow((x, 104 + 5 * 60 + 40), (x, 104 + 5 * 60 + 21))
-    canvas.words(x, 104 + 5 * 60 + 56, f"picture, {network.side_px} × {network.side_px}, letterbox", size=13, dark=True)
+    canvas.words(x, 104 + 5 * 60 + 56, f"image, {network.side_px} × {network.side_px}, letterbox", size=13, dark=True)
     return heights
 
 
@@ -81,6 +81,6 @@ def yolov2(path: Path) -> None:
         f"{classes}: softmax over the classes",
         "‖: side by side, first the passthrough",
     ]
-    for place, line in enumerate(notes):
-        canvas.words(630, 288 + 20 * place, line, size=12, anchor="start")
+    for index, line in enumerate(notes):
+        canvas.words(630, 288 + 20 * index, line, size=12, anchor="start")
     canvas.write(path)

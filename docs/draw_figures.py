@@ -1,4 +1,4 @@
-"""The pictures of README and docs: what the demo's detector finds on held-out scenes, its hard examples, and figure 1.
+"""The images of README and docs: the demo's detections on held-out scenes, its hard examples, and figure 1.
 
 make demo && make docs
 """
@@ -21,17 +21,17 @@ SCORE = 0.5
 LEAST_DIGITS = 4
 
 
-def sheet(pictures: list[Image.Image]) -> Image.Image:
-    """The pictures in rows, all of the size of the first."""
-    width, height = pictures[0].size
+def make_sheet(images: list[Image.Image]) -> Image.Image:
+    """The images in rows, all of the size of the first."""
+    width, height = images[0].size
     size = (COLUMNS * (width + GAP_PX) - GAP_PX, ROWS * (height + GAP_PX) - GAP_PX)
     page = Image.new("RGB", size, "white")
-    for place, picture in enumerate(pictures):
-        page.paste(picture, (place % COLUMNS * (width + GAP_PX), place // COLUMNS * (height + GAP_PX)))
+    for index, image in enumerate(images):
+        page.paste(image, (index % COLUMNS * (width + GAP_PX), index // COLUMNS * (height + GAP_PX)))
     return page
 
 
-def filled_scenes(data: Path) -> list[Path]:
+def scenes_with_digits(data: Path) -> list[Path]:
     """The held-out scenes with at least `LEAST_DIGITS` digits, in order; about one scene in ten is empty."""
     truth = json.loads((data / "instances_test.json").read_text())
     digits = Counter(annotation["image_id"] for annotation in truth["annotations"])
@@ -39,7 +39,7 @@ def filled_scenes(data: Path) -> list[Path]:
 
 
 def photograph(page: Path, out: Path) -> None:
-    """Show a page in Chromium and keep what one sees; without that browser the old picture stays."""
+    """Write a screenshot of a page in Chromium; nothing without that browser."""
     chromium = shutil.which("chromium")
     if chromium is None:
         return
@@ -60,15 +60,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "detections.jpg")
     chosen = parser.parse_args()
     predictor = focaldet.load(chosen.run)
-    scenes = filled_scenes(chosen.run / "data")[: COLUMNS * ROWS]
+    scenes = scenes_with_digits(chosen.run / "data")[: COLUMNS * ROWS]
     drawn = []
     for path in scenes:
         with Image.open(path) as scene:
-            picture = scene.convert("RGB")
-        found = predictor.predict(picture).scale(2, 2)
-        large = picture.resize((picture.width * 2, picture.height * 2), Image.Resampling.LANCZOS)
-        drawn.append(focaldet.draw.boxes(large, found, min_score=SCORE))
-    sheet(drawn).save(chosen.out, quality=85)
+            image = scene.convert("RGB")
+        detections = predictor.predict(image).scale(2, 2)
+        large = image.resize((image.width * 2, image.height * 2), Image.Resampling.LANCZOS)
+        drawn.append(focaldet.draw.boxes(large, detections, min_score=SCORE))
+    make_sheet(drawn).save(chosen.out, quality=85)
     with tempfile.TemporaryDirectory() as folder:
         study_losses(Path(folder))
         shutil.copy(Path(folder) / "focal_loss.svg", chosen.out.parent)

@@ -1,4 +1,4 @@
-"""The pictures of the networks in docs are those that the networks of today give, and nothing in them is cut off."""
+"""The drawings of the networks in docs match the networks of today, and nothing in them is cut off."""
 
 import itertools
 import re
@@ -17,13 +17,13 @@ WIDEST_LETTER = 0.5  # of the size of the letters, on average over a line
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("drawings")
     subprocess.run([sys.executable, str(DOCS / "draw_networks.py"), "--out", str(folder)], check=True)
     return folder
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_picture_is_that_of_the_network(drawn, name):
+def test_the_drawing_matches_the_network(drawn, name):
     assert (drawn / f"{name}.svg").read_text() == (DOCS / f"{name}.svg").read_text(), "run docs/draw_networks.py"
 
 
@@ -46,7 +46,7 @@ def test_nothing_is_cut_off(name):
 
 
 def rectangle(text, at):
-    """Left, top, right and bottom of a line of text, as far as its letters alone tell; capitals are 0.7 high."""
+    """Left, top, right and bottom of a line of text, estimated from its letters; capitals are 0.7 high."""
     size, x, y = (float(at[name]) for name in ("font-size", "x", "y"))
     long = len(text) * size * WIDEST_LETTER
     left = x - {"start": 0, "middle": long / 2, "end": long}[at["text-anchor"]]
@@ -54,7 +54,7 @@ def rectangle(text, at):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_words_lie_on_others(name):
+def test_no_texts_overlap(name):
     for one, other in itertools.combinations(texts(name), 2):
         left, top, right, bottom = rectangle(*one)
         left2, top2, right2, bottom2 = rectangle(*other)
@@ -64,7 +64,7 @@ def test_no_words_lie_on_others(name):
 
 def test_the_maps_of_ssd_have_the_published_sizes():
     words = [text for text, _ in texts("ssd")]
-    sides = [int(found[1]) for word in words if (found := re.fullmatch(r"(\d+) × \1 × (1024|2048|512)", word))]
+    sides = [int(match[1]) for word in words if (match := re.fullmatch(r"(\d+) × \1 × (1024|2048|512)", word))]
     assert sides == [64, 32, 16, 8, 4, 2, 1, 32]  # the last one is C4, which does not predict
     assert any("43,688" in word for word in words)
 
@@ -81,9 +81,9 @@ def test_faster_rcnn_has_the_anchors_of_its_pyramid():
     assert {"fc6, 1024", "7 × 7 × 256", "81", "324"} < set(words)
 
 
-def test_plus_looks_at_300_regions_twice_with_4096_numbers():
+def test_plus_classifies_300_regions_twice_with_4096_numbers():
     words = {text for text, _ in texts("faster_rcnn_c4")}
-    assert {"1 × 1, 12", "1 × 1, 48", "14 × 14 × 1024", "7 × 7 × 2048", "300 boxes", "600 answers", "4096"} < words
+    assert {"1 × 1, 12", "1 × 1, 48", "14 × 14 × 1024", "7 × 7 × 2048", "300 boxes", "600 detections", "4096"} < words
     assert {"NMS at .3 in each class", *(f"{side} px" for side in (200, 400, 600, 800, 1000))} < words
 
 

@@ -102,7 +102,7 @@ def test_the_truth_in_the_labels_of_the_detector():
     assert torch.equal(relabeled.boxes, truth.boxes)
     assert relabeled.ignored.tolist() == [False, True, True, False]  # a cat is unknown
     assert [relabeled.labels[index] for index in (0, 1, 3)] == [2, 0, 2]
-    assert len(relabel_target(Target.empty(), matched).labels) == 0
+    assert len(relabel_target(Target.empty(), match).labels) == 0
 
 
 def test_nothing_in_common_is_an_error():

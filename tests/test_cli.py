@@ -1,4 +1,4 @@
-"""The command line: what is typed, what is called, what is said, and the exit status."""
+"""The command line: what is typed, what is called, what is printed, and the exit status."""
 
 import dataclasses
 import json
@@ -37,13 +37,13 @@ def settings_of(monkeypatch):
 def refused(capsys, line):
     """The one line with which a call is refused."""
     assert main(line.split()) == 2
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1
-    assert "Traceback" not in said.err
-    return said.err
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert "Traceback" not in output.err
+    return output.err
 
 
-def test_eval_and_predict_take_other_answers_of_a_trained_detector(monkeypatch):
+def test_eval_and_predict_take_other_settings_of_a_trained_detector(monkeypatch):
     """`--architecture` reaches both as it was typed; what the weights were trained as is refused where it is known."""
     seen = []
 
@@ -56,14 +56,14 @@ def test_eval_and_predict_take_other_answers_of_a_trained_detector(monkeypatch):
     typed = "--architecture.plus.refine.boxes best_class --architecture.plus.scales [0.5,1]"
     for line in (f"eval RUN --data D {typed}", f"predict RUN a.jpg {typed}", "eval RUN --data D"):
         assert main(line.split()) == 2
-    answers = {"plus": {"refine": {"boxes": "best_class"}, "scales": [0.5, 1]}}
-    assert seen == [answers, answers, None]
+    overrides = {"plus": {"refine": {"boxes": "best_class"}, "scales": [0.5, 1]}}
+    assert seen == [overrides, overrides, None]
 
 
 @pytest.mark.parametrize("flag", ["--architecture.detect.nms_iou 0.4", "--size 64", "--device cpu"])
 def test_a_file_of_detections_refuses_the_flags_of_a_detector(capsys, flag):
-    said = refused(capsys, f"eval --predictions results.json --data D {flag}")
-    assert f"eval: {flag.split('.')[0].split()[0]} is for a detector" in said
+    output = refused(capsys, f"eval --predictions results.json --data D {flag}")
+    assert f"eval: {flag.split('.')[0].split()[0]} is for a detector" in output
 
 
 class TestTrainFlags:
@@ -103,14 +103,14 @@ class TestTrainFlags:
 
     def test_the_architecture_is_typed_like_yaml(self, settings_of):
         line = "--architecture.loss.gamma 1.5 --architecture.p6-from P5 --architecture.anchors.scales [1,2]"
-        found = settings_of(f"{line} --architecture.head-norm true --architecture.loss.alpha null").architecture
+        overrides = settings_of(f"{line} --architecture.head-norm true --architecture.loss.alpha null").architecture
         expected = {
             "loss": {"gamma": 1.5, "alpha": None},
             "p6_from": "P5",
             "anchors": {"scales": [1, 2]},
             "head_norm": True,
         }
-        assert found == expected
+        assert overrides == expected
 
     @pytest.mark.parametrize("text", ["2020-99-99", "!!bool", "!!int", "[1"])
     def test_what_yaml_cannot_read_stays_text(self, settings_of, text):
@@ -145,17 +145,17 @@ class TestConfigFile:
 
     def test_an_unknown_key_names_the_file_and_the_nearest(self, capsys, tmp_path):
         (tmp_path / "run.yaml").write_text("data: {pth: x}")
-        said = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")
-        assert "run.yaml" in said
-        assert "'data.pth'" in said
-        assert 'did you mean "path"?' in said
+        output = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")
+        assert "run.yaml" in output
+        assert "'data.pth'" in output
+        assert 'did you mean "path"?' in output
 
     def test_a_bad_value_names_the_file(self, capsys, tmp_path):
         (tmp_path / "run.yaml").write_text("epochs: many")
-        said = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")
-        assert "run.yaml" in said
-        assert "epochs" in said
-        assert "'many'" in said
+        output = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")
+        assert "run.yaml" in output
+        assert "epochs" in output
+        assert "'many'" in output
 
     def test_a_missing_file(self, capsys, tmp_path):
         assert "cannot be read" in refused(capsys, f"train --config {tmp_path / 'none.yaml'}")
@@ -186,7 +186,7 @@ class TestPhases:
         assert (config.phases, config.epochs, config.weight_decay) == ((), 3, 0.1)
 
     @pytest.mark.parametrize(
-        ("flags", "said"),
+        ("flags", "message"),
         [
             ("--weight-decay 0.1", "--weight-decay: has no effect in {file}: set in phase 2"),
             ("--architecture.loss.gamma 2", "--architecture.loss.gamma: has no effect in {file}: set in phase 1"),
@@ -194,13 +194,13 @@ class TestPhases:
             ("--phases x", "--phases: phases are given in a file of settings"),
         ],
     )
-    def test_a_flag_without_effect_is_refused(self, capsys, file, flags, said):
-        assert said.format(file=file) in refused(capsys, f"train --config {file} {flags}")
+    def test_a_flag_without_effect_is_refused(self, capsys, file, flags, message):
+        assert message.format(file=file) in refused(capsys, f"train --config {file} {flags}")
 
     def test_a_mistake_in_a_phase_names_the_file(self, capsys, tmp_path):
         (tmp_path / "run.yaml").write_text("phases: [{epochs: 1}, {epochs: 2, lerning_rate: 1}]")
-        said = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")
-        assert "run.yaml: phase 2: unknown setting 'lerning_rate' (did you mean \"learning_rate\"?)" in said
+        output = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")
+        assert "run.yaml: phase 2: unknown setting 'lerning_rate' (did you mean \"learning_rate\"?)" in output
 
 
 class TestDryRun:
@@ -234,9 +234,9 @@ class TestDryRun:
 
     def test_as_a_table(self, capsys):
         assert main(["train", "--size", "320", "--dry-run"]) == 0
-        said = capsys.readouterr().out
-        assert re.search(r"^size +320 +typed$", said, re.MULTILINE)
-        assert "retinanet_r50_fpn: 38.0 M parameters" in said
+        output = capsys.readouterr().out
+        assert re.search(r"^size +320 +typed$", output, re.MULTILINE)
+        assert "retinanet_r50_fpn: 38.0 M parameters" in output
 
     def test_what_training_would_refuse_is_refused(self, capsys):
         assert "unknown detector" in refused(capsys, "train --model retinanet_r --dry-run")
@@ -246,16 +246,16 @@ class TestDryRun:
 
 def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, demo_data, tmp_path):
     (tmp_path / "file").touch()
-    picture = demo_data / "images" / "test_00000.png"
+    image = demo_data / "images" / "test_00000.png"
     for out in (tmp_path / "file", tmp_path / "file" / "sub"):
-        for line in (f"train --data {demo_data}", f"eval {tiny_run}", f"predict {tiny_run} {picture}"):
-            said = refused(capsys, f"{line} --out {out}")
-            assert said.startswith("focaldet: out: ")
-            assert str(tmp_path / "file") in said
+        for line in (f"train --data {demo_data}", f"eval {tiny_run}", f"predict {tiny_run} {image}"):
+            output = refused(capsys, f"{line} --out {out}")
+            assert output.startswith("focaldet: out: ")
+            assert str(tmp_path / "file") in output
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("trian", 'Did you mean "train"?'),
         ("train --epchs 3", "Did you mean --epochs?"),
@@ -280,14 +280,14 @@ def test_a_file_in_place_of_a_folder_is_one_line_and_status_2(capsys, tiny_run, 
         ("predict nowhere x.jpg", "nowhere"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, line, said):
+def test_a_mistake_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, line, message):
     monkeypatch.chdir(tmp_path)
-    assert said in refused(capsys, line)
+    assert message in refused(capsys, line)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("train D --lr 0.01", "--lr: say --learning-rate 0.01, the rate for 8 images per update"),
         ("train D --imgsz=640", "--imgsz: say --size 640"),
@@ -313,9 +313,9 @@ def test_a_mistake_is_one_line_and_status_2(capsys, tmp_path, monkeypatch, line,
         ("predict R a.jpg --device 0,1", "device: '0,1' is unknown; allowed: cpu, "),
     ],
 )
-def test_the_flags_of_other_programs_are_answered_with_the_flag_that_means_it(capsys, monkeypatch, line, said):
+def test_the_flags_of_other_programs_are_answered_with_the_flag_that_means_it(capsys, monkeypatch, line, message):
     monkeypatch.setattr("focaldet.cli.predict.load", lambda *_, device, **__: pick_device(device))
-    assert refused(capsys, line).startswith(f"focaldet: {said}")
+    assert refused(capsys, line).startswith(f"focaldet: {message}")
 
 
 def test_every_answer_names_a_flag_of_its_command():
@@ -339,8 +339,8 @@ def test_flags_of_version_0_1_are_read_and_say_what_they_are_called_now(capsys, 
 
 
 def test_an_unknown_setting_of_the_architecture_names_the_nearest(capsys, demo_data, tmp_path):
-    said = refused(capsys, f"train --data {demo_data} --out {tmp_path / 'x'} --architecture.loss.gama 2")
-    assert 'did you mean "gamma"?' in said
+    output = refused(capsys, f"train --data {demo_data} --out {tmp_path / 'x'} --architecture.loss.gama 2")
+    assert 'did you mean "gamma"?' in output
 
 
 def test_interruptions_have_their_own_status(monkeypatch, capsys):
@@ -377,13 +377,13 @@ class TestModels:
 class TestCheck:
     def test_clean(self, capsys, demo_data):
         assert main(["check", str(demo_data)]) == 0
-        said = capsys.readouterr().out
-        header = next(place for place, line in enumerate(said.splitlines()) if line.startswith("SPLIT  "))
-        assert said.splitlines()[header].split()[:2] == ["SPLIT", "IMAGES"]
-        assert said.splitlines()[header + 1].split()[1] == "12"
-        assert "anchors" in said
+        output = capsys.readouterr().out
+        header = next(number for number, line in enumerate(output.splitlines()) if line.startswith("SPLIT  "))
+        assert output.splitlines()[header].split()[:2] == ["SPLIT", "IMAGES"]
+        assert output.splitlines()[header + 1].split()[1] == "12"
+        assert "anchors" in output
 
-    def test_findings(self, capsys, demo_data, tmp_path):
+    def test_problems(self, capsys, demo_data, tmp_path):
         shutil.copytree(demo_data, tmp_path / "data")
         file = tmp_path / "data" / "instances_train.json"
         content = json.loads(file.read_text())
@@ -397,9 +397,9 @@ class TestCheck:
     def test_unreadable(self, capsys, tmp_path):
         (tmp_path / "instances_train.json").write_text("{")
         assert main(["check", str(tmp_path)]) == 3
-        said = capsys.readouterr().err
-        assert "instances_train.json" in said
-        assert said.count("\n") == 1
+        output = capsys.readouterr().err
+        assert "instances_train.json" in output
+        assert output.count("\n") == 1
 
     def test_no_data_is_a_mistake_of_usage(self):
         assert main(["check"]) == 2
@@ -416,9 +416,9 @@ class TestCheckMeasuresTheAnchorsOfEveryKind:
     )
     def test_at_the_size_of_the_detector(self, capsys, demo_data, model, size, level):
         assert main(["check", str(demo_data), "--model", model]) == 0
-        said = capsys.readouterr().out
-        assert f"anchors at {size}" in said and level in said and f"those of {model}" in said
-        assert ("width and height" in said) == (model == "yolov2")
+        output = capsys.readouterr().out
+        assert f"anchors at {size}" in output and level in output and f"those of {model}" in output
+        assert ("width and height" in output) == (model == "yolov2")
 
     def test_the_side_of_a_square_is_asked_for_with_size(self, capsys, demo_data):
         assert main(["check", str(demo_data), "--model", "ssd_r18", "--size", "256"]) == 0
@@ -439,18 +439,18 @@ class TestCheckMeasuresTheAnchorsOfEveryKind:
 class TestAnchors:
     def test_what_it_prints_is_taken_by_training(self, capsys, demo_data):
         assert not main(["anchors", str(demo_data), "--clusters", "2", "--size", "320"])
-        said = capsys.readouterr().out
-        assert "average IoU 0." in said and "long side 320 px" in said
-        flag, value = said.splitlines()[-1].split(": ")[1].split(" ")
+        output = capsys.readouterr().out
+        assert "average IoU 0." in output and "long side 320 px" in output
+        flag, value = output.splitlines()[-1].split(": ")[1].split(" ")
         assert flag == "--architecture.anchors" and len(json.loads(value)) == 2
         assert len(named_config("yolov2", architecture={"anchors": json.loads(value)}).anchors) == 2
 
     def test_json(self, capsys, demo_data):
         assert not main(["anchors", str(demo_data), "--clusters", "3", "--json"])
-        found = json.loads(capsys.readouterr().out)
-        assert len(found["pixels"]) == len(found["cells"]) == 3
-        assert 0.5 < found["average_iou"] <= 1
-        assert found["cells"][2][0] == pytest.approx(found["pixels"][2][0] / 32, abs=1e-3)
+        shapes = json.loads(capsys.readouterr().out)
+        assert len(shapes["pixels"]) == len(shapes["cells"]) == 3
+        assert 0.5 < shapes["average_iou"] <= 1
+        assert shapes["cells"][2][0] == pytest.approx(shapes["pixels"][2][0] / 32, abs=1e-3)
 
     def test_too_many_clusters(self, capsys, demo_data):
         assert main(["anchors", str(demo_data), "--clusters", "100000"]) == 2
@@ -460,10 +460,10 @@ class TestAnchors:
 class TestEval:
     def test_a_run_on_its_own_data(self, capsys, tiny_run, tmp_path):
         assert main(["eval", str(tiny_run), "--out", str(tmp_path / "e")]) == 0
-        said = capsys.readouterr().out
-        assert "AP50" in said
-        assert "4 images" in said
-        assert said.endswith(f"look at  {tmp_path / 'e'}\n")
+        output = capsys.readouterr().out
+        assert "AP50" in output
+        assert "4 images" in output
+        assert output.endswith(f"look at  {tmp_path / 'e'}\n")
         assert json.loads((tmp_path / "e" / "metrics.json").read_text())["num_images"] == 4
         assert (tmp_path / "e" / "predictions.json").exists()
 
@@ -487,27 +487,27 @@ class TestEval:
 
 
 class TestPredict:
-    def test_pictures_and_folders(self, capsys, tiny_run, demo_data, tmp_path):
-        pictures = sorted((demo_data / "images").glob("test_*.png"))
+    def test_images_and_folders(self, capsys, tiny_run, demo_data, tmp_path):
+        images = sorted((demo_data / "images").glob("test_*.png"))
         out = tmp_path / "drawn"
-        line = ["predict", str(tiny_run), str(pictures[0]), str(demo_data / "images"), "--out", str(out)]
+        line = ["predict", str(tiny_run), str(images[0]), str(demo_data / "images"), "--out", str(out)]
         assert main([*line, "--score", "0", "--formats", "json", "coco", "yolo", "csv"]) == 0
         assert "16 images, " in capsys.readouterr().out
-        found = json.loads((out / "predictions.json").read_text())
-        assert len(found) == 16
-        assert any(row["scores"] for row in found)
+        rows = json.loads((out / "predictions.json").read_text())
+        assert len(rows) == 16
+        assert any(row["scores"] for row in rows)
         assert len(list(out.glob("*.jpg"))) == 16
         assert (out / "coco.json").exists()
         assert (out / "predictions.csv").exists()
 
-    def test_a_broken_picture_is_reported_and_the_rest_goes_on(self, capsys, tiny_run, demo_data, tmp_path):
+    def test_a_broken_image_is_reported_and_the_rest_goes_on(self, capsys, tiny_run, demo_data, tmp_path):
         shutil.copy(next((demo_data / "images").glob("*.png")), tmp_path / "good.png")
-        (tmp_path / "broken.png").write_bytes(b"no picture")
+        (tmp_path / "broken.png").write_bytes(b"not an image")
         line = ["predict", str(tiny_run), str(tmp_path), "--out", str(tmp_path / "out"), "--no-drawn"]
         assert main(line) == 1
-        said = capsys.readouterr()
-        assert "broken.png" in said.err
-        assert "2 images, 1 of them unreadable, " in said.out
+        output = capsys.readouterr()
+        assert "broken.png" in output.err
+        assert "2 images, 1 of them unreadable, " in output.out
         assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
         assert not list((tmp_path / "out").glob("*.jpg"))
 
@@ -517,9 +517,9 @@ def test_every_command_has_help(capsys):
         assert main([command, "--help"]) == 0
         assert f"focaldet {command}" in capsys.readouterr().out
     assert main(["train", "--help"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for flag in ("--data ", "--weights.input", "--architecture", "--augment.preset", "--short-side", "--config"):
-        assert flag in said
+        assert flag in output
 
 
 def test_the_help_of_train_has_a_panel_for_every_setting():
@@ -565,7 +565,7 @@ def test_as_a_program(command, tmp_path):
     assert ended.stderr.startswith("focaldet: eval:")
 
 
-def test_a_closed_pipe_is_no_traceback():
+def test_a_closed_pipe_leaves_no_traceback():
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "focaldet", "models", "--json"]

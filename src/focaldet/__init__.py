@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
     from focaldet.prediction import Predictor, load
     from focaldet.training.config import RunConfig
     from focaldet.training.trainer import TrainResult, train
-    from focaldet.types import Batch, Detections, ImageSize, Preprocessing, Resize, Target
+    from focaldet.types import Batch, Detection, Detections, ImageSize, Preprocessing, Resize, Target
     from focaldet.weights.convert import Conversion, convert
 
     __version__: str
@@ -44,6 +44,7 @@ MODULES = {
     "Batch": "types",
     "Conversion": "weights.convert",
     "DataConfig": "data.dataset",
+    "Detection": "types",
     "Detections": "types",
     "Detector": "models",
     "ImageSize": "types",
@@ -75,6 +76,7 @@ __all__ = [
     "Conversion",
     "DataConfig",
     "DataError",
+    "Detection",
     "Detections",
     "Detector",
     "FocaldetError",

@@ -1,4 +1,4 @@
-"""The errors a user can meet. Each message names file, record and field, the value found and what is allowed."""
+"""The errors a user can meet. Each message names file, record and field, the value and what is allowed."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ class FocaldetError(Exception):
 class DataError(FocaldetError):
     """Images or annotations that cannot be used as they are.
 
-    `file`, `record` and `field` say where; `problem` says what was found and what is allowed.
+    `file`, `record` and `field` say where; `problem` says what is wrong and what is allowed.
     """
 
     def __init__(self, problem: str, *, file: str | Path, record: str | None = None, field: str | None = None) -> None:
@@ -18,8 +18,8 @@ class DataError(FocaldetError):
         super().__init__(f"{' · '.join(part for part in (self.file, record, field) if part)}: {problem}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survives the way out of a data-loading process, which pickles it."""
-        return _rebuild, (self.problem, self.file, self.record, self.field)
+        """How to pickle the error, as a data-loading process does to hand it over."""
+        return _rebuild_data_error, (self.problem, self.file, self.record, self.field)
 
 
 class ConfigError(FocaldetError):
@@ -38,5 +38,5 @@ class NonFiniteLossError(FocaldetError):
     """The loss became infinite or NaN; no update was applied. Names the images of the batch."""
 
 
-def _rebuild(problem: str, file: str, record: str | None, field: str | None) -> DataError:
+def _rebuild_data_error(problem: str, file: str, record: str | None, field: str | None) -> DataError:
     return DataError(problem, file=file, record=record, field=field)

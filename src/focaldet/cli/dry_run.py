@@ -12,7 +12,7 @@ from focaldet.training.state import asked_architecture, initial_architecture
 from focaldet.weights.tensor_names import build_on_meta
 
 
-class Setting(NamedTuple):
+class SettingRow(NamedTuple):
     """One setting of a run by its dotted name; `source` is typed, file, preset, random weights or default."""
 
     name: str
@@ -20,7 +20,7 @@ class Setting(NamedTuple):
     source: str
 
 
-def list_settings(run: RunConfig, *, typed: Mapping[str, Any], file: Mapping[str, Any]) -> list[Setting]:
+def list_settings(run: RunConfig, *, typed: Mapping[str, Any], file: Mapping[str, Any]) -> list[SettingRow]:
     """All settings of `run`, those of its detector and of its augmentation included.
 
     Args:
@@ -44,11 +44,11 @@ def list_settings(run: RunConfig, *, typed: Mapping[str, Any], file: Mapping[str
         base = "preset" if name.startswith(("architecture.", "augment.")) and name != "augment.preset" else "default"
         names = {name, "frozen_stages"} if name == "architecture.frozen_stages" else {name}
         sources = [source for source, flat in origins.items() if names & flat.keys()]
-        settings.append(Setting(name, value, sources[0] if sources else base))
+        settings.append(SettingRow(name, value, sources[0] if sources else base))
     return settings
 
 
-def print_settings(run: RunConfig, settings: list[Setting]) -> None:
+def print_settings(run: RunConfig, settings: list[SettingRow]) -> None:
     """A table of the settings, then what would be trained.
 
     Raises:

@@ -114,11 +114,13 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
     if isinstance(error, UnknownOptionError):
         flag = (error.token.keyword or error.token.value).partition("=")[0]
         answer = _answer(arguments[0], flag, _typed_value(flag, arguments))
-        return answer and f"{flag}: {_sentence(answer)}"
+        return answer and f"{flag}: {_answer_text(answer)}"
     assignments = [argument for argument in arguments[1:] if re.match(r"[a-z][a-z0-9_.]*=", argument)]
     if any(assignment in str(error) for assignment in assignments):
         name, _, value = assignments[0].partition("=")
-        return f"{assignments[0]}: {_sentence(_answer(arguments[0], name, value) or f'--{_flag_words(name)} {value}')}"
+        return (
+            f"{assignments[0]}: {_answer_text(_answer(arguments[0], name, value) or f'--{_flag_words(name)} {value}')}"
+        )
     return None
 
 
@@ -134,7 +136,7 @@ def rename_old(arguments: Sequence[str]) -> list[str]:
     return words
 
 
-def _sentence(answer: str) -> str:
+def _answer_text(answer: str) -> str:
     return f"say {answer}" if answer.startswith(("--", "focaldet ", "torchrun ")) else answer
 
 

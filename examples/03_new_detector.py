@@ -79,7 +79,7 @@ class CentreNet(Detector):
         targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage
     ) -> CentreNetOutputs:
         """Logits and boxes of every cell."""
-        cells = self.neck(self.backbone(self.normalise(images))[2])
+        cells = self.neck(self.backbone(self.normalize(images))[2])
         sides = STRIDE_PX * self.side_subnet([cells]).clamp(max=6).exp()
         centres = self._centres(cells.shape[2], cells.shape[3]).to(sides.device)
         boxes = torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], dim=-1)

@@ -62,7 +62,7 @@ def test_c4_is_torchvisions_resnet_in_two_halves(tmp_path):
     assert "roi_head.tail.1.conv2.weight" in report.loaded
     c = classifier
     levels, _ = detector.first_stage(pictures(), SIZES)
-    stem = c.maxpool(c.relu(c.bn1(c.conv1(detector.normalise(pictures())))))
+    stem = c.maxpool(c.relu(c.bn1(c.conv1(detector.normalize(pictures())))))
     c4 = c.layer3(c.layer2(c.layer1(stem)))
     torch.testing.assert_close(levels[0], c4, rtol=1e-3, atol=1e-3)
     raw = detector(pictures(), SIZES)

@@ -104,7 +104,7 @@ def test_several_scales_are_what_each_scale_gives_alone():
     found = detector(scales=(0.5, 1.0, 2.0))
     raw = found(pictures(), SIZES)
     levels, _ = found.first_stage(pictures(), SIZES)
-    views = scale_maps(found.normalise(pictures()), levels, scales=(0.5, 1.0, 2.0), levels_of=found.levels)
+    views = scale_maps(found.normalize(pictures()), levels, scales=(0.5, 1.0, 2.0), levels_of=found.levels)
     alone = torch.stack([found._region_vectors([view], raw.regions, raw.image_index) for view in views], 1)
     chosen = nearest_scales(raw.regions, views, canonical_px=40)
     vectors = torch.take_along_dim(alone, chosen[..., None], 1).amax(1)

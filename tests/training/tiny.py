@@ -23,7 +23,7 @@ class TinyDetector(Detector):
         self.spoil = 1.0
 
     def forward(self, images, sizes, targets=None):
-        color = self.normalise(images).mean((2, 3))
+        color = self.normalize(images).mean((2, 3))
         return self.head(self.dropout(self.norm(self.backbone(color).relu()))).squeeze(1)
 
     def losses(self, outputs, targets, context):

@@ -4,6 +4,7 @@ Axes: B images, H W pixels.
 """
 
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,23 +126,48 @@ class Detector(nn.Module):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pictures must be prepared; its mean and scale are the first thing `forward` applies."""
+        """How images must be prepared; its mean and scale are the first thing that `forward` applies."""
         return self._preprocessing
 
     @preprocessing.setter
     def preprocessing(self, value: Preprocessing) -> None:
         self._preprocessing = value
-        device = self._mean.device if "_mean" in self._buffers else None
+        self._set_scaling()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights; float32 of a detector without weights."""
+        return next(self.parameters(), torch.empty(0)).dtype
+
+    def _set_scaling(self) -> None:
+        """Make mean and standard deviation anew, beside the weights and never in less than float32.
+
+        They are not in the state dict, whose file states the preprocessing, so that whatever empties or converts the
+        buffers of a module (`to_empty`, `half`) has to be followed by this.
+        """
+        value, weight = self._preprocessing, next(self.parameters(), None)
+        device = None if weight is None else weight.device
+        dtype = torch.promote_types(self.dtype, torch.float32)
         # On the scale of the input and in RGB order; where the network wants BGR, its input is flipped afterwards.
-        order = (0, 1, 2) if value.channels == "RGB" else (2, 1, 0)
-        mean, std = ([triple[place] for place in order] for triple in (value.mean, value.std))
-        self.register_buffer("_mean", torch.tensor(mean, device=device).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(std, device=device).view(3, 1, 1), persistent=False)
+        order = slice(None) if value.channels == "RGB" else slice(None, None, -1)
+        for name, triple in (("_mean", value.mean), ("_std", value.std)):
+            row = torch.tensor(triple[order], dtype=dtype, device=device).view(3, 1, 1)
+            self.register_buffer(name, row, persistent=False)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # what `to`, `half`, `to_empty` and all others of their kind go through
+        self._set_scaling()
+        return self
+
+    def normalize(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """RGB in 0…255 turned into what the first convolution expects, in the type of the weights."""
+        x = ((images.float() - self._mean) / self._std).to(self.dtype)
+        return x if self.preprocessing.channels == "RGB" else x.flip(1)
 
     def normalise(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """RGB in 0…255 turned into what the first convolution expects."""
-        x = (images.float() - self._mean) / self._std
-        return x if self.preprocessing.channels == "RGB" else x.flip(1)
+        """Deprecated: the name of `normalize` until version 0.1."""
+        warnings.warn("Detector.normalise is now called normalize", DeprecationWarning, stacklevel=2)
+        return self.normalize(images)
 
     @abstractmethod
     def forward(
@@ -184,7 +210,10 @@ class Detector(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in `nn.Module`; reads state dicts of earlier versions too."""
-        return super().load_state_dict(self.current_tensor_names(state_dict), strict=strict, assign=assign)
+        result = super().load_state_dict(self.current_tensor_names(state_dict), strict=strict, assign=assign)
+        if assign:  # the weights may be on another device now
+            self._set_scaling()
+        return result
 
     @property
     def pretrained(self) -> tuple[tuple[str, str], ...]:

@@ -166,7 +166,7 @@ class RetinaNet(Detector):
         targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
     ) -> RetinaNetOutputs:
         """Logits and encoded boxes of all anchors for padded RGB images in 0…255."""
-        levels = self.pyramid(self.backbone(self.normalise(images))[1:])
+        levels = self.pyramid(self.backbone(self.normalize(images))[1:])
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         anchors = pyramid_anchors(
             self.config.anchors,

@@ -251,7 +251,7 @@ class SSD(Detector):
         targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
     ) -> SSDOutputs:
         """Logits and encoded boxes of all priors for padded RGB images in 0…255."""
-        maps = self.backbone(self.normalise(images))
+        maps = self.backbone(self.normalize(images))
         levels = [maps[place] for place in self.places]
         levels += self.extras(levels[-1])
         if self.decoder is not None:

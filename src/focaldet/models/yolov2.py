@@ -204,7 +204,7 @@ class YOLOv2(Detector):
             raise ConfigError(
                 f"YOLOv2 takes images whose sides are multiples of {STRIDE_PX} px, found {width} × {height}"
             )
-        c4, c5 = self.backbone(self.normalise(images))[2:]
+        c4, c5 = self.backbone(self.normalize(images))[2:]
         # darknet's route lists the passthrough first, and the weights of `merge` follow that order.
         merged = self.merge(torch.cat([reorganise(self.passthrough(c4)), self.top(c5)], dim=1))
         cells = self.predict(merged).permute(0, 2, 3, 1)

@@ -3,7 +3,6 @@
 Axes: S anchors per cell, A anchors of a level or of all levels. Ratio = height / width.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from focaldet.config import validated
+from focaldet.ops.constants import cache_constants
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Several = Annotated[tuple[Positive, ...], Field(min_length=1)]
@@ -90,7 +90,7 @@ def level_anchors(
     return (centers + cell_anchors(config, stride_px=stride_px).to(device)).reshape(-1, 4)
 
 
-@functools.lru_cache(maxsize=64)
+@cache_constants
 def pyramid_anchors(
     config: AnchorConfig,
     *,

@@ -3,7 +3,6 @@
 Axes: S priors per cell, A priors of a level or of all levels. Shapes are (width, height) pixels.
 """
 
-import functools
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from focaldet.config import validated
 from focaldet.errors import ConfigError
+from focaldet.ops.constants import cache_constants
 
 Several = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=2)]
 Elongations = tuple[Annotated[float, Field(gt=1, allow_inf_nan=False)], ...]
@@ -114,7 +114,7 @@ def level_priors(
     return torch.cat([centres - shapes / 2, centres + shapes / 2], dim=-1).reshape(-1, 4)
 
 
-@functools.lru_cache(maxsize=64)
+@cache_constants
 def all_priors(
     config: PriorConfig,
     *,

@@ -236,7 +236,14 @@ class FasterRCNN(Detector):
         """The raw outputs of both stages; with `targets` the second one gets a random sample around their boxes.
 
         Without targets `plus.refine` adds the regions of box refinement, `plus.scales` further maps to pool from.
+
+        Raises:
+            ConfigError: under `torch.export`, which cannot follow a number of regions that depends on numbers.
         """
+        if torch.compiler.is_exporting():
+            raise ConfigError(
+                "Faster R-CNN cannot be exported by torch.export: its number of regions depends on the image"
+            )
         config = self.config
         levels, rpn = self.first_stage(images, sizes)
         regions, index = propose_regions(
@@ -244,7 +251,7 @@ class FasterRCNN(Detector):
         )
         maps: tuple[ScaledMaps, ...] = (ScaledMaps(levels, _frame(images)),)
         if targets is None and config.plus.scales:
-            maps = scale_maps(self.normalise(images), levels, scales=config.plus.scales, levels_of=self.levels)
+            maps = scale_maps(self.normalize(images), levels, scales=config.plus.scales, levels_of=self.levels)
         logits, deltas = self.second_stage(maps, regions, index, image_sizes=rpn.image_sizes)
         if targets is None and (refine := config.plus.refine) is not None:
             boxes, probabilities = decode_regions(regions, logits, deltas, weights=config.region_weights)
@@ -263,7 +270,7 @@ class FasterRCNN(Detector):
         self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], sizes: ImageSizes
     ) -> tuple[list[Tensor], RPNOutputs]:
         """The feature maps, and the raw outputs of the RPN on them."""
-        levels = self.levels(self.normalise(images))
+        levels = self.levels(self.normalize(images))
         shapes = tuple(_frame(level) for level in levels)
         anchors = pyramid_anchors(
             self.config.laid_anchors,
@@ -305,7 +312,7 @@ class FasterRCNN(Detector):
         def head(at: ScaledMaps, boxes: Tensor, index: Tensor) -> Tensor:
             levels = at.levels[: self.num_pooled]
             pooled = pool_pyramid(levels, boxes, index, finest=self.finest, frame_px=at.frame_px, config=pooling)
-            vectors: Tensor = self.roi_head(pooled)
+            vectors: Tensor = self.roi_head(pooled.to(self.dtype))
             return vectors
 
         return max_over_scales(regions, image_index, maps, head, canonical_px=pooling.canonical_px)

@@ -1,0 +1,27 @@
+"""Tensors that depend on sizes alone, kept between calls."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+import torch
+from torch import Tensor
+
+Arguments = ParamSpec("Arguments")
+
+
+def cache_constants(make: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """`make` with its last 64 answers kept, but while the caller is traced, compiled or exported.
+
+    What is made in a trace stands for numbers that do not exist yet, and would poison every later call.
+    """
+    cached = functools.lru_cache(maxsize=64)(make)
+
+    @functools.wraps(make)
+    def get(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        # A mode that puts its own tensors in the place of torch's (fake ones) shows in any tensor made now.
+        if torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor:
+            return make(*args, **kwargs)
+        return cached(*args, **kwargs)  # type: ignore[arg-type]  # all hashable
+
+    return get

@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from focaldet.errors import CheckpointError
-from focaldet.models import Detector, build
+from focaldet.models import Detector, Preset, build, presets, register
+from focaldet.models.retinanet import RetinaNetConfig
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights import load_detector, read_metadata, save_detector
+from focaldet.weights import checkpoint, load_detector, read_metadata, save_detector
 from tests.batches import full_sizes
 
 SMALL: dict[str, Any] = {"width": 32, "head_depth": 1}
@@ -48,9 +49,7 @@ def path(tmp_path: Path, detector: Detector) -> Path:
 
 def test_round_trip_is_bit_identical(path: Path, detector: Detector) -> None:
     loaded = load_detector(path).detector
-    expected, actual = detector.state_dict(), loaded.state_dict()
-    assert list(actual) == list(expected)
-    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert states_equal(loaded, detector)
     assert (loaded.config, loaded.class_names, loaded.preprocessing) == (detector.config, CLASSES.names, PREPROCESSING)
     assert type(loaded.config) is type(detector.config)
     images = torch.randint(0, 256, (1, 3, 96, 64), dtype=torch.uint8)
@@ -190,6 +189,34 @@ def test_files_of_other_programs(tmp_path: Path) -> None:
         read_metadata(tmp_path / "absent")
     with pytest.raises(CheckpointError, match="no file or run folder"):
         load_detector(tmp_path / "absent")
+
+
+@dataclass(frozen=True)
+class OwnConfig(RetinaNetConfig):
+    """A detector that a user wrote."""
+
+    own: int = 1
+
+
+def test_a_detector_of_your_own_loads_once_it_is_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OwnConfig(backbone="resnet18", num_classes=2, width=32, head_depth=1, own=3)
+    detector = config.build(class_names=("cat", "dog"), preprocessing=PREPROCESSING)
+    save_detector(tmp_path / "w", detector)
+    with pytest.raises(CheckpointError, match=r"w: architecture 'OwnConfig' is unknown .*focaldet\.register"):
+        load_detector(tmp_path / "w")
+    monkeypatch.setattr(presets, "PRESETS", presets.PRESETS.copy())
+    monkeypatch.setattr(checkpoint, "PRESETS", presets.PRESETS)
+    register("own", Preset(OwnConfig(backbone="resnet18", width=32, head_depth=1, own=3)))
+    loaded = load_detector(tmp_path / "w").detector
+    assert loaded.config == config and loaded.class_names == ("cat", "dog")
+    assert states_equal(loaded, detector)
+    save_detector(tmp_path / "again", loaded)
+    assert read_metadata(tmp_path / "again").model == "own"
+
+
+def states_equal(left: Detector, right: Detector) -> bool:
+    first, second = left.state_dict(), right.state_dict()
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_truncation_anywhere_is_noticed(path: Path) -> None:

@@ -6,7 +6,7 @@ Axes: B images, H W pixels.
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -21,6 +21,15 @@ from focaldet.ops.grids import Grid
 from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 Value = TypeVar("Value")
+
+
+def rename_prefixes(values: Mapping[str, Value], prefixes: Iterable[tuple[str, str]]) -> dict[str, Value]:
+    """Values by name, where the first of `prefixes` (old, new) that a name starts with is replaced in it."""
+    pairs = tuple(prefixes)
+    return {
+        next((new + name.removeprefix(old) for old, new in pairs if name.startswith(old)), name): value
+        for name, value in values.items()
+    }
 
 
 @dataclass
@@ -202,11 +211,7 @@ class Detector(nn.Module):
 
     def current_tensor_names(self, tensors: Mapping[str, Value]) -> dict[str, Value]:
         """What is given by tensor name, under the present names where those are of an earlier version."""
-        beginnings = self.renamed_tensors.items()
-        return {
-            next((new + name.removeprefix(old) for old, new in beginnings if name.startswith(old)), name): value
-            for name, value in tensors.items()
-        }
+        return rename_prefixes(tensors, self.renamed_tensors.items())
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in `nn.Module`; reads state dicts of earlier versions too."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from focaldet.data.formats.text import list_names, quantity
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import Detector, DetectorConfig, build, from_config
+from focaldet.models.base import rename_prefixes
 from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
@@ -27,7 +28,6 @@ from focaldet.weights.tensor_names import (
     TensorShapes,
     build_on_meta,
     class_layer_tensors,
-    replace_prefix,
     require_fit,
     require_numbers,
     shapes_of,
@@ -238,7 +238,7 @@ def _fill_backbone(detector: Detector, file: TensorFile, source: WeightsSource, 
         notes, norm_eps = _frozen_norm_note(detector, file, source), torchvision.TORCHVISION_NORM_EPS
         classifier, skipped = torchvision.without_classifier(file.tensors)
         prefixes = detector.pretrained
-        tensors = {replace_prefix(name, prefixes): value for name, value in without_counters(classifier).items()}
+        tensors = rename_prefixes(without_counters(classifier), prefixes)
         shapes = shapes_of(detector, counters=False)
         expected = {name: shapes[name] for name in shapes if name.startswith(tuple(new for _, new in prefixes))}
     _copy_tensors(detector, tensors, expected, source)

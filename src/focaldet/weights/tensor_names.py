@@ -1,6 +1,6 @@
 """Compare the names and shapes of a file's tensors with those of a network, before anything is allocated or copied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -80,11 +80,3 @@ def require_numbers(tensors: Mapping[str, Tensor], *, source: str) -> None:
     for name, value in tensors.items():
         if not value.is_floating_point():
             raise CheckpointError(f"{source}: {name}: is {value.dtype}, must be floating-point numbers")
-
-
-def replace_prefix(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
-    """The name with the first of `prefixes` (old, new) that it starts with replaced; itself where it has none."""
-    for old, new in prefixes:
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name

@@ -67,11 +67,12 @@ def read_torchvision(
     tensors = file.tensors
     preset = find_preset(equivalent_preset(tensors))
     num_classes = require_class_count(_num_torchvision_classes(tensors), source=source.label)
-    # Ordinary BatchNorm shows by its counters; the frozen one of a file that is not the published may have had either.
+    # Ordinary BatchNorm is known by its counters; else torchvision does not state its ε.
     if any(name.endswith(COUNTER) for name in tensors):
         norm_eps: float | None = TORCHVISION_NORM_EPS
     else:
-        norm_eps = (preset if detector is None or source.input else detector).config.norm_eps
+        stated_by = preset if detector is None or source.input or detector.config.norm_eps is None else detector
+        norm_eps = stated_by.config.norm_eps
     labels = _labels(tensors, num_classes)
     preprocessing = (detector or preset).preprocessing
     note = "the file states no input; that is the default of torchvision's detectors (--weights.input overrules it)"

@@ -1,10 +1,13 @@
-"""The losses for other people's training loops: logits in, elementwise values out; as modules, normalised sums.
+"""The losses for any training loop: functions of logits that return a value per element, and modules that sum.
 
 >>> import torch
 >>> from focaldet import losses
 >>> losses.focal_loss(torch.tensor([2.2]), torch.tensor([1.0]), gamma=2.0)
 tensor([0.0010])
 """
+
+import warnings
+from typing import Any
 
 from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy, cross_entropy, p_t
 from focaldet.ops.losses.focal import (
@@ -21,7 +24,7 @@ from focaldet.ops.losses.modules import (
     BinaryCrossEntropyLoss,
     FocalLoss,
     FocalStarLoss,
-    NormalisedLoss,
+    NormalizedLoss,
     QualityFocalLoss,
     SoftmaxFocalLoss,
 )
@@ -33,7 +36,7 @@ __all__ = [
     "BinaryCrossEntropyLoss",
     "FocalLoss",
     "FocalStarLoss",
-    "NormalisedLoss",
+    "NormalizedLoss",
     "QualityFocalLoss",
     "SoftmaxFocalLoss",
     "balanced_cross_entropy",
@@ -53,3 +56,11 @@ __all__ = [
     "smooth_l1_loss",
     "softmax_focal_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The class that version 0.1 called `NormalisedLoss`."""
+    if name == "NormalisedLoss":
+        warnings.warn("NormalisedLoss is now called NormalizedLoss", FutureWarning, stacklevel=2)
+        return NormalizedLoss
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -61,7 +61,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mining": ("retinanet_mobilenet_v2_fpn", {"loss": {"alpha": None, "gamma": 0.0, "mining": {"batch": 64}}}),
     "mining 1:3": (
         "retinanet_mobilenet_v2_fpn",
-        {"loss": {"alpha": None, "gamma": 0.0, "normaliser": "image", "mining": {"nms_iou": 0.7, "ratio": 3.0}}},
+        {"loss": {"alpha": None, "gamma": 0.0, "normalizer": "image", "mining": {"nms_iou": 0.7, "ratio": 3.0}}},
     ),
     "SSD with the focal loss": ("ssd_mobilenet_v2", {"loss": {"kind": "focal"}}),
     "SSD with the focal loss of a softmax": ("ssd_mobilenet_v2", {"loss": {"kind": "softmax_focal"}}),

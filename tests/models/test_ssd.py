@@ -140,7 +140,7 @@ def test_matches_count_over_all_processes():
     alone = tiny().losses(OUTPUTS, [target], LossContext())
     ranked = tiny().losses(OUTPUTS, [target], context)
     assert float(ranked["class"]) == pytest.approx(float(alone["class"]) / 2, rel=1e-6)
-    own = tiny(over_ranks=False).losses(OUTPUTS, [target], context)
+    own = tiny(across_ranks=False).losses(OUTPUTS, [target], context)
     assert float(own["class"]) == pytest.approx(float(alone["class"]), rel=1e-6)
 
 

@@ -27,24 +27,24 @@ IGNORE[0, 0] = True
 
 
 @pytest.mark.parametrize(
-    ("normaliser", "divisor"),
+    ("normalizer", "divisor"),
     [("batch", 4), ("batch_plus_one", 5), ("moving_average", 90.4), ("elements", 30), ("none", 1)],
 )
-def test_each_divisor_by_hand(normaliser, divisor):
+def test_each_divisor_by_hand(normalizer, divisor):
     loss = losses.balanced_focal_loss(X, TARGETS, alpha=0.25, gamma=2.0)
-    found = BalancedFocalLoss(normaliser=normaliser)(X, TARGETS)
+    found = BalancedFocalLoss(normalizer=normalizer)(X, TARGETS)
     torch.testing.assert_close(found, loss.sum() / divisor)
 
 
 def test_positives_of_the_image_are_averaged_over_images():
     loss = losses.focal_loss(X, TARGETS, gamma=2.0).flatten(1).sum(1)
-    torch.testing.assert_close(FocalLoss(normaliser="image")(X, TARGETS), (loss / torch.tensor([3, 1, 1])).mean())
+    torch.testing.assert_close(FocalLoss(normalizer="image")(X, TARGETS), (loss / torch.tensor([3, 1, 1])).mean())
 
 
 def test_what_is_ignored_is_not_counted():
     loss = losses.focal_loss(X, TARGETS, gamma=2.0, ignore=IGNORE)
     torch.testing.assert_close(FocalLoss()(X, TARGETS, IGNORE), loss.sum() / 3)
-    torch.testing.assert_close(FocalLoss(normaliser="elements")(X, TARGETS, IGNORE), loss.sum() / 28)
+    torch.testing.assert_close(FocalLoss(normalizer="elements")(X, TARGETS, IGNORE), loss.sum() / 28)
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,18 @@ def test_softmax_is_the_mean_of_rows_or_counts_what_is_no_background():
     rows, classes = X.reshape(15, 2), torch.arange(15) % 2
     loss = losses.softmax_focal_loss(rows, classes, gamma=2.0)
     torch.testing.assert_close(SoftmaxFocalLoss()(rows, classes), loss.mean())
-    torch.testing.assert_close(SoftmaxFocalLoss(normaliser="batch", background=0)(rows, classes), loss.sum() / 7)
+    torch.testing.assert_close(SoftmaxFocalLoss(normalizer="batch", background=0)(rows, classes), loss.sum() / 7)
     with pytest.raises(ValueError, match="say which class is the background"):
-        SoftmaxFocalLoss(normaliser="batch")
+        SoftmaxFocalLoss(normalizer="batch")
 
 
 def test_the_moving_average_is_saved_and_rests_at_evaluation():
-    module = FocalLoss(normaliser="moving_average")
+    module = FocalLoss(normalizer="moving_average")
     module(X, TARGETS)
     assert module.average.item() == pytest.approx(90.4)
     module.eval()(X, TARGETS)
     assert module.average.item() == pytest.approx(90.4)
-    again = FocalLoss(normaliser="moving_average")
+    again = FocalLoss(normalizer="moving_average")
     again.load_state_dict(module.state_dict())
     assert again.average.item() == pytest.approx(90.4)
     assert not FocalLoss().state_dict()
@@ -89,10 +89,10 @@ def test_weights_per_class_go_where_the_module_goes():
     torch.testing.assert_close(module(X, TARGETS), expected.sum() / 4)
 
 
-def test_nothing_to_find_divides_by_one_and_an_unknown_normaliser_is_refused():
+def test_nothing_to_find_divides_by_one_and_an_unknown_normalizer_is_refused():
     assert torch.isfinite(FocalLoss()(X, torch.zeros_like(X)))
-    with pytest.raises((ValueError, TypeCheckError), match="normaliser"):  # in tests the annotation refuses it first
-        FocalLoss(normaliser="mean")
+    with pytest.raises((ValueError, TypeCheckError), match="normalizer"):  # in tests the annotation refuses it first
+        FocalLoss(normalizer="mean")
 
 
 def gradient_of_part(rank, port, out):
@@ -101,10 +101,10 @@ def gradient_of_part(rank, port, out):
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     part = slice(0, 2) if rank == 0 else slice(2, 3)
     found = {}
-    for normaliser in ("batch", "image", "elements"):
+    for normalizer in ("batch", "image", "elements"):
         x = X[part].clone().requires_grad_()
-        FocalLoss(normaliser=normaliser, over_ranks=True)(x, TARGETS[part]).backward()
-        found[normaliser] = (x.grad / 2).tolist()  # as data-parallel training averages
+        FocalLoss(normalizer=normalizer, across_ranks=True)(x, TARGETS[part]).backward()
+        found[normalizer] = (x.grad / 2).tolist()  # as data-parallel training averages
     (out / f"{rank}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
 
@@ -115,7 +115,18 @@ def test_two_processes_that_average_gradients_are_one(tmp_path):
         port = free.getsockname()[1]
     multiprocessing.spawn(gradient_of_part, args=(port, tmp_path), nprocs=2)
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    for normaliser in ("batch", "image", "elements"):
+    for normalizer in ("batch", "image", "elements"):
         x = X.clone().requires_grad_()
-        FocalLoss(normaliser=normaliser)(x, TARGETS).backward()
-        torch.testing.assert_close(torch.tensor(parts[0][normaliser] + parts[1][normaliser]), x.grad)
+        FocalLoss(normalizer=normalizer)(x, TARGETS).backward()
+        torch.testing.assert_close(torch.tensor(parts[0][normalizer] + parts[1][normalizer]), x.grad)
+
+
+def test_the_names_of_version_0_1_give_a_warning():
+    from focaldet import losses
+
+    with pytest.warns(FutureWarning, match="FocalLoss: normaliser is now called normalizer"):
+        assert FocalLoss(normaliser="image").normalizer == "image"
+    with pytest.warns(FutureWarning, match="over_ranks is now called across_ranks"):
+        assert BalancedFocalLoss(over_ranks=True).across_ranks
+    with pytest.warns(FutureWarning, match="NormalisedLoss is now called NormalizedLoss"):
+        assert issubclass(FocalLoss, losses.NormalisedLoss)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
 from focaldet.nets.norm import NormKind
 from focaldet.ops.classifier import Classifier
 from focaldet.ops.grids import Grid
+from focaldet.ops.losses.normalize import Normalizer, loss_normalizers
 from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 Value = TypeVar("Value")
@@ -44,6 +45,18 @@ class LossContext:
     averages: dict[str, Tensor] = field(default_factory=dict)
     all_reduce_sum: Callable[[Tensor], Tensor] | None = None
     num_ranks: int = 1
+
+    def normalizers(
+        self, counts: Int64[Tensor, " B"], kind: Normalizer = "batch", *, across_ranks: bool = True
+    ) -> Float[Tensor, " B"]:
+        """What to divide the summed loss of each image by, see `ops.losses.normalize.loss_normalizers`."""
+        return loss_normalizers(
+            counts,
+            kind,
+            averages=self.averages,
+            all_reduce_sum=self.all_reduce_sum if across_ranks else None,
+            num_ranks=self.num_ranks if across_ranks else 1,
+        )
 
 
 class Margins(NamedTuple):

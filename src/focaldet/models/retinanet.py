@@ -6,11 +6,11 @@
 Axes: B images, A anchors of all levels, K classes, V class values per anchor, P positive anchors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -28,7 +28,7 @@ from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.classifier import Classifier, class_logits, class_loss_sum, class_losses, decisions
 from focaldet.ops.grids import Grid, pyramid_grids
-from focaldet.ops.losses.normalize import Normaliser, divisors
+from focaldet.ops.losses.normalize import Normalizer
 from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
@@ -39,21 +39,23 @@ from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Tar
 @validated
 @dataclass(frozen=True, slots=True)
 class LossConfig:
-    """The α-balanced focal loss (eq. 5) and the box loss, summed and divided by `normaliser`.
+    """The α-balanced focal loss (eq. 5) and the box loss, summed and divided by `normalizer`.
 
-    `alpha` None leaves the balance out. `beta` is the smooth-L1 corner on encoded boxes. With `over_ranks` the
-    normaliser counts the positives of all processes.
+    `alpha` None leaves the balance out. `beta` is the smooth-L1 corner on encoded boxes. With `across_ranks` the
+    normalizer counts the positives of all processes.
 
     With `mining` only the hardest anchors count in the class loss, which is then their mean as in the paper of OHEM:
-    divided by the number of chosen anchors of the batch (where `normaliser` is `image`, of the image, then the mean of
+    divided by the number of chosen anchors of the batch (where `normalizer` is `image`, of the image, then the mean of
     images). Over the positives a minibatch of always the same size would weigh the more the fewer objects there are.
     The box loss stays that of all positives.
     """
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"normaliser": "normalizer", "over_ranks": "across_ranks"}
+
     alpha: Fraction | None = 0.25
     gamma: NonNegativeFloat = 2.0
-    normaliser: Normaliser = "batch"
-    over_ranks: bool = True
+    normalizer: Normalizer = "batch"
+    across_ranks: bool = True
     box: Literal["smooth_l1", "l1", "giou"] = "smooth_l1"
     beta: NonNegativeFloat = 0.11
     box_weight: NonNegativeFloat = 1.0
@@ -179,34 +181,23 @@ class RetinaNet(Detector):
         return RetinaNetOutputs(self.class_subnet(levels), self.box_subnet(levels), anchors, level_sizes)
 
     def losses(self, outputs: RetinaNetOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
-        """`class` and `box` loss of the batch, normalised as the config says (section 4.1)."""
+        """`class` and `box` loss of the batch, normalized as the config says (section 4.1)."""
         config = self.config.loss
         matched, labels, ignored = self._assigned(outputs, targets)
         positives = torch.stack([m.foreground.sum() for m in matched])
-        over = class_over = self._divisors(positives, config.normaliser, context)
+        normalizers = partial(context.normalizers, across_ranks=config.across_ranks)
+        box_normalizers = class_normalizers = normalizers(positives, config.normalizer)
         if config.mining is not None:
-            kind: Normaliser = "image" if config.normaliser == "image" else "batch"
-            class_over = self._divisors((~ignored).sum(1), kind, context)
+            class_normalizers = normalizers((~ignored).sum(1), "image" if config.normalizer == "image" else "batch")
         box_losses = []
         for place, (target, found) in enumerate(zip(targets, matched, strict=True)):
             chosen = found.foreground.nonzero().squeeze(1)
             boxes = target.boxes[found.box_index[chosen]]
             box_losses.append(self._box_loss(outputs.deltas[place, chosen], outputs.anchors[chosen], boxes))
         return {
-            "class": self._class_loss(outputs.logits, labels, ignored, class_over),
-            "box": (torch.stack(box_losses) / over).sum() * config.box_weight,
+            "class": self._class_loss(outputs.logits, labels, ignored, class_normalizers),
+            "box": (torch.stack(box_losses) / box_normalizers).sum() * config.box_weight,
         }
-
-    def _divisors(self, counts: Int64[Tensor, " B"], kind: Normaliser, context: LossContext) -> Float[Tensor, " B"]:
-        """What the loss of each image is divided by where so many anchors count."""
-        over_ranks = self.config.loss.over_ranks
-        return divisors(
-            counts,
-            kind,
-            averages=context.averages,
-            all_reduce_sum=context.all_reduce_sum if over_ranks else None,
-            num_ranks=context.num_ranks if over_ranks else 1,
-        )
 
     def margins(self, outputs: RetinaNetOutputs, targets: Sequence[Target]) -> Margins:
         """x_t of every anchor and class, of a softmax of every anchor; what the class loss leaves out is not there."""
@@ -261,15 +252,16 @@ class RetinaNet(Detector):
         logits: Float[Tensor, "B A V"],
         labels: Int64[Tensor, "B A"],
         ignored: Bool[Tensor, "B A"],
-        over: Float[Tensor, " B"],
+        normalizers: Float[Tensor, " B"],
     ) -> Float[Tensor, ""]:
-        """The class loss of each image divided by its part of `over`; one pass where all images share a divisor."""
+        """The class loss of each image divided by its own of `normalizers`; one pass where all images have the same."""
         config, kind = self.config.loss, self.config.classifier
         total = partial(class_loss_sum, classifier=kind, alpha=config.alpha, gamma=config.gamma)
-        if config.normaliser != "image":
-            return total(logits, labels, ignore=ignored) / over[0]
+        if config.normalizer != "image":
+            return total(logits, labels, ignore=ignored) / normalizers[0]
         rows = zip(logits, labels, ignored, strict=True)
-        return (torch.stack([total(row, classes, ignore=left_out) for row, classes, left_out in rows]) / over).sum()
+        losses = torch.stack([total(row, classes, ignore=skipped) for row, classes, skipped in rows])
+        return (losses / normalizers).sum()
 
     def _box_loss(
         self, deltas: Float[Tensor, "P 4"], anchors: Float[Tensor, "P 4"], boxes: Float[Tensor, "P 4"]

@@ -8,9 +8,9 @@ With a decoder it is a DSSD: the maps go once more from coarse to fine before th
 Axes: B images, A priors of all maps, K classes, V class values per prior, N chosen priors, G objects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,6 @@ from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, at_level, ext
 from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.classifier import Classifier, class_loss_sum, decisions
 from focaldet.ops.grids import Grid, prior_grids
-from focaldet.ops.losses.normalize import divisors
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
@@ -50,9 +49,11 @@ class SSDLossConfig:
 
     `kind` "mining" is the paper's: softmax cross entropy of the matched priors and of the hardest others, `ratio` to
     one in every image. "focal" puts the focal loss of all priors in its place, with a sigmoid for every class,
-    "softmax_focal" that of a softmax; `alpha` and `gamma` are theirs. With `over_ranks` the matches of all processes
+    "softmax_focal" that of a softmax; `alpha` and `gamma` are theirs. With `across_ranks` the matches of all processes
     count.
     """
+
+    renamed_keys: ClassVar[Mapping[str, str]] = {"over_ranks": "across_ranks"}
 
     kind: Literal["mining", "focal", "softmax_focal"] = "mining"
     ratio: PositiveFloat = 3.0
@@ -60,7 +61,7 @@ class SSDLossConfig:
     gamma: NonNegativeFloat = 2.0
     beta: NonNegativeFloat = 1.0
     box_weight: NonNegativeFloat = 1.0
-    over_ranks: bool = True
+    across_ranks: bool = True
 
 
 @validated
@@ -274,21 +275,16 @@ class SSD(Detector):
         """`class` and `box` loss, summed and divided by the matches of the batch (section 2.2 of the SSD paper)."""
         config = self.config.loss
         matched, labels, ignored = self._assigned(outputs, targets)
-        over = divisors(
-            torch.stack([found.foreground.sum() for found in matched]),
-            "batch",
-            averages=context.averages,
-            all_reduce_sum=context.all_reduce_sum if config.over_ranks else None,
-            num_ranks=context.num_ranks if config.over_ranks else 1,
-        )[0]
+        positives = torch.stack([found.foreground.sum() for found in matched])
+        normalizer = context.normalizers(positives, across_ranks=config.across_ranks)[0]
         box_losses = []
         for place, (target, found) in enumerate(zip(targets, matched, strict=True)):
             chosen = found.foreground.nonzero().squeeze(1)
             truth = encode(target.boxes[found.box_index[chosen]], outputs.anchors[chosen]) / self._variances(outputs)
             box_losses.append(smooth_l1_loss(outputs.deltas[place, chosen], truth, beta=config.beta).sum())
         return {
-            "class": self._class_loss(outputs.logits, labels, ignored) / over,
-            "box": torch.stack(box_losses).sum() / over * config.box_weight,
+            "class": self._class_loss(outputs.logits, labels, ignored) / normalizer,
+            "box": torch.stack(box_losses).sum() / normalizer * config.box_weight,
         }
 
     def margins(self, outputs: SSDOutputs, targets: Sequence[Target]) -> Margins:

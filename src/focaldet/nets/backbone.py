@@ -51,7 +51,7 @@ class Backbone(Staged):
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The maps C2…C5 of normalised images."""
+        """The maps C2…C5 of normalized images."""
 
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:

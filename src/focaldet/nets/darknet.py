@@ -26,7 +26,7 @@ _BLOCKS = (
 
 
 class ConvLeaky(nn.Module):
-    """A convolution that keeps the size, normalisation, and a leaky ReLU: x for x > 0, else 0.1 x."""
+    """A convolution that keeps the size, normalization, and a leaky ReLU: x for x > 0, else 0.1 x."""
 
     def __init__(self, channels: int, out_channels: int, kernel: int, *, norm: NormKind, eps: float) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class DarkNet19(Backbone):
         self.channels = (widths[2], widths[3], widths[4], widths[5])
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The maps C2…C5 of normalised images."""
+        """The maps C2…C5 of normalized images."""
         maps = []
         x = images
         for number, block in enumerate(self.blocks):

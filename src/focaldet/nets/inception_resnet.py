@@ -83,7 +83,7 @@ class Layers:
     eps: float
 
     def norm_layer(self, channels: int) -> nn.Module:
-        """A normalisation of `channels` channels; BatchNorm has no scale to learn, GroupNorm has."""
+        """A normalization of `channels` channels; BatchNorm has no scale to learn, GroupNorm has."""
         if self.norm == "frozen":
             return FrozenBatchNorm(channels, eps=self.eps)
         if self.norm == "batch":
@@ -92,7 +92,7 @@ class Layers:
 
 
 class ConvNormReLU(nn.Module):
-    """A convolution without bias, normalisation and ReLU. With padding "same" H cells become ⌈H / stride⌉."""
+    """A convolution without bias, normalization and ReLU. With padding "same" H cells become ⌈H / stride⌉."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class InceptionResNetTrunk(Staged):
         _initialise(self)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The three maps of normalised images, finest first."""
+        """The three maps of normalized images, finest first."""
         x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(images)))
         x = self.conv2d_4a(self.conv2d_3b(max_pool(x, stride=2, padding=self.padding)))
         y = self.repeat(self.mixed_5b(max_pool(x, stride=2, padding=self.padding)))

@@ -18,7 +18,7 @@ _ENDS = (3, 6, 13, 17)  # the last blocks of strides 4, 8, 16 and 32
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution, normalisation and ReLU6; the two layers are called "0" and "1" in checkpoints."""
+    """Convolution, normalization and ReLU6; the two layers are called "0" and "1" in checkpoints."""
 
     def __init__(
         self, channels: int, out_channels: int, kernel: int, *, stride: int, groups: int, norm: NormKind, eps: float
@@ -82,7 +82,7 @@ class MobileNetV2(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The maps C2…C5 of normalised images."""
+        """The maps C2…C5 of normalized images."""
         maps = []
         x = images
         for number, block in enumerate(self.features):

@@ -33,7 +33,7 @@ class FeaturePyramid(nn.Module):
     """P3, P4, P5 from C3, C4, C5 by lateral 1×1 and top-down nearest upsampling; P6, P7 by strided convolutions.
 
     `p6_from` is the input of P6: C5 in the paper and Detectron, P5 in torchvision's first RetinaNet and many later
-    works. No normalisation and no non-linearity but the ReLU before P7 (Focal Loss paper, footnote 2), which
+    works. No normalization and no non-linearity but the ReLU before P7 (Focal Loss paper, footnote 2), which
     mmdetection leaves out: `p7_relu`.
     """
 
@@ -59,7 +59,7 @@ class FeaturePyramid(nn.Module):
 class RegionPyramid(nn.Module):
     """P2…P5 from C2…C5, and P6, every other cell of P5, for the large anchors alone (FPN paper, footnote 1).
 
-    `norm` puts a normalisation behind every convolution, whose bias it makes needless, as torchvision's second Faster
+    `norm` puts a normalization behind every convolution, whose bias it makes needless, as torchvision's second Faster
     R-CNN has it.
     """
 
@@ -88,7 +88,7 @@ def top_down(laterals: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _each(convs: nn.ModuleList, norms: nn.ModuleList, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Every map through its convolution and, where there are any, its normalisation."""
+    """Every map through its convolution and, where there are any, its normalization."""
     convolved = [conv(x) for conv, x in zip(convs, maps, strict=True)]
     return [norm(x) for norm, x in zip(norms, convolved, strict=True)] if norms else convolved
 

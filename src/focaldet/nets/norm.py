@@ -1,4 +1,4 @@
-"""Normalisation layers, and the convolution that absorbs a frozen one."""
+"""Normalization layers, and the convolution that absorbs a frozen one."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ NormKind = Literal["frozen", "batch", "group"]
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch normalisation with fixed statistics and affine part: y = x · scale + shift. Keys as `nn.BatchNorm2d`.
+    """Batch normalization with fixed statistics and affine part: y = x · scale + shift. Keys as `nn.BatchNorm2d`.
 
     Detectors fine-tune with a handful of images per batch, too few to estimate statistics from, so those of the
     ImageNet training stay (ResNet paper, appendix A). All four tensors are buffers: nothing here is trained.
@@ -47,7 +47,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 def norm_layer(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module:
-    """A normalisation of `channels` channels: frozen or trained BatchNorm, or GroupNorm with 32 groups."""
+    """A normalization of `channels` channels: frozen or trained BatchNorm, or GroupNorm with 32 groups."""
     if kind == "frozen":
         return FrozenBatchNorm(channels, eps=eps)
     if kind == "batch":

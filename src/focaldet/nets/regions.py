@@ -104,7 +104,7 @@ class TwoLayers(nn.Module):
 
 
 class FourConvolutions(nn.Module):
-    """Four 3×3 convolutions, each normalised and with ReLU, then one fully connected layer with ReLU.
+    """Four 3×3 convolutions, each normalized and with ReLU, then one fully connected layer with ReLU.
 
     The head of torchvision's second Faster R-CNN (Wu and He 2018, "Group Normalization", section 4.2).
     """
@@ -150,7 +150,7 @@ class PooledTail(Staged):
         return [[self.tail]]
 
     def forward(self, pooled: Float[Tensor, "R C S S"]) -> Float[Tensor, "R D"]:
-        """A vector of each region; of no region none, made of one that is cut off again: normalisation needs one."""
+        """A vector of each region; of no region none, made of one that is cut off again: normalization needs one."""
         x = pooled if len(pooled) else F.pad(pooled, (0, 0, 0, 0, 0, 0, 0, 1))
         x = x if self.adapter is None else F.relu(self.adapter(x), inplace=True)
         vectors: Tensor = self.tail(x).mean((2, 3))

@@ -140,7 +140,7 @@ class ResNet(Backbone):
         self._initialise()
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The maps C2…C5 of normalised images; to C4 after `cut`."""
+        """The maps C2…C5 of normalized images; to C4 after `cut`."""
         x = F.relu(conv_norm(images, self.conv1, self.bn1), inplace=True)
         x = F.max_pool2d(x, 3, 2, 0 if self.ceil_pool else 1, ceil_mode=self.ceil_pool)
         maps = []

@@ -32,7 +32,7 @@ class Layers:
 
 
 class ConvNormReLU(nn.Module):
-    """A 3×3 convolution without bias, normalisation, and ReLU unless `relu` is off."""
+    """A 3×3 convolution without bias, normalization, and ReLU unless `relu` is off."""
 
     def __init__(self, channels: int, width: int, *, norm: NormKind, eps: float, relu: bool = True) -> None:
         super().__init__()

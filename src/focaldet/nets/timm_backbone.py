@@ -12,7 +12,7 @@ from focaldet.nets.backbone import NUM_STAGES, Backbone
 class TimmBackbone(Backbone):
     """A timm model cut after strides 4, 8, 16 and 32, with random weights.
 
-    Normalisation layers are timm's own and are trained, but for those of frozen stages.
+    Normalization layers are timm's own and are trained, but for those of frozen stages.
 
     Raises:
         ConfigError: timm is not installed, does not know the name, or the model has no maps of these strides.
@@ -39,7 +39,7 @@ class TimmBackbone(Backbone):
         self._ends = {stride: sources[place] for stride, place in at.items()}
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
-        """The maps C2…C5 of normalised images."""
+        """The maps C2…C5 of normalized images."""
         maps = self.model(images)
         return [maps[place] for place in self._places]
 

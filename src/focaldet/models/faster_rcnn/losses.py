@@ -19,7 +19,6 @@ from focaldet.config import Fraction, validated
 from focaldet.models.base import LossContext
 from focaldet.ops.boxes import encode
 from focaldet.ops.classifier import Classifier, class_loss_sum
-from focaldet.ops.losses.normalize import divisors
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, match
 from focaldet.ops.proposals import ProposalConfig, match_inside, propose
@@ -227,13 +226,8 @@ def _stage_losses(
     """The class loss of all trained boxes and the box loss of the P positives, divided by what `config` counts."""
     is_focal = config.loss == "focal"
     num_trained = trained.sum()
-    normalizer = divisors(
-        (torch.full_like(num_trained, len(deltas)) if is_focal else num_trained)[None],
-        "batch",
-        averages=context.averages,
-        all_reduce_sum=context.all_reduce_sum,
-        num_ranks=context.num_ranks,
-    )[0]
+    counted = (torch.full_like(num_trained, len(deltas)) if is_focal else num_trained)[None]
+    normalizer = context.normalizers(counted)[0]
     alpha, gamma = (config.alpha, config.gamma) if is_focal else (None, 0.0)
     class_loss = class_loss_sum(logits, labels, classifier=classifier, alpha=alpha, gamma=gamma, ignore=~trained)
     box_loss = smooth_l1_loss(deltas, truth, beta=config.beta).sum()

@@ -1,10 +1,12 @@
-"""The classification losses as modules: sums over any shape, divided by a normaliser that detectors know.
+"""The classification losses as modules: sums over any shape, divided by a normalizer that detectors know.
 
 Axes: B images (the first axis of whatever is given), K classes.
 """
 
+import functools
+import warnings
 from abc import abstractmethod
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,69 +15,86 @@ from torch import Tensor, nn
 from focaldet.ops.losses import focal
 from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy
 from focaldet.ops.losses.inputs import Alpha, is_positive, require_gamma
-from focaldet.ops.losses.normalize import START, Normaliser, divisors, sum_over_ranks
+from focaldet.ops.losses.normalize import START, Normalizer, loss_normalizers, sum_over_ranks
 
 Uncounted = Literal["elements", "none"]
-Divisor = Normaliser | Uncounted
+LossNormalizer = Normalizer | Uncounted
+
+RENAMED_ARGUMENTS = {"normaliser": "normalizer", "over_ranks": "across_ranks"}  # of version 0.1
 
 
-class NormalisedLoss(nn.Module):
-    """A scalar: the sum of an elementwise loss over `normaliser`.
+class NormalizedLoss(nn.Module):
+    """A scalar: the sum of an elementwise loss, divided by `normalizer`.
 
-    `batch`, `image`, `batch_plus_one` and `moving_average` count the positives (targets of 1), see
-    `normalise.divisors`; the moving average is part of the state dict. `elements` counts all that is not ignored,
-    `none` divides by 1. With `over_ranks` the counts are those of all processes of `torch.distributed`, so that the
-    mean of the gradients over the processes is that of one process with all the data.
+    `batch`, `image`, `batch_plus_one` and `moving_average` count the positives (targets of 1) as
+    `normalize.loss_normalizers` does; the moving average is part of the state dict. `elements` counts all that is not
+    ignored, `none` divides by 1. With `across_ranks` the counts are those of all processes of `torch.distributed`, so
+    that the mean of the gradients over the processes is that of one process with all the data.
 
     Raises:
-        ValueError: an unknown normaliser.
+        ValueError: an unknown normalizer.
     """
 
     average: Tensor
 
-    def __init__(self, *, normaliser: Divisor = "batch", over_ranks: bool = False) -> None:
+    def __init_subclass__(cls) -> None:
+        """Let the constructor take the argument names of version 0.1, with a warning."""
+        super().__init_subclass__()
+        construct = cls.__init__
+
+        @functools.wraps(construct)
+        def init(self: NormalizedLoss, *args: Any, **named: Any) -> None:
+            for old in [name for name in named if name in RENAMED_ARGUMENTS]:
+                new = RENAMED_ARGUMENTS[old]
+                warnings.warn(f"{cls.__name__}: {old} is now called {new}", FutureWarning, stacklevel=2)
+                named[new] = named.pop(old)
+            construct(self, *args, **named)
+
+        cls.__init__ = init  # type: ignore[method-assign]
+
+    def __init__(self, *, normalizer: LossNormalizer = "batch", across_ranks: bool = False) -> None:
         super().__init__()
-        known = (*get_args(Normaliser), *get_args(Uncounted))
-        if normaliser not in known:
-            raise ValueError(f"normaliser must be one of {', '.join(known)}, found {normaliser!r}")
-        self.normaliser, self.over_ranks = normaliser, over_ranks
-        self.register_buffer("average", torch.tensor(START), persistent=normaliser == "moving_average")
+        known = (*get_args(Normalizer), *get_args(Uncounted))
+        if normalizer not in known:
+            raise ValueError(f"normalizer must be one of {', '.join(known)}, got {normalizer!r}")
+        self.normalizer, self.across_ranks = normalizer, across_ranks
+        self.register_buffer("average", torch.tensor(START), persistent=normalizer == "moving_average")
 
     @abstractmethod
     def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
         """The loss of every element or row, 0 where ignored."""
 
     def positives(self, targets: Tensor) -> Bool[Tensor, "*shape"]:
-        """Where there is something to find."""
+        """True where there is an object."""
         return is_positive(targets)
 
     def forward(self, logits: Tensor, targets: Tensor, ignore: Tensor | None = None) -> Float[Tensor, ""]:
-        """The normalised loss of logits of any shape with at least one axis.
+        """The normalized loss of logits of any shape with at least one axis.
 
         `targets` and `ignore` are as the elementwise function of the same name takes them.
         """
         loss = self.elementwise(logits, targets, ignore)
-        if self.normaliser == "none":
+        if self.normalizer == "none":
             return loss.sum()
         counted = torch.ones_like(loss, dtype=torch.bool) if ignore is None else ~ignore
-        if self.normaliser != "elements":
+        if self.normalizer != "elements":
             counted = counted & self.positives(targets)
-        return (loss.flatten(1).sum(1) if loss.ndim > 1 else loss).div(self._divisors(counted)).sum()
+        return (loss.flatten(1).sum(1) if loss.ndim > 1 else loss).div(self._normalizers(counted)).sum()
 
-    def _divisors(self, counted: Bool[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
+    def _normalizers(self, counted: Bool[Tensor, "B *rest"]) -> Float[Tensor, " B"]:
         """What the loss of each image is divided by."""
-        ranks = torch.distributed.get_world_size() if self.over_ranks and torch.distributed.is_initialized() else 1
+        ranks = torch.distributed.get_world_size() if self.across_ranks and torch.distributed.is_initialized() else 1
         averages = {"positives": self.average}
-        over = divisors(
+        normalizers = loss_normalizers(
             counted.flatten(1).sum(1) if counted.ndim > 1 else counted.long(),
-            "batch" if self.normaliser == "elements" else cast(Normaliser, self.normaliser),
+            "batch" if self.normalizer == "elements" else cast(Normalizer, self.normalizer),
             averages=averages,
             all_reduce_sum=sum_over_ranks if ranks > 1 else None,
             num_ranks=ranks,
         )
         if self.training:
             self.average.copy_(averages["positives"])
-        return over
+        return normalizers
 
 
 def keep_alpha(module: nn.Module, alpha: Alpha) -> None:
@@ -86,31 +105,31 @@ def keep_alpha(module: nn.Module, alpha: Alpha) -> None:
         setattr(module, "alpha", alpha)  # noqa: B010  nn.Module declares only modules and tensors
 
 
-class BinaryCrossEntropyLoss(NormalisedLoss):
-    """Equation 1, summed and normalised: `cross_entropy.binary_cross_entropy`."""
+class BinaryCrossEntropyLoss(NormalizedLoss):
+    """Equation 1, summed and normalized: `cross_entropy.binary_cross_entropy`."""
 
     def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
         return binary_cross_entropy(logits, targets, ignore=ignore)
 
 
-class BalancedCrossEntropyLoss(NormalisedLoss):
-    """Equation 3, summed and normalised: `cross_entropy.balanced_cross_entropy`."""
+class BalancedCrossEntropyLoss(NormalizedLoss):
+    """Equation 3, summed and normalized: `cross_entropy.balanced_cross_entropy`."""
 
     alpha: Alpha
 
-    def __init__(self, *, alpha: Alpha, normaliser: Divisor = "batch", over_ranks: bool = False) -> None:
-        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+    def __init__(self, *, alpha: Alpha, normalizer: LossNormalizer = "batch", across_ranks: bool = False) -> None:
+        super().__init__(normalizer=normalizer, across_ranks=across_ranks)
         keep_alpha(self, alpha)
 
     def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
         return balanced_cross_entropy(logits, targets, alpha=self.alpha, ignore=ignore)
 
 
-class FocalLoss(NormalisedLoss):
-    """Equation 4, summed and normalised: `focal.focal_loss`."""
+class FocalLoss(NormalizedLoss):
+    """Equation 4, summed and normalized: `focal.focal_loss`."""
 
-    def __init__(self, *, gamma: float = 2.0, normaliser: Divisor = "batch", over_ranks: bool = False) -> None:
-        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+    def __init__(self, *, gamma: float = 2.0, normalizer: LossNormalizer = "batch", across_ranks: bool = False) -> None:
+        super().__init__(normalizer=normalizer, across_ranks=across_ranks)
         require_gamma(gamma)
         self.gamma = gamma
 
@@ -118,15 +137,20 @@ class FocalLoss(NormalisedLoss):
         return focal.focal_loss(logits, targets, gamma=self.gamma, ignore=ignore)
 
 
-class BalancedFocalLoss(NormalisedLoss):
-    """Equation 5, summed and normalised, with the paper's α and γ: `focal.balanced_focal_loss`."""
+class BalancedFocalLoss(NormalizedLoss):
+    """Equation 5, summed and normalized, with the paper's α and γ: `focal.balanced_focal_loss`."""
 
     alpha: Alpha
 
     def __init__(
-        self, *, alpha: Alpha = 0.25, gamma: float = 2.0, normaliser: Divisor = "batch", over_ranks: bool = False
+        self,
+        *,
+        alpha: Alpha = 0.25,
+        gamma: float = 2.0,
+        normalizer: LossNormalizer = "batch",
+        across_ranks: bool = False,
     ) -> None:
-        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+        super().__init__(normalizer=normalizer, across_ranks=across_ranks)
         require_gamma(gamma)
         keep_alpha(self, alpha)
         self.gamma = gamma
@@ -135,26 +159,26 @@ class BalancedFocalLoss(NormalisedLoss):
         return focal.balanced_focal_loss(logits, targets, alpha=self.alpha, gamma=self.gamma, ignore=ignore)
 
 
-class FocalStarLoss(NormalisedLoss):
-    """FL* of appendix A, summed and normalised: `focal.focal_star_loss`."""
+class FocalStarLoss(NormalizedLoss):
+    """FL* of appendix A, summed and normalized: `focal.focal_star_loss`."""
 
     def __init__(
-        self, *, gamma: float = 2.0, beta: float = 1.0, normaliser: Divisor = "batch", over_ranks: bool = False
+        self, *, gamma: float = 2.0, beta: float = 1.0, normalizer: LossNormalizer = "batch", across_ranks: bool = False
     ) -> None:
-        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+        super().__init__(normalizer=normalizer, across_ranks=across_ranks)
         self.gamma, self.beta = gamma, beta
 
     def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
         return focal.focal_star_loss(logits, targets, gamma=self.gamma, beta=self.beta, ignore=ignore)
 
 
-class QualityFocalLoss(NormalisedLoss):
-    """The focal loss for soft targets, summed and normalised: `focal.quality_focal_loss`. A quality above 0 counts as a
+class QualityFocalLoss(NormalizedLoss):
+    """The focal loss for soft targets, summed and normalized: `focal.quality_focal_loss`. A quality above 0 counts as a
     positive.
     """
 
-    def __init__(self, *, beta: float = 2.0, normaliser: Divisor = "batch", over_ranks: bool = False) -> None:
-        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+    def __init__(self, *, beta: float = 2.0, normalizer: LossNormalizer = "batch", across_ranks: bool = False) -> None:
+        super().__init__(normalizer=normalizer, across_ranks=across_ranks)
         self.beta = beta
 
     def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
@@ -164,13 +188,13 @@ class QualityFocalLoss(NormalisedLoss):
         return targets > 0
 
 
-class SoftmaxFocalLoss(NormalisedLoss):
-    """The focal loss of a softmax over the last axis, summed over rows and normalised: `focal.softmax_focal_loss`.
+class SoftmaxFocalLoss(NormalizedLoss):
+    """The focal loss of a softmax over the last axis, summed over rows and normalized: `focal.softmax_focal_loss`.
 
-    By default it is the mean over rows. `background` is the class that is no positive, for the normalisers that count.
+    By default it is the mean over rows. `background` is the class that is no positive, for the normalizers that count.
 
     Raises:
-        ValueError: a normaliser that counts positives without a `background`.
+        ValueError: a normalizer that counts positives without a `background`.
     """
 
     alpha: Tensor | None
@@ -181,13 +205,13 @@ class SoftmaxFocalLoss(NormalisedLoss):
         gamma: float = 2.0,
         alpha: Float[Tensor, " K"] | None = None,
         background: int | None = None,
-        normaliser: Divisor = "elements",
-        over_ranks: bool = False,
+        normalizer: LossNormalizer = "elements",
+        across_ranks: bool = False,
     ) -> None:
-        super().__init__(normaliser=normaliser, over_ranks=over_ranks)
+        super().__init__(normalizer=normalizer, across_ranks=across_ranks)
         require_gamma(gamma)
-        if background is None and normaliser not in get_args(Uncounted):
-            raise ValueError(f"normaliser {normaliser!r} counts positives: say which class is the background")
+        if background is None and normalizer not in get_args(Uncounted):
+            raise ValueError(f"normalizer {normalizer!r} counts positives: say which class is the background")
         self.gamma, self.background = gamma, background
         self.register_buffer("alpha", alpha, persistent=False)
 

@@ -1,4 +1,4 @@
-"""Losses of box regression, elementwise: whoever calls them sums and normalises.
+"""Losses of box regression, elementwise: whoever calls them sums and normalizes.
 
 Axes: N boxes.
 """

@@ -213,7 +213,7 @@ def test_mistakes_are_errors(run, data, monkeypatch):
     with pytest.raises(DataError, match=r"3\.png"):
         evaluate(run, device="cpu")
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="no run folder with weights"):
+    with pytest.raises(CheckpointError, match="not a run folder with weights"):
         evaluate(run)
 
 

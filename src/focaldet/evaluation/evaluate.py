@@ -116,7 +116,7 @@ def _join_parts(parts: Sequence[tuple[dict[int, Detections], list[tuple[int, flo
     timings = [timing for _, part in parts for timing in part]
     num_images, seconds = sum(number for number, _ in timings), sum(spent for _, spent in timings)
     milliseconds = 1e3 * seconds / num_images if num_images else None
-    return TimedDetections([detections[index] for index in sorted(detections)], milliseconds)
+    return TimedDetections([detections[index] for index in range(len(detections))], milliseconds)
 
 
 def evaluate(

@@ -100,7 +100,7 @@ def test_a_long_list_of_classes_shows_its_ends(tmp_path):
     assert names[:10] == [f"kind{place:02d}" for place in range(1, 11)]
     assert names[10] == "…"
     assert names[11:21] == [f"kind{place:02d}" for place in range(16, 26)]
-    assert lines[start + 22] == "10 more: --all; 5 classes have no box"
+    assert lines[start + 22] == "10 more: --all; 5 classes without a box"
     everything = [line.split()[0] for line in report.lines(all_classes=True) if line.startswith("kind")]
     assert len(everything) == 30
 

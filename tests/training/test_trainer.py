@@ -260,7 +260,7 @@ def test_resuming_a_finished_run_says_that_nothing_is_left(tmp_path, capsys):
     run(config)
     assert "nothing left to train" not in capsys.readouterr().out
     run(dataclasses.replace(config, resume=True))
-    assert "nothing left to train: all 1 epochs of this run are done" in capsys.readouterr().out
+    assert "nothing left to train: all epochs of this run are done (1 epoch)" in capsys.readouterr().out
 
 
 def test_a_run_on_files_says_how_to_go_on(tmp_path, demo_data, monkeypatch, capsys, own_handlers):

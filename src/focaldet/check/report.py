@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from focaldet.check.anchor_fit import AnchorReport
+from focaldet.data.formats.text import quantity
 from focaldet.data.problems import Problems
 
 LISTED_CLASSES = 10  # at each end of the list, where not all are asked for
@@ -115,5 +116,5 @@ def _class_lines(splits: Sequence[SplitReport], *, all_classes: bool) -> list[st
     head = LISTED_CLASSES
     tail = max(present, 2 * LISTED_CLASSES)  # the rarest that have any box; those without are told in the last line
     lines = aligned([header, *rows[:head], *rows[tail - head : tail]], left={0})
-    empty = f"; {len(rows) - present} classes have no box" if present < len(rows) else ""
+    empty = f"; {quantity(len(rows) - present, 'class', 'classes')} without a box" if present < len(rows) else ""
     return [*lines[: head + 1], "…", *lines[head + 1 :], f"{hidden} more: --all{empty}"]

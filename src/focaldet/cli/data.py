@@ -10,6 +10,7 @@ from focaldet.check.check import check_data
 from focaldet.cli import Switch
 from focaldet.cli.flags import SPLIT_HELP, Architecture, Data, DataParts, data_config, model_config
 from focaldet.cli.output import UNREADABLE, print_error, print_json, print_table, progress
+from focaldet.data.formats.text import quantity
 from focaldet.data.splits import open_split
 from focaldet.errors import DataError
 from focaldet.models import find_preset
@@ -94,7 +95,7 @@ def anchors_command(
         return
     rows = [[f"{side:.2f}" for side in pixels] + [f"{side:.5g}" for side in cells] for pixels, cells in shapes.pairs()]
     print_table([["WIDTH PX", "HEIGHT PX", "WIDTH / 32", "HEIGHT / 32"], *rows], left=set())
-    boxes = f'{shapes.num_boxes} boxes of "{shapes.split}" at {shapes.resize}'
+    boxes = f'{quantity(shapes.num_boxes, "box", "boxes")} of "{shapes.split}" at {shapes.resize}'
     print(f"\naverage IoU {shapes.average_iou:.3f} of {boxes}")
     cells = ",".join(f"[{width:.5g},{height:.5g}]" for width, height in shapes.cells)
     print(f"for YOLOv2: --architecture.anchors [{cells}]")

@@ -11,7 +11,7 @@ from focaldet.data.dataset import Classes, DataConfig, DataFormat, Dataset
 from focaldet.data.formats import coco, csv, voc, yolo
 from focaldet.data.formats.assemble import assemble
 from focaldet.data.formats.records import DatasetLayout, Records
-from focaldet.data.formats.text import brief, hint, list_names, what_is_at
+from focaldet.data.formats.text import brief, hint, list_names, quantity, what_is_at
 from focaldet.data.problems import Problem, Problems
 from focaldet.errors import ConfigError, DataError
 
@@ -72,7 +72,10 @@ def open_splits(config: DataConfig, *, seed: int) -> Splits:
 
 
 def _sentence(train: Dataset, val: Dataset) -> str:
-    return f'Training on "{train.name}" ({len(train)} images), validating on "{val.name}" ({len(val)} images)'
+    return (
+        f'Training on "{train.name}" ({quantity(len(train), "image")}), '
+        f'validating on "{val.name}" ({quantity(len(val), "image")})'
+    )
 
 
 def _why_held_out(parts: Mapping[str, Part], seed: int) -> str:

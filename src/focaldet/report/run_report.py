@@ -12,6 +12,7 @@ import torch
 from focaldet import config as configs
 from focaldet import draw
 from focaldet.data.dataset import Dataset, ImageSource
+from focaldet.data.formats.text import quantity
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.results import ResultRows, read_results
 from focaldet.report.charts import Chart, Curve, chart_section
@@ -101,8 +102,9 @@ def target_as_detections(target: Target, names: tuple[str, ...]) -> Detections:
 
 def _summary_html(dataset: Dataset, metrics: Metrics) -> str:
     return (
-        f"Evaluated on <b>{escape(dataset.name)}</b>: {metrics.num_images:,} images, {metrics.num_boxes:,} boxes of "
-        f"{len(metrics.per_class)} classes, {metrics.num_detections:,} detections."
+        f"Evaluated on <b>{escape(dataset.name)}</b>: {quantity(metrics.num_images, 'image')}, "
+        f"{quantity(metrics.num_boxes, 'box', 'boxes')} of {quantity(len(metrics.per_class), 'class', 'classes')}, "
+        f"{quantity(metrics.num_detections, 'detection')}."
     )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from focaldet.config import make_folder
 from focaldet.data.dataset import DataConfig, FileSource
-from focaldet.data.formats.text import list_names
+from focaldet.data.formats.text import list_names, quantity
 from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.evaluation.coco import percent
@@ -329,9 +329,9 @@ def _write_imbalance(out: Path, tally: LossTally, imbalance: Imbalance, *, subje
         header("Where the loss comes from", meaning, model=subject, notes=imbalance.notes),
         chart_section("", list(charts.values())),
         section("Fractions of the loss, and its sums", _gamma_table(imbalance.gammas)),
-        f"<p>{imbalance.num_images:,} images with {imbalance.num_boxes:,} objects. A decision is one class at one "
-        "anchor, with a softmax one anchor; anchors that the loss ignores do not count. The focal loss is that of "
-        "equation 4, without α. After figure 4 and section 5.1 of Lin et al. 2017.</p>",
+        f"<p>{quantity(imbalance.num_images, 'image')} with {quantity(imbalance.num_boxes, 'object')}. "
+        "A decision is one class at one anchor, with a softmax one anchor; anchors that the loss ignores do not count. "
+        "The focal loss is that of equation 4, without α. After figure 4 and section 5.1 of Lin et al. 2017.</p>",
     )
 
 

@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from focaldet.data.dataset import Dataset, FileSource, ImageSource
+from focaldet.data.formats.text import quantity
 from focaldet.data.splits import open_splits
 from focaldet.training.config import RunConfig
 from focaldet.types import Target
@@ -53,7 +54,9 @@ def open_sources(
     with_boxes = (dataset.offsets.diff() > 0).nonzero().flatten().tolist()
     few = with_boxes[: config.overfit] or list(range(min(config.overfit, len(dataset))))
     repeats = math.ceil(OVERFIT_UPDATES * config.batch_size / len(few))
-    notes.append(f"overfit: training and scoring on the same {len(few)} images, {repeats} times an epoch")
+    notes.append(
+        f"overfit: training and scoring on the same {quantity(len(few), 'image')}, {quantity(repeats, 'time')} an epoch"
+    )
     return _choose(sources[0], few * repeats), _choose(sources[0], few), notes
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from focaldet import config as configs
 from focaldet.data.dataset import Classes
+from focaldet.data.formats.text import quantity
 from focaldet.models import Detector, DetectorConfig, LossContext, build, find_preset, named_config
 from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.runtime import Autocast, build_autocast, seed_everything
@@ -238,4 +239,4 @@ def _describe_norm(detector: Detector) -> str:
     kind = detector.config.norm or "own"
     if kind == "frozen":
         return "frozen BatchNorm has no statistics then; --architecture.norm batch trains it"
-    return f"{kind} norm, {detector.config.frozen_stages or 0} stages frozen"
+    return f"{kind} norm, {quantity(detector.config.frozen_stages or 0, 'stage')} frozen"

@@ -17,6 +17,7 @@ from typing import Any
 from focaldet import config as configs
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import ImageSource
+from focaldet.data.formats.text import quantity
 from focaldet.data.loading.loader import Loader, explained_worker_death
 from focaldet.errors import CheckpointError, OutOfMemoryError
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
@@ -366,7 +367,9 @@ class Trainer:
         self._log_phase()
         self._write("resumed" if state.step else "started", step=state.step, epoch=state.epoch)
         if state.epoch >= epochs:
-            self._write("note", text=f"nothing left to train: all {epochs} epochs of this run are done")
+            self._write(
+                "note", text=f"nothing left to train: all epochs of this run are done ({quantity(epochs, 'epoch')})"
+            )
 
     def _log_phase(self) -> None:
         """What one wants to know before the wait: size, learning rate, length, device."""
@@ -389,7 +392,8 @@ class Trainer:
             self._write("interrupted", step=state.step, text=text)
         else:
             stalled = " (no better AP for a while)" if self._has_stalled() else ""
-            text = f"finished after {state.epoch} epochs{stalled}, {state.seconds_training:.0f} s of training"
+            epochs = quantity(state.epoch, "epoch")
+            text = f"finished after {epochs}{stalled}, {state.seconds_training:.0f} s of training"
             self._write("finished", step=state.step, seconds_training=state.seconds_training, text=text)
         return TrainResult(
             out=self.folder.path,
@@ -419,8 +423,9 @@ def explain_errors(config: RunConfig) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
-            f"out of memory with {config.batch_size} images per update: try accumulate={config.accumulate * 2} "
-            "(the same update in smaller parts), a smaller size, a smaller batch_size, or precision=bf16"
+            f"out of memory with {quantity(config.batch_size, 'image')} per update: "
+            f"try accumulate={config.accumulate * 2} (the same update in smaller parts), "
+            "a smaller size, a smaller batch_size, or precision=bf16"
         ) from error
     except OSError as error:
         if error.errno not in configs.NO_SPACE:
@@ -448,13 +453,13 @@ def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, 
     ratio = f"{config.batch_size} / {BASE_BATCH}"
     scale = f"({ratio})" if config.optimizer == "sgd" else f"√({ratio})"
     return [
-        f"model: {config.model}, {len(detector.class_names)} classes, {trained / 1e6:.1f} M trained parameters, "
-        f"{detector.preprocessing.resize}",
+        f"model: {config.model}, {quantity(len(detector.class_names), 'class', 'classes')}, "
+        f"{trained / 1e6:.1f} M trained parameters, {detector.preprocessing.resize}",
         f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "
-        f"for {config.batch_size} images per update, {config.optimizer}, {config.schedule}; "
+        f"for {quantity(config.batch_size, 'image')} per update, {config.optimizer}, {config.schedule}; "
         f"backbone × {config.backbone_factor:g}",
-        f"{num_steps} steps in {config.epochs} epochs on {fabric.device}, "
-        f"{state.autocast.precision}, {fabric.world_size} process{'es' if fabric.world_size > 1 else ''}; "
+        f"{quantity(num_steps, 'step')} in {quantity(config.epochs, 'epoch')} on {fabric.device}, "
+        f"{state.autocast.precision}, {quantity(fabric.world_size, 'process', 'processes')}; "
         f"run folder {config.out}",
     ]
 

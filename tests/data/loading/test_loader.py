@@ -253,7 +253,7 @@ def test_files_are_kept_in_memory_in_training_only(tmp_path):
         ({"workers": -1}, "workers"),
         ({"num_ranks": 0}, "num_ranks"),
         ({"rank": 2, "num_ranks": 2}, "rank: must be in 0…1, found 2"),
-        ({"source": painted_source(1), "num_ranks": 2}, "1 images cannot be trained on by 2 processes"),
+        ({"source": painted_source(1), "num_ranks": 2}, "1 image cannot be trained on by 2 processes"),
     ],
 )
 def test_wrong_settings_are_named(settings, named):

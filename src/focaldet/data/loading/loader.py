@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import FileSource, ImageSource
+from focaldet.data.formats.text import quantity
 from focaldet.data.loading import sampler as planning
 from focaldet.data.loading.cache import CachedSource
 from focaldet.data.loading.collate import PackedBatch
@@ -74,7 +75,7 @@ class Loader:
     ) -> None:
         _check(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
         if augment is not None and len(source.dataset) < num_ranks:
-            raise ConfigError(f"{len(source.dataset)} images cannot be trained on by {num_ranks} processes")
+            raise ConfigError(f"{quantity(len(source.dataset), 'image')} cannot be trained on by {num_ranks} processes")
         self._dataset, self._preprocessing, self._seed, self._workers = source.dataset, preprocessing, seed, workers
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
         self._training, self._multi_scale = augment is not None, multi_scale

@@ -1,4 +1,4 @@
-"""Charts: points at their place, nothing that is not finite, colors of the page, and words beside the curves."""
+"""Charts: points at their position, nothing that is not finite, colors of the page, and words beside the curves."""
 
 import csv
 import io

@@ -25,7 +25,7 @@ evaluation,1,2,,,,0.25,0.5,
 
 
 class Scenes:
-    """Twenty dark pictures with one bright box each."""
+    """Twenty dark images with one bright box each."""
 
     def __init__(self, names=("cell", "dog"), num_images=20):
         boxes = [[([8, 8, 24, 40], k % 2, int(k % 5 == 4))] for k in range(num_images)]
@@ -38,18 +38,18 @@ class Scenes:
 
 @pytest.fixture
 def run(tmp_path):
-    """A run folder with everything a training leaves."""
+    """A run folder with everything a training writes."""
     folder = tmp_path / "cells"
     folder.mkdir()
     (folder / "metrics.csv").write_text(METRICS)
     (folder / "config.yaml").write_text("model: retinanet_r18_fpn\nseed: 7\n")
     (folder / "environment.json").write_text('{"torch": "2.14"}')
-    found = {k: make_detections(([8, 8, 24, 40], 0.9, k % 2), ([0, 0, 9, 9], 0.2, 0)) for k in range(20)}
-    write_results(folder / "predictions.json", Scenes().dataset, found)
+    detections = {k: make_detections(([8, 8, 24, 40], 0.9, k % 2), ([0, 0, 9, 9], 0.2, 0)) for k in range(20)}
+    write_results(folder / "predictions.json", Scenes().dataset, detections)
     return folder
 
 
-def test_phases_are_told_with_what_each_sets(run):
+def test_phases_are_shown_with_their_settings(run):
     assert "Phases" not in write_report(run, Scenes()).read_text()
     (run / "config.yaml").write_text("phases:\n- {epochs: 4}\n- {epochs: 2, model_note: <b>, ema: null}\n")
     page = Seen(write_report(run, Scenes()).read_text())
@@ -90,7 +90,7 @@ def page_of(run, source=None, **settings):
     return path.read_text(encoding="utf-8")
 
 
-def test_it_holds_numbers_curves_pictures_and_settings(run):
+def test_it_has_numbers_curves_images_and_settings(run):
     seen = Seen(page_of(run))
     assert seen.open == []
     for text in ("cells", "retinanet_r18_fpn", "AP75", "area below 32² px", "seed: 7", '"torch": "2.14"', "20 images"):
@@ -131,7 +131,7 @@ def test_it_needs_nothing_from_elsewhere_and_runs_nothing(run):
     assert not [name for _, attributes in seen.tags for name in attributes if name.startswith("on")]
 
 
-def test_every_picture_has_words_and_a_size(run):
+def test_every_image_has_a_text_and_a_size(run):
     for one in Seen(page_of(run)).all("img"):
         assert re.search(r"\d+\.png: (ground truth|detections): (\d+ \w+|nothing)", one["alt"])
         assert (one["width"], one["height"]) == ("64", "48")
@@ -153,7 +153,7 @@ def test_names_from_the_data_cannot_become_markup(run):
     assert all("onload" not in attributes for _, attributes in seen.tags)
 
 
-def test_ignored_truth_is_called_so():
+def test_ignored_truth_is_named_so():
     target = Target(torch.zeros(2, 4), torch.tensor([0, 1]), torch.tensor([False, True]))
     assert target_as_detections(target, ("cell", "dog")).names == ("cell", "dog (ignored)")
 
@@ -171,7 +171,7 @@ def test_a_damaged_history_is_survived(run):
     assert "Training loss" in page_of(run)
 
 
-def test_fewer_images_than_pictures(run):
+def test_fewer_images_than_the_page_shows(run):
     write_results(run / "predictions.json", Scenes(num_images=3).dataset, {})
     assert len(Seen(page_of(run, Scenes(num_images=3))).all("img")) == 6
 
@@ -201,7 +201,7 @@ def test_colors_have_the_contrast_that_the_web_guidelines_ask_for(colors):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_real_browser_shows_it_without_complaint(run, scheme):
+def test_a_real_browser_shows_it_without_messages(run, scheme):
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on this machine")
@@ -211,9 +211,9 @@ def test_a_real_browser_shows_it_without_complaint(run, scheme):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(color_scheme=scheme, viewport={"width": 390, "height": 844})
-        complaints, requests = [], []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        messages, requests = [], []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(path.as_uri())
         loaded = page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
@@ -221,7 +221,7 @@ def test_a_real_browser_shows_it_without_complaint(run, scheme):
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         browser.close()
     assert loaded
-    assert complaints == []
+    assert messages == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
-    assert width <= 390  # nothing sticks out on a telephone
+    assert width <= 390  # the page fits a phone
     assert ground == {"light": "rgb(250, 250, 248)", "dark": "rgb(20, 22, 26)"}[scheme]

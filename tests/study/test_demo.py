@@ -20,15 +20,15 @@ def shortened(tmp_path_factory):
         yield demo.run_demo(tmp_path_factory.mktemp("demo") / "run", epochs=1, images_per_epoch=8)
 
 
-def test_it_leaves_a_run_a_report_and_pictures(shortened):
+def test_it_writes_a_run_a_report_and_drawings(shortened):
     assert shortened.metrics is not None
     assert shortened.metrics.num_images == 4
     assert (shortened.out / "weights" / "best.safetensors").exists()
     assert "<svg" in shortened.report.read_text()
-    pictures = sorted(shortened.drawings.glob("*.jpg"))
-    assert len(pictures) == 4
-    with Image.open(pictures[0]) as picture:
-        assert picture.size == (256, 192)
+    drawings = sorted(shortened.drawings.glob("*.jpg"))
+    assert len(drawings) == 4
+    with Image.open(drawings[0]) as drawing:
+        assert drawing.size == (256, 192)
 
 
 def test_its_data_are_on_disk_and_its_run_evaluates_on_them(shortened, capsys, tmp_path):
@@ -58,10 +58,10 @@ def test_digits_are_never_mirrored():
 def test_the_command_says_where_to_look_and_what_comes_next(shortened, monkeypatch, capsys):
     monkeypatch.setattr("focaldet.cli.demo.run_demo", lambda out, **named: shortened)
     assert main(["demo", "--out", str(shortened.out)]) == 0
-    said = capsys.readouterr().out
-    assert str(shortened.report) in said
-    assert "AP50" in said
-    assert "focaldet train --data YOUR_DATA" in said
+    printed = capsys.readouterr().out
+    assert str(shortened.report) in printed
+    assert "AP50" in printed
+    assert "focaldet train --data YOUR_DATA" in printed
 
 
 @pytest.mark.prove

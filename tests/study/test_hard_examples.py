@@ -35,7 +35,7 @@ SCENES = {
 
 @pytest.fixture
 def data(tmp_path):
-    """A COCO data set of five pictures, four of which have something odd."""
+    """A COCO dataset of five images, four of which have an error."""
     folder = tmp_path / "data"
     folder.mkdir()
     images, annotations = [], []
@@ -53,24 +53,24 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def found(data, tmp_path, monkeypatch):
-    """The study of these pictures with a detector that finds what is bright."""
+def study(data, tmp_path, monkeypatch):
+    """The study of these images with a detector that detects what is bright."""
     monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(BrightDetector(), (1, 2), "bright"))
     return study_hard("bright", data / "instances_val.json", out=tmp_path / "out", precision="fp32", score=0.5)
 
 
-def test_every_kind_of_error_is_found_where_it_is(found):
-    objects = {kind: numbers for kind, numbers in found.counts.items() if any(numbers)}
+def test_every_kind_of_error_is_counted(study):
+    objects = {kind: numbers for kind, numbers in study.counts.items() if any(numbers)}
     assert objects == {"found": (2, 0), "wrong class": (1, 1), "poor box": (1, 1), "background": (0, 1)}
-    assert [(one.image, one.problem) for one in found.suspects] == [
+    assert [(one.image, one.problem) for one in study.suspects] == [
         (1, "wrong class"),
         (2, "missing box"),
         (3, "misplaced box"),
     ]
 
 
-def test_it_leaves_tables_pictures_and_a_page(found):
-    out = found.page.parent
+def test_it_writes_tables_images_and_a_page(study):
+    out = study.page.parent
     names = {path.name for path in out.iterdir()}
     assert names == {"index.html", "pictures", "examples.csv", "suspects.csv", "suspects_coco.json"} | {
         "easiness.svg",
@@ -90,13 +90,13 @@ def test_it_leaves_tables_pictures_and_a_page(found):
         assert shown.size == (64, 48)  # never larger than the original
 
 
-def test_the_page_asks_for_nothing_from_elsewhere(found):
-    text = found.page.read_text(encoding="utf-8")
+def test_the_page_asks_for_nothing_from_elsewhere(study):
+    text = study.page.read_text(encoding="utf-8")
     assert re.findall(r'(?:src|href)="?(https?:|//)', text) == []
-    assert held_in(text)["images"][4][0] == '<b>&".png'
+    assert page_data(text)["images"][4][0] == '<b>&".png'
 
 
-def held_in(page):
+def page_data(page):
     """The data of a page."""
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))
 
@@ -109,7 +109,7 @@ def test_a_name_cannot_end_the_data_of_the_page(tmp_path):
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert text.count("</script>") == 2  # of the data and of the program
     assert "<!--" not in text
-    assert held_in(text)["classes"] == [name, "dog"]
+    assert page_data(text)["classes"] == [name, "dog"]
 
 
 def test_easy_is_one_and_hard_near_zero():
@@ -147,9 +147,9 @@ def test_the_command_prints_counts_and_where_to_look(data, tmp_path, monkeypatch
     monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(BrightDetector(), (1, 2), "bright"))
     line = ["study", "hard", "bright", "--data", str(data / "instances_val.json"), "--out", str(tmp_path / "cells")]
     assert main([*line, "--precision", "fp32"]) == 0
-    said = capsys.readouterr().out
-    assert "3 suspected label errors" in said
-    assert str(tmp_path / "cells" / "index.html") in said
+    printed = capsys.readouterr().out
+    assert "3 suspected label errors" in printed
+    assert str(tmp_path / "cells" / "index.html") in printed
 
 
 def test_a_set_without_boxes_or_findings_still_has_a_page(tmp_path, monkeypatch):
@@ -178,18 +178,18 @@ def browser():
         opened.close()
 
 
-def opened_page(browser, path, **settings):
-    """A page and the list that its complaints go to."""
-    page, complaints = browser.new_page(**settings), []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+def open_page(browser, path, **settings):
+    """A page and the list that its messages go to."""
+    page, messages = browser.new_page(**settings), []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.goto(path.as_uri())
-    return page, complaints
+    return page, messages
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_reader_filters_steps_and_exports_in_a_real_browser(found, browser, scheme):
-    page, complaints = opened_page(browser, found.page, color_scheme=scheme, accept_downloads=True)
+def test_a_reader_filters_steps_and_exports_in_a_real_browser(study, browser, scheme):
+    page, messages = open_page(browser, study.page, color_scheme=scheme, accept_downloads=True)
     assert page.locator(".tile").count() == 5
     assert page.locator(".tile figcaption").first.inner_text().startswith("moved.png hardest 5.27")
     assert page.locator(".count").inner_text() == "5 of 5 images, 7 objects and false positives"
@@ -226,12 +226,12 @@ def test_a_reader_filters_steps_and_exports_in_a_real_browser(found, browser, sc
     with page.expect_download() as download:
         page.get_by_role("button", name="Save as CSV").click()
     assert len(download.value.path().read_text(encoding="utf-8").strip().splitlines()) == 2
-    assert complaints == []
+    assert messages == []
     page.close()
 
 
-def test_pictures_are_shown_and_nothing_sticks_out_on_a_telephone(found, browser):
-    page, complaints = opened_page(browser, found.page, viewport={"width": 390, "height": 844})
+def test_images_are_shown_and_the_page_fits_a_phone(study, browser):
+    page, messages = open_page(browser, study.page, viewport={"width": 390, "height": 844})
     page.wait_for_load_state("networkidle")
     shown = page.evaluate(
         "Promise.all([...document.querySelectorAll('image')].map(({href}) => new Promise((done) => {"
@@ -240,7 +240,7 @@ def test_pictures_are_shown_and_nothing_sticks_out_on_a_telephone(found, browser
     )
     assert shown == [64] * 5
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert complaints == []
+    assert messages == []
     page.close()
 
 
@@ -250,13 +250,13 @@ def test_five_thousand_images_stay_quick(browser, tmp_path):
     corners = torch.rand(15, 2, generator=generator) * 60
     rows = [((x, y, x + 20, y + 20), 0, 0) for x, y in corners.tolist()]
     dataset = make_dataset([rows] * 5000)
-    shifted = [((x + 6, y, x + 26, y + 20), 0.9 - place / 20, 0) for place, (x, y) in enumerate(corners.tolist())]
+    shifted = [((x + 6, y, x + 26, y + 20), 0.9 - index / 20, 0) for index, (x, y) in enumerate(corners.tolist())]
     several = tuple(classify_outcomes(make_detections(*shifted), dataset.target(0), score=0.3))
     examples = [several] * 5000
     path = tmp_path / "index.html"
     suspects = find_suspects(examples, num_classes=2, score=0.3)
     write_hard_page(path, dataset, examples, suspects, score=0.3, model="m")
-    page, _ = opened_page(browser, path)
+    page, _ = open_page(browser, path)
     assert page.locator(".tile").count() == 24
     milliseconds = page.evaluate(
         "() => { const start = performance.now(); document.querySelector('[name=loss]').value = 1;"

@@ -1,4 +1,4 @@
-"""Figure 4 on one's own data: whose loss is counted, what the numbers say, and the files that stay."""
+"""Figure 4 on your own data: what is counted, what the numbers mean, and the files."""
 
 import csv
 import json
@@ -37,13 +37,13 @@ FILES = {
 }
 
 
-class TellingDetector(BrightDetector):
+class MarginDetector(BrightDetector):
     """Is undecided about every object, and has a hundred negatives an image at x_t = 3."""
 
     negative = 3.0
 
     def margins(self, outputs, targets):
-        self.told = [*getattr(self, "told", []), *targets]
+        self.targets = [*getattr(self, "targets", []), *targets]
         objects = sum(int((~target.ignored).sum()) for target in targets)
         return Margins(torch.zeros(objects), torch.full((100 * len(targets),), self.negative))
 
@@ -51,17 +51,17 @@ class TellingDetector(BrightDetector):
 def write_data(folder, images, *, names=("cell", "dog", "cat")):
     """A COCO folder with one split, `val`; each image is a list of the names of its boxes, which all lie at `BOX`."""
     (folder / "images").mkdir(parents=True)
-    for place in range(len(images)):
-        Image.fromarray(make_image().permute(1, 2, 0).numpy()).save(folder / "images" / f"{place}.png")
-    rows = [(place, name) for place, image in enumerate(images) for name in image]
+    for index in range(len(images)):
+        Image.fromarray(make_image().permute(1, 2, 0).numpy()).save(folder / "images" / f"{index}.png")
+    rows = [(index, name) for index, image in enumerate(images) for name in image]
     document = {
         "images": [
-            {"id": place, "file_name": f"{place}.png", "height": 48, "width": 64} for place in range(len(images))
+            {"id": index, "file_name": f"{index}.png", "height": 48, "width": 64} for index in range(len(images))
         ],
         "categories": [{"id": 1 + label, "name": name} for label, name in enumerate(names)],
         "annotations": [
-            {"id": k, "image_id": place, "category_id": 1 + names.index(name), "bbox": [8, 8, 16, 32], "iscrowd": 0}
-            for k, (place, name) in enumerate(rows)
+            {"id": k, "image_id": index, "category_id": 1 + names.index(name), "bbox": [8, 8, 16, 32], "iscrowd": 0}
+            for k, (index, name) in enumerate(rows)
         ],
     }
     (folder / "instances_val.json").write_text(json.dumps(document))
@@ -71,7 +71,7 @@ def write_data(folder, images, *, names=("cell", "dog", "cat")):
 @pytest.fixture
 def detector(monkeypatch):
     """A detector that knows other classes in another order; every weights file is it."""
-    one = TellingDetector(names=("dog", "bus", "cell"))
+    one = MarginDetector(names=("dog", "bus", "cell"))
     monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(one, (), str(spec)))
     return one
 
@@ -86,15 +86,15 @@ def strict_json(path):
 class TestWhatIsCounted:
     def test_boxes_have_the_labels_of_the_detector_and_unknown_ones_are_ignored(self, detector, tmp_path):
         data = write_data(tmp_path / "data", [["cell", "cat"], ["dog"], []])
-        found = study_imbalance("weights", data, out=tmp_path / "out", size=128, device="cpu").imbalance
-        first, second, third = detector.told
+        imbalance = study_imbalance("weights", data, out=tmp_path / "out", size=128, device="cpu").imbalance
+        first, second, third = detector.targets
         assert first.ignored.tolist() == [False, True]
         assert [first.labels[0], second.labels[0]] == [2, 0]
         assert first.boxes[0].tolist() == [2 * side for side in BOX]  # in the pixels that the network sees
         assert len(third.labels) == 0
-        assert (found.num_images, found.num_boxes, found.num_ignored) == (3, 2, 1)
-        assert (found.num_positives, found.num_negatives, found.negatives_per_positive) == (2, 300, 150)
-        unknown, extra = found.notes
+        assert (imbalance.num_images, imbalance.num_boxes, imbalance.num_ignored) == (3, 2, 1)
+        assert (imbalance.num_positives, imbalance.num_negatives, imbalance.negatives_per_positive) == (2, 300, 150)
+        unknown, extra = imbalance.notes
         assert unknown.endswith(": 1 (cat)")
         assert extra.endswith(": bus")
 
@@ -150,8 +150,8 @@ class TestWithoutSomething:
         data = write_data(tmp_path / "data", [[], []])
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "positives.png").touch()  # of an earlier call
-        found = study_imbalance("weights", data, out=tmp_path / "out", device="cpu").imbalance
-        assert "no positives, 200 negatives" in found.meaning[0]
+        imbalance = study_imbalance("weights", data, out=tmp_path / "out", device="cpu").imbalance
+        assert "no positives, 200 negatives" in imbalance.meaning[0]
         values = strict_json(tmp_path / "out" / "imbalance.json")
         assert values["negatives_per_positive"] is None
         assert {one["hardest_positives"] for one in values["gammas"]} == {None}
@@ -166,13 +166,13 @@ class TestWithoutSomething:
         with pytest.raises(ConfigError, match="split: 'val' has no images"):
             study_imbalance("weights", out=tmp_path / "out")
 
-    def test_a_detector_that_does_not_tell_is_refused(self, tmp_path, monkeypatch):
+    def test_a_detector_without_margins_is_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(BrightDetector(), (), str(spec)))
         with pytest.raises(ConfigError, match="BrightDetector has no method `margins`"):
             study_imbalance("weights", write_data(tmp_path / "data", [[]]), out=tmp_path / "out", device="cpu")
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_a_broken_detector_is_told_with_the_images(self, detector, tmp_path, value):
+    def test_a_broken_detector_is_reported_with_the_images(self, detector, tmp_path, value):
         detector.negative = value
         with pytest.raises(NonFiniteLossError, match=r"logits are NaN or infinite on .*0\.png"):
             study_imbalance("weights", write_data(tmp_path / "data", [[]]), out=tmp_path / "out", device="cpu")
@@ -183,8 +183,8 @@ class TestWithoutSomething:
             study_imbalance("weights", gammas=gammas)
 
 
-def meaning(positive, negative, *, gammas=(0.0, 2.0)):
-    """What is said of positives and negatives at (x_t, how many)."""
+def meaning_of(positive, negative, *, gammas=(0.0, 2.0)):
+    """The sentences on positives and negatives given as (x_t, count)."""
     tally = LossTally(gammas)
     tally.add(Margins(*(torch.cat([torch.full((count,), x) for x, count in side]) for side in (positive, negative))))
     dataset = make_dataset([[(BOX, 0, 0)]])
@@ -195,19 +195,19 @@ def meaning(positive, negative, *, gammas=(0.0, 2.0)):
 
 class TestWhatItMeans:
     def test_as_in_the_paper(self):
-        text = meaning([(0.0, 10)], [(3.0, 10_000), (-2.0, 50)])
+        text = meaning_of([(0.0, 10)], [(3.0, 10_000), (-2.0, 50)])
         assert text.startswith("One decision in 1,006 is about an object: 10 positives, 10,050 negatives.")
         assert "With the cross entropy (γ = 0) the negatives have 85 times the loss of the positives" in text
         assert "with γ = 2 the negatives have 48 times" in text
         assert "few hard" in text
 
     def test_who_holds_more_may_change_sides(self):
-        text = meaning([(0.0, 10)], [(4.0, 1000)])
+        text = meaning_of([(0.0, 10)], [(4.0, 1000)])
         assert "(γ = 0) the negatives have 2.62 times the loss of the positives" in text
         assert "γ = 2 the positives have 295 times the loss of the negatives" in text
 
     def test_both_may_hold_the_same(self):
-        assert "(γ = 0) both sides have the same loss" in meaning([(0.5, 10)], [(0.5, 10)])
+        assert "(γ = 0) both sides have the same loss" in meaning_of([(0.5, 10)], [(0.5, 10)])
 
     @pytest.mark.parametrize(
         ("negative", "verdict"),
@@ -219,16 +219,16 @@ class TestWhatItMeans:
         ],
     )
     def test_the_verdict_follows_the_numbers(self, negative, verdict):
-        assert verdict in meaning([(0.0, 1)], negative)
+        assert verdict in meaning_of([(0.0, 1)], negative)
 
-    def test_one_exponent_is_told_alone(self):
-        text = meaning([(0.0, 1)], [(3.0, 100)], gammas=(1.0,))
+    def test_one_exponent_alone(self):
+        text = meaning_of([(0.0, 1)], [(3.0, 100)], gammas=(1.0,))
         assert text.startswith("One decision in 101 is about an object: 1 positive, 100 negatives. With γ = 1 the ")
         assert "have 99.0 % of their loss with γ = 1, the hardest 1 % the rest." in text
         assert "and" not in text.partition("The easy")[2]
 
     def test_nearly_nothing_is_not_nothing(self):
-        assert "< 0.1 % with γ = 2" in meaning([(0.0, 1)], [(9.0, 10_000), (-5.0, 100)])
+        assert "< 0.1 % with γ = 2" in meaning_of([(0.0, 1)], [(9.0, 10_000), (-5.0, 100)])
 
 
 class TestTheCommand:
@@ -237,10 +237,10 @@ class TestTheCommand:
         assert main(["study", "imbalance", str(run), "--device", "cpu", "--batch-size", "3"]) == 0
         out = run / "imbalance-val"
         assert {path.name for path in out.iterdir()} == FILES
-        said = capsys.readouterr().out
-        assert str(out / "index.html") in said
+        text = capsys.readouterr().out
+        assert str(out / "index.html") in text
         values = strict_json(out / "imbalance.json")
-        assert all(sentence in said for sentence in values["meaning"])
+        assert all(sentence in text for sentence in values["meaning"])
         assert [one["gamma"] for one in values["gammas"]] == [0, 0.5, 1, 2]
         assert values["num_images"] == 4
         assert values["num_positives"] > 0
@@ -264,8 +264,8 @@ class TestTheCommand:
 
     def test_mistakes_are_one_line(self, tiny_run, tmp_path, capsys):
         (tmp_path / "file").touch()
-        for more, said in ((["--out", str(tmp_path / "file")], "out:"), (["--gamma", "-1"], "gamma:")):
+        for more, text in ((["--out", str(tmp_path / "file")], "out:"), (["--gamma", "-1"], "gamma:")):
             assert main(["study", "imbalance", str(tiny_run), *more]) == 2
             error = capsys.readouterr().err
-            assert said in error
+            assert text in error
             assert error.count("\n") == 1

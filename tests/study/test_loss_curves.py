@@ -21,12 +21,12 @@ def out(tmp_path_factory):
 @pytest.fixture(scope="module")
 def curves(out):
     """{figure: {curve: {x: y}}} from the table."""
-    found = {}
+    curves = {}
     with (out / "curves.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            points = found.setdefault(row["figure"], {}).setdefault(row["curve"], {})
+            points = curves.setdefault(row["figure"], {}).setdefault(row["curve"], {})
             points[float(row["x"])] = float(row["y"])
-    return found
+    return curves
 
 
 def test_figure_1_is_the_formula_for_the_papers_gammas(curves):
@@ -39,7 +39,7 @@ def test_figure_1_is_the_formula_for_the_papers_gammas(curves):
 
 def test_figures_5_and_6_meet_the_appendix(curves):
     def nearest(points, x):
-        return points[min(points, key=lambda place: abs(place - x))]
+        return points[min(points, key=lambda other: abs(other - x))]
 
     values = {name: nearest(points, 2.0) for name, points in curves["star"].items()}
     slopes = {name: nearest(points, -2.0) for name, points in curves["star_slopes"].items()}

@@ -1,4 +1,4 @@
-"""Loss sorted into bins: the same curves as sorting every decision, in memory that does not grow."""
+"""Loss sorted into bins: the same curves as sorting every decision, in constant memory."""
 
 import math
 
@@ -30,7 +30,7 @@ def tally_of(*margins, gammas=GAMMAS):
 
 
 def exact(x, gamma):
-    """Fractions and shares from sorting the losses themselves."""
+    """Fractions of examples and of loss from sorting the losses themselves."""
     loss = focal_loss(x.double(), torch.ones(len(x)), gamma=gamma).sort().values
     return numpy.arange(len(x) + 1) / len(x), numpy.append(0, (loss.cumsum(0) / loss.sum()).numpy())
 
@@ -41,10 +41,10 @@ def test_the_curve_is_that_of_sorting_every_decision(gamma):
     tally = tally_of(margins)
     for side, x in zip(SIDES, margins, strict=True):
         curve = tally.cumulative(side, gamma)
-        fractions, shares = exact(x, gamma)
-        assert curve.easiest(fractions) == pytest.approx(shares, abs=2e-5 if side == "negatives" else 1e-3)
+        fractions, loss_fractions = exact(x, gamma)
+        assert curve.easiest(fractions) == pytest.approx(loss_fractions, abs=2e-5 if side == "negatives" else 1e-3)
         for tail in (0.2, 0.01):
-            assert curve.hardest(tail) == pytest.approx(1 - numpy.interp(1 - tail, fractions, shares), abs=1e-3)
+            assert curve.hardest(tail) == pytest.approx(1 - numpy.interp(1 - tail, fractions, loss_fractions), abs=1e-3)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -70,11 +70,11 @@ def test_two_examples_by_hand():
 def test_sums_are_those_of_the_losses_and_of_the_cross_entropy_without_gamma():
     margins = random_margins(100, 5000)
     sums = tally_of(margins).losses.sum(2)
-    for place, x in enumerate(margins):
+    for row, x in enumerate(margins):
         plain = binary_cross_entropy(x.double(), torch.ones(len(x))).sum().item()
-        assert sums[0, place].item() == pytest.approx(plain, rel=1e-12)
-        for gamma, found in zip(GAMMAS, sums[:, place].tolist(), strict=True):
-            assert found == pytest.approx(
+        assert sums[0, row].item() == pytest.approx(plain, rel=1e-12)
+        for gamma, total in zip(GAMMAS, sums[:, row].tolist(), strict=True):
+            assert total == pytest.approx(
                 focal_loss(x.double(), torch.ones(len(x)), gamma=gamma).sum().item(), rel=1e-12
             )
 
@@ -82,8 +82,8 @@ def test_sums_are_those_of_the_losses_and_of_the_cross_entropy_without_gamma():
 def test_the_larger_gamma_the_more_the_hardest_hold():
     tally = tally_of(random_margins(500, 50_000))
     for side, tail in (("positives", 0.2), ("negatives", 0.01)):
-        shares = [tally.cumulative(side, gamma).hardest(tail) for gamma in GAMMAS]
-        assert shares == sorted(set(shares))
+        loss_fractions = [tally.cumulative(side, gamma).hardest(tail) for gamma in GAMMAS]
+        assert loss_fractions == sorted(set(loss_fractions))
 
 
 def test_memory_does_not_grow_and_parts_are_the_whole(monkeypatch):

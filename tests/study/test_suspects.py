@@ -1,4 +1,4 @@
-"""Suspected label errors: each rule by hand, and the files that go back to a labelling tool."""
+"""Suspected label errors: each rule by hand, and the files that go back to a labeling tool."""
 
 import csv
 import json
@@ -18,20 +18,20 @@ BESIDE = (5.0, 0.0, 15.0, 10.0)
 FAR = (50.0, 50.0, 60.0, 60.0)
 
 
-def found(*images, objects, score=0.3):
+def suspects_of(*images, objects, score=0.3):
     """Suspects of images given by their detections, with the objects of each."""
     dataset = make_dataset([[(box, label, 0) for box, label in rows] for rows in objects])
     pairs = zip(images, range(len(dataset)), strict=True)
-    examples = [classify_outcomes(make_detections(*rows), dataset.target(place), score=score) for rows, place in pairs]
+    examples = [classify_outcomes(make_detections(*rows), dataset.target(index), score=score) for rows, index in pairs]
     return find_suspects(examples, num_classes=2, score=score), dataset
 
 
-def told(several):
+def summarize(several):
     return [(one.image, one.problem, round(one.suspicion, 4)) for one in several]
 
 
 def test_a_good_detector_on_good_labels_suspects_nothing():
-    assert found([(HERE, 0.9, CELL)], objects=[[(HERE, CELL)]])[0] == ()
+    assert suspects_of([(HERE, 0.9, CELL)], objects=[[(HERE, CELL)]])[0] == ()
 
 
 @pytest.mark.parametrize(
@@ -44,31 +44,31 @@ def test_a_good_detector_on_good_labels_suspects_nothing():
     ],
 )
 def test_each_problem_by_hand(detections, problem, suspicion, annotated, proposed):
-    (one,), _ = found(detections, objects=[[(HERE, CELL)]])
+    (one,), _ = suspects_of(detections, objects=[[(HERE, CELL)]])
     assert (one.image, one.problem, one.annotated, one.proposed) == (0, problem, annotated, proposed)
     assert one.suspicion == pytest.approx(suspicion, abs=1e-6)
 
 
-def test_an_object_nobody_sees_counts_by_how_well_its_class_is_found():
+def test_a_missed_object_counts_by_the_recall_of_its_class():
     rows = [[(HERE, 0.9, CELL)], [(HERE, 0.9, CELL)], [(HERE, 0.9, CELL)], []]
-    several, _ = found(*rows, objects=[[(HERE, CELL)]] * 4)
-    assert told(several) == [(3, "nothing there", 0.375)]  # a half × three of four are found
-    assert told(found([], objects=[[(HERE, CELL)]])[0]) == [(0, "nothing there", 0.0)]
+    several, _ = suspects_of(*rows, objects=[[(HERE, CELL)]] * 4)
+    assert summarize(several) == [(3, "nothing there", 0.375)]  # a half × three of four are detected
+    assert summarize(suspects_of([], objects=[[(HERE, CELL)]])[0]) == [(0, "nothing there", 0.0)]
 
 
 def test_an_unsure_detector_suspects_nothing_is_missing():
-    assert found([(FAR, 0.29, CELL)], objects=[[]])[0] == ()
-    assert len(found([(FAR, 0.31, CELL)], objects=[[]])[0]) == 1
+    assert suspects_of([(FAR, 0.29, CELL)], objects=[[]])[0] == ()
+    assert len(suspects_of([(FAR, 0.31, CELL)], objects=[[]])[0]) == 1
 
 
 def test_the_strongest_comes_first_over_all_images():
-    several, _ = found([(FAR, 0.5, CELL)], [(FAR, 0.9, CELL)], [(FAR, 0.7, DOG)], objects=[[], [], []])
-    assert told(several) == [(1, "missing box", 0.9), (2, "missing box", 0.7), (0, "missing box", 0.5)]
+    several, _ = suspects_of([(FAR, 0.5, CELL)], [(FAR, 0.9, CELL)], [(FAR, 0.7, DOG)], objects=[[], [], []])
+    assert summarize(several) == [(1, "missing box", 0.9), (2, "missing box", 0.7), (0, "missing box", 0.5)]
 
 
-def test_the_files_say_what_the_annotations_and_the_detector_say(tmp_path):
+def test_the_files_have_what_the_annotations_and_the_detector_say(tmp_path):
     rows = [[(HERE, 0.9, DOG), (FAR, 0.8, CELL)], []]
-    several, dataset = found(*rows, objects=[[(HERE, CELL)], [(FAR, DOG)]])
+    several, dataset = suspects_of(*rows, objects=[[(HERE, CELL)], [(FAR, DOG)]])
     write_suspects(several, dataset, table=tmp_path / "s.csv", coco=tmp_path / "s.json")
     with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
@@ -86,8 +86,8 @@ def test_the_files_say_what_the_annotations_and_the_detector_say(tmp_path):
     assert (third["category_id"], third["problem"], third["area"]) == (2, "nothing there", 100)
 
 
-def test_the_coco_file_is_read_by_our_own_reader(tmp_path):
-    several, dataset = found([(HERE, 0.9, DOG)], objects=[[(HERE, CELL)]])
+def test_the_coco_file_can_be_read_again(tmp_path):
+    several, dataset = suspects_of([(HERE, 0.9, DOG)], objects=[[(HERE, CELL)]])
     Image.new("RGB", (100, 100)).save(tmp_path / "0.png")
     write_suspects(several, dataset, table=tmp_path / "s.csv", coco=tmp_path / "s.json")
     again = open_evaluation_split(DataConfig(path=tmp_path / "s.json"), "val", seed=0)

@@ -1,4 +1,4 @@
-"""A sweep of a few steps: its settings, what it leaves, what a kill costs, what it refuses."""
+"""A sweep of a few steps: its settings, its files, resuming after a kill, and what it refuses."""
 
 import csv
 import dataclasses
@@ -25,9 +25,12 @@ from tests.training.squares import squares
 NAMES = ["gamma_0_alpha_0.25", "gamma_0_alpha_none", "gamma_2_alpha_0.25", "gamma_2_alpha_none"]
 
 
-def swept(out, *, told=None, run=None, **grid):
+def run_sweep(out, *, messages=None, run=None, **grid):
     return study_sweep(
-        run or of_squares(out), sources=(DATA, DATA), log=None if told is None else told.append, **{**FEW, **grid}
+        run or of_squares(out),
+        sources=(DATA, DATA),
+        log=None if messages is None else messages.append,
+        **{**FEW, **grid},
     )
 
 
@@ -35,8 +38,8 @@ def swept(out, *, told=None, run=None, **grid):
 def unbroken(tmp_path_factory):
     """A whole sweep with OHEM and softmax. Read only."""
     out = tmp_path_factory.mktemp("sweep") / "whole"
-    told = []
-    return swept(out, told=told, ohem=True, softmax=True), told
+    messages = []
+    return run_sweep(out, messages=messages, ohem=True, softmax=True), messages
 
 
 def contents(out):
@@ -48,15 +51,15 @@ def numbers(rows):
     return [(row.name, row.ap, row.ap50, row.ap75, row.epochs, row.diverged) for row in rows]
 
 
-def test_the_grid_has_every_pair_once_and_tells_it_in_its_name():
-    found = sweep_settings((0.0, 0.5, 0.5), (0.75, None), ohem=False, softmax=False)
-    assert [one.name for one in found] == [
+def test_the_grid_has_every_pair_once_under_its_name():
+    settings = sweep_settings((0.0, 0.5, 0.5), (0.75, None), ohem=False, softmax=False)
+    assert [one.name for one in settings] == [
         "gamma_0_alpha_0.75",
         "gamma_0_alpha_none",
         "gamma_0.5_alpha_0.75",
         "gamma_0.5_alpha_none",
     ]
-    assert found[2].architecture() == {"loss": {"gamma": 0.5, "alpha": 0.75}}
+    assert settings[2].architecture() == {"loss": {"gamma": 0.5, "alpha": 0.75}}
     others = sweep_settings((2.0,), (0.25,), ohem=True, softmax=True)[1:]
     assert [one.name for one in others] == ["ohem_128_nms_0.5", "ohem_256_nms_0.5", "ohem_128_nms_0.5_1to3", "softmax"]
     assert all((one.gamma, one.alpha) == (0.0, None) for one in others), "plain cross entropy"
@@ -67,11 +70,11 @@ def test_the_grid_has_every_pair_once_and_tells_it_in_its_name():
 @pytest.mark.parametrize("empty", ["gamma", "alpha"])
 def test_nothing_to_try_is_refused(empty, tmp_path):
     with pytest.raises(ConfigError, match=f"{empty}: a sweep needs at least one value"):
-        swept(tmp_path / "out", **{f"{empty}s": ()})
+        run_sweep(tmp_path / "out", **{f"{empty}s": ()})
 
 
 def test_every_setting_is_a_run_that_was_trained_as_it_says(unbroken):
-    result, told = unbroken
+    result, messages = unbroken
     assert [row.name for row in result.rows] == [
         *NAMES,
         "ohem_128_nms_0.5",
@@ -88,11 +91,11 @@ def test_every_setting_is_a_run_that_was_trained_as_it_says(unbroken):
         assert (folder / "weights" / "last.safetensors").exists()
         assert row.epochs == 2 and row.ap is not None and row.seconds > 0
     assert len({row.seconds for row in result.rows}) == len(result.rows)
-    assert any(re.match(r"setting 3/8  gamma_2_alpha_0.25  (about|less)", line) for line in told), told
-    assert sum(line.startswith("setting 8/8  softmax  AP ") for line in told) == 1
+    assert any(re.match(r"setting 3/8  gamma_2_alpha_0.25  (about|less)", line) for line in messages), messages
+    assert sum(line.startswith("setting 8/8  softmax  AP ") for line in messages) == 1
 
 
-def test_what_it_leaves(unbroken):
+def test_the_files(unbroken):
     result, _ = unbroken
     record = json.loads((result.out / "sweep.json").read_text())
     assert [row["name"] for row in record["rows"]] == [row.name for row in result.rows]
@@ -121,12 +124,12 @@ def test_again_trains_nothing_and_leaves_the_same_bytes(unbroken, monkeypatch):
     result, _ = unbroken
     runs, outer = contents(result.out / "runs"), {path: path.read_bytes() for path in result.out.glob("*.*")}
     monkeypatch.setattr(sweep, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert swept(result.out, ohem=True, softmax=True) == result
+    assert run_sweep(result.out, ohem=True, softmax=True) == result
     assert contents(result.out / "runs") == runs
     assert {path: path.read_bytes() for path in result.out.glob("*.*")} == outer
-    fewer = swept(result.out, gammas=(2.0,))
+    fewer = run_sweep(result.out, gammas=(2.0,))
     assert [row.name for row in fewer.rows] == NAMES[2:], "a smaller grid takes its rows from the same runs"
-    swept(result.out, ohem=True, softmax=True)
+    run_sweep(result.out, ohem=True, softmax=True)
 
 
 def test_a_killed_sweep_goes_on_where_it_was(unbroken, tmp_path, monkeypatch):
@@ -140,7 +143,7 @@ def test_a_killed_sweep_goes_on_where_it_was(unbroken, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sweep, "train", lambda config, **more: (resumed.append(config.resume), train(config, **more))[1]
     )
-    result = swept(out)
+    result = run_sweep(out)
     assert resumed == [True, False]
     events = (out / "runs" / NAMES[2] / "events.jsonl").read_text()
     assert '"event": "resumed", "step": 2' in events
@@ -163,7 +166,7 @@ def test_other_settings_are_refused_and_named(unbroken, changes, message):
     out = unbroken[0].out
     before = contents(out)
     with pytest.raises(ConfigError, match=rf"{message}.*--overwrite"):
-        swept(out, run=of_squares(out, **changes))
+        run_sweep(out, run=of_squares(out, **changes))
     assert contents(out) == before
 
 
@@ -176,15 +179,15 @@ def test_other_data_are_refused(unbroken):
 def test_what_only_changes_where_it_computes_may_change(unbroken):
     out = unbroken[0].out
     run = of_squares(out, log_every=7, resume=True)
-    assert numbers(swept(out, run=run).rows) == numbers(unbroken[0].rows[:4])
+    assert numbers(run_sweep(out, run=run).rows) == numbers(unbroken[0].rows[:4])
 
 
 def test_overwriting_begins_anew(tmp_path):
     out = tmp_path / "out"
     alone = {"gammas": (0.0,), "alphas": (None,)}
-    swept(out, run=of_squares(out, epochs=1), **alone)
+    run_sweep(out, run=of_squares(out, epochs=1), **alone)
     (out / "runs" / "left over").mkdir()
-    result = swept(out, run=of_squares(out, overwrite=True), **alone)
+    result = run_sweep(out, run=of_squares(out, overwrite=True), **alone)
     assert result.rows[0].epochs == 2
     assert sorted(path.name for path in out.iterdir()) == [
         "ap.png",
@@ -201,7 +204,7 @@ def test_overwriting_begins_anew(tmp_path):
 def test_a_folder_with_something_else_is_left_alone(tmp_path, overwrite):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"contains 'thesis\.tex' and is not the folder of a sweep"):
-        swept(tmp_path, run=of_squares(tmp_path, overwrite=overwrite))
+        run_sweep(tmp_path, run=of_squares(tmp_path, overwrite=overwrite))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -216,27 +219,27 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path, overwrite):
         ({"epochs": 0}, "epochs: Input should be greater than 0"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_made(tmp_path, changes, message):
+def test_mistakes_are_reported_before_anything_is_made(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        swept(tmp_path / "out", run=of_squares(tmp_path / "out", **changes))
+        run_sweep(tmp_path / "out", run=of_squares(tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [("alphas", 1.5, "loss.alpha"), ("gammas", -1.0, "loss.gamma")])
-def test_a_bad_value_of_the_grid_is_told_before_the_good_ones_are_trained(tmp_path, name, value, message):
+def test_a_bad_value_of_the_grid_is_reported_before_the_good_ones_are_trained(tmp_path, name, value, message):
     with pytest.raises(ConfigError, match=message):
-        swept(tmp_path / "out", **{name: (0.5, value)})
+        run_sweep(tmp_path / "out", **{name: (0.5, value)})
     assert not (tmp_path / "out").exists()
 
 
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "num_processes", lambda: 2)
     with pytest.raises(ConfigError, match="runs in one process"):
-        swept(tmp_path)
+        run_sweep(tmp_path)
 
 
 def fake_train(monkeypatch, answers):
-    """In place of training: each setting's answer, by its name."""
+    """Instead of training: the result of each setting, by its name."""
 
     def answer(config, *, sources):
         config.out.mkdir(parents=True)
@@ -268,34 +271,34 @@ def test_a_diverged_setting_is_a_row_and_stays_one(tmp_path, monkeypatch):
         zip(NAMES, (trained(0.1), NonFiniteLossError("the loss is nan"), trained(0.3), trained(0.2)), strict=True)
     )
     fake_train(monkeypatch, answers)
-    told = []
-    result = swept(tmp_path / "out", told=told)
+    messages = []
+    result = run_sweep(tmp_path / "out", messages=messages)
     assert [row.diverged for row in result.rows] == [None, "the loss is nan", None, None]
     assert [row.ap for row in result.rows] == [0.1, None, 0.3, 0.2], "of the last evaluation, not of the best"
-    assert "setting 2/4  gamma_0_alpha_none  diverged" in told
+    assert "setting 2/4  gamma_0_alpha_none  diverged" in messages
     assert "Diverged: γ = 0, α off." in result.sentences
     assert "<td>diverged</td>" in result.page.read_text()
     monkeypatch.setattr(sweep, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert swept(tmp_path / "out") == result
+    assert run_sweep(tmp_path / "out") == result
 
 
 def test_an_interrupted_training_stops_the_sweep(tmp_path, monkeypatch):
     answers = {NAMES[0]: trained(0.1), NAMES[1]: trained(0.1, interrupted=True)}
     fake_train(monkeypatch, answers)
-    told = []
-    result = swept(tmp_path / "out", told=told)
+    messages = []
+    result = run_sweep(tmp_path / "out", messages=messages)
     assert result.interrupted and result.page is None and [row.name for row in result.rows] == NAMES[:1]
-    assert told[-1] == "stopped in setting 2/4, gamma_0_alpha_none; the same command continues"
+    assert messages[-1] == "stopped in setting 2/4, gamma_0_alpha_none; the same command continues"
     assert not (tmp_path / "out" / "runs" / NAMES[1] / "result.json").exists()
 
 
 def test_a_result_of_another_setting_is_no_result(tmp_path, monkeypatch):
     fake_train(monkeypatch, {name: trained(0.1) for name in NAMES})
-    swept(tmp_path / "out")
+    run_sweep(tmp_path / "out")
     runs = tmp_path / "out" / "runs"
     (runs / NAMES[0] / "result.json").write_bytes((runs / NAMES[1] / "result.json").read_bytes())
     with pytest.raises(ConfigError, match="is of another setting than gamma_0_alpha"):
-        swept(tmp_path / "out")
+        run_sweep(tmp_path / "out")
 
 
 ROWS = (
@@ -310,25 +313,25 @@ ROWS = (
 )
 
 
-def test_the_balance_is_judged_where_both_forms_were_trained():
+def test_the_balance_is_compared_where_both_forms_were_trained():
     compared = compare_balance(ROWS)
     assert [(one.gamma, one.off, one.balanced, one.alpha) for one in compared] == [
         (0.0, 0.2, 0.24, 0.75),
         (2.0, 0.302, 0.3, 0.25),
     ]
     assert compared[0].gain == pytest.approx(0.04)
-    said = " ".join(sweep_sentences(ROWS))
-    assert "better than none (eq. 4)? With its best α at 1 of 2 γ, by +1.9 points" in said
-    assert "1 of the differences reach 2 points" in said
-    assert "γ = 2: 30.2 off, 30.0 with α = 0.25 (−0.2)" in said
+    text = " ".join(sweep_sentences(ROWS))
+    assert "better than none (eq. 4)? With its best α at 1 of 2 γ, by +1.9 points" in text
+    assert "1 of the differences reach 2 points" in text
+    assert "γ = 2: 30.2 off, 30.0 with α = 0.25 (−0.2)" in text
 
 
 def test_the_sentences_name_the_best_and_compare():
-    said = sweep_sentences(ROWS)
-    assert said[0] == "Best: cross entropy with OHEM, batch 128, NMS 0.5, with AP 35.0."
-    assert "The best focal loss (γ = 2, α off) against the best cross entropy (γ = 0): 30.2 to 24.0 (+6.2)." in said
-    assert "The best focal loss (γ = 2, α off) against the best OHEM: 30.2 to 35.0 (−4.8)." in said
-    assert "The best focal loss (γ = 2, α off) against softmax: 30.2 to 10.0 (+20.2)." in said
+    text = sweep_sentences(ROWS)
+    assert text[0] == "Best: cross entropy with OHEM, batch 128, NMS 0.5, with AP 35.0."
+    assert "The best focal loss (γ = 2, α off) against the best cross entropy (γ = 0): 30.2 to 24.0 (+6.2)." in text
+    assert "The best focal loss (γ = 2, α off) against the best OHEM: 30.2 to 35.0 (−4.8)." in text
+    assert "The best focal loss (γ = 2, α off) against softmax: 30.2 to 10.0 (+20.2)." in text
     assert sweep_sentences([SweepRow("a", 2.0, None)]) == ()
     assert best_row([]) is None
 
@@ -346,10 +349,10 @@ def test_the_command_end_to_end(demo_data, tmp_path, capsys):
     words += ["--architecture.width", "16", "--architecture.head_depth", "1", "--architecture.norm", "batch"]
     words += ["--gamma", "0", "2", "--alpha", "0.25", "none", "--out", str(out)]
     assert main(words) == 0
-    said = capsys.readouterr().out
-    assert "setting 4/4  gamma_2_alpha_none  AP " in said
-    assert re.search(r"γ = 0, α = 0\.25 +[\d.]+ +[\d.]+ +[\d.]+", said)
-    assert f"look at  {out / 'index.html'}" in said
+    text = capsys.readouterr().out
+    assert "setting 4/4  gamma_2_alpha_none  AP " in text
+    assert re.search(r"γ = 0, α = 0\.25 +[\d.]+ +[\d.]+ +[\d.]+", text)
+    assert f"look at  {out / 'index.html'}" in text
     assert sorted(path.name for path in (out / "runs").iterdir()) == NAMES
     assert main([*words, "--seed", "1"]) == 2
     assert "seed was 0, is 1" in capsys.readouterr().err

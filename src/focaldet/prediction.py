@@ -14,10 +14,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
-import numpy
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from focaldet import draw
@@ -25,7 +23,7 @@ from focaldet.config import make_folder
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.formats.records import pictures_below
 from focaldet.data.formats.text import quantity, read_lines
-from focaldet.data.images import SUFFIXES, from_array, read_image
+from focaldet.data.images import SUFFIXES, read_image, to_pixels
 from focaldet.data.loading.collate import padded
 from focaldet.data.loading.sampler import group_by_size
 from focaldet.errors import ConfigError, DataError
@@ -136,7 +134,7 @@ class Predictor:
     def _read_resized(self, image: Any) -> "_ResizedImage | DataError":
         """An image at the network's input size, still unpadded."""
         try:
-            pixels = _to_pixels(image)
+            pixels = to_pixels(image)
         except DataError as error:
             return error
         resized = resize_image(pixels, self.detector.preprocessing.resize)
@@ -380,31 +378,6 @@ def _load_named(name: str, weights: str | Path | None) -> Trained:
     classes = trained.detector.class_names
     load_into(build(name, num_classes=trained.detector.config.num_classes, class_names=classes), weights)
     return trained
-
-
-def _to_pixels(image: Any) -> UInt8[Tensor, "3 H W"]:
-    """The bytes of an image in any of the forms that `Predictor` takes."""
-    if isinstance(image, str | Path):
-        return read_image(Path(image))
-    if isinstance(image, Tensor) and image.is_floating_point():
-        return from_array(_round_to_bytes(image.detach().cpu()))
-    if isinstance(image, Tensor | numpy.ndarray | Image.Image):
-        return from_array(image.cpu() if isinstance(image, Tensor) else image)
-    raise DataError(
-        f"must be a path, a PIL image, a uint8 RGB array or a tensor, got {type(image).__name__}",
-        file="image given to predict",
-    )
-
-
-def _round_to_bytes(image: Float[Tensor, "*axes"]) -> UInt8[Tensor, "*axes"]:
-    """Floating-point pixels rounded to bytes; those in 0…1 are refused, not taken for a black image."""
-    name = "image given as Tensor"
-    low, high = (image.min().item(), image.max().item()) if image.numel() else (0.0, 0.0)
-    if not (low >= 0 and high <= 255):
-        raise DataError(f"values must be in 0…255, got {low:g}…{high:g}", file=name)
-    if 0 < high <= 1 and bool((image != image.round()).any()):
-        raise DataError(f"values must be in 0…255, got {low:g}…{high:g}: multiply by 255", file=name)
-    return image.round().to(torch.uint8)
 
 
 def _map_ahead(

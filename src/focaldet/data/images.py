@@ -15,10 +15,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode
@@ -110,6 +111,35 @@ def from_array(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 
     # torch takes neither read-only memory nor negative strides such as those of `image[..., ::-1]`.
     ours = colour if colour.flags.writeable and min(colour.strides) > 0 else colour.copy()
     return torch.from_numpy(ours).permute(2, 0, 1)
+
+
+def to_pixels(image: Any) -> UInt8[Tensor, "3 H W"]:
+    """The pixels of an image in any form: a path, a PIL image, an array, or a tensor on any device.
+
+    Arrays and tensors are as in `from_array`; tensors may also be floating point in 0…255, which is rounded.
+
+    Raises:
+        DataError: the file cannot be read, or another type, shape or value range.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        return from_array(_round_to_bytes(image) if image.is_floating_point() else image)
+    if isinstance(image, numpy.ndarray | Image.Image):
+        return from_array(image)
+    raise DataError(
+        f"must be a path, a PIL image, a uint8 RGB array or a tensor, got {type(image).__name__}", file="image"
+    )
+
+
+def _round_to_bytes(image: Float[Tensor, "*axes"]) -> UInt8[Tensor, "*axes"]:
+    """Floating-point pixels rounded to bytes; those in 0…1 are refused, not taken for a black image."""
+    low, high = (image.min().item(), image.max().item()) if image.numel() else (0.0, 0.0)
+    hint = ": multiply by 255" if 0 < high <= 1 and bool((image != image.round()).any()) else ""
+    if hint or not (low >= 0 and high <= 255):
+        raise DataError(f"values must be in 0…255, got {low:g}…{high:g}{hint}", file="image given as Tensor")
+    return image.round().to(torch.uint8)
 
 
 @contextmanager

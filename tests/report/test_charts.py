@@ -108,6 +108,10 @@ class TestTheEndOfTheAxis:
         assert usual_top([Curve("a", range(5), [9, 1, 1, 1, 1])]) == (pytest.approx(9.45), False)
         assert usual_top([Curve("a", range(200), [1.4 - k / 400 for k in range(200)])]) == (pytest.approx(1.47), False)
 
+    def test_a_loss_below_zero_is_shown(self):
+        ((points, _),) = curve_paths(chart_figure(chart(Curve("a", [0, 1], [1.0, -2.0]))))
+        assert points[1][1] < 250  # above the labels
+
     @pytest.mark.parametrize("y", [[], [0.0, 0.0], [math.nan]])
     def test_it_is_above_zero_without_values(self, y):
         assert usual_top([Curve("a", range(len(y)), y)])[0] > 0

@@ -1,7 +1,6 @@
 """Curves for pages and files, drawn by matplotlib: inline SVG whose colors follow the page, and SVG, PNG and CSV files.
 
-Curves differ in color and in dashes, so that they are told apart in black and white too. The same chart gives the same
-bytes.
+Curves differ in color and in dashes, to be distinguishable in black and white. The same chart gives the same bytes.
 """
 
 import csv
@@ -77,7 +76,7 @@ class Chart:
         x_label: what x is.
         y_label: what y is.
         x_range: ends of the x axis; where the curves end, by default.
-        y_range: ends of the y axis; by default from 0 to the highest usual value (`usual_top`).
+        y_range: ends of the y axis; by default from 0, or the lowest value below it, to `usual_top`.
         shaded: a range of x, and the text in it.
         dots: whether each value is marked, for curves of few.
     """
@@ -159,7 +158,8 @@ def _render(chart: Chart, file_format: str, *, title: str, look: Mapping[str, An
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    families = ["DejaVu Sans", *(set(FALLBACK_FONTS) & set(font_manager.get_font_names()))]
+    installed = font_manager.get_font_names()
+    families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
     settings: Any = {**LOOK, "font.family": families, "svg.hashsalt": chart.title, **(look or {})}
     file = io.BytesIO()
     with mpl.rc_context(settings), warnings.catch_warnings():
@@ -186,7 +186,8 @@ def _draw_axes(axes: Any, chart: Chart) -> None:
     from matplotlib.ticker import MaxNLocator
 
     top, is_cut = usual_top(chart.curves)
-    y_range = chart.y_range or (0.0, top)
+    lowest = min((min(curve.y) for curve in map(Curve.finite, chart.curves) if curve.y), default=0.0)
+    y_range = chart.y_range or (min(0.0, lowest), top)
     if chart.shaded is not None:
         low, high, text = chart.shaded
         axes.axvspan(low, high, color=LIGHT["shade"], zorder=0)

@@ -1,6 +1,7 @@
 """The frame of every HTML page: one style sheet for light and dark, and the parts that pages are made of.
 
-A page needs no network and no other file. What the helpers return and take as `html` is HTML; `text` is escaped.
+A page needs no network and no other file. The helpers return HTML; their `html` and the cells of tables are HTML too,
+other texts are escaped.
 """
 
 import base64
@@ -85,11 +86,11 @@ def write_page(path: Path, title: str, *html: str, style: str = "", script: str 
 
 
 def header(title: str, *html: str, model: str = "", notes: Sequence[str] = ()) -> str:
-    """The head of a page: its title, what it is about in typewriter letters, paragraphs as HTML, and notes as text."""
+    """The head of a page: its title, a line in monospace (`model`), paragraphs as HTML, and notes as text."""
     paragraphs = "".join(f"<p>{paragraph}</p>" for paragraph in html)
     about = f'<p class="model">{escape(model)}</p>' if model else ""
-    remarks = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
-    return f"<header><h1>{escape(title)}</h1>{about}{paragraphs}{remarks}</header>\n"
+    note_html = "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return f"<header><h1>{escape(title)}</h1>{about}{paragraphs}{note_html}</header>\n"
 
 
 def section(heading: str, *html: str) -> str:

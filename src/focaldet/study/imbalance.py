@@ -231,7 +231,7 @@ def _summarize_gamma(tally: LossTally, gamma: float) -> GammaLoss:
 
 
 def _class_notes(opened: EvaluationSetup) -> Iterator[str]:
-    """Which boxes are not counted, and which negatives are that a reader would not expect."""
+    """Boxes that are not counted, and negatives that a reader would not expect."""
     dataset, labels, names = opened.dataset, opened.class_match.labels, opened.detector.class_names
     unknown = [label for label in range(len(dataset.classes)) if label not in labels.values()]
     boxes = sum(int((dataset.labels == label).sum()) for label in unknown)
@@ -328,10 +328,13 @@ def _write_imbalance(out: Path, tally: LossTally, imbalance: Imbalance, *, subje
         f"Where the loss comes from · {subject}",
         header("Where the loss comes from", meaning, model=subject, notes=imbalance.notes),
         chart_section("", list(charts.values())),
-        section("Fractions of the loss, and its sums", _gamma_table(imbalance.gammas)),
-        f"<p>{quantity(imbalance.num_images, 'image')} with {quantity(imbalance.num_boxes, 'object')}. "
-        "A decision is one class at one anchor, with a softmax one anchor; anchors that the loss ignores do not count. "
-        "The focal loss is that of equation 4, without α. After figure 4 and section 5.1 of Lin et al. 2017.</p>",
+        section(
+            "Fractions of the loss, and its sums",
+            _gamma_table(imbalance.gammas),
+            f"<p>{quantity(imbalance.num_images, 'image')} with {quantity(imbalance.num_boxes, 'object')}. A decision "
+            "is one class at one anchor, with a softmax one anchor; anchors that the loss ignores do not count. The "
+            "focal loss is that of equation 4, without α. After figure 4 and section 5.1 of Lin et al. 2017.</p>",
+        ),
     )
 
 

@@ -1,4 +1,4 @@
-"""The results of a sweep as sweep_sentences, table, chart and page, beside the paper's own figures."""
+"""The results of a sweep as sentences, table, chart and page, beside the paper's own figures."""
 
 import csv
 import math

@@ -182,7 +182,7 @@ def test_detectron2_and_mmdetection(folder, written, name, layout, model, anchor
         "mmdetection": ("pooling.sampling_ratio 0", "background_box False"),
     }[layout]
     assert done.conventions == own and list(done.to_dict()["conventions"]) == list(own)
-    assert ["with its own", ", ".join(own)] in done.rows()
+    assert ["conventions", ", ".join(own)] in done.rows()
     again = convert(path, out, model=model, overwrite=True)
     assert again.model == model
     with pytest.raises(CheckpointError, match=f"model yolov2 was asked for; it fits {model}"):

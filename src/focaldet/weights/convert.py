@@ -127,7 +127,7 @@ class Conversion:
         return [
             ["read", f"{self.source} ({self.layout})"],
             ["detector", f"{self.model or 'no preset'} ({self.architecture})"],
-            *([["with its own", ", ".join(self.conventions)]] if self.conventions else []),
+            *([["conventions", ", ".join(self.conventions)]] if self.conventions else []),
             *parts,
             ["classes", f"{self.num_classes}{names}"],
             ["category ids", ids],

@@ -79,9 +79,9 @@ def load_detector(
     input: str | None = None,  # noqa: A002  what users write: --weights.input
     progress: Progress | None = None,
 ) -> Trained:
-    """Build the trained detector of a file, run folder or name, as the file says; `load_into` fills a given one.
+    """Build the trained detector that a file, run folder or name describes; `load_into` fills a given one.
 
-    A darknet file says nothing but its numbers: only there `model` names the preset that is built.
+    A darknet file describes nothing, it has only numbers: only there `model` names the preset that is built.
 
     Raises:
         CheckpointError: missing, damaged, or a backbone alone, which detects nothing.
@@ -170,7 +170,7 @@ def _read_saved(file: TensorFile, source: WeightsSource, named: str | None, dete
 
 
 def _fill_detector(detector: Detector, weights: DetectorWeights, source: WeightsSource) -> LoadReport:
-    """A whole detector, or the part of another that this one starts from; what comes behind that stays fresh."""
+    """Fill a whole detector, or the part of it that starts from another; what comes behind that stays fresh."""
     encoder = detector.starts_from(weights.config)
     parts = encoder or ("",)  # "" begins every name
     free = frozenset(FREE | BEHIND_ENCODER if encoder else FREE)
@@ -208,7 +208,7 @@ def _fill_detector(detector: Detector, weights: DetectorWeights, source: Weights
 def _fill_darknet(
     detector: Detector, numbers: darknet.DarknetFile, source: WeightsSource, stated: str | None
 ) -> LoadReport:
-    """The backbone of darknet's classifier."""
+    """Fill the backbone from darknet's classifier."""
     num_classes, tensors = darknet.read_darknet_backbone(detector, numbers)
     preprocessing = with_input(detector.preprocessing, stated or "unit", source=source.label)
     backbone = detector.get_submodule("backbone")
@@ -220,7 +220,7 @@ def _fill_darknet(
 
 
 def _fill_backbone(detector: Detector, file: TensorFile, source: WeightsSource, stated: str | None) -> LoadReport:
-    """An ImageNet classifier's weights: torchvision's in the backbone, timm's Inception-ResNet-v2 in both stages."""
+    """Fill the backbone from torchvision's classifiers, or both stages from timm's Inception-ResNet-v2."""
     is_inception = timm.is_inception_resnet(file.tensors)
     if not is_inception and not torchvision.is_classifier(file.tensors):
         first = list_names(list(file.tensors))
@@ -263,8 +263,9 @@ def _frozen_norm_note(detector: Detector, file: TensorFile, source: WeightsSourc
         ConfigError: the detector trains what the file wants frozen, or has its strides elsewhere.
     """
     keep_frozen = bool(_KEEP_FROZEN.search(file.statements.get("note", "")))
-    backbone = detector.get_submodule("backbone")
-    if keep_frozen and any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules()):
+    filled = tuple(new for _, new in detector.pretrained)
+    modules = (module for name, module in detector.named_modules() if f"{name}.".startswith(filled))
+    if keep_frozen and any(isinstance(module, nn.BatchNorm2d) for module in modules):
         raise ConfigError(
             f"{source.label}: asks to keep BatchNorm frozen; this detector trains it (norm: frozen is needed)"
         )

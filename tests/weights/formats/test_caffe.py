@@ -273,7 +273,7 @@ def test_a_damaged_array_is_named(files):
         ("ssd321_r101", {"dilated_c5": False}, "dilated_c5 is True"),
         ("ssd321_r101", {"module_widths": (8,)}, r"module_widths is .* in the file, .*8.* here"),
         ("ssd321_r101", {"extra_norm": "group"}, "every norm must be batch or frozen"),
-        ("ssd321_r101", {"backbone": "resnet50"}, "hold SSD and DSSD with resnet101, not SSDConfig with resnet50"),
+        ("ssd321_r101", {"backbone": "resnet50"}, "are of SSD and DSSD with resnet101, not SSDConfig with resnet50"),
         ("retinanet_r18_fpn", {}, "not RetinaNetConfig with resnet18"),
         ("ssd513_r101", {}, "missing res10_branch1.0"),
     ],

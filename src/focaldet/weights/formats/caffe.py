@@ -57,7 +57,7 @@ def is_caffe(tensors: Mapping[str, Tensor]) -> bool:
 def read_caffe(
     file: TensorFile, source: WeightsSource, stated: str | None, detector: Detector | None
 ) -> DetectorWeights:
-    """The SSD or DSSD of a file, whose settings are those of `detector` as far as the file does not tell.
+    """The SSD or DSSD of a file, whose settings are those of `detector` where the file does not state them.
 
     Raises:
         CheckpointError: `detector` is not such an SSD, or an array is missing, left over or of another shape.
@@ -107,7 +107,7 @@ def _infer_ssd_config(config: DetectorConfig, tensors: Mapping[str, Tensor], *, 
     """`config` with what the scripts say of all such files, and with what the names and shapes of this one say."""
     if not isinstance(config, SSDConfig) or config.backbone != CAFFE_BACKBONE:
         raise CheckpointError(
-            f"{source}: Caffe's files hold SSD and DSSD with {CAFFE_BACKBONE}, not {type(config).__name__} "
+            f"{source}: Caffe's files are of SSD and DSSD with {CAFFE_BACKBONE}, not {type(config).__name__} "
             f"with {config.backbone}"
         )
     decoder = None

@@ -52,7 +52,7 @@ def is_darknet(path: Path) -> bool:
 
 
 def read_darknet(path: Path) -> DarknetFile:
-    """The content of a `.weights` file; which network it belongs to it does not say.
+    """Read a `.weights` file, which does not state its network.
 
     Raises:
         CheckpointError: missing, of an unknown version, or not a whole number of float32.
@@ -147,8 +147,8 @@ def read_darknet_backbone(detector: Detector, file: DarknetFile) -> tuple[int, d
 
 
 def _num_classifier_classes(detector: Detector, file: DarknetFile) -> int | None:
-    """How many classes the classifier has whose backbone begins the file; None where it cannot be one."""
-    backbone = detector.get_submodule("backbone")
+    """How many classes the classifier has whose backbone is first in the file; None where it cannot be one."""
+    backbone = dict(detector.named_children()).get("backbone")
     if not isinstance(backbone, DarkNet19):
         return None
     body = sum(math.prod(shape) for _, shape in _convolution_layout(backbone, "the backbone"))

@@ -91,12 +91,12 @@ def read_detectron2(
     strides_px = STRIDES_PX if is_retinanet else REGION_STRIDES_PX if has_pyramid else C4_STRIDES_PX
     _require_anchors(file.tensors, config.anchors, strides_px=strides_px, source=label)
     # Without a pyramid no sides need divide, and detectron2 pads images to the largest of a batch alone.
-    own = pixels if has_pyramid else replace(pixels, size_divisor=1)
+    trained_with = pixels if has_pyramid else replace(pixels, size_divisor=1)
     class_names = coco_class_names(config.num_classes)
     return DetectorWeights(
         config=config,
         tensors=tensors,
-        preprocessing=own if detector is None else replace_scaling(detector.preprocessing, own),
+        preprocessing=replace_scaling(detector.preprocessing, trained_with) if detector else trained_with,
         class_names=class_names,
         category_ids=coco_category_ids(class_names),
         notes=(DETECTRON2_NOTE,),
@@ -117,7 +117,7 @@ def _require_anchors(
 
 
 def _are_near(anchors: Tensor, expected: Tensor) -> bool:
-    """Of one shape and nowhere further apart than `ANCHOR_TOLERANCE_PX`; not true of what is no number."""
+    """True for equal shapes whose numbers differ by at most `ANCHOR_TOLERANCE_PX`; false for NaN."""
     return anchors.shape == expected.shape and bool(((anchors.float() - expected).abs() <= ANCHOR_TOLERANCE_PX).all())
 
 

@@ -4,7 +4,7 @@ After mmdet's models/ (backbones/resnet.py, necks/fpn.py, dense_heads/, roi_head
 retinanet_r50_fpn, faster-rcnn_r50_fpn and faster-rcnn_r50-caffe-c4: anchors of a cell with the ratios outside and the
 scales inside, no ReLU before P7, RoIAlign with as many samples as a cell is large. A config's `style` says where a
 ResNet has its strides: "pytorch" in the 3×3 convolutions, with images in RGB, or "caffe" in the 1×1, with images in BGR
-that are not scaled. A file's `meta` holds the text of its config and the names of its classes.
+that are not scaled. A file's `meta` has the text of its config and the names of its classes.
 """
 
 import json
@@ -106,12 +106,13 @@ def read_mmdetection(
     if is_retinanet:
         config = replace(config, p7_relu="relu_before_extra_convs=True" in text)
     # OpenCV's bilinear interpolation, which mmdetection resizes with, does not smooth beforehand.
-    own = with_input(replace(_config_pixels(text) or default, resize=Resize(antialias=False)), stated, source=label)
+    pixels = replace(_config_pixels(text) or default, resize=Resize(antialias=False))
+    trained_with = with_input(pixels, stated, source=label)
     class_names = _stated_class_names(meta, config.num_classes)
     return DetectorWeights(
         config=config,
         tensors=tensors,
-        preprocessing=own if detector is None else replace_scaling(detector.preprocessing, own),
+        preprocessing=replace_scaling(detector.preprocessing, trained_with) if detector else trained_with,
         class_names=class_names,
         category_ids=coco_category_ids(class_names),
         notes=(MMDETECTION_NOTE,),

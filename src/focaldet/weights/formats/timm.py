@@ -31,7 +31,7 @@ def inception_resnet_tensors(
     """The tensors by the detector's names, the shapes it has under them, and the names of those skipped.
 
     Raises:
-        CheckpointError: the detector has not both parts of an Inception-ResNet-v2.
+        CheckpointError: the detector does not have both parts of an Inception-ResNet-v2.
     """
     trunk, head = (_part_prefix(detector, kind, source=source) for kind in (InceptionResNetTrunk, InceptionResNetTail))
     skipped = tuple(name for name in tensors if name.startswith(_TIMM_CLASSIFIER))

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from focaldet.data.dataset import Classes
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector, Preset, build, presets, register
 from focaldet.models.retinanet import RetinaNetConfig
@@ -20,12 +21,6 @@ from focaldet.weights import checkpoint, load_detector, read_metadata, save_dete
 from tests.batches import full_sizes
 
 SMALL: dict[str, Any] = {"width": 32, "head_depth": 1}
-
-
-@dataclass(frozen=True)
-class Classes:
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]
 
 
 CLASSES = Classes(("혈소판", "RBC", 'quoted "name"'), (1, 7, 90))

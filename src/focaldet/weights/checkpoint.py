@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save
 
 from focaldet import config as configs
+from focaldet.data.dataset import Classes
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import PRESETS, Detector, DetectorConfig, from_config
 from focaldet.types import Preprocessing
@@ -20,19 +21,6 @@ KEY = "focaldet"
 """The key of the description in the metadata of a safetensors file."""
 VERSION = 2  # 1: tensors, settings and metadata have the names of version 0.1
 NO_LICENSE = "not stated by whoever trained these weights"
-
-
-@runtime_checkable
-class ClassTable(Protocol):
-    """The classes of a data set: their names by label, and the ids its files use for them."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Class names by label."""
-
-    @property
-    def category_ids(self) -> tuple[int, ...]:
-        """Category ids by label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +48,7 @@ def save_detector(
     path: Path,
     detector: Detector,
     *,
-    classes: ClassTable | None = None,
+    classes: Classes | None = None,
     license: str | None = None,  # noqa: A002  as in the file
     extra: Mapping[str, str] | None = None,
 ) -> None:

@@ -19,16 +19,7 @@ FREE = {
 the class layer, which then starts afresh. All others decide what a tensor means, even if shapes agree (anchors)."""
 NORMS = {"norm", "extra_norm", "decoder.norm"}
 """BatchNorm may be frozen in one and trained in the other; GroupNorm has other tensors."""
-BEHIND_ENCODER = {
-    "decoder",
-    "module_widths",
-    "kernels",
-    "variances",
-    "priors",
-    "tower_init",
-    "top_down",
-    "rpn_head",
-}
+BEHIND_ENCODER = {"decoder", "module_widths", "kernels", "variances", "priors", "tower_init", "top_down", "rpn_head"}
 """Settings that may differ between a detector and the one whose encoder it starts from: those behind the encoder."""
 
 

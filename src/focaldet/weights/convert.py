@@ -9,27 +9,24 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from focaldet import config as configs
 from focaldet.config import nearest
+from focaldet.data.dataset import Classes
 from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import Detector, named_config
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
+from focaldet.weights import compatibility
 from focaldet.weights.checkpoint import NO_LICENSE, is_checkpoint, save_detector
-from focaldet.weights.compatibility import (
-    CONVENTIONS,
-    FREE,
-    differing_conventions,
-    matching_preset,
-    require_same_settings,
-)
 from focaldet.weights.download import sha256
 from focaldet.weights.formats import darknet
 from focaldet.weights.formats.detector_weights import DetectorWeights
-from focaldet.weights.formats.files import TensorFile, read_tensors
-from focaldet.weights.formats.registry import FILE_FORMATS, FileFormat, recognize_format
-from focaldet.weights.load import Trained, load_detector, stated_input
+from focaldet.weights.formats.files import read_tensors
+from focaldet.weights.formats.registry import FILE_FORMATS, recognize_format
+from focaldet.weights.load import build_detector, read_foreign
 from focaldet.weights.normalization import describe_input
 from focaldet.weights.provenance import source_names, track_names
 from focaldet.weights.sources import WeightsSource, find_weights
@@ -190,37 +187,31 @@ def convert(
         named_config(model)
     source = find_weights(spec, progress=progress)
     _require_free_path(out, source, overwrite=overwrite)
-    foreign = _read_foreign(source, layout=layout)
-    trained = load_detector(spec, model=model, input=input)
+    foreign = _read_foreign(source, layout=layout, model=model, named_input=input)
+    detector = build_detector(foreign.weights, source)
     conversion = _report(
-        *(trained, foreign, *_read_again(foreign, trained.detector, named_input=input)),
+        *(detector, foreign),
         out=out,
-        model=_require_preset(trained.detector, source, model=model),
+        model=_require_preset(detector, source, model=model),
         stated_license=license,
     )
     extra = {"converted_from": source.path.name, "layout": conversion.layout, "source_sha256": sha256(source.path)}
-    classes = _ConvertedClasses(trained.detector.class_names, trained.category_ids)
-    save_detector(out, trained.detector, classes=classes, license=conversion.license, extra=extra)
+    classes = Classes(conversion.class_names, conversion.category_ids)
+    save_detector(out, detector, classes=classes, license=conversion.license, extra=extra)
     return conversion
 
 
 @dataclass(frozen=True, slots=True)
 class _ForeignFile:
-    """A file of another program; for darknet's, whose numbers have no names, there is neither format nor tensors."""
+    """A file of another program: the names of its tensors (darknet's have none), what its reader makes of them, and of
+    which tensors or numbers in it each tensor was made.
+    """
 
     source: WeightsSource
-    format: FileFormat | None
-    file: TensorFile | None
-
-    @property
-    def program(self) -> str:
-        return self.format.program if self.format else DARKNET
-
-
-@dataclass(frozen=True, slots=True)
-class _ConvertedClasses:
+    program: str
     names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    weights: DetectorWeights
+    made_of: Mapping[str, tuple[str, ...]]
 
 
 def _require_free_path(out: Path, source: WeightsSource, *, overwrite: bool) -> None:
@@ -232,28 +223,38 @@ def _require_free_path(out: Path, source: WeightsSource, *, overwrite: bool) -> 
         raise ConfigError(f"out: {out}: is there already; --overwrite replaces it")
 
 
-def _read_foreign(source: WeightsSource, *, layout: str | None) -> _ForeignFile:
-    known = file = None
-    if not darknet.is_darknet(source.path):
-        file = read_tensors(source.path)
-        if is_checkpoint(file):
-            raise CheckpointError(f"{source.label}: is a file of focaldet already")
-        known = recognize_format(file.tensors)
-    program = DARKNET if file is None else known.program if known else None
+def _read_foreign(
+    source: WeightsSource, *, layout: str | None, model: str | None, named_input: str | None
+) -> _ForeignFile:
+    file = None if darknet.is_darknet(source.path) else read_tensors(source.path)
+    if file is not None and is_checkpoint(file):
+        raise CheckpointError(f"{source.label}: is a file of focaldet already")
+    known = recognize_format(file.tensors) if file is not None else None
+    program = known.program if known else DARKNET if file is None else "a program that focaldet does not know"
     if layout not in (None, program):
-        raise CheckpointError(
-            f"{source.label}: is laid out by {program or 'a program that focaldet does not know'}, not by {layout}"
-        )
-    return _ForeignFile(source, known, file)
+        raise CheckpointError(f"{source.label}: is laid out by {program}, not by {layout}")
+    tracked = None if file is None else track_names(file)
+    weights = read_foreign(source, tracked, model=model, named_input=named_input)
+    made_of = _number_ranges(weights.tensors) if file is None else source_names(weights.tensors)
+    return _ForeignFile(source, program, () if file is None else tuple(file.tensors), weights, made_of)
+
+
+def _number_ranges(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """The numbers of a darknet file that each tensor is made of, counted from 1 behind its header."""
+    ends = list(accumulate(tensor.numel() for tensor in tensors.values()))
+    starts = [1, *(end + 1 for end in ends)]
+    return {name: (f"numbers {start}…{end}",) for name, start, end in zip(tensors, starts, ends, strict=False)}
 
 
 def _require_preset(detector: Detector, source: WeightsSource, *, model: str | None) -> str | None:
     """The preset that fits, preferably with the same conventions; if `model` is given, it must."""
-    name = matching_preset(detector.config) or matching_preset(detector.config, free=FREE | CONVENTIONS)
+    free = frozenset(compatibility.FREE | compatibility.CONVENTIONS)
+    config = detector.config
+    name = compatibility.matching_preset(config) or compatibility.matching_preset(config, free=free)
     if model is None:
         return name
     try:
-        require_same_settings(detector.config, named_config(model), source=source.label, free=FREE | CONVENTIONS)
+        compatibility.require_same_settings(config, named_config(model), source=source.label, free=free)
     except CheckpointError as error:
         instead = f"; it fits {name}" if name else ""
         differences = str(error).removesuffix(f" (it fits {name})")
@@ -261,37 +262,12 @@ def _require_preset(detector: Detector, source: WeightsSource, *, model: str | N
     return model
 
 
-def _read_again(
-    foreign: _ForeignFile, detector: Detector, *, named_input: str | None
-) -> tuple[DetectorWeights, Mapping[str, tuple[str, ...]]]:
-    """What the reader makes of a file, and of which tensors or numbers in it each tensor was made."""
-    source, file = foreign.source, foreign.file
-    if foreign.format is not None and file is not None:
-        stated = stated_input(file, source, named_input)
-        weights = foreign.format.read(track_names(file), source, stated, detector)
-        return weights, source_names(weights.tensors)
-    read = darknet.read_yolov2(darknet.read_darknet(source.path), source, named_input, detector)
-    assert read is not None, "what was loaded as a detector is one"
-    ends = list(accumulate(tensor.numel() for tensor in read.tensors.values()))
-    starts = [1, *(end + 1 for end in ends)]  # counted behind the file's header
-    return read, {
-        name: (f"numbers {start}…{end}",) for name, start, end in zip(read.tensors, starts, ends, strict=False)
-    }
-
-
 def _report(
-    trained: Trained,
-    foreign: _ForeignFile,
-    weights: DetectorWeights,
-    made_of: Mapping[str, tuple[str, ...]],
-    *,
-    out: Path,
-    model: str | None,
-    stated_license: str | None,
+    detector: Detector, foreign: _ForeignFile, *, out: Path, model: str | None, stated_license: str | None
 ) -> Conversion:
-    detector, config = trained.detector, trained.detector.config
+    config, weights = detector.config, foreign.weights
     shapes, settings = shapes_of(detector, counters=False), configs.to_dict(config)
-    tensors = tuple(TensorMapping(name, made_of[name], shape) for name, shape in shapes.items())
+    tensors = tuple(TensorMapping(name, foreign.made_of[name], shape) for name, shape in shapes.items())
     is_softmax = config.classifier != "sigmoid"
     return Conversion(
         out=out,
@@ -299,12 +275,12 @@ def _report(
         layout=foreign.program,
         model=model,
         architecture=type(config).__name__,
-        conventions=differing_conventions(config, model) if model else (),
+        conventions=compatibility.differing_conventions(config, model) if model else (),
         tensors=tensors,
-        skipped=_skipped_tensors(foreign, tensors, known=weights.skipped),
+        skipped=_skipped_tensors(foreign, tensors),
         num_classes=config.num_classes,
         class_names=detector.class_names,
-        category_ids=trained.category_ids,
+        category_ids=weights.category_ids,
         background=BACKGROUND.get(foreign.program) if is_softmax else NO_BACKGROUND,
         boxes=BOXES.get(foreign.program, "x, y, width, height"),
         anchors=next((settings[name] for name in ANCHORS if name in settings), None),
@@ -314,18 +290,17 @@ def _report(
     )
 
 
-def _skipped_tensors(
-    foreign: _ForeignFile, tensors: tuple[TensorMapping, ...], *, known: tuple[str, ...]
-) -> tuple[str, ...]:
+def _skipped_tensors(foreign: _ForeignFile, tensors: tuple[TensorMapping, ...]) -> tuple[str, ...]:
     """The tensors of the file that no tensor was made of: those that its reader names, and BatchNorm's counters.
 
     Raises:
         CheckpointError: there are others.
     """
+    known = foreign.weights.skipped
     if not all(tensor.made_of for tensor in tensors):  # a reader that leaves torch on the way cannot be followed
         return known
     used = {name for tensor in tensors for name in tensor.made_of}
-    unused = tuple(name for name in (foreign.file.tensors if foreign.file else ()) if name not in used)
+    unused = tuple(name for name in foreign.names if name not in used)
     if lost := [name for name in unused if name not in known and not name.endswith(COUNTER)]:
         raise CheckpointError(f"{foreign.source.label}: left over {list_names(lost)}")
     return unused

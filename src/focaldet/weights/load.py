@@ -87,26 +87,13 @@ def load_detector(
         CheckpointError: missing, damaged, or a backbone alone, which detects nothing.
     """
     source = find_weights(spec, progress=progress)
-    if darknet.is_darknet(source.path):
-        weights = _read_darknet(source, model=model, stated=input)
-    else:
-        file = read_tensors(source.path)
-        if is_checkpoint(file):
-            detector, metadata = build_saved(file, source.path)
-            detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
-            return Trained(detector, metadata.category_ids, source.label)
-        if (file_format := recognize_format(file.tensors)) is None:
-            raise CheckpointError(
-                f"{source.label}: not a detector that focaldet knows (a backbone alone can be trained from)"
-            )
-        weights = file_format.read(file, source, stated_input(file, source, input), None)
-    actual = tensor_shapes(without_counters(weights.tensors))
-    require_fit(shapes_of(build_on_meta(weights.config), counters=False), actual, source=source.label)
-    # The random weights that the file's replace must not cost the caller's random numbers.
-    with torch.random.fork_rng(devices=[]):
-        detector = from_config(weights.config, class_names=(), preprocessing=weights.preprocessing)
-    _fill_detector(detector, weights, source)
-    return Trained(detector, weights.category_ids, source.label)
+    file = None if darknet.is_darknet(source.path) else read_tensors(source.path)
+    if file is not None and is_checkpoint(file):
+        detector, metadata = build_saved(file, source.path)
+        detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
+        return Trained(detector, metadata.category_ids, source.label)
+    weights = read_foreign(source, file, model=model, named_input=input)
+    return Trained(build_detector(weights, source), weights.category_ids, source.label)
 
 
 def load_into(
@@ -144,16 +131,43 @@ def stated_input(file: TensorFile, source: WeightsSource, named: str | None) -> 
     return named or file.statements.get("input") or source.input
 
 
-def _read_darknet(source: WeightsSource, *, model: str | None, stated: str | None) -> DetectorWeights:
-    """The preset `model` with as many classes as the file has; 80 are taken for COCO's."""
+def read_foreign(
+    source: WeightsSource, file: TensorFile | None, *, model: str | None, named_input: str | None
+) -> DetectorWeights:
+    """The whole detector in a file of another program; of darknet's, which is no `TensorFile`, with the preset `model`.
+
+    Raises:
+        CheckpointError: not a whole detector, or no preset is named for a darknet file.
+    """
+    if file is not None:
+        if (file_format := recognize_format(file.tensors)) is None:
+            raise CheckpointError(
+                f"{source.label}: not a detector that focaldet knows (a backbone alone can be trained from)"
+            )
+        return file_format.read(file, source, stated_input(file, source, named_input), None)
     if model is None:
         raise CheckpointError(f"{source.label}: a darknet file does not state its network: name one, such as yolov2")
     with torch.device("meta"):
         sketch = build(model)
-    weights = darknet.read_yolov2(darknet.read_darknet(source.path), source, stated, sketch)
+    weights = darknet.read_yolov2(darknet.read_darknet(source.path), source, named_input, sketch)
     if weights is None:
         raise CheckpointError(f"{source.label}: is a classifier, which detects nothing (it can be trained from)")
     return weights
+
+
+def build_detector(weights: DetectorWeights, source: WeightsSource) -> Detector:
+    """The detector of another program with its weights; built once the shapes are known to fit.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or of another shape or type.
+    """
+    actual = tensor_shapes(without_counters(weights.tensors))
+    require_fit(shapes_of(build_on_meta(weights.config), counters=False), actual, source=source.label)
+    # The random weights that the file's replace must not cost the caller's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        detector = from_config(weights.config, class_names=(), preprocessing=weights.preprocessing)
+    _fill_detector(detector, weights, source)
+    return detector
 
 
 def _read_saved(file: TensorFile, source: WeightsSource, named: str | None, detector: Detector) -> DetectorWeights:

@@ -1,4 +1,4 @@
-"""Small data sets, detections and a detector that finds what it is told, for the tests of evaluation and prediction."""
+"""Small datasets, detections and a detector that finds what is bright, for the tests of evaluation and prediction."""
 
 from dataclasses import dataclass
 from pathlib import Path

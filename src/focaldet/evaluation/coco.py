@@ -207,7 +207,7 @@ def read_ground_truth(path: Path) -> CocoGroundTruth:
 
 
 def _compute_metrics(truth: CocoGroundTruth, rows: ResultRows) -> Metrics:
-    """The metrics by hotcoco.
+    """The metrics of `rows` against `truth`, computed by hotcoco.
 
     Ids are replaced by their ranks: COCO breaks ties between equal scores by the order of the image ids, and ranks keep
     that order whatever the ids are.

@@ -13,9 +13,9 @@ import focaldet
 
 PUBLIC = """
 AugmentConfig Batch CheckpointError ConfigError Conversion DataConfig DataError Detection Detections Detector
-FocaldetError ImageSize InferenceOptions Metrics NonFiniteLossError OutOfMemoryError Predictor Preprocessing
-Resize RunConfig Target TrainResult __version__ build check_data convert draw evaluate evaluate_files load
-losses train
+DetectorConfig FocaldetError ImageSize InferenceOptions Metrics NonFiniteLossError OutOfMemoryError Predictor
+Preprocessing Preset Resize RunConfig Target TrainResult __version__ build check_data convert draw evaluate
+evaluate_files load losses register train
 """.split()  # noqa: SIM905  a column of 30 lines tells no more
 HEAVY = ("lightning", "matplotlib", "hotcoco", "sklearn", "timm", "pycocotools", "tensorboard", "supervision")
 

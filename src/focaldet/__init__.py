@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
     from focaldet.evaluation.coco import Metrics, evaluate_files
     from focaldet.evaluation.evaluate import evaluate
     from focaldet.evaluation.inference import InferenceOptions
-    from focaldet.models import Detector, build
+    from focaldet.models import Detector, DetectorConfig, Preset, build, register
     from focaldet.prediction import Predictor, load
     from focaldet.training.config import RunConfig
     from focaldet.training.trainer import TrainResult, train
@@ -47,11 +47,13 @@ MODULES = {
     "Detection": "types",
     "Detections": "types",
     "Detector": "models",
+    "DetectorConfig": "models",
     "ImageSize": "types",
     "InferenceOptions": "evaluation.inference",
     "Metrics": "evaluation.coco",
     "Predictor": "prediction",
     "Preprocessing": "types",
+    "Preset": "models",
     "Resize": "types",
     "RunConfig": "training.config",
     "Target": "types",
@@ -62,6 +64,7 @@ MODULES = {
     "evaluate": "evaluation.evaluate",
     "evaluate_files": "evaluation.coco",
     "load": "prediction",
+    "register": "models",
     "train": "training.trainer",
 }
 
@@ -79,6 +82,7 @@ __all__ = [
     "Detection",
     "Detections",
     "Detector",
+    "DetectorConfig",
     "FocaldetError",
     "ImageSize",
     "InferenceOptions",
@@ -87,6 +91,7 @@ __all__ = [
     "OutOfMemoryError",
     "Predictor",
     "Preprocessing",
+    "Preset",
     "Resize",
     "RunConfig",
     "Target",
@@ -100,6 +105,7 @@ __all__ = [
     "evaluate_files",
     "load",
     "losses",
+    "register",
     "train",
 ]
 

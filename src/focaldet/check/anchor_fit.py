@@ -37,12 +37,14 @@ class AnchorReport:
     smallest_anchor_px: float
 
 
-def anchor_report(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> AnchorReport:
-    """How the anchors fit the boxes of a split that has any."""
+def anchor_report(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> AnchorReport | None:
+    """How the anchors fit the boxes of a split that has any; None of a detector without anchors."""
     boxes, images = resized_boxes(dataset, preprocessing.resize)
     step = preprocessing.size_divisor
     frames = (images + step - 1) // step * step
     grids = detector.grids(ImageSize(*frames[0].tolist()))
+    if not grids:
+        return None
     fit = level_overlaps(boxes, frames, detector)
     shares = (fit >= FOREGROUND_IOU).double().mean(0).tolist()
     smallest = min(grid.smallest_area for grid in grids)

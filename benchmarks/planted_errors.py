@@ -20,7 +20,8 @@ import torch
 from measure import write_result
 from torch import Tensor
 
-from focaldet.data.dataset import DataConfig, Dataset, FileSource, starts
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import Dataset, FileSource, starts
 from focaldet.evaluation.evaluate import detect_all, set_up_evaluation
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.study.hard_examples import find_outcomes, lower_threshold

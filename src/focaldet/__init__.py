@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
     from focaldet import draw, losses
     from focaldet.check.check import check_data
     from focaldet.data.augment.config import AugmentConfig
-    from focaldet.data.dataset import DataConfig
+    from focaldet.data.config import DataConfig
     from focaldet.evaluation.coco import Metrics, evaluate_files
     from focaldet.evaluation.evaluate import evaluate
     from focaldet.evaluation.inference import InferenceOptions
@@ -43,7 +43,7 @@ MODULES = {
     "AugmentConfig": "data.augment.config",
     "Batch": "types",
     "Conversion": "weights.convert",
-    "DataConfig": "data.dataset",
+    "DataConfig": "data.config",
     "Detection": "types",
     "Detections": "types",
     "Detector": "models",

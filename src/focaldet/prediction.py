@@ -21,10 +21,10 @@ from torch import Tensor
 from focaldet import draw
 from focaldet.config import make_folder
 from focaldet.data.augment.geometry import resize_image
-from focaldet.data.formats.records import pictures_below
+from focaldet.data.formats.records import list_images
 from focaldet.data.formats.text import quantity, read_lines
 from focaldet.data.images import SUFFIXES, read_image, to_pixels
-from focaldet.data.loading.collate import padded
+from focaldet.data.loading.collate import pad_images
 from focaldet.data.loading.sampler import group_by_size
 from focaldet.errors import ConfigError, DataError
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
@@ -161,7 +161,7 @@ class Predictor:
         """The detections of images of one padded size."""
         detections = detect_batch(
             self.detector,
-            padded([image.pixels for image in images], preprocessing=self.detector.preprocessing),
+            pad_images([image.pixels for image in images], preprocessing=self.detector.preprocessing),
             sizes=[image.size for image in images],
             original_sizes=[image.original_size for image in images],
             device=self.device,
@@ -398,7 +398,7 @@ def _list_input(source: str | Path) -> list[Path]:
     """The images of one input; a file that is named counts as an image whatever its name is."""
     path = Path(source)
     if path.is_dir():
-        return [path / name for name in pictures_below(path)]
+        return [path / name for name in list_images(path)]
     if path.suffix.lower() == ".txt" and path.is_file():
         return [path.parent / line for _, line in read_lines(path)]
     if path.exists():

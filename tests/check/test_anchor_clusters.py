@@ -11,8 +11,8 @@ from focaldet.types import Resize
 from tests.data.test_dataset import small_index
 
 
-def test_shapes_are_those_of_the_resized_picture():
-    """Two of three boxes are ignored; the one that counts is 2 × 2 in a picture 6 wide and 4 high."""
+def test_shapes_are_those_of_the_resized_image():
+    """Two of three boxes are ignored; the one that counts is 2 × 2 in an image 6 wide and 4 high."""
     found = anchor_shapes(small_index(), Resize("warp", 320, None), num_clusters=1, seed=0)
     assert (found.split, found.resize, found.num_boxes) == ("train", "320 × 320 px", 1)
     assert found.pixels == ((106.67, 160.0),) and found.cells == ((3.33333, 5.0),)

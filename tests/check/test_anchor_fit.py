@@ -10,15 +10,15 @@ from focaldet.types import ImageSize, Resize
 from tests.data.test_dataset import small_index
 
 
-def test_boxes_are_resized_with_their_picture_and_ignored_ones_left_out():
+def test_boxes_are_resized_with_their_image_and_ignored_ones_left_out():
     boxes, images = resized_boxes(small_index(), Resize(mode="long", size=12))
-    assert images.tolist() == [[8, 12]]  # the picture is 4 × 6; the other boxes are a crowd and a difficult one
+    assert images.tolist() == [[8, 12]]  # the image is 4 × 6; the other boxes are a crowd and a difficult one
     assert boxes.tolist() == [[0, 0, 4, 4]]
 
 
-def test_each_box_meets_the_anchors_of_its_own_picture():
+def test_each_box_meets_the_anchors_of_its_own_image():
     config = RetinaNetConfig()
-    box = torch.tensor([[150.0, 20, 190, 60]])  # right of the small picture's last cells
+    box = torch.tensor([[150.0, 20, 190, 60]])  # right of the small image's last cells
     frames = torch.tensor([[64, 64], [64, 224], [64, 64]])
     found = level_overlaps(box.expand(3, 4), frames, config)
     for row, size in zip(found, frames.tolist(), strict=True):

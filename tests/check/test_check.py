@@ -11,13 +11,13 @@ from PIL import Image
 
 from focaldet.check.anchor_clusters import anchor_shapes
 from focaldet.check.check import check_data
-from focaldet.data.dataset import DataConfig
+from focaldet.data.config import DataConfig
 from focaldet.data.splits import find_parts, open_parts
 from focaldet.errors import DataError
 from focaldet.models import named_config
 from focaldet.models.retinanet import RetinaNetConfig
 from focaldet.types import Preprocessing, Resize
-from tests.data.datasets import coco_document, write_coco, write_pictures, write_voc
+from tests.data.datasets import coco_document, write_coco, write_images, write_voc
 
 
 def kinds(report) -> dict[str, int]:
@@ -80,7 +80,7 @@ def test_the_mean_of_yolov2_is_that_of_the_clusters(tmp_path):
 
 
 def many_classes(tmp_path, count, boxes):
-    """A set of `count` classes, the first ones with `boxes` boxes on one picture."""
+    """A set of `count` classes, the first ones with `boxes` boxes on one image."""
     document = coco_document()
     document["categories"] = [{"id": place + 1, "name": f"kind{place + 1:02d}"} for place in range(count)]
     one = document["annotations"][0]
@@ -122,15 +122,15 @@ def test_ignored_boxes_do_not_count_for_classes(tmp_path):
     assert (split.boxes, split.ignored, split.boxes_per_class) == (3, 1, {"cat": 1, "dog": 1})
 
 
-def test_pictures_in_two_splits_are_found_by_content(tmp_path):
+def test_images_in_two_splits_are_found_by_content(tmp_path):
     write_coco(tmp_path)
-    write_pictures(tmp_path / "images", {"v.png": (64, 48), "w.png": (50, 50)})
+    write_images(tmp_path / "images", {"v.png": (64, 48), "w.png": (50, 50)})
     shutil.copy(tmp_path / "images" / "b.png", tmp_path / "images" / "copy.png")
     names = ("v.png", "w.png", "copy.png")
     images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
     (tmp_path / "instances_val.json").write_text(json.dumps(coco_document() | {"images": images, "annotations": []}))
     report = check_data(DataConfig(path=tmp_path))
-    doubles = [problem for problem in report.problems if problem.kind == "picture in two splits"]
+    doubles = [problem for problem in report.problems if problem.kind == "image in two splits"]
     assert [problem.file.rsplit("/", 1)[1] for problem in doubles] == ["v.png", "copy.png"]  # v.png has a.png's pixels
     assert "b.png" in doubles[1].message and 'split "train"' in doubles[1].message
     assert report.exit_code == 1
@@ -144,24 +144,24 @@ def test_copies_inside_a_split_and_boxes_that_stand_twice(tmp_path):
     write_coco(tmp_path, document)
     shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / "d.png")
     report = check_data(DataConfig(path=tmp_path))
-    assert kinds(report) == {"picture twice": 1, "box twice": 1}
+    assert kinds(report) == {"image twice": 1, "box twice": 1}
 
 
-def test_unusable_pictures_are_all_listed(tmp_path):
+def test_unusable_images_are_all_listed(tmp_path):
     write_coco(tmp_path)
     (tmp_path / "images" / "a.png").write_bytes(b"<html>")
     (tmp_path / "images" / "b.png").unlink()
     report = check_data(DataConfig(path=tmp_path))
     assert report.problems.count("error") == 2 and report.exit_code == 1
     listed = "\n".join(report.lines(listed=True))
-    assert "a.png is no picture in a known format" in listed and "b.png there is no such file" in listed
+    assert "a.png is no image in a known format" in listed and "b.png there is no such file" in listed
     (tmp_path / "images" / "c.png").unlink()
-    with pytest.raises(DataError, match="3 pictures like this of 3"):
+    with pytest.raises(DataError, match="3 images like this of 3"):
         check_data(DataConfig(path=tmp_path))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_picture_that_was_cut_off_is_found(tmp_path, suffix):
+def test_an_image_that_was_cut_off_is_found(tmp_path, suffix):
     """Its header is whole: only who decodes it sees that pixels are missing, as training would halfway."""
     document = coco_document()
     document["images"][0]["file_name"] = f"cut.{suffix}"
@@ -176,7 +176,7 @@ def test_a_picture_that_was_cut_off_is_found(tmp_path, suffix):
     assert calls == [(1, 3), (2, 3), (3, 3)]
     assert report.problems.count("error") == 1 and report.exit_code == 1
     (problem,) = [problem for problem in report.problems if problem.severity == "error"]
-    assert (problem.kind, problem.file) == ("picture unusable", str(cut)) and "is damaged" in problem.message
+    assert (problem.kind, problem.file) == ("image unusable", str(cut)) and "is damaged" in problem.message
 
 
 def test_notes_alone_are_clean(tmp_path):
@@ -216,7 +216,7 @@ def test_impossible_boxes_are_all_listed_and_hide_nothing_else(tmp_path):
     report = check_data(DataConfig(path=tmp_path))
     assert report.problems.counts == {
         ("error", "box impossible"): 2,
-        ("error", "picture unusable"): 1,
+        ("error", "image unusable"): 1,
         ("warning", "box clipped"): 1,
     }
     assert (report.exit_code, report.splits[0].boxes) == (1, 4)

@@ -1,4 +1,4 @@
-"""One tiny data set written in all four formats: three pictures, two classes, one picture without boxes."""
+"""One tiny data set written in all four formats: three images, two classes, one image without boxes."""
 
 import json
 from pathlib import Path
@@ -6,24 +6,24 @@ from typing import Any
 
 from PIL import Image
 
-PICTURES = {"a.png": (64, 48), "b.png": (48, 64), "c.png": (32, 32)}  # width, height
+IMAGES = {"a.png": (64, 48), "b.png": (48, 64), "c.png": (32, 32)}  # width, height
 BOXES = {"a.png": [("cat", (8, 4, 40, 36)), ("dog", (0, 0, 16, 12))], "b.png": [("cat", (12, 16, 36, 48))], "c.png": []}
 CLASSES = ("cat", "dog")
 
 
-def write_pictures(folder: Path, pictures: dict[str, tuple[int, int]] = PICTURES) -> None:
+def write_images(folder: Path, images: dict[str, tuple[int, int]] = IMAGES) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for shade, (name, size) in enumerate(pictures.items()):
+    for shade, (name, size) in enumerate(images.items()):
         Image.new("RGB", size, (40 * shade, 90, 200)).save(folder / name)
 
 
-def coco_document(pictures: dict[str, tuple[int, int]] = PICTURES) -> dict[str, Any]:
+def coco_document(images: dict[str, tuple[int, int]] = IMAGES) -> dict[str, Any]:
     """Category ids 7 and 3, image ids 100, 101, 102: nothing is contiguous. Ids ascend in the order of `CLASSES`."""
-    ids = {name: 100 + i for i, name in enumerate(pictures)}
-    images = [{"id": ids[n], "file_name": n, "width": w, "height": h} for n, (w, h) in pictures.items()]
+    ids = {name: 100 + i for i, name in enumerate(images)}
+    images = [{"id": ids[n], "file_name": n, "width": w, "height": h} for n, (w, h) in images.items()]
     annotations = [
         {"image_id": ids[name], "category_id": {"cat": 3, "dog": 7}[label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
-        for name in pictures
+        for name in images
         for label, (x1, y1, x2, y2) in BOXES[name]
     ]
     for i, annotation in enumerate(annotations):
@@ -36,7 +36,7 @@ def coco_document(pictures: dict[str, tuple[int, int]] = PICTURES) -> dict[str, 
 
 
 def write_coco(folder: Path, document: Any = None) -> Path:
-    write_pictures(folder / "images")
+    write_images(folder / "images")
     file = folder / "instances_train.json"
     file.write_text(json.dumps(coco_document() if document is None else document))
     return file
@@ -45,7 +45,7 @@ def write_coco(folder: Path, document: Any = None) -> Path:
 def xml(
     name: str, *, size: tuple[int, int] | None = None, boxes: Any = None, head: str = "", database: str = "Unknown"
 ) -> str:
-    width, height = size or PICTURES[name]
+    width, height = size or IMAGES[name]
     objects = "".join(
         f"<object><name>{label}</name><difficult>0</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
         f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
@@ -58,9 +58,9 @@ def xml(
 
 
 def write_voc(folder: Path, splits: dict[str, list[str]] | None = None) -> Path:
-    write_pictures(folder / "JPEGImages")
+    write_images(folder / "JPEGImages")
     (folder / "Annotations").mkdir()
-    for name in PICTURES:
+    for name in IMAGES:
         (folder / "Annotations" / name.replace(".png", ".xml")).write_text(xml(name))
     lists = folder / "ImageSets" / "Main"
     lists.mkdir(parents=True)
@@ -70,10 +70,10 @@ def write_voc(folder: Path, splits: dict[str, list[str]] | None = None) -> Path:
 
 
 def write_yolo(folder: Path) -> Path:
-    write_pictures(folder / "images" / "train")
+    write_images(folder / "images" / "train")
     labels = folder / "labels" / "train"
     labels.mkdir(parents=True)
-    for name, (width, height) in PICTURES.items():
+    for name, (width, height) in IMAGES.items():
         rows = []
         for label, (x1, y1, x2, y2) in BOXES[name]:
             x, y, w, h = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
@@ -85,8 +85,8 @@ def write_yolo(folder: Path) -> Path:
 
 
 def write_csv(folder: Path) -> Path:
-    write_pictures(folder)
-    rows = [f"{name},{x1},{y1},{x2},{y2},{label}" for name in PICTURES for label, (x1, y1, x2, y2) in BOXES[name]]
+    write_images(folder)
+    rows = [f"{name},{x1},{y1},{x2},{y2},{label}" for name in IMAGES for label, (x1, y1, x2, y2) in BOXES[name]]
     (folder / "train.csv").write_text("\n".join([*rows, "c.png,,,,,"]) + "\n")
     (folder / "classes.csv").write_text("cat,0\ndog,1\n")
     return folder

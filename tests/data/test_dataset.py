@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from focaldet.data.dataset import CROWD, DIFFICULT, Classes, DataConfig, Dataset, FileSource, pack_paths, starts
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import CROWD, DIFFICULT, Classes, Dataset, FileSource, pack_paths, starts
 from focaldet.data.problems import Problems
 from focaldet.errors import DataError
 from focaldet.types import ImageSize
 
 
-def small_index(root: Path = Path("/pictures")) -> Dataset:
+def small_index(root: Path = Path("/images")) -> Dataset:
     """Three images with 2, 0 and 1 boxes; the second box is a crowd, the third difficult."""
     path_bytes, path_offsets = pack_paths(["a.png", "sub/é.png", "c.png"])
     return Dataset(
@@ -37,7 +38,7 @@ def small_index(root: Path = Path("/pictures")) -> Dataset:
 def test_one_image_comes_out_as_it_went_in():
     dataset = small_index()
     assert len(dataset) == 3
-    assert [dataset.path(i) for i in range(3)] == [Path("/pictures") / name for name in ("a.png", "sub/é.png", "c.png")]
+    assert [dataset.path(i) for i in range(3)] == [Path("/images") / name for name in ("a.png", "sub/é.png", "c.png")]
     assert dataset.size(0) == ImageSize(4, 6)
     target = dataset.target(0)
     assert target.boxes.tolist() == [[0, 0, 2, 2], [1, 1, 6, 4]]
@@ -111,7 +112,7 @@ def test_size_of_cocos_training_split():
     assert torch.equal(half.target(50_000).boxes, dataset.target(100_000).boxes)
 
 
-def test_file_source_reads_the_picture_and_its_boxes(tmp_path):
+def test_file_source_reads_the_image_and_its_boxes(tmp_path):
     Image.new("RGB", (6, 4), (1, 2, 3)).save(tmp_path / "a.png")
     source = FileSource(small_index(tmp_path))
     pixels, target = source.load(0, epoch=5)
@@ -119,7 +120,7 @@ def test_file_source_reads_the_picture_and_its_boxes(tmp_path):
     assert len(target.boxes) == 2
 
 
-def test_file_source_notices_a_picture_that_changed(tmp_path):
+def test_file_source_notices_an_image_that_changed(tmp_path):
     Image.new("RGB", (4, 6)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match="changed to 4 × 6 pixels since it was indexed as 6 × 4"):
         FileSource(small_index(tmp_path)).load(0, epoch=0)

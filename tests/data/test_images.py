@@ -1,4 +1,4 @@
-"""Every kind of picture file gives the right pixels or a `DataError` that names the file."""
+"""Every kind of image file gives the right pixels or a `DataError` that names the file."""
 
 import io
 import struct
@@ -20,7 +20,7 @@ from focaldet.types import ImageSize
 
 
 def photo(width: int = 24, height: int = 16) -> Image.Image:
-    """A smooth picture without symmetry, which JPEG keeps well."""
+    """A smooth image without symmetry, which JPEG keeps well."""
     y, x = numpy.mgrid[0:height, 0:width]
     return Image.fromarray(numpy.stack([x * 9, y * 12, x * 3 + y * 5], axis=2).astype(numpy.uint8))
 
@@ -85,7 +85,7 @@ def test_exif_that_cannot_be_understood_is_no_rotation(tmp_path, exif):
     assert read_image(path).shape == (3, 16, 24)
 
 
-def test_grey_palette_and_one_bit_become_rgb(tmp_path):
+def test_gray_palette_and_one_bit_become_rgb(tmp_path):
     for mode in ("L", "P", "1"):
         image = photo().convert(mode)
         assert torch.equal(read_image(saved(tmp_path / f"{mode}.png", image)), pixels(image))
@@ -105,9 +105,9 @@ def test_sixteen_bits_keep_their_high_byte(tmp_path, suffix):
 
 
 def test_transparent_pixels_lie_on_white(tmp_path):
-    for mode, colour in (("RGBA", (10, 20, 30, 0)), ("LA", (10, 0))):
-        image = Image.new(mode, (2, 1), colour)
-        image.putpixel((1, 0), (*colour[:-1], 255))
+    for mode, color in (("RGBA", (10, 20, 30, 0)), ("LA", (10, 0))):
+        image = Image.new(mode, (2, 1), color)
+        image.putpixel((1, 0), (*color[:-1], 255))
         read = read_image(saved(tmp_path / f"{mode}.png", image))
         assert read[:, 0, 0].tolist() == [255, 255, 255]
         assert read[0, 0, 1] == 10
@@ -118,8 +118,8 @@ def test_transparent_pixels_lie_on_white(tmp_path):
     assert read[:, 0].T.tolist() == [[255, 255, 255], [40, 50, 60]]
 
 
-def test_first_picture_of_an_animation(tmp_path):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+def test_first_image_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     path = saved(tmp_path / "p.gif", frames[0], save_all=True, append_images=frames[1:])
     assert read_image(path)[:, 0, 0].tolist() == [255, 0, 0]
 
@@ -189,7 +189,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("side", [7072, 12000, 60000])
 def test_bombs_are_refused_from_the_header_at_once(tmp_path, side):
     (tmp_path / "bomb.png").write_bytes(png_header(side, side))
-    read_header(saved(tmp_path / "first.png", photo()))  # Pillow loads its plug-ins with the first picture
+    read_header(saved(tmp_path / "first.png", photo()))  # Pillow loads its plug-ins with the first image
     begin = time.perf_counter()
     for read in (read_header, read_image):
         with pytest.raises(DataError, match="allowed are 50 megapixels"):

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from focaldet.data.problems import LISTED_PER_KIND, Place, Problem, Problems
+from focaldet.data.problems import LISTED_PER_KIND, Location, Problem, Problems
 
 
 def clipped(i: int) -> Problem:
-    return Place(Path("x.json"), f"annotations[{i}]", "bbox").problem("warning", "box clipped", f"number {i}")
+    return Location(Path("x.json"), f"annotations[{i}]", "bbox").problem("warning", "box clipped", f"number {i}")
 
 
 def test_all_are_counted_and_a_bounded_number_is_listed():
@@ -24,7 +24,7 @@ def test_extend_adds_counts_and_keeps_the_bound():
     for i in range(LISTED_PER_KIND):
         first.add(clipped(i))
         second.add(clipped(i))
-    second.add(Problem("error", "picture unusable", "gone", "a.jpg"))
+    second.add(Problem("error", "image unusable", "gone", "a.jpg"))
     first.extend(second)
     assert first.count("warning") == 2 * LISTED_PER_KIND
     assert first.count("error") == 1
@@ -35,7 +35,7 @@ def test_lines_put_the_worst_first_and_name_the_place():
     problems = Problems()
     problems.add(Problem("note", "polygon", "a polygon", "a.txt", "line 1"))
     problems.add(clipped(4))
-    problems.add(Problem("error", "picture unusable", "gone", "a.jpg"))
+    problems.add(Problem("error", "image unusable", "gone", "a.jpg"))
     lines = problems.lines()
     assert [line.split(":")[0] for line in lines] == ["error", "warning", "note"]
     assert lines[1] == "warning: box clipped: 1 (first: x.json · annotations[4] · bbox: number 4)"

@@ -9,20 +9,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from focaldet.data.augment.augmenter import Augmenter
-from focaldet.data.augment.color import draw_colours
+from focaldet.data.augment.color import draw_color_change
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import INTERPOLATIONS, Sample
 from focaldet.data.augment.ssd_crops import draw_window
 from focaldet.types import ImageSize, Preprocessing, Resize, Target
 from tests.data.augment.test_augmenter import BOXES, PARTNERS, SAMPLE, SIZE, drawn
-from tests.data.pictures import found, painted
+from tests.data.painted import found, painted
 
 SSD_INPUT = Preprocessing(channels="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0), resize=Resize("warp", 160))
 YOLO_INPUT = Preprocessing(mean=(0.0,) * 3, std=(255.0,) * 3, resize=Resize("letterbox", 160, None))
 INPUTS = {"ssd": SSD_INPUT, "yolo": YOLO_INPUT}
 MEAN = torch.tensor([123, 117, 104], dtype=torch.uint8)[:, None, None]
-GREY = torch.full((3, 1, 1), 128, dtype=torch.uint8)
-# Sums of the corners and mean brightness, of one picture and of a mosaic; seeds 0 to 5, before these two came.
+GRAY = torch.full((3, 1, 1), 128, dtype=torch.uint8)
+# Sums of the corners and mean brightness, of one image and of a mosaic; seeds 0 to 5, before these two came.
 BEFORE = {
     ("none", 0): ([714.7] * 6, [72.8] * 6),
     ("none", 1): ([1169.2, 890.8, 1589.0, 921.9, 777.9, 1286.5], [91.5, 95.1, 104.4, 93.3, 117.5, 102.2]),
@@ -63,7 +63,7 @@ def mirrored(boxes, width):
 
 
 def scaled_edges(start, length, shown, limit):
-    """Where an axis of the picture, 0 to `limit`, begins and ends in a frame that shows `length` from `start` on."""
+    """Where an axis of the image, 0 to `limit`, begins and ends in a frame that shows `length` from `start` on."""
     first, last = max(start, 0), min(start + length, limit)
     if first >= last:
         return None
@@ -73,14 +73,14 @@ def scaled_edges(start, length, shown, limit):
     return first, last, begin, max(begin + 1, end)
 
 
-def expected_ssd(stream, box_list):
-    """The original corners after window, warp and mirror; boxes whose centre is not in the window are gone."""
-    window = draw_window(SIZE, torch.tensor(box_list), strength=AugmentConfig("ssd"), stream=stream)
-    stream.uniform(1, 1), stream.random(), stream.randint(0, 0), stream.randint(0, 0)
+def expected_ssd(rng, box_list):
+    """The original corners after window, warp and mirror; boxes whose center is not in the window are gone."""
+    window = draw_window(SIZE, torch.tensor(box_list), augmentation=AugmentConfig("ssd"), rng=rng)
+    rng.uniform(1, 1), rng.random(), rng.randint(0, 0), rng.randint(0, 0)
     columns = scaled_edges(window.left, window.size.width, 160, SIZE.width)
     rows = scaled_edges(window.top, window.size.height, 160, SIZE.height)
     if columns is None or rows is None:
-        return stream, []
+        return rng, []
     boxes = []
     for x1, y1, x2, y2 in box_list:
         inside_x = window.left <= (x1 + x2) / 2 <= window.left + window.size.width
@@ -93,23 +93,23 @@ def expected_ssd(stream, box_list):
             boxes.append((xs[0], ys[0], xs[1], ys[1]))
             exact = [(x - window.left) * 160 / window.size.width for x in (max(x1, columns[0]), min(x2, columns[1]))]
             assert xs == pytest.approx(exact, abs=0.51)  # whole pixels of the frame: at most half a pixel is rounded
-    stream.choice(INTERPOLATIONS), draw_colours(AugmentConfig("ssd"), stream)
-    return stream, boxes
+    rng.choice(INTERPOLATIONS), draw_color_change(AugmentConfig("ssd"), rng)
+    return rng, boxes
 
 
-def expected_yolo(stream, box_list):
+def expected_yolo(rng, box_list):
     """darknet's load_data_detection in plain numbers: jittered aspect, fitted into the square, a random place."""
-    stream.uniform(1, 1), stream.random()
-    tall, wide = (side * (1 + stream.uniform(-0.3, 0.3)) for side in (160 * 180 // 240, 160))
+    rng.uniform(1, 1), rng.random()
+    tall, wide = (side * (1 + rng.uniform(-0.3, 0.3)) for side in (160 * 180 // 240, 160))
     aspect = wide / tall
     height, width = (160, round(160 * aspect)) if aspect < 1 else (round(160 / aspect), 160)
-    y, x = stream.randint(0, 160 - height), stream.randint(0, 160 - width)
-    draw_colours(AugmentConfig("yolo"), stream)
+    y, x = rng.randint(0, 160 - height), rng.randint(0, 160 - width)
+    draw_color_change(AugmentConfig("yolo"), rng)
     boxes = [
         (x + x1 * width / 240, y + y1 * height / 180, x + x2 * width / 240, y + y2 * height / 180)
         for x1, y1, x2, y2 in box_list
     ]
-    return stream, boxes
+    return rng, boxes
 
 
 @pytest.mark.parametrize(("name", "expected"), [("ssd", expected_ssd), ("yolo", expected_yolo)])
@@ -122,8 +122,8 @@ def test_boxes_are_the_original_corners_after_every_step(name, expected):
         count = len(corners)
         target = Target(torch.tensor(corners), torch.arange(count), torch.arange(count) % 2 == 0)
         out = chained(name, seed, sample=Sample(SAMPLE.image, target))
-        stream, boxes = expected(random.Random(seed), target.boxes.tolist())
-        flip = stream.random() < 0.5
+        rng, boxes = expected(random.Random(seed), target.boxes.tolist())
+        flip = rng.random() < 0.5
         want = torch.tensor(mirrored(boxes, 160) if flip else boxes).reshape(-1, 4)
         assert out.target.boxes.shape == want.shape, seed
         assert torch.allclose(out.target.boxes, want, rtol=0, atol=1e-3), seed
@@ -132,13 +132,13 @@ def test_boxes_are_the_original_corners_after_every_step(name, expected):
     assert kept > 500 and 210 < flips < 290
 
 
-def test_around_an_expanded_picture_lies_the_mean_and_around_darknets_the_grey():
-    for name, colour in (("ssd", MEAN), ("yolo", GREY)):
-        strength = replace(AugmentConfig(name), crop_overlaps=(), expand_ratio=(3.0, 3.0))
+def test_around_an_expanded_image_lies_the_mean_and_around_darknets_the_gray():
+    for name, color in (("ssd", MEAN), ("yolo", GRAY)):
+        augmentation = replace(AugmentConfig(name), crop_overlaps=(), expand_ratio=(3.0, 3.0))
         seen = set()
         for seed in range(20):
-            image = drawn(strength, seed, preprocessing=INPUTS[name]).image
-            padding = (image == colour).all(0)
+            image = drawn(augmentation, seed, preprocessing=INPUTS[name]).image
+            padding = (image == color).all(0)
             seen.add(round(float(padding.float().mean()), 1))
             assert not padding.all()
         assert seen <= ({0.0, 0.9} if name == "ssd" else {0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6}) and len(seen) > 1
@@ -156,20 +156,22 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_an_expansion_makes_no_larger_picture():
+def test_an_expansion_makes_no_larger_image():
     large = painted(ImageSize(600, 800), [(100, 100, 300, 300)], [0])
-    strength = replace(AugmentConfig("ssd"), expand=1.0, expand_ratio=(4.0, 4.0))
+    augmentation = replace(AugmentConfig("ssd"), expand=1.0, expand_ratio=(4.0, 4.0))
     for seed in range(8):
         with Largest() as largest:
-            drawn(strength, seed, sample=large, preprocessing=SSD_INPUT)
+            drawn(augmentation, seed, sample=large, preprocessing=SSD_INPUT)
         assert 3 * 160 * 160 <= largest.most <= 3 * 600 * 800
 
 
-def test_a_crop_beside_the_picture_shows_nothing_but_padding():
-    strength = AugmentConfig("none", expand=1.0, expand_ratio=(10.0, 10.0), crop_overlaps=(0.0,), crop_scale=(0.1, 0.2))
+def test_a_crop_beside_the_image_shows_nothing_but_padding():
+    augmentation = AugmentConfig(
+        "none", expand=1.0, expand_ratio=(10.0, 10.0), crop_overlaps=(0.0,), crop_scale=(0.1, 0.2)
+    )
     empty = 0
     for seed in range(40):
-        out = drawn(strength, seed, preprocessing=SSD_INPUT)
+        out = drawn(augmentation, seed, preprocessing=SSD_INPUT)
         if (out.image == MEAN).all():
             assert out.target.boxes.shape == (0, 4) and out.target.labels.dtype == torch.int64
             empty += 1
@@ -177,7 +179,7 @@ def test_a_crop_beside_the_picture_shows_nothing_but_padding():
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_pictures_without_boxes_tiny_ones_and_mosaics_go_through(name):
+def test_images_without_boxes_tiny_ones_and_mosaics_go_through(name):
     empty = painted(ImageSize(50, 70), [], [])
     for seed in range(20):
         out = chained(name, seed, sample=empty)
@@ -222,4 +224,4 @@ def test_the_numbers_of_the_presets():
     assert len(BOXES) == 3
     assert AugmentConfig("ssd").keep_boxes == "center" and AugmentConfig("yolo").keep_boxes == "any"
     assert len(AugmentConfig("ssd").crop_overlaps) + 1 == 7
-    assert Augmenter(AugmentConfig("yolo"), YOLO_INPUT)(SAMPLE, stream=random.Random(0)).target.boxes.shape == (3, 4)
+    assert Augmenter(AugmentConfig("yolo"), YOLO_INPUT)(SAMPLE, rng=random.Random(0)).target.boxes.shape == (3, 4)

@@ -7,20 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from focaldet.data.dataset import Classes, DataConfig
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import Classes
 from focaldet.data.splits import hold_out, open_split, open_splits, with_classes
 from focaldet.errors import ConfigError, DataError
-from tests.data.datasets import PICTURES, coco_document, write_coco, write_csv, write_pictures, write_voc, write_yolo
+from tests.data.datasets import IMAGES, coco_document, write_coco, write_csv, write_images, write_voc, write_yolo
 
 WRITERS = {"coco": lambda f: write_coco(f).parent, "voc": write_voc, "yolo": write_yolo, "csv": write_csv}
 
 
 def coco_with(folder: Path, *splits: str, num_images: int = 20) -> Path:
-    """A COCO folder with these splits of different pictures."""
+    """A COCO folder with these splits of different images."""
     for split in splits:
-        pictures = {f"{split}{i}.png": (30, 20) for i in range(num_images)}
-        write_pictures(folder / "images", pictures)
-        images = [{"id": i, "file_name": name} for i, name in enumerate(pictures)]
+        images = {f"{split}{i}.png": (30, 20) for i in range(num_images)}
+        write_images(folder / "images", images)
+        images = [{"id": i, "file_name": name} for i, name in enumerate(images)]
         boxes = [{"image_id": i, "category_id": 7, "bbox": [1, 1, 9, 9]} for i in range(num_images)]
         document = coco_document() | {"images": images, "annotations": boxes}
         (folder / f"instances_{split}.json").write_text(json.dumps(document))
@@ -28,7 +29,7 @@ def coco_with(folder: Path, *splits: str, num_images: int = 20) -> Path:
 
 
 @pytest.mark.parametrize("fmt", WRITERS)
-def test_formats_are_recognised_or_named_and_agree(tmp_path, fmt):
+def test_formats_are_recognized_or_named_and_agree(tmp_path, fmt):
     folder = tmp_path / fmt
     folder.mkdir()
     WRITERS[fmt](folder)
@@ -107,7 +108,7 @@ def test_a_file_as_path(tmp_path):
         folder.mkdir()
         WRITERS[name](folder)
         splits = open_splits(DataConfig(path=folder / file), seed=0)
-        assert (len(splits.train), len(splits.val)) == (len(PICTURES) - 1, 1)
+        assert (len(splits.train), len(splits.val)) == (len(IMAGES) - 1, 1)
 
 
 def test_own_names_and_unknown_names_of_splits(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from focaldet.data.dataset import DataConfig
+from focaldet.data.config import DataConfig
 from focaldet.data.splits import open_split
 from focaldet.evaluation import coco
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, evaluate_files

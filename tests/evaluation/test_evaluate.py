@@ -7,7 +7,8 @@ import torch
 import yaml
 from PIL import Image
 
-from focaldet.data.dataset import Classes, DataConfig
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import Classes
 from focaldet.errors import CheckpointError, ConfigError, DataError
 from focaldet.evaluation import evaluate as module
 from focaldet.evaluation.coco import Metrics, evaluate_files

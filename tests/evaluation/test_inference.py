@@ -6,7 +6,7 @@ from typing import get_type_hints
 import pytest
 import torch
 
-from focaldet.data.loading.collate import padded
+from focaldet.data.loading.collate import pad_images
 from focaldet.errors import ConfigError
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.models import build
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 def test_boxes_are_scaled_and_clipped_to_the_original():
     detector = BrightDetector()
-    batch = padded([make_image(size=(32, 64), box=(0, 0, 64, 16))], preprocessing=detector.preprocessing)
+    batch = pad_images([make_image(size=(32, 64), box=(0, 0, 64, 16))], preprocessing=detector.preprocessing)
     (detections,) = detect_batch(
         detector, batch, sizes=[ImageSize(32, 64)], original_sizes=[ImageSize(100, 127)], device=CPU, precision="fp32"
     )
@@ -33,7 +33,7 @@ def test_lower_precision_reaches_the_products_only():
             return super().forward(images, sizes)
 
     detector = Products()
-    one = padded([make_image()], preprocessing=detector.preprocessing)
+    one = pad_images([make_image()], preprocessing=detector.preprocessing)
     sizes = [ImageSize(48, 64)]
     for precision, dtype in [("fp32", torch.float32), ("bf16", torch.bfloat16)]:
         (detections,) = detect_batch(detector, one, sizes=sizes, original_sizes=sizes, device=CPU, precision=precision)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from focaldet.data.dataset import DataConfig
+from focaldet.data.config import DataConfig
 from focaldet.data.splits import open_splits
 from focaldet.errors import DataError
 from focaldet.evaluation.coco import evaluate_detections, evaluate_files

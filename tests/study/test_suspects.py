@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from focaldet.data.dataset import DataConfig
+from focaldet.data.config import DataConfig
 from focaldet.evaluation.error_kinds import classify_outcomes
 from focaldet.evaluation.evaluate import open_evaluation_split
 from focaldet.study.suspects import LabeledBox, find_suspects, write_suspects

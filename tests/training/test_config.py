@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from focaldet import config as configs
-from focaldet.data.dataset import DataConfig
+from focaldet.data.config import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.models import PRESETS, Preset, find_preset
 from focaldet.training import config as module

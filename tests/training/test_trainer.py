@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from focaldet import config as configs
-from focaldet.data.dataset import DataConfig
+from focaldet.data.config import DataConfig
 from focaldet.errors import CheckpointError, ConfigError, FocaldetError, NonFiniteLossError, OutOfMemoryError
 from focaldet.models import build
 from focaldet.training import state as states

@@ -14,7 +14,7 @@ CELL_PX = 32
 
 @dataclass(frozen=True, slots=True)
 class AnchorShapes:
-    """Clusters of one split: (width, height) in pixels of the resized picture and in cells of 32 px, small ones first.
+    """Clusters of one split: (width, height) in pixels of the resized image and in cells of 32 px, small ones first.
 
     `average_iou` is the mean IoU, in (0, 1], of each of the `num_boxes` boxes with the cluster that fits it best.
     """

@@ -22,9 +22,9 @@ FOREGROUND_IOU = 0.5
 class AnchorReport:
     """How the anchors fit the boxes of one split at the size of the network; ignored boxes are left out.
 
-    `covered` is the share of boxes with IoU ≥ 0.5 to some anchor, `covered_per_level` the same for each map alone,
+    `covered` is the fraction of boxes with IoU ≥ 0.5 to some anchor, `covered_per_level` the same for each map alone,
     `average_iou` the mean over the boxes of the IoU with the best anchor. With `by_shape` all are IoUs of width and
-    height at a common centre. `resize` says the size.
+    height at a common center. `resize` says the size.
     `too_small` counts boxes of less than half the area of the smallest anchor: no anchor can reach IoU 0.5 with them.
     """
 
@@ -46,13 +46,13 @@ def anchor_report(dataset: Dataset, detector: DetectorConfig, preprocessing: Pre
     if not grids:
         return None
     fit = level_overlaps(boxes, frames, detector)
-    shares = (fit >= FOREGROUND_IOU).double().mean(0).tolist()
+    fractions = (fit >= FOREGROUND_IOU).double().mean(0).tolist()
     smallest = min(grid.smallest_area for grid in grids)
     best = fit.amax(1)
     return AnchorReport(
         resize=str(preprocessing.resize),
         covered=float((best >= FOREGROUND_IOU).double().mean()),
-        covered_per_level={grid.name: share for grid, share in zip(grids, shares, strict=True)},
+        covered_per_level={grid.name: fraction for grid, fraction in zip(grids, fractions, strict=True)},
         average_iou=float(best.double().mean()),
         by_shape=all(grid.by_shape for grid in grids),
         too_small=int((areas(boxes) < FOREGROUND_IOU * smallest).sum()),
@@ -78,7 +78,7 @@ def level_overlaps(
 
 
 def resized_boxes(dataset: Dataset, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
-    """The boxes that training looks for (no ignored ones) in the network's frame, and the sizes of their pictures."""
+    """The boxes that training looks for (no ignored ones) in the network's frame, and the sizes of their images."""
     sizes = [dataset.size(i) for i in range(len(dataset))]
     placed = [(*resize.target(size), *resize.content(size), *resize.corner(size)) for size in sizes]
     owners = torch.arange(len(dataset)).repeat_interleave(dataset.offsets.diff())

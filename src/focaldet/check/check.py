@@ -10,7 +10,8 @@ import torch
 
 from focaldet.check.anchor_fit import anchor_report
 from focaldet.check.report import Report, SplitReport
-from focaldet.data.dataset import DataConfig, Dataset
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import Dataset
 from focaldet.data.images import read_image
 from focaldet.data.problems import Problem, Problems
 from focaldet.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, find_parts, open_parts
@@ -30,12 +31,12 @@ def check_data(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Report:
-    """What a data set holds and what is odd about it. Decodes every picture, as training would.
+    """What a data set holds and what is odd about it. Decodes every image, as training would.
 
-    Looked at are the splits for training, validation and testing. The anchors of `detector` are measured with pictures
-    resized as `preprocessing` says (the paper's short side 800 where it is None); no detector leaves that out. Pictures
+    Looked at are the splits for training, validation and testing. The anchors of `detector` are measured with images
+    resized as `preprocessing` says (the paper's short side 800 where it is None); no detector leaves that out. Images
     that cannot be read and boxes that training would refuse are listed as errors. `progress` is called with the
-    pictures decoded and the pictures there are.
+    images decoded and the images there are.
 
     Raises:
         DataError: annotations that cannot be read at all.
@@ -47,8 +48,8 @@ def check_data(
     for dataset in datasets.values():
         problems.extend(dataset.problems)
         _note_oddities(dataset, problems)
-    _note_damaged_pictures(list(datasets.values()), problems, progress=progress)
-    _note_repeated_pictures(list(datasets.values()), problems)
+    _note_damaged_images(list(datasets.values()), problems, progress=progress)
+    _note_repeated_images(list(datasets.values()), problems)
     prepared = preprocessing or Preprocessing()
     splits = tuple(_describe(dataset, detector, prepared) for dataset in datasets.values())
     source = config.path or config.train or config.val or config.test
@@ -116,8 +117,8 @@ def _note_oddities(dataset: Dataset, problems: Problems) -> None:
         seen.add(group)
 
 
-def _note_damaged_pictures(datasets: list[Dataset], problems: Problems, *, progress: Progress | None) -> None:
-    """Pictures whose headers are whole and whose pixels are not, such as files that were cut off."""
+def _note_damaged_images(datasets: list[Dataset], problems: Problems, *, progress: Progress | None) -> None:
+    """Images whose headers are whole and whose pixels are not, such as files that were cut off."""
     splits = {dataset.path(i): dataset.name for dataset in reversed(datasets) for i in range(len(dataset))}
 
     def damage(path: Path) -> str | None:
@@ -133,10 +134,10 @@ def _note_damaged_pictures(datasets: list[Dataset], problems: Problems, *, progr
             if progress is not None:
                 progress(done, len(splits))
             if problem is not None:
-                problems.add(Problem("error", "picture unusable", problem, str(path), f'split "{split}"'))
+                problems.add(Problem("error", "image unusable", problem, str(path), f'split "{split}"'))
 
 
-def _note_repeated_pictures(datasets: list[Dataset], problems: Problems) -> None:
+def _note_repeated_images(datasets: list[Dataset], problems: Problems) -> None:
     """Files of equal content, in one split or across splits. Only files of equal length are read."""
     lengths: dict[int, list[tuple[str, Path]]] = defaultdict(list)
     for dataset in datasets:
@@ -148,8 +149,8 @@ def _note_repeated_pictures(datasets: list[Dataset], problems: Problems) -> None
             contents[_digest(path)].append((split, path))
     for (first, original), *copies in contents.values():
         for split, path in copies:
-            kind = "picture twice" if split == first else "picture in two splits"
-            message = f'the same picture as {original} of split "{first}"'
+            kind = "image twice" if split == first else "image in two splits"
+            message = f'the same image as {original} of split "{first}"'
             problems.add(Problem("warning", kind, message, str(path), f'split "{split}"'))
 
 

@@ -61,7 +61,7 @@ class Report:
         return "\n\n".join("\n".join(part) for part in parts if part).split("\n")
 
 
-def aligned(rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
     """The rows as lines: columns two spaces apart; those in `left` start at the left, numbers end at the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -74,30 +74,30 @@ def aligned(rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
 
 
 def _split_lines(splits: Sequence[SplitReport]) -> list[str]:
-    """A row for each split: images, boxes, and the shares of the sizes."""
+    """A row for each split: images, boxes, and the fractions of the sizes."""
     rows = [["SPLIT", "IMAGES", "WITHOUT BOXES", "BOXES", "IGNORED", "SMALL", "MEDIUM", "LARGE", "IMBALANCE"]]
     for split in splits:
         total = max(1, split.boxes - split.ignored)
         numbers = (split.images, split.background_images, split.boxes, split.ignored)
-        shares = [f"{split.sizes[name] / total:.0%}" for name in ("small", "medium", "large")]
-        rows.append([split.name, *map(str, numbers), *shares, f"{split.imbalance:.1f} : 1"])
-    return aligned(rows, left={0})
+        fractions = [f"{split.sizes[name] / total:.0%}" for name in ("small", "medium", "large")]
+        rows.append([split.name, *map(str, numbers), *fractions, f"{split.imbalance:.1f} : 1"])
+    return align_columns(rows, left={0})
 
 
 def _anchor_lines(splits: Sequence[SplitReport]) -> list[str]:
-    """A row for each split: the share of the boxes that the anchors cover, at all and level by level."""
+    """A row for each split: the fraction of the boxes that the anchors cover, at all and level by level."""
     fits = [(split.name, split.anchors) for split in splits if split.anchors is not None]
     if not fits:
         return []
     first = fits[0][1]
     rows = [["SPLIT", "COVERED", "MEAN IOU", *map(str.upper, first.covered_per_level), "TOO SMALL"]]
     for name, fit in fits:
-        levels = [f"{share:.0%}" for share in fit.covered_per_level.values()]
+        levels = [f"{fraction:.0%}" for fraction in fit.covered_per_level.values()]
         rows.append([name, f"{fit.covered:.1%}", f"{fit.average_iou:.2f}", *levels, str(fit.too_small)])
     measure = "IoU 0.5 in width and height" if first.by_shape else "IoU 0.5"
     return [
         f"anchors at {first.resize}; covered: boxes that reach {measure} with one, at all and map by map",
-        *aligned(rows, left={0}),
+        *align_columns(rows, left={0}),
         f"too small: boxes of less than half of the smallest anchor ({first.smallest_anchor_px:.0f} px)",
     ]
 
@@ -112,9 +112,9 @@ def _class_lines(splits: Sequence[SplitReport], *, all_classes: bool) -> list[st
     rows = [[name, *map(str, numbers[name])] for name in ranked]
     hidden = len(rows) - 2 * LISTED_CLASSES
     if all_classes or hidden <= 1:
-        return aligned([header, *rows], left={0}) if rows else []
+        return align_columns([header, *rows], left={0}) if rows else []
     head = LISTED_CLASSES
     tail = max(present, 2 * LISTED_CLASSES)  # the rarest that have any box; those without are told in the last line
-    lines = aligned([header, *rows[:head], *rows[tail - head : tail]], left={0})
+    lines = align_columns([header, *rows[:head], *rows[tail - head : tail]], left={0})
     empty = f"; {quantity(len(rows) - present, 'class', 'classes')} without a box" if present < len(rows) else ""
     return [*lines[: head + 1], "…", *lines[head + 1 :], f"{hidden} more: --all{empty}"]

@@ -15,7 +15,7 @@ from cyclopts import Group, Parameter, Token
 
 from focaldet import config as configs
 from focaldet.cli import flag_name
-from focaldet.data.dataset import DataConfig
+from focaldet.data.config import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.evaluation.inference import InferenceOptions
 from focaldet.models import DetectorConfig, named_config

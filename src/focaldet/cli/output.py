@@ -95,6 +95,6 @@ def print_metrics(metrics: "Metrics") -> None:
 
 def print_table(rows: Sequence[Sequence[str]], *, left: set[int]) -> None:
     """Columns two spaces apart; those in `left` start at the left, numbers end at the right."""
-    from focaldet.check.report import aligned
+    from focaldet.check.report import align_columns
 
-    print(*aligned(rows, left=left), sep="\n")
+    print(*align_columns(rows, left=left), sep="\n")

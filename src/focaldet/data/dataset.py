@@ -1,4 +1,4 @@
-"""One split of a data set as flat tensors: what every reader ends in, and what loaders and evaluators start from.
+"""`Dataset`: one split of a data set as flat tensors, which readers make and loaders and evaluators take.
 
 Axes: N images, M boxes of all images, P bytes of all paths. The boxes of image i are rows offsets[i]:offsets[i + 1].
 A set of the size of COCO's training split takes 52 MB, and worker processes share it: a list of Python objects would
@@ -11,13 +11,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
-from focaldet.config import validated
 from focaldet.data.images import read_image
 from focaldet.data.problems import Problems
 from focaldet.errors import DataError
@@ -25,39 +24,6 @@ from focaldet.types import ImageSize, Target
 
 CROWD = 1
 DIFFICULT = 2
-
-DataFormat = Literal["coco", "voc", "yolo", "csv"]
-BadBoxes = Literal["clip", "drop", "error"]
-
-
-@validated
-@dataclass(frozen=True, slots=True)
-class DataConfig:
-    """Where the data lies.
-
-    Attributes:
-        path: a folder, or one json, yaml or csv file. Layout and format are recognised.
-        train: what to train on instead of what is found in `path`: an annotation file, list file or image folder.
-        val: the same for validation.
-        test: the same for testing.
-        images: the folder of the pictures, where it is not found beside the annotations.
-        format: the format, where it is not to be recognised.
-        bad_boxes: what becomes of boxes that leave the picture. A box that is empty after clipping is always dropped.
-    """
-
-    path: Path | None = None
-    train: Path | None = None
-    val: Path | None = None
-    test: Path | None = None
-    images: Path | None = None
-    format: DataFormat | None = None
-    bad_boxes: BadBoxes = "clip"
-
-    def __post_init__(self) -> None:
-        """Take the strings that people write for paths in a notebook."""
-        for name in ("path", "train", "val", "test", "images"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else Path(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +55,18 @@ class Dataset:
 
     Attributes:
         name: the split as people call it, such as `train2017` or `10 % of train`.
-        root: the folder that all paths start from.
+        root: the folder below which all paths lie.
         classes: names and file ids by label.
         image_ids: the ids of the files; 1, 2, 3 … where a format has none.
-        sizes: height and width of the pictures, pixels, after EXIF rotation.
+        sizes: height and width of the images, pixels, after EXIF rotation.
         offsets: first box of each image; the last entry is M.
-        boxes: xyxy pixels inside the picture, at full precision for the evaluator.
+        boxes: xyxy pixels inside the image, at full precision for the evaluator.
         labels: contiguous class indices in [0, K).
         flags: sums of `CROWD` and `DIFFICULT`; any flag makes a box `ignored`.
         areas: COCO's `area` of the mask where a file states it, else that of the box; square pixels.
         path_bytes: all paths below `root`, UTF-8, one after the other.
         path_offsets: first byte of each path; the last entry is P.
-        problems: what was odd on the way.
+        problems: what was wrong or unusual in the files.
         side_remainders: what x2 − x1 and y2 − y1 lack, in floating point, of the width and height that the file states;
             None where it states corners.
     """
@@ -124,7 +90,7 @@ class Dataset:
         return self.image_ids.shape[0]
 
     def path(self, i: int) -> Path:
-        """The picture file of image i."""
+        """The file of image i."""
         start, end = self.path_offsets[i : i + 2].tolist()
         return self.root / os.fsdecode(bytes(self.path_bytes[start:end].tolist()))
 
@@ -138,7 +104,7 @@ class Dataset:
         return Target(self.boxes[rows].float(), self.labels[rows].long(), self.flags[rows] != 0)
 
     def subset(self, indices: Sequence[int], name: str) -> "Dataset":
-        """The images at these positions, in this order, as a dataset called `name`."""
+        """The images at these indices, in this order, as a dataset called `name`."""
         chosen = torch.tensor(indices, dtype=torch.int64)
         rows, offsets = _gather(self.offsets, chosen)
         letters, path_offsets = _gather(self.path_offsets, chosen)
@@ -182,20 +148,20 @@ class Dataset:
 def pack_paths(paths: Sequence[str]) -> tuple[UInt8[Tensor, " P"], Int64[Tensor, " N1"]]:
     """All paths in one buffer, and where each begins; the last entry is the length of the buffer."""
     encoded = [os.fsencode(path) for path in paths]
-    # The extra byte keeps torch content when there is no path at all.
+    # torch refuses an empty buffer, hence the extra byte.
     buffer = torch.frombuffer(bytearray(b"".join(encoded) + b"\0"), dtype=torch.uint8)[:-1]
     return buffer, starts(torch.tensor([len(path) for path in encoded], dtype=torch.int64))
 
 
 def starts(counts: Int64[Tensor, " N"]) -> Int64[Tensor, " N1"]:
-    """Where runs of these lengths begin when they lie one after the other; N + 1 numbers."""
+    """The offsets of consecutive runs of these lengths: N + 1 numbers, the last of which is the total."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def _gather(
     offsets: Int64[Tensor, " N1"], chosen: Int64[Tensor, " C"]
 ) -> tuple[Int64[Tensor, " R"], Int64[Tensor, " C1"]]:
-    """Positions of all elements of the chosen runs, and where the runs begin in their new order."""
+    """Indices of all elements of the chosen runs, and the offsets of the runs in their new order."""
     counts = (offsets[1:] - offsets[:-1])[chosen]
     begins = starts(counts)
     shift = (offsets[:-1][chosen] - begins[:-1]).repeat_interleave(counts)
@@ -204,7 +170,7 @@ def _gather(
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Anything that gives pictures with their boxes: files, or scenes made on the fly."""
+    """Anything that gives images with their boxes: files, or scenes generated on the fly."""
 
     @property
     def dataset(self) -> Dataset:
@@ -212,28 +178,26 @@ class ImageSource(Protocol):
         ...
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
-        """Picture i at full size and its boxes in its pixels. A source without change gives the same in every epoch."""
+        """Image i at full size and its boxes in its pixels; only generated images depend on the epoch."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """The pictures of a dataset, read from their files."""
+    """The images of a dataset, read from their files."""
 
     dataset: Dataset
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
-        """Picture i at full size and its boxes in its pixels, the same in every epoch.
+        """Image i at full size and its boxes in its pixels, the same in every epoch.
 
         Raises:
-            DataError: the file is damaged, or no longer has the size with which it was indexed.
+            DataError: the file is damaged, or no longer has the size that it had when the dataset was read.
         """
         del epoch
         path, size = self.dataset.path(i), self.dataset.size(i)
         pixels = read_image(path)
         if tuple(pixels.shape[1:]) != size:
-            found = f"{pixels.shape[2]} × {pixels.shape[1]}"
-            raise DataError(
-                f"has changed to {found} pixels since it was indexed as {size.width} × {size.height}", file=path
-            )
+            now = f"{pixels.shape[2]} × {pixels.shape[1]}"
+            raise DataError(f"has changed to {now} pixels since it was read as {size.width} × {size.height}", file=path)
         return pixels, self.dataset.target(i)

@@ -1,11 +1,11 @@
-"""Pictures from files and from memory, always as RGB bytes: UInt8 (3, H, W).
+"""Reading images from files and from memory, always as RGB bytes: UInt8 (3, H, W).
 
-The rules, one per kind of file:
+The rules for each kind of file:
 
-* EXIF orientation 1…8 is applied, so height and width are those that a viewer shows.
-* 16 bits per channel keep their high byte (65535 becomes 255): nothing is stretched per picture.
-* Transparent pixels are laid over white. Grey, palette, 1-bit and CMYK pictures become RGB.
-* Of an animation or a file with several pages the first picture is taken.
+* The EXIF orientation 1…8 is applied, so height and width are those that a viewer shows.
+* 16 bits per channel keep their high byte (65535 becomes 255): the contrast of single images is not stretched.
+* Transparent pixels are laid over white. Gray, palette, 1-bit and CMYK images become RGB.
+* Of an animation or a file with several pages the first image is taken.
 * 32-bit and floating-point pixels have no known range and are refused, as is more than `MAX_PIXELS`.
 """
 
@@ -35,7 +35,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 class _Quiet:
-    """Silences Pillow's warnings as long as any thread is inside; what matters in them becomes a `DataError`.
+    """A context without Pillow's warnings, as long as any thread is inside; what matters becomes a `DataError`.
 
     `warnings.catch_warnings` alone is not safe here: two threads that leave in the wrong order would restore each
     other's filters for good.
@@ -63,60 +63,61 @@ _QUIET = _Quiet()
 
 
 def read_header(path: Path) -> ImageSize:
-    """Height and width of a picture after EXIF rotation, without decoding it.
+    """Height and width of an image after EXIF rotation, without decoding it.
 
     Raises:
-        DataError: no such file, no picture, or more than `MAX_PIXELS`.
+        DataError: the file is missing or not an image, or it has more than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
+    with _open_image(path) as image:
         width, height = image.size
         return ImageSize(width, height) if _orientation(image) in _SIDEWAYS else ImageSize(height, width)
 
 
 def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """The pixels of a picture file, upright. The memory lies as H × W × 3, which is how decoders write it.
+    """The pixels of an image file, upright. The memory lies as H × W × 3, which is how decoders write it.
 
     Raises:
-        DataError: no such file, no picture, damaged, of an unknown range, or more than `MAX_PIXELS`.
+        DataError: the file is missing, damaged or not an image, its range of values is unknown, or it has more than
+            `MAX_PIXELS`.
     """
-    with _opened(path) as image:
+    with _open_image(path) as image:
         orientation = _orientation(image)
         pixels = _decode_jpeg(image)
         return _upright(_decode(image, name=path) if pixels is None else pixels, orientation)
 
 
-def from_array(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 H W"]:
-    """The pixels of a picture in memory, as they stand (no EXIF rotation).
+def to_pixels(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 H W"]:
+    """The pixels of an image in memory, as they are (no EXIF rotation).
 
-    Arrays are uint8 and RGB (not OpenCV's BGR) of shape H × W × 3, or H × W for grey; tensors are uint8 RGB 3 × H × W.
+    Arrays are uint8 and RGB (not OpenCV's BGR) of shape H × W × 3, or H × W for gray; tensors are uint8 RGB 3 × H × W.
 
     Raises:
         DataError: another type, shape or value range.
     """
     if isinstance(image, Image.Image):
         with _QUIET:
-            return _decode(image, name="picture given as PIL image")
-    name = f"picture given as {type(image).__name__}"
+            return _decode(image, name="image given as PIL image")
+    name = f"image given as {type(image).__name__}"
     if str(image.dtype).removeprefix("torch.") != "uint8":
-        raise DataError(f"values must be uint8 in 0…255, found {image.dtype}", file=name)
+        raise DataError(f"values must be uint8 in 0…255, got {image.dtype}", file=name)
     if isinstance(image, Tensor):
         wanted, fits = "3 × H × W", image.ndim == 3 and image.shape[0] == 3
     else:
         wanted, fits = "H × W × 3 (RGB) or H × W", image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
     if not fits or 0 in image.shape:
-        raise DataError(f"shape must be {wanted}, found {' × '.join(map(str, image.shape))}", file=name)
+        raise DataError(f"shape must be {wanted}, got {' × '.join(map(str, image.shape))}", file=name)
     if isinstance(image, Tensor):
         return image
-    colour = numpy.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+    color = numpy.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
     # torch takes neither read-only memory nor negative strides such as those of `image[..., ::-1]`.
-    ours = colour if colour.flags.writeable and min(colour.strides) > 0 else colour.copy()
-    return torch.from_numpy(ours).permute(2, 0, 1)
+    usable = color if color.flags.writeable and min(color.strides) > 0 else color.copy()
+    return torch.from_numpy(usable).permute(2, 0, 1)
 
 
 def to_pixels(image: Any) -> UInt8[Tensor, "3 H W"]:
     """The pixels of an image in any form: a path, a PIL image, an array, or a tensor on any device.
 
-    Arrays and tensors are as in `from_array`; tensors may also be floating point in 0…255, which is rounded.
+    Arrays and tensors are as in `to_pixels`; tensors may also be floating point in 0…255, which is rounded.
 
     Raises:
         DataError: the file cannot be read, or another type, shape or value range.
@@ -125,9 +126,9 @@ def to_pixels(image: Any) -> UInt8[Tensor, "3 H W"]:
         return read_image(Path(image))
     if isinstance(image, Tensor):
         image = image.detach().cpu()
-        return from_array(_round_to_bytes(image) if image.is_floating_point() else image)
+        return to_pixels(_round_to_bytes(image) if image.is_floating_point() else image)
     if isinstance(image, numpy.ndarray | Image.Image):
-        return from_array(image)
+        return to_pixels(image)
     raise DataError(
         f"must be a path, a PIL image, a uint8 RGB array or a tensor, got {type(image).__name__}", file="image"
     )
@@ -143,8 +144,8 @@ def _round_to_bytes(image: Float[Tensor, "*axes"]) -> UInt8[Tensor, "*axes"]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The picture with its header read; whatever goes wrong inside becomes a `DataError` that names the file."""
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """The opened image, its header read; whatever fails inside becomes a `DataError` that names the file."""
     try:
         if not path.is_file():  # also keeps out pipes and devices, which would block
             raise DataError("there is no such file", file=path)
@@ -155,23 +156,23 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except DataError:
         raise
     except Image.DecompressionBombError:
-        raise DataError(_too_large("more"), file=path) from None
+        raise DataError(_too_large("too many"), file=path) from None
     except UnidentifiedImageError:
-        raise DataError(_unidentified(path), file=path) from None
+        raise DataError(_describe_unknown(path), file=path) from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
         raise DataError(f"is damaged: {error or type(error).__name__}", file=path) from None
 
 
-def _too_large(found: str) -> str:
-    return f"found {found} pixels, allowed are {MAX_PIXELS // 1_000_000} megapixels"
+def _too_large(size: str) -> str:
+    return f"has {size} pixels, allowed are {MAX_PIXELS // 1_000_000} megapixels"
 
 
-def _unidentified(path: Path) -> str:
+def _describe_unknown(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(12)
     if not start:
         return "is empty (0 bytes)"
-    return f"is no picture in a known format ({', '.join(_FORMATS)}); it starts with {start!r}"
+    return f"is not an image in a known format ({', '.join(_FORMATS)}); it starts with {start!r}"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -179,7 +180,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":  # Pillow turns these by itself
         return 1
     try:
-        # Not `image.getexif()`: that of PNG files decodes the whole picture to look behind the pixels.
+        # Not `image.getexif()`: that of PNG files decodes the whole image to look behind the pixels.
         value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except (struct.error, SyntaxError, ValueError, LookupError, TypeError, OSError):
         return 1
@@ -187,7 +188,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(pixels: UInt8[Tensor, "3 H1 W1"], orientation: int) -> UInt8[Tensor, "3 H W"]:
-    """Undo what the EXIF orientation says: 5…8 are stored with rows and columns exchanged."""
+    """The pixels as a viewer shows them; orientations 5…8 are stored with rows and columns exchanged."""
     if orientation in _SIDEWAYS:
         pixels = pixels.transpose(1, 2)
     flips = {2: [2], 3: [1, 2], 4: [1], 6: [2], 7: [1, 2], 8: [1]}.get(orientation)
@@ -195,9 +196,9 @@ def _upright(pixels: UInt8[Tensor, "3 H1 W1"], orientation: int) -> UInt8[Tensor
 
 
 def _decode_jpeg(image: Image.Image) -> UInt8[Tensor, "3 H W"] | None:
-    """Pixels of a grey or YCbCr JPEG by torchvision: Pillow's bytes in three quarters of the time; else None.
+    """Pixels of a gray or YCbCr JPEG by torchvision: Pillow's bytes in three quarters of the time; else None.
 
-    Also None where torchvision refuses, so that Pillow has the last word and finds the words for the user.
+    Also None where torchvision refuses, so that Pillow decides, and its message says what is wrong.
     """
     if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
         return None
@@ -206,7 +207,7 @@ def _decode_jpeg(image: Image.Image) -> UInt8[Tensor, "3 H W"] | None:
     image.fp.seek(0)
     data = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
     try:
-        # The operator instead of `torchvision.io.decode_jpeg`, which warns that it will go; Pillow remains then.
+        # The operator, since `torchvision.io.decode_jpeg` warns that it will be removed; then Pillow decodes.
         pixels: Tensor = torch.ops.image.decode_jpeg(data, ImageReadMode.RGB.value, False)
         return pixels
     except (RuntimeError, AttributeError):

@@ -1,4 +1,4 @@
-"""What was odd in the data and where it stands: listed, counted and never silently mended."""
+"""Problems of data files and where they stand: each one is counted, none is repaired silently."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,16 +10,16 @@ from focaldet.errors import DataError
 
 Severity = Literal["error", "warning", "note"]
 
-# Of each kind this many are listed, all are counted: the list for a broken set with a million boxes would
-# otherwise outweigh the dataset, in every worker again.
+# Of each kind this many are kept and all are counted: for a broken set with a million boxes the list would otherwise
+# take more memory than the dataset, once per worker.
 LISTED_PER_KIND = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One odd thing and where it stands.
+    """One problem of the data and its location.
 
-    `error`: the picture or record cannot be used. `warning`: something was changed or left out. `note`: worth knowing,
+    `error`: the image or record cannot be used. `warning`: something was changed or ignored. `note`: worth knowing,
     nothing was lost. `kind` is a short fixed name (`box clipped`, `size differs`, …).
     """
 
@@ -35,25 +35,25 @@ class Problem:
         return f"{self.severity}: {self.kind}: {where}: {self.message}"
 
 
-class Place(NamedTuple):
-    """Where a value stands: file, record and field, as a person would look for it."""
+class Location(NamedTuple):
+    """Where a value stands: file, record and field, as a person would look it up."""
 
     file: Path
     record: str | None = None
     field: str | None = None
 
     def error(self, problem: str) -> DataError:
-        """A `DataError` about this place."""
+        """A `DataError` about this location."""
         return DataError(problem, file=self.file, record=self.record, field=self.field)
 
     def problem(self, severity: Severity, kind: str, message: str) -> Problem:
-        """A `Problem` at this place."""
+        """A `Problem` at this location."""
         return Problem(severity, kind, message, str(self.file), self.record, self.field)
 
 
 @dataclass(slots=True)
 class Problems:
-    """Problems in the order in which they were met. `counts` is complete; `examples` holds the first of each kind."""
+    """Problems in the order in which they were met: `counts` of all, and the first of each kind as `examples`."""
 
     examples: list[Problem] = field(default_factory=list)
     counts: Counter[tuple[Severity, str]] = field(default_factory=Counter)
@@ -73,7 +73,7 @@ class Problems:
         self.counts[severity, kind] += number
 
     def extend(self, other: "Problems") -> None:
-        """Take over what `other` found."""
+        """Add the problems of `other`."""
         for problem in other.examples:
             if sum(known.kind == problem.kind for known in self.examples) < LISTED_PER_KIND:
                 self.examples.append(problem)
@@ -89,18 +89,18 @@ class Problems:
     def lines(self, *, listed: bool = False) -> list[str]:
         """One sentence per kind, the worst first; with `listed` the problems themselves as well."""
         order: tuple[Severity, ...] = ("error", "warning", "note")
-        found = []
+        lines = []
         for (severity, kind), number in sorted(
             self.counts.items(), key=lambda item: (order.index(item[0][0]), item[0])
         ):
             same = [problem for problem in self.examples if (problem.severity, problem.kind) == (severity, kind)]
-            found.append(
+            lines.append(
                 f"{severity}: {kind}: {number}" + (f" (first: {str(same[0]).split(': ', 2)[2]})" if same else "")
             )
             if listed:
-                found += [f"  {problem}" for problem in same]
-                found += [f"  … and {number - len(same)} more"] if number > len(same) else []
-        return found
+                lines += [f"  {problem}" for problem in same]
+                lines += [f"  … and {number - len(same)} more"] if number > len(same) else []
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -1,16 +1,17 @@
-"""Which part of a data set is trained on and which is validated on, and opening them."""
+"""The splits of a data set: finding them, choosing those to train and validate on, and opening them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from focaldet.config import nearest
-from focaldet.data.dataset import Classes, DataConfig, DataFormat, Dataset
-from focaldet.data.formats import coco, csv, voc, yolo
-from focaldet.data.formats.assemble import assemble
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import Classes, Dataset
+from focaldet.data.formats.assemble import build_dataset
 from focaldet.data.formats.records import DatasetLayout, Records
+from focaldet.data.formats.registry import FORMATS
 from focaldet.data.formats.text import brief, hint, list_names, quantity, what_is_at
 from focaldet.data.problems import Problem, Problems
 from focaldet.errors import ConfigError, DataError
@@ -18,18 +19,12 @@ from focaldet.errors import ConfigError, DataError
 TRAIN_NAMES = ("train", "train2017", "train2014", "training", "trainval", "all")
 VAL_NAMES = ("val", "valid", "validation", "val2017")
 TEST_NAMES = ("test", "test2017", "testing")
-HELD_OUT_SHARE = 0.1
-
-Find = Callable[[Path], DatasetLayout | None]
-
-# YOLO stands last: it takes any folder of pictures below a description.
-_FIND: Mapping[DataFormat, Find] = {"coco": coco.find, "voc": voc.find, "csv": csv.find, "yolo": yolo.find}
-_READ = {"coco": coco.read, "voc": voc.read, "csv": csv.read, "yolo": yolo.read}
+HELD_OUT_FRACTION = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """What to train and to validate on; `chosen` is one sentence for people on what was taken and why."""
+    """The splits to train and validate on; `chosen` says in one sentence which they are and why."""
 
     train: Dataset
     val: Dataset
@@ -38,7 +33,7 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One split inside a layout, under the name its folder uses."""
+    """One split of a layout, by the name that its folder uses."""
 
     layout: DatasetLayout
     name: str
@@ -53,13 +48,13 @@ def open_splits(config: DataConfig, *, seed: int) -> Splits:
 
     Raises:
         DataError: the data cannot be read; see the readers.
-        ConfigError: nothing to train on is named or found.
+        ConfigError: there is no split to train on.
     """
     parts = find_parts(config)
     train_name = _first(parts, TRAIN_NAMES)
     if train_name is None:
         raise ConfigError(
-            f"data: found no split to train on (found: {list_names(parts) or 'none'}; name one with data.train)"
+            f"data: there is no split to train on (splits: {list_names(parts) or 'none'}; name one with data.train)"
         )
     val_name = _first(parts, VAL_NAMES)
     if val_name is None:
@@ -104,7 +99,7 @@ def open_split(config: DataConfig, name: str, *, seed: int) -> Dataset:
 
 
 def find_parts(config: DataConfig) -> dict[str, Part]:
-    """All splits that a configuration names or that its folder holds, under their own names.
+    """All splits that a configuration names or that are in its folder, by their own names.
 
     Raises:
         ConfigError: nothing is named.
@@ -114,7 +109,7 @@ def find_parts(config: DataConfig) -> dict[str, Part]:
         raise ConfigError("data: name a folder or file (--data PATH)")
     parts: dict[str, Part] = {}
     if config.path is not None:
-        layout = _recognise(config.path, config.format)
+        layout = _recognize(config.path, config.format)
         parts = {name: Part(layout, name) for name in layout.splits}
     for role, names, path in (
         ("train", TRAIN_NAMES, config.train),
@@ -123,24 +118,24 @@ def find_parts(config: DataConfig) -> dict[str, Part]:
     ):
         if path is not None:
             parts = {name: part for name, part in parts.items() if name not in names}
-            layout = _recognise(path, config.format)
+            layout = _recognize(path, config.format)
             own = _first(layout.splits, (role, *names, "all"))
             if own is None:
-                raise DataError(f'holds no split for "{role}" (found: {list_names(layout.splits)})', file=path)
+                raise DataError(f'has no split for "{role}" (splits: {list_names(layout.splits)})', file=path)
             parts[role] = Part(layout, own)
     return parts
 
 
 def open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool = False) -> dict[str, Dataset]:
-    """The indexes of some parts; parts of one layout are read in one pass. For `lenient` see `assemble`."""
+    """The datasets of some parts; parts of one layout are read in one pass. For `lenient` see `build_dataset`."""
     records: dict[str, Records] = {}
     for layout in {id(part.layout): part.layout for part in parts.values()}.values():
         names = [name for name, part in parts.items() if part.layout is layout]
         own = [parts[name].name for name in names]
-        records |= zip(names, _READ[layout.format](layout, own, images=config.images), strict=True)
+        records |= zip(names, FORMATS[layout.format].read(layout, own, images=config.images), strict=True)
     datasets = {}
     for name, record in records.items():
-        datasets[name] = assemble(replace(record, name=name), bad_boxes=config.bad_boxes, lenient=lenient)
+        datasets[name] = build_dataset(replace(record, name=name), bad_boxes=config.bad_boxes, lenient=lenient)
     return datasets
 
 
@@ -153,9 +148,9 @@ def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
     if len(whole) < 2:
         raise DataError("has one image only, which cannot be divided; name other data with data.val", file=whole.root)
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed)).tolist()
-    number = max(1, round(HELD_OUT_SHARE * len(whole)))
+    number = max(1, round(HELD_OUT_FRACTION * len(whole)))
     held_out, kept = sorted(order[:number]), sorted(order[number:])
-    # What was odd is told once, of all the images.
+    # The problems of all images are reported once.
     tenth = replace(whole.subset(held_out, f"10 % of {whole.name}"), problems=Problems())
     return whole.subset(kept, whole.name), tenth
 
@@ -163,7 +158,7 @@ def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
 def with_classes(dataset: Dataset, classes: Classes) -> Dataset:
     """The same images with the labels of `classes`: classes are the same where their names are.
 
-    `Classes.own_ids` stay those of the dataset's own file. A note tells which classes have none there.
+    `Classes.own_ids` stay those of the dataset's own file. A note names the classes that have none there.
 
     Raises:
         DataError: the dataset has boxes of a class that `classes` lacks.
@@ -202,14 +197,14 @@ def _with_absent_classes(dataset: Dataset, names: Sequence[str]) -> Problems:
     return problems
 
 
-def _recognise(path: Path, wanted: DataFormat | None) -> DatasetLayout:
+def _recognize(path: Path, wanted: str | None) -> DatasetLayout:
     if not what_is_at(path):
         raise DataError("there is no such file or folder", file=path)
-    finders: Sequence[Find] = [_FIND[wanted]] if wanted else list(_FIND.values())
-    layout = next((layout for find in finders if (layout := find(path)) is not None), None)
+    formats = [FORMATS[wanted]] if wanted else list(FORMATS.values())
+    layout = next((layout for each in formats if (layout := each.find(path)) is not None), None)
     if layout is None:
         raise DataError(
-            f"holds no {wanted or 'COCO, VOC, YOLO or CSV'} data that is recognised; name its json, yaml or csv file "
+            f"has no {(wanted or ', '.join(FORMATS)).upper()} data that is recognized; name its json, yaml or csv file "
             "instead, or its parts one by one",
             file=path,
         )

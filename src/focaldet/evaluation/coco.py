@@ -12,8 +12,9 @@ import numpy
 from jaxtyping import Bool, Float64, Int64
 
 from focaldet import config as configs
-from focaldet.data.dataset import Classes, DataConfig, Dataset
-from focaldet.data.formats.coco import read_coco
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import Classes, Dataset
+from focaldet.data.formats.coco import read_coco_file
 from focaldet.data.splits import open_split
 from focaldet.evaluation.results import ResultRows, read_results, result_rows
 from focaldet.types import Detections
@@ -189,11 +190,11 @@ def read_ground_truth(path: Path) -> CocoGroundTruth:
     Raises:
         DataError: the file is not well-formed COCO json, or a box is not finite.
     """
-    records = read_coco(path, images=path.parent, name=path.stem)
+    records = read_coco_file(path, images=path.parent, name=path.stem)
     boxes, areas = records.boxes.numpy(), records.areas.numpy()
     if not numpy.isfinite(boxes).all():
         row = int(numpy.flatnonzero(~numpy.isfinite(boxes).all(axis=1))[0])
-        raise records.box_place(row).error(f"must be four finite numbers, got {boxes[row].tolist()}")
+        raise records.box_location(row).error(f"must be four finite numbers, got {boxes[row].tolist()}")
     sides = boxes[:, 2:] - boxes[:, :2] if records.sides is None else records.sides.numpy()
     return CocoGroundTruth(
         image_ids=numpy.array(records.image_ids, dtype=numpy.int64),

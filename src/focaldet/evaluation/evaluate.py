@@ -10,9 +10,10 @@ from typing import Any, Unpack
 import torch
 
 from focaldet import config as configs
-from focaldet.data.dataset import Classes, DataConfig, Dataset, FileSource, ImageSource
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import Classes, Dataset, FileSource, ImageSource
 from focaldet.data.formats.text import list_names, quantity
-from focaldet.data.loading.loader import Loader, explained_worker_death
+from focaldet.data.loading.loader import Loader, explain_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
 from focaldet.evaluation.coco import Metrics, evaluate_detections
@@ -92,7 +93,7 @@ def detect_all(
     num_images = sum(map(len, loader.picks(0)))
     detections: dict[int, Detections] = {}
     timings: list[tuple[int, float]] = []
-    with eval_mode(detector), explained_worker_death():
+    with eval_mode(detector), explain_worker_death():
         for batch in loader.epoch(0):
             begin = time.perf_counter()
             batch_detections = detect_batch(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from focaldet.data.augment.config import AugmentConfig
-from focaldet.data.dataset import DataConfig
+from focaldet.data.config import DataConfig
 from focaldet.data.demo.dataset import DemoScenes, write_demo
 from focaldet.data.demo.scenes import SCENE_SIZE
 from focaldet.evaluation.coco import Metrics

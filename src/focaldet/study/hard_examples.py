@@ -18,7 +18,8 @@ import torch
 from focaldet import draw
 from focaldet.config import make_folder
 from focaldet.data.augment.geometry import resize_image
-from focaldet.data.dataset import DataConfig, Dataset, FileSource
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import Dataset, FileSource
 from focaldet.data.images import read_image
 from focaldet.errors import ConfigError
 from focaldet.evaluation.error_kinds import MIN_PROBABILITY, OUTCOME_KINDS, Outcome, OutcomeKind, classify_outcomes

@@ -12,7 +12,8 @@ import numpy
 import torch
 
 from focaldet.config import make_folder
-from focaldet.data.dataset import DataConfig, FileSource
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import FileSource
 from focaldet.data.formats.text import list_names, quantity
 from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError

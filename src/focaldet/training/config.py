@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from focaldet.config import Fraction, current_names, from_dict, merge, to_dict, validated
 from focaldet.data.augment.config import AugmentConfig
-from focaldet.data.dataset import DataConfig
+from focaldet.data.config import DataConfig
 from focaldet.data.loading.loader import Sampling
 from focaldet.errors import ConfigError
 from focaldet.runtime import Precision

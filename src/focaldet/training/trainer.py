@@ -18,7 +18,7 @@ from focaldet import config as configs
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import ImageSource
 from focaldet.data.formats.text import quantity
-from focaldet.data.loading.loader import Loader, explained_worker_death
+from focaldet.data.loading.loader import Loader, explain_worker_death
 from focaldet.errors import CheckpointError, OutOfMemoryError
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.evaluate import detect_all
@@ -88,7 +88,7 @@ def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None 
     folder = open_folder(config)
     check_phases(config)
     torch_state = torch_settings(threads=config.threads, deterministic=config.deterministic)
-    with explain_errors(config), explained_worker_death(), torch_state, stop_signal() as stop:
+    with explain_errors(config), explain_worker_death(), torch_state, stop_signal() as stop:
         # Every process has looked at the folder before the first one changes it: launching waits for all.
         fabric = launch_fabric(pick_device(config.device))
         return Trainer(config, folder=folder, fabric=fabric, stop=stop, sources=sources).run()

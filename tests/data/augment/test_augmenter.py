@@ -9,11 +9,11 @@ from focaldet.config import from_dict, save, to_dict
 from focaldet.data.augment.augmenter import Augmenter
 from focaldet.data.augment.config import AUGMENT_PRESETS, AugmentConfig
 from focaldet.data.augment.geometry import resize_sample
-from focaldet.data.loading.rng import state, stream
+from focaldet.data.loading.rng import generator, seed_for
 from focaldet.errors import ConfigError
 from focaldet.training.config import RunConfig
 from focaldet.types import ImageSize, Preprocessing, Resize
-from tests.data.pictures import found, painted
+from tests.data.painted import found, painted
 
 PREPROCESSING = Preprocessing(resize=Resize("long", 160, None))
 MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8)
@@ -37,7 +37,7 @@ GEOMETRIES = {
 
 
 def drawn(augmentation, seed, *, partners=(), sample=SAMPLE, preprocessing=PREPROCESSING):
-    return Augmenter(augmentation, preprocessing)(sample, stream=random.Random(seed), partners=partners)
+    return Augmenter(augmentation, preprocessing)(sample, rng=random.Random(seed), partners=partners)
 
 
 @pytest.mark.parametrize("partners", [(), PARTNERS], ids=["single", "mosaic"])
@@ -90,11 +90,11 @@ def test_no_augmentation_is_the_plain_resize():
     assert torch.equal(out.target.boxes, plain.target.boxes)
 
 
-def test_around_a_smaller_picture_lies_the_mean_colour():
+def test_around_a_smaller_image_lies_the_mean_color():
     places = set()
     for seed in range(8):
-        colour = AugmentConfig("none", scale_jitter=(0.5, 0.5), hue=0.1, saturation=0.5, value=0.5)
-        image = drawn(colour, seed).image
+        color = AugmentConfig("none", scale_jitter=(0.5, 0.5), hue=0.1, saturation=0.5, value=0.5)
+        image = drawn(color, seed).image
         padding = (image == MEAN[:, None, None]).all(0)
         assert padding.sum() == 160 * 120 - 80 * 60
         rows, columns = (~padding).nonzero(as_tuple=True)
@@ -114,14 +114,14 @@ def test_a_crop_shows_an_object_where_a_blind_window_would_miss_it():
     assert hits[1] > 2 * hits[0]
 
 
-def test_a_crop_of_an_empty_picture_and_a_mosaic_of_empty_ones():
+def test_a_crop_of_an_empty_image_and_a_mosaic_of_empty_ones():
     empty = painted(ImageSize(50, 70), [], [])
     assert drawn(AugmentConfig("none", crop=1.0), 0, sample=empty).target.boxes.shape == (0, 4)
     assert drawn(AugmentConfig("strong"), 0, sample=empty, partners=[empty] * 3).target.boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)])
-def test_the_smallest_pictures_go_through_everything(size):
+def test_the_smallest_images_go_through_everything(size):
     tiny = painted(ImageSize(*size), [(0, 0, size[1], size[0])], [0])
     for seed in range(5):
         for partners in ((), (tiny, SAMPLE, tiny)):
@@ -134,7 +134,7 @@ def _with(resize):
     return Preprocessing(resize=resize)
 
 
-def test_mosaic_shows_all_four_pictures_and_fills_the_frame():
+def test_mosaic_shows_all_four_images_and_fills_the_frame():
     shown = set()
     for seed in range(10):
         out = drawn(AugmentConfig("none", scale_jitter=(2.0, 2.0)), seed, partners=PARTNERS)
@@ -155,13 +155,13 @@ def test_the_same_numbers_give_the_same_sample_and_the_sources_stay_untouched():
 
 def test_streams_depend_on_every_key_and_on_nothing_else():
     random.seed(0)
-    first = stream("sample", 1, 2, 3).random()
+    first = generator("sample", 1, 2, 3).random()
     random.seed(1)
-    assert stream("sample", 1, 2, 3).random() == first
+    assert generator("sample", 1, 2, 3).random() == first
     keys = [("sample", 1, 2, 3), ("sample", 2, 1, 3), ("sample", 1, 23), ("sample", 12, 3), ("order", 1, 2, 3)]
-    assert len({state(*key) for key in keys}) == len(keys)
-    assert all(0 <= state("sample", seed) < 1 << 63 for seed in range(100))
-    mean = sum(stream("sample", 0, 0, i).random() for i in range(2000)) / 2000
+    assert len({seed_for(*key) for key in keys}) == len(keys)
+    assert all(0 <= seed_for("sample", seed) < 1 << 63 for seed in range(100))
+    mean = sum(generator("sample", 0, 0, i).random() for i in range(2000)) / 2000
     assert abs(mean - 0.5) < 0.03
 
 
@@ -199,11 +199,11 @@ def test_overrides_lie_over_another_preset():
 
 
 def test_settings_of_version_0_1_are_read():
-    old = {"preset": "strong", "hue": 0.1, "mosaic": None, "recolour": 0.25, "keep_boxes": "centre", "crop_scale": None}
+    old = {"preset": "strong", "hue": 0.1, "mosaic": None, "recolor": 0.25, "keep_boxes": "center", "crop_scale": None}
     with pytest.warns(FutureWarning) as warned:
         config = from_dict(AugmentConfig, old)
     messages = [str(warning.message) for warning in warned]
-    assert messages == ["settings: recolour is now called recolor", "settings: keep_boxes: centre is now called center"]
+    assert messages == ["settings: recolor is now called recolor", "settings: keep_boxes: center is now called center"]
     assert config == AugmentConfig("strong", hue=0.1, recolor=0.25, keep_boxes="center")
 
 
@@ -259,8 +259,8 @@ def test_wrong_settings_are_named(settings, named):
 
 def test_mosaic_ends_for_the_last_share_of_the_epochs():
     augmentation = AugmentConfig("none", mosaic=0.7, mosaic_off_last=0.25)
-    shares = [augmentation.mosaic_probability(epoch=epoch, num_epochs=8) for epoch in range(8)]
-    assert shares == [0.7] * 6 + [0.0] * 2
+    fractions = [augmentation.mosaic_probability(epoch=epoch, num_epochs=8) for epoch in range(8)]
+    assert fractions == [0.7] * 6 + [0.0] * 2
     assert AugmentConfig("none", mosaic=0.7).mosaic_probability(epoch=7, num_epochs=8) == 0.7
 
 

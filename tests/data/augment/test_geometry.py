@@ -6,21 +6,21 @@ from torch.nn.functional import interpolate
 
 from focaldet.data.augment.geometry import (
     INTERPOLATIONS,
+    ImageView,
     Sample,
-    View,
     Window,
     boxes_in_view,
     flip_horizontal,
     flip_vertical,
-    part_in_picture,
+    part_in_image,
+    resample_window,
     resize_image,
     resize_sample,
+    visible_fractions,
     visible_part,
-    visible_shares,
-    window_of,
 )
 from focaldet.types import ImageSize, Resize, Target
-from tests.data.pictures import found, painted
+from tests.data.painted import found, painted
 
 SAMPLE = painted((30, 50), [(5, 4, 20, 12), (30, 10, 49, 29)], [0, 1], ignored=[False, True])
 
@@ -72,8 +72,8 @@ def test_resize_keeps_the_smallest_box_and_an_empty_target():
 
 
 def test_view_cuts_first_and_leaves_boxes_whole():
-    view = View(top=4, left=10, window=ImageSize(20, 20), shown=ImageSize(40, 40), x=0, y=0)
-    assert window_of(SAMPLE.image, view=view, antialias=True).shape == (3, 40, 40)
+    view = ImageView(top=4, left=10, window=ImageSize(20, 20), shown=ImageSize(40, 40), x=0, y=0)
+    assert resample_window(SAMPLE.image, view=view, antialias=True).shape == (3, 40, 40)
     boxes = boxes_in_view(SAMPLE.target.boxes, view=view, size=SAMPLE.size)
     assert boxes.tolist() == [[-10, 0, 20, 16], [40, 12, 78, 50]]
 
@@ -91,7 +91,7 @@ def test_visible_part_by_hand():
             [5.0, 5.0, 5.0, 9.0],  # without area
         ]
     )
-    assert visible_shares(boxes, size=size)[[0, 1, 5, 6]].tolist() == [0.5, 0.25, 0, 0]
+    assert visible_fractions(boxes, size=size)[[0, 1, 5, 6]].tolist() == [0.5, 0.25, 0, 0]
     kept = visible_part(Target(boxes, torch.arange(7), torch.arange(7) % 2 == 0), size=size)
     assert kept.labels.tolist() == [0, 1, 4]
     assert kept.boxes.tolist() == [[0, 0, 10, 10], [0, 0, 10, 10], [19, 0, 20, 10]]
@@ -115,8 +115,8 @@ def test_rules_on_which_boxes_stay_by_hand():
     size = ImageSize(20, 20)
     boxes = torch.tensor(
         [
-            [-10.0, 0.0, 10.0, 10.0],  # its centre on the edge
-            [-10.5, 0.0, 10.0, 10.0],  # its centre beyond
+            [-10.0, 0.0, 10.0, 10.0],  # its center on the edge
+            [-10.5, 0.0, 10.0, 10.0],  # its center beyond
             [-30.0, 0.0, 0.9, 10.0],  # less than a pixel in sight
             [10.0, 10.0, 10.5, 10.5],  # half a pixel, whole
             [-30.0, 0.0, 0.01, 10.0],  # half a thousandth of the frame's width
@@ -144,10 +144,10 @@ def test_rules_on_which_boxes_stay_by_hand():
     st.tuples(st.integers(1, 60), st.integers(1, 60)),
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
 )
-def test_the_part_in_the_picture_lies_where_the_whole_view_would_show_it(picture, corner, length, shown):
-    size, window = ImageSize(*picture), Window(corner[0], corner[1], ImageSize(100, 100))
-    view = View(top=3, left=5, window=ImageSize(*length), shown=ImageSize(*shown), x=7, y=9)
-    part = part_in_picture(view, window, size=size)
+def test_the_part_in_the_image_lies_where_the_whole_view_would_show_it(image, corner, length, shown):
+    size, window = ImageSize(*image), Window(corner[0], corner[1], ImageSize(100, 100))
+    view = ImageView(top=3, left=5, window=ImageSize(*length), shown=ImageSize(*shown), x=7, y=9)
+    part = part_in_image(view, window, size=size)
     starts = (window.top + 3, window.left + 5)
     spans = [(max(0, start), min(start + long, limit)) for start, long, limit in zip(starts, length, size, strict=True)]
     if any(first >= last for first, last in spans):
@@ -164,18 +164,18 @@ def test_the_part_in_the_picture_lies_where_the_whole_view_would_show_it(picture
         assert abs(begin - ideal[0]) <= limit and abs(begin + wide - ideal[1]) <= limit
 
 
-def test_a_view_within_the_picture_stays_as_it_is():
-    view = View(top=4, left=10, window=ImageSize(20, 20), shown=ImageSize(37, 41), x=2, y=3)
-    assert part_in_picture(view, Window(0, 0, SAMPLE.size), size=SAMPLE.size) == view
+def test_a_view_within_the_image_stays_as_it_is():
+    view = ImageView(top=4, left=10, window=ImageSize(20, 20), shown=ImageSize(37, 41), x=2, y=3)
+    assert part_in_image(view, Window(0, 0, SAMPLE.size), size=SAMPLE.size) == view
 
 
 def test_every_interpolation_gives_bytes_of_the_size_down_to_one_pixel():
     for kind, antialias in INTERPOLATIONS:
         for shown in ((1, 1), (1, 5), (7, 1), (30, 50), (61, 90)):
-            view = View(top=2, left=3, window=ImageSize(9, 14), shown=ImageSize(*shown), x=0, y=0)
-            out = window_of(noise(30, 50), view=view, antialias=antialias, interpolation=kind)
+            view = ImageView(top=2, left=3, window=ImageSize(9, 14), shown=ImageSize(*shown), x=0, y=0)
+            out = resample_window(noise(30, 50), view=view, antialias=antialias, interpolation=kind)
             assert out.shape == (3, *shown) and out.dtype == torch.uint8
-        flat = window_of(
+        flat = resample_window(
             torch.full((3, 30, 50), 77, dtype=torch.uint8), view=view, antialias=antialias, interpolation=kind
         )
         assert (flat == 77).all()
@@ -188,7 +188,7 @@ def noise(height, width):
 
 @pytest.mark.parametrize("size", [(97, 131), (60, 80), (48, 64), (129, 70), (1, 50)])
 def test_without_antialiasing_it_is_torchvisions_own_interpolation(size):
-    """torchvision normalises first and gives a scale, not a size; both are linear and give the same picture."""
+    """torchvision normalizes first and gives a scale, not a size; both are linear and give the same image."""
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
     image = noise(*size)
@@ -197,8 +197,8 @@ def test_without_antialiasing_it_is_torchvisions_own_interpolation(size):
     ours = resize_image(image, Resize(mode="short", size=80, max_size=100, rounding="down", antialias=False))
     height, width = ours.shape[1:]
     assert expected.image_sizes[0] == (height, width)
-    normalised = (ours / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    assert torch.allclose(normalised, expected.tensors[0, :, :height, :width], atol=1e-5)
+    normalized = (ours / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    assert torch.allclose(normalized, expected.tensors[0, :, :height, :width], atol=1e-5)
 
 
 def test_rounding_down_gives_the_sizes_of_torchvision():

@@ -1,4 +1,4 @@
-"""The letterbox: darknet's geometry, grey bars, boxes there and back."""
+"""The letterbox: darknet's geometry, gray bars, boxes there and back."""
 
 import random
 
@@ -9,10 +9,9 @@ from focaldet.check.anchor_fit import resized_boxes
 from focaldet.data.augment.augmenter import Augmenter
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import resize_image, resize_sample
-from focaldet.data.loading.collate import padded
 from focaldet.errors import ConfigError
 from focaldet.types import Detections, ImageSize, Preprocessing, Resize
-from tests.data.pictures import found, painted
+from tests.data.painted import found, painted
 from tests.data.test_dataset import small_index
 
 LETTERBOX = Resize("letterbox", 64, None)
@@ -21,7 +20,7 @@ SAMPLE = painted((30, 50), [(5, 4, 20, 12), (30, 10, 49, 29)], [0, 1], ignored=[
 
 
 def darknets(original, size):
-    """letterbox_image of image.c: the size of the picture within and where it is put."""
+    """letterbox_image of image.c: the size of the image within and where it is put."""
     height, width = original
     if size / width < size / height:
         new_width, new_height = size, (height * size) // width
@@ -41,7 +40,7 @@ def test_the_geometry_is_darknets():
 
 
 def test_by_hand():
-    """640 × 480 at 416: 416 × 312 with 52 rows of grey above and below."""
+    """640 × 480 at 416: 416 × 312 with 52 rows of gray above and below."""
     resize, original = Resize("letterbox", 416, None), ImageSize(480, 640)
     assert (resize.content(original), resize.corner(original)) == ((312, 416), (0, 52))
     assert str(resize) == "416 × 416 px, letterbox"
@@ -55,34 +54,34 @@ def test_boxes_lie_where_the_pixels_do(antialias):
     assert out.size == (64, 64)
     for box, label in zip(out.target.boxes, out.target.labels, strict=True):
         assert (box - found(out.image, label)).abs().max() <= 1
-    grey = 128 if antialias else 127.5
-    assert (out.image[:, :13] == grey).all() and (out.image[:, 51:] == grey).all()
-    assert not (out.image[:, 13] == grey).all() and not (out.image[:, 50] == grey).all()
+    gray = 128 if antialias else 127.5
+    assert (out.image[:, :13] == gray).all() and (out.image[:, 51:] == gray).all()
+    assert not (out.image[:, 13] == gray).all() and not (out.image[:, 50] == gray).all()
 
 
-def test_an_upright_picture_has_its_bars_at_the_sides():
+def test_an_upright_image_has_its_bars_at_the_sides():
     image = resize_image(torch.zeros(3, 40, 20, dtype=torch.uint8), LETTERBOX)
     assert image.shape == (3, 64, 64)
     assert (image[:, :, :16] == 128).all() and (image[:, :, 48:] == 128).all() and not image[:, :, 16:48].any()
 
 
 def test_the_way_back_is_the_inverse():
-    from focaldet.evaluation.inference import _in_picture
+    from focaldet.evaluation.inference import _in_image
 
     out = resize_sample(SAMPLE, LETTERBOX)
     boxes = out.target.boxes
     there = Detections(boxes, torch.ones(len(boxes)), out.target.labels)
-    back = _in_picture(there, LETTERBOX, size=out.size, original=SAMPLE.size)
+    back = _in_image(there, LETTERBOX, size=out.size, original=SAMPLE.size)
     torch.testing.assert_close(back.boxes, SAMPLE.target.boxes)
     everything = Detections(torch.tensor([[0.0, 0, 64, 64]]), torch.ones(1), torch.zeros(1, dtype=torch.int64))
-    assert _in_picture(everything, LETTERBOX, size=out.size, original=SAMPLE.size).boxes.tolist() == [[0, 0, 50, 30]]
+    assert _in_image(everything, LETTERBOX, size=out.size, original=SAMPLE.size).boxes.tolist() == [[0, 0, 50, 30]]
 
 
-def test_training_puts_the_picture_anywhere_in_the_square():
+def test_training_puts_the_image_anywhere_in_the_square():
     augmenter = Augmenter(AugmentConfig("none"), PREPROCESSING)
     tops = set()
     for seed in range(30):
-        out = augmenter(SAMPLE, stream=random.Random(seed))
+        out = augmenter(SAMPLE, rng=random.Random(seed))
         assert out.size == (64, 64)
         for box, label in zip(out.target.boxes, out.target.labels, strict=True):
             assert (box - found(out.image, label)).abs().max() <= 1
@@ -92,8 +91,8 @@ def test_training_puts_the_picture_anywhere_in_the_square():
     assert len(tops) > 5
 
 
-def test_padding_beyond_the_square_is_grey_too():
-    batch = padded([torch.zeros(3, 30, 30, dtype=torch.uint8)], preprocessing=PREPROCESSING)
+def test_padding_beyond_the_square_is_gray_too():
+    batch = pad_images([torch.zeros(3, 30, 30, dtype=torch.uint8)], preprocessing=PREPROCESSING)
     assert batch.shape == (1, 3, 32, 32) and (batch[0, :, 30:] == 128).all() and not batch[0, :, :30, :30].any()
 
 

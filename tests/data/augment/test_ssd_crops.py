@@ -27,35 +27,35 @@ def corners(window):
     return window.left, window.top, window.left + window.size.width, window.top + window.size.height
 
 
-def random_case(stream):
-    """A canvas around a picture, and boxes in the picture."""
-    height, width = stream.randint(20, 500), stream.randint(20, 500)
+def random_case(rng):
+    """A canvas around an image, and boxes in the image."""
+    height, width = rng.randint(20, 500), rng.randint(20, 500)
     boxes = []
-    for _ in range(stream.randint(1, 6)):
-        x, y = stream.uniform(0, width - 4), stream.uniform(0, height - 4)
-        boxes.append([x, y, x + stream.uniform(2, width - x), y + stream.uniform(2, height - y)])
-    canvas = Window(-stream.randint(0, 300), -stream.randint(0, 300), ImageSize(height + 300, width + 300))
+    for _ in range(rng.randint(1, 6)):
+        x, y = rng.uniform(0, width - 4), rng.uniform(0, height - 4)
+        boxes.append([x, y, x + rng.uniform(2, width - x), y + rng.uniform(2, height - y)])
+    canvas = Window(-rng.randint(0, 300), -rng.randint(0, 300), ImageSize(height + 300, width + 300))
     whole = Window(0, 0, ImageSize(height, width))
-    return stream.choice([canvas, whole]), boxes
+    return rng.choice([canvas, whole]), boxes
 
 
-def one_window(canvas, shares, scales, aspects):
+def one_window(canvas, fractions, scales, aspects):
     """The sampler of SSD for one window: size, shape within what fits, place."""
-    scale = scales[0] + shares[0] * (scales[1] - scales[0])
+    scale = scales[0] + fractions[0] * (scales[1] - scales[0])
     low, high = (min(max(aspect, scale**2), scale**-2) for aspect in aspects)
-    aspect = low + shares[1] * (high - low)
+    aspect = low + fractions[1] * (high - low)
     height, width = canvas.size
     sides = (width * scale * math.sqrt(aspect), height * scale / math.sqrt(aspect))
     wide, high = (min(max(1, round(side)), limit) for side, limit in zip(sides, (width, height), strict=True))
-    left, top = int(shares[2] * (width - wide + 1)), int(shares[3] * (height - high + 1))
+    left, top = int(fractions[2] * (width - wide + 1)), int(fractions[3] * (height - high + 1))
     return Window(canvas.top + top, canvas.left + left, ImageSize(high, wide))
 
 
-def expected_crop(canvas, boxes, overlaps, stream):
+def expected_crop(canvas, boxes, overlaps, rng):
     """What `draw_crop` should give: every sampler in turn, every try in turn."""
-    for least in stream.sample(overlaps, stream.randint(0, len(overlaps))):
-        shares = [[stream.random() for _ in range(50)] for _ in range(4)]
-        for each in zip(*shares, strict=True):
+    for least in rng.sample(overlaps, rng.randint(0, len(overlaps))):
+        fractions = [[rng.random() for _ in range(50)] for _ in range(4)]
+        for each in zip(*fractions, strict=True):
             window = one_window(canvas, each, (0.3, 1.0), (0.5, 2.0))
             if any(overlap(corners(window), box) >= least for box in boxes):
                 return window
@@ -66,7 +66,7 @@ def test_crops_are_those_of_the_rule_written_out():
     source, cropped = random.Random(0), 0
     for seed in range(600):
         canvas, boxes = random_case(source)
-        found = draw_crop(canvas, torch.tensor(boxes), strength=SSD, stream=random.Random(seed))
+        found = draw_crop(canvas, torch.tensor(boxes), augmentation=SSD, rng=random.Random(seed))
         assert found == expected_crop(canvas, boxes, OVERLAPS, random.Random(seed)), seed
         cropped += found != canvas
     assert 250 < cropped < 550
@@ -75,12 +75,12 @@ def test_crops_are_those_of_the_rule_written_out():
 @pytest.mark.parametrize("least", OVERLAPS)
 def test_a_window_has_the_overlap_that_is_asked_and_lies_in_the_canvas(least):
     source, cropped = random.Random(1), 0
-    strength = AugmentConfig("none", crop_overlaps=(least,), crop_scale=(0.4, 0.95), crop_aspect=(0.5, 2.0))
+    augmentation = AugmentConfig("none", crop_overlaps=(least,), crop_scale=(0.4, 0.95), crop_aspect=(0.5, 2.0))
     for seed in range(120):
         canvas, boxes = random_case(source)
         left, top, right, bottom = corners(canvas)
         boxes.append([left + 0.1 * canvas.size.width, top + 0.1 * canvas.size.height, right, bottom])
-        window = draw_crop(canvas, torch.tensor(boxes), strength=strength, stream=random.Random(seed))
+        window = draw_crop(canvas, torch.tensor(boxes), augmentation=augmentation, rng=random.Random(seed))
         if window == canvas:
             continue
         cropped += 1
@@ -92,33 +92,33 @@ def test_a_window_has_the_overlap_that_is_asked_and_lies_in_the_canvas(least):
     assert (5 if least == 0.9 else 30) < cropped < 90
 
 
-def share_of_whole(overlaps, boxes, num_draws=1500):
-    canvas, stream = Window(0, 0, ImageSize(200, 300)), random.Random(5)
-    strength = AugmentConfig("none", crop_overlaps=overlaps)
-    draws = [draw_crop(canvas, boxes, strength=strength, stream=stream) for _ in range(num_draws)]
+def fraction_of_whole(overlaps, boxes, num_draws=1500):
+    canvas, rng = Window(0, 0, ImageSize(200, 300)), random.Random(5)
+    augmentation = AugmentConfig("none", crop_overlaps=overlaps)
+    draws = [draw_crop(canvas, boxes, augmentation=augmentation, rng=rng) for _ in range(num_draws)]
     return sum(window == canvas for window in draws) / num_draws
 
 
-def test_one_of_the_windows_found_and_the_whole_picture_is_drawn_evenly():
+def test_one_of_the_windows_found_and_the_whole_image_is_drawn_evenly():
     everywhere = torch.tensor([[0.0, 0.0, 300.0, 200.0]])
-    assert share_of_whole((0.0,) * 4, everywhere) == pytest.approx(1 / 5, abs=0.04)
+    assert fraction_of_whole((0.0,) * 4, everywhere) == pytest.approx(1 / 5, abs=0.04)
     # A box of 2 × 2 px reaches an IoU of .5 with no window: two samplers give nothing, and the other one is left.
     speck = torch.tensor([[50.0, 50.0, 52.0, 52.0]])
-    assert share_of_whole((0.5, 0.9, 0.0), speck) == pytest.approx(1 / 2, abs=0.04)
-    assert share_of_whole((0.5, 0.9), speck, num_draws=50) == 1
+    assert fraction_of_whole((0.5, 0.9, 0.0), speck) == pytest.approx(1 / 2, abs=0.04)
+    assert fraction_of_whole((0.5, 0.9), speck, num_draws=50) == 1
 
 
-def test_a_picture_without_boxes_is_not_cropped():
+def test_an_image_without_boxes_is_not_cropped():
     canvas = Window(-3, -4, ImageSize(50, 60))
     for seed in range(20):
-        assert draw_crop(canvas, torch.zeros(0, 4), strength=SSD, stream=random.Random(seed)) == canvas
+        assert draw_crop(canvas, torch.zeros(0, 4), augmentation=SSD, rng=random.Random(seed)) == canvas
 
 
-def test_half_of_the_pictures_are_expanded_up_to_four_times_anywhere():
+def test_half_of_the_images_are_expanded_up_to_four_times_anywhere():
     size, ratios, places = ImageSize(100, 150), [], []
-    strength, stream = AugmentConfig("none", expand=0.5), random.Random(0)
+    augmentation, rng = AugmentConfig("none", expand=0.5), random.Random(0)
     for _ in range(2000):
-        window = draw_window(size, torch.zeros(0, 4), strength=strength, stream=stream)
+        window = draw_window(size, torch.zeros(0, 4), augmentation=augmentation, rng=rng)
         if window == Window(0, 0, size):
             continue
         height, width = window.size
@@ -133,8 +133,8 @@ def test_half_of_the_pictures_are_expanded_up_to_four_times_anywhere():
 
 
 def test_what_is_off_draws_nothing():
-    stream = random.Random(3)
+    rng = random.Random(3)
     boxes = torch.tensor([[1.0, 1.0, 5.0, 5.0]])
-    window = draw_window(ImageSize(7, 9), boxes, strength=AugmentConfig("none"), stream=stream)
+    window = draw_window(ImageSize(7, 9), boxes, augmentation=AugmentConfig("none"), rng=rng)
     assert window == Window(0, 0, ImageSize(7, 9))
-    assert stream.getstate() == random.Random(3).getstate()
+    assert rng.getstate() == random.Random(3).getstate()

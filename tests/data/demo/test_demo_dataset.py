@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from focaldet.data.augment.config import AugmentConfig
-from focaldet.data.dataset import DataConfig, FileSource
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import FileSource
 from focaldet.data.demo.dataset import CLASSES, NUM_TRAINING_DIGITS, DemoScenes, _material, write_demo
-from focaldet.data.demo.scenes import MAX_OVERLAP, SCENE_SIZE, draw_layout, draw_picture
+from focaldet.data.demo.scenes import MAX_OVERLAP, SCENE_SIZE, draw_layout, draw_scene
 from focaldet.data.loading.loader import Loader
-from focaldet.data.loading.rng import stream
+from focaldet.data.loading.rng import generator
 from focaldet.data.splits import open_split, open_splits
 from focaldet.errors import ConfigError
 from focaldet.types import Preprocessing, Resize
@@ -55,9 +56,9 @@ def test_boxes_are_large_enough_inside_and_hardly_overlap(scenes):
 def test_a_digit_changes_the_pixels_of_its_box_and_no_others():
     material = _material("train")
     for i in range(20):
-        layout = draw_layout(material, stream("test", i))
-        with_digits = draw_picture(layout, material, stream("paint", i))
-        changed = (with_digits != draw_picture([], material, stream("paint", i))).any(0)
+        layout = draw_layout(material, generator("test", i))
+        with_digits = draw_scene(layout, material, generator("paint", i))
+        changed = (with_digits != draw_scene([], material, generator("paint", i))).any(0)
         boxes = torch.zeros(SCENE_SIZE, dtype=torch.bool)
         for digit in layout:
             x1, y1, x2, y2 = map(int, digit.box)
@@ -72,13 +73,13 @@ def test_ink_stands_out_from_what_is_below_it():
     material = _material("train")
     luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
     for i in range(30):
-        layout = draw_layout(material, stream("test", i))[:1]
-        picture, below = (draw_picture(digits, material, stream("paint", i)) for digits in (layout, []))
+        layout = draw_layout(material, generator("test", i))[:1]
+        image, below = (draw_scene(digits, material, generator("paint", i)) for digits in (layout, []))
         for digit in layout:
             x1, y1, x2, y2 = map(int, digit.box)
             solid = digit.ink == 1
-            colour = (picture[:, y1:y2, x1:x2] * luma).sum(0)[solid].mean()
-            assert abs(colour - (below[:, y1:y2, x1:x2] * luma).sum(0).mean()) > 85
+            color = (image[:, y1:y2, x1:x2] * luma).sum(0)[solid].mean()
+            assert abs(color - (below[:, y1:y2, x1:x2] * luma).sum(0).mean()) > 85
 
 
 def test_training_scenes_are_fresh_in_every_epoch_and_test_scenes_never_change():
@@ -101,7 +102,7 @@ def test_every_digit_of_both_splits_can_be_drawn():
     for split in ("train", "test"):
         material = _material(split)
         for start in range(0, len(material.labels), 100):
-            layout = draw_layout(material, stream("every", start))
+            layout = draw_layout(material, generator("every", start))
             assert all(0 < digit.ink.numel() <= 192 * 256 for digit in layout)
         assert ((material.digits > 0.5).flatten(1).sum(1) > 5).all()
 

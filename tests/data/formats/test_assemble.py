@@ -1,4 +1,4 @@
-"""Boxes against their pictures: what is clipped, dropped and refused, by hand; and links that lead out."""
+"""Boxes against their images: what is clipped, dropped and refused, by hand; and links that lead out."""
 
 import math
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from focaldet.data.formats.assemble import assemble
-from focaldet.data.formats.coco import read_coco
+from focaldet.data.formats.assemble import build_dataset
+from focaldet.data.formats.coco import read_coco_file
 from focaldet.data.images import read_header
 from focaldet.errors import DataError
-from tests.data.datasets import coco_document, write_coco, write_pictures
+from tests.data.datasets import coco_document, write_coco, write_images
 
 
 def read(folder, boxes, *, bad_boxes="clip", lenient=False, **image):
@@ -21,8 +21,8 @@ def read(folder, boxes, *, bad_boxes="clip", lenient=False, **image):
         {"id": i, "image_id": 100, "category_id": 3, "bbox": [x1, y1, x2 - x1, y2 - y1]}
         for i, (x1, y1, x2, y2) in enumerate(boxes)
     ]
-    return assemble(
-        read_coco(write_coco(folder, document), images=None, name="train"), bad_boxes=bad_boxes, lenient=lenient
+    return build_dataset(
+        read_coco_file(write_coco(folder, document), images=None, name="train"), bad_boxes=bad_boxes, lenient=lenient
     )
 
 
@@ -96,7 +96,7 @@ def test_areas_are_those_of_the_clipped_box_unless_stated(tmp_path):
     assert read(tmp_path, [(-5, -5, 10, 10)]).areas.tolist() == [100]
 
 
-def test_a_contradicting_size_is_told_and_the_picture_counts(tmp_path):
+def test_a_contradicting_size_is_told_and_the_image_counts(tmp_path):
     dataset = read(tmp_path, [GOOD], width=640, height=480)
     assert dataset.sizes[0].tolist() == [48, 64]
     (problem,) = dataset.problems
@@ -110,25 +110,27 @@ def test_an_exif_rotation_that_the_annotations_ignore_is_told(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 48)).save(index_folder / "a.png", exif=exif)
-    dataset = assemble(read_coco(tmp_path / "instances_train.json", images=None, name="train"), bad_boxes="clip")
+    dataset = build_dataset(
+        read_coco_file(tmp_path / "instances_train.json", images=None, name="train"), bad_boxes="clip"
+    )
     assert dataset.sizes[0].tolist() == [64, 48]
     assert "EXIF" in dataset.problems.examples[0].message and "exchanged" in dataset.problems.examples[0].message
 
 
 def test_links_that_lead_out_are_refused(tmp_path):
     inside, outside = tmp_path / "set", tmp_path / "outside"
-    write_pictures(outside)
+    write_images(outside)
     file = write_coco(inside)
     (inside / "images" / "a.png").unlink()
     (inside / "images" / "a.png").symlink_to(outside / "a.png")
     with pytest.raises(DataError, match="link that leads out of the image folder"):
-        assemble(read_coco(file, images=None, name="train"), bad_boxes="clip")
+        build_dataset(read_coco_file(file, images=None, name="train"), bad_boxes="clip")
     document = coco_document()
     document["images"][0]["file_name"] = "linked/a.png"
     file = write_coco(tmp_path / "second", document)
     (tmp_path / "second" / "images" / "linked").symlink_to(outside)
     with pytest.raises(DataError, match="link that leads out of the image folder"):
-        assemble(read_coco(file, images=None, name="train"), bad_boxes="clip")
+        build_dataset(read_coco_file(file, images=None, name="train"), bad_boxes="clip")
 
 
 def test_links_that_stay_inside_and_linked_folders_are_fine(tmp_path):
@@ -138,39 +140,42 @@ def test_links_that_stay_inside_and_linked_folders_are_fine(tmp_path):
     document["images"][1]["file_name"] = "b2.png"
     write_coco(tmp_path / "real", document)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert len(assemble(read_coco(tmp_path / "link" / file.name, images=None, name="train"), bad_boxes="clip")) == 3
+    assert (
+        len(build_dataset(read_coco_file(tmp_path / "link" / file.name, images=None, name="train"), bad_boxes="clip"))
+        == 3
+    )
 
 
-def test_lenient_lists_unusable_pictures_and_keeps_the_rest(tmp_path):
+def test_lenient_lists_unusable_images_and_keeps_the_rest(tmp_path):
     file = write_coco(tmp_path)
     (tmp_path / "images" / "a.png").write_bytes(b"")
-    records = read_coco(file, images=None, name="train")
+    records = read_coco_file(file, images=None, name="train")
     with pytest.raises(DataError, match="is empty"):
-        assemble(records, bad_boxes="clip")
-    dataset = assemble(records, bad_boxes="clip", lenient=True)
+        build_dataset(records, bad_boxes="clip")
+    dataset = build_dataset(records, bad_boxes="clip", lenient=True)
     assert dataset.image_ids.tolist() == [101, 102]
     assert dataset.boxes.tolist() == [[12, 16, 36, 48]]
-    assert kinds(dataset) == {"picture unusable": 1}
+    assert kinds(dataset) == {"image unusable": 1}
     for name in ("b.png", "c.png"):
         (tmp_path / "images" / name).unlink()
-    with pytest.raises(DataError, match="3 pictures like this of 3"):
-        assemble(read_coco(file, images=None, name="train"), bad_boxes="clip", lenient=True)
+    with pytest.raises(DataError, match="3 images like this of 3"):
+        build_dataset(read_coco_file(file, images=None, name="train"), bad_boxes="clip", lenient=True)
 
 
-def test_a_picture_listed_twice_is_told(tmp_path):
+def test_an_image_listed_twice_is_told(tmp_path):
     document = coco_document()
     document["images"].append({"id": 7, "file_name": "a.png"})
-    dataset = assemble(read_coco(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
-    assert kinds(dataset) == {"picture listed twice": 1} and len(dataset) == 4
+    dataset = build_dataset(read_coco_file(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
+    assert kinds(dataset) == {"image listed twice": 1} and len(dataset) == 4
 
 
-def test_many_pictures_are_measured_in_threads_and_stay_in_order(tmp_path):
+def test_many_images_are_measured_in_threads_and_stay_in_order(tmp_path):
     sizes = {f"{i}.png": (20 + i, 30) for i in range(80)}
-    write_pictures(tmp_path / "images", sizes)
+    write_images(tmp_path / "images", sizes)
     document = coco_document()
     document["images"] = [{"id": i, "file_name": name} for i, name in enumerate(sizes)]
     document["annotations"] = []
-    dataset = assemble(read_coco(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
+    dataset = build_dataset(read_coco_file(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
     assert dataset.sizes[:, 1].tolist() == [20 + i for i in range(80)]
     assert dataset.sizes[7].tolist() == list(read_header(tmp_path / "images" / "7.png"))
     assert torch.equal(dataset.offsets, torch.zeros(81, dtype=torch.int64))

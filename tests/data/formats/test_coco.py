@@ -8,14 +8,14 @@ import pytest
 
 from focaldet.data.dataset import CROWD, Dataset
 from focaldet.data.formats import coco
-from focaldet.data.formats.assemble import assemble
+from focaldet.data.formats.assemble import build_dataset
 from focaldet.errors import DataError
 from focaldet.types import ImageSize
-from tests.data.datasets import coco_document, write_coco, write_pictures
+from tests.data.datasets import coco_document, write_coco, write_images
 
 
 def read(file, **options) -> Dataset:
-    return assemble(coco.read_coco(file, images=None, name="train"), bad_boxes="clip", **options)
+    return build_dataset(coco.read_coco_file(file, images=None, name="train"), bad_boxes="clip", **options)
 
 
 def test_ids_are_sparse_in_the_file_and_contiguous_inside(tmp_path):
@@ -38,10 +38,10 @@ def test_sides_are_those_of_the_file_to_the_last_digit_unless_they_were_cut(tmp_
     document = coco_document()
     boxes = [[10.1, 0.7, 53.9, 0.3], [33.33, 17.77, 0.01, 20.02], [0.1, 40.1, 7.7, 100], [-3.3, 1.1, 13.3, 2.2]]
     document["annotations"] = [{"id": i, "image_id": 100, "category_id": 3, "bbox": box} for i, box in enumerate(boxes)]
-    records = coco.read_coco(write_coco(tmp_path, document), images=None, name="train")
+    records = coco.read_coco_file(write_coco(tmp_path, document), images=None, name="train")
     assert records.sides.tolist() == [box[2:] for box in boxes]
     assert (records.boxes[:, 2:] - records.boxes[:, :2]).tolist() != records.sides.tolist()
-    dataset = assemble(records, bad_boxes="clip")
+    dataset = build_dataset(records, bad_boxes="clip")
     assert stated_sides(dataset) == [[53.9, 0.3], [0.01, 20.02], [7.7, 48 - 40.1], [-3.3 + 13.3, 2.2]]
     assert stated_sides(dataset.subset([1, 0], "turned")) == stated_sides(dataset)
 
@@ -66,7 +66,7 @@ def test_crowds_are_flagged_and_areas_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("annotations", "pictures", "split"),
+    ("annotations", "images", "split"),
     [
         ("annotations/instances_train2017.json", "train2017", "train2017"),
         ("annotations/instances_train2017.json", "images/train2017", "train2017"),
@@ -78,47 +78,47 @@ def test_crowds_are_flagged_and_areas_kept(tmp_path):
         ("annotations.json", "images", "all"),
     ],
 )
-def test_layouts_are_recognised(tmp_path, annotations, pictures, split):
-    write_pictures(tmp_path / pictures)
+def test_layouts_are_recognized(tmp_path, annotations, images, split):
+    write_images(tmp_path / images)
     file = tmp_path / annotations
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(coco_document()))
-    layout = coco.find(tmp_path)
+    layout = coco.find_coco(tmp_path)
     assert dict(layout.splits) == {split: (file,)}
-    (records,) = coco.read(layout, [split], images=None)
-    assert assemble(records, bad_boxes="clip").path(0) == tmp_path / pictures / "a.png"
+    (records,) = coco.read_coco(layout, [split], images=None)
+    assert build_dataset(records, bad_boxes="clip").path(0) == tmp_path / images / "a.png"
 
 
 def test_images_may_lie_elsewhere(tmp_path):
     file = tmp_path / "labels" / "x.json"
     file.parent.mkdir()
     file.write_text(json.dumps(coco_document()))
-    write_pictures(tmp_path / "photos")
-    records = coco.read_coco(file, images=tmp_path / "photos", name="x")
-    assert len(assemble(records, bad_boxes="error")) == 3
+    write_images(tmp_path / "photos")
+    records = coco.read_coco_file(file, images=tmp_path / "photos", name="x")
+    assert len(build_dataset(records, bad_boxes="error")) == 3
 
 
 def test_two_files_for_one_split_are_refused(tmp_path):
     write_coco(tmp_path)
     (tmp_path / "train.json").write_text("{}")
     with pytest.raises(DataError, match="two files"):
-        coco.find(tmp_path)
+        coco.find_coco(tmp_path)
 
 
 def test_folders_without_coco_are_left_to_others(tmp_path):
     (tmp_path / "results.json").write_text("[]")
-    assert coco.find(tmp_path) is None
+    assert coco.find_coco(tmp_path) is None
 
 
-def test_without_pictures_the_declared_sizes_count(tmp_path):
+def test_without_images_the_declared_sizes_count(tmp_path):
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(coco_document()))
-    assert read(file, pictures=False).sizes.tolist() == [[48, 64], [64, 48], [32, 32]]
+    assert read(file, read_images=False).sizes.tolist() == [[48, 64], [64, 48], [32, 32]]
     document = coco_document()
     del document["images"][1]["height"]
     file.write_text(json.dumps(document))
     with pytest.raises(DataError, match=r"images\[1\] \(id 101\).*no width and height"):
-        read(file, pictures=False)
+        read(file, read_images=False)
 
 
 def test_two_classes_of_one_name_stay_apart(tmp_path):
@@ -167,10 +167,10 @@ STRUCTURE = [
     (lambda d: d["images"][0].update(file_name="/etc/passwd"), "leads out of the image folder"),
     (lambda d: d["images"][0].update(file_name="..\\secret.png"), "leads out of the image folder"),
     (lambda d: d["images"][0].update(file_name="C:\\secret.png"), "leads out of the image folder"),
-    (lambda d: d["images"][0].update(file_name="a\0.png"), "must be the name of a picture file"),
+    (lambda d: d["images"][0].update(file_name="a\0.png"), "must be the name of an image file"),
     (lambda d: d["images"][0].update(file_name="\ud800.png"), "no valid text"),
     (lambda d: d["images"][0].update(file_name="x" * 5000), "too long"),
-    (lambda d: d["images"][0].update(file_name=""), "must be the name of a picture file"),
+    (lambda d: d["images"][0].update(file_name=""), "must be the name of an image file"),
     (lambda d: d["images"][0].update(file_name="gone.png"), r"images\[0\] \(id 100\) · file_name: .*no such file"),
 ]
 

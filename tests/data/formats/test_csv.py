@@ -3,14 +3,14 @@
 import pytest
 
 from focaldet.data.formats import csv
-from focaldet.data.formats.assemble import assemble
+from focaldet.data.formats.assemble import build_dataset
 from focaldet.errors import DataError
-from tests.data.datasets import write_csv, write_pictures
+from tests.data.datasets import write_csv, write_images
 
 
 def read(path, split="train", *, images=None):
-    (records,) = csv.read(csv.find(path), [split], images=images)
-    return assemble(records, bad_boxes="clip")
+    (records,) = csv.read_csv(csv.find_csv(path), [split], images=images)
+    return build_dataset(records, bad_boxes="clip")
 
 
 def test_a_csv_folder(tmp_path):
@@ -22,14 +22,14 @@ def test_a_csv_folder(tmp_path):
 
 
 def test_a_file_by_itself_with_header_quotes_and_crlf(tmp_path):
-    write_pictures(tmp_path, {"a, b.png": (64, 48)})
+    write_images(tmp_path, {"a, b.png": (64, 48)})
     (tmp_path / "x.csv").write_bytes(b'\xef\xbb\xbfpath,x1,y1,x2,y2,class\r\n"a, b.png", 1,2,3.5,4,cat\r\n\r\n')
     dataset = read(tmp_path / "x.csv", "all")
     assert dataset.boxes.tolist() == [[1, 2, 3.5, 4]]
     assert dataset.classes.names == ("cat",)
 
 
-def test_rows_of_one_picture_may_stand_apart(tmp_path):
+def test_rows_of_one_image_may_stand_apart(tmp_path):
     write_csv(tmp_path)
     rows = (tmp_path / "train.csv").read_text().splitlines()
     (tmp_path / "train.csv").write_text("\n".join([rows[2], rows[0], rows[3], rows[1], rows[3]]))
@@ -57,10 +57,10 @@ def test_sparse_ids_become_contiguous(tmp_path):
     assert read(tmp_path).labels.tolist() == [0, 1, 0]
 
 
-def test_pictures_elsewhere_and_absolute_paths_inside(tmp_path):
+def test_images_elsewhere_and_absolute_paths_inside(tmp_path):
     folder = tmp_path / "tables"
     folder.mkdir()
-    write_pictures(tmp_path / "photos")
+    write_images(tmp_path / "photos")
     (folder / "x.csv").write_text(f"a.png,1,1,5,5,cat\n{tmp_path / 'photos' / 'b.png'},1,1,5,5,cat\n")
     dataset = read(folder / "x.csv", "all", images=tmp_path / "photos")
     assert [dataset.path(i).name for i in range(2)] == ["a.png", "b.png"]
@@ -75,7 +75,7 @@ ROWS = [
     ("a.png,one,2,3,4,cat", "x1: found 'one'"),
     ("a.png,inf,2,3,4,cat", "x1: found 'inf'"),
     ("a.png,1,2,3,4,cta", r'class: found \'cta\'; must be a class \(did you mean "cat"\?\)'),
-    (",1,2,3,4,cat", "path: found ''; must be the name of a picture file"),
+    (",1,2,3,4,cat", "path: found ''; must be the name of an image file"),
     ("../a.png,1,2,3,4,cat", "path: '../a.png' leads out of the image folder"),
     ("/etc/passwd,1,2,3,4,cat", "leads out of the image folder"),
     ("gone.png,1,2,3,4,cat", "no such file"),
@@ -115,8 +115,8 @@ def test_faults_in_the_class_file(tmp_path, text, message):
 
 
 def test_two_files_for_one_split_and_no_file(tmp_path):
-    assert csv.find(tmp_path) is None
+    assert csv.find_csv(tmp_path) is None
     write_csv(tmp_path)
     (tmp_path / "train_annotations.csv").write_text("")
     with pytest.raises(DataError, match="two files"):
-        csv.find(tmp_path)
+        csv.find_csv(tmp_path)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from focaldet.data.dataset import DataConfig, Dataset
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import Dataset
 from focaldet.data.formats import assemble as assembling
 from focaldet.data.images import read_header
 from focaldet.data.splits import open_splits
@@ -86,7 +87,7 @@ def assert_holds_together(dataset: Dataset) -> None:
 
 def mutate_and_open(kind: str, folder: Path, number: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Open `number` mutations of one file; how many were read and how many refused."""
-    # The pictures never change here, so their headers are read once.
+    # The images never change here, so their headers are read once.
     monkeypatch.setattr(assembling, "read_header", cache(read_header))
     write, name = FILES[kind]
     write(folder)

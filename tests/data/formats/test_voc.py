@@ -4,15 +4,15 @@ import pytest
 
 from focaldet.data.dataset import DIFFICULT
 from focaldet.data.formats import voc
-from focaldet.data.formats.assemble import assemble
+from focaldet.data.formats.assemble import build_dataset
 from focaldet.errors import DataError
 from focaldet.types import ImageSize
-from tests.data.datasets import write_pictures, write_voc, xml
+from tests.data.datasets import write_images, write_voc, xml
 
 
 def read(folder, split="train", **options):
-    (records,) = voc.read(voc.find(folder), [split], images=None)
-    return assemble(records, bad_boxes="clip", **options)
+    (records,) = voc.read_voc(voc.find_voc(folder), [split], images=None)
+    return build_dataset(records, bad_boxes="clip", **options)
 
 
 def test_a_voc_folder(tmp_path):
@@ -54,9 +54,9 @@ def test_difficult_objects_are_flagged(tmp_path):
 
 def test_lists_of_single_classes_are_no_splits_but_can_be_read(tmp_path):
     write_voc(tmp_path, {"train": ["a"], "cat_train": ["a  1", "b -1", "c.png"]})
-    assert set(voc.find(tmp_path).splits) == {"train"}
-    layout = voc.find(tmp_path / "ImageSets" / "Main" / "cat_train.txt")
-    (records,) = voc.read(layout, ["all"], images=None)
+    assert set(voc.find_voc(tmp_path).splits) == {"train"}
+    layout = voc.find_voc(tmp_path / "ImageSets" / "Main" / "cat_train.txt")
+    (records,) = voc.read_voc(layout, ["all"], images=None)
     assert list(records.paths) == ["a.png", "b.png", "c.png"]
 
 
@@ -67,12 +67,12 @@ def test_without_lists_all_xml_files_count(tmp_path):
     assert len(read(tmp_path, "all")) == 3
 
 
-def test_pictures_and_xml_side_by_side(tmp_path):
+def test_images_and_xml_side_by_side(tmp_path):
     for split in ("train", "valid"):
-        write_pictures(tmp_path / split)
+        write_images(tmp_path / split)
         for name in ("a", "b"):
             (tmp_path / split / f"{name}.xml").write_text(xml(f"{name}.png"))
-    layout = voc.find(tmp_path)
+    layout = voc.find_voc(tmp_path)
     assert set(layout.splits) == {"train", "valid"}
     assert read(tmp_path, "valid").path(0) == tmp_path / "valid" / "a.png"
     assert len(read(tmp_path / "train", "all")) == 2
@@ -88,13 +88,13 @@ def test_a_wrong_size_is_told_and_no_size_is_not(tmp_path):
     assert dataset.size(0) == ImageSize(48, 64)
 
 
-def test_names_without_xml_or_picture_are_listed(tmp_path):
+def test_names_without_xml_or_image_are_listed(tmp_path):
     write_voc(tmp_path, {"train": ["a", "gone", "lost"], "val": ["b"]})
     with pytest.raises(DataError, match=r"2 of 3 names have no xml file in .*: 'gone', 'lost'"):
         read(tmp_path)
     assert len(read(tmp_path, "val")) == 1  # what is missing elsewhere does not matter
     (tmp_path / "JPEGImages" / "b.png").unlink()
-    with pytest.raises(DataError, match=r"1 of 1 names have no picture in .*: 'b'"):
+    with pytest.raises(DataError, match=r"1 of 1 names have no image in .*: 'b'"):
         read(tmp_path, "val")
 
 
@@ -105,10 +105,10 @@ def test_names_that_lead_out_find_nothing(tmp_path, line):
         read(tmp_path)
 
 
-def test_two_pictures_of_one_name_are_refused(tmp_path):
+def test_two_images_of_one_name_are_refused(tmp_path):
     write_voc(tmp_path)
-    write_pictures(tmp_path / "JPEGImages", {"a.jpg": (3, 3)})
-    with pytest.raises(DataError, match=r"two pictures have one name: a\.jpg and a\.png"):
+    write_images(tmp_path / "JPEGImages", {"a.jpg": (3, 3)})
+    with pytest.raises(DataError, match=r"two images have one name: a\.jpg and a\.png"):
         read(tmp_path)
 
 
@@ -172,8 +172,8 @@ def test_parts_of_objects_are_no_objects(tmp_path):
 
 def test_blood_cells(real_data):
     names = ("train", "val", "test")
-    found = voc.read(voc.find(real_data / "bccd"), names, images=None)
-    sizes = {records.name: assemble(records, bad_boxes="clip") for records in found}
+    found = voc.read_voc(voc.find_voc(real_data / "bccd"), names, images=None)
+    sizes = {records.name: build_dataset(records, bad_boxes="clip") for records in found}
     assert {split: len(dataset) for split, dataset in sizes.items()} == {"train": 205, "val": 87, "test": 72}
     assert sum(len(dataset.boxes) for dataset in sizes.values()) == 4155 + 372 + 361 - 2
     empty = [problem for dataset in sizes.values() for problem in dataset.problems if problem.kind == "box empty"]

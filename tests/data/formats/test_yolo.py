@@ -3,16 +3,16 @@
 import pytest
 
 from focaldet.data.formats import yolo
-from focaldet.data.formats.assemble import assemble
+from focaldet.data.formats.assemble import build_dataset
 from focaldet.errors import DataError
-from tests.data.datasets import write_pictures, write_yolo
+from tests.data.datasets import write_images, write_yolo
 
 BOXES = [[8, 4, 40, 36], [0, 0, 16, 12], [12, 16, 36, 48]]
 
 
 def read(path, split="train", *, images=None):
-    (records,) = yolo.read(yolo.find(path), [split], images=images)
-    return assemble(records, bad_boxes="clip")
+    (records,) = yolo.read_yolo(yolo.find_yolo(path), [split], images=images)
+    return build_dataset(records, bad_boxes="clip")
 
 
 def assert_is_the_set(dataset):
@@ -65,8 +65,8 @@ def test_sparse_class_numbers_become_contiguous(tmp_path):
     assert dataset.classes.category_ids == (2, 5) and dataset.labels.tolist() == [1, 0]
 
 
-def test_labels_beside_the_pictures_and_classes_txt(tmp_path):
-    write_pictures(tmp_path)
+def test_labels_beside_the_images_and_classes_txt(tmp_path):
+    write_images(tmp_path)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     (tmp_path / "a.txt").write_text("1 0.5 0.5 1 1\n")
     dataset = read(tmp_path, "all")
@@ -82,7 +82,7 @@ def test_folders_of_splits_without_yaml(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").unlink()
     with pytest.raises(DataError, match="no file names the classes"):
-        yolo.find(tmp_path)
+        yolo.find_yolo(tmp_path)
     (tmp_path / "labels" / "classes.txt").write_text("cat\ndog\n")
     assert_is_the_set(read(tmp_path, "train"))
 
@@ -119,8 +119,8 @@ ROWS = [
     ("0 .5 .5 .1 .1 .9 .9 .9", "found 8 columns"),
     ("0 .5 .5 .1 x", "found 'x'; must be a finite number"),
     ("0 nan .5 .1 .1", "found 'nan'"),
-    ("0 1e308 .5 .1 .1", "share of the picture in 0…1, not pixels"),
-    ("0 320 240 100 50", "share of the picture in 0…1, not pixels"),
+    ("0 1e308 .5 .1 .1", "fraction of the image in 0…1, not pixels"),
+    ("0 320 240 100 50", "fraction of the image in 0…1, not pixels"),
 ]
 
 
@@ -170,7 +170,7 @@ def test_lists_do_not_leave_the_folder(tmp_path, line):
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
     (tmp_path / "list.txt").write_text(f"images/train/a.png\n{line}\n")
-    with pytest.raises(DataError, match=r"leads out of the image folder|must be the name of a picture") as caught:
+    with pytest.raises(DataError, match=r"leads out of the image folder|must be the name of an image") as caught:
         read(tmp_path)
     assert caught.value.record == "line 2"
 
@@ -179,7 +179,7 @@ def test_a_split_without_any_label_is_not_taken_for_background(tmp_path):
     write_yolo(tmp_path)
     for file in (tmp_path / "labels" / "train").iterdir():
         file.unlink()
-    with pytest.raises(DataError, match=r"none of its 3 pictures has a label file; looked for .*labels/train/a\.txt"):
+    with pytest.raises(DataError, match=r"none of its 3 images has a label file; looked for .*labels/train/a\.txt"):
         read(tmp_path)
 
 

@@ -1,7 +1,7 @@
 import torch
 
 from focaldet.data.loading.cache import CachedSource
-from tests.data.pictures import painted_source
+from tests.data.painted import painted_source
 
 
 class CountingSource:
@@ -13,7 +13,7 @@ class CountingSource:
         return self.source.load(i, epoch=epoch)
 
 
-def test_a_picture_is_read_once_and_the_limit_in_bytes_holds():
+def test_an_image_is_read_once_and_the_limit_in_bytes_holds():
     source = CountingSource(painted_source(4))
     nbytes = 3 * 24 * 40
     cached = CachedSource(source, max_bytes=2 * nbytes + 1)

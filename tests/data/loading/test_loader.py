@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 
 from focaldet.data.augment.config import AugmentConfig
-from focaldet.data.dataset import DataConfig, FileSource
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import FileSource
 from focaldet.data.loading.cache import CachedSource
-from focaldet.data.loading.loader import Loader, explained_worker_death
+from focaldet.data.loading.loader import Loader, explain_worker_death
 from focaldet.data.splits import open_splits
 from focaldet.errors import ConfigError, DataError, FocaldetError
 from focaldet.evaluation.evaluate import detect_all
 from focaldet.models import build
 from focaldet.types import ImageSize, Preprocessing, Resize
-from tests.data.pictures import PaintedSource, painted, painted_source
+from tests.data.painted import PaintedSource, painted, painted_source
 
 PREPROCESSING = Preprocessing(resize=Resize("long", 32, None), size_divisor=8)
 STRONG = AugmentConfig("strong")
@@ -61,8 +62,8 @@ def test_seed_and_epoch_change_order_and_pixels():
     whole = {"source": painted_source(4), "sampling": "uniform", "augment": AugmentConfig("light")}
     one, other = (next(loader(**whole).epoch(epoch)) for epoch in (0, 1))
     assert sorted(one.indices) == sorted(other.indices)
-    pictures = [dict(zip(b.indices, b.images, strict=True)) for b in (one, other)]
-    assert all(not torch.equal(pictures[0][i], pictures[1][i]) for i in range(4))
+    images = [dict(zip(b.indices, b.images, strict=True)) for b in (one, other)]
+    assert all(not torch.equal(images[0][i], images[1][i]) for i in range(4))
 
 
 def test_the_random_state_of_the_process_is_neither_read_nor_changed():
@@ -109,9 +110,9 @@ def test_evaluation_covers_every_image_once_as_it_is(num_ranks):
     source = painted_source(22, portrait=(0, 5, 9), empty=(1,))
     seen = []
     for rank in range(num_ranks):
-        share = loader(source, augment=None, rank=rank, num_ranks=num_ranks)
-        batches = list(share.epoch(7))
-        assert len(batches) == len(share)
+        fraction = loader(source, augment=None, rank=rank, num_ranks=num_ranks)
+        batches = list(fraction.epoch(7))
+        assert len(batches) == len(fraction)
         for batch in batches:
             seen += batch.indices
             for i, size, original, target in zip(
@@ -125,7 +126,7 @@ def test_evaluation_covers_every_image_once_as_it_is(num_ranks):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_an_evaluated_picture_is_padded_the_same_in_every_batch(batch_size):
+def test_an_evaluated_image_is_padded_the_same_in_every_batch(batch_size):
     sizes = [(24, 40), (40, 24), (39, 24), (40, 40), (20, 40), (23, 40), (40, 17), (24, 39)]
     source = PaintedSource(tuple(painted(size, [], []) for size in sizes))
     for batch in loader(source, augment=None, batch_size=batch_size).epoch(0):
@@ -173,12 +174,12 @@ def test_class_balance_shows_rare_classes_more_often_and_each_time_anew():
 def test_mosaic_ends_with_the_last_share_of_the_epochs():
     half = loader(augment=AugmentConfig("none", mosaic=1.0, mosaic_off_last=0.5))
     names = [[name for batch in half.epoch(epoch) for name in batch.image_names] for epoch in range(4)]
-    pictures = [{name.count(" + ") + 1 for name in epoch} for epoch in names]
-    assert pictures == [{4}, {4}, {1}, {1}]
+    images = [{name.count(" + ") + 1 for name in epoch} for epoch in names]
+    assert images == [{4}, {4}, {1}, {1}]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_is_named_with_any_number_of_workers(workers):
+def test_a_broken_image_is_named_with_any_number_of_workers(workers):
     broken = loader(painted_source(9, broken=4), augment=None, workers=workers)
     with pytest.raises(DataError) as caught:
         list(broken.epoch(0))
@@ -219,7 +220,7 @@ def test_a_worker_killed_while_the_program_computes_is_an_error_and_the_next_epo
     many = loader(workers=2, augment=None, batch_size=1)
     batches = many.epoch(0)
     start = time.monotonic()
-    with pytest.raises(FocaldetError, match="a process that loads images ended"), explained_worker_death():
+    with pytest.raises(FocaldetError, match="a process that loads images ended"), explain_worker_death():
         next(batches)
         os.kill(many._torch_loader._iterator._workers[0].pid, signal.SIGKILL)
         time.sleep(20)
@@ -230,7 +231,7 @@ def test_a_worker_killed_while_the_program_computes_is_an_error_and_the_next_epo
 
 
 def test_other_errors_are_not_explained_as_dead_workers():
-    with pytest.raises(RuntimeError, match="out of memory"), explained_worker_death():
+    with pytest.raises(RuntimeError, match="out of memory"), explain_worker_death():
         raise RuntimeError("out of memory")
 
 
@@ -261,7 +262,7 @@ def test_wrong_settings_are_named(settings, named):
         loader(**settings)
 
 
-def test_real_pictures_give_the_same_batches_in_workers(real_data):
+def test_real_images_give_the_same_batches_in_workers(real_data):
     dataset = open_splits(DataConfig(path=real_data / "bccd"), seed=0).train
     source = FileSource(dataset.subset(range(24), "some"))
     settings = {"preprocessing": Preprocessing(resize=Resize("long", 320, None)), "batch_size": 8}

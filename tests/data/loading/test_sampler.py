@@ -5,23 +5,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focaldet.data.loading.rng import stream
+from focaldet.data.loading.rng import generator
 from focaldet.data.loading.sampler import (
     Pick,
     balanced_order,
+    draw_sizes,
     evaluation_batches,
     rank_slice,
     repeat_factors,
     training_batches,
     uniform_order,
-    with_drawn_sizes,
 )
 from focaldet.types import ImageSize
-from tests.data.pictures import index_of, painted
+from tests.data.painted import index_of, painted
 
 
 def draws(key=0):
-    return stream("test", key)
+    return generator("test", key)
 
 
 def test_repeat_factors_by_hand():
@@ -44,16 +44,16 @@ def test_repeat_factors_without_any_box():
 
 
 def test_uniform_order_is_a_shuffle_that_the_stream_decides():
-    order = uniform_order(50, stream=draws(1))
+    order = uniform_order(50, rng=draws(1))
     assert sorted(order) == list(range(50)) != order
-    assert order == uniform_order(50, stream=draws(1)) != uniform_order(50, stream=draws(2))
+    assert order == uniform_order(50, rng=draws(1)) != uniform_order(50, rng=draws(2))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(1, 30), min_size=1, max_size=60), st.integers(0, 1000))
 def test_balanced_order_rounds_every_share_up_or_down(factors, key):
     factors = torch.tensor(factors, dtype=torch.float64)
-    order = balanced_order(factors, stream=draws(key))
+    order = balanced_order(factors, rng=draws(key))
     assert len(order) == len(factors)
     times = torch.tensor([order.count(i) for i in range(len(factors))])
     wanted = factors / factors.sum() * len(factors)
@@ -62,17 +62,17 @@ def test_balanced_order_rounds_every_share_up_or_down(factors, key):
 
 def test_balanced_order_meets_the_shares_over_many_epochs():
     factors = torch.tensor([1.0, 1.0, 1.0, 2.5, 0.5], dtype=torch.float64)
-    times = Counter(i for epoch in range(2000) for i in balanced_order(factors, stream=draws(epoch)))
-    shares = [times[i] / 2000 for i in range(5)]
-    assert shares == pytest.approx((factors / factors.sum() * 5).tolist(), abs=0.05)
+    times = Counter(i for epoch in range(2000) for i in balanced_order(factors, rng=draws(epoch)))
+    fractions = [times[i] / 2000 for i in range(5)]
+    assert fractions == pytest.approx((factors / factors.sum() * 5).tolist(), abs=0.05)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 100))
 def test_training_batches_are_full_grouped_and_lose_less_than_one_batch(num_images, batch_size, key):
     portrait = [(i * 7 + key) % 3 == 0 for i in range(num_images)]
-    order = uniform_order(num_images, stream=draws(key))
-    batches = training_batches(order, portrait, epoch=4, batch_size=batch_size, stream=draws(key))
+    order = uniform_order(num_images, rng=draws(key))
+    batches = training_batches(order, portrait, epoch=4, batch_size=batch_size, rng=draws(key))
     assert len(batches) == max(1, num_images // batch_size)
     assert all(len(batch) == min(batch_size, num_images) for batch in batches)
     images = [pick.image for batch in batches for pick in batch]
@@ -83,7 +83,7 @@ def test_training_batches_are_full_grouped_and_lose_less_than_one_batch(num_imag
 
 
 def test_an_image_that_comes_again_is_told_apart():
-    (batch,) = training_batches([3, 1, 3, 3], [False] * 4, epoch=0, batch_size=4, stream=draws())
+    (batch,) = training_batches([3, 1, 3, 3], [False] * 4, epoch=0, batch_size=4, rng=draws())
     assert batch == [Pick(0, 3, 0), Pick(0, 1, 0), Pick(0, 3, 1), Pick(0, 3, 2)]
 
 
@@ -114,11 +114,11 @@ def test_darknets_last_200_batches():
     batches = [[Pick(272, 0, 0)]] * 1833
 
     def sizes(num_epochs=273, **law):
-        found = with_drawn_sizes(batches, (320, 608), seed=0, epoch=272, num_epochs=num_epochs, **law)
+        found = draw_sizes(batches, (320, 608), seed=0, epoch=272, num_epochs=num_epochs, **law)
         return [pick.size_px for (pick,) in found]
 
-    drawn = sizes(end_share=0.0)
+    drawn = sizes(end_fraction=0.0)
     assert set(drawn) == set(range(320, 609, 32)) and set(drawn[-200:]) != {608}
-    assert sizes(end_share=0.0004) == [*drawn[:-200], *[608] * 200]
-    of_a_phase = sizes(num_epochs=3, first_epoch=270, end_share=0.04)
+    assert sizes(end_fraction=0.0004) == [*drawn[:-200], *[608] * 200]
+    of_a_phase = sizes(num_epochs=3, first_epoch=270, end_fraction=0.04)
     assert of_a_phase == [*drawn[:-219], *[608] * 219], "4 % of its 5499 batches"

@@ -1,8 +1,7 @@
-"""Augmentation: what is done to a training sample, and how it is drawn.
+"""The augmentation of one training sample at random.
 
-A sample leaves in the frame of the network: the size to which `Preprocessing.resize` takes the picture. What is larger
-is cut, what is smaller lies somewhere on the colour of the padding, so that a training step costs the same whatever was
-drawn.
+Every sample comes out at the size to which `Preprocessing.resize` takes its image: what is larger is cut, what is
+smaller lies at a random position on the color of the padding. So every training step costs the same.
 """
 
 import random
@@ -13,155 +12,159 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
-from focaldet.data.augment.color import draw_colours, recoloured
+from focaldet.data.augment.color import change_colors, draw_color_change
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import (
     INTERPOLATIONS,
+    ImageView,
     Sample,
-    View,
     boxes_in_view,
     flip_horizontal,
     flip_vertical,
-    joined,
-    moved,
-    part_in_picture,
+    join_targets,
+    part_in_image,
+    resample_window,
+    shift_target,
+    visible_fractions,
     visible_part,
-    visible_shares,
-    window_of,
 )
 from focaldet.data.augment.ssd_crops import draw_window
-from focaldet.data.loading.collate import blank
+from focaldet.data.loading.collate import blank_image
 from focaldet.types import ImageSize, Preprocessing, Target
 
 NUM_PARTNERS = 3
 MOSAIC_SHRINK = (0.5, 1.0)
-MOSAIC_CENTRE = (0.3, 0.7)
+MOSAIC_CENTER = (0.3, 0.7)
 CROP_ZOOM = (1.0, 2.0)
 ZOOM_OUT = (1.0, 2.0)
-# SSD's crops ask that some object stays with at least a drawn share (Liu et al. 2016, section 2.2).
-CROP_SHARES = (0.3, 0.5, 0.7, 0.9, 1.0)
+# The smallest visible fraction of some object in a crop is drawn of these (as in SSD: Liu et al. 2016, section 2.2).
+CROP_FRACTIONS = (0.3, 0.5, 0.7, 0.9, 1.0)
 CROP_TRIES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Augmenter:
-    """Turns a sample into what the network sees of it in training."""
+    """Augments samples for training as `augmentation` says, at the input size of `preprocessing`."""
 
     augmentation: AugmentConfig
     preprocessing: Preprocessing
 
-    def __call__(self, sample: Sample, *, stream: random.Random, partners: Sequence[Sample] = ()) -> Sample:
-        """The sample in the network's frame, everything drawn from `stream`.
+    def __call__(self, sample: Sample, *, rng: random.Random, partners: Sequence[Sample] = ()) -> Sample:
+        """The augmented sample at the network's input size; all random numbers come from `rng`.
 
-        With three `partners` it is a mosaic: the frame is cut in four at a drawn point, each part a view of a picture.
-        Boxes are kept by the rule `keep_boxes` (`geometry.visible_part`), applied to each picture's window.
+        With three `partners` it is a mosaic: the frame is cut in four at a random point, and each part shows one image.
+        Boxes are kept by the rule `keep_boxes` (`geometry.visible_part`), applied to each image's window.
         """
         frame = self.preprocessing.resize.target(sample.size)
-        image = blank(frame, preprocessing=self.preprocessing)
-        parts = _quarters(frame, stream) if partners else [(0, 0, frame)]
+        canvas = blank_image(frame, preprocessing=self.preprocessing)
+        parts = _quarters(frame, rng) if partners else [(0, 0, frame)]
         targets = []
-        for picture, (y, x, part) in zip((sample, *partners), parts, strict=True):
-            shrink = stream.uniform(*MOSAIC_SHRINK) if partners else 1.0
-            view = self._draw_view(picture, part, stream, shrink=shrink)
+        for source, (y, x, part) in zip((sample, *partners), parts, strict=True):
+            shrink = rng.uniform(*MOSAIC_SHRINK) if partners else 1.0
+            view = self._draw_view(source, part, rng, shrink=shrink)
             if view is None:
                 continue
-            self._show(picture.image, view, stream, canvas=image[:, y : y + part.height, x : x + part.width])
-            targets.append(moved(self._seen(picture, view, frame), x=x + view.x, y=y + view.y))
-        return self._flipped(Sample(image, joined(targets) if targets else Target.empty()), stream)
+            self._paint(source.image, view, rng, canvas=canvas[:, y : y + part.height, x : x + part.width])
+            targets.append(shift_target(self._visible_target(source, view, frame), x=x + view.x, y=y + view.y))
+        return self._flip(Sample(canvas, join_targets(targets) if targets else Target.empty()), rng)
 
-    def _draw_view(self, sample: Sample, frame: ImageSize, stream: random.Random, *, shrink: float) -> View | None:
-        """How much of the picture is shown, how large and where in the frame; None where a crop of an expansion shows
-        nothing of it.
+    def _draw_view(self, sample: Sample, frame: ImageSize, rng: random.Random, *, shrink: float) -> ImageView | None:
+        """A random view: which part of the image is shown, how large and where in the frame.
+
+        None where the window lies wholly on the canvas beside the image.
         """
-        strength, size = self.augmentation, sample.size
-        window = draw_window(size, sample.target.boxes, strength=strength, stream=stream)
-        zoom, choice = shrink * stream.uniform(*strength.scale_jitter), stream.random()
-        target = self._draw_content(size, stream)
-        if choice < strength.crop:
-            boxes = moved(sample.target, x=-window.left, y=-window.top).boxes
-            scaled = _scaled(target, zoom * stream.uniform(*CROP_ZOOM))
-            view = _crop(boxes, window.size, frame, scaled, stream)
+        augmentation, size = self.augmentation, sample.size
+        window = draw_window(size, sample.target.boxes, augmentation=augmentation, rng=rng)
+        zoom, choice = shrink * rng.uniform(*augmentation.scale_jitter), rng.random()
+        target = self._draw_content_size(size, rng)
+        if choice < augmentation.crop:
+            boxes = shift_target(sample.target, x=-window.left, y=-window.top).boxes
+            scaled = _scale_size(target, zoom * rng.uniform(*CROP_ZOOM))
+            view = _crop(boxes, window.size, frame, scaled, rng)
         else:
-            if choice < strength.crop + strength.zoom_out:
-                zoom /= stream.uniform(*ZOOM_OUT)
-            view = _place(window.size, frame, _scaled(target, zoom), stream)
-        return part_in_picture(view, window, size=size)
+            if choice < augmentation.crop + augmentation.zoom_out:
+                zoom /= rng.uniform(*ZOOM_OUT)
+            view = _place_view(window.size, frame, _scale_size(target, zoom), rng)
+        return part_in_image(view, window, size=size)
 
-    def _draw_content(self, size: ImageSize, stream: random.Random) -> ImageSize:
-        """The size at which a picture of `size` is shown before any zoom."""
+    def _draw_content_size(self, size: ImageSize, rng: random.Random) -> ImageSize:
+        """The size at which an image of `size` is shown before any zoom, its aspect ratio jittered."""
         content, jitter = self.preprocessing.resize.content(size), self.augmentation.aspect_jitter
         if jitter == 0:
             return content
         frame = self.preprocessing.resize.target(size)
-        height, width = (side * (1 + stream.uniform(-jitter, jitter)) for side in content)
+        height, width = (side * (1 + rng.uniform(-jitter, jitter)) for side in content)
         fit = min(frame.height / height, frame.width / width)
         return ImageSize(*(max(1, round(side * fit)) for side in (height, width)))
 
-    def _show(
-        self, image: UInt8[Tensor, "3 h w"], view: View, stream: random.Random, *, canvas: UInt8[Tensor, "3 H W"]
+    def _paint(
+        self, image: UInt8[Tensor, "3 h w"], view: ImageView, rng: random.Random, *, canvas: UInt8[Tensor, "3 H W"]
     ) -> None:
-        """Draw the view onto the canvas, its colours changed; the canvas around it keeps its colour."""
+        """Draw the view of an image, its colors changed at random, onto the canvas."""
         kind, antialias = InterpolationMode.BILINEAR, self.preprocessing.resize.antialias
         if self.augmentation.interpolation == "random":
-            kind, antialias = stream.choice(INTERPOLATIONS)
-        shown = window_of(image, view=view, antialias=antialias, interpolation=kind)
-        shown = recoloured(shown, draw_colours(self.augmentation, stream))
+            kind, antialias = rng.choice(INTERPOLATIONS)
+        shown = resample_window(image, view=view, antialias=antialias, interpolation=kind)
+        shown = change_colors(shown, draw_color_change(self.augmentation, rng))
         canvas[:, view.y : view.y + view.shown.height, view.x : view.x + view.shown.width] = shown
 
-    def _seen(self, sample: Sample, view: View, frame: ImageSize) -> Target:
-        """What is visible through the view, in pixels of the shown picture."""
+    def _visible_target(self, sample: Sample, view: ImageView, frame: ImageSize) -> Target:
+        """The boxes that are visible through the view, in pixels of the shown image."""
         target = sample.target
         boxes = boxes_in_view(target.boxes, view=view, size=sample.size)
         whole = Target(boxes, target.labels, target.ignored)
         return visible_part(whole, size=view.shown, keep=self.augmentation.keep_boxes, frame=frame)
 
-    def _flipped(self, sample: Sample, stream: random.Random) -> Sample:
-        if stream.random() < self.augmentation.flip_horizontal:
+    def _flip(self, sample: Sample, rng: random.Random) -> Sample:
+        if rng.random() < self.augmentation.flip_horizontal:
             sample = flip_horizontal(sample)
-        if stream.random() < self.augmentation.flip_vertical:
+        if rng.random() < self.augmentation.flip_vertical:
             sample = flip_vertical(sample)
         return sample
 
 
-def _quarters(frame: ImageSize, stream: random.Random) -> list[tuple[int, int, ImageSize]]:
+def _quarters(frame: ImageSize, rng: random.Random) -> list[tuple[int, int, ImageSize]]:
     """Four parts (y, x, size) that cover the frame and meet in a point near its middle."""
     # A frame one pixel high cannot be halved; its parts then overlap and the later one is seen.
-    y, x = (max(1, round(side * stream.uniform(*MOSAIC_CENTRE))) for side in frame)
+    y, x = (max(1, round(side * rng.uniform(*MOSAIC_CENTER))) for side in frame)
     rows = ((0, y), (min(y, frame.height - 1), max(1, frame.height - y)))
     columns = ((0, x), (min(x, frame.width - 1), max(1, frame.width - x)))
     return [(top, left, ImageSize(height, width)) for top, height in rows for left, width in columns]
 
 
-def _scaled(size: ImageSize, zoom: float) -> ImageSize:
+def _scale_size(size: ImageSize, zoom: float) -> ImageSize:
     return ImageSize(*(max(1, round(side * zoom)) for side in size))
 
 
 def _crop(
-    boxes: Float[Tensor, "G 4"], size: ImageSize, frame: ImageSize, scaled: ImageSize, stream: random.Random
-) -> View:
-    """A view of a picture of `size` in which some object is visible by at least a drawn share; the last one tried where
-    none is.
+    boxes: Float[Tensor, "G 4"], size: ImageSize, frame: ImageSize, scaled: ImageSize, rng: random.Random
+) -> ImageView:
+    """A view of an image of `size` in which at least a random fraction of some object is visible.
+
+    It is the last of `CROP_TRIES` views where none of them is such.
     """
-    least = stream.choice(CROP_SHARES) - 1e-4  # A whole box measures a little less than 1 in float32.
+    least = rng.choice(CROP_FRACTIONS) - 1e-4  # A whole box measures a little less than 1 in float32.
     for _ in range(CROP_TRIES):
-        view = _place(size, frame, scaled, stream)
+        view = _place_view(size, frame, scaled, rng)
         seen = boxes_in_view(boxes, view=view, size=size)
-        if len(seen) == 0 or visible_shares(seen, size=view.shown).max() >= least:
+        if len(seen) == 0 or visible_fractions(seen, size=view.shown).max() >= least:
             break
     return view
 
 
-def _place(size: ImageSize, frame: ImageSize, scaled: ImageSize, stream: random.Random) -> View:
-    """A view of a picture as if it were `scaled`: a random window where that passes the frame, else a random place."""
-    top, height, shown_height, y = _place_side(size.height, frame.height, scaled.height, stream)
-    left, width, shown_width, x = _place_side(size.width, frame.width, scaled.width, stream)
+def _place_view(size: ImageSize, frame: ImageSize, scaled: ImageSize, rng: random.Random) -> ImageView:
+    """A view of an image at the size `scaled`: a random window of it along a side that is longer than the frame's,
+    else a random position in the frame.
+    """
+    top, height, shown_height, y = _place_side(size.height, frame.height, scaled.height, rng)
+    left, width, shown_width, x = _place_side(size.width, frame.width, scaled.width, rng)
     window, shown = ImageSize(height, width), ImageSize(shown_height, shown_width)
-    return View(top=top, left=left, window=window, shown=shown, x=x, y=y)
+    return ImageView(top=top, left=left, window=window, shown=shown, x=x, y=y)
 
 
-def _place_side(length: int, frame: int, scaled: int, stream: random.Random) -> tuple[int, int, int, int]:
-    """One axis of a view: start and length of the window, its length in the frame and where it begins there."""
+def _place_side(length: int, frame: int, scaled: int, rng: random.Random) -> tuple[int, int, int, int]:
+    """One axis of a view: start and length of the window in the image, its length and start in the frame."""
     if scaled <= frame:
-        return 0, length, scaled, stream.randint(0, frame - scaled)
+        return 0, length, scaled, rng.randint(0, frame - scaled)
     window = max(1, round(length * frame / scaled))
-    return stream.randint(0, length - window), window, frame, 0
+    return rng.randint(0, length - window), window, frame, 0

@@ -1,6 +1,6 @@
-"""SSD's expansion and crops, as windows of the picture: which part of it, and how much beside it, is seen.
+"""SSD's expansion and crops, as random windows of the image and of the canvas around it.
 
-Axes: G boxes of a picture, N windows tried.
+Axes: G boxes of an image, N windows tried.
 """
 
 import random
@@ -19,42 +19,44 @@ TRIALS = 50
 
 
 def draw_window(
-    size: ImageSize, boxes: Float[Tensor, "G 4"], *, strength: AugmentConfig, stream: random.Random
+    size: ImageSize, boxes: Float[Tensor, "G 4"], *, augmentation: AugmentConfig, rng: random.Random
 ) -> Window:
-    """What is seen of a picture of `size`: all of it, or a larger canvas around it, or a crop of either.
+    """The window of an image of `size` that is seen: all of it, or a larger canvas around it, or a crop of either.
 
-    What is off draws nothing.
+    Steps that are off draw no random numbers.
     """
     window = Window(0, 0, size)
-    if strength.expand and stream.random() < strength.expand:
-        window = _canvas(size, stream.uniform(*strength.expand_ratio), stream)
-    return draw_crop(window, boxes, strength=strength, stream=stream) if strength.crop_overlaps else window
+    if augmentation.expand and rng.random() < augmentation.expand:
+        window = _canvas(size, rng.uniform(*augmentation.expand_ratio), rng)
+    return draw_crop(window, boxes, augmentation=augmentation, rng=rng) if augmentation.crop_overlaps else window
 
 
-def draw_crop(canvas: Window, boxes: Float[Tensor, "G 4"], *, strength: AugmentConfig, stream: random.Random) -> Window:
-    """One of: the whole canvas, and for each number of `crop_overlaps` the first of 50 windows that has at least this
-    IoU with some box; numbers that no window satisfies give none. Without boxes it is the whole canvas.
+def draw_crop(
+    canvas: Window, boxes: Float[Tensor, "G 4"], *, augmentation: AugmentConfig, rng: random.Random
+) -> Window:
+    """One of these at random: the whole canvas, and for each number of `crop_overlaps` the first of 50 random windows
+    that has at least this IoU with some box, if there is one. Without boxes it is the whole canvas.
 
     Windows are drawn as the released SSD draws them: the scale and then the aspect uniformly, the aspect only as far as
-    the window fits the canvas, then the place; here in whole pixels, so that the IoU is that of what is shown.
+    the window fits the canvas, then the position; here in whole pixels, so that the IoU is that of what is shown.
     """
     if len(boxes) == 0:
         return canvas
     # Shuffled together with the whole canvas, the first that gives a window is an even draw of all that do. What comes
-    # before the canvas in such an order is any number of them, and any ones.
-    overlaps = strength.crop_overlaps
-    for least_iou in stream.sample(overlaps, stream.randint(0, len(overlaps))):
-        window = _find_window(canvas, boxes, least_iou, strength, stream)
+    # before the canvas in such an order is a random sample of random size.
+    overlaps = augmentation.crop_overlaps
+    for least_iou in rng.sample(overlaps, rng.randint(0, len(overlaps))):
+        window = _find_window(canvas, boxes, least_iou, augmentation, rng)
         if window is not None:
             return window
     return canvas
 
 
 def _find_window(
-    canvas: Window, boxes: Float[Tensor, "G 4"], least_iou: float, strength: AugmentConfig, stream: random.Random
+    canvas: Window, boxes: Float[Tensor, "G 4"], least_iou: float, augmentation: AugmentConfig, rng: random.Random
 ) -> Window | None:
-    """The first of 50 windows with at least this IoU with some box; None where none has it."""
-    windows = _draw_windows(canvas, strength=strength, stream=stream)
+    """The first of 50 random windows with at least this IoU with some box; None where none has it."""
+    windows = _draw_windows(canvas, augmentation=augmentation, rng=rng)
     fitting = (pairwise_iou(windows.to(boxes.dtype), boxes).amax(1) >= least_iou).nonzero().flatten()
     if len(fitting) == 0:
         return None
@@ -62,19 +64,19 @@ def _find_window(
     return Window(top, left, ImageSize(bottom - top, right - left))
 
 
-def _canvas(size: ImageSize, ratio: float, stream: random.Random) -> Window:
-    """A canvas `ratio` times as high and wide as the picture, which lies at a random place of it."""
+def _canvas(size: ImageSize, ratio: float, rng: random.Random) -> Window:
+    """A canvas `ratio` times as high and wide as the image, which lies at a random position of it."""
     height, width = (max(side, int(side * ratio)) for side in size)
-    top, left = -stream.randint(0, height - size.height), -stream.randint(0, width - size.width)
+    top, left = -rng.randint(0, height - size.height), -rng.randint(0, width - size.width)
     return Window(top, left, ImageSize(height, width))
 
 
-def _draw_windows(canvas: Window, *, strength: AugmentConfig, stream: random.Random) -> Int64[Tensor, "N 4"]:
-    """Windows (xyxy) in the canvas, in the frame of the picture."""
-    uniform = torch.tensor([stream.random() for _ in range(4 * TRIALS)], dtype=torch.float64).view(4, TRIALS)
-    smallest, largest = strength.crop_scale
+def _draw_windows(canvas: Window, *, augmentation: AugmentConfig, rng: random.Random) -> Int64[Tensor, "N 4"]:
+    """Random windows (xyxy) of the canvas, in the coordinates of the image."""
+    uniform = torch.tensor([rng.random() for _ in range(4 * TRIALS)], dtype=torch.float64).view(4, TRIALS)
+    smallest, largest = augmentation.crop_scale
     scale = smallest + uniform[0] * (largest - smallest)
-    least, greatest = (torch.clamp(scale.new_tensor(limit), scale**2, scale**-2) for limit in strength.crop_aspect)
+    least, greatest = (torch.clamp(scale.new_tensor(limit), scale**2, scale**-2) for limit in augmentation.crop_aspect)
     stretch = (least + uniform[1] * (greatest - least)).sqrt()
     (height, width), limits = canvas.size, (canvas.size.width, canvas.size.height)
     sides = torch.stack([width * scale * stretch, height * scale / stretch], 1).round()

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from focaldet.data.dataset import Classes, Dataset, pack_paths, starts
-from focaldet.data.demo.scenes import SCENE_SIZE, Material, draw_layout, draw_picture, layout_target
-from focaldet.data.loading.rng import stream
+from focaldet.data.demo.scenes import SCENE_SIZE, Material, draw_layout, draw_scene, layout_target
+from focaldet.data.loading.rng import generator
 from focaldet.data.problems import Problems
 from focaldet.errors import ConfigError
 from focaldet.ops.boxes import areas
@@ -26,7 +26,7 @@ from focaldet.types import Target
 
 CLASSES = Classes(names=tuple("0123456789"), category_ids=tuple(range(1, 11)))
 NUM_TRAINING_DIGITS = 1287
-TRAINING_WIDTH_SHARE = 0.6
+TRAINING_WIDTH_FRACTION = 0.6
 
 
 class DemoScenes:
@@ -51,17 +51,17 @@ class DemoScenes:
     @functools.cached_property
     def dataset(self) -> Dataset:
         """The scenes of epoch 0; their paths are names, not files."""
-        layouts = (draw_layout(self._material, self._stream(i, epoch=0)) for i in range(self._num_scenes))
+        layouts = (draw_layout(self._material, self._generator(i, epoch=0)) for i in range(self._num_scenes))
         return _dataset(self._split, [layout_target(layout) for layout in layouts])
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
         """Scene i of an epoch and the boxes of its digits."""
-        draws = self._stream(i, epoch=epoch)
+        draws = self._generator(i, epoch=epoch)
         layout = draw_layout(self._material, draws)
-        return draw_picture(layout, self._material, draws), layout_target(layout)
+        return draw_scene(layout, self._material, draws), layout_target(layout)
 
-    def _stream(self, i: int, *, epoch: int) -> random.Random:
-        return stream(f"demo {self._split}", self._seed, epoch if self._split == "train" else 0, i)
+    def _generator(self, i: int, *, epoch: int) -> random.Random:
+        return generator(f"demo {self._split}", self._seed, epoch if self._split == "train" else 0, i)
 
 
 def write_demo(folder: Path, *, seed: int, num_train: int, num_test: int) -> None:
@@ -147,7 +147,7 @@ def _material(split: Literal["train", "test"]) -> Material:
     pixels, labels = load_digits(return_X_y=True)
     digits = torch.from_numpy(pixels).float().reshape(-1, 8, 8) / 16
     photographs = [torch.tensor(photograph).permute(2, 0, 1) for photograph in load_sample_images().images]
-    border = int(photographs[0].shape[2] * TRAINING_WIDTH_SHARE)
+    border = int(photographs[0].shape[2] * TRAINING_WIDTH_FRACTION)
     if split == "train":
         digits_part, columns = slice(0, NUM_TRAINING_DIGITS), slice(0, border)
     else:

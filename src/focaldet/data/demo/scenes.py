@@ -1,4 +1,4 @@
-"""One picture of the embedded data set: handwritten digits on a piece of a photograph.
+"""One image of the embedded data set: handwritten digits on a piece of a photograph.
 
 Axes: N digits, H W pixels.
 """
@@ -11,15 +11,15 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from focaldet.data.augment.geometry import Sample, View, flip_horizontal, window_of
+from focaldet.data.augment.geometry import ImageView, Sample, flip_horizontal, resample_window
 from focaldet.types import ImageSize, Target
 
 SCENE_SIZE = ImageSize(192, 256)
 MAX_DIGITS = 8
 DIGIT_HEIGHT_PX = (26.0, 88.0)
 STRETCH = (0.85, 1.15)
-# A photograph's window is at least this share of what would fit: a smaller one is a blur of two or three colours.
-WINDOW_SHARE = (0.6, 1.0)
+# A photograph's window is at least this fraction of what would fit: a smaller one is a blur of two or three colors.
+WINDOW_FRACTION = (0.6, 1.0)
 MAX_OVERLAP = 0.1
 MIN_CONTRAST = 90.0
 TRIES = 12
@@ -28,7 +28,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What scenes are made of: photographs, and 8 × 8 pictures of digits with ink in [0, 1]."""
+    """What scenes are made of: photographs, and 8 × 8 images of digits with ink in [0, 1]."""
 
     photographs: tuple[UInt8[Tensor, "3 _ _"], ...]
     digits: Float[Tensor, "N 8 8"]
@@ -51,14 +51,14 @@ class PlacedDigit:
         return float(self.x), float(self.y), float(self.x + width), float(self.y + height)
 
 
-def draw_layout(material: Material, stream: random.Random) -> list[PlacedDigit]:
+def draw_layout(material: Material, rng: random.Random) -> list[PlacedDigit]:
     """Up to eight digits and their places; one for which no free place is found is left out."""
     placed: list[PlacedDigit] = []
-    for _ in range(stream.randint(0, MAX_DIGITS)):
-        choice = stream.randrange(len(material.labels))
-        ink = _enlarged(material.digits[choice], stream)
+    for _ in range(rng.randint(0, MAX_DIGITS)):
+        choice = rng.randrange(len(material.labels))
+        ink = _enlarge(material.digits[choice], rng)
         for _ in range(TRIES):
-            y, x = (stream.randint(0, limit - side) for limit, side in zip(SCENE_SIZE, ink.shape, strict=True))
+            y, x = (rng.randint(0, limit - side) for limit, side in zip(SCENE_SIZE, ink.shape, strict=True))
             digit = PlacedDigit(ink, int(material.labels[choice]), x, y)
             if all(_overlap(digit, other) <= MAX_OVERLAP for other in placed):
                 placed.append(digit)
@@ -73,24 +73,24 @@ def layout_target(layout: list[PlacedDigit]) -> Target:
     return Target(boxes, labels, torch.zeros(len(layout), dtype=torch.bool))
 
 
-def draw_picture(layout: list[PlacedDigit], material: Material, stream: random.Random) -> UInt8[Tensor, "3 H W"]:
-    """The layout painted on a piece of a photograph, each digit in a colour that stands out from what is below it."""
-    picture = _background(material, stream)
+def draw_scene(layout: list[PlacedDigit], material: Material, rng: random.Random) -> UInt8[Tensor, "3 H W"]:
+    """The layout painted on a piece of a photograph, each digit in a color that stands out from what is below it."""
+    image = _background(material, rng)
     for digit in layout:
         height, width = digit.ink.shape
-        below = picture[:, digit.y : digit.y + height, digit.x : digit.x + width]
-        colour = _contrasting(below.mean((1, 2)), stream)
-        below += digit.ink * (colour[:, None, None] - below)
-    return picture.round().to(torch.uint8)
+        below = image[:, digit.y : digit.y + height, digit.x : digit.x + width]
+        color = _contrasting_color(below.mean((1, 2)), rng)
+        below += digit.ink * (color[:, None, None] - below)
+    return image.round().to(torch.uint8)
 
 
-def _enlarged(digit: Float[Tensor, "8 8"], stream: random.Random) -> Float[Tensor, "H W"]:
+def _enlarge(digit: Float[Tensor, "8 8"], rng: random.Random) -> Float[Tensor, "H W"]:
     """The ink at a drawn size, its edges sharp to about a pixel, cut to where there is ink."""
     low, high = DIGIT_HEIGHT_PX
-    height = low * (high / low) ** stream.random()
+    height = low * (high / low) ** rng.random()
     rows = int((digit > 0.5).any(1).sum())
     scale_y = height / max(rows, 1)
-    scale_x = scale_y * stream.uniform(*STRETCH)
+    scale_x = scale_y * rng.uniform(*STRETCH)
     # The ring of paper around the digit lets its strokes end before the edge.
     paper = functional.pad(digit, (1, 1, 1, 1))[None, None]
     size = (round(10 * scale_y), round(10 * scale_x))
@@ -108,29 +108,29 @@ def _extent(inked: Tensor) -> tuple[int, int]:
 
 
 def _overlap(one: PlacedDigit, other: PlacedDigit) -> float:
-    """The intersection of two boxes as a share of the smaller one."""
+    """The intersection of two boxes as a fraction of the smaller one."""
     (a1, b1, a2, b2), (c1, d1, c2, d2) = one.box, other.box
     shared = max(0.0, min(a2, c2) - max(a1, c1)) * max(0.0, min(b2, d2) - max(b1, d1))
     return shared / min(one.ink.numel(), other.ink.numel())
 
 
-def _background(material: Material, stream: random.Random) -> Float[Tensor, "3 H W"]:
+def _background(material: Material, rng: random.Random) -> Float[Tensor, "3 H W"]:
     """A window of a photograph at the size of the scene, turned left to right or not."""
-    photograph = stream.choice(material.photographs)
+    photograph = rng.choice(material.photographs)
     size = ImageSize(*photograph.shape[1:])
-    scale = min(size.height / SCENE_SIZE.height, size.width / SCENE_SIZE.width) * stream.uniform(*WINDOW_SHARE)
+    scale = min(size.height / SCENE_SIZE.height, size.width / SCENE_SIZE.width) * rng.uniform(*WINDOW_FRACTION)
     window = ImageSize(*(int(side * scale) for side in SCENE_SIZE))
-    top, left = (stream.randint(0, whole - part) for whole, part in zip(size, window, strict=True))
-    view = View(top=top, left=left, window=window, shown=SCENE_SIZE, x=0, y=0)
-    scene = Sample(window_of(photograph, view=view, antialias=True), Target.empty())
-    return (flip_horizontal(scene) if stream.random() < 0.5 else scene).image.float()
+    top, left = (rng.randint(0, whole - part) for whole, part in zip(size, window, strict=True))
+    view = ImageView(top=top, left=left, window=window, shown=SCENE_SIZE, x=0, y=0)
+    scene = Sample(resample_window(photograph, view=view, antialias=True), Target.empty())
+    return (flip_horizontal(scene) if rng.random() < 0.5 else scene).image.float()
 
 
-def _contrasting(below: Float[Tensor, "3"], stream: random.Random) -> Float[Tensor, "3"]:
-    """A drawn colour that is much lighter or darker than the mean colour `below`."""
+def _contrasting_color(below: Float[Tensor, "3"], rng: random.Random) -> Float[Tensor, "3"]:
+    """A drawn color that is much lighter or darker than the mean color `below`."""
     luma = torch.tensor(_LUMA)
     for _ in range(TRIES):
-        colour = torch.tensor([stream.uniform(0, 255) for _ in range(3)])
-        if abs(float(luma @ (colour - below))) >= MIN_CONTRAST:
-            return colour
+        color = torch.tensor([rng.uniform(0, 255) for _ in range(3)])
+        if abs(float(luma @ (color - below))) >= MIN_CONTRAST:
+            return color
     return torch.full((3,), 0.0 if float(luma @ below) > 127.5 else 255.0)

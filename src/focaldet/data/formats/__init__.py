@@ -1,1 +1,1 @@
-"""Readers of annotation formats, and what they share."""
+"""Formats of annotation files: one module for each, and what they have in common."""

@@ -1,26 +1,29 @@
-"""From the records of a reader to a dataset: every picture's header is read, every box is held against its picture."""
+"""Building a `Dataset` of the records of a reader: every image's header is read, every box is checked against it."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from torch import Tensor
 
-from focaldet.data.dataset import BadBoxes, Dataset, pack_paths, starts
+from focaldet.data.dataset import Dataset, pack_paths, starts
 from focaldet.data.formats.records import Records
-from focaldet.data.formats.text import brief, shown
+from focaldet.data.formats.text import brief, show_path
 from focaldet.data.images import read_header
-from focaldet.data.problems import Place, Problem, Severity
+from focaldet.data.problems import Location, Problem, Severity
 from focaldet.errors import DataError
 from focaldet.ops.boxes import areas
 from focaldet.types import ImageSize
 
-# No picture is this large: a coordinate beyond it is a slip of the tool that wrote the file, not a box to be clipped.
+BadBoxes = Literal["clip", "drop", "error"]
+
+# No image is this large: a coordinate beyond it is an error of the tool that wrote the file, not a box to clip.
 MAX_COORDINATE = 1e6
-# Tools round to a few digits, so boxes at the border end up a hair outside: clipped in every mode, noted, no fault.
+# Tools round to a few digits, so boxes at the border end up slightly outside: clipped in every mode, and not a fault.
 ROUNDING_PX = 0.5
 # Doubles below `MAX_COORDINATE` are rounded by less, and no file states a side more finely.
 FINEST_PX = 1e-9
@@ -28,25 +31,27 @@ _THREADS = 8
 _WORTH_THREADS = 64
 
 
-def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, lenient: bool = False) -> Dataset:
-    """The dataset of a split: sizes from the picture files, boxes inside the pictures, everything odd in `problems`.
+def build_dataset(records: Records, *, bad_boxes: BadBoxes, read_images: bool = True, lenient: bool = False) -> Dataset:
+    """The dataset of a split: sizes from the image files, boxes clipped to the images, and `problems` of both.
 
-    Without `pictures` no file is opened and the declared sizes count. `lenient` lists pictures that cannot be read and
-    boxes that would be refused as errors and goes on without them, so that a check can report all of them at once; it
-    still raises where no picture can be read.
+    Without `read_images` no file is opened and the stated sizes are used. With `lenient` images that cannot be read and
+    boxes that would be refused are listed as errors and ignored, so that a check can report all of them at once; it
+    still raises where no image can be read.
 
     Raises:
-        DataError: no images; a picture that is missing, unreadable or outside its folder (unless `lenient`); a box that
-            is no box of pixels (unless `lenient` or they are dropped); any bad box if `bad_boxes` is "error" (unless
-            `lenient`).
+        DataError: there are no images; one is missing, unreadable or outside its folder (unless `lenient`); a box
+            cannot be one of pixels (unless `lenient` or they are dropped); any bad box if `bad_boxes` is "error"
+            (unless `lenient`).
     """
     if not records.paths:
-        raise DataError(f'the split "{records.name}" holds no images', file=records.source)
-    found = _measure(records) if pictures else [_declared(records, i) for i in range(len(records.paths))]
-    keep = _without_failures(records, found, lenient=lenient)
-    sizes = torch.tensor([[0, 0] if isinstance(size, DataError) else size for size in found], dtype=torch.int32)
+        raise DataError(f'no images in the split "{records.name}"', file=records.source)
+    measured = (
+        _measure_images(records) if read_images else [_stated_size(records, i) for i in range(len(records.paths))]
+    )
+    keep = _note_failures(records, measured, lenient=lenient)
+    sizes = torch.tensor([[0, 0] if isinstance(size, DataError) else size for size in measured], dtype=torch.int32)
     _note_repeated_paths(records)
-    rows, boxes = _checked_boxes(records, sizes, keep, bad_boxes=bad_boxes, lenient=lenient)
+    rows, boxes = _check_boxes(records, sizes, keep, bad_boxes=bad_boxes, lenient=lenient)
     images = keep.nonzero()[:, 0]
     owners = (keep.cumsum(0) - 1)[records.owners[rows]]
     order = owners.argsort(stable=True)
@@ -72,13 +77,13 @@ def assemble(records: Records, *, bad_boxes: BadBoxes, pictures: bool = True, le
 
 
 def _remainders(sides: Float64[Tensor, "R 2"], boxes: Float64[Tensor, "R 4"]) -> Float32[Tensor, "R 2"]:
-    """What rounding took from the sides; 0 for sides that were cut, whose difference is more than rounding."""
+    """The rounding errors of the sides; 0 for sides that were clipped, whose difference is more than rounding."""
     lacking = sides - (boxes[:, 2:] - boxes[:, :2])
     return lacking.masked_fill(lacking.abs() > FINEST_PX, 0).float()
 
 
-def _measure(records: Records) -> list[ImageSize | DataError]:
-    """The size of every picture after EXIF rotation, or why there is none."""
+def _measure_images(records: Records) -> list[ImageSize | DataError]:
+    """The size of every image after EXIF rotation, or the error that it cannot be read with."""
     folders: dict[Path, bool] = {}
     root = Path(os.path.realpath(records.root))
 
@@ -86,14 +91,14 @@ def _measure(records: Records) -> list[ImageSize | DataError]:
         path = root / records.paths[i]
         try:
             if not _is_inside(path, root, folders):
-                return records.image_place(i).error(
-                    f"{shown(path)} is a link that leads out of the image folder {root}"
+                return records.image_location(i).error(
+                    f"{show_path(path)} is a link that leads out of the image folder {root}"
                 )
             return read_header(path)
         except DataError as error:
-            return records.image_place(i).error(f"{shown(path)} {error.problem}")
+            return records.image_location(i).error(f"{show_path(path)} {error.problem}")
         except OSError as error:  # such as a file name that is too long
-            return records.image_place(i).error(f"{shown(path)} cannot be read: {error.strerror}")
+            return records.image_location(i).error(f"{show_path(path)} cannot be read: {error.strerror}")
 
     if len(records.paths) < _WORTH_THREADS:
         return [measure(i) for i in range(len(records.paths))]
@@ -102,41 +107,39 @@ def _measure(records: Records) -> list[ImageSize | DataError]:
 
 
 def _is_inside(path: Path, root: Path, folders: dict[Path, bool]) -> bool:
-    """Whether links lead nowhere out of `root` (a real path); `folders` remembers the answers for folders."""
+    """Whether no link of the path leads out of `root` (a real path); `folders` caches the results for folders."""
     parent = path.parent
     if parent not in folders:
         folders[parent] = Path(os.path.realpath(parent)).is_relative_to(root)
     return folders[parent] and (not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(root))
 
 
-def _declared(records: Records, i: int) -> ImageSize | DataError:
-    size = records.declared[i]
-    return size or records.image_place(i).error(
-        "states no width and height, which are needed where no picture is opened"
-    )
+def _stated_size(records: Records, i: int) -> ImageSize | DataError:
+    size = records.stated_sizes[i]
+    return size or records.image_location(i).error("has no width and height, which are needed where no image is opened")
 
 
-def _without_failures(records: Records, found: list[ImageSize | DataError], *, lenient: bool) -> Bool[Tensor, " N"]:
-    """Which images stay. Notes failures, and sizes that are not as declared."""
-    failures = [size for size in found if isinstance(size, DataError)]
-    if failures and (not lenient or len(failures) == len(found)):
-        more = f" ({len(failures)} pictures like this of {len(found)})" if len(failures) > 1 else ""
+def _note_failures(records: Records, measured: list[ImageSize | DataError], *, lenient: bool) -> Bool[Tensor, " N"]:
+    """Which images are kept; adds problems for the others, and for sizes that differ from the stated ones."""
+    failures = [size for size in measured if isinstance(size, DataError)]
+    if failures and (not lenient or len(failures) == len(measured)):
+        more = f" ({len(failures)} images like this of {len(measured)})" if len(failures) > 1 else ""
         first = failures[0]
         raise DataError(first.problem + more, file=first.file, record=first.record, field=first.field)
-    for i, (size, declared) in enumerate(zip(found, records.declared, strict=True)):
-        place = records.image_place(i)
+    for i, (size, stated) in enumerate(zip(measured, records.stated_sizes, strict=True)):
+        location = records.image_location(i)
         if isinstance(size, DataError):
-            records.problems.add(place.problem("error", "picture unusable", size.problem))
-        elif declared is not None and declared != size:
-            records.problems.add(place.problem("warning", "size differs", _size_difference(declared, size)))
-    return torch.tensor([not isinstance(size, DataError) for size in found])
+            records.problems.add(location.problem("error", "image unusable", size.problem))
+        elif stated is not None and stated != size:
+            records.problems.add(location.problem("warning", "size differs", _size_difference(stated, size)))
+    return torch.tensor([not isinstance(size, DataError) for size in measured])
 
 
-def _size_difference(declared: ImageSize, size: ImageSize) -> str:
-    turned = (declared.width, declared.height) == (size.height, size.width)
+def _size_difference(stated: ImageSize, size: ImageSize) -> str:
+    turned = (stated.width, stated.height) == (size.height, size.width)
     hint = "; width and height are exchanged: were the boxes drawn before an EXIF rotation?" if turned else ""
     return (
-        f"the file says {declared.width} × {declared.height}, the picture has {size.width} × {size.height} pixels "
+        f"the file says {stated.width} × {stated.height}, the image has {size.width} × {size.height} pixels "
         f"(after EXIF rotation), which count{hint}"
     )
 
@@ -147,22 +150,22 @@ def _note_repeated_paths(records: Records) -> None:
     seen: set[str] = set()
     for i, path in enumerate(records.paths):
         if path in seen:
-            records.problems.add(records.image_place(i).problem("warning", "picture listed twice", brief(path)))
+            records.problems.add(records.image_location(i).problem("warning", "image listed twice", brief(path)))
         seen.add(path)
 
 
-def _checked_boxes(
+def _check_boxes(
     records: Records, sizes: Int32[Tensor, "N 2"], keep: Bool[Tensor, " N"], *, bad_boxes: BadBoxes, lenient: bool
 ) -> tuple[Int64[Tensor, " R"], Float64[Tensor, "R 4"]]:
-    """Rows of the boxes that stay, and these boxes inside their pictures."""
+    """The rows of the boxes that are kept, and these boxes clipped to their images; adds problems for the others."""
     rows = keep[records.owners].nonzero()[:, 0]
     limits = sizes[records.owners[rows]].flip(1).double().repeat(1, 2)
     boxes = records.boxes[rows] * limits if records.fractions else records.boxes[rows]
     clipped = boxes.clamp(min=0).minimum(limits)
     wild = ~(boxes.abs() <= MAX_COORDINATE).all(1)  # NaN is wild too
     empty = (clipped[:, 2:] <= clipped[:, :2]).any(1) & ~wild
-    moved = (clipped - boxes).abs().nan_to_num().amax(1) if len(rows) else empty.double()
-    outside = (moved > ROUNDING_PX) & ~wild & ~empty
+    shifted = (clipped - boxes).abs().nan_to_num().amax(1) if len(rows) else empty.double()
+    outside = (shifted > ROUNDING_PX) & ~wild & ~empty
     report = _BoxReport(records, rows, boxes, limits)
     if not lenient and bad_boxes != "drop":
         report.refuse(wild)
@@ -174,17 +177,17 @@ def _checked_boxes(
     if bad_boxes == "drop":
         report.add(wild, "warning", "box impossible", "dropped")
     else:
-        report.add(wild, "error", "box impossible", "these are no pixel coordinates; training refuses it")
+        report.add(wild, "error", "box impossible", "these are not pixel coordinates; training refuses it")
     report.add(empty, fault, "box empty", f"nothing of it is inside, {dropped}")
     report.add(outside, fault, "box clipped" if clip else "box outside", "clipped" if clip else dropped)
-    report.note_rounded((moved > 0) & ~wild & ~empty & ~outside)
+    report.note_rounded((shifted > 0) & ~wild & ~empty & ~outside)
     stays = ~(wild | empty) if clip else ~(wild | empty | outside)
     return rows[stays], clipped[stays]
 
 
 @dataclass(frozen=True, slots=True)
 class _BoxReport:
-    """Says where bad boxes stand. Axes: R boxes under review; `rows` are their positions in `records`."""
+    """Reports bad boxes with their locations. Axes: R boxes to check; `rows` are their rows in `records`."""
 
     records: Records
     rows: Int64[Tensor, " R"]
@@ -198,29 +201,29 @@ class _BoxReport:
             more = f" ({int(bad.sum())} boxes are bad)" if bad.sum() > 1 else ""
             allowed = "allowed is 0 ≤ x1 < x2 ≤ width and 0 ≤ y1 < y2 ≤ height"
             if not bool((self.boxes[i].abs() <= MAX_COORDINATE).all()):
-                allowed = f"these are no pixel coordinates; {allowed}"
-            raise self._place(i).error(f"{self._describe(i)}; {allowed}{more}")
+                allowed = f"these are not pixel coordinates; {allowed}"
+            raise self._location(i).error(f"{self._describe(i)}; {allowed}{more}")
 
     def add(self, bad: Bool[Tensor, " R"], severity: Severity, kind: str, outcome: str) -> None:
-        """List the marked boxes as problems of one kind."""
+        """Add the marked boxes as problems of one kind."""
         chosen = bad.nonzero()[:, 0].tolist()
 
         def problem(k: int) -> Problem:
-            return self._place(chosen[k]).problem(severity, kind, f"{self._describe(chosen[k])}: {outcome}")
+            return self._location(chosen[k]).problem(severity, kind, f"{self._describe(chosen[k])}: {outcome}")
 
         self.records.problems.add_all(severity, kind, len(chosen), problem)
 
-    def note_rounded(self, moved: Bool[Tensor, " R"]) -> None:
-        """One note on all boxes that a rounding tool put a hair outside."""
-        if number := int(moved.sum()):
-            place = self._place(int(moved.nonzero()[0, 0]))
-            message = f"{number} boxes reach out of their picture by at most {ROUNDING_PX} px; clipped"
-            self.records.problems.add(place.problem("note", "box rounded", message))
+    def note_rounded(self, shifted: Bool[Tensor, " R"]) -> None:
+        """Add one note on all boxes that are outside by no more than rounding."""
+        if number := int(shifted.sum()):
+            location = self._location(int(shifted.nonzero()[0, 0]))
+            message = f"{number} boxes extend beyond their image by at most {ROUNDING_PX} px; clipped"
+            self.records.problems.add(location.problem("note", "box rounded", message))
 
-    def _place(self, i: int) -> Place:
-        return self.records.box_place(int(self.rows[i]))
+    def _location(self, i: int) -> Location:
+        return self.records.box_location(int(self.rows[i]))
 
     def _describe(self, i: int) -> str:
         numbers = ", ".join(f"{value:.6g}" for value in self.boxes[i].tolist())
         width, height = self.limits[i, :2].int().tolist()
-        return f"box x1, y1, x2, y2 = {numbers} in a picture of {width} × {height} pixels"
+        return f"box x1, y1, x2, y2 = {numbers} in an image of {width} × {height} pixels"

@@ -1,7 +1,7 @@
 """CSV in the dialect of keras-retinanet: rows `path,x1,y1,x2,y2,class`, and classes as rows `name,id`.
 
-Paths start from the folder of the file. A row `path,,,,,` is a picture without objects. The classes stand in
-`classes.csv` beside it; without such a file they are the names met in all splits, in alphabetical order. A header row
+Paths start from the folder of the file. A row `path,,,,,` is an image without objects. The classes stand in
+`classes.csv` beside it; without such a file they are the names in all splits, in alphabetical order. A header row
 is skipped.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from focaldet.data.dataset import Classes
 from focaldet.data.formats.records import BoxRows, DatasetLayout, Records, path_inside
 from focaldet.data.formats.text import as_number, brief, hint, read_text
-from focaldet.data.problems import Place
+from focaldet.data.problems import Location
 from focaldet.errors import DataError
 
 _CLASS_FILES = ("classes.csv", "class_mapping.csv", "class_list.csv", "mapping.csv", "labels.csv")
@@ -22,15 +22,15 @@ _SPLIT_FILE = re.compile(
     r"(?:annotations?_)?(?P<split>train|training|val|valid|validation|test)(?:_annotations?)?|_?annotations?",
     re.IGNORECASE,
 )
-_CORNERS = ("x1", "y1", "x2", "y2")
-_HEADERS = ([*_CORNERS], ["xmin", "ymin", "xmax", "ymax"])
+_CSV_CORNERS = ("x1", "y1", "x2", "y2")
+_HEADERS = ([*_CSV_CORNERS], ["xmin", "ymin", "xmax", "ymax"])
 
 
-def find(path: Path) -> DatasetLayout | None:
+def find_csv(path: Path) -> DatasetLayout | None:
     """The annotation files in a folder, or the one file that `path` is; None where there is none.
 
     Raises:
-        DataError: two files for one split.
+        DataError: there are two files for one split.
     """
     if path.is_file():
         is_csv = path.suffix.lower() == ".csv"
@@ -49,8 +49,8 @@ def _class_file(folder: Path) -> Path | None:
     return next((folder / name for name in _CLASS_FILES if (folder / name).is_file()), None)
 
 
-def read(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
-    """The records of some splits of a layout that `find` gave. Image ids are the order of first mention, from 1.
+def read_csv(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
+    """The records of some splits of a layout from `find_csv`. Image ids count from 1 in order of appearance.
 
     Raises:
         DataError: a row that is not as described; names the line.
@@ -59,50 +59,50 @@ def read(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -
         split: list(_rows(layout.splits[split][0], 6)) for split in (splits if layout.description else layout.splits)
     }
     classes = (
-        _described(layout.description)
+        _read_class_file(layout.description)
         if layout.description
-        else _met(layout, [r for part in rows.values() for r in part])
+        else _classes_of_rows(layout, [r for part in rows.values() for r in part])
     )
     return [_records(split, layout.splits[split][0], rows[split], classes, images) for split in splits]
 
 
-def _rows(file: Path, num_fields: int) -> Iterator[tuple[Place, list[str]]]:
-    """The rows that hold something, their fields stripped, with their places."""
+def _rows(file: Path, num_fields: int) -> Iterator[tuple[Location, list[str]]]:
+    """The rows that are not empty, their fields stripped, with their locations."""
     reader = csv.reader(io.StringIO(read_text(file), newline=""))
     while True:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise DataError(f"is no valid CSV: {error}", file=file, record=f"line {reader.line_num}") from None
+            raise DataError(f"is not valid CSV: {error}", file=file, record=f"line {reader.line_num}") from None
         if row is None:
             return
-        fields, place = [field.strip() for field in row], Place(file, f"line {reader.line_num}")
+        fields, location = [field.strip() for field in row], Location(file, f"line {reader.line_num}")
         if not any(fields) or (reader.line_num == 1 and [field.lower() for field in fields[1:5]] in _HEADERS):
             continue
         if len(fields) != num_fields:
             form = "path,x1,y1,x2,y2,class" if num_fields == 6 else "name,id"
-            raise place.error(f"found {len(fields)} fields; must be {form}")
-        yield place, fields
+            raise location.error(f"got {len(fields)} fields; must be {form}")
+        yield location, fields
 
 
-def _described(file: Path) -> Classes:
+def _read_class_file(file: Path) -> Classes:
     """The classes of a file with rows `name,id`, in ascending order of ids."""
-    found: dict[int, str] = {}
-    for place, (name, text) in _rows(file, 2):
-        number = as_number(text, place._replace(field="id"), "a whole number")
+    names: dict[int, str] = {}
+    for location, (name, text) in _rows(file, 2):
+        number = as_number(text, location._replace(field="id"), "a whole number")
         if not name or not number.is_integer() or not 0 <= number < 2**31:
-            raise place.error(
-                f"found {brief(name)}, {brief(text)}; must be the name of a class and a whole number from 0"
+            raise location.error(
+                f"got {brief(name)}, {brief(text)}; must be the name of a class and a whole number from 0"
             )
-        if int(number) in found or name in found.values():
-            raise place.error(f"found {brief(name)}, {brief(text)}; every name and every id must stand there once")
-        found[int(number)] = name
-    if not found:
+        if int(number) in names or name in names.values():
+            raise location.error(f"got {brief(name)}, {brief(text)}; every name and every id must be unique")
+        names[int(number)] = name
+    if not names:
         raise DataError("names no class", file=file)
-    return Classes(tuple(found[number] for number in sorted(found)), tuple(sorted(found)))
+    return Classes(tuple(names[number] for number in sorted(names)), tuple(sorted(names)))
 
 
-def _met(layout: DatasetLayout, rows: Sequence[tuple[Place, list[str]]]) -> Classes:
+def _classes_of_rows(layout: DatasetLayout, rows: Sequence[tuple[Location, list[str]]]) -> Classes:
     names = sorted({fields[5] for _, fields in rows if fields[5]})
     if not names:
         raise DataError("no row has a class and there is no classes.csv, so there are no classes", file=layout.root)
@@ -110,23 +110,24 @@ def _met(layout: DatasetLayout, rows: Sequence[tuple[Place, list[str]]]) -> Clas
 
 
 def _records(
-    split: str, file: Path, rows: Sequence[tuple[Place, list[str]]], classes: Classes, images: Path | None
+    split: str, file: Path, rows: Sequence[tuple[Location, list[str]]], classes: Classes, images: Path | None
 ) -> Records:
     root = (images or file.parent).absolute()
     labels = {name: label for label, name in enumerate(classes.names)}
     positions: dict[str, int] = {}
-    places: list[Place] = []
+    locations: list[Location] = []
     boxes = BoxRows()
-    for place, fields in rows:
-        path = path_inside(root, fields[0], place._replace(field="path"), absolute=True)
+    for location, fields in rows:
+        path = path_inside(root, fields[0], location._replace(field="path"), absolute=True)
         if path not in positions:
-            places.append(place)
+            locations.append(location)
         owner = positions.setdefault(path, len(positions))
         if any(fields[1:]):
             corners = [
-                as_number(text, place._replace(field=key)) for text, key in zip(fields[1:5], _CORNERS, strict=True)
+                as_number(text, location._replace(field=key))
+                for text, key in zip(fields[1:5], _CSV_CORNERS, strict=True)
             ]
-            boxes.add(owner, corners, _label(fields[5], labels, place), place)
+            boxes.add(owner, corners, _label(fields[5], labels, location), location)
     return Records(
         name=split,
         source=file,
@@ -134,13 +135,13 @@ def _records(
         classes=classes,
         image_ids=range(1, len(positions) + 1),
         paths=list(positions),
-        declared=[None] * len(positions),
-        image_place=places.__getitem__,
+        stated_sizes=[None] * len(positions),
+        image_location=locations.__getitem__,
         **boxes.columns(),
     )
 
 
-def _label(name: str, labels: dict[str, int], place: Place) -> int:
+def _label(name: str, labels: dict[str, int], location: Location) -> int:
     if name not in labels:
-        raise place._replace(field="class").error(f"found {brief(name)}; must be a class{hint(name, labels)}")
+        raise location._replace(field="class").error(f"got {brief(name)}; must be a class{hint(name, labels)}")
     return labels[name]

@@ -1,4 +1,4 @@
-"""What readers share: where the splits of a data set lie, what one holds before it is checked, and safe paths."""
+"""What all readers use: the layout of a data set, the unchecked records of a split, and safe paths below a folder."""
 
 import math
 import os
@@ -12,22 +12,22 @@ import torch
 from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
-from focaldet.data.dataset import Classes, DataFormat
+from focaldet.data.dataset import Classes
 from focaldet.data.formats.text import brief
 from focaldet.data.images import SUFFIXES
-from focaldet.data.problems import Place, Problems
+from focaldet.data.problems import Location, Problems
 from focaldet.types import ImageSize
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetLayout:
-    """Where the splits of a data set lie.
+    """The splits of a data set and the files to read for them.
 
-    `splits` maps the names that the folder itself uses to what has to be read for them: annotation files, list files or
-    image folders. `description` is the file that names the classes, for formats that have one.
+    `splits` maps the names that the folder itself uses to annotation files, list files or image folders. `description`
+    is the file that names the classes, for formats that have one.
     """
 
-    format: DataFormat
+    format: str
     root: Path
     splits: Mapping[str, tuple[Path, ...]]
     description: Path | None = None
@@ -35,13 +35,14 @@ class DatasetLayout:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """One split as its annotation files tell it: well-formed, but not yet held against the pictures.
+    """One split as its annotation files describe it: well-formed, but not yet compared with the images.
 
-    `source` is the file or folder that was read, `root` the folder that `paths` start from.
-    `boxes` are xyxy pixels, or shares of the picture's width and height if `fractions`. `owners` gives the image of
-    each box. `areas` are NaN where the file states none. `image_place` and `box_place` say where a record stands.
-    `sides` are the widths and heights where the file states these instead of x2 and y2: x2 − x1 is no longer the same
-    to the last digit. None for other files.
+    `source` is the file or folder that was read, `root` the folder of the image files, `paths` their paths below it.
+    `stated_sizes` are the image sizes that the files state. `boxes` are xyxy pixels, or fractions of the image's width
+    and height if `fractions`. `owners` is the image index of each box. `areas` are NaN where the file states none.
+    `image_location` and `box_location` say where a record stands in the files. `sides` are the widths and heights where
+    the file states these instead of x2 and y2, because x2 − x1 differs from them in the last digits; None for other
+    files.
     """
 
     name: str
@@ -50,35 +51,35 @@ class Records:
     classes: Classes
     image_ids: Sequence[int]
     paths: Sequence[str]
-    declared: Sequence[ImageSize | None]
+    stated_sizes: Sequence[ImageSize | None]
     owners: Int64[Tensor, " M"]
     boxes: Float64[Tensor, "M 4"]
     labels: Int64[Tensor, " M"]
     flags: UInt8[Tensor, " M"]
     areas: Float64[Tensor, " M"]
-    image_place: Callable[[int], Place]
-    box_place: Callable[[int], Place]
+    image_location: Callable[[int], Location]
+    box_location: Callable[[int], Location]
     fractions: bool = False
     sides: Float64[Tensor, "M 2"] | None = None
     problems: Problems = field(default_factory=Problems)
 
 
 class BoxRows:
-    """Boxes of text formats, gathered one by one with their places."""
+    """Boxes of text formats, collected one by one with their locations in the files."""
 
     def __init__(self) -> None:
         self._owners: list[int] = []
         self._boxes: list[Sequence[float]] = []
         self._labels: list[int] = []
         self._flags: list[int] = []
-        self._places: list[Place] = []
+        self._locations: list[Location] = []
 
-    def add(self, owner: int, box: Sequence[float], label: int, place: Place, *, flag: int = 0) -> None:
+    def add(self, owner: int, box: Sequence[float], label: int, location: Location, *, flag: int = 0) -> None:
         self._owners.append(owner)
         self._boxes.append(box)
         self._labels.append(label)
         self._flags.append(flag)
-        self._places.append(place)
+        self._locations.append(location)
 
     def columns(self) -> dict[str, Any]:
         """The arguments of `Records` that describe boxes."""
@@ -88,43 +89,43 @@ class BoxRows:
             "labels": torch.tensor(self._labels, dtype=torch.int64),
             "flags": torch.tensor(self._flags, dtype=torch.uint8),
             "areas": torch.full((len(self._boxes),), math.nan, dtype=torch.float64),
-            "box_place": self._places.__getitem__,
+            "box_location": self._locations.__getitem__,
         }
 
 
-def path_inside(root: Path, name: Any, place: Place, *, absolute: bool = False) -> str:
+def path_inside(root: Path, name: Any, location: Location, *, absolute: bool = False) -> str:
     """`name` as a path below `root` with "/" between its parts.
 
     Absolute names are refused unless `absolute` is set and they lie below `root`. Links are looked at later, where the
-    picture is opened.
+    image is opened.
 
     Raises:
-        DataError: no usable file name, or one that leads out of `root`.
+        DataError: the name cannot be that of a file, or it leads out of `root`.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise place.error(f"found {brief(name)}; must be the name of a picture file")
+        raise location.error(f"got {brief(name)}; must be the name of an image file")
     try:
         os.fsencode(name)
     except UnicodeEncodeError:
-        raise place.error(f"found {brief(name)}, which is no valid text; must be the name of a picture file") from None
+        raise location.error(f"got {brief(name)}, which is not valid text; must be the name of an image file") from None
     plain = posixpath.normpath(name.replace("\\", "/"))
     if absolute and PurePosixPath(plain).is_relative_to(root.as_posix()):
         plain = PurePosixPath(plain).relative_to(root.as_posix()).as_posix()
     if plain.startswith("/") or plain.split("/", 1)[0] == ".." or PureWindowsPath(plain).drive:
-        _refuse_outside(root, name, place)
+        _refuse_outside(root, name, location)
     return plain
 
 
-def _refuse_outside(root: Path, name: str, place: Place) -> NoReturn:
-    raise place.error(f"{brief(name)} leads out of the image folder {root}; must be a path inside it")
+def _refuse_outside(root: Path, name: str, location: Location) -> NoReturn:
+    raise location.error(f"{brief(name)} leads out of the image folder {root}; must be a path inside it")
 
 
-def pictures_below(folder: Path) -> list[str]:
-    """All picture files below a folder but hidden ones, as sorted paths relative to it with "/" between their parts."""
-    found = []
+def list_images(folder: Path) -> list[str]:
+    """The sorted paths of all image files below a folder except hidden ones, relative to it, with "/" between parts."""
+    paths = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         base = Path(parent).relative_to(folder)
-        pictures = (name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."))
-        found += [(base / name).as_posix() for name in pictures]
-    return sorted(found)
+        images = (name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."))
+        paths += [(base / name).as_posix() for name in images]
+    return sorted(paths)

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from focaldet.data.formats.text import brief
-from focaldet.data.problems import Place
+from focaldet.data.problems import Location
 from focaldet.errors import DataError
 
 _INT64 = 2**63
@@ -21,14 +21,14 @@ _INT64 = 2**63
 class Table:
     """A list of JSON objects that is checked column by column.
 
-    A whole column is checked at the speed of C; only when it fails are the rows looked at one by one for the culprit.
+    A whole column is checked at the speed of C; only where that fails, its rows are checked one by one for the bad one.
     """
 
     def __init__(self, document: Any, name: str, *, file: Path) -> None:
         self.file, self.name = file, name
         if not isinstance(document, dict):
             raise DataError(
-                f"must be a JSON object with images, annotations and categories, found {brief(document)}", file=file
+                f"must be a JSON object with images, annotations and categories, got {brief(document)}", file=file
             )
         if name not in document:
             raise DataError(
@@ -36,21 +36,21 @@ class Table:
             )
         self.rows: list[Any] = document[name]
         if not isinstance(self.rows, list):
-            raise DataError(f"must be a list, found {brief(self.rows)}", file=file, field=name)
+            raise DataError(f"must be a list, got {brief(self.rows)}", file=file, field=name)
         self._require(self.rows, lambda row: type(row) is dict, set(map(type, self.rows)) <= {dict}, None, "an object")
 
-    def place(self, i: int, key: str | None = None) -> Place:
-        """Where row i, or a field of it, stands."""
+    def location(self, i: int, key: str | None = None) -> Location:
+        """The location of row i or of a field of it."""
         row = self.rows[i]
         named = f" (id {brief(row['id'])})" if isinstance(row, dict) and "id" in row else ""
-        return Place(self.file, f"{self.name}[{i}]{named}", key)
+        return Location(self.file, f"{self.name}[{i}]{named}", key)
 
     def column(self, key: str, kinds: tuple[type, ...], allowed: str, *, default: Any = ...) -> list[Any]:
-        """The values of one field, all exactly of these types (bool is no int). Without `default` it is required."""
+        """The values of one field, all exactly of these types (bool is not int). Without `default` it is required."""
         if default is ...:
             missing = next((i for i, row in enumerate(self.rows) if key not in row), None)
             if missing is not None:
-                raise self.place(missing, key).error(f"is missing; must be {allowed}")
+                raise self.location(missing, key).error(f"is missing; must be {allowed}")
         values = [row.get(key, default) for row in self.rows]
         kinds = kinds if default is ... else (*kinds, type(default))
         self._require(values, lambda value: type(value) in kinds, set(map(type, values)) <= set(kinds), key, allowed)
@@ -73,12 +73,12 @@ class Table:
         if len(set(values)) < len(values):
             for i, value in enumerate(values):
                 if value is not None and value in seen:
-                    raise self.place(i, "id").error(f"{value} is used twice in {self.name}; ids must be unique")
+                    raise self.location(i, "id").error(f"{value} is used twice in {self.name}; ids must be unique")
                 seen.add(value)
         return values
 
     def references(self, key: str, known: Mapping[int, int], what: str) -> list[int]:
-        """A column of ids, as the positions that `known` gives them."""
+        """A column of ids, as the indices that `known` gives them."""
         values = self.integers(key)
         positions = [known.get(value, -1) for value in values]
         self._require(values, known.__contains__, -1 not in positions, key, f"the id of one of the {len(known)} {what}")
@@ -96,29 +96,31 @@ class Table:
     def numbers(self, key: str) -> Float64[Tensor, " M"]:
         """A column of numbers, at least 0; NaN where the field is absent or null."""
         values = self.column(key, (int, float), "a number, at least 0", default=None)
-        found = self._floats([math.nan if value is None else value for value in values], key, per_row=1)
+        numbers = self._floats([math.nan if value is None else value for value in values], key, per_row=1)
         good = all(
             value is None or (math.isfinite(number) and number >= 0)
-            for value, number in zip(values, found.tolist(), strict=True)
+            for value, number in zip(values, numbers.tolist(), strict=True)
         )
         self._require(
             values, lambda v: v is None or (math.isfinite(v) and v >= 0), good, key, "a finite number, at least 0"
         )
-        return found
+        return numbers
 
     def _floats(self, values: list[Any], key: str, *, per_row: int) -> Float64[Tensor, " X"]:
         try:
             return torch.from_numpy(numpy.array(values, dtype=numpy.float64))
         except OverflowError:
             culprit = next(i for i, value in enumerate(values) if not _fits_float(value))
-            raise self.place(culprit // per_row, key).error(f"{brief(values[culprit])} is too large a number") from None
+            raise self.location(culprit // per_row, key).error(
+                f"{brief(values[culprit])} is too large a number"
+            ) from None
 
     def _require(
         self, values: list[Any], accepts: Callable[[Any], bool], good: bool, key: str | None, allowed: str
     ) -> None:
         if not good:
             i = next(i for i, value in enumerate(values) if not accepts(value))
-            raise self.place(i, key).error(f"found {brief(values[i])}; must be {allowed}")
+            raise self.location(i, key).error(f"got {brief(values[i])}; must be {allowed}")
 
 
 def _is_four_numbers(values: list[Any]) -> bool:

@@ -1,4 +1,4 @@
-"""Foreign text: files, numbers in them, and values quoted in messages."""
+"""Reading text files and numbers in them, and quoting their values in messages."""
 
 import math
 import reprlib
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from focaldet.config import nearest
-from focaldet.data.problems import Place
+from focaldet.data.problems import Location
 from focaldet.errors import DataError
 
 _SHORT = reprlib.Repr()
@@ -17,20 +17,20 @@ _LONGEST_HINT = _LONGEST_PATH = 300
 
 
 def brief(value: Any) -> str:
-    """A foreign value for a message: quoted, and never long, whatever it is."""
+    """A value from a file as text for a message: quoted, and shortened if it is long."""
     return _SHORT.repr(value)
 
 
-def shown(path: Path) -> str:
-    """A path for a message: whole if it is one line of bearable length, else quoted and cut."""
+def show_path(path: Path) -> str:
+    """A path as text for a message: whole if it is one line of moderate length, else quoted and shortened."""
     text = str(path)
     return text if len(text) <= _LONGEST_PATH and text.isprintable() else brief(text)
 
 
 def hint(name: str, valid: Iterable[str]) -> str:
-    """`config.nearest` for names from foreign files, which may be long, many or of several lines."""
-    found = nearest(name[:60], [" ".join(other[:60].split()) for other in valid])
-    return found if len(found) <= _LONGEST_HINT else ""
+    """The suggestion of `config.nearest` for a name from a file, whose names may be long, many or of several lines."""
+    suggestion = nearest(name[:60], [" ".join(other[:60].split()) for other in valid])
+    return suggestion if len(suggestion) <= _LONGEST_HINT else ""
 
 
 def list_names(names: Iterable[str], *, most: int = 4) -> str:
@@ -45,7 +45,7 @@ def quantity(count: int, noun: str, plural: str = "") -> str:
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
-def as_number(text: str, place: Place, allowed: str = "a finite number") -> float:
+def as_number(text: str, location: Location, allowed: str = "a finite number") -> float:
     """The number that a text field holds, in ASCII; spaces around it are allowed, NaN and infinity are not.
 
     Raises:
@@ -56,15 +56,15 @@ def as_number(text: str, place: Place, allowed: str = "a finite number") -> floa
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise place.error(f"found {brief(text)}; must be {allowed}")
+        raise location.error(f"got {brief(text)}; must be {allowed}")
     return number
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 text file that hold something, with their numbers from 1.
+    """The lines of a UTF-8 text file that are not blank, with their numbers from 1.
 
     Raises:
-        DataError: the file cannot be read or is no text.
+        DataError: the file cannot be read or is not text.
     """
     for number, line in enumerate(read_text(file).splitlines(), 1):
         if line.strip():
@@ -75,18 +75,18 @@ def read_text(file: Path) -> str:
     """The text of a UTF-8 file, without a byte order mark.
 
     Raises:
-        DataError: the file cannot be read or is no text.
+        DataError: the file cannot be read or is not text.
     """
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"is no UTF-8 text: {error.reason} at byte {error.start}", file=file) from None
+        raise DataError(f"is not UTF-8 text: {error.reason} at byte {error.start}", file=file) from None
     except (OSError, ValueError) as error:
         raise unreadable(file, error) from None
 
 
 def unreadable(file: Path, error: Exception) -> DataError:
-    """The `DataError` for a file that the system does not hand out."""
+    """The `DataError` for a file that the system cannot read."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return DataError(f"cannot be read: {reason}", file=file)
 

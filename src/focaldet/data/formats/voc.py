@@ -1,9 +1,9 @@
 """Pascal VOC: `Annotations/*.xml`, `JPEGImages/` and the splits in `ImageSets/Main/*.txt`.
 
-Folders `train/`, `valid/`, … that hold pictures and xml files side by side are read as well.
+Folders `train/`, `valid/`, … that hold images and xml files side by side are read as well.
 
 Corners. VOC itself counts pixels from 1 and includes the last one, so its box covers (xmin - 1, ymin - 1, xmax, ymax).
-labelImg, CVAT and the exporters of labelling services borrowed the file format but write plain corners counted from 0.
+labelImg, CVAT and the exporters of labeling services borrowed the file format but write plain corners counted from 0.
 Each file says who made it: where `<source><database>` names VOC ("The VOC2007 Database"), VOC's rule holds; otherwise
 the corners are taken as they stand.
 """
@@ -19,38 +19,38 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from focaldet.data.dataset import DIFFICULT, Classes
-from focaldet.data.formats.records import BoxRows, DatasetLayout, Records, pictures_below
+from focaldet.data.formats.records import BoxRows, DatasetLayout, Records, list_images
 from focaldet.data.formats.text import as_number, brief, list_names, read_lines, unreadable
-from focaldet.data.problems import Place, Problems
+from focaldet.data.problems import Location, Problems
 from focaldet.errors import DataError
 from focaldet.types import ImageSize
 
 _OF_ONE_CLASS = re.compile(r".+_(train|val|trainval|test)")
 _VOC_DATABASE = re.compile(r"\bVOC\s?\d{4}\b", re.IGNORECASE)
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_VOC_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """One object of an xml file: its class, its xyxy pixels and whether it is marked as difficult."""
+    """One object of an xml file: its class, its box in xyxy pixels and whether it is marked as difficult."""
 
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
-    place: Place
+    location: Location
 
 
 @dataclass(frozen=True, slots=True)
 class _Annotation:
-    """What one xml file says about one picture; `one_based` as VOC itself counts."""
+    """The annotation of one image in an xml file; `one_based` where pixels are counted from 1, as in VOC itself."""
 
     file: Path
-    declared: ImageSize | None
+    stated_size: ImageSize | None
     objects: tuple[_Object, ...]
     one_based: bool
 
 
-def find(path: Path) -> DatasetLayout | None:
+def find_voc(path: Path) -> DatasetLayout | None:
     """The splits of a VOC folder, or the one list file or folder of xml files that `path` is; None if it is neither."""
     if path.is_file():
         root = next((folder for folder in path.parents if (folder / "Annotations").is_dir()), None)
@@ -70,21 +70,21 @@ def _holds_xml(folder: Path) -> bool:
     return next(folder.glob("*.xml"), None) is not None
 
 
-def read(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
-    """The records of some splits of a layout that `find` gave.
+def read_voc(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
+    """The records of some splits of a layout from `find_voc`.
 
-    VOC has no list of classes: they are the names met in all splits, in alphabetical order, so that every split has the
+    VOC has no list of classes: they are the names in all splits, in alphabetical order, so that every split has the
     same labels. Category ids are label + 1, image ids the position in the list + 1.
 
     Raises:
-        DataError: a listed picture without xml file or without picture; an xml file that is not as VOC has them.
+        DataError: a listed name has no xml file or no image, or an xml file is not as in VOC.
     """
-    reader = _Reader(layout, images)
-    listed = {split: reader.listed(split) for split in layout.splits}
+    reader = _VOCReader(layout, images)
+    listed = {split: reader.list_names(split) for split in layout.splits}
     for split in splits:
         reader.refuse_missing(split, listed[split])
     annotations = {name: reader.annotation(name) for names in listed.values() for name in names if name in reader.files}
-    names = sorted({found.name for annotation in annotations.values() for found in annotation.objects})
+    names = sorted({item.name for annotation in annotations.values() for item in annotation.objects})
     if not names:
         raise DataError("no xml file has an object, so there are no classes", file=layout.root)
     classes = Classes(tuple(names), tuple(range(1, len(names) + 1)))
@@ -93,7 +93,7 @@ def read(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -
     ]
 
 
-class _Reader:
+class _VOCReader:
     """The files of one VOC layout by the name that lists use: the path below its folder without suffix."""
 
     def __init__(self, layout: DatasetLayout, images: Path | None) -> None:
@@ -105,31 +105,31 @@ class _Reader:
         self.files = {
             _stem(file.relative_to(self.xml_folder).as_posix()): file for file in sorted(self.xml_folder.rglob("*.xml"))
         }
-        self.pictures: dict[str, str] = {}
-        for name in pictures_below(self.root):
-            other = self.pictures.setdefault(_stem(name), name)
+        self.images: dict[str, str] = {}
+        for name in list_images(self.root):
+            other = self.images.setdefault(_stem(name), name)
             if other != name:
-                raise DataError(f"two pictures have one name: {other} and {name}", file=self.root)
+                raise DataError(f"two images have one name: {other} and {name}", file=self.root)
 
-    def listed(self, split: str) -> list[str]:
+    def list_names(self, split: str) -> list[str]:
         """The names that a split lists, each once and in order; of a folder, the names of all its xml files."""
         (source,) = self.layout.splits[split]
         if source.is_dir():
             return [name for name, file in self.files.items() if file.is_relative_to(source)]
-        return list(dict.fromkeys(self._known(line) for _, line in read_lines(source)))
+        return list(dict.fromkeys(self._resolve_name(line) for _, line in read_lines(source)))
 
-    def _known(self, line: str) -> str:
+    def _resolve_name(self, line: str) -> str:
         """The name in a line such as `000005`, `000005.jpg` or, in lists of one class, `000005 -1`."""
         for name in (line, _stem(line), line.split(maxsplit=1)[0]):
-            if name in self.files or name in self.pictures:
+            if name in self.files or name in self.images:
                 return name
         return line
 
     def refuse_missing(self, split: str, names: Iterable[str]) -> None:
-        """Raise where a listed name has no xml file or no picture."""
+        """Raise where a listed name has no xml file or no image."""
         (source,) = self.layout.splits[split]
         names = list(names)
-        for known, what, folder in ((self.files, "xml file", self.xml_folder), (self.pictures, "picture", self.root)):
+        for known, what, folder in ((self.files, "xml file", self.xml_folder), (self.images, "image", self.root)):
             missing = [brief(name) for name in names if name not in known]
             if missing:
                 raise DataError(
@@ -140,29 +140,31 @@ class _Reader:
     def annotation(self, name: str) -> _Annotation:
         return _read_xml(self.files[name])
 
-    def records(self, split: str, found: Sequence[_Annotation], names: Sequence[str], classes: Classes) -> Records:
-        """What the annotations of one split say, in one piece."""
+    def records(
+        self, split: str, annotations: Sequence[_Annotation], names: Sequence[str], classes: Classes
+    ) -> Records:
+        """The records of a split from its annotations."""
         labels = {name: label for label, name in enumerate(classes.names)}
         rows, problems = BoxRows(), Problems()
-        for i, annotation in enumerate(found):
+        for i, annotation in enumerate(annotations):
             for item in annotation.objects:
-                rows.add(i, item.box, labels[item.name], item.place, flag=DIFFICULT * item.difficult)
+                rows.add(i, item.box, labels[item.name], item.location, flag=DIFFICULT * item.difficult)
         (source,) = self.layout.splits[split]
-        one_based = sum(annotation.one_based for annotation in found)
+        one_based = sum(annotation.one_based for annotation in annotations)
         if one_based:
             message = (
-                f"{one_based} xml files are of VOC itself, which counts pixels from 1: xmin and ymin are less by 1"
+                f"{one_based} xml files are of VOC itself, which counts pixels from 1: xmin and ymin are reduced by 1"
             )
-            problems.add(Place(source).problem("note", "VOC pixels", message))
+            problems.add(Location(source).problem("note", "VOC pixels", message))
         return Records(
             name=split,
             source=source,
             root=self.root,
             classes=classes,
-            image_ids=range(1, len(found) + 1),
-            paths=[self.pictures[name] for name in names],
-            declared=[annotation.declared for annotation in found],
-            image_place=lambda i: Place(found[i].file, field="size"),
+            image_ids=range(1, len(annotations) + 1),
+            paths=[self.images[name] for name in names],
+            stated_sizes=[annotation.stated_size for annotation in annotations],
+            image_location=lambda i: Location(annotations[i].file, field="size"),
             problems=problems,
             **rows.columns(),
         )
@@ -173,54 +175,56 @@ def _stem(path: str) -> str:
 
 
 def _read_xml(file: Path) -> _Annotation:
-    root = _parse(file)
+    root = _parse_xml(file)
     one_based = bool(_VOC_DATABASE.search(root.findtext("source/database") or ""))
-    objects = [_object(item, Place(file, f"object {i}"), one_based) for i, item in enumerate(root.findall("object"), 1)]
-    return _Annotation(file, _declared(root, Place(file)), tuple(objects), one_based)
+    objects = [
+        _read_object(item, Location(file, f"object {i}"), one_based) for i, item in enumerate(root.findall("object"), 1)
+    ]
+    return _Annotation(file, _stated_size(root, Location(file)), tuple(objects), one_based)
 
 
-def _parse(file: Path) -> Element:
+def _parse_xml(file: Path) -> Element:
     try:
         root: Element = fromstring(file.read_bytes(), forbid_dtd=True)
     except ParseError as error:
-        raise DataError(f"is no valid XML: {error}", file=file) from None
+        raise DataError(f"is not valid XML: {error}", file=file) from None
     except DefusedXmlException as error:
         raise DataError(f"declares a DTD or entities, which are refused: {type(error).__name__}", file=file) from None
     except OSError as error:
         raise unreadable(file, error) from None
     except (ValueError, LookupError) as error:  # an encoding that is unknown or does not fit
-        raise DataError(f"is no valid XML: {error}", file=file) from None
+        raise DataError(f"is not valid XML: {error}", file=file) from None
     if root.tag != "annotation":
-        raise DataError(f"must begin with <annotation>, found {brief(root.tag)}", file=file)
+        raise DataError(f"must begin with <annotation>, got {brief(root.tag)}", file=file)
     return root
 
 
-def _declared(root: Element, place: Place) -> ImageSize | None:
-    """The size that the file states, or None. It only serves to tell what differs from the picture."""
+def _stated_size(root: Element, location: Location) -> ImageSize | None:
+    """The size that the file states, or None. It is only used to report where it differs from the image."""
     values = [root.findtext(f"size/{side}") for side in ("height", "width")]
     if None in values:
         return None
     height, width = (
-        as_number(value or "", place._replace(field=f"size/{side}"))
+        as_number(value or "", location._replace(field=f"size/{side}"))
         for value, side in zip(values, ("height", "width"), strict=True)
     )
     return ImageSize(int(height), int(width))
 
 
-def _object(item: Element, place: Place, one_based: bool) -> _Object:
+def _read_object(item: Element, location: Location, one_based: bool) -> _Object:
     name = (item.findtext("name") or "").strip()
     if not name:
-        raise place._replace(field="name").error("is missing or empty; must be the name of a class")
+        raise location._replace(field="name").error("is missing or empty; must be the name of a class")
     difficult = (item.findtext("difficult") or "0").strip()
     if difficult not in ("0", "1"):
-        raise place._replace(field="difficult").error(f"found {brief(difficult)}; must be 0 or 1")
-    x1, y1, x2, y2 = (_corner(item, key, place._replace(field=f"bndbox/{key}")) for key in _CORNERS)
+        raise location._replace(field="difficult").error(f"got {brief(difficult)}; must be 0 or 1")
+    x1, y1, x2, y2 = (_corner(item, key, location._replace(field=f"bndbox/{key}")) for key in _VOC_CORNERS)
     box = (x1 - 1, y1 - 1, x2, y2) if one_based else (x1, y1, x2, y2)
-    return _Object(name, box, difficult == "1", place._replace(field="bndbox"))
+    return _Object(name, box, difficult == "1", location._replace(field="bndbox"))
 
 
-def _corner(item: Element, key: str, place: Place) -> float:
+def _corner(item: Element, key: str, location: Location) -> float:
     text = item.findtext(f"bndbox/{key}")
     if text is None:
-        raise place.error("is missing; must be a number of pixels")
-    return as_number(text, place, "a number of pixels")
+        raise location.error("is missing; must be a number of pixels")
+    return as_number(text, location, "a number of pixels")

@@ -1,4 +1,4 @@
-"""Decoded pictures kept in memory: decoding takes half of the time that loading a small picture does."""
+"""A cache of decoded images in memory: decoding takes half of the time that loading a small image does."""
 
 from dataclasses import dataclass, field
 
@@ -11,16 +11,16 @@ from focaldet.types import Target
 
 @dataclass(slots=True)
 class CachedSource:
-    """A source that reads each picture once, until the pictures it keeps take `max_bytes`.
+    """A source that reads each image of `source` once and keeps it, until the images kept take `max_bytes`.
 
-    Nothing is thrown out again: when every picture comes once per epoch, the least recently used one is the next one
-    wanted, and a cache that forgets would never hit. Right only for sources that give the same in every epoch, and for
-    users who do not write into what they get.
+    No image is ever evicted: when every image comes once per epoch, the least recently used one is the next one needed,
+    so evicting it would never give a hit. Only for sources that give the same in every epoch, and for users who do not
+    write into the tensors they get.
     """
 
     source: ImageSource
     max_bytes: int
-    _pictures: dict[int, tuple[Tensor, Target]] = field(default_factory=dict)
+    _images: dict[int, tuple[Tensor, Target]] = field(default_factory=dict)
     _bytes: int = 0
 
     @property
@@ -28,11 +28,11 @@ class CachedSource:
         return self.source.dataset
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
-        """Picture i and its boxes, from memory where they are there."""
-        if i in self._pictures:
-            return self._pictures[i]
+        """Image i and its boxes, from memory where they are kept."""
+        if i in self._images:
+            return self._images[i]
         image, target = self.source.load(i, epoch=epoch)
         if self._bytes + image.nbytes <= self.max_bytes:
-            self._pictures[i] = image, target
+            self._images[i] = image, target
             self._bytes += image.nbytes
         return image, target

@@ -1,4 +1,4 @@
-"""Samples of several sizes made into one batch, packed for the way between two processes."""
+"""Samples of several sizes as one batch, packed so that it can be passed between processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from focaldet.data.augment.geometry import Sample, joined
+from focaldet.data.augment.geometry import Sample, join_targets
 from focaldet.types import Batch, ImageSize, Preprocessing, Target
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """A `Batch` whose targets lie in one tensor each.
+    """A `Batch` with the targets of all images in one tensor each.
 
     A tensor that comes from a worker holds a file descriptor until it is freed, and systems allow 1024: three per image
-    would end a training with large batches.
+    would stop a training with large batches.
     """
 
     batch: Batch
@@ -26,10 +26,10 @@ class PackedBatch:
     counts: tuple[int, ...]
 
     def pin_memory(self) -> "PackedBatch":
-        """The same with the images in page-locked memory, from which a GPU copies while it computes."""
+        """The batch with its images in page-locked memory, from which a GPU copies while it computes."""
         return replace(self, batch=self.batch.pin_memory())
 
-    def unpacked(self) -> Batch:
+    def unpack(self) -> Batch:
         """The batch with its targets image by image."""
         parts = (torch.split(tensor, list(self.counts)) for tensor in (self.boxes, self.labels, self.ignored))
         return replace(self.batch, targets=tuple(Target(*part) for part in zip(*parts, strict=True)))
@@ -45,9 +45,9 @@ def pack(
 ) -> PackedBatch:
     """One batch of all samples, padded at the bottom and right."""
     targets = [sample.target for sample in samples]
-    every = joined(targets)
+    every = join_targets(targets)
     batch = Batch(
-        images=padded([sample.image for sample in samples], preprocessing=preprocessing),
+        images=pad_images([sample.image for sample in samples], preprocessing=preprocessing),
         sizes=tuple(sample.size for sample in samples),
         targets=(),
         indices=indices,
@@ -57,31 +57,31 @@ def pack(
     return PackedBatch(batch, every.boxes, every.labels, every.ignored, tuple(len(target.boxes) for target in targets))
 
 
-def padded(
+def pad_images(
     images: Sequence[UInt8[Tensor, "3 _h _w"] | Float[Tensor, "3 _h _w"]], *, preprocessing: Preprocessing
 ) -> UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]:
-    """All images, of one type, at the top left of equal frames: the smallest that hold every one and that
-    `preprocessing` allows.
+    """All images, of one type, as one tensor: each at the top left of the smallest frame that has room for all of them
+    and that `preprocessing` allows.
 
-    The padding is the mean colour, which is 0 after normalisation, or the grey of a letterbox; in bytes it is rounded.
+    The padding is the mean color, which is 0 after normalization, or the gray of a letterbox; in bytes it is rounded.
     """
     heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
     frame = preprocessing.padded_size(ImageSize(max(heights), max(widths)))
-    colour = padding_colour(preprocessing, dtype=images[0].dtype)
-    batch = colour.repeat(len(images), 1, *frame)
-    for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
+    color = padding_color(preprocessing, dtype=images[0].dtype)
+    batch = color.repeat(len(images), 1, *frame)
+    for frame_pixels, image in zip(batch, images, strict=True):
+        frame_pixels[:, : image.shape[1], : image.shape[2]] = image
     return batch
 
 
-def blank(size: ImageSize, *, preprocessing: Preprocessing) -> UInt8[Tensor, "3 H W"]:
-    """A picture of nothing but padding."""
-    return padding_colour(preprocessing, dtype=torch.uint8).repeat(1, *size)
+def blank_image(size: ImageSize, *, preprocessing: Preprocessing) -> UInt8[Tensor, "3 H W"]:
+    """An image of nothing but padding."""
+    return padding_color(preprocessing, dtype=torch.uint8).repeat(1, *size)
 
 
-def padding_colour(
+def padding_color(
     preprocessing: Preprocessing, *, dtype: torch.dtype
 ) -> UInt8[Tensor, "3 1 1"] | Float[Tensor, "3 1 1"]:
-    """One RGB pixel of what lies beside an image, rounded in a type of whole numbers."""
-    colour = torch.tensor(preprocessing.rgb_padding)[:, None, None]
-    return colour.to(dtype) if dtype.is_floating_point else colour.round().to(dtype)
+    """One RGB pixel of the padding beside an image, rounded where `dtype` has whole numbers only."""
+    color = torch.tensor(preprocessing.rgb_padding)[:, None, None]
+    return color.to(dtype) if dtype.is_floating_point else color.round().to(dtype)

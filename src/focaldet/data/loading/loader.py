@@ -1,7 +1,7 @@
-"""The way from a source of pictures to batches, the same for any number of processes.
+"""The loader: batches of a source of images, the same for any number of processes.
 
-What a sample looks like depends on (seed, epoch, image) alone, and which images a batch holds on (seed, epoch): so a
-run continues bit for bit at any batch, with any number of workers, and N ranks see the global batches of one.
+A sample depends on (seed, epoch, image) alone, and the images of a batch on (seed, epoch): so a run continues bit for
+bit at any batch, with any number of workers, and N ranks together see the same global batches as one.
 """
 
 import warnings
@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import FileSource, ImageSource
 from focaldet.data.formats.text import quantity
-from focaldet.data.loading import sampler as planning
+from focaldet.data.loading import sampler
 from focaldet.data.loading.cache import CachedSource
 from focaldet.data.loading.collate import PackedBatch
-from focaldet.data.loading.rng import stream
+from focaldet.data.loading.rng import generator
 from focaldet.data.loading.sampler import Pick
 from focaldet.data.loading.samples import Samples
 from focaldet.errors import ConfigError, FocaldetError
@@ -36,21 +36,21 @@ class Loader:
     a batch holds images of one padded size.
 
     Args:
-        source: where pictures and targets come from.
-        preprocessing: the network's input; pictures are resized and padded by it, not normalised.
+        source: where images and targets come from.
+        preprocessing: the network's input; images are resized and padded by it, not normalized.
         batch_size: images per batch of one rank, ≥ 1.
         seed: of the order and of the augmentation.
         augment: the augmentation; `None` for evaluation.
-        num_epochs: the length of the training, which decides when the mosaic and the drawing of sizes end.
+        num_epochs: the length of the training, which decides when mosaics and random sizes end.
         first_epoch: the epoch with which that training begins, where it is a phase of a longer one.
         workers: processes that load beside this one; 0 loads in this process.
         rank: which part of every global batch is loaded, 0 … num_ranks − 1.
         num_ranks: how many processes train together.
-        sampling: "uniform" shows every image once per epoch; "class_balanced" as many images, those of rare classes
-            more often (`batches.repeat_factors`). Evaluation knows only "uniform".
+        sampling: "uniform" gives every image once per epoch; "class_balanced" as many images, those of rare classes
+            more often (`sampler.repeat_factors`). Evaluation is always "uniform".
         multi_scale: smallest and largest size in pixels, of which training draws one every few batches
-            (`batches.with_drawn_sizes`); `None` keeps that of `preprocessing`.
-        multi_scale_end: share of the training, at its end, whose batches all have the largest size.
+            (`sampler.draw_sizes`); `None` keeps that of `preprocessing`.
+        multi_scale_end: fraction of the training, at its end, whose batches all have the largest size.
 
     Raises:
         ConfigError: a number out of range, or fewer images to train on than ranks.
@@ -73,14 +73,14 @@ class Loader:
         multi_scale: tuple[int, int] | None = None,
         multi_scale_end: float = 0.0,
     ) -> None:
-        _check(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
+        _check_numbers(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
         if augment is not None and len(source.dataset) < num_ranks:
             raise ConfigError(f"{quantity(len(source.dataset), 'image')} cannot be trained on by {num_ranks} processes")
         self._dataset, self._preprocessing, self._seed, self._workers = source.dataset, preprocessing, seed, workers
         self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
         self._training, self._multi_scale = augment is not None, multi_scale
         self._num_epochs, self._first_epoch, self._multi_scale_end = num_epochs, first_epoch, multi_scale_end
-        self._factors = planning.repeat_factors(source.dataset) if sampling == "class_balanced" else None
+        self._factors = sampler.repeat_factors(source.dataset) if sampling == "class_balanced" else None
         if augment is not None and isinstance(source, FileSource):
             source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, workers))
         self._samples = Samples(
@@ -91,7 +91,7 @@ class Loader:
             num_epochs=num_epochs,
             first_epoch=first_epoch,
         )
-        self._plan = _Plan()
+        self._plan = _PlannedBatches()
         self._torch_loader: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
@@ -99,55 +99,55 @@ class Loader:
         return len(self.picks(0))
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch (counted from 0) from `start_batch` on. Only one epoch can be under way at a time.
+        """The batches of an epoch (counted from 0) from `start_batch` on. Only one epoch can be iterated at a time.
 
         Raises:
-            FocaldetError: a picture cannot be read, or a loading process ended.
+            FocaldetError: an image cannot be read, or a loading process ended.
         """
         self._plan.batches = self.picks(epoch)[start_batch:]
         try:
-            with explained_worker_death():
-                for packed in self._running():
+            with explain_worker_death():
+                for packed in self._packed_batches():
                     if isinstance(packed, FocaldetError):
                         raise packed
-                    yield packed.unpacked()
+                    yield packed.unpack()
         except FocaldetError:
             self._torch_loader = None  # The next epoch starts new processes.
             raise
 
     def picks(self, epoch: int) -> list[list[Pick]]:
-        """Which images each batch of this rank holds."""
+        """The images of each batch of this rank."""
         if not self._training:
             resize, padded = self._preprocessing.resize, self._preprocessing.padded_size
             frames = [padded(resize.target(ImageSize(*size))) for size in self._dataset.sizes.tolist()]
-            return planning.evaluation_batches(frames, batch_size=self._batch_size)[self._rank :: self._num_ranks]
-        draws = stream("order", self._seed, epoch)
+            return sampler.evaluation_batches(frames, batch_size=self._batch_size)[self._rank :: self._num_ranks]
+        rng = generator("order", self._seed, epoch)
         if self._factors is None:
-            order = planning.uniform_order(len(self._dataset), stream=draws)
+            order = sampler.uniform_order(len(self._dataset), rng=rng)
         else:
-            order = planning.balanced_order(self._factors, stream=draws)
+            order = sampler.balanced_order(self._factors, rng=rng)
         portrait = (self._dataset.sizes[:, 0] > self._dataset.sizes[:, 1]).tolist()
         global_size = self._batch_size * self._num_ranks
-        whole = planning.training_batches(order, portrait, epoch=epoch, batch_size=global_size, stream=draws)
+        whole = sampler.training_batches(order, portrait, epoch=epoch, batch_size=global_size, rng=rng)
         if self._multi_scale is not None:
-            whole = planning.with_drawn_sizes(
+            whole = sampler.draw_sizes(
                 whole,
                 self._multi_scale,
                 seed=self._seed,
                 epoch=epoch,
                 num_epochs=self._num_epochs,
-                end_share=self._multi_scale_end,
+                end_fraction=self._multi_scale_end,
                 first_epoch=self._first_epoch,
             )
-        return [planning.rank_slice(batch, rank=self._rank, num_ranks=self._num_ranks) for batch in whole]
+        return [sampler.rank_slice(batch, rank=self._rank, num_ranks=self._num_ranks) for batch in whole]
 
-    def _running(self) -> Iterator[PackedBatch | FocaldetError]:
-        """Torch's iterator over the plan; its processes live on from epoch to epoch."""
+    def _packed_batches(self) -> Iterator[PackedBatch | FocaldetError]:
+        """Torch's iterator over the planned batches; its processes live on from epoch to epoch."""
         if self._torch_loader is None:
             self._torch_loader = DataLoader(
                 self._samples,
                 batch_sampler=self._plan,
-                collate_fn=_same,
+                collate_fn=_keep,
                 num_workers=self._workers,
                 persistent_workers=self._workers > 0,
                 pin_memory=torch.cuda.is_available(),
@@ -160,10 +160,10 @@ class Loader:
 
 
 @contextmanager
-def explained_worker_death() -> Iterator[None]:
-    """Turns torch's error on a dead loading process into one for the user.
+def explain_worker_death() -> Iterator[None]:
+    """Replace torch's error for a dead loading process by one that says what to do.
 
-    Torch raises it from a signal handler, so at any line of the main thread: a training loop belongs inside as a whole.
+    Torch raises it from a signal handler, so at any line of the main thread: put a whole training loop inside.
 
     Raises:
         FocaldetError: a loading process ended.
@@ -177,8 +177,8 @@ def explained_worker_death() -> Iterator[None]:
         raise FocaldetError(f"{problem} Too little memory? Use fewer workers or smaller batches.") from None
 
 
-class _Plan:
-    """The batches still to load, as torch's batch sampler."""
+class _PlannedBatches:
+    """The batches that are still to be loaded, as torch's batch sampler."""
 
     batches: list[list[Pick]]
 
@@ -186,14 +186,14 @@ class _Plan:
         return iter(self.batches)
 
 
-def _same(batch: Any) -> Any:
-    """Torch wants to collate; `Samples` has done it."""
+def _keep(batch: Any) -> Any:
+    """The batch as it is, for torch's `collate_fn`: `Samples` has collated it."""
     return batch
 
 
-def _check(*, batch_size: int, workers: int, rank: int, num_ranks: int) -> None:
-    for name, found, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("num_ranks", num_ranks, 1)):
-        if found < least:
-            raise ConfigError(f"{name}: must be ≥ {least}, found {found}")
+def _check_numbers(*, batch_size: int, workers: int, rank: int, num_ranks: int) -> None:
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("num_ranks", num_ranks, 1)):
+        if value < least:
+            raise ConfigError(f"{name}: must be ≥ {least}, got {value}")
     if not 0 <= rank < num_ranks:
-        raise ConfigError(f"rank: must be in 0…{num_ranks - 1}, found {rank}")
+        raise ConfigError(f"rank: must be in 0…{num_ranks - 1}, got {rank}")

@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from focaldet.data.dataset import Dataset
-from focaldet.data.loading import rng as randomness
+from focaldet.data.loading.rng import generator
 from focaldet.errors import ConfigError
 from focaldet.types import ImageSize
 
@@ -20,9 +20,9 @@ SIZE_BATCHES, SIZE_STEP_PX = 10, 32
 
 
 class Pick(NamedTuple):
-    """An image's place in a batch; `repeat` counts its earlier places in the same epoch.
+    """One image of a batch; `repeat` counts how often it came before in the same epoch.
 
-    `size_px` takes the place of `Resize.size` for this image.
+    `size_px` is used instead of `Resize.size` for this image.
     """
 
     epoch: int
@@ -32,10 +32,10 @@ class Pick(NamedTuple):
 
 
 def repeat_factors(dataset: Dataset) -> Float64[Tensor, " N"]:
-    """How often each image is drawn under class balance, relative to an image of the commonest class alone.
+    """How often each image is drawn under class balance, relative to an image with the most frequent class only.
 
-    A class found in the share f of the images asks for a factor sqrt(1/f), an image takes the largest of its classes
-    (Gupta et al. 2019, section 4, with every class below the threshold: t = 1). Ignored boxes do not count; an image
+    A class in the fraction f of the images has the factor sqrt(1/f), an image the largest factor of its classes (Gupta
+    et al. 2019, section 4, with every class below the threshold: t = 1). Ignored boxes do not count; an image
     without objects has factor 1.
     """
     counts = dataset.offsets.diff()
@@ -44,37 +44,37 @@ def repeat_factors(dataset: Dataset) -> Float64[Tensor, " N"]:
     present = torch.unique(torch.stack([image, labels]), dim=1)
     num_images = torch.bincount(present[1], minlength=len(dataset.classes.names)).double()
     factors = torch.ones(len(dataset), dtype=torch.float64)
-    asked = (len(dataset) / num_images[present[1]]).sqrt()
-    return factors.scatter_reduce(0, present[0], asked, "amax")
+    class_factors = (len(dataset) / num_images[present[1]]).sqrt()
+    return factors.scatter_reduce(0, present[0], class_factors, "amax")
 
 
-def uniform_order(num_images: int, *, stream: random.Random) -> list[int]:
+def uniform_order(num_images: int, *, rng: random.Random) -> list[int]:
     """Every image once, shuffled."""
-    return stream.sample(range(num_images), num_images)
+    return rng.sample(range(num_images), num_images)
 
 
-def balanced_order(factors: Float64[Tensor, " N"], *, stream: random.Random) -> list[int]:
-    """N images, shuffled, each as often as its share of `factors` asks for, rounded up or down at random.
+def balanced_order(factors: Float64[Tensor, " N"], *, rng: random.Random) -> list[int]:
+    """N images, shuffled, each in proportion to its factor, rounded up or down at random.
 
     Systematic sampling: N equal steps along the cumulative factors of the shuffled images. Over the epochs every image
     comes in proportion to its factor, and within an epoch the class counts vary as little as they can.
     """
-    shuffled = uniform_order(len(factors), stream=stream)
+    shuffled = uniform_order(len(factors), rng=rng)
     ends = factors[shuffled].cumsum(0)
-    steps = (torch.arange(len(factors), dtype=torch.float64) + stream.random()) * (ends[-1] / len(factors))
+    steps = (torch.arange(len(factors), dtype=torch.float64) + rng.random()) * (ends[-1] / len(factors))
     hits = torch.searchsorted(ends, steps, right=True).clamp(max=len(factors) - 1)
     order = [shuffled[hit] for hit in hits.tolist()]
-    stream.shuffle(order)
+    rng.shuffle(order)
     return order
 
 
 def training_batches(
-    order: Sequence[int], portrait: Sequence[bool], *, epoch: int, batch_size: int, stream: random.Random
+    order: Sequence[int], portrait: Sequence[bool], *, epoch: int, batch_size: int, rng: random.Random
 ) -> list[list[Pick]]:
     """`len(order) // batch_size` full batches of landscape or of portrait images, in random order.
 
-    What is left over of both groups fills mixed batches, so that grouping costs no image; less than a batch at the end
-    is dropped, unless it is all there is.
+    The rest of both groups fills mixed batches, so that grouping costs no image; less than a batch at the end is
+    dropped, unless there is no full batch at all.
     """
     picks = _picks(order, epoch=epoch)
     groups = [[pick for pick in picks if portrait[pick.image] == tall] for tall in (False, True)]
@@ -82,14 +82,14 @@ def training_batches(
     rest = [pick for group, end in zip(groups, full, strict=True) for pick in group[end:]]
     batches = [batch for group, end in zip(groups, full, strict=True) for batch in _chunks(group[:end], batch_size)]
     batches += _chunks(rest[: len(rest) // batch_size * batch_size], batch_size)
-    stream.shuffle(batches)
+    rng.shuffle(batches)
     return batches or [rest]
 
 
 def group_by_size(sizes: Sequence[ImageSize], *, batch_size: int) -> list[list[int]]:
     """The indices of images of these padded sizes, each once, in batches of images of one size.
 
-    More padding moves what a network detects at the border: so no image is padded for the sake of another one, and
+    More padding moves what a network detects at the border: so no image is padded because of another one, and
     detections are the same for every batch size.
     """
     order = sorted(range(len(sizes)), key=lambda image: (sizes[image], image))
@@ -102,21 +102,21 @@ def evaluation_batches(sizes: Sequence[ImageSize], *, batch_size: int) -> list[l
     return [[Pick(0, image, 0) for image in batch] for batch in group_by_size(sizes, batch_size=batch_size)]
 
 
-def with_drawn_sizes(
+def draw_sizes(
     batches: Sequence[Sequence[Pick]],
     bounds: tuple[int, int],
     *,
     seed: int,
     epoch: int,
     num_epochs: int,
-    end_share: float,
+    end_fraction: float,
     first_epoch: int = 0,
 ) -> list[list[Pick]]:
     """The batches of an epoch, each with a size for all its images: one for every `SIZE_BATCHES` of them.
 
     Sizes are the multiples of `SIZE_STEP_PX` within `bounds`; which one is drawn depends on (seed, epoch, batch) alone.
-    The last batches of all epochs, which are `num_epochs` from `first_epoch` on, have the largest size by their share
-    `end_share`.
+    The last batches, a fraction `end_fraction` of those of all `num_epochs` epochs from `first_epoch` on, have the
+    largest size.
 
     Raises:
         ConfigError: there is no such multiple.
@@ -125,20 +125,18 @@ def with_drawn_sizes(
     sizes = range(-(-low // SIZE_STEP_PX) * SIZE_STEP_PX, high + 1, SIZE_STEP_PX)
     if low < 1 or not sizes:
         raise ConfigError(f"multi_scale: there is no multiple of {SIZE_STEP_PX} px in {low}…{high}")
-    drawn = [
-        randomness.stream("size", seed, epoch, number // SIZE_BATCHES).choice(sizes) for number in range(len(batches))
-    ]
+    drawn = [generator("size", seed, epoch, number // SIZE_BATCHES).choice(sizes) for number in range(len(batches))]
     total = num_epochs * len(batches)
     for number in range(len(batches)):
         batches_left = total - (epoch - first_epoch) * len(batches) - number
-        if 0 < batches_left <= end_share * total:
+        if 0 < batches_left <= end_fraction * total:
             drawn[number] = sizes[-1]
     return [[pick._replace(size_px=size) for pick in batch] for batch, size in zip(batches, drawn, strict=True)]
 
 
 def rank_slice(batch: Sequence[Pick], *, rank: int, num_ranks: int) -> list[Pick]:
     """The contiguous part of a global batch that belongs to `rank`; the parts differ by at most one image."""
-    start, end = (len(batch) * place // num_ranks for place in (rank, rank + 1))
+    start, end = (len(batch) * index // num_ranks for index in (rank, rank + 1))
     return list(batch[start:end])
 
 

@@ -1,4 +1,4 @@
-"""What a loading process does: read pictures, augment them, make a batch."""
+"""The work of a loading process: read images, augment them, and collate a batch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,14 +10,14 @@ from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import Sample, resize_sample
 from focaldet.data.dataset import ImageSource
 from focaldet.data.loading.collate import PackedBatch, pack
-from focaldet.data.loading.rng import stream
+from focaldet.data.loading.rng import generator
 from focaldet.data.loading.sampler import Pick
 from focaldet.errors import FocaldetError
 from focaldet.types import Preprocessing
 
 
 class Samples(Dataset[PackedBatch]):
-    """A source as torch's loading processes want it; without `augmentation` pictures are resized and nothing else."""
+    """A source as a torch dataset of packed batches; without `augmentation` images are only resized."""
 
     def __init__(
         self,
@@ -34,9 +34,7 @@ class Samples(Dataset[PackedBatch]):
         self._first_epoch = first_epoch
 
     def __getitems__(self, picks: Sequence[Pick]) -> PackedBatch | FocaldetError:
-        """The batch of these images, all of one size; or the error, which torch could not carry out of a process as an
-        exception.
-        """
+        """The batch of these images, all of one size; or the error, which torch would not carry out of a process."""
         try:
             samples, names = zip(*(self.sample(pick) for pick in picks), strict=True)
         except FocaldetError as error:
@@ -44,25 +42,29 @@ class Samples(Dataset[PackedBatch]):
         indices = tuple(pick.image for pick in picks)
         sizes = tuple(self._source.dataset.size(image) for image in indices)
         return pack(
-            samples, preprocessing=self._seen(picks[0]), indices=indices, original_sizes=sizes, image_names=names
+            samples,
+            preprocessing=self._sized_preprocessing(picks[0]),
+            indices=indices,
+            original_sizes=sizes,
+            image_names=names,
         )
 
     def sample(self, pick: Pick) -> tuple[Sample, str]:
-        """A sample for the network and the names of the pictures in it, drawn from (seed, epoch, image, repeat)."""
-        preprocessing = self._seen(pick)
+        """A sample for the network, augmented by (seed, epoch, image, repeat), and the names of the images in it."""
+        preprocessing = self._sized_preprocessing(pick)
         if self._augmentation is None:
             return resize_sample(self._load(pick.image, pick.epoch), preprocessing.resize), self._name(pick.image)
-        draws = stream("sample", self._seed, pick.epoch, pick.image, pick.repeat)
+        rng = generator("sample", self._seed, pick.epoch, pick.image, pick.repeat)
         epoch = pick.epoch - self._first_epoch
-        mosaic = draws.random() < self._augmentation.mosaic_probability(epoch=epoch, num_epochs=self._num_epochs)
+        mosaic = rng.random() < self._augmentation.mosaic_probability(epoch=epoch, num_epochs=self._num_epochs)
         num_images = len(self._source.dataset)
-        images = [pick.image, *(draws.randrange(num_images) for _ in range(NUM_PARTNERS if mosaic else 0))]
+        images = [pick.image, *(rng.randrange(num_images) for _ in range(NUM_PARTNERS if mosaic else 0))]
         first, *partners = (self._load(image, pick.epoch) for image in images)
         augment = Augmenter(self._augmentation, preprocessing)
-        return augment(first, stream=draws, partners=partners), " + ".join(map(self._name, images))
+        return augment(first, rng=rng, partners=partners), " + ".join(map(self._name, images))
 
-    def _seen(self, pick: Pick) -> Preprocessing:
-        """The preprocessing at the size that was drawn for the image."""
+    def _sized_preprocessing(self, pick: Pick) -> Preprocessing:
+        """The preprocessing at the input size of the image."""
         if pick.size_px is None:
             return self._preprocessing
         return replace(self._preprocessing, resize=replace(self._preprocessing.resize, size=pick.size_px))

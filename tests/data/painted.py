@@ -1,4 +1,4 @@
-"""Pictures whose boxes can be found again in their pixels, and sources of them that need no files."""
+"""Images whose boxes can be found again in their pixels, and sources of them that need no files."""
 
 import functools
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from focaldet.data.problems import Problems
 from focaldet.errors import DataError
 from focaldet.types import ImageSize, Target
 
-# One colour per label, far apart and far from the paper.
-COLOURS = torch.tensor(
+# One color per label, far apart and far from the paper.
+COLORS = torch.tensor(
     [[250, 10, 10], [10, 250, 10], [10, 10, 250], [250, 250, 10], [250, 10, 250], [10, 250, 250], [250, 130, 10]],
     dtype=torch.uint8,
 )
@@ -21,18 +21,18 @@ PAPER = 60
 
 
 def painted(size, boxes, labels, *, ignored=None):
-    """A sample with every box filled with the colour of its label."""
+    """A sample with every box filled with the color of its label."""
     image = torch.full((3, *size), PAPER, dtype=torch.uint8)
     for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
-        image[:, y1:y2, x1:x2] = COLOURS[label][:, None, None]
+        image[:, y1:y2, x1:x2] = COLORS[label][:, None, None]
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     ignored = torch.zeros(len(boxes), dtype=torch.bool) if ignored is None else torch.tensor(ignored, dtype=torch.bool)
     return Sample(image, Target(boxes, torch.tensor(labels, dtype=torch.int64), ignored))
 
 
 def found(image, label, *, tolerance=110):
-    """The box around all pixels near the colour of a label; None where there are none."""
-    distance = (image.int() - COLOURS[label].int()[:, None, None]).abs().sum(0)
+    """The box around all pixels near the color of a label; None where there are none."""
+    distance = (image.int() - COLORS[label].int()[:, None, None]).abs().sum(0)
     rows, columns = (distance <= tolerance).nonzero(as_tuple=True)
     if len(rows) == 0:
         return None
@@ -79,12 +79,12 @@ class PaintedSource:
 
 
 def painted_source(num_images, *, portrait=(), empty=(), broken=None):
-    """Pictures with one box each of label i mod 7; those in `portrait` stand, those in `empty` have no box."""
+    """Images with one box each of label i mod 7; those in `portrait` stand, those in `empty` have no box."""
     samples = []
     for i in range(num_images):
         size = ImageSize(40, 24) if i in portrait else ImageSize(24, 40)
         box = [] if i in empty else [(4 + i % 5, 3, 16 + i % 5, 20)]
-        sample = painted(size, box, [i % len(COLOURS)] * len(box))
+        sample = painted(size, box, [i % len(COLORS)] * len(box))
         sample.image[:, 0, 0] = i
         samples.append(sample)
     return PaintedSource(tuple(samples), broken)

@@ -154,7 +154,7 @@ def test_unusable_images_are_all_listed(tmp_path):
     report = check_data(DataConfig(path=tmp_path))
     assert report.problems.count("error") == 2 and report.exit_code == 1
     listed = "\n".join(report.lines(listed=True))
-    assert "a.png is no image in a known format" in listed and "b.png there is no such file" in listed
+    assert "a.png is not an image in a known format" in listed and "b.png there is no such file" in listed
     (tmp_path / "images" / "c.png").unlink()
     with pytest.raises(DataError, match="3 images like this of 3"):
         check_data(DataConfig(path=tmp_path))

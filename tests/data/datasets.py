@@ -17,13 +17,13 @@ def write_images(folder: Path, images: dict[str, tuple[int, int]] = IMAGES) -> N
         Image.new("RGB", size, (40 * shade, 90, 200)).save(folder / name)
 
 
-def coco_document(images: dict[str, tuple[int, int]] = IMAGES) -> dict[str, Any]:
+def coco_document(sizes: dict[str, tuple[int, int]] = IMAGES) -> dict[str, Any]:
     """Category ids 7 and 3, image ids 100, 101, 102: nothing is contiguous. Ids ascend in the order of `CLASSES`."""
-    ids = {name: 100 + i for i, name in enumerate(images)}
-    images = [{"id": ids[n], "file_name": n, "width": w, "height": h} for n, (w, h) in images.items()]
+    ids = {name: 100 + i for i, name in enumerate(sizes)}
+    images = [{"id": ids[n], "file_name": n, "width": w, "height": h} for n, (w, h) in sizes.items()]
     annotations = [
         {"image_id": ids[name], "category_id": {"cat": 3, "dog": 7}[label], "bbox": [x1, y1, x2 - x1, y2 - y1]}
-        for name in images
+        for name in sizes
         for label, (x1, y1, x2, y2) in BOXES[name]
     ]
     for i, annotation in enumerate(annotations):

@@ -98,7 +98,7 @@ def test_parts_named_one_by_one(tmp_path):
     assert len(open_split(only, "val", seed=0)) == 5
     with pytest.raises(ConfigError, match="no split to train on"):
         open_splits(only, seed=0)
-    with pytest.raises(DataError, match='holds no split for "test"'):
+    with pytest.raises(DataError, match='has no split for "test"'):
         open_splits(DataConfig(path=first, test=first), seed=0)
 
 
@@ -170,7 +170,7 @@ def test_nothing_named_nothing_there_nothing_known(tmp_path):
         open_splits(DataConfig(), seed=0)
     with pytest.raises(DataError, match="no such file or folder"):
         open_splits(DataConfig(path=tmp_path / "gone"), seed=0)
-    with pytest.raises(DataError, match="holds no COCO, VOC, YOLO or CSV data"):
+    with pytest.raises(DataError, match="has no COCO, VOC, CSV, YOLO data"):
         open_splits(DataConfig(path=tmp_path), seed=0)
     with pytest.raises(DataError, match="holds no voc data"):
         open_splits(DataConfig(path=write_coco(tmp_path).parent, format="voc"), seed=0)

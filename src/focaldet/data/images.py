@@ -86,7 +86,7 @@ def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
         return _upright(_decode(image, name=path) if pixels is None else pixels, orientation)
 
 
-def to_pixels(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 H W"]:
+def from_array(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 H W"]:
     """The pixels of an image in memory, as they are (no EXIF rotation).
 
     Arrays are uint8 and RGB (not OpenCV's BGR) of shape H × W × 3, or H × W for gray; tensors are uint8 RGB 3 × H × W.
@@ -117,7 +117,7 @@ def to_pixels(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 H
 def to_pixels(image: Any) -> UInt8[Tensor, "3 H W"]:
     """The pixels of an image in any form: a path, a PIL image, an array, or a tensor on any device.
 
-    Arrays and tensors are as in `to_pixels`; tensors may also be floating point in 0…255, which is rounded.
+    Arrays and tensors are as in `from_array`; tensors may also be floating point in 0…255, which is rounded.
 
     Raises:
         DataError: the file cannot be read, or another type, shape or value range.
@@ -126,9 +126,9 @@ def to_pixels(image: Any) -> UInt8[Tensor, "3 H W"]:
         return read_image(Path(image))
     if isinstance(image, Tensor):
         image = image.detach().cpu()
-        return to_pixels(_round_to_bytes(image) if image.is_floating_point() else image)
+        return from_array(_round_to_bytes(image) if image.is_floating_point() else image)
     if isinstance(image, numpy.ndarray | Image.Image):
-        return to_pixels(image)
+        return from_array(image)
     raise DataError(
         f"must be a path, a PIL image, a uint8 RGB array or a tensor, got {type(image).__name__}", file="image"
     )

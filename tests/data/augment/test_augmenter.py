@@ -199,11 +199,11 @@ def test_overrides_lie_over_another_preset():
 
 
 def test_settings_of_version_0_1_are_read():
-    old = {"preset": "strong", "hue": 0.1, "mosaic": None, "recolor": 0.25, "keep_boxes": "center", "crop_scale": None}
+    old = {"preset": "strong", "hue": 0.1, "mosaic": None, "recolour": 0.25, "keep_boxes": "centre", "crop_scale": None}
     with pytest.warns(FutureWarning) as warned:
         config = from_dict(AugmentConfig, old)
     messages = [str(warning.message) for warning in warned]
-    assert messages == ["settings: recolor is now called recolor", "settings: keep_boxes: center is now called center"]
+    assert messages == ["settings: recolour is now called recolor", "settings: keep_boxes: centre is now called center"]
     assert config == AugmentConfig("strong", hue=0.1, recolor=0.25, keep_boxes="center")
 
 

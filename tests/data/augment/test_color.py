@@ -10,6 +10,7 @@ from focaldet.data.augment.color import (
     draw_color_change,
     hsv_matrix,
     multiply_colors,
+    scale_values,
 )
 from focaldet.data.augment.config import AugmentConfig
 

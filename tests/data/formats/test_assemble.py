@@ -88,7 +88,7 @@ def test_error_lets_rounding_pass(tmp_path):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308, -1e7])
 def test_what_is_no_coordinate_is_not_clipped(tmp_path, value):
-    with pytest.raises(DataError, match="no pixel coordinates"):
+    with pytest.raises(DataError, match="not pixel coordinates"):
         read(tmp_path, [(value, 0, 10, 10)])
 
 

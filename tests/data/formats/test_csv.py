@@ -67,20 +67,20 @@ def test_images_elsewhere_and_absolute_paths_inside(tmp_path):
 
 
 ROWS = [
-    ("a.png,1,2,3,4", "found 5 fields; must be path,x1,y1,x2,y2,class"),
-    ("a.png,1,2,3,4,cat,9", "found 7 fields"),
-    ("a.png,1,2,3,,cat", "y2: found ''; must be a finite number"),
-    ("a.png,1,2,3,4,", "class: found ''; must be a class"),
-    ("a.png,,,,,cat", "x1: found ''"),
-    ("a.png,one,2,3,4,cat", "x1: found 'one'"),
-    ("a.png,inf,2,3,4,cat", "x1: found 'inf'"),
-    ("a.png,1,2,3,4,cta", r'class: found \'cta\'; must be a class \(did you mean "cat"\?\)'),
-    (",1,2,3,4,cat", "path: found ''; must be the name of an image file"),
+    ("a.png,1,2,3,4", "got 5 fields; must be path,x1,y1,x2,y2,class"),
+    ("a.png,1,2,3,4,cat,9", "got 7 fields"),
+    ("a.png,1,2,3,,cat", "y2: got ''; must be a finite number"),
+    ("a.png,1,2,3,4,", "class: got ''; must be a class"),
+    ("a.png,,,,,cat", "x1: got ''"),
+    ("a.png,one,2,3,4,cat", "x1: got 'one'"),
+    ("a.png,inf,2,3,4,cat", "x1: got 'inf'"),
+    ("a.png,1,2,3,4,cta", r'class: got \'cta\'; must be a class \(did you mean "cat"\?\)'),
+    (",1,2,3,4,cat", "path: got ''; must be the name of an image file"),
     ("../a.png,1,2,3,4,cat", "path: '../a.png' leads out of the image folder"),
     ("/etc/passwd,1,2,3,4,cat", "leads out of the image folder"),
     ("gone.png,1,2,3,4,cat", "no such file"),
-    ("a.png,1,2,1e308,4,cat", "no pixel coordinates"),
-    ('"' + "x" * 200_000 + '"', "no valid CSV"),
+    ("a.png,1,2,1e308,4,cat", "not pixel coordinates"),
+    ('"' + "x" * 200_000 + '"', "not valid CSV"),
 ]
 
 
@@ -97,13 +97,13 @@ def test_faults_name_file_and_line(tmp_path, row, message):
     ("text", "message"),
     [
         ("", "names no class"),
-        ("cat\n", "found 1 fields; must be name,id"),
-        ("cat,x\n", "found 'x'; must be a whole number"),
+        ("cat\n", "got 1 fields; must be name,id"),
+        ("cat,x\n", "got 'x'; must be a whole number"),
         ("cat,1.5\n", "whole number from 0"),
         ("cat,-1\n", "whole number from 0"),
         (",1\n", "must be the name of a class"),
-        ("cat,0\ncat,1\n", "every name and every id must stand there once"),
-        ("cat,0\ndog,0\n", "every name and every id must stand there once"),
+        ("cat,0\ncat,1\n", "every name and every id must be unique"),
+        ("cat,0\ndog,0\n", "every name and every id must be unique"),
     ],
 )
 def test_faults_in_the_class_file(tmp_path, text, message):

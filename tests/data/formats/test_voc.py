@@ -120,25 +120,25 @@ def test_no_object_anywhere_means_no_classes(tmp_path):
 
 BOMB = '<!DOCTYPE lolz [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
 FAULTS = [
-    ("", "no valid XML"),
-    ("<annotation>", "no valid XML"),
-    ("<html></html>", "must begin with <annotation>, found 'html'"),
+    ("", "not valid XML"),
+    ("<annotation>", "not valid XML"),
+    ("<html></html>", "must begin with <annotation>, got 'html'"),
     (xml("a.png", head=BOMB), "DTD or entities"),
     (xml("a.png", head='<!DOCTYPE a SYSTEM "file:///etc/passwd">'), "DTD or entities"),
-    (xml("a.png", head='<?xml version="1.0" encoding="nonsense"?>'), "no valid XML"),
+    (xml("a.png", head='<?xml version="1.0" encoding="nonsense"?>'), "not valid XML"),
     (xml("a.png").replace("<name>dog</name>", ""), r"a.xml · object 2 · name: is missing"),
     (xml("a.png").replace("<name>dog", "<name> "), r"object 2 · name: is missing or empty"),
     (xml("a.png").replace("<xmin>8</xmin>", ""), r"object 1 · bndbox/xmin: is missing"),
     (
         xml("a.png").replace("<xmin>8", "<xmin>eight"),
-        r"object 1 · bndbox/xmin: found 'eight'; must be a number of pixels",
+        r"object 1 · bndbox/xmin: got 'eight'; must be a number of pixels",
     ),
-    (xml("a.png").replace("<xmin>8", "<xmin>nan"), r"object 1 · bndbox/xmin: found 'nan'"),
-    (xml("a.png").replace("<xmin>8", "<xmin>"), r"object 1 · bndbox/xmin: found ''"),
-    (xml("a.png").replace("<xmin>8", "<xmin>1e308"), r"object 1 · bndbox: .*no pixel coordinates"),
-    (xml("a.png").replace("<difficult>0", "<difficult>maybe"), r"difficult: found 'maybe'; must be 0 or 1"),
-    (xml("a.png").replace("<width>64", "<width>wide"), r"size/width: found 'wide'"),
-    ("<annotation>" + "<object>" * 50_000, "no valid XML"),
+    (xml("a.png").replace("<xmin>8", "<xmin>nan"), r"object 1 · bndbox/xmin: got 'nan'"),
+    (xml("a.png").replace("<xmin>8", "<xmin>"), r"object 1 · bndbox/xmin: got ''"),
+    (xml("a.png").replace("<xmin>8", "<xmin>1e308"), r"object 1 · bndbox: .*not pixel coordinates"),
+    (xml("a.png").replace("<difficult>0", "<difficult>maybe"), r"difficult: got 'maybe'; must be 0 or 1"),
+    (xml("a.png").replace("<width>64", "<width>wide"), r"size/width: got 'wide'"),
+    ("<annotation>" + "<object>" * 50_000, "not valid XML"),
 ]
 
 

@@ -111,14 +111,14 @@ def test_six_digit_rounding_at_the_border_is_no_fault(tmp_path):
 
 
 ROWS = [
-    ("2 .5 .5 .1 .1", "class: found '2'; must be the number of a class, 0…1"),
-    ("cat .5 .5 .1 .1", "class: found 'cat'; must be a whole number"),
-    ("0.5 .5 .5 .1 .1", "class: found '0.5'; must be the number of a class"),
-    ("0 .5 .5 .1", "found 4 columns"),
-    ("0 .5 .5 .1 .1 .9", "found 6 columns.*predictions"),
-    ("0 .5 .5 .1 .1 .9 .9 .9", "found 8 columns"),
-    ("0 .5 .5 .1 x", "found 'x'; must be a finite number"),
-    ("0 nan .5 .1 .1", "found 'nan'"),
+    ("2 .5 .5 .1 .1", "class: got '2'; must be the number of a class, 0…1"),
+    ("cat .5 .5 .1 .1", "class: got 'cat'; must be a whole number"),
+    ("0.5 .5 .5 .1 .1", "class: got '0.5'; must be the number of a class"),
+    ("0 .5 .5 .1", "got 4 columns"),
+    ("0 .5 .5 .1 .1 .9", "got 6 columns.*predictions"),
+    ("0 .5 .5 .1 .1 .9 .9 .9", "got 8 columns"),
+    ("0 .5 .5 .1 x", "got 'x'; must be a finite number"),
+    ("0 nan .5 .1 .1", "got 'nan'"),
     ("0 1e308 .5 .1 .1", "fraction of the image in 0…1, not pixels"),
     ("0 320 240 100 50", "fraction of the image in 0…1, not pixels"),
 ]
@@ -135,25 +135,25 @@ def test_faults_in_rows_name_file_and_line(tmp_path, row, message):
 
 
 YAMLS = [
-    ("names: [cat", "no valid YAML"),
-    ("[]", "must hold a mapping"),
-    ("a: !!int ''", "no valid YAML"),
-    ("a: !!timestamp x", "no valid YAML"),
-    ("a: !!bool x", "no valid YAML"),
+    ("names: [cat", "not valid YAML"),
+    ("[]", "must be a mapping"),
+    ("a: !!int ''", "not valid YAML"),
+    ("a: !!timestamp x", "not valid YAML"),
+    ("a: !!bool x", "not valid YAML"),
     ("? [a]\n: b", "YAML|mapping"),
-    ("[" * 1000, "no valid YAML"),
+    ("[" * 1000, "not valid YAML"),
     ("names: [cat, dog]", "names no split"),
-    ("train: 5\nnames: [cat]", "train: found 5; must be a folder"),
-    ("train: [null]\nnames: [cat]", "train: found None"),
+    ("train: 5\nnames: [cat]", "train: got 5; must be a folder"),
+    ("train: [null]\nnames: [cat]", "train: got None"),
     ("train: images/gone\nnames: [cat]", "data.yaml · train: .*images/gone is neither a folder nor a list file"),
     (f"train: {'x' * 3000}\nnames: [cat]", r"data.yaml · train: '[^']{,70}' is neither"),
-    ("path: 7\ntrain: images/train\nnames: [cat]", "path: found 7; must be a folder"),
-    ("train: images/train", "names: found None; must be a list of class names"),
-    ("train: images/train\nnames: []", r"names: found \[\]"),
-    ("train: images/train\nnames: [yes, dog]", "names: found the class name True"),
-    ("train: images/train\nnames: {-1: cat}", "found the class number -1"),
-    ("train: images/train\nnames: {a: cat}", "found the class number 'a'"),
-    ("train: images/train\nnames: [cat, dog]\nnc: 3", "nc: found 3, but there are 2 names"),
+    ("path: 7\ntrain: images/train\nnames: [cat]", "path: got 7; must be a folder"),
+    ("train: images/train", "names: got None; must be a list of class names"),
+    ("train: images/train\nnames: []", r"names: got \[\]"),
+    ("train: images/train\nnames: [yes, dog]", "names: got the class name True"),
+    ("train: images/train\nnames: {-1: cat}", "got the class number -1"),
+    ("train: images/train\nnames: {a: cat}", "got the class number 'a'"),
+    ("train: images/train\nnames: [cat, dog]\nnc: 3", "nc: got 3, but there are 2 names"),
 ]
 
 
@@ -187,12 +187,12 @@ def test_an_empty_folder_holds_no_images(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "images" / "val").mkdir()
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="no images in the split"):
         read(tmp_path, "val")
 
 
 def test_a_label_file_that_is_no_text(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="is no UTF-8 text"):
+    with pytest.raises(DataError, match="is not UTF-8 text"):
         read(tmp_path)

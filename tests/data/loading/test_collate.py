@@ -1,6 +1,6 @@
 import torch
 
-from focaldet.data.loading.collate import blank_image, pack
+from focaldet.data.loading.collate import blank_image, pack, pad_images
 from focaldet.types import ImageSize, Preprocessing
 from tests.data.painted import painted
 

@@ -250,10 +250,10 @@ def test_files_are_kept_in_memory_in_training_only(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"batch_size": 0}, "batch_size: must be ≥ 1, found 0"),
+        ({"batch_size": 0}, "batch_size: must be ≥ 1, got 0"),
         ({"workers": -1}, "workers"),
         ({"num_ranks": 0}, "num_ranks"),
-        ({"rank": 2, "num_ranks": 2}, "rank: must be in 0…1, found 2"),
+        ({"rank": 2, "num_ranks": 2}, "rank: must be in 0…1, got 2"),
         ({"source": painted_source(1), "num_ranks": 2}, "1 image cannot be trained on by 2 processes"),
     ],
 )

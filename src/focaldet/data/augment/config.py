@@ -86,8 +86,8 @@ class AugmentConfig:
         ConfigError: a range whose first number is larger than its last, or `crop` and `zoom_out` above 1 together.
     """
 
-    renamed_keys: ClassVar[Mapping[str, str]] = {"recolor": "recolor"}
-    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"keep_boxes": {"center": "center"}}
+    renamed_keys: ClassVar[Mapping[str, str]] = {"recolour": "recolor"}
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"keep_boxes": {"centre": "center"}}
 
     preset: AugmentPreset = "light"
     """Starting values of all settings below: none, light, strong, or the published ones of ssd and yolo."""

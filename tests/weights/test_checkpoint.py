@@ -1,5 +1,6 @@
 """Files by save_detector: a round trip is exact, and what does not fit is named before memory is taken."""
 
+import copy
 import json
 import struct
 from collections.abc import Callable
@@ -96,6 +97,13 @@ def test_channels_last_weights_are_saved_alike(detector: Detector, tmp_path: Pat
     other = load_detector(path).detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     save_detector(tmp_path / "other", other, classes=CLASSES, license="CC0", extra={"epoch": "3"})
     assert (tmp_path / "other").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_becomes_float32(detector: Detector, tmp_path: Path, dtype: torch.dtype) -> None:
+    half = copy.deepcopy(detector).to(dtype)
+    save_detector(tmp_path / "half", half)
+    assert states_equal(load_detector(tmp_path / "half").detector, half.float())
 
 
 Change = Callable[[dict[str, torch.Tensor], dict[str, Any]], None]

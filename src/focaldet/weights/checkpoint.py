@@ -80,6 +80,7 @@ def build_saved(file: TensorFile, path: Path) -> tuple[Detector, Metadata]:
     """The detector of a file by `save_detector`, bit for bit, and what the file says about itself.
 
     Names, shapes and types of the tensors are compared with what the config describes before the detector is built.
+    Weights that were saved in half precision become float32.
 
     Raises:
         CheckpointError: written by another program, or contradicting itself; names the tensor.
@@ -93,7 +94,8 @@ def build_saved(file: TensorFile, path: Path) -> tuple[Detector, Metadata]:
     tensors = sketch.current_tensor_names(file.tensors)
     require_fit(shapes_of(sketch), tensor_shapes(tensors), source=str(path))
     for name, expected in sketch.state_dict().items():
-        if (actual := tensors[name].dtype) != expected.dtype:
+        actual = tensors[name].dtype
+        if actual != expected.dtype and not (actual.is_floating_point and expected.is_floating_point()):
             raise CheckpointError(f"{path}: {name}: is {actual}, must be {expected.dtype}")
     # The random weights that the file's replace must not cost the caller's random numbers.
     with torch.random.fork_rng(devices=[]):

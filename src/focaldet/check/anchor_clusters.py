@@ -1,4 +1,4 @@
-"""The shapes of a data set's boxes at the size of the network, clustered for anchors."""
+"""Clusters of the shapes of a data set's boxes at the network's input size, to choose anchors from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,7 @@ class AnchorShapes:
 
 
 def anchor_shapes(dataset: Dataset, resize: Resize, *, num_clusters: int, seed: int) -> AnchorShapes:
-    """k-means over the boxes of a split as the network sees them; ignored boxes are left out.
+    """k-means over the boxes of a split as the network sees them; without ignored boxes.
 
     Raises:
         ConfigError: there are fewer different boxes than clusters.
@@ -51,13 +51,13 @@ def anchor_shapes(dataset: Dataset, resize: Resize, *, num_clusters: int, seed: 
     boxes, _ = resized_boxes(dataset, resize)
     if not len(boxes):
         raise ConfigError(f'clusters: split "{dataset.name}" has no boxes')
-    found = cluster_sizes((boxes[:, 2:] - boxes[:, :2]).double(), num_clusters=num_clusters, seed=seed)
-    pairs = [(width, height) for width, height in found.sizes.tolist()]
+    clusters = cluster_sizes((boxes[:, 2:] - boxes[:, :2]).double(), num_clusters=num_clusters, seed=seed)
+    pairs = [(width, height) for width, height in clusters.sizes.tolist()]
     return AnchorShapes(
         split=dataset.name,
         resize=str(resize),
         num_boxes=len(boxes),
         pixels=tuple((round(width, 2), round(height, 2)) for width, height in pairs),
         cells=tuple((round(width / CELL_PX, 5), round(height / CELL_PX, 5)) for width, height in pairs),
-        average_iou=found.average_iou,
+        average_iou=clusters.average_iou,
     )

@@ -20,7 +20,7 @@ FOREGROUND_IOU = 0.5
 
 @dataclass(frozen=True, slots=True)
 class AnchorReport:
-    """How the anchors fit the boxes of one split at the size of the network; ignored boxes are left out.
+    """How the anchors fit the boxes of one split at the size of the network; without ignored boxes.
 
     `covered` is the fraction of boxes with IoU ≥ 0.5 to some anchor, `covered_per_level` the same for each map alone,
     `average_iou` the mean over the boxes of the IoU with the best anchor. With `by_shape` all are IoUs of width and
@@ -68,8 +68,8 @@ def level_overlaps(
     """
     sizes, owners = torch.unique(frames, dim=0, return_inverse=True)
     fit: Tensor | None = None
-    for place, size in enumerate(sizes.tolist()):
-        rows = (owners == place).nonzero().squeeze(1)
+    for number, size in enumerate(sizes.tolist()):
+        rows = (owners == number).nonzero().squeeze(1)
         levels = [best_overlaps(boxes[rows], grid) for grid in detector.grids(ImageSize(*size))]
         fit = boxes.new_zeros(len(boxes), len(levels)) if fit is None else fit
         fit[rows] = torch.stack(levels, dim=1)
@@ -78,7 +78,7 @@ def level_overlaps(
 
 
 def resized_boxes(dataset: Dataset, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
-    """The boxes that training looks for (no ignored ones) in the network's frame, and the sizes of their images."""
+    """The boxes of a split, without ignored ones, in pixels of the resized images, and the sizes of these images."""
     sizes = [dataset.size(i) for i in range(len(dataset))]
     placed = [(*resize.target(size), *resize.content(size), *resize.corner(size)) for size in sizes]
     owners = torch.arange(len(dataset)).repeat_interleave(dataset.offsets.diff())

@@ -1,4 +1,4 @@
-"""The data doctor: what a data set holds, how anchors fit it, and what is odd, before any training."""
+"""`check_data`: the contents of a data set, its problems, and how anchors fit it, before any training."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ def check_data(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Report:
-    """What a data set holds and what is odd about it. Decodes every image, as training would.
+    """A report on the contents and problems of a data set. Every image is decoded, as in training.
 
     Looked at are the splits for training, validation and testing. The anchors of `detector` are measured with images
     resized as `preprocessing` says (the paper's short side 800 where it is None); no detector leaves that out. Images
@@ -57,7 +57,7 @@ def check_data(
 
 
 def _roles(parts: dict[str, Part]) -> dict[str, Part]:
-    """One part for each role, so that VOC's `trainval` is no duplicate of its `train`; all where no role is known."""
+    """One part for each role, so that VOC's `trainval` does not repeat its `train`; all where no role is known."""
     chosen = [next((name for name in names if name in parts), None) for names in (TRAIN_NAMES, VAL_NAMES, TEST_NAMES)]
     return {name: parts[name] for name in chosen if name} or parts
 
@@ -89,12 +89,12 @@ def _describe(dataset: Dataset, detector: DetectorConfig | None, preprocessing: 
 
 
 def _by_class(names: tuple[str, ...], numbers: list[int]) -> dict[str, int]:
-    """Counts by class name; two classes of one name are told apart by their label."""
+    """Counts by class name; two classes of one name are distinguished by their label."""
     return {name if names.count(name) == 1 else f"{name} ({label})": numbers[label] for label, name in enumerate(names)}
 
 
 def _note_oddities(dataset: Dataset, problems: Problems) -> None:
-    """Classes and images without boxes, and boxes that stand there twice."""
+    """Add notes on classes and splits without boxes, and warnings of boxes that are in the files twice."""
     where = f'split "{dataset.name}"'
     present = set(dataset.labels.tolist())
     for label, name in enumerate(dataset.classes.names):
@@ -108,17 +108,17 @@ def _note_oddities(dataset: Dataset, problems: Problems) -> None:
     seen: set[int] = set()
     for row, group in enumerate(inverse.tolist()):
         if group in seen:
-            place = f"box {[round(value, 2) for value in dataset.boxes[row].tolist()]}"
+            record = f"box {[round(value, 2) for value in dataset.boxes[row].tolist()]}"
             problems.add(
                 Problem(
-                    "warning", "box twice", "the same box and class again", str(dataset.path(int(owners[row]))), place
+                    "warning", "box twice", "the same box and class again", str(dataset.path(int(owners[row]))), record
                 )
             )
         seen.add(group)
 
 
 def _note_damaged_images(datasets: list[Dataset], problems: Problems, *, progress: Progress | None) -> None:
-    """Images whose headers are whole and whose pixels are not, such as files that were cut off."""
+    """Add errors for images with an intact header and damaged pixels, such as truncated files."""
     splits = {dataset.path(i): dataset.name for dataset in reversed(datasets) for i in range(len(dataset))}
 
     def damage(path: Path) -> str | None:
@@ -129,8 +129,8 @@ def _note_damaged_images(datasets: list[Dataset], problems: Problems, *, progres
         return None
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = zip(splits.items(), pool.map(damage, splits), strict=True)
-        for done, ((path, split), problem) in enumerate(found, start=1):
+        results = zip(splits.items(), pool.map(damage, splits), strict=True)
+        for done, ((path, split), problem) in enumerate(results, start=1):
             if progress is not None:
                 progress(done, len(splits))
             if problem is not None:
@@ -138,7 +138,7 @@ def _note_damaged_images(datasets: list[Dataset], problems: Problems, *, progres
 
 
 def _note_repeated_images(datasets: list[Dataset], problems: Problems) -> None:
-    """Files of equal content, in one split or across splits. Only files of equal length are read."""
+    """Add warnings of image files of equal content, in one split or two. Only files of equal length are read."""
     lengths: dict[int, list[tuple[str, Path]]] = defaultdict(list)
     for dataset in datasets:
         for path in dict.fromkeys(dataset.path(i) for i in range(len(dataset))):

@@ -1,4 +1,4 @@
-"""What the data doctor answers, as values and as text."""
+"""The report of `check_data`, as values and as text."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ LISTED_CLASSES = 10  # at each end of the list, where not all are asked for
 
 @dataclass(frozen=True, slots=True)
 class SplitReport:
-    """What one split holds. Boxes per class and sizes leave out `ignored` boxes (crowds and difficult objects).
+    """The contents of one split. Boxes per class and sizes are without `ignored` ones (crowds and difficult objects).
 
     `imbalance` is the number of boxes of the most frequent class per box of the rarest one that has any.
     """
@@ -31,7 +31,7 @@ class SplitReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The answer of `check`."""
+    """The report of `check_data`."""
 
     source: str
     splits: tuple[SplitReport, ...]
@@ -62,12 +62,12 @@ class Report:
 
 
 def align_columns(rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
-    """The rows as lines: columns two spaces apart; those in `left` start at the left, numbers end at the right."""
+    """The rows of a table as lines: columns two spaces apart, those in `left` aligned at the left, others at the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if place in left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
@@ -114,7 +114,7 @@ def _class_lines(splits: Sequence[SplitReport], *, all_classes: bool) -> list[st
     if all_classes or hidden <= 1:
         return align_columns([header, *rows], left={0}) if rows else []
     head = LISTED_CLASSES
-    tail = max(present, 2 * LISTED_CLASSES)  # the rarest that have any box; those without are told in the last line
+    tail = max(present, 2 * LISTED_CLASSES)  # the rarest that have any box; the last line counts those without
     lines = align_columns([header, *rows[:head], *rows[tail - head : tail]], left={0})
     empty = f"; {quantity(len(rows) - present, 'class', 'classes')} without a box" if present < len(rows) else ""
     return [*lines[: head + 1], "…", *lines[head + 1 :], f"{hidden} more: --all{empty}"]

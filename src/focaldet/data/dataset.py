@@ -1,8 +1,8 @@
 """`Dataset`: one split of a data set as flat tensors, which readers make and loaders and evaluators take.
 
 Axes: N images, M boxes of all images, P bytes of all paths. The boxes of image i are rows offsets[i]:offsets[i + 1].
-A set of the size of COCO's training split takes 52 MB, and worker processes share it: a list of Python objects would
-be copied into each of them as soon as it is read.
+A set of the size of COCO's training split takes 52 MB, once for all worker processes: a list of Python objects would be
+copied into each of them as soon as it is read.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class Classes:
     Attributes:
         names: by label.
         category_ids: the ids in the file that the labels come from.
-        file_ids: the ids in the split's own file where it numbers the classes otherwise, None for a class it lacks.
+        file_ids: the ids in the split's own file where it numbers the classes otherwise, None for a class that it does not have.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class Classes:
 
     @property
     def own_ids(self) -> tuple[int | None, ...]:
-        """By label the ids of the split's own file, which result files for it use; None for a class that it lacks."""
+        """By label the ids of the split's own file, which result files for it use; None for a class that it does not have."""
         return self.category_ids if self.file_ids is None else self.file_ids
 
 
@@ -67,7 +67,7 @@ class Dataset:
         path_bytes: all paths below `root`, UTF-8, one after the other.
         path_offsets: first byte of each path; the last entry is P.
         problems: what was wrong or unusual in the files.
-        side_remainders: what x2 − x1 and y2 − y1 lack, in floating point, of the width and height that the file states;
+        side_remainders: the rounding errors of x2 − x1 and y2 − y1 against the width and height that the file states;
             None where it states corners.
     """
 

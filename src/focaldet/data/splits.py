@@ -140,7 +140,7 @@ def open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool =
 
 
 def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
-    """A split without a tenth of its images, and that tenth (at least one image), drawn by the seed.
+    """A split without a tenth of its images, and that tenth (at least one image), a random sample by the seed.
 
     Raises:
         DataError: there is only one image.
@@ -156,12 +156,12 @@ def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def with_classes(dataset: Dataset, classes: Classes) -> Dataset:
-    """The same images with the labels of `classes`: classes are the same where their names are.
+    """The dataset with its labels renumbered by `classes`; classes of equal names are the same.
 
     `Classes.own_ids` stay those of the dataset's own file. A note names the classes that have none there.
 
     Raises:
-        DataError: the dataset has boxes of a class that `classes` lacks.
+        DataError: the dataset has boxes of a class that is not in `classes`.
     """
     if dataset.classes == classes:
         return dataset
@@ -170,7 +170,7 @@ def with_classes(dataset: Dataset, classes: Classes) -> Dataset:
     strange = [name for label, name in enumerate(dataset.classes.names) if label in present and name not in known]
     if strange:
         names = list_names(map(brief, strange))
-        problem = f'split "{dataset.name}" has boxes of classes that the training split lacks: {names}'
+        problem = f'split "{dataset.name}" has boxes of classes that are not in the training split: {names}'
         raise DataError(problem + hint(strange[0], known), file=dataset.root)
     labels = torch.tensor([known.get(name, -1) for name in dataset.classes.names], dtype=torch.int32)
     numbers = {
@@ -188,11 +188,11 @@ def with_classes(dataset: Dataset, classes: Classes) -> Dataset:
 
 
 def _with_absent_classes(dataset: Dataset, names: Sequence[str]) -> Problems:
-    """The problems of a dataset, and one note on the classes of the training split that its file lacks."""
+    """The problems of a dataset, and one note on the classes of the training split that are not in its file."""
     problems = Problems()
     problems.extend(dataset.problems)
     if names:
-        message = f"result files leave out detections of classes that only the training split has: {list_names(names)}"
+        message = f"result files omit detections of classes that only the training split has: {list_names(names)}"
         problems.add(Problem("note", "class absent", message, str(dataset.root), f'split "{dataset.name}"'))
     return problems
 

@@ -14,7 +14,7 @@ AugmentPreset = Literal["none", "light", "strong", "ssd", "yolo"]
 KeepBoxes = Literal["visible", "center", "any"]
 Interpolation = Literal["bilinear", "random"]
 
-Factor = Annotated[float, Field(ge=1, le=10)]
+ChangeFactor = Annotated[float, Field(ge=1, le=10)]
 Scale = Annotated[float, Field(ge=0.05, le=20)]
 CropScale = Annotated[float, Field(ge=0.01, le=1)]
 
@@ -101,7 +101,7 @@ class AugmentConfig:
     expand: Fraction = 0.0
     """Probability that the image lies at a random position of a larger canvas in the color of the padding."""
 
-    expand_ratio: tuple[Factor, Factor] = (1.0, 4.0)
+    expand_ratio: tuple[ChangeFactor, ChangeFactor] = (1.0, 4.0)
     """Range, in 1…10, of the canvas's sides divided by the image's; drawn uniformly."""
 
     crop_overlaps: tuple[Fraction, ...] = ()
@@ -146,13 +146,13 @@ class AugmentConfig:
     saturation: Fraction = 0.3
     """Largest relative change of the saturation, either way."""
 
-    saturation_factor: Factor = 1.0
+    saturation_factor: ChangeFactor = 1.0
     """Largest factor, in 1…10, on the saturation; drawn uniformly from 1 on and inverted half of the time."""
 
     value: Fraction = 0.2
     """Largest relative change of the brightness of the colors, either way."""
 
-    value_factor: Factor = 1.0
+    value_factor: ChangeFactor = 1.0
     """Largest factor, in 1…10, on the brightness of the colors (darknet's exposure), as `saturation_factor`."""
 
     mosaic: Fraction = 0.0

@@ -30,7 +30,7 @@ TRAINING_WIDTH_FRACTION = 0.6
 
 
 class DemoScenes:
-    """Scenes of digits, made as they are asked for.
+    """Scenes of digits on photographs, generated as they are loaded.
 
     Scene i is drawn from (seed, split, epoch, i). Training sees fresh scenes in every epoch; the test scenes are those
     of epoch 0 whatever the epoch. `dataset` holds the boxes of epoch 0.
@@ -56,9 +56,9 @@ class DemoScenes:
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
         """Scene i of an epoch and the boxes of its digits."""
-        draws = self._generator(i, epoch=epoch)
-        layout = draw_layout(self._material, draws)
-        return draw_scene(layout, self._material, draws), layout_target(layout)
+        rng = self._generator(i, epoch=epoch)
+        layout = draw_layout(self._material, rng)
+        return draw_scene(layout, self._material, rng), layout_target(layout)
 
     def _generator(self, i: int, *, epoch: int) -> random.Random:
         return generator(f"demo {self._split}", self._seed, epoch if self._split == "train" else 0, i)
@@ -87,7 +87,7 @@ def _write_split(folder: Path, split: str, scenes: DemoScenes) -> None:
 
 
 def _dataset(split: str, targets: Sequence[Target]) -> Dataset:
-    """The flat form of these scenes' targets."""
+    """The dataset of these scenes' targets."""
     count = len(targets)
     boxes = torch.cat([target.boxes for target in [Target.empty(), *targets]]).double()
     path_bytes, path_offsets = pack_paths([f"{split}_{i:05d}.png" for i in range(count)])
@@ -109,7 +109,7 @@ def _dataset(split: str, targets: Sequence[Target]) -> Dataset:
 
 
 def _coco(dataset: Dataset) -> dict[str, Any]:
-    """The dataset as COCO's annotation format writes it."""
+    """The dataset as a document in COCO's annotation format."""
     images = [
         {
             "id": i + 1,

@@ -1,4 +1,4 @@
-"""One image of the embedded data set: handwritten digits on a piece of a photograph.
+"""Scenes of the embedded data set: handwritten digits on a piece of a photograph.
 
 Axes: N digits, H W pixels.
 """
@@ -28,7 +28,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """What scenes are made of: photographs, and 8 × 8 images of digits with ink in [0, 1]."""
+    """The material of scenes: photographs, and 8 × 8 images of digits with ink in [0, 1]."""
 
     photographs: tuple[UInt8[Tensor, "3 _ _"], ...]
     digits: Float[Tensor, "N 8 8"]
@@ -52,7 +52,7 @@ class PlacedDigit:
 
 
 def draw_layout(material: Material, rng: random.Random) -> list[PlacedDigit]:
-    """Up to eight digits and their places; one for which no free place is found is left out."""
+    """Up to eight digits at random positions; a digit is dropped where no free position is drawn for it."""
     placed: list[PlacedDigit] = []
     for _ in range(rng.randint(0, MAX_DIGITS)):
         choice = rng.randrange(len(material.labels))
@@ -85,7 +85,7 @@ def draw_scene(layout: list[PlacedDigit], material: Material, rng: random.Random
 
 
 def _enlarge(digit: Float[Tensor, "8 8"], rng: random.Random) -> Float[Tensor, "H W"]:
-    """The ink at a drawn size, its edges sharp to about a pixel, cut to where there is ink."""
+    """The ink of a digit at a random size, its edges sharp to about a pixel, cropped to where there is ink."""
     low, high = DIGIT_HEIGHT_PX
     height = low * (high / low) ** rng.random()
     rows = int((digit > 0.5).any(1).sum())
@@ -102,9 +102,9 @@ def _enlarge(digit: Float[Tensor, "8 8"], rng: random.Random) -> Float[Tensor, "
 
 
 def _extent(inked: Tensor) -> tuple[int, int]:
-    """First and one past the last place with ink."""
-    places = inked.nonzero()
-    return int(places[0]), int(places[-1]) + 1
+    """The index of the first row (or column) with ink, and one past the last."""
+    rows = inked.nonzero()
+    return int(rows[0]), int(rows[-1]) + 1
 
 
 def _overlap(one: PlacedDigit, other: PlacedDigit) -> float:
@@ -115,7 +115,7 @@ def _overlap(one: PlacedDigit, other: PlacedDigit) -> float:
 
 
 def _background(material: Material, rng: random.Random) -> Float[Tensor, "3 H W"]:
-    """A window of a photograph at the size of the scene, turned left to right or not."""
+    """A random window of a photograph at the size of the scene, flipped left to right half of the time."""
     photograph = rng.choice(material.photographs)
     size = ImageSize(*photograph.shape[1:])
     scale = min(size.height / SCENE_SIZE.height, size.width / SCENE_SIZE.width) * rng.uniform(*WINDOW_FRACTION)
@@ -127,7 +127,7 @@ def _background(material: Material, rng: random.Random) -> Float[Tensor, "3 H W"
 
 
 def _contrasting_color(below: Float[Tensor, "3"], rng: random.Random) -> Float[Tensor, "3"]:
-    """A drawn color that is much lighter or darker than the mean color `below`."""
+    """A random color that is much lighter or darker than the mean color `below`."""
     luma = torch.tensor(_LUMA)
     for _ in range(TRIES):
         color = torch.tensor([rng.uniform(0, 255) for _ in range(3)])

@@ -180,7 +180,7 @@ def _read_xml(file: Path) -> _Annotation:
     objects = [
         _read_object(item, Location(file, f"object {i}"), one_based) for i, item in enumerate(root.findall("object"), 1)
     ]
-    return _Annotation(file, _stated_size(root, Location(file)), tuple(objects), one_based)
+    return _Annotation(file, _size_in_xml(root, Location(file)), tuple(objects), one_based)
 
 
 def _parse_xml(file: Path) -> Element:
@@ -199,7 +199,7 @@ def _parse_xml(file: Path) -> Element:
     return root
 
 
-def _stated_size(root: Element, location: Location) -> ImageSize | None:
+def _size_in_xml(root: Element, location: Location) -> ImageSize | None:
     """The size that the file states, or None. It is only used to report where it differs from the image."""
     values = [root.findtext(f"size/{side}") for side in ("height", "width")]
     if None in values:

@@ -135,7 +135,7 @@ def test_validation_has_the_labels_of_training(tmp_path):
     assert splits.val.labels.unique().tolist() == splits.train.labels.unique().tolist() == [1]
     document["annotations"][0]["category_id"] = 1
     file.write_text(json.dumps(document))
-    with pytest.raises(DataError, match=r"split .val. has boxes of classes that the training split lacks: 'ant'"):
+    with pytest.raises(DataError, match=r"split .val. has boxes of classes that are not in the training split: 'ant'"):
         open_splits(DataConfig(path=folder), seed=0)
 
 

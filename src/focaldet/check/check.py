@@ -33,14 +33,14 @@ def check_data(
 ) -> Report:
     """A report on the contents and problems of a data set. Every image is decoded, as in training.
 
-    Looked at are the splits for training, validation and testing. The anchors of `detector` are measured with images
-    resized as `preprocessing` says (the paper's short side 800 where it is None); no detector leaves that out. Images
-    that cannot be read and boxes that training would refuse are listed as errors. `progress` is called with the
-    images decoded and the images there are.
+    It covers the splits for training, validation and testing. The anchors of `detector`, if there is one, are compared
+    with the boxes of images resized as `preprocessing` says (the paper's short side 800 where it is None). Images that
+    cannot be read and boxes that training would refuse are listed as errors. `progress` is called with the number of
+    images decoded so far and of all images.
 
     Raises:
-        DataError: annotations that cannot be read at all.
-        ConfigError: no data is named.
+        DataError: the annotations cannot be read at all.
+        ConfigError: no data is given.
     """
     parts = _roles(find_parts(config))
     datasets = open_parts(config, parts, lenient=True)

@@ -33,7 +33,7 @@ class Classes:
     Attributes:
         names: by label.
         category_ids: the ids in the file that the labels come from.
-        file_ids: the ids in the split's own file where it numbers the classes otherwise, None for a class that it does not have.
+        file_ids: the ids in the split's own file where it numbers the classes otherwise; None for a class not in it.
     """
 
     names: tuple[str, ...]
@@ -45,7 +45,7 @@ class Classes:
 
     @property
     def own_ids(self) -> tuple[int | None, ...]:
-        """By label the ids of the split's own file, which result files for it use; None for a class that it does not have."""
+        """By label the ids of the split's own file, which result files for it use; None for a class not in it."""
         return self.category_ids if self.file_ids is None else self.file_ids
 
 

@@ -73,33 +73,33 @@ def test_the_mean_of_yolov2_is_that_of_the_clusters(tmp_path):
     letterbox = Resize("letterbox", 416, max_size=None)
     data = DataConfig(path=tmp_path)
     (dataset,) = open_parts(data, find_parts(data), lenient=True).values()
-    found = anchor_shapes(dataset, letterbox, num_clusters=2, seed=0)
-    config = replace(named_config("yolov2"), anchors=found.cells)
+    shapes = anchor_shapes(dataset, letterbox, num_clusters=2, seed=0)
+    config = replace(named_config("yolov2"), anchors=shapes.cells)
     (split,) = check_data(data, detector=config, preprocessing=at(letterbox)).splits
-    assert split.anchors.average_iou == pytest.approx(found.average_iou, abs=1e-4)
+    assert split.anchors.average_iou == pytest.approx(shapes.average_iou, abs=1e-4)
 
 
 def many_classes(tmp_path, count, boxes):
     """A set of `count` classes, the first ones with `boxes` boxes on one image."""
     document = coco_document()
-    document["categories"] = [{"id": place + 1, "name": f"kind{place + 1:02d}"} for place in range(count)]
+    document["categories"] = [{"id": index + 1, "name": f"kind{index + 1:02d}"} for index in range(count)]
     one = document["annotations"][0]
     document["annotations"] = [
-        one | {"id": 900 + serial, "category_id": place + 1, "bbox": [serial % 40, 1 + serial // 40, 5, 5], "area": 25}
-        for serial, place in enumerate(place for place, number in enumerate(boxes) for _ in range(number))
+        one | {"id": 900 + serial, "category_id": index + 1, "bbox": [serial % 40, 1 + serial // 40, 5, 5], "area": 25}
+        for serial, index in enumerate(index for index, number in enumerate(boxes) for _ in range(number))
     ]
     write_coco(tmp_path, document)
     return check_data(DataConfig(path=tmp_path))
 
 
 def test_a_long_list_of_classes_shows_its_ends(tmp_path):
-    report = many_classes(tmp_path, 30, [25 - place for place in range(25)])
+    report = many_classes(tmp_path, 30, [25 - index for index in range(25)])
     lines = report.lines()
-    start = next(place for place, line in enumerate(lines) if line.startswith("CLASS"))
+    start = next(index for index, line in enumerate(lines) if line.startswith("CLASS"))
     names = [line.split()[0] for line in lines[start + 1 : start + 23]]
-    assert names[:10] == [f"kind{place:02d}" for place in range(1, 11)]
+    assert names[:10] == [f"kind{index:02d}" for index in range(1, 11)]
     assert names[10] == "…"
-    assert names[11:21] == [f"kind{place:02d}" for place in range(16, 26)]
+    assert names[11:21] == [f"kind{index:02d}" for index in range(16, 26)]
     assert lines[start + 22] == "10 more: --all; 5 classes without a box"
     everything = [line.split()[0] for line in report.lines(all_classes=True) if line.startswith("kind")]
     assert len(everything) == 30

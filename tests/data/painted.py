@@ -30,7 +30,7 @@ def painted(size, boxes, labels, *, ignored=None):
     return Sample(image, Target(boxes, torch.tensor(labels, dtype=torch.int64), ignored))
 
 
-def found(image, label, *, tolerance=110):
+def painted_box(image, label, *, tolerance=110):
     """The box around all pixels near the color of a label; None where there are none."""
     distance = (image.int() - COLORS[label].int()[:, None, None]).abs().sum(0)
     rows, columns = (distance <= tolerance).nonzero(as_tuple=True)

@@ -31,7 +31,7 @@ def test_extend_adds_counts_and_keeps_the_bound():
     assert len(first.examples) == LISTED_PER_KIND + 1
 
 
-def test_lines_put_the_worst_first_and_name_the_place():
+def test_lines_put_the_worst_first_and_name_the_location():
     problems = Problems()
     problems.add(Problem("note", "polygon", "a polygon", "a.txt", "line 1"))
     problems.add(clipped(4))

@@ -15,7 +15,7 @@ from focaldet.data.augment.geometry import INTERPOLATIONS, Sample
 from focaldet.data.augment.ssd_crops import draw_window
 from focaldet.types import ImageSize, Preprocessing, Resize, Target
 from tests.data.augment.test_augmenter import BOXES, PARTNERS, SAMPLE, SIZE, drawn
-from tests.data.painted import found, painted
+from tests.data.painted import painted, painted_box
 
 SSD_INPUT = Preprocessing(channels="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0), resize=Resize("warp", 160))
 YOLO_INPUT = Preprocessing(mean=(0.0,) * 3, std=(255.0,) * 3, resize=Resize("letterbox", 160, None))
@@ -52,7 +52,7 @@ def test_a_painted_object_stays_under_its_box(name):
         out = chained(name, seed, recolor=0.0)
         for box, label in zip(out.target.boxes, out.target.labels.tolist(), strict=True):
             if min(box[2:] - box[:2]) > 8:  # resampling blurs the edge, more where a small window fills the frame
-                pixels = found(out.image, label)
+                pixels = painted_box(out.image, label)
                 assert (box - pixels).abs().max() <= 3.1, (seed, label, box, pixels)
                 kept += 1
     assert kept > 200

@@ -36,13 +36,13 @@ def test_formats_are_recognized_or_named_and_agree(tmp_path, fmt):
     for config in (DataConfig(path=folder), DataConfig(path=folder, format=fmt)):
         splits = open_splits(config, seed=0)
         assert len(splits.train) + len(splits.val) == 3
-        found = {}
+        targets = {}
         for dataset in (splits.train, splits.val):
             assert dataset.classes.names == ("cat", "dog")
             for i in range(len(dataset)):
                 target = dataset.target(i)
-                found[dataset.path(i).name] = (target.labels.tolist(), target.boxes.round(decimals=4).tolist())
-        assert found == {
+                targets[dataset.path(i).name] = (target.labels.tolist(), target.boxes.round(decimals=4).tolist())
+        assert targets == {
             "a.png": ([0, 1], [[8, 4, 40, 36], [0, 0, 16, 12]]),
             "b.png": ([0], [[12, 16, 36, 48]]),
             "c.png": ([], []),
@@ -82,7 +82,7 @@ def test_held_out_and_kept_are_the_whole(tmp_path):
     whole = open_split(DataConfig(path=coco_with(tmp_path, "test", num_images=15)), "test", seed=0)
     kept, held_out = hold_out(whole, seed=3)
     assert sorted(torch.cat([kept.image_ids, held_out.image_ids]).tolist()) == list(range(15))
-    assert not held_out.problems.examples, "what was odd is told once"
+    assert not held_out.problems.examples, "problems are reported once"
     with pytest.raises(DataError, match="one image only"):
         hold_out(whole.subset([0], "one"), seed=0)
 
@@ -153,7 +153,7 @@ def test_a_split_of_the_same_numbers_has_equal_classes_whatever_else_its_file_na
     assert splits.val.problems.count() == 0
 
 
-def test_a_class_that_only_the_training_split_has_is_told(tmp_path):
+def test_a_class_that_only_the_training_split_has_is_reported(tmp_path):
     folder = coco_with(tmp_path, "train", "val")
     file = folder / "instances_val.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"categories": [{"id": 7, "name": "dog"}]}))

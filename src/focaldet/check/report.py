@@ -62,7 +62,7 @@ class Report:
 
 
 def align_columns(rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
-    """The rows of a table as lines: columns two spaces apart, aligned at the left where in `left`, else at the right."""
+    """The rows of a table as lines: columns two spaces apart, at the left where in `left`, else at the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -13,7 +13,7 @@ from focaldet.data.loading.rng import generator, seed_for
 from focaldet.errors import ConfigError
 from focaldet.training.config import RunConfig
 from focaldet.types import ImageSize, Preprocessing, Resize
-from tests.data.painted import found, painted
+from tests.data.painted import painted, painted_box
 
 PREPROCESSING = Preprocessing(resize=Resize("long", 160, None))
 MEAN = torch.tensor([124, 116, 104], dtype=torch.uint8)
@@ -47,7 +47,7 @@ def test_boxes_follow_their_pixels(name, partners):
     for seed in range(25):
         out = drawn(GEOMETRIES[name], seed, partners=partners)
         for box, label in zip(out.target.boxes, out.target.labels.tolist(), strict=True):
-            pixels = found(out.image, label)
+            pixels = painted_box(out.image, label)
             if min(box[2:] - box[:2]) > 6:  # resampling blurs the edge by up to two pixels
                 assert (box - pixels).abs().max() <= 2.1, (seed, label, box, pixels)
                 kept += 1
@@ -65,7 +65,7 @@ def test_what_is_well_visible_is_kept_with_its_flag(name):
 
 def _shows_all(image, label):
     """Whether the object is visible and touches no edge, so that nothing of it is hidden."""
-    box = found(image, label)
+    box = painted_box(image, label)
     if box is None:
         return False
     height, width = image.shape[1:]
@@ -91,16 +91,16 @@ def test_no_augmentation_is_the_plain_resize():
 
 
 def test_around_a_smaller_image_lies_the_mean_color():
-    places = set()
+    positions = set()
     for seed in range(8):
         color = AugmentConfig("none", scale_jitter=(0.5, 0.5), hue=0.1, saturation=0.5, value=0.5)
         image = drawn(color, seed).image
         padding = (image == MEAN[:, None, None]).all(0)
         assert padding.sum() == 160 * 120 - 80 * 60
         rows, columns = (~padding).nonzero(as_tuple=True)
-        places.add((int(rows.min()), int(columns.min())))
+        positions.add((int(rows.min()), int(columns.min())))
         assert (int(rows.max() - rows.min()), int(columns.max() - columns.min())) == (59, 79)
-    assert len(places) > 4
+    assert len(positions) > 4
 
 
 def test_a_crop_shows_an_object_where_a_blind_window_would_miss_it():
@@ -139,7 +139,7 @@ def test_mosaic_shows_all_four_images_and_fills_the_frame():
     for seed in range(10):
         out = drawn(AugmentConfig("none", scale_jitter=(2.0, 2.0)), seed, partners=PARTNERS)
         assert not (out.image == MEAN[:, None, None]).all(0).any()
-        shown |= {label for label in range(6) if found(out.image, label) is not None}
+        shown |= {label for label in range(6) if painted_box(out.image, label) is not None}
     assert shown == set(range(6))
 
 
@@ -153,7 +153,7 @@ def test_the_same_numbers_give_the_same_sample_and_the_sources_stay_untouched():
     assert torch.equal(torch.get_rng_state(), global_state)
 
 
-def test_streams_depend_on_every_key_and_on_nothing_else():
+def test_generators_depend_on_every_key_and_on_nothing_else():
     random.seed(0)
     first = generator("sample", 1, 2, 3).random()
     random.seed(1)
@@ -257,7 +257,7 @@ def test_wrong_settings_are_named(settings, named):
         from_dict(AugmentConfig, settings)
 
 
-def test_mosaic_ends_for_the_last_share_of_the_epochs():
+def test_mosaic_ends_for_the_last_fraction_of_the_epochs():
     augmentation = AugmentConfig("none", mosaic=0.7, mosaic_off_last=0.25)
     fractions = [augmentation.mosaic_probability(epoch=epoch, num_epochs=8) for epoch in range(8)]
     assert fractions == [0.7] * 6 + [0.0] * 2

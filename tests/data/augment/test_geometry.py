@@ -20,7 +20,7 @@ from focaldet.data.augment.geometry import (
     visible_part,
 )
 from focaldet.types import ImageSize, Resize, Target
-from tests.data.painted import found, painted
+from tests.data.painted import painted, painted_box
 
 SAMPLE = painted((30, 50), [(5, 4, 20, 12), (30, 10, 49, 29)], [0, 1], ignored=[False, True])
 
@@ -35,7 +35,7 @@ def same(one, other):
 def test_flip_moves_boxes_with_pixels_and_is_its_own_inverse(flip):
     once = flip(SAMPLE)
     for box, label in zip(once.target.boxes, once.target.labels, strict=True):
-        assert torch.equal(box, found(once.image, label))
+        assert torch.equal(box, painted_box(once.image, label))
     assert not torch.equal(once.target.boxes, SAMPLE.target.boxes)
     assert torch.equal(once.target.ignored, SAMPLE.target.ignored)
     assert same(flip(once), SAMPLE)
@@ -54,7 +54,7 @@ def test_resize_moves_boxes_with_pixels(mode, size, antialias):
     out = resize_sample(SAMPLE, resize)
     assert out.size == resize.target(SAMPLE.size)
     for box, label in zip(out.target.boxes, out.target.labels, strict=True):
-        assert (box - found(out.image, label)).abs().max() <= 1
+        assert (box - painted_box(out.image, label)).abs().max() <= 1
 
 
 def test_resize_to_the_same_size_changes_nothing_and_the_source_stays_as_it_is():
@@ -155,8 +155,8 @@ def test_the_part_in_the_image_lies_where_the_whole_view_would_show_it(image, co
         return
     assert (part.top, part.left) == (spans[0][0], spans[1][0])
     assert tuple(part.window) == tuple(last - first for first, last in spans)
-    places = ((part.y - 9, part.shown.height), (part.x - 7, part.shown.width))
-    for (begin, wide), start, long, frame, span in zip(places, starts, length, shown, spans, strict=True):
+    positions = ((part.y - 9, part.shown.height), (part.x - 7, part.shown.width))
+    for (begin, wide), start, long, frame, span in zip(positions, starts, length, shown, spans, strict=True):
         assert 0 <= begin < begin + wide <= frame and wide >= 1
         ideal = [(edge - start) * frame / long for edge in span]
         # To half a pixel, but for what is less than a pixel and becomes one.
@@ -194,10 +194,10 @@ def test_without_antialiasing_it_is_torchvisions_own_interpolation(size):
     image = noise(*size)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     expected, _ = GeneralizedRCNNTransform(80, 100, mean, std)([image / 255])
-    ours = resize_image(image, Resize(mode="short", size=80, max_size=100, rounding="down", antialias=False))
-    height, width = ours.shape[1:]
+    resized = resize_image(image, Resize(mode="short", size=80, max_size=100, rounding="down", antialias=False))
+    height, width = resized.shape[1:]
     assert expected.image_sizes[0] == (height, width)
-    normalized = (ours / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    normalized = (resized / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert torch.allclose(normalized, expected.tensors[0, :, :height, :width], atol=1e-5)
 
 

@@ -12,7 +12,7 @@ from focaldet.data.augment.geometry import resize_image, resize_sample
 from focaldet.data.loading.collate import pad_images
 from focaldet.errors import ConfigError
 from focaldet.types import Detections, ImageSize, Preprocessing, Resize
-from tests.data.painted import found, painted
+from tests.data.painted import painted, painted_box
 from tests.data.test_dataset import small_index
 
 LETTERBOX = Resize("letterbox", 64, None)
@@ -54,7 +54,7 @@ def test_boxes_lie_where_the_pixels_do(antialias):
     out = resize_sample(SAMPLE, resize)
     assert out.size == (64, 64)
     for box, label in zip(out.target.boxes, out.target.labels, strict=True):
-        assert (box - found(out.image, label)).abs().max() <= 1
+        assert (box - painted_box(out.image, label)).abs().max() <= 1
     gray = 128 if antialias else 127.5
     assert (out.image[:, :13] == gray).all() and (out.image[:, 51:] == gray).all()
     assert not (out.image[:, 13] == gray).all() and not (out.image[:, 50] == gray).all()
@@ -85,7 +85,7 @@ def test_training_puts_the_image_anywhere_in_the_square():
         out = augmenter(SAMPLE, rng=random.Random(seed))
         assert out.size == (64, 64)
         for box, label in zip(out.target.boxes, out.target.labels, strict=True):
-            assert (box - found(out.image, label)).abs().max() <= 1
+            assert (box - painted_box(out.image, label)).abs().max() <= 1
         rows = (out.image == 128).all(0).all(1)
         assert int(rows.sum()) >= 64 - 38
         tops.add(int(out.target.boxes[0, 1]))

@@ -66,9 +66,9 @@ def test_crops_are_those_of_the_rule_written_out():
     source, cropped = random.Random(0), 0
     for seed in range(600):
         canvas, boxes = random_case(source)
-        found = draw_crop(canvas, torch.tensor(boxes), augmentation=SSD, rng=random.Random(seed))
-        assert found == expected_crop(canvas, boxes, OVERLAPS, random.Random(seed)), seed
-        cropped += found != canvas
+        window = draw_crop(canvas, torch.tensor(boxes), augmentation=SSD, rng=random.Random(seed))
+        assert window == expected_crop(canvas, boxes, OVERLAPS, random.Random(seed)), seed
+        cropped += window != canvas
     assert 250 < cropped < 550
 
 
@@ -115,7 +115,7 @@ def test_an_image_without_boxes_is_not_cropped():
 
 
 def test_half_of_the_images_are_expanded_up_to_four_times_anywhere():
-    size, ratios, places = ImageSize(100, 150), [], []
+    size, ratios, positions = ImageSize(100, 150), [], []
     augmentation, rng = AugmentConfig("none", expand=0.5), random.Random(0)
     for _ in range(2000):
         window = draw_window(size, torch.zeros(0, 4), augmentation=augmentation, rng=rng)
@@ -125,11 +125,11 @@ def test_half_of_the_images_are_expanded_up_to_four_times_anywhere():
         assert -(height - 100) <= window.top <= 0 and -(width - 150) <= window.left <= 0
         assert height / 100 == pytest.approx(width / 150, abs=0.011)
         ratios.append(width / 150)
-        places.append(-window.top / max(1, height - 100))
+        positions.append(-window.top / max(1, height - 100))
     assert len(ratios) / 2000 == pytest.approx(0.5, abs=0.04)
     assert 1 <= min(ratios) < 1.05 and 3.95 < max(ratios) <= 4
     assert sum(ratios) / len(ratios) == pytest.approx(2.5, abs=0.08)
-    assert sum(places) / len(places) == pytest.approx(0.5, abs=0.05)
+    assert sum(positions) / len(positions) == pytest.approx(0.5, abs=0.05)
 
 
 def test_what_is_off_draws_nothing():

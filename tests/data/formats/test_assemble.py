@@ -87,7 +87,7 @@ def test_error_lets_rounding_pass(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e308, -1e7])
-def test_what_is_no_coordinate_is_not_clipped(tmp_path, value):
+def test_what_is_not_a_coordinate_is_not_clipped(tmp_path, value):
     with pytest.raises(DataError, match="not pixel coordinates"):
         read(tmp_path, [(value, 0, 10, 10)])
 
@@ -104,7 +104,7 @@ def test_a_contradicting_size_is_told_and_the_image_counts(tmp_path):
     assert "640 × 480" in problem.message and "64 × 48" in problem.message
 
 
-def test_an_exif_rotation_that_the_annotations_ignore_is_told(tmp_path):
+def test_an_exif_rotation_that_the_annotations_ignore_is_reported(tmp_path):
     index_folder = tmp_path / "images"
     write_coco(tmp_path)
     exif = Image.Exif()
@@ -162,7 +162,7 @@ def test_lenient_lists_unusable_images_and_keeps_the_rest(tmp_path):
         build_dataset(read_coco_file(file, images=None, name="train"), bad_boxes="clip", lenient=True)
 
 
-def test_an_image_listed_twice_is_told(tmp_path):
+def test_an_image_listed_twice_is_reported(tmp_path):
     document = coco_document()
     document["images"].append({"id": 7, "file_name": "a.png"})
     dataset = build_dataset(read_coco_file(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")

@@ -200,7 +200,7 @@ def test_faults_name_file_record_and_field(tmp_path, spoil, message):
         (b"\x89PNG\r\n\x1a\n", "not valid JSON"),
     ],
 )
-def test_files_that_are_no_data_set(tmp_path, content, message):
+def test_files_that_are_not_a_data_set(tmp_path, content, message):
     file = tmp_path / "x.json"
     file.write_bytes(content)
     with pytest.raises(DataError, match=message):

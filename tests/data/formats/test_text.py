@@ -1,4 +1,4 @@
-"""Numbers in foreign text: what is taken, and what is refused with its place."""
+"""Numbers in text files: which are accepted, and which are refused with their location."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def test_plain_numbers_are_taken(text, number):
 @pytest.mark.parametrize(
     "text", ["1_000", "1_0.5", "١٢", "１２", "1२", "\xa05", "", "x", "0x10", "1,5", "nan", "inf", "-Infinity", "1e999"]
 )
-def test_anything_else_is_refused_with_its_place(text):
+def test_anything_else_is_refused_with_its_location(text):
     with pytest.raises(DataError, match="must be a fraction") as caught:
         as_number(text, LOCATION, "a fraction")
     assert (caught.value.file, caught.value.record, caught.value.field) == ("train.csv", "line 3", "x1")

@@ -172,8 +172,8 @@ def test_parts_of_objects_are_no_objects(tmp_path):
 
 def test_blood_cells(real_data):
     names = ("train", "val", "test")
-    found = voc.read_voc(voc.find_voc(real_data / "bccd"), names, images=None)
-    sizes = {records.name: build_dataset(records, bad_boxes="clip") for records in found}
+    every_split = voc.read_voc(voc.find_voc(real_data / "bccd"), names, images=None)
+    sizes = {records.name: build_dataset(records, bad_boxes="clip") for records in every_split}
     assert {split: len(dataset) for split, dataset in sizes.items()} == {"train": 205, "val": 87, "test": 72}
     assert sum(len(dataset.boxes) for dataset in sizes.values()) == 4155 + 372 + 361 - 2
     empty = [problem for dataset in sizes.values() for problem in dataset.problems if problem.kind == "box empty"]

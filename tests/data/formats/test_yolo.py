@@ -95,7 +95,7 @@ def test_a_polygon_counts_as_the_box_around_it(tmp_path):
     assert dataset.problems.lines()[0].startswith("note: polygon: 1")
 
 
-def test_key_points_are_left_out_where_the_yaml_tells_of_them(tmp_path):
+def test_key_points_are_ignored_where_the_yaml_tells_of_them(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\nkpt_shape: [1, 2]\n")
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.5 0.5 0.9 0.9\n")
@@ -183,7 +183,7 @@ def test_a_split_without_any_label_is_not_taken_for_background(tmp_path):
         read(tmp_path)
 
 
-def test_an_empty_folder_holds_no_images(tmp_path):
+def test_an_empty_folder_has_no_images(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "images" / "val").mkdir()
     (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]\n")
@@ -191,7 +191,7 @@ def test_an_empty_folder_holds_no_images(tmp_path):
         read(tmp_path, "val")
 
 
-def test_a_label_file_that_is_no_text(tmp_path):
+def test_a_label_file_that_is_not_text(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is not UTF-8 text"):

@@ -11,10 +11,10 @@ def test_padding_is_the_rounded_mean_in_rgb_below_and_to_the_right():
     images = [torch.full((3, 20, 5), 200, dtype=torch.uint8), torch.full((3, 4, 33), 100, dtype=torch.uint8)]
     batch = pad_images(images, preprocessing=PREPROCESSING)
     assert batch.shape == (2, 3, 32, 48)
-    for image, place in zip(images, batch, strict=True):
+    for image, frame in zip(images, batch, strict=True):
         _, height, width = image.shape
-        assert torch.equal(place[:, :height, :width], image)
-        for outside in (place[:, height:], place[:, :, width:]):
+        assert torch.equal(frame[:, :height, :width], image)
+        for outside in (frame[:, height:], frame[:, :, width:]):
             assert outside.flatten(1).unique(dim=1).squeeze(1).tolist() == [30, 21, 10]
 
 

@@ -147,8 +147,8 @@ def test_what_a_network_finds_does_not_depend_on_the_batch_size():
         detect_all(detector, source, batch_size=number, precision="fp32").detections for number in (1, 3, 100)
     )
     assert all(len(one) > 0 for one in alone)
-    for found in others:
-        for one, other in zip(alone, found, strict=True):
+    for batches in others:
+        for one, other in zip(alone, batches, strict=True):
             assert torch.equal(one.labels, other.labels)
             assert torch.allclose(one.scores, other.scores, rtol=0, atol=1e-6)
             assert torch.allclose(one.boxes, other.boxes, rtol=1e-6, atol=1e-6)
@@ -171,7 +171,7 @@ def test_class_balance_shows_rare_classes_more_often_and_each_time_anew():
     assert [i for b in uniform.epoch(0) for i in b.indices].count(0) == 1
 
 
-def test_mosaic_ends_with_the_last_share_of_the_epochs():
+def test_mosaic_ends_with_the_last_fraction_of_the_epochs():
     half = loader(augment=AugmentConfig("none", mosaic=1.0, mosaic_off_last=0.5))
     names = [[name for batch in half.epoch(epoch) for name in batch.image_names] for epoch in range(4)]
     images = [{name.count(" + ") + 1 for name in epoch} for epoch in names]
@@ -296,7 +296,7 @@ def test_multi_scale_changes_the_size_and_nothing_else_that_is_drawn():
     assert loader(augment=None, multi_scale=(32, 64)).picks(0) == loader(augment=None).picks(0), "training alone"
 
 
-def test_the_last_share_of_a_run_has_the_largest_size():
+def test_the_last_fraction_of_a_run_has_the_largest_size():
     """Of 3 epochs of 24 batches the last tenth: 7 batches, the end of a block of 10 too."""
     many = {"source": painted_source(96), "batch_size": 4, "multi_scale": (32, 320), "num_epochs": 3}
     drawn, ended = (

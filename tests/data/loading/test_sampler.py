@@ -43,7 +43,7 @@ def test_repeat_factors_without_any_box():
     assert repeat_factors(index_of([s.target for s in samples], [s.size for s in samples])).tolist() == [1, 1, 1]
 
 
-def test_uniform_order_is_a_shuffle_that_the_stream_decides():
+def test_uniform_order_is_a_shuffle_that_the_generator_decides():
     order = uniform_order(50, rng=draws(1))
     assert sorted(order) == list(range(50)) != order
     assert order == uniform_order(50, rng=draws(1)) != uniform_order(50, rng=draws(2))
@@ -51,7 +51,7 @@ def test_uniform_order_is_a_shuffle_that_the_stream_decides():
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(1, 30), min_size=1, max_size=60), st.integers(0, 1000))
-def test_balanced_order_rounds_every_share_up_or_down(factors, key):
+def test_balanced_order_rounds_every_fraction_up_or_down(factors, key):
     factors = torch.tensor(factors, dtype=torch.float64)
     order = balanced_order(factors, rng=draws(key))
     assert len(order) == len(factors)
@@ -114,8 +114,8 @@ def test_darknets_last_200_batches():
     batches = [[Pick(272, 0, 0)]] * 1833
 
     def sizes(num_epochs=273, **law):
-        found = draw_sizes(batches, (320, 608), seed=0, epoch=272, num_epochs=num_epochs, **law)
-        return [pick.size_px for (pick,) in found]
+        sized = draw_sizes(batches, (320, 608), seed=0, epoch=272, num_epochs=num_epochs, **law)
+        return [pick.size_px for (pick,) in sized]
 
     drawn = sizes(end_fraction=0.0)
     assert set(drawn) == set(range(320, 609, 32)) and set(drawn[-200:]) != {608}

@@ -90,7 +90,7 @@ def _parts(file: Path, base: Path, key: str, value: Any) -> tuple[Path, ...]:
 
 
 def _locate(base: Path, folder: Path, entry: str) -> Path:
-    """The path of an entry; both are tried where Roboflow writes `../train/images` for `train/images` beside the yaml."""
+    """The path of an entry. Roboflow writes `../train/images` for `train/images` here: both are tried."""
     tries = [base / entry, folder / entry, base / entry.removeprefix("../")]
     return next((path for path in tries if what_is_at(path)), tries[0])
 

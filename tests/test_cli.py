@@ -236,7 +236,9 @@ class TestDryRun:
         assert main(["train", "--size", "320", "--dry-run"]) == 0
         output = capsys.readouterr().out
         assert re.search(r"^size +320 +typed$", output, re.MULTILINE)
-        assert "retinanet_r50_fpn: 38.0 M parameters" in output
+        assert (
+            "retinanet_r50_fpn: 38.0 M parameters before the classes of the data are known, long side 320 px" in output
+        )
 
     def test_what_training_would_refuse_is_refused(self, capsys):
         assert "unknown detector" in refused(capsys, "train --model retinanet_r --dry-run")

@@ -143,6 +143,10 @@ class TestConfigFile:
         assert config.resume
         assert (config.out, config.size) == (tiny_run, 64)
 
+    def test_the_folder_of_a_run_goes_to_out(self, capsys, tiny_run):
+        message = refused(capsys, f"train --resume {tiny_run}")
+        assert f"{tiny_run} is a run folder; --resume takes no value: say --out {tiny_run} --resume" in message
+
     def test_an_unknown_key_names_the_file_and_the_nearest(self, capsys, tmp_path):
         (tmp_path / "run.yaml").write_text("data: {pth: x}")
         output = refused(capsys, f"train --config {tmp_path / 'run.yaml'}")

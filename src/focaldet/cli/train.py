@@ -27,6 +27,8 @@ def train_command(
         json: print the settings of --dry-run as JSON.
     """
     settings = run_settings(run, file=config, data=data)
+    if settings.resume and data is not None and (data / "config.yaml").exists():
+        raise ConfigError(f"train: {data} is a run folder; --resume takes no value: say --out {data} --resume")
     if json and not dry_run:
         raise ConfigError("train: --json is for --dry-run; a training writes metrics.csv and events.jsonl")
     if dry_run:

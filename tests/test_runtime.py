@@ -1,9 +1,11 @@
-"""Several processes that share a job: how they know of each other, and that their work is that of one."""
+"""Precision, seeds and settings of torch; several processes that share a job, whose work is that of one."""
 
 import json
 import os
+import random
 import socket
 
+import numpy
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +15,7 @@ from focaldet import prediction as predict
 from focaldet.evaluation.evaluate import detect_all
 from focaldet.prediction import Predictor, predict_files
 from focaldet.runtime import (
+    build_autocast,
     gather_objects,
     is_first_process,
     join_processes,
@@ -20,6 +23,8 @@ from focaldet.runtime import (
     local_rank,
     num_processes,
     pick_device,
+    seed_everything,
+    torch_settings,
 )
 from tests.evaluation.cases import BrightDetector, make_image
 from tests.evaluation.test_evaluate import BOXES, Scenes
@@ -132,3 +137,34 @@ def test_two_processes_do_the_work_of_one(tmp_path, start):
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 8
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
+
+
+def draws():
+    return random.random(), numpy.random.rand(), torch.rand(2).tolist()
+
+
+def test_seed_decides_all_generators():
+    seed_everything(3, 14, 0)
+    first = draws()
+    assert draws() != first
+    seed_everything(3, 14, 0)
+    assert draws() == first
+    for other in ((3, 15, 0), (4, 14, 0), (3, 14, 1), (14, 3, 0)):
+        seed_everything(*other)
+        assert draws() != first
+
+
+def test_settings_of_torch_hold_inside_only():
+    with torch_settings(threads=2, deterministic=True):
+        assert torch.get_num_threads() == 2 and torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == 1 and not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_precision_of_products(precision, dtype):
+    autocast = build_autocast(precision, device=CPU)
+    with autocast():
+        assert torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == dtype
+    assert (autocast.scaler is not None) == (precision == "fp16")

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -21,7 +23,7 @@ from focaldet.training import trainer
 from focaldet.training.config import RunConfig
 from focaldet.training.logs import MetricsFile
 from focaldet.training.run_folder import RunFolder
-from focaldet.training.trainer import train
+from focaldet.training.trainer import explain_errors, train
 from focaldet.weights import load_detector, read_metadata, save_detector
 from tests.training.squares import ARCHITECTURE, small_run, squares
 
@@ -383,6 +385,15 @@ def test_other_errors_stay_what_they_are(tmp_path, monkeypatch):
         run(small_run(tmp_path))
 
 
+def test_only_a_full_disk_gets_the_advice_for_it():
+    with pytest.raises(CheckpointError, match="no space left"), explain_errors(RunConfig()):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(FileNotFoundError), explain_errors(RunConfig()):
+        raise FileNotFoundError(2, "missing")
+    with pytest.raises(RuntimeError, match="shape"), explain_errors(RunConfig()):
+        raise RuntimeError("shape mismatch")
+
+
 def test_full_disk_is_an_error_of_one_line(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device", "metrics.csv")
@@ -416,3 +427,11 @@ def test_small_network_overfits_eight_images(tmp_path):
 
 def test_errors_of_the_user_share_a_base():
     assert issubclass(OutOfMemoryError, FocaldetError)
+
+
+def test_importing_training_is_cheap():
+    """Lightning takes seconds to import: only a run needs it."""
+    heavy = ("lightning", "matplotlib", "hotcoco")
+    code = f"import sys, focaldet.training.trainer; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == "[]"

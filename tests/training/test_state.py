@@ -1,4 +1,4 @@
-"""The law of the moving average."""
+"""The moving average of the weights."""
 
 import pytest
 import torch

@@ -19,7 +19,7 @@ import numpy
 from focaldet.report.page import LIGHT, section
 
 COLORS = tuple(LIGHT[f"c{number}"] for number in range(6))
-DASHES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2)), (0, (2, 1)))
+DASHES = ("-", "--", "-.", ":", (0, (9, 3)), (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 INCHES = (6.0, 4.0)
 DOTS_PER_INCH = 180
 LEGEND_LETTERS, LEGEND_ROW_INCHES = 60, 0.26  # letters of a row of the legend with its lines, and its height

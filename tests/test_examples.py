@@ -95,6 +95,15 @@ def test_imbalanced_classifier(run):
     assert sum(bool(line.strip()) for line in code) <= 34
 
 
+def test_own_loop(run, tmp_path):
+    """RetinaNet in a plain loop of about thirty lines; its file is opened as any other."""
+    printed = run("05_own_loop.py", "--steps", 2, "--out", tmp_path / "w.safetensors")
+    assert re.match(r"0 \{'class': \d.*, 'box': \d", printed) and printed.count("drawn: ") == 8
+    assert focaldet.load(tmp_path / "w.safetensors", device="cpu").class_names == ("black", "white")
+    code = (REPOSITORY / "examples" / "05_own_loop.py").read_text().splitlines()
+    assert sum(bool(line.strip()) for line in code) <= 48
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_says_what_to_expect(path):
     config = configs.load(RunConfig, path)

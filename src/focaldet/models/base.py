@@ -3,11 +3,13 @@
 Axes: B images, H W pixels.
 """
 
+import importlib
 import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -232,6 +234,17 @@ class Detector(nn.Module):
         if assign:  # the weights may be on another device now
             self._set_scaling()
         return result
+
+    def save(self, path: str | Path, *, license: str | None = None) -> None:  # noqa: A002  as in the file
+        """Write weights, settings, class names and preprocessing to a file that `focaldet.load` opens.
+
+        Raises:
+            CheckpointError: the file cannot be written (what was there before is intact).
+        """
+        # The file is the business of weights, which stand above models. Looked up when it is called: a function that
+        # weights would register here is there only after somebody has imported them.
+        checkpoint = importlib.import_module("focaldet.weights.checkpoint")
+        checkpoint.save_detector(Path(path), self, license=license)
 
     @property
     def pretrained(self) -> tuple[tuple[str, str], ...]:

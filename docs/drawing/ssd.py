@@ -23,7 +23,7 @@ def map_width(side: int) -> float:
 def draw_encoder(canvas: Canvas, network: Network, x: float) -> list[float]:
     """Backbone and extra layers from bottom to top; the widths of the maps of all levels, finest first."""
     detector = network.detector
-    places, count = detector.places, len(detector.extras)
+    places, count = detector.source_maps, len(detector.extras)
     levels = [("backbone", index, f"C{index + 2}") for index in places]
     levels += [(f"extras.{extra}", 0, f"E{extra + 1}") for extra in range(count)]
     widths = []

@@ -327,7 +327,7 @@ def test_every_multiple_of_32_goes_in(side):
 
 
 def test_other_sizes_are_refused():
-    with pytest.raises(ConfigError, match="multiples of 32 px, found 48 × 32"):
+    with pytest.raises(ConfigError, match="multiples of 32 px, got 48 × 32"):
         build("yolov2_tiny")(torch.zeros(1, 3, 32, 48), [ImageSize(32, 48)])
 
 

@@ -102,7 +102,7 @@ class DetectorConfig:
 
     @property
     def classifier(self) -> Classifier | None:
-        """How classes are told apart."""
+        """Sigmoids or a softmax, where the detector has class logits of that kind."""
         return None
 
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "Detector":
@@ -210,15 +210,15 @@ class Detector(nn.Module):
         """Named scalars whose sum is minimised. Has no weights."""
 
     def margins(self, outputs: Any, targets: Sequence[Target]) -> Margins:
-        """How sure the network is of the truth in every decision about a class; what the loss leaves out is not there.
+        """How sure the network is of the truth in every decision about a class that the loss counts.
 
         For studies only: a detector trains and detects without it.
 
         Raises:
-            ConfigError: this kind of detector does not tell.
+            ConfigError: this kind of detector does not have it.
         """
         del outputs, targets
-        raise ConfigError(f"{type(self).__name__} has no method `margins`, which tells how sure it decides")
+        raise ConfigError(f"{type(self).__name__} has no method `margins`, which this study needs")
 
     @abstractmethod
     def detect(self, outputs: Any, sizes: Sequence[ImageSize]) -> list[Detections]:

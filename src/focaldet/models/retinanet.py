@@ -46,8 +46,8 @@ class LossConfig:
 
     With `mining` only the hardest anchors count in the class loss, which is then their mean as in the paper of OHEM:
     divided by the number of chosen anchors of the batch (where `normalizer` is `image`, of the image, then the mean of
-    images). Over the positives a minibatch of always the same size would weigh the more the fewer objects there are.
-    The box loss stays that of all positives.
+    images). Divided by the positives, a minibatch of constant size would weigh more the fewer objects there are. The
+    box loss stays that of all positives.
     """
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"normaliser": "normalizer", "over_ranks": "across_ranks"}
@@ -67,7 +67,7 @@ class LossConfig:
 class DetectConfig:
     """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class.
 
-    `clip_first` cuts boxes to the image before NMS; detectron2 does so behind it.
+    `clip_first` clips boxes to the image before NMS; detectron2 does so after it.
     """
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -183,53 +183,54 @@ class RetinaNet(Detector):
     def losses(self, outputs: RetinaNetOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`class` and `box` loss of the batch, normalized as the config says (section 4.1)."""
         config = self.config.loss
-        matched, labels, ignored = self._assigned(outputs, targets)
-        positives = torch.stack([m.foreground.sum() for m in matched])
+        matches, labels, ignored = self._assign_anchors(outputs, targets)
+        positives = torch.stack([m.foreground.sum() for m in matches])
         normalizers = partial(context.normalizers, across_ranks=config.across_ranks)
         box_normalizers = class_normalizers = normalizers(positives, config.normalizer)
         if config.mining is not None:
             class_normalizers = normalizers((~ignored).sum(1), "image" if config.normalizer == "image" else "batch")
         box_losses = []
-        for place, (target, found) in enumerate(zip(targets, matched, strict=True)):
-            chosen = found.foreground.nonzero().squeeze(1)
-            boxes = target.boxes[found.box_index[chosen]]
-            box_losses.append(self._box_loss(outputs.deltas[place, chosen], outputs.anchors[chosen], boxes))
+        for target, match_, deltas in zip(targets, matches, outputs.deltas, strict=True):
+            chosen = match_.foreground.nonzero().squeeze(1)
+            boxes = target.boxes[match_.box_index[chosen]]
+            box_losses.append(self._box_loss(deltas[chosen], outputs.anchors[chosen], boxes))
         return {
             "class": self._class_loss(outputs.logits, labels, ignored, class_normalizers),
             "box": (torch.stack(box_losses) / box_normalizers).sum() * config.box_weight,
         }
 
     def margins(self, outputs: RetinaNetOutputs, targets: Sequence[Target]) -> Margins:
-        """x_t of every anchor and class, of a softmax of every anchor; what the class loss leaves out is not there."""
-        _, labels, ignored = self._assigned(outputs, targets)
+        """x_t of every anchor and class, of a softmax of every anchor; without what the class loss ignores."""
+        _, labels, ignored = self._assign_anchors(outputs, targets)
         return Margins(*decisions(outputs.logits[~ignored].float(), labels[~ignored], self.config.classifier))
 
     def detect(self, outputs: RetinaNetOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
         return [
-            self._detect_one(outputs.logits[place], outputs.deltas[place], outputs, size)
-            for place, size in enumerate(sizes)
+            self._detect_one(outputs.logits[image], outputs.deltas[image], outputs, size)
+            for image, size in enumerate(sizes)
         ]
 
-    def _assigned(
+    def _assign_anchors(
         self, outputs: RetinaNetOutputs, targets: Sequence[Target]
     ) -> tuple[list[Matches], Int64[Tensor, "B A"], Bool[Tensor, "B A"]]:
-        """What each anchor answers for: the matches of each image, classes (K for background), and what is left out.
+        """The matches of each image, the class of each anchor (K for background), and which the class loss ignores.
 
-        The class loss leaves out what is neither object nor background, and with `mining` what is easy.
+        It ignores what is neither object nor background, and with `mining` what is easy.
         """
-        matched = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
-        labels = torch.stack(
-            [self._labels(t, m.box_index, m.foreground) for t, m in zip(targets, matched, strict=True)]
-        )
-        ignored = torch.stack([m.ignored for m in matched])
-        return matched, labels, ignored if self.config.loss.mining is None else self._easy(outputs, labels, ignored)
+        matches = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
+        pairs = zip(targets, matches, strict=True)
+        labels = torch.stack([m.labels(t.labels, background=self.config.num_classes) for t, m in pairs])
+        ignored = torch.stack([m.ignored for m in matches])
+        if self.config.loss.mining is not None:
+            ignored = self._ignore_easy(outputs, labels, ignored)
+        return matches, labels, ignored
 
     @torch.no_grad()
-    def _easy(
+    def _ignore_easy(
         self, outputs: RetinaNetOutputs, labels: Int64[Tensor, "B A"], ignored: Bool[Tensor, "B A"]
     ) -> Bool[Tensor, "B A"]:
-        """The anchors that are not among the hardest of their image, or were left out before."""
+        """The anchors that are not among the hardest of their image, or were ignored before."""
         config = self.config.loss
         assert config.mining is not None
         kind = self.config.classifier
@@ -239,13 +240,6 @@ class RetinaNet(Detector):
         objects = labels < self.config.num_classes
         rows = zip(losses, objects, ignored, strict=True)
         return ~torch.stack([hardest(row[0], outputs.anchors, *row[1:], config=config.mining) for row in rows])
-
-    def _labels(
-        self, target: Target, box_index: Int64[Tensor, " A"], foreground: Bool[Tensor, " A"]
-    ) -> Int64[Tensor, " A"]:
-        """The class of each anchor; K for background."""
-        background = torch.full_like(box_index, self.config.num_classes)
-        return torch.where(foreground, target.labels[box_index], background) if len(target.labels) else background
 
     def _class_loss(
         self,
@@ -293,19 +287,19 @@ class RetinaNet(Detector):
     ) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " N"], Float[Tensor, " N"]]:
         """Anchor, class and logit of the best pairs of each level.
 
-        The threshold is laid on the logits: the sigmoid of all A × K would cost more than everything else here.
+        The threshold is applied to the logits: the sigmoid of all A × K would cost more than everything else here.
         """
         config = self.config.detect
         num_classes = logits.shape[1]
         flat = logits.reshape(-1)
         limit = logit(config.score_threshold) if config.score_threshold > 0 else -torch.inf
         bounds = torch.tensor([0, *level_sizes]).cumsum(0).tolist()
-        places = []
+        chosen = []
         for start, stop in pairwise(bounds):
             level = flat[start * num_classes : stop * num_classes]
             candidates = (level > limit).nonzero().squeeze(1)
             if len(candidates) > config.top_k:
                 candidates = candidates[level[candidates].topk(config.top_k).indices]
-            places.append(candidates + start * num_classes)
-        place = torch.cat(places)
-        return place // num_classes, place % num_classes, flat[place]
+            chosen.append(candidates + start * num_classes)
+        pairs = torch.cat(chosen)
+        return pairs // num_classes, pairs % num_classes, flat[pairs]

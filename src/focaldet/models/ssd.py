@@ -48,8 +48,8 @@ class SSDLossConfig:
     """The class loss, and smooth L1 with its corner at `beta` on the encoded boxes, over the matches of the batch.
 
     `kind` "mining" is the paper's: softmax cross entropy of the matched priors and of the hardest others, `ratio` to
-    one in every image. "focal" puts the focal loss of all priors in its place, with a sigmoid for every class,
-    "softmax_focal" that of a softmax; `alpha` and `gamma` are theirs. With `across_ranks` the matches of all processes
+    one in every image. "focal" is the focal loss of all priors instead, with a sigmoid for every class,
+    "softmax_focal" that of a softmax; both take `alpha` and `gamma`. With `across_ranks` the matches of all processes
     count.
     """
 
@@ -136,10 +136,10 @@ class SSDConfig(DetectorConfig):
     def __post_init__(self) -> None:
         DetectorConfig.__post_init__(self)
         if list(self.sources) != sorted(set(self.sources)):
-            raise ConfigError(f"sources: must go from fine to coarse, each once, found {', '.join(self.sources)}")
+            raise ConfigError(f"sources: must go from fine to coarse, each once, got {', '.join(self.sources)}")
         if self.priors.num_levels < len(self.sources):
             raise ConfigError(
-                f"priors.starts_px: must have at least one level for each of the {len(self.sources)} sources, found "
+                f"priors.starts_px: must have at least one level for each of the {len(self.sources)} sources, got "
                 f"{self.priors.num_levels}"
             )
         if self.decoder and self.decoder.frozen_encoder and "batch" in (self.norm, self.extra_norm):
@@ -147,7 +147,7 @@ class SSDConfig(DetectorConfig):
 
     @property
     def classifier(self) -> Classifier:
-        """How classes are told apart: by the loss."""
+        """Whether classes have sigmoids or a softmax: by the loss."""
         return "sigmoid" if self.loss.kind == "focal" else "softmax"
 
     @property
@@ -203,9 +203,9 @@ class SSD(Detector):
             dilated_c5=c.dilated_c5,
         )
         layers = Layers(c.extra_norm or c.norm, c.norm_eps, c.tower_init)
-        self.places = [list(STRIDES_PX).index(name) for name in c.sources]
-        widths = [self.backbone.channels[place] for place in self.places]
-        kernels = [at_level(c.extra_kernels, place) for place in range(c.priors.num_levels - len(widths))]
+        self.source_maps = [list(STRIDES_PX).index(name) for name in c.sources]
+        widths = [self.backbone.channels[number] for number in self.source_maps]
+        kernels = [at_level(c.extra_kernels, number) for number in range(c.priors.num_levels - len(widths))]
         self.extras = ExtraLayers(widths[-1], c.extra_width, kernels=kernels, paddings=c.extra_paddings, layers=layers)
         widths += [c.extra_width] * len(kernels)
         self.decoder = None
@@ -253,7 +253,7 @@ class SSD(Detector):
     ) -> SSDOutputs:
         """Logits and encoded boxes of all priors for padded RGB images in 0…255."""
         maps = self.backbone(self.normalize(images))
-        levels = [maps[place] for place in self.places]
+        levels = [maps[number] for number in self.source_maps]
         levels += self.extras(levels[-1])
         if self.decoder is not None:
             levels = self.decoder(levels)
@@ -274,14 +274,14 @@ class SSD(Detector):
     def losses(self, outputs: SSDOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`class` and `box` loss, summed and divided by the matches of the batch (section 2.2 of the SSD paper)."""
         config = self.config.loss
-        matched, labels, ignored = self._assigned(outputs, targets)
-        positives = torch.stack([found.foreground.sum() for found in matched])
+        matches, labels, ignored = self._assign_priors(outputs, targets)
+        positives = torch.stack([m.foreground.sum() for m in matches])
         normalizer = context.normalizers(positives, across_ranks=config.across_ranks)[0]
         box_losses = []
-        for place, (target, found) in enumerate(zip(targets, matched, strict=True)):
-            chosen = found.foreground.nonzero().squeeze(1)
-            truth = encode(target.boxes[found.box_index[chosen]], outputs.anchors[chosen]) / self._variances(outputs)
-            box_losses.append(smooth_l1_loss(outputs.deltas[place, chosen], truth, beta=config.beta).sum())
+        for target, match_, deltas in zip(targets, matches, outputs.deltas, strict=True):
+            chosen = match_.foreground.nonzero().squeeze(1)
+            truth = encode(target.boxes[match_.box_index[chosen]], outputs.anchors[chosen]) / self._variances(outputs)
+            box_losses.append(smooth_l1_loss(deltas[chosen], truth, beta=config.beta).sum())
         return {
             "class": self._class_loss(outputs.logits, labels, ignored) / normalizer,
             "box": torch.stack(box_losses).sum() / normalizer * config.box_weight,
@@ -289,39 +289,33 @@ class SSD(Detector):
 
     def margins(self, outputs: SSDOutputs, targets: Sequence[Target]) -> Margins:
         """x_t of every decision that the class loss counts, with mining of the chosen priors alone."""
-        _, labels, ignored = self._assigned(outputs, targets)
+        _, labels, ignored = self._assign_priors(outputs, targets)
         return Margins(*decisions(outputs.logits[~ignored].float(), labels[~ignored], self.config.classifier))
 
     def detect(self, outputs: SSDOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
         boxes = decode(outputs.deltas * self._variances(outputs), outputs.anchors.expand_as(outputs.deltas))
-        return [self._detect_one(outputs.logits[place], boxes[place], size) for place, size in enumerate(sizes)]
+        return [self._detect_one(outputs.logits[image], boxes[image], size) for image, size in enumerate(sizes)]
 
     def _variances(self, outputs: SSDOutputs) -> Float[Tensor, " 4"]:
         return outputs.deltas.new_tensor(self.config.variances)
 
     @torch.no_grad()
-    def _assigned(
+    def _assign_priors(
         self, outputs: SSDOutputs, targets: Sequence[Target]
     ) -> tuple[list[Matches], Int64[Tensor, "B A"], Bool[Tensor, "B A"]]:
-        """The matches of each image, every prior's class (K for background), and what the class loss leaves out."""
-        matched = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
-        foreground = torch.stack([found.foreground for found in matched])
-        ignored = torch.stack([found.ignored for found in matched])
-        background = torch.full_like(foreground, self.config.num_classes, dtype=torch.int64)
-        rows = zip(targets, matched, background, strict=True)
-        labels = torch.stack(
-            [
-                torch.where(m.foreground, t.labels[m.box_index], empty) if len(t.labels) else empty
-                for t, m, empty in rows
-            ]
-        )
+        """The matches of each image, the class of each prior (K for background), and which the class loss ignores."""
+        matches = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
+        foreground = torch.stack([m.foreground for m in matches])
+        ignored = torch.stack([m.ignored for m in matches])
+        pairs = zip(targets, matches, strict=True)
+        labels = torch.stack([m.labels(t.labels, background=self.config.num_classes) for t, m in pairs])
         if self.config.loss.kind == "mining":
             of_background = -F.log_softmax(outputs.logits.detach(), dim=-1)[..., -1]
             ignored = ~(
                 foreground | hardest_negatives(of_background, foreground, ignored, ratio=self.config.loss.ratio)
             )
-        return matched, labels, ignored
+        return matches, labels, ignored
 
     def _class_loss(
         self, logits: Float[Tensor, "B A V"], labels: Int64[Tensor, "B A"], ignored: Bool[Tensor, "B A"]
@@ -336,10 +330,10 @@ class SSD(Detector):
 
     def _detect_one(self, logits: Float[Tensor, "A V"], boxes: Float[Tensor, "A 4"], size: ImageSize) -> Detections:
         config = self.config.detect
-        likely = logits.softmax(-1)[:, :-1] if self.config.classifier == "softmax" else logits.sigmoid()
-        best, prior = likely.T.topk(min(config.top_k, len(likely)), dim=1)
-        label, place = (best > config.score_threshold).nonzero().unbind(1)
-        scores = best[label, place]
-        found = clip(boxes[prior[label, place]], height=size.height, width=size.width)
-        keep = class_nms(found, scores, label, iou=config.nms_iou, most=config.max_detections)
-        return Detections(found[keep], scores[keep], label[keep], self.class_names)
+        probabilities = logits.softmax(-1)[:, :-1] if self.config.classifier == "softmax" else logits.sigmoid()
+        best, prior = probabilities.T.topk(min(config.top_k, len(probabilities)), dim=1)
+        label, rank = (best > config.score_threshold).nonzero().unbind(1)
+        scores = best[label, rank]
+        clipped = clip(boxes[prior[label, rank]], height=size.height, width=size.width)
+        keep = class_nms(clipped, scores, label, iou=config.nms_iou, most=config.max_detections)
+        return Detections(clipped[keep], scores[keep], label[keep], self.class_names)

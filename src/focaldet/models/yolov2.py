@@ -67,13 +67,13 @@ VOC_ANCHORS: Shapes = (
 class YOLOv2LossConfig:
     """The loss of darknet's region layer: half of summed squares and a cross entropy, divided by the images.
 
-    An object's anchor is drawn to it with `box_weight` · (2 - w h), w and h its sides in shares of the input, and its
-    objectness to the IoU of box and object (to 1 without `rescore`) with `object_weight`. All others are drawn to 0
-    with `no_object_weight`, but for those whose box overlaps an object by more than `ignore_iou` or lies in an ignored
-    box by `ignore_coverage`. Until `warmup_images` were seen, every other box is drawn to its anchor with
-    `warmup_weight`.
+    The anchor of an object is pulled to its box with `box_weight` · (2 - w h), w and h the box as fractions
+    of the input, and its objectness to the IoU of box and object (to 1 without `rescore`) with `object_weight`. All
+    others are pulled to 0 with `no_object_weight`, but for those whose box overlaps an object by more than `ignore_iou`
+    or lies in an ignored box by `ignore_coverage`. Until `warmup_images` were seen, every other box is pulled to its
+    anchor with `warmup_weight`.
 
-    With `objectness` focal the α-balanced focal loss (eq. 5 of its paper) takes the place of both squares, times
+    With `objectness` focal the α-balanced focal loss (eq. 5 of its paper) replaces both squares, times
     `object_weight`: object or not is then one decision per anchor, and α and γ do what `no_object_weight` did.
     """
 
@@ -110,7 +110,7 @@ class YOLOv2DetectConfig:
 class YOLOv2Config(DetectorConfig):
     """Everything that defines a YOLOv2; the defaults are those of the released network for COCO.
 
-    `anchors` are (width, height) in cells of 32 px; `focaldet anchors` finds them for your data. `width` and
+    `anchors` are (width, height) in cells of 32 px; `focaldet anchors` computes them for your data. `width` and
     `passthrough` are the channels of the added 3×3 convolutions and of the 1×1 before the reorganisation.
     `norm_momentum` is the weight of a batch in BatchNorm's statistics. `prior` is the objectness of a fresh network,
     which darknet starts from a bias of 0.
@@ -132,7 +132,7 @@ class YOLOv2Config(DetectorConfig):
     def __post_init__(self) -> None:
         DetectorConfig.__post_init__(self)
         if self.passthrough % 4:
-            raise ConfigError(f"passthrough: must be a multiple of 4 to be reorganised, found {self.passthrough}")
+            raise ConfigError(f"passthrough: must be a multiple of 4 to be reorganized, got {self.passthrough}")
 
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "YOLOv2":
         """The network with random weights."""
@@ -202,7 +202,7 @@ class YOLOv2(Detector):
         height, width = images.shape[-2:]
         if height % STRIDE_PX or width % STRIDE_PX:
             raise ConfigError(
-                f"YOLOv2 takes images whose sides are multiples of {STRIDE_PX} px, found {width} × {height}"
+                f"YOLOv2 takes images whose sides are multiples of {STRIDE_PX} px, got {width} × {height}"
             )
         c4, c5 = self.backbone(self.normalize(images))[2:]
         # darknet's route lists the passthrough first, and the weights of `merge` follow that order.
@@ -219,18 +219,18 @@ class YOLOv2(Detector):
         """`box`, `object` and `class` loss: sums over the batch, divided by its images."""
         is_warming_up = context.images_seen < self.config.loss.warmup_images
         parts: list[tuple[Tensor, ...]] = []
-        for place, target in enumerate(targets):
-            predicted = self._boxes(outputs, place).detach()
-            found = self._matches(predicted, target, outputs.grid)
-            chosen = found.foreground.nonzero().squeeze(1)
-            boxes = target.boxes[found.box_index[chosen]]
-            labels = target.labels[found.box_index[chosen]]
+        for image, target in enumerate(targets):
+            predicted = self._boxes(outputs, image).detach()
+            matches = self._matches(predicted, target, outputs.grid)
+            chosen = matches.foreground.nonzero().squeeze(1)
+            boxes = target.boxes[matches.box_index[chosen]]
+            labels = target.labels[matches.box_index[chosen]]
             overlaps = elementwise_iou(predicted[chosen], boxes)
             parts.append(
                 (
-                    self._box_loss(outputs, place, chosen=chosen, boxes=boxes, is_warming_up=is_warming_up),
-                    self._object_loss(outputs.objectness[place], found, chosen=chosen, overlaps=overlaps),
-                    F.cross_entropy(outputs.logits[place, chosen], labels, reduction="none").sum(),
+                    self._box_loss(outputs, image, chosen=chosen, boxes=boxes, is_warming_up=is_warming_up),
+                    self._object_loss(outputs.objectness[image], matches, chosen=chosen, overlaps=overlaps),
+                    F.cross_entropy(outputs.logits[image, chosen], labels, reduction="none").sum(),
                 )
             )
         box, objectness, classes = (torch.stack(column).mean() for column in zip(*parts, strict=True))
@@ -239,19 +239,19 @@ class YOLOv2(Detector):
     def margins(self, outputs: YOLOv2Outputs, targets: Sequence[Target]) -> Margins:
         """x_t of the decision between object and background, of every anchor that the loss counts."""
         positive, negative = [], []
-        for place, target in enumerate(targets):
-            found = self._matches(self._boxes(outputs, place), target, outputs.grid)
-            objectness = outputs.objectness[place]
-            positive.append(objectness[found.foreground])
-            negative.append(-objectness[~found.foreground & ~found.ignored])
+        for image, target in enumerate(targets):
+            matches = self._matches(self._boxes(outputs, image), target, outputs.grid)
+            objectness = outputs.objectness[image]
+            positive.append(objectness[matches.foreground])
+            negative.append(-objectness[~matches.foreground & ~matches.ignored])
         return Margins(torch.cat(positive), torch.cat(negative))
 
     def detect(self, outputs: YOLOv2Outputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
-        return [self._detect_one(outputs, place, size) for place, size in enumerate(sizes)]
+        return [self._detect_one(outputs, image, size) for image, size in enumerate(sizes)]
 
-    def _boxes(self, outputs: YOLOv2Outputs, place: int) -> Float[Tensor, "A 4"]:
-        return decode_in_cells(outputs.deltas[place], outputs.anchors, stride_px=STRIDE_PX)
+    def _boxes(self, outputs: YOLOv2Outputs, image: int) -> Float[Tensor, "A 4"]:
+        return decode_in_cells(outputs.deltas[image], outputs.anchors, stride_px=STRIDE_PX)
 
     def _matches(self, predicted: Float[Tensor, "A 4"], target: Target, grid: tuple[int, int]) -> RegionMatches:
         config, (height, width) = self.config, grid
@@ -265,17 +265,17 @@ class YOLOv2(Detector):
         )
 
     def _box_loss(
-        self, outputs: YOLOv2Outputs, place: int, *, chosen: Tensor, boxes: Float[Tensor, "P 4"], is_warming_up: bool
+        self, outputs: YOLOv2Outputs, image: int, *, chosen: Tensor, boxes: Float[Tensor, "P 4"], is_warming_up: bool
     ) -> Float[Tensor, ""]:
         """Half of the weighted squares over σ(tx), σ(ty), tw, th."""
-        config, deltas = self.config.loss, outputs.deltas[place]
+        config, deltas = self.config.loss, outputs.deltas[image]
         wanted = encode_in_cells(boxes, outputs.anchors[chosen], stride_px=STRIDE_PX)
         sides = (boxes[:, 2:] - boxes[:, :2]) / STRIDE_PX
-        share = sides.prod(1) / (outputs.grid[0] * outputs.grid[1])
-        found = torch.cat([deltas[:, :2].sigmoid(), deltas[:, 2:]], dim=1)
-        loss = ((found[chosen] - wanted).square().sum(1) * (2 - share)).sum() * config.box_weight
+        fraction = sides.prod(1) / (outputs.grid[0] * outputs.grid[1])
+        predicted = torch.cat([deltas[:, :2].sigmoid(), deltas[:, 2:]], dim=1)
+        loss = ((predicted[chosen] - wanted).square().sum(1) * (2 - fraction)).sum() * config.box_weight
         if is_warming_up:
-            squares = (found - found.new_tensor([0.5, 0.5, 0.0, 0.0])).square().sum(1)
+            squares = (predicted - predicted.new_tensor([0.5, 0.5, 0.0, 0.0])).square().sum(1)
             others = torch.ones_like(squares).index_fill(0, chosen, 0.0)
             loss = loss + (squares * others).sum() * config.warmup_weight
         return loss / 2
@@ -283,36 +283,36 @@ class YOLOv2(Detector):
     def _object_loss(
         self,
         objectness: Float[Tensor, " A"],
-        found: RegionMatches,
+        matches: RegionMatches,
         *,
         chosen: Tensor,
         overlaps: Float[Tensor, " P"],
     ) -> Float[Tensor, ""]:
-        """Half of the weighted squares over σ(to), or the focal loss in their place."""
+        """Half of the weighted squares over σ(to), or the focal loss instead."""
         config = self.config.loss
         if config.objectness == "focal":
             if config.alpha is None:
-                losses = focal_loss(objectness, found.foreground, gamma=config.gamma, ignore=found.ignored)
+                losses = focal_loss(objectness, matches.foreground, gamma=config.gamma, ignore=matches.ignored)
             else:
                 losses = balanced_focal_loss(
-                    objectness, found.foreground, alpha=config.alpha, gamma=config.gamma, ignore=found.ignored
+                    objectness, matches.foreground, alpha=config.alpha, gamma=config.gamma, ignore=matches.ignored
                 )
             return losses.sum() * config.object_weight
         score = objectness.sigmoid()
         wanted = overlaps if config.rescore else torch.ones_like(overlaps)
         objects = (score[chosen] - wanted).square().sum() * config.object_weight
-        background = score.square().masked_fill(found.foreground | found.ignored, 0.0).sum()
+        background = score.square().masked_fill(matches.foreground | matches.ignored, 0.0).sum()
         return (objects + background * config.no_object_weight) / 2
 
-    def _detect_one(self, outputs: YOLOv2Outputs, place: int, size: ImageSize) -> Detections:
+    def _detect_one(self, outputs: YOLOv2Outputs, image: int, size: ImageSize) -> Detections:
         """NMS before the boxes are cut to the image, as darknet does it."""
         config = self.config.detect
-        scores = (outputs.logits[place].softmax(-1) * outputs.objectness[place].sigmoid()[:, None]).reshape(-1)
+        scores = (outputs.logits[image].softmax(-1) * outputs.objectness[image].sigmoid()[:, None]).reshape(-1)
         pairs = (scores > config.score_threshold).nonzero().squeeze(1)
         if len(pairs) > config.top_k:
             pairs = pairs[scores[pairs].topk(config.top_k).indices]
         anchor, label = pairs // self.config.num_classes, pairs % self.config.num_classes
-        boxes = decode_in_cells(outputs.deltas[place, anchor], outputs.anchors[anchor], stride_px=STRIDE_PX)
+        boxes = decode_in_cells(outputs.deltas[image, anchor], outputs.anchors[anchor], stride_px=STRIDE_PX)
         keep = class_nms(boxes, scores[pairs], label, iou=config.nms_iou, most=config.max_detections)
         inside = clip(boxes[keep], height=size.height, width=size.width)
         return Detections(inside, scores[pairs][keep], label[keep], self.class_names)

@@ -56,6 +56,11 @@ class Matches(NamedTuple):
     foreground: Bool[Tensor, " A"]
     ignored: Bool[Tensor, " A"]
 
+    def labels(self, box_labels: Int64[Tensor, " G"], *, background: int) -> Int64[Tensor, " A"]:
+        """The class of each anchor: that of its object, or `background`."""
+        everywhere = torch.full_like(self.box_index, background)
+        return torch.where(self.foreground, box_labels[self.box_index], everywhere) if len(box_labels) else everywhere
+
 
 def match(
     anchors: Float[Tensor, "A 4"],

@@ -180,8 +180,8 @@ def match_regions(
         rows = (image_index == image).nonzero().squeeze(1)
         matches = match(regions[rows], target.boxes, target.ignored, config)
         ignored[rows] = matches.ignored
+        labels[rows] = matches.labels(target.labels, background=num_classes)
         if len(target):
-            labels[rows] = torch.where(matches.foreground, target.labels[matches.box_index], labels[rows])
             boxes[rows] = target.boxes[matches.box_index]
     return RegionTargets(labels, ignored, boxes)
 

@@ -1,6 +1,6 @@
 """What every detector of the table must do: a new entry is tested by existing.
 
-Every entry is followed by shape at its own size. All settings also really run, on small pictures: a large backbone is
+Every entry is followed by shape at its own size. All settings also really run, on small images: a large backbone is
 then replaced by the smallest, and entries that become equal by that run once. The variants of the class loss run too,
 in the smallest entry.
 """
@@ -266,7 +266,7 @@ def test_all_stages_frozen_leave_nothing_of_the_backbone_to_training(name: str) 
 
 @running
 def test_a_fresh_detector_answers_the_prior(name: str) -> None:
-    """Section 4.1: every class has probability π at every anchor; exactly so on the mean colour, whose input is 0."""
+    """Section 4.1: every class has probability π at every anchor; exactly so on the mean color, whose input is 0."""
     detector = fresh(name)
     prior = getattr(detector.config, "first_probability", detector.config.prior)
     noise = probabilities(detector, detector(images(), WHOLE)).mean()
@@ -364,7 +364,7 @@ def test_losses_are_finite_and_reach_every_trained_parameter(name: str, targets:
         assert parameter.grad is None or parameter.grad.isfinite().all(), place
     if targets is TARGETS:
         silent = [place for place, p in detector.named_parameters() if p.grad is not None and not p.grad.any()]
-        # No anchor of the coarse levels is among the hardest of these pictures; a level without objects moves no box.
+        # No anchor of the coarse levels is among the hardest of these images; a level without objects moves no box.
         loss = getattr(detector.config, "loss", None)
         mined = getattr(loss, "mining", None) is not None or getattr(loss, "kind", None) == "mining"
         allowed = re.compile(r"pyramid\.|extras\.|decoder\.|predictors\." if mined else r"predictors\.\d+\.box")

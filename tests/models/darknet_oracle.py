@@ -27,8 +27,8 @@ def conv_shapes(layers, channels=3):
     widths, shapes = [], []
     for kind, *rest in layers:
         if kind == "conv":
-            filters, size, normalised = rest
-            shapes.append((filters, channels, size, normalised))
+            filters, size, normalized = rest
+            shapes.append((filters, channels, size, normalized))
             channels = filters
         elif kind == "route":
             channels = sum(widths[place] for place in rest)
@@ -39,13 +39,13 @@ def conv_shapes(layers, channels=3):
 
 
 def lively_weights(shapes, seed):
-    """Per convolution biases, scales, means, variances (None without normalisation) and weights, none of them tame."""
+    """Per convolution biases, scales, means, variances (None without normalization) and weights, none of them tame."""
     draws = np.random.default_rng(seed)
     drawn = []
-    for filters, channels, size, normalised in shapes:
+    for filters, channels, size, normalized in shapes:
         statistics = [draws.uniform(0.5, 1.5, filters), draws.normal(0, 0.3, filters), draws.uniform(0.5, 2, filters)]
         weights = draws.normal(0, math.sqrt(2 / (channels * size * size)), (filters, channels, size, size))
-        arrays = [draws.normal(0, 0.2, filters), *(statistics if normalised else [None] * 3), weights]
+        arrays = [draws.normal(0, 0.2, filters), *(statistics if normalized else [None] * 3), weights]
         drawn.append([None if array is None else array.astype(np.float32) for array in arrays])
     return drawn
 
@@ -163,7 +163,7 @@ def resize_image(im, w, h):
 
 
 def corrected(box, w, h, net):
-    """correct_region_boxes of region_layer.c: a box of the square network's input in pixels of the picture."""
+    """correct_region_boxes of region_layer.c: a box of the square network's input in pixels of the image."""
     new_w, new_h = _inside(w, h, net)
     x, y, bw, bh = box
     x = (x - (net - new_w) / 2 / net) / (new_w / net)

@@ -37,7 +37,7 @@ def detector() -> FasterRCNN:
     return found.train()
 
 
-def pictures() -> Tensor:
+def random_images() -> Tensor:
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 255
 
 
@@ -59,7 +59,7 @@ def train(ranks: tuple[int, ...], context: LossContext, *, parallel: bool) -> di
         targets = tuple(every[rank] for rank in ranks)
         found.regions = lambda *_, step=step, targets=targets: given_regions(targets, step=step, ranks=ranks)
         optimizer.zero_grad()
-        outputs = module(pictures()[list(ranks)], [ImageSize(64, 64)] * len(ranks), targets)
+        outputs = module(random_images()[list(ranks)], [ImageSize(64, 64)] * len(ranks), targets)
         torch.stack(list(found.losses(outputs, targets, context).values())).sum().backward()
         optimizer.step()
     return {name: parameter.detach() for name, parameter in found.named_parameters()}

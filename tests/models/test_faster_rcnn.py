@@ -1,4 +1,4 @@
-"""What Faster R-CNN makes of raw outputs, lots and settings, by hand; and what it does where there is nothing."""
+"""What Faster R-CNN makes of raw outputs, samples and settings, by hand; and what it does where there is nothing."""
 
 import copy
 from dataclasses import replace
@@ -72,11 +72,11 @@ def test_settings_out_of_range_are_named(setting, problem):
 
 def test_losses_by_hand():
     """Anchors 0 (IoU 1) and 1 (.8) are the cat; regions 0 and 1 too; everything trains."""
-    found = detector(
+    network = detector(
         rpn={"sampling": {"count": 100, "positives": 1.0}, "beta": 0.5}, region={"beta": 1.0, "box_weight": 2.0}
     )
     raw = outputs(objectness=(2.0, -1.0, 0.5, -3.0), logits=[[1.0, 0, 0], [0, 1.0, 0], [0, 0, 2.0], [0, 0, 0]])
-    losses = found.losses(raw, [CAT], LossContext())
+    losses = network.losses(raw, [CAT], LossContext())
     p = torch.tensor([2.0, -1.0, 0.5, -3.0]).sigmoid()
     expected = -(p[0].log() + p[1].log() + (1 - p[2]).log() + (1 - p[3]).log()) / 4
     assert float(losses["objectness"]) == pytest.approx(float(expected), rel=1e-5)
@@ -90,19 +90,21 @@ def test_losses_by_hand():
 
 
 def test_only_the_box_of_the_true_class_counts():
-    found = detector()
+    network = detector()
     deltas = torch.zeros(4, 2, 4)
     deltas[:2, 1] = 7.0
-    losses = found.losses(outputs(deltas=deltas), [CAT], LossContext())
-    assert float(losses["box"]) == pytest.approx(float(found.losses(outputs(), [CAT], LossContext())["box"]), rel=1e-6)
+    losses = network.losses(outputs(deltas=deltas), [CAT], LossContext())
+    assert float(losses["box"]) == pytest.approx(
+        float(network.losses(outputs(), [CAT], LossContext())["box"]), rel=1e-6
+    )
     deltas[0, 0] = 7.0
-    assert losses["box"] < found.losses(outputs(deltas=deltas), [CAT], LossContext())["box"]
+    assert losses["box"] < network.losses(outputs(deltas=deltas), [CAT], LossContext())["box"]
 
 
 def test_focal_losses_are_over_the_positives():
-    found = detector(rpn={"loss": "focal"}, region={"loss": "focal", "gamma": 1.0, "alpha": 0.6})
+    network = detector(rpn={"loss": "focal"}, region={"loss": "focal", "gamma": 1.0, "alpha": 0.6})
     raw = outputs(objectness=(2.0, -1.0, 0.5, -3.0), logits=[[1.0, 0, 0], [0, 1.0, 0], [0, 0, 2.0], [0, 0, 0]])
-    losses = found.losses(raw, [CAT], LossContext())
+    losses = network.losses(raw, [CAT], LossContext())
     truth = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
     expected = balanced_focal_loss(raw.rpn.objectness, truth, alpha=0.25, gamma=2.0).sum() / 2
     assert float(losses["objectness"]) == pytest.approx(float(expected), rel=1e-5)
@@ -112,21 +114,21 @@ def test_focal_losses_are_over_the_positives():
 
 
 def test_a_fresh_network_answers_the_prior_under_the_focal_loss():
-    found = detector(rpn={"loss": "focal"}, region={"loss": "focal"}, prior=0.03)
-    assert found.rpn_head.objectness.bias.sigmoid().tolist() == pytest.approx([0.03])
-    assert found.predictor.classes.bias.softmax(0).tolist() == pytest.approx([0.03, 0.03, 0.94])
+    network = detector(rpn={"loss": "focal"}, region={"loss": "focal"}, prior=0.03)
+    assert network.rpn_head.objectness.bias.sigmoid().tolist() == pytest.approx([0.03])
+    assert network.predictor.classes.bias.softmax(0).tolist() == pytest.approx([0.03, 0.03, 0.94])
     plain = detector()
     assert not plain.rpn_head.objectness.bias.any() and not plain.predictor.classes.bias.any()
 
 
-def test_the_lots_of_the_first_stage_bound_what_trains():
+def test_the_sample_of_the_first_stage_bounds_what_trains():
     """256 anchors of an image, at most half of them objects: seen in which logits have a gradient."""
     torch.manual_seed(0)
-    found = detector(rpn={"sampling": {"count": 6, "positives": 0.5}})
+    network = detector(rpn={"sampling": {"count": 6, "positives": 0.5}})
     anchors = torch.cat([ANCHORS[:1].expand(10, 4), ANCHORS[2:3].expand(40, 4)])
     objectness = torch.zeros(1, 50, requires_grad=True)
     first = RPNOutputs(objectness, torch.zeros(1, 50, 4), anchors, (50,), torch.tensor([[100.0, 100.0]]))
-    found.losses(outputs()._replace(rpn=first), [CAT], LossContext())["objectness"].backward()
+    network.losses(outputs()._replace(rpn=first), [CAT], LossContext())["objectness"].backward()
     assert objectness.grad is not None
     assert (objectness.grad[0, :10] < 0).sum() == 3 and (objectness.grad[0, 10:] > 0).sum() == 3
     assert float(objectness.grad.abs().sum()) == pytest.approx(0.5)
@@ -134,20 +136,20 @@ def test_the_lots_of_the_first_stage_bound_what_trains():
 
 @pytest.mark.parametrize("stage", ["rpn", "region"])
 def test_boxes_to_ignore_are_neither_object_nor_background(stage):
-    """No gradient where a box lies on a crowd, whatever the lots; with crowds alone no loss at all."""
+    """No gradient where a box lies on a crowd, whatever the sample; with crowds alone no loss at all."""
     crowd = target([[40.0, 40.0, 100.0, 100.0], [0.0, 50.0, 40.0, 100.0]], [0, 1], [True, True])
     mixed = Target(*(torch.cat([one, other]) for one, other in zip(_parts(CAT), _parts(crowd), strict=True)))
-    found = detector()
+    network = detector()
     objectness, logits = torch.zeros(1, 4, requires_grad=True), torch.zeros(4, 3, requires_grad=True)
     raw = outputs()
     raw = raw._replace(rpn=raw.rpn._replace(objectness=objectness), logits=logits)
-    losses = found.losses(raw, [mixed], LossContext())
+    losses = network.losses(raw, [mixed], LossContext())
     torch.stack(list(losses.values())).sum().backward()
     gradient = objectness.grad[0] if stage == "rpn" else logits.grad.abs().sum(1)
     assert (gradient != 0).tolist() == [True, True, False, False]
     only = outputs(regions=ANCHORS[2:])
     only = only._replace(rpn=only.rpn._replace(anchors=ANCHORS[[2, 3, 2, 3]]))
-    assert all(float(loss) == 0 for loss in found.losses(only, [crowd], LossContext()).values())
+    assert all(float(loss) == 0 for loss in network.losses(only, [crowd], LossContext()).values())
 
 
 def _parts(one):
@@ -184,18 +186,18 @@ def test_the_second_stages_minibatch(case):
 
 def test_detections_by_hand():
     """Two cats that overlap and a dog on the same place: one cat falls; what the border cuts to nothing is none."""
-    found = detector(detect={"score_threshold": 0.3})
+    network = detector(detect={"score_threshold": 0.3})
     regions = torch.cat([ANCHORS, torch.tensor([[100.0, 5.0, 120.0, 25.0]])])
     logits = [[2.0, 0.0, 0.0], [1.9, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 4.0], [9.0, 0.0, 0.0]]
     deltas = torch.zeros(5, 2, 4)
     deltas[2, 1] = torch.tensor([1.0, 0.0, 0.0, 0.0])  # a tenth of the width to the right
-    (answer,) = found.detect(outputs(regions=regions, logits=logits, deltas=deltas), [ImageSize(100, 100)])
-    assert answer.names == ("dog", "cat")
-    torch.testing.assert_close(answer.boxes, torch.tensor([[54.0, 50.0, 94.0, 90.0], [0.0, 0.0, 20.0, 20.0]]))
+    (detections,) = network.detect(outputs(regions=regions, logits=logits, deltas=deltas), [ImageSize(100, 100)])
+    assert detections.names == ("dog", "cat")
+    torch.testing.assert_close(detections.boxes, torch.tensor([[54.0, 50.0, 94.0, 90.0], [0.0, 0.0, 20.0, 20.0]]))
     expected = torch.tensor(logits).softmax(1)
-    torch.testing.assert_close(answer.scores, torch.stack([expected[2, 1], expected[0, 0]]))
-    found.config = replace(found.config, detect=replace(found.config.detect, max_detections=1))
-    assert len(found.detect(outputs(regions=regions, logits=logits), [ImageSize(100, 100)])[0]) == 1
+    torch.testing.assert_close(detections.scores, torch.stack([expected[2, 1], expected[0, 0]]))
+    network.config = replace(network.config, detect=replace(network.config.detect, max_detections=1))
+    assert len(network.detect(outputs(regions=regions, logits=logits), [ImageSize(100, 100)])[0]) == 1
 
 
 def test_margins_are_those_of_the_regions():
@@ -209,18 +211,18 @@ def test_margins_are_those_of_the_regions():
 SIZES = [ImageSize(64, 96), ImageSize(64, 96)]
 
 
-def pictures():
+def random_images():
     return torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255
 
 
 def test_targets_choose_the_regions_and_nothing_else_does():
-    found = detector().eval()
+    network = detector().eval()
     with torch.inference_mode():
-        free, bound = found(pictures(), SIZES), found(pictures(), SIZES, [CAT, Target.empty()])
+        free, bound = network(random_images(), SIZES), network(random_images(), SIZES, [CAT, Target.empty()])
         torch.manual_seed(5)
-        again = found.train()(pictures(), SIZES, [CAT, Target.empty()])
+        again = network.train()(random_images(), SIZES, [CAT, Target.empty()])
         torch.manual_seed(5)
-        twice = found.eval()(pictures(), SIZES, [CAT, Target.empty()])
+        twice = network.eval()(random_images(), SIZES, [CAT, Target.empty()])
     assert torch.equal(free.rpn.objectness, bound.rpn.objectness)
     assert bound.image_index.bincount().max() <= 64 < free.image_index.bincount().max() <= 300
     assert (bound.regions[bound.image_index == 0] == CAT.boxes).all(1).any(), "the object itself is among them"
@@ -228,7 +230,7 @@ def test_targets_choose_the_regions_and_nothing_else_does():
 
 
 def test_regions_stay_in_the_picture_though_the_batch_is_larger():
-    images = pictures()
+    images = random_images()
     images[0, :, 40:] = torch.tensor(focaldet.Preprocessing().rgb_mean)[:, None, None]
     with torch.inference_mode():
         raw = detector().eval()(images, [ImageSize(40, 96), ImageSize(64, 96)])
@@ -239,18 +241,18 @@ def test_regions_stay_in_the_picture_though_the_batch_is_larger():
 
 def test_the_second_stage_does_not_mix_images():
     """Regions of two images in one call give what each image gives alone."""
-    found = detector().eval()
+    network = detector().eval()
     regions = torch.tensor([[0.0, 0.0, 40.0, 40.0], [10.0, 5.0, 90.0, 60.0], [30.0, 8.0, 50.0, 30.0]])
     index = torch.tensor([1, 0, 1])
     with torch.inference_mode():
-        levels, first = found.first_stage(pictures(), SIZES)
-        logits, deltas = found.second_stage(
+        levels, first = network.first_stage(random_images(), SIZES)
+        logits, deltas = network.second_stage(
             [ScaledMaps(levels, (64, 96))], regions, index, image_sizes=first.image_sizes
         )
         for place in range(3):
             own = [level[index[place]][None] for level in levels]
             here = torch.zeros(1, dtype=torch.int64)
-            one = found.second_stage(
+            one = network.second_stage(
                 [ScaledMaps(own, (64, 96))], regions[[place]], here, image_sizes=first.image_sizes[:1]
             )
             torch.testing.assert_close(logits[[place]], one[0], rtol=1e-4, atol=1e-5)
@@ -263,39 +265,41 @@ def test_the_second_stage_does_not_mix_images():
 def test_without_a_single_region_all_parameters_have_a_gradient(change, monkeypatch):
     """A process that meets such a batch must take part when the gradients of all are added."""
     monkeypatch.setattr("focaldet.models.faster_rcnn.losses.propose", lambda *_, **__: torch.zeros(0, 4))
-    found = detector(**change).train()
+    network = detector(**change).train()
     empty = [Target.empty(), Target.empty()]
-    raw = found(pictures(), SIZES, empty)
+    raw = network(random_images(), SIZES, empty)
     assert raw.regions.shape == (0, 4) and raw.logits.shape == (0, 3)
-    losses = found.losses(raw, empty, LossContext())
+    losses = network.losses(raw, empty, LossContext())
     assert all(loss.isfinite() for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
-    for name, parameter in found.named_parameters():
+    for name, parameter in network.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    assert not found.predictor.classes.weight.grad.any() and found.rpn_head.objectness.weight.grad.any()
-    assert [len(answer) for answer in found.detect(raw, [ImageSize(64, 96)] * 2)] == [0, 0]
+    assert not network.predictor.classes.weight.grad.any() and network.rpn_head.objectness.weight.grad.any()
+    assert [len(each) for each in network.detect(raw, [ImageSize(64, 96)] * 2)] == [0, 0]
 
 
 def test_losses_of_two_ranks_add_up():
     """Two images in one process, or one each with counts added up, as the mean over processes has it."""
-    found = detector(rpn={"sampling": {"count": 10_000, "positives": 1.0}})
-    images, truth = pictures(), [CAT, Target.empty()]
+    network = detector(rpn={"sampling": {"count": 10_000, "positives": 1.0}})
+    images, truth = random_images(), [CAT, Target.empty()]
     regions = torch.tensor([[0.0, 0.0, 22.0, 20.0], [30.0, 8.0, 50.0, 30.0], [5.0, 5.0, 60.0, 60.0]])
     index = torch.tensor([0, 0, 1])
     with torch.inference_mode():
-        levels, first = found.first_stage(images, SIZES)
-        answers = found.second_stage([ScaledMaps(levels, (64, 96))], regions, index, image_sizes=first.image_sizes)
-        both = FasterRCNNOutputs(first, regions, index, *answers)
-        together = found.losses(both, truth, LossContext())
+        levels, first = network.first_stage(images, SIZES)
+        second = network.second_stage([ScaledMaps(levels, (64, 96))], regions, index, image_sizes=first.image_sizes)
+        both = FasterRCNNOutputs(first, regions, index, *second)
+        together = network.losses(both, truth, LossContext())
         counts = {0: [], 1: []}
         for rank in (0, 1):
-            found.losses(_of(both, rank), [truth[rank]], LossContext(all_reduce_sum=_noting(counts[rank]), num_ranks=1))
+            network.losses(
+                _of(both, rank), [truth[rank]], LossContext(all_reduce_sum=_noting(counts[rank]), num_ranks=1)
+            )
         sums = [sum(pair) for pair in zip(*counts.values(), strict=True)]
         parts = []
         for rank in (0, 1):
             given = iter(sums)
             context = LossContext(all_reduce_sum=lambda _, given=given: next(given), num_ranks=2)
-            parts.append(found.losses(_of(both, rank), [truth[rank]], context))
+            parts.append(network.losses(_of(both, rank), [truth[rank]], context))
     for name, loss in together.items():
         assert float(parts[0][name] + parts[1][name]) / 2 == pytest.approx(float(loss), rel=1e-4, abs=1e-7), name
 

@@ -58,11 +58,11 @@ def test_torchvisions_own_counts_of_faster_rcnn() -> None:
             builder(weights=None, weights_backbone=None)
             for builder in (fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2)
         )
-        ours = build("faster_rcnn_r50_fpn_v2_tv")
+        preset = build("faster_rcnn_r50_fpn_v2_tv")
     norms = [module for module in first.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     frozen = sum(parameter.numel() for norm in norms for parameter in norm.parameters())
     assert sum(p.numel() for p in first.parameters()) - frozen == COUNTS["faster_rcnn_r50_fpn_tv"]
-    assert sum(p.numel() for p in second.parameters()) == sum(p.numel() for p in ours.parameters()) == 43_712_278
+    assert sum(p.numel() for p in second.parameters()) == sum(p.numel() for p in preset.parameters()) == 43_712_278
     with torch.device("meta"):
         without = build("faster_rcnn_r50_fpn", architecture={"background_box": False})
     assert sum(p.numel() for p in without.parameters()) == COUNTS["faster_rcnn_r50_fpn"] - 4 * 1025

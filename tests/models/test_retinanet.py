@@ -73,7 +73,7 @@ def test_detections_by_hand():
 
 
 def test_boxes_are_cut_to_the_image_before_or_behind_suppression():
-    """In a picture 2 wide the two left boxes share a half; whole, as detectron2 compares them, 9/11."""
+    """In a image 2 wide the two left boxes share a half; whole, as detectron2 compares them, 9/11."""
     rows, size = [[logit(0.9), 0.0], [logit(0.8), 0.0], *[[logit(0.01)] * 2] * 2], ImageSize(10, 2)
     for clip_first, expected in ((True, [[0, 0, 2, 10], [1, 0, 2, 10]]), (False, [[0, 0, 2, 10]])):
         settings = {"nms_iou": 0.6, "score_threshold": 0.7, "clip_first": clip_first}

@@ -76,7 +76,7 @@ def test_the_strides_follow_the_sources():
 
 
 def tiny(*, detect=SSDDetectConfig(), **loss):  # noqa: B008  frozen
-    """A network of one level, whose losses and answers are asked with outputs made by hand."""
+    """A network of one level, whose losses and detections are those of outputs made by hand."""
     config = SSDConfig(
         num_classes=2,
         backbone="resnet18",

@@ -121,9 +121,9 @@ def test_the_network_is_darknets(size):
     images = torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     raw = np.stack([oracle.network(image.numpy() / 255.0, layers, weights) for image in images])
     expected = outputs_of(raw, COCO_ANCHORS, 3)[0].detach().numpy()
-    for ours, tolerance in ((detector, 1e-6), (detector.float(), 1e-5)):
+    for network, tolerance in ((detector, 1e-6), (detector.float(), 1e-5)):
         with torch.no_grad():
-            found = ours(images, full_sizes(images))
+            found = network(images, full_sizes(images))
         together = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)
         assert_close_to_the_largest(together, expected, tolerance)
 

@@ -37,7 +37,7 @@ from focaldet.ops.priors import PriorConfig, all_priors
 from focaldet.ops.sampling import hardest_negatives
 from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
-STRIDES_PX = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
+BACKBONE_STRIDES_PX = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 DILATED_STRIDE_PX = 16  # of a C5 that is dilated in place of halved
 PREDICTOR_STD = 0.01  # of the last convolutions under the focal loss, as RetinaNet's
 
@@ -158,7 +158,7 @@ class SSDConfig(DetectorConfig):
     @property
     def strides_px(self) -> tuple[int, ...]:
         """The distance of the cells of each map."""
-        known = STRIDES_PX | ({"C5": DILATED_STRIDE_PX} if self.dilated_c5 else {})
+        known = BACKBONE_STRIDES_PX | ({"C5": DILATED_STRIDE_PX} if self.dilated_c5 else {})
         sources = [known[name] for name in self.sources]
         count = self.priors.num_levels - len(sources)
         return (*sources, *extra_strides(sources[-1], self.extra_kernels, count=count))
@@ -203,7 +203,7 @@ class SSD(Detector):
             dilated_c5=c.dilated_c5,
         )
         layers = Layers(c.extra_norm or c.norm, c.norm_eps, c.tower_init)
-        self.source_maps = [list(STRIDES_PX).index(name) for name in c.sources]
+        self.source_maps = [list(BACKBONE_STRIDES_PX).index(name) for name in c.sources]
         widths = [self.backbone.channels[number] for number in self.source_maps]
         kernels = [at_level(c.extra_kernels, number) for number in range(c.priors.num_levels - len(widths))]
         self.extras = ExtraLayers(widths[-1], c.extra_width, kernels=kernels, paddings=c.extra_paddings, layers=layers)

@@ -17,7 +17,7 @@ from focaldet.config import Fraction, validated
 from focaldet.ops.boxes import areas
 from focaldet.ops.proposals import MIN_SIDE_PX, clip_to_frame, has_sides
 
-Factor = Annotated[float, Field(gt=0, le=8)]
+ScaleFactor = Annotated[float, Field(gt=0, le=8)]
 NUM_SCALES = 2  # "two adjacent scales" of each region (appendix B; Ren et al. 2015, NoC)
 
 
@@ -49,7 +49,7 @@ class PlusConfig:
 
     refine: RefineConfig | None = None
     context: bool = False
-    scales: Annotated[tuple[Factor, ...], Field(max_length=8)] = ()
+    scales: Annotated[tuple[ScaleFactor, ...], Field(max_length=8)] = ()
 
 
 class ScaledMaps(NamedTuple):

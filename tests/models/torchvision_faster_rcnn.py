@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNNs made lively, as torchvision_twins.py does it for RetinaNet."""
+"""torchvision's Faster R-CNNs made lively, as torchvision_retinanet.py does it for RetinaNet."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn_v2,
 )
 
-from tests.models.torchvision_twins import KEPT, calibrate_norms, photographs, standardise
+from tests.models.torchvision_retinanet import KEPT, calibrate_norms, photographs, standardise
 
-TWINS = {
+EQUIVALENTS = {
     "faster_rcnn_r50_fpn_tv": (fasterrcnn_resnet50_fpn, FasterRCNN_ResNet50_FPN_Weights.COCO_V1),
     "faster_rcnn_r50_fpn_v2_tv": (fasterrcnn_resnet50_fpn_v2, FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1),
 }
@@ -33,7 +33,7 @@ def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
     boxes spread evenly over positions and regions, every channel for itself.
     """
     torch.manual_seed(seed)
-    builder, published = TWINS[name]
+    builder, published = EQUIVALENTS[name]
     model = builder(weights=None, weights_backbone=None, min_size=size_px, max_size=size_px * 5 // 3).eval()
     prepared = [model.transform([image / 255])[0] for image in photographs()[:2]]
     calibrate_norms(model.backbone, [one.tensors for one in prepared])
@@ -64,10 +64,10 @@ def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
     state = model.state_dict()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
-        twin: nn.Module = builder(
+        equivalent: nn.Module = builder(
             weights=published, min_size=size_px, max_size=size_px * 5 // 3, box_detections_per_img=KEPT
         )
-    return twin.eval()
+    return equivalent.eval()
 
 
 def _spread(layer: nn.Linear, vectors: Tensor, *, std: float) -> None:
@@ -80,8 +80,8 @@ def _spread(layer: nn.Linear, vectors: Tensor, *, std: float) -> None:
 
 
 @torch.no_grad()
-def answer(model: Any, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """torchvision's proposals with the raw outputs of both stages, and its final detections for one picture."""
+def run_model(model: Any, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """torchvision's proposals with the raw outputs of both stages, and its final detections for one image."""
     raw: dict[str, Tensor] = {}
 
     def keep_proposals(_module: Any, _inputs: Any, outputs: Any) -> None:

@@ -167,7 +167,7 @@ def check_compiled(name: str) -> None:
 )
 def test_compiled(name: str) -> None:
     """In a process of its own: the checks of shapes that the tests put around every function are no part of a graph."""
-    program = f"from tests.every_detector.test_without_our_engine import check_compiled; check_compiled({name!r})"
+    program = f"from tests.every_detector.test_plain_torch import check_compiled; check_compiled({name!r})"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 

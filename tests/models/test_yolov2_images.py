@@ -1,4 +1,4 @@
-"""YOLOv2 from a picture's bytes to boxes in its pixels, against the float64 transcription of darknet."""
+"""YOLOv2 from a image's bytes to boxes in its pixels, against the float64 transcription of darknet."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +17,12 @@ from focaldet.weights import load_into
 from tests.models import darknet_oracle as oracle
 
 THRESHOLD = 0.02
-# An upright picture, a wide one and one that is nearly square.
+# An upright image, a wide one and one that is nearly square.
 COCO_PICTURES = ("000000006818.jpg", "000000174482.jpg", "000000058636.jpg")
 
 
 def detector_of(path, convolutions, *, name, classes, size, **architecture):
-    """The detector with the oracle's weights, through a `.weights` file, and darknet's own sampling of pictures."""
+    """The detector with the oracle's weights, through a `.weights` file, and darknet's own sampling of images."""
     path.write_bytes(np.array([0, 2, 0, 0, 0], "<i4").tobytes() + oracle.flat_floats(convolutions).tobytes())
     detect = {"score_threshold": THRESHOLD, "max_detections": 100_000, "top_k": 100_000}
     detector = build(name, num_classes=classes, architecture={"detect": detect, **architecture})
@@ -33,11 +33,11 @@ def detector_of(path, convolutions, *, name, classes, size, **architecture):
 
 
 def expected_of(pixels, layers, convolutions, *, classes, size):
-    """Raw maps and (class, score, x0, y0, x1, y1) in pixels of the picture, best first."""
+    """Raw maps and (class, score, x0, y0, x1, y1) in pixels of the image, best first."""
     _, height, width = pixels.shape
     raw = oracle.network(oracle.letterbox(pixels.numpy() / 255.0, size), layers, convolutions)
     rows = []
-    # darknet draws the picture at a whole pixel and maps boxes back from half of one where the bars are odd: half a
+    # darknet draws the image at a whole pixel and maps boxes back from half of one where the bars are odd: half a
     # pixel of the network, which we do not follow.
     shown_w, shown_h = (side * size // max(height, width) for side in (width, height))
     shift_x, shift_y = (size - shown_w) % 2 / 2 * width / shown_w, (size - shown_h) % 2 / 2 * height / shown_h
@@ -66,7 +66,7 @@ def check(detector, pixels, layers, convolutions, *, classes, size):
 
 
 def test_the_half_pixel_is_darknets_alone():
-    """A picture at 64 px with 64 × 37 of it shown lies at row 13, of which darknet's way back takes 13.5."""
+    """A image at 64 px with 64 × 37 of it shown lies at row 13, of which darknet's way back takes 13.5."""
     pixels = torch.full((3, 37, 64), 255, dtype=torch.uint8)
     boxed = oracle.letterbox(pixels.numpy() / 255.0, 64)
     assert (boxed[:, 13:50] == 1).all() and (boxed[:, :13] == 0.5).all()
@@ -86,8 +86,8 @@ def small_network(path, *, size):
 @pytest.mark.parametrize("cut", [(None, None), (60, None), (None, 70)])
 def test_embedded_pictures_are_seen_as_darknet_sees_them(tmp_path, demo_data, cut):
     """As they are, lying and upright."""
-    picture = sorted(Path(demo_data).rglob("*.png"))[0]
-    pixels = read_image(picture)[:, : cut[0], : cut[1]]
+    image = sorted(Path(demo_data).rglob("*.png"))[0]
+    pixels = read_image(image)[:, : cut[0], : cut[1]]
     detector, layers, convolutions = small_network(tmp_path / "a.weights", size=160)
     check(detector, pixels, layers, convolutions, classes=3, size=160)
 
@@ -118,7 +118,7 @@ def test_the_letterbox_is_darknets_pixel_by_pixel(original):
 
 
 def test_square_pixels_lie_elsewhere_than_darknets_points():
-    """The same picture without `align_corners` is another one: the sampling is part of what the weights expect."""
+    """The same image without `align_corners` is another one: the sampling is part of what the weights expect."""
     pixels = torch.randint(0, 256, (3, 30, 50), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     found = resize_image(pixels, Resize("letterbox", 64, None, antialias=False))
     assert np.abs(found.numpy() / 255 - oracle.letterbox(pixels.numpy() / 255.0, 64)).max() > 0.1

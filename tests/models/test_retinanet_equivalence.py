@@ -1,4 +1,4 @@
-"""One state dict in torchvision and here gives the same logits, boxes and labels on real pictures."""
+"""One state dict in torchvision and here gives the same logits, boxes and labels on real images."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,12 +14,20 @@ from focaldet.models import Detector, build, find_preset
 from focaldet.types import ImageSize, Resize
 from focaldet.weights import load_into
 from focaldet.weights.formats.torchvision import COCO_NAMES
-from tests.models.torchvision_twins import KEPT, TWINS, lively, lively_answers, photographs, pictures, prepared
+from tests.models.torchvision_retinanet import (
+    EQUIVALENTS,
+    KEPT,
+    coco_images,
+    lively,
+    lively_detections,
+    photographs,
+    prepared,
+)
 
 EVERYDAY_PX = 160
 
 
-@pytest.fixture(scope="module", params=TWINS)
+@pytest.fixture(scope="module", params=EQUIVALENTS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Detector]:
     """A lively torchvision model and our detector with its weights, read from a file."""
     reference = lively(request.param, size_px=EVERYDAY_PX)
@@ -37,9 +45,9 @@ def compare(pair: tuple[Any, Detector], images: Iterable[Tensor], *, wanted: int
     reference.transform.min_size, reference.transform.max_size = (size_px,), size_px * 5 // 3
     resize = Resize("short", size_px, size_px * 5 // 3, rounding="down", antialias=False)
     preprocessing = replace(detector.preprocessing, resize=resize)
-    answers = lively_answers(reference, images, wanted=wanted)
-    assert len(answers) == wanted, "too few pictures with lively answers"
-    for image, raw, expected in answers:
+    results = lively_detections(reference, images, wanted=wanted)
+    assert len(results) == wanted, "too few images with lively detections"
+    for image, raw, expected in results:
         x, size = prepared(image, preprocessing)
         outputs = detector(x, [size])
         logits = raw["cls_logits"]
@@ -58,18 +66,18 @@ def test_answers_on_photographs(pair: tuple[Any, Detector]) -> None:
 
 
 def test_answers_on_coco_pictures(pair: tuple[Any, Detector], real_data: Path) -> None:
-    compare(pair, pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=EVERYDAY_PX)
+    compare(pair, coco_images(real_data / "coco_mini" / "val2017"), wanted=5, size_px=EVERYDAY_PX)
 
 
 @pytest.mark.prove
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", EQUIVALENTS)
 def test_answers_at_full_size(name: str, real_data: Path, tmp_path: Path) -> None:
     reference = lively(name, size_px=800)
     torch.save(reference.state_dict(), tmp_path / "lively.pth")
     detector = build(name, architecture={"detect": {"max_detections": KEPT}}).eval()
     load_into(detector, tmp_path / "lively.pth", input="imagenet")
-    compare((reference, detector), pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=800)
+    compare((reference, detector), coco_images(real_data / "coco_mini" / "val2017"), wanted=5, size_px=800)
 
 
 def test_an_epsilon_of_another_version_would_be_noticed(pair: tuple[Any, Detector]) -> None:
@@ -88,9 +96,9 @@ def test_an_epsilon_of_another_version_would_be_noticed(pair: tuple[Any, Detecto
             norm.eps = kept
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", EQUIVALENTS)
 def test_twins_keep_as_many_detections_as_torchvision(name: str) -> None:
-    reference = TWINS[name][0](weights=None, weights_backbone=None)
+    reference = EQUIVALENTS[name][0](weights=None, weights_backbone=None)
     detect = find_preset(name).config.detect
     found = (detect.score_threshold, detect.top_k, detect.nms_iou, detect.max_detections)
     assert found == (
@@ -102,10 +110,10 @@ def test_twins_keep_as_many_detections_as_torchvision(name: str) -> None:
 
 
 def test_sizes_are_torchvisions() -> None:
-    ours = find_preset("retinanet_r50_fpn_tv").preprocessing.resize
-    theirs = GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3)
+    resize = find_preset("retinanet_r50_fpn_tv").preprocessing.resize
+    transform = GeneralizedRCNNTransform(800, 1333, [0.0] * 3, [1.0] * 3)
     generator = torch.Generator().manual_seed(0)
     for height, width in torch.randint(60, 2000, (150, 2), generator=generator).tolist():
         thin = torch.zeros(1, 1, 1).expand(3, height, width)
-        resized = theirs.eval().resize(thin)[0]
-        assert ours.target(ImageSize(height, width)) == tuple(resized.shape[1:]), (height, width)
+        resized = transform.eval().resize(thin)[0]
+        assert resize.target(ImageSize(height, width)) == tuple(resized.shape[1:]), (height, width)

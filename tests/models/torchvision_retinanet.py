@@ -1,4 +1,4 @@
-"""torchvision's RetinaNets made lively: random weights whose answers are many, of many classes, and far from equal."""
+"""torchvision's RetinaNets made lively: random weights whose results are many, of many classes, and far from equal."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,15 +20,15 @@ from torchvision.models.detection import (
 
 from focaldet.types import ImageSize, Preprocessing
 
-TWINS = {
+EQUIVALENTS = {
     "retinanet_r50_fpn_tv": (retinanet_resnet50_fpn, RetinaNet_ResNet50_FPN_Weights.COCO_V1),
     "retinanet_r50_fpn_v2_tv": (retinanet_resnet50_fpn_v2, RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1),
 }
-Answer = tuple[dict[str, Tensor], dict[str, Tensor]]
+Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 LOGIT_STD, DELTA_STD, CANDIDATES = 2.0, 0.3, 500
 THRESHOLD_LOGIT = -2.944439
 KEPT = 120
-"""Detections kept of a picture: the more there are, the closer the closest two of their scores."""
+"""Detections kept of a image: the more there are, the closer the closest two of their scores."""
 
 
 def photographs() -> list[Tensor]:
@@ -41,8 +41,8 @@ def photographs() -> list[Tensor]:
     return [whole[:, top:bottom, left:right] for top, left, bottom, right in corners for whole in (first, second)]
 
 
-def pictures(folder: Path) -> Iterator[Tensor]:
-    """The pictures of a folder in the order of their names, as RGB bytes."""
+def coco_images(folder: Path) -> Iterator[Tensor]:
+    """The images of a folder in the order of their names, as RGB bytes."""
     for path in sorted(folder.glob("*.jpg")):
         yield torch.from_numpy(numpy.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
 
@@ -52,10 +52,10 @@ def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
     """The torchvision model that a user gets with `weights=COCO_V1`, but with lively random weights.
 
     BatchNorm statistics are measured on photographs; the last layers are scaled so that logits have the standard
-    deviation LOGIT_STD over positions in every channel, and shifted so that CANDIDATES of a picture pass the threshold.
+    deviation LOGIT_STD over positions in every channel, and shifted so that CANDIDATES of a image pass the threshold.
     """
     torch.manual_seed(seed)
-    builder, published = TWINS[name]
+    builder, published = EQUIVALENTS[name]
     model = builder(weights=None, weights_backbone=None, min_size=size_px, max_size=size_px * 5 // 3)
     inputs = [model.transform([image / 255])[0].tensors for image in photographs()[:2]]
     calibrate_norms(model.backbone, inputs)
@@ -75,10 +75,10 @@ def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
     state = model.state_dict()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
-        twin: nn.Module = builder(
+        equivalent: nn.Module = builder(
             weights=published, min_size=size_px, max_size=size_px * 5 // 3, detections_per_img=KEPT
         )
-    return twin.eval()
+    return equivalent.eval()
 
 
 def calibrate_norms(backbone: nn.Module, inputs: list[Tensor]) -> None:
@@ -108,8 +108,8 @@ def standardise(conv: nn.Conv2d, tower: nn.Module, pyramids: list[list[Tensor]],
 
 
 @torch.no_grad()
-def answer(model: Any, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Raw outputs of torchvision's head and its final detections for one picture."""
+def run_model(model: Any, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Raw outputs of torchvision's head and its final detections for one image."""
     raw: dict[str, Tensor] = {}
     hook = model.head.register_forward_hook(lambda _module, _inputs, outputs: raw.update(outputs))
     detections: dict[str, Tensor] = model([image / 255])[0]
@@ -125,23 +125,23 @@ def is_lively(detections: dict[str, Tensor]) -> bool:
     )
 
 
-def lively_answers(
-    model: Any, images: Iterable[Tensor], *, wanted: int, answer: Callable[..., Answer] = answer
+def lively_detections(
+    model: Any, images: Iterable[Tensor], *, wanted: int, run: Callable[..., Result] = run_model
 ) -> list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
-    """The first `wanted` pictures of different sizes with lively answers, and torchvision's answers to them."""
+    """The first `wanted` images of different sizes with lively detections, and what torchvision makes of them."""
     found: dict[tuple[int, ...], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]] = {}
     for image in images:
         if len(found) == wanted:
             break
         if tuple(image.shape) not in found:
-            raw, detections = answer(model, image)
+            raw, detections = run(model, image)
             if is_lively(detections):
                 found[tuple(image.shape)] = (image, raw, detections)
     return list(found.values())
 
 
 def prepared(image: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, ImageSize]:
-    """One picture resized in floating point, as torchvision does it, padded with the mean; its size before padding."""
+    """One image resized in floating point, as torchvision does it, padded with the mean; its size before padding."""
     size = preprocessing.resize.target(ImageSize(image.shape[1], image.shape[2]))
     resized = F.interpolate(image[None].float(), size=tuple(size), mode="bilinear", align_corners=False)
     height, width = preprocessing.padded_size(size)

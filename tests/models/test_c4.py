@@ -1,4 +1,4 @@
-"""Faster R-CNN on a classifier in two halves: R101-C4, G-RMI and TDM."""
+"""Faster R-CNN on one map, with conv5 as its head: R101-C4, G-RMI and TDM."""
 
 import copy
 
@@ -16,14 +16,14 @@ from focaldet.types import ImageSize, Target
 from focaldet.weights import load_into, save_detector
 from focaldet.weights.formats.timm import inception_resnet_tensors
 
-HALVES = [name for name, preset in PRESETS.items() if getattr(preset.config, "trunk", None) == "c4"]
-SMALL_HALVES = ["faster_rcnn_r18_c4", "faster_rcnn_inception_resnet_small", "faster_rcnn_inception_resnet_small_tdm"]
+C4_PRESETS = [name for name, preset in PRESETS.items() if getattr(preset.config, "trunk", None) == "c4"]
+SMALL_C4 = ["faster_rcnn_r18_c4", "faster_rcnn_inception_resnet_small", "faster_rcnn_inception_resnet_small_tdm"]
 
 
 SIZES = [ImageSize(64, 96), ImageSize(64, 96)]
 
 
-def pictures(count=2):
+def random_images(count=2):
     return torch.rand(count, 3, 64, 96, generator=torch.Generator().manual_seed(0)) * 255
 
 
@@ -51,7 +51,7 @@ def test_settings_out_of_range_are_named(setting, problem):
 
 
 @torch.inference_mode()
-def test_c4_is_torchvisions_resnet_in_two_halves(tmp_path):
+def test_c4_and_conv5_are_torchvisions_resnet(tmp_path):
     """Its ImageNet weights fill both: C4 is its layer3, and a region's vector its layer4 on what RoIAlign cuts out."""
     torch.manual_seed(0)
     classifier = resnet18().eval()
@@ -61,35 +61,35 @@ def test_c4_is_torchvisions_resnet_in_two_halves(tmp_path):
     assert report.kind == "backbone" and report.skipped == ("fc.weight", "fc.bias")
     assert "roi_head.tail.1.conv2.weight" in report.loaded
     c = classifier
-    levels, _ = detector.first_stage(pictures(), SIZES)
-    stem = c.maxpool(c.relu(c.bn1(c.conv1(detector.normalize(pictures())))))
+    levels, _ = detector.first_stage(random_images(), SIZES)
+    stem = c.maxpool(c.relu(c.bn1(c.conv1(detector.normalize(random_images())))))
     c4 = c.layer3(c.layer2(c.layer1(stem)))
     torch.testing.assert_close(levels[0], c4, rtol=1e-3, atol=1e-3)
-    raw = detector(pictures(), SIZES)
+    raw = detector(random_images(), SIZES)
     rows = torch.cat([raw.image_index[:, None].float(), raw.regions], 1)
     vectors = c.layer4(roi_align(c4, rows, 7, 1 / 16, 2, aligned=True)).mean((2, 3))
     torch.testing.assert_close(raw.logits, detector.predictor.classes(vectors), rtol=1e-3, atol=1e-3)
 
 
-def test_inception_resnet_v2_of_timm_fills_both_halves():
+def test_inception_resnet_v2_of_timm_fills_trunk_and_head():
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         classifier = timm.create_model("inception_resnet_v2").state_dict()
         for name in ("faster_rcnn_inception_resnet_v2", "faster_rcnn_inception_resnet_v2_tdm"):
             detector = build(name)
             tensors, expected, left_out = inception_resnet_tensors(detector, classifier, source="timm")
-            assert {place: tuple(value.shape) for place, value in tensors.items()} == expected
+            assert {name: tuple(value.shape) for name, value in tensors.items()} == expected
             assert left_out == ("classif.weight", "classif.bias")
-            own = {place for place, _ in detector.named_parameters()} - set(expected)
-            fresh = {place.split(".")[0] for place in own}
+            own = {name for name, _ in detector.named_parameters()} - set(expected)
+            fresh = {name.split(".")[0] for name in own}
             assert fresh <= {"rpn_head", "predictor", "pyramid", "roi_head"}
-            assert {place for place in own if place.startswith("roi_head.")} <= {
+            assert {name for name in own if name.startswith("roi_head.")} <= {
                 "roi_head.adapter.weight",
                 "roi_head.adapter.bias",
             }
 
 
-@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("name", C4_PRESETS)
 @pytest.mark.parametrize("change", [{}, {"output_stride": 8}, {"top_down": [8]}, {"top_down": [8, 8]}])
 def test_anchors_are_as_large_on_every_map(name, change):
     config = find_preset(name).config
@@ -105,7 +105,7 @@ def test_anchors_are_as_large_on_every_map(name, change):
     )
     sides = (anchors[:, 2:] - anchors[:, :2]).prod(1).sqrt().unique()
     smallest = {"faster_rcnn_r101_c4": 32.0, "faster_rcnn_r101_c4_plus": 64.0}.get(name, 64.0)
-    smallest = 16.0 if name in SMALL_HALVES else smallest
+    smallest = 16.0 if name in SMALL_C4 else smallest
     assert float(sides.min()) == pytest.approx(smallest, rel=1e-5)
     grids = detector.config.grids(ImageSize(128, 160))
     assert [grid.cells for grid in grids] == [(128 // stride, 160 // stride)]
@@ -139,28 +139,28 @@ def test_without_objects_among_the_regions_proposals_are_alone():
             "faster_rcnn_r18_c4", num_classes=2, architecture={"proposals": {"objects_join": joined}}
         ).eval()
         with torch.inference_mode():
-            raw = detector(pictures(1), SIZES[:1], [target])
+            raw = detector(random_images(1), SIZES[:1], [target])
         assert bool((raw.regions == target.boxes).all(1).any()) == joined
     assert not find_preset("faster_rcnn_inception_resnet_v2").config.proposals.objects_join
 
 
-@pytest.mark.parametrize("name", SMALL_HALVES)
+@pytest.mark.parametrize("name", SMALL_C4)
 @pytest.mark.parametrize("change", [{}, {"norm": "batch", "plus": {"context": True}}])
 def test_without_a_single_region_all_parameters_have_a_gradient(name, change, monkeypatch):
     monkeypatch.setattr("focaldet.models.faster_rcnn.losses.propose", lambda *_, **__: torch.zeros(0, 4))
     torch.manual_seed(0)
     detector = build(name, num_classes=2, architecture=change).train()
     empty = [Target.empty(), Target.empty()]
-    raw = detector(pictures(), SIZES, empty)
+    raw = detector(random_images(), SIZES, empty)
     assert raw.regions.shape == (0, 4) and raw.logits.shape == (0, 3)
     torch.stack(list(detector.losses(raw, empty, LossContext()).values())).sum().backward()
-    for place, parameter in detector.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), place
+    for name, parameter in detector.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     assert not detector.predictor.classes.weight.grad.any()
 
 
-def test_top_down_modules_go_between_the_halves_of_a_trained_detector(tmp_path):
-    """TDM's second phase: both halves and the last layers are those of the first, the modules are fresh."""
+def test_top_down_modules_go_into_a_trained_detector(tmp_path):
+    """TDM's second phase: trunk, head and last layers are those of the first, the modules are fresh."""
     torch.manual_seed(0)
     first = build("faster_rcnn_inception_resnet_small", class_names=("cat", "dog"))
     save_detector(tmp_path / "first.safetensors", first)
@@ -169,15 +169,15 @@ def test_top_down_modules_go_between_the_halves_of_a_trained_detector(tmp_path):
     report = load_into(second, tmp_path / "first.safetensors")
     assert report.kind == "encoder" and {"rpn_head.boxes.bias"} <= set(report.skipped)
     assert report.notes[-1].startswith("starts from random weights: pyramid.") and "predictor" not in report.notes[-1]
-    theirs, ours = first.state_dict(), second.state_dict()
-    for place, value in ours.items():
-        taken = place.startswith(("backbone.", "roi_head.tail.", "predictor."))
-        assert torch.equal(value, theirs[place] if taken else before[place]), place
+    given, taken_over = first.state_dict(), second.state_dict()
+    for name, value in taken_over.items():
+        taken = name.startswith(("backbone.", "roi_head.tail.", "predictor."))
+        assert torch.equal(value, given[name] if taken else before[name]), name
     for names in (("cat", "dog", "hen"), ("dog", "cat")):
         other = build("faster_rcnn_inception_resnet_small_tdm", class_names=names)
         fresh = other.predictor.boxes.weight.clone()
         report = load_into(other, tmp_path / "first.safetensors")
-        assert not any(place.startswith("predictor.") for place in report.loaded)
+        assert not any(name.startswith("predictor.") for name in report.loaded)
         assert len(report.reset) == 4 and "class layer reset" in report.notes[-1]
         assert torch.equal(other.predictor.boxes.weight, fresh)
     with pytest.raises(focaldet.CheckpointError, match=r"pooling\.size is 9 in the file, 7 here"):

@@ -1,4 +1,4 @@
-"""One state dict in torchvision and here gives the same proposals, logits, boxes and labels on real pictures."""
+"""One state dict in torchvision and here gives the same proposals, logits, boxes and labels on real images."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,8 +16,8 @@ from focaldet.types import Detections, ImageSize, Resize
 from focaldet.weights import load_into
 from focaldet.weights.formats.torchvision import COCO_NAMES
 from tests.batches import full_sizes
-from tests.models.torchvision_regions import TWINS, answer, lively
-from tests.models.torchvision_twins import KEPT, lively_answers, photographs, pictures, prepared
+from tests.models.torchvision_faster_rcnn import EQUIVALENTS, lively, run_model
+from tests.models.torchvision_retinanet import KEPT, coco_images, lively_detections, photographs, prepared
 
 EVERYDAY_PX = 160
 Pair = tuple[Any, Detector]
@@ -34,7 +34,7 @@ def paired(name: str, folder: Path, *, size_px: int) -> Pair:
     return reference, detector
 
 
-@pytest.fixture(scope="module", params=TWINS)
+@pytest.fixture(scope="module", params=EQUIVALENTS)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return paired(request.param, tmp_path_factory.mktemp("weights"), size_px=EVERYDAY_PX)
 
@@ -45,17 +45,17 @@ def assert_close_logits(found: Tensor, expected: Tensor) -> None:
 
 
 def on_proposals(detector: Detector, x: Tensor, size: ImageSize, proposals: Tensor) -> FasterRCNNOutputs:
-    """Our outputs for one picture where the second stage looks at given regions."""
+    """The outputs for one image where the second stage looks at given regions."""
     levels, first = detector.first_stage(x, [size])
     index = torch.zeros(len(proposals), dtype=torch.int64)
-    answers = detector.second_stage(
+    results = detector.second_stage(
         [ScaledMaps(levels, tuple(x.shape[-2:]))], proposals, index, image_sizes=first.image_sizes
     )
-    return FasterRCNNOutputs(first, proposals, index, *answers)
+    return FasterRCNNOutputs(first, proposals, index, *results)
 
 
-def share_found(found: Detections, expected: dict[str, Tensor]) -> float:
-    """The share of torchvision's detections that are among ours: same class, box and score, in any order."""
+def fraction_detected(found: Detections, expected: dict[str, Tensor]) -> float:
+    """The fraction of torchvision's detections that are among those here: same class, box and score, in any order."""
     apart = torch.cdist(expected["boxes"], found.boxes, p=torch.inf)
     same = (apart <= 1e-2) & (expected["labels"][:, None] == found.labels + 1)
     same &= (expected["scores"][:, None] - found.scores).abs() <= 1e-4
@@ -64,8 +64,8 @@ def share_found(found: Detections, expected: dict[str, Tensor]) -> float:
 
 @torch.inference_mode()
 def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int, alike: float = 1.0) -> None:
-    """`alike` is the share of proposals and of detections that must be the same, in any order where it is below 1; the
-    second stage is given torchvision's own proposals then.
+    """`alike` is the fraction of proposals and of detections that must be the same, in any order where it is below 1;
+    the second stage is given torchvision's own proposals then.
 
     A coordinate near 1000 px has a last digit of 6e-5, which rough random maps make more of than the comparison allows;
     and of 200 000 anchors and 90 000 boxes some scores and overlaps are as near to each other.
@@ -73,9 +73,9 @@ def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int, 
     reference, detector = pair
     resize = Resize("short", size_px, size_px * 5 // 3, rounding="down", antialias=False)
     preprocessing = replace(detector.preprocessing, resize=resize)
-    answers = lively_answers(reference, images, wanted=wanted, answer=answer)
-    assert len(answers) == wanted, "too few pictures with lively answers"
-    for image, raw, expected in answers:
+    results = lively_detections(reference, images, wanted=wanted, run=run_model)
+    assert len(results) == wanted, "too few images with lively detections"
+    for image, raw, expected in results:
         x, size = prepared(image, preprocessing)
         outputs: FasterRCNNOutputs = detector(x, [size])
         assert outputs.rpn.image_sizes.tolist() == [list(size)]
@@ -95,7 +95,7 @@ def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int, 
         assert len(found) >= 100
         assert len(found) == len(expected["labels"])
         if alike < 1:
-            assert share_found(found, expected) >= alike
+            assert fraction_detected(found, expected) >= alike
             continue
         assert torch.equal(found.labels + 1, expected["labels"])
         assert (found.boxes - expected["boxes"]).abs().max() <= 1e-2
@@ -108,20 +108,20 @@ def test_answers_on_photographs(pair: Pair) -> None:
 
 
 def test_answers_on_coco_pictures(pair: Pair, real_data: Path) -> None:
-    compare(pair, pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=EVERYDAY_PX)
+    compare(pair, coco_images(real_data / "coco_mini" / "val2017"), wanted=5, size_px=EVERYDAY_PX)
 
 
 @pytest.mark.prove
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", EQUIVALENTS)
 def test_answers_at_full_size(name: str, real_data: Path, tmp_path: Path) -> None:
     full = paired(name, tmp_path, size_px=800)
-    compare(full, pictures(real_data / "coco_mini" / "val2017"), wanted=5, size_px=800, alike=0.98)
+    compare(full, coco_images(real_data / "coco_mini" / "val2017"), wanted=5, size_px=800, alike=0.98)
 
 
 @pytest.mark.parametrize("change", ["pooling", "frames"])
 def test_a_convention_of_others_would_be_noticed(pair: Pair, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comparison can fail: half a cell in RoIAlign, or regions that are not clipped to the picture."""
+    """The comparison can fail: half a cell in RoIAlign, or regions that are not clipped to the image."""
     _, detector = pair
     config = detector.config
     if change == "pooling":
@@ -136,10 +136,10 @@ def test_a_convention_of_others_would_be_noticed(pair: Pair, change: str, monkey
         detector.config = config
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_twins_have_torchvisions_numbers(name: str) -> None:
+@pytest.mark.parametrize("name", EQUIVALENTS)
+def test_equivalent_presets_have_torchvisions_numbers(name: str) -> None:
     with torch.device("meta"):
-        reference = TWINS[name][0](weights=None, weights_backbone=None)
+        reference = EQUIVALENTS[name][0](weights=None, weights_backbone=None)
     config, rpn, heads = find_preset(name).config, reference.rpn, reference.roi_heads
     found = (config.detect.score_threshold, config.detect.nms_iou, config.detect.max_detections)
     assert found == (heads.score_thresh, heads.nms_thresh, heads.detections_per_img)

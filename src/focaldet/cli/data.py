@@ -34,13 +34,13 @@ def check_command(
     """Say what is in a data set, what is wrong with it, and how the anchors of a detector fit its boxes.
 
     Args:
-        model: detector whose anchors are measured against the boxes.
-        size: long side in pixels of the image that the anchors meet, instead of the detector's own.
-        short_side: short side in pixels, the paper's form.
-        max_side: limit of the long side with --short-side.
-        all_classes: count the boxes of every class, not only of the most and the least frequent.
-        listed: list every problem, not only how many there are of each kind.
-        json: print JSON.
+        model: Detector whose anchors are measured against the boxes.
+        size: Long side in pixels of the image that the anchors meet, instead of the detector's own.
+        short_side: Short side in pixels, the paper's form.
+        max_side: Limit of the long side with --short-side.
+        all_classes: Count the boxes of every class, not only of the most and the least frequent.
+        listed: List every problem, not only how many there are of each kind.
+        json: Print JSON.
     """
     detector, preprocessing = model_config(model, architecture), find_preset(model).preprocessing
     resize = preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
@@ -78,12 +78,12 @@ def anchors_command(
     """Compute anchors for your boxes: k-means with the distance 1 - IoU, as YOLOv2 does.
 
     Args:
-        clusters: how many; YOLOv2 has 5.
-        size: long side in pixels of the image that the anchors meet.
-        short_side: short side in pixels, the paper's form.
-        max_side: limit of the long side with --short-side.
-        seed: seed of the first centers.
-        json: print JSON.
+        clusters: How many; YOLOv2 has 5.
+        size: Long side in pixels of the image that the anchors meet.
+        short_side: Short side in pixels, the paper's form.
+        max_side: Limit of the long side with --short-side.
+        seed: Seed of the first centers.
+        json: Print JSON.
     """
     resize = Resize().with_sides(
         size=None if short_side is not None else size, short_side=short_side, max_side=max_side

@@ -17,11 +17,11 @@ def demo_command(
     """Train a small RetinaNet on the embedded handwriting.
 
     Args:
-        out: folder of the run; what an earlier demo left there is replaced.
-        epochs: passes; fewer are quicker and worse.
-        images_per_epoch: fresh scenes in a pass.
-        seed: seed of scenes and weights.
-        device: such as cpu or cuda:1; the best there is by default.
+        out: Folder of the run; what an earlier demo left there is replaced.
+        epochs: Passes; fewer are quicker and worse.
+        images_per_epoch: Fresh scenes in a pass.
+        seed: Seed of scenes and weights.
+        device: Such as cpu or cuda:1; the best there is by default.
     """
     sizes = {"epochs": epochs, "images_per_epoch": images_per_epoch}
     given = {name: value for name, value in sizes.items() if value is not None}

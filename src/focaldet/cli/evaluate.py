@@ -30,10 +30,10 @@ def evaluate_command(
     """Evaluate a detector, or a COCO result file of any program, with the 12 COCO numbers.
 
     Args:
-        run: run folder, weights file, or a name such as torchvision:coco_v1.
+        run: Run folder, weights file, or a name such as torchvision:coco_v1.
         predictions: COCO result file to score against the ground truth `--data`, instead of a detector.
-        out: folder for metrics.json and predictions.json; by default a folder within the run.
-        json: print JSON.
+        out: Folder for metrics.json and predictions.json; by default a folder within the run.
+        json: Print JSON.
     """
     if (run is None) == (predictions is None):
         raise ConfigError("eval: give either a run folder, weights file or name, or --predictions RESULTS.json")

@@ -40,7 +40,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 PANELS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS, start=1)}
 RUN_GROUPS = {field: PANELS[name] for name, fields in GROUPS.items() for field in fields}
 
-SPLIT_HELP = "train, val, test, or the name of a split in the data."
+SPLIT_HELP = "Which split: train, val, test, or its name in the data."
 
 
 def read_value(text: str) -> Any:
@@ -100,7 +100,7 @@ def flags_of(
         parameter = Parameter(
             group=panel,
             help=_flag_text(texts.get(field.name, ""), names=[*hints], prefix=prefix),
-            show_default=_default_text(field.default),
+            show_default=default_text(field.default),
             converter=CONVERTERS.get(field.name),
             negative_iterable="empty-" if get_args(kind)[-1:] == (...,) else "",
         )
@@ -120,7 +120,7 @@ def _flag_text(text: str, *, names: Sequence[str], prefix: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _default_text(value: Any) -> str | bool:
+def default_text(value: Any) -> str | bool:
     """How the help shows a default; False where it shows none."""
     if value is dataclasses.MISSING or value in (None, False, ()):
         return False

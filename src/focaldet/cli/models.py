@@ -16,7 +16,7 @@ def models_command(*, json: Switch = False) -> None:
     """List the detectors.
 
     Args:
-        json: print JSON.
+        json: Print JSON.
     """
     rows = detector_rows()
     if json:
@@ -44,15 +44,15 @@ def convert_command(
     """Write the detector in another program's weights file as one of focaldet, and report what it consists of.
 
     Args:
-        source: weights file, or a name such as torchvision:coco_v1.
-        out: file to write; ends in .safetensors.
-        layout: program that the file must come from: detectron2, mmdetection, torchvision, caffe or darknet.
-        model: entry of the table of detectors that the file must fit; darknet's files need it.
-        weights_input: what the weights were trained to see, such as imagenet, where the file does not state it.
-        license: license of the weights, instead of the one that the source is known by.
-        overwrite: replace the file at --out.
-        verbose: list every tensor with those of the file it was made of.
-        json: print JSON, the list of tensors included.
+        source: Weights file, or a name such as torchvision:coco_v1.
+        out: File to write; ends in .safetensors.
+        layout: Program that the file must come from: detectron2, mmdetection, torchvision, caffe or darknet.
+        model: Entry of the table of detectors that the file must fit; darknet's files need it.
+        weights_input: What the weights were trained to see, such as imagenet, where the file does not state it.
+        license: License of the weights, instead of the one that the source is known by.
+        overwrite: Replace the file at --out.
+        verbose: List every tensor with those of the file it was made of.
+        json: Print JSON, the list of tensors included.
     """
     with progress("download") as seen:
         done = convert(

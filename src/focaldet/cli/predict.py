@@ -19,7 +19,7 @@ def predict_command(
     *images: Annotated[str, Parameter(help="Images, folders, patterns, and .txt lists of paths.")],
     out: Path = Path("drawn"),
     score: float = 0.3,
-    formats: tuple[PredictionFormat, ...] = ("json",),
+    formats: Annotated[tuple[PredictionFormat, ...], Parameter(show_default="json")] = ("json",),
     drawn: bool = True,
     weights: str | None = None,
     options: Options = None,
@@ -27,12 +27,12 @@ def predict_command(
     """Detect objects in images and draw them.
 
     Args:
-        run: run folder, weights file, or a name such as torchvision:coco_v1.
-        out: folder for the drawn images and the files beside them.
-        score: detections below it are dropped.
-        formats: files to write: json, coco, yolo, csv.
-        drawn: write the images with their boxes.
-        weights: weights for `run` where that is the name of a detector.
+        run: Run folder, weights file, or a name such as torchvision:coco_v1.
+        out: Folder for the drawn images and the files beside them.
+        score: Detections below it are dropped.
+        formats: Files to write: json, coco, yolo, csv.
+        drawn: Write the images with their boxes.
+        weights: Weights for `run` where that is the name of a detector.
     """
     if not images:
         raise ConfigError("predict: say which images, folders or patterns")

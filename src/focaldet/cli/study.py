@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from focaldet.cli import Switch
-from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, RunFlags, optional_data_config
+from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, RunFlags, default_text, optional_data_config
 from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_table, progress
 from focaldet.cli.settings import run_settings
 from focaldet.data.formats.text import quantity
@@ -27,7 +27,7 @@ def losses_command(*, out: Path = Path("runs/study/losses")) -> None:
     """Draw the paper's figures of the losses and the α-balance.
 
     Args:
-        out: folder for the figures (svg, png), tables (csv, json) and the page that shows them.
+        out: Folder for the figures (svg, png), tables (csv, json) and the page that shows them.
     """
     print(f"look at  {study_losses(out).page}")
 
@@ -39,7 +39,9 @@ def imbalance_command(
     data: Data = None,
     parts: DataParts = None,
     out: Path | None = None,
-    gamma: Annotated[tuple[float, ...], Parameter(negative="")] = IMBALANCE_GAMMAS,
+    gamma: Annotated[
+        tuple[float, ...], Parameter(negative="", show_default=default_text(IMBALANCE_GAMMAS))
+    ] = IMBALANCE_GAMMAS,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
     options: Options = None,
     json: Switch = False,
@@ -47,10 +49,10 @@ def imbalance_command(
     """Draw the paper's figure 4 for a detector and data.
 
     Args:
-        run: run folder, weights file, or a name such as torchvision:coco_v1.
-        out: folder for the figure, curves.csv, imbalance.json and the page; a folder within the run by default.
-        gamma: exponents of the focal loss to compare.
-        json: print JSON.
+        run: Run folder, weights file, or a name such as torchvision:coco_v1.
+        out: Folder for the figure, curves.csv, imbalance.json and the page; a folder within the run by default.
+        gamma: Exponents of the focal loss to compare.
+        json: Print JSON.
     """
     with progress("imbalance") as seen:
         result = study_imbalance(
@@ -88,17 +90,17 @@ def hard_command(
     parts: DataParts = None,
     out: Path | None = None,
     score: float = 0.3,
-    image_px: Annotated[int, Parameter(name=("--image-px", "--picture-px"))] = IMAGE_PX,
+    image_px: int = IMAGE_PX,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
     options: Options = None,
 ) -> None:
     """Show easy and hard objects, and what looks like errors of the annotations.
 
     Args:
-        run: run folder, weights file, or a name such as torchvision:coco_v1.
-        out: folder for the page, its images and the tables; a folder within the run by default.
-        score: smallest score of a detection that counts.
-        image_px: long side of the page's images in pixels.
+        run: Run folder, weights file, or a name such as torchvision:coco_v1.
+        out: Folder for the page, its images and the tables; a folder within the run by default.
+        score: Smallest score of a detection that counts.
+        image_px: Long side of the page's images in pixels.
     """
     with progress("hard examples") as seen:
         result = study_hard(
@@ -124,8 +126,8 @@ def _print_hard(result: HardStudy) -> None:
 def sweep_command(
     data: Data = None,
     *,
-    gamma: tuple[float, ...] = SWEEP_GAMMAS,
-    alpha: tuple[float | None, ...] = SWEEP_ALPHAS,
+    gamma: Annotated[tuple[float, ...], Parameter(show_default=default_text(SWEEP_GAMMAS))] = SWEEP_GAMMAS,
+    alpha: Annotated[tuple[float | None, ...], Parameter(show_default=default_text(SWEEP_ALPHAS))] = SWEEP_ALPHAS,
     ohem: Switch = False,
     softmax: Switch = False,
     config: Path | None = None,
@@ -134,10 +136,10 @@ def sweep_command(
     """Make the paper's tables 1a and 1b on your data.
 
     Args:
-        gamma: exponents of the focal loss; 0 is cross entropy.
-        alpha: weights of objects; none trains without the balance (eq. 4).
-        ohem: also cross entropy with online hard example mining (table 1d).
-        softmax: also softmax cross entropy with a background class.
+        gamma: Exponents of the focal loss; 0 is cross entropy.
+        alpha: Weights of objects; none trains without the balance (eq. 4).
+        ohem: Also cross entropy with online hard example mining (table 1d).
+        softmax: Also softmax cross entropy with a background class.
         config: YAML file of settings; flags that are typed overrule it.
     """
     settings = run_settings(run, file=config, data=data)

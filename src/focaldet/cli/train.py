@@ -23,8 +23,8 @@ def train_command(
 
     Args:
         config: YAML file of settings; flags that are typed overrule it. The run folder keeps one.
-        dry_run: print every setting and where it comes from, and train nothing.
-        json: print the settings of --dry-run as JSON.
+        dry_run: Print every setting and where it comes from, and train nothing.
+        json: Print the settings of --dry-run as JSON.
     """
     settings = run_settings(run, file=config, data=data)
     if settings.resume and data is not None and (data / "config.yaml").exists():

@@ -134,7 +134,7 @@ def stated_input(file: TensorFile, source: WeightsSource, named: str | None) -> 
 def read_foreign(
     source: WeightsSource, file: TensorFile | None, *, model: str | None, named_input: str | None
 ) -> DetectorWeights:
-    """The whole detector in a file of another program; of darknet's, which is no `TensorFile`, with the preset `model`.
+    """Read the whole detector in another program's file; `file` is None for darknet's, which is read as preset `model`.
 
     Raises:
         CheckpointError: not a whole detector, or no preset is named for a darknet file.

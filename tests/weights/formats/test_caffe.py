@@ -292,5 +292,5 @@ def test_outputs_without_a_convolution_before_them_are_told(files):
 
 
 def test_a_dssd_does_not_fit_an_ssd(files):
-    with pytest.raises(CheckpointError, match=r"it is a DSSD, here is no decoder \(it fits dssd321_r101\)"):
+    with pytest.raises(CheckpointError, match=r"it is a DSSD, this network has no decoder \(it fits dssd321_r101\)"):
         load_into(build("ssd321_r101", num_classes=20), files("dssd321"))

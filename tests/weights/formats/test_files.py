@@ -158,12 +158,12 @@ def test_truncated_pickle(tmp_path: Path) -> None:
 
 def test_random_damage_of_an_archive_of_arrays(tmp_path: Path) -> None:
     numpy.savez(tmp_path / "w.npz", weight=numpy.arange(4.0))
-    whole, lots = (tmp_path / "w.npz").read_bytes(), random.Random(3)
+    whole, rng = (tmp_path / "w.npz").read_bytes(), random.Random(3)
     refused = 0
     for _ in range(600):
         content = bytearray(whole)
-        for _ in range(lots.choice((1, 1, 2, 4))):
-            content[lots.randrange(len(content))] = lots.randrange(256)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            content[rng.randrange(len(content))] = rng.randrange(256)
         (tmp_path / "w.npz").write_bytes(content)
         try:
             read_tensors(tmp_path / "w.npz")

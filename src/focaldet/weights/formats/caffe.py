@@ -114,7 +114,9 @@ def _infer_ssd_config(config: DetectorConfig, tensors: Mapping[str, Tensor], *, 
     if _has_decoder(tensors):
         if config.decoder is None:
             fits = f"it fits {matching_ssd_preset(tensors)}"
-            raise CheckpointError(f"{source}: made for another network: it is a DSSD, here is no decoder ({fits})")
+            raise CheckpointError(
+                f"{source}: made for another network: it is a DSSD, this network has no decoder ({fits})"
+            )
         has_inter = any("_mbox_confnew_inter" in key for key in tensors)
         width = config.decoder.inter_width or config.decoder.width
         decoder = replace(config.decoder, inter_width=width if has_inter else None)

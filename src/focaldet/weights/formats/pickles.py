@@ -284,7 +284,7 @@ def _dictionary(values: list[Any]) -> dict[Any, Any]:
 
 
 def _resolve_value(value: Any, done: dict[int, Any], *, depth: int) -> tuple[Any, int, int]:
-    """`value` with its arrays filled in, its levels of nesting, and its number of values, shared ones counted each time.
+    """`value` with its arrays filled in, its depth, and its number of values, shared ones counted each time.
 
     `done` has the results by identity, so that shared values are visited once, and None for what is being visited.
     """

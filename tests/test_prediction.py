@@ -269,7 +269,7 @@ def test_a_broken_image_is_reported_and_the_rest_goes_on(shots, tmp_path):
         predictor(), [shots], tmp_path / "out", progress=lambda done, total: calls.append((done, total))
     )
     assert [error.file for error in result.failed] == [str(shots / "right" / "broken.jpg")]
-    assert "is no picture in a known format" in str(result.failed[0])
+    assert "is not an image in a known format" in str(result.failed[0])
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.jpg")) == [
         "002.jpg",

@@ -1,4 +1,4 @@
-"""Which split is taken for what, and that all four formats say the same."""
+"""The choice of splits, and that all formats of the same data give equal datasets."""
 
 import json
 import re
@@ -9,7 +9,10 @@ import torch
 
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Classes
-from focaldet.data.splits import hold_out, open_split, open_splits, with_classes
+from focaldet.data.formats.records import BoxRows, DatasetLayout, Records
+from focaldet.data.formats.registry import FORMATS, AnnotationFormat
+from focaldet.data.problems import Location
+from focaldet.data.splits import find_parts, hold_out, open_parts, open_split, open_splits, with_classes
 from focaldet.errors import ConfigError, DataError
 from tests.data.datasets import IMAGES, coco_document, write_coco, write_csv, write_images, write_voc, write_yolo
 
@@ -19,9 +22,9 @@ WRITERS = {"coco": lambda f: write_coco(f).parent, "voc": write_voc, "yolo": wri
 def coco_with(folder: Path, *splits: str, num_images: int = 20) -> Path:
     """A COCO folder with these splits of different images."""
     for split in splits:
-        images = {f"{split}{i}.png": (30, 20) for i in range(num_images)}
-        write_images(folder / "images", images)
-        images = [{"id": i, "file_name": name} for i, name in enumerate(images)]
+        sizes = {f"{split}{i}.png": (30, 20) for i in range(num_images)}
+        write_images(folder / "images", sizes)
+        images = [{"id": i, "file_name": name} for i, name in enumerate(sizes)]
         boxes = [{"image_id": i, "category_id": 7, "bbox": [1, 1, 9, 9]} for i in range(num_images)]
         document = coco_document() | {"images": images, "annotations": boxes}
         (folder / f"instances_{split}.json").write_text(json.dumps(document))
@@ -172,7 +175,7 @@ def test_nothing_named_nothing_there_nothing_known(tmp_path):
         open_splits(DataConfig(path=tmp_path / "gone"), seed=0)
     with pytest.raises(DataError, match="has no COCO, VOC, CSV, YOLO data"):
         open_splits(DataConfig(path=tmp_path), seed=0)
-    with pytest.raises(DataError, match="holds no voc data"):
+    with pytest.raises(DataError, match="has no VOC data"):
         open_splits(DataConfig(path=write_coco(tmp_path).parent, format="voc"), seed=0)
 
 
@@ -183,3 +186,33 @@ def test_nothing_named_nothing_there_nothing_known(tmp_path):
 def test_real_data(real_data, name, train, val, classes):
     splits = open_splits(DataConfig(path=real_data / name), seed=0)
     assert (len(splits.train), len(splits.val), len(splits.train.classes)) == (train, val, classes)
+
+
+def test_a_format_is_one_row_of_the_table(tmp_path, monkeypatch):
+    def find_toy(path):
+        files = {file.stem: (file,) for file in path.glob("*.toy")}
+        return DatasetLayout("toy", path, files) if files else None
+
+    def read_toy(layout, splits, *, images):
+        def records(split):
+            (file,), rows = layout.splits[split], BoxRows()
+            rows.add(0, [float(number) for number in file.read_text().split()], 0, Location(file, "line 1"))
+            return Records(
+                name=split,
+                source=file,
+                root=images or layout.root,
+                classes=Classes(("toy",), (1,)),
+                image_ids=[1],
+                paths=["a.png"],
+                stated_sizes=[None],
+                image_location=lambda i: Location(file),
+                **rows.columns(),
+            )
+
+        return [records(split) for split in splits]
+
+    monkeypatch.setitem(FORMATS, "toy", AnnotationFormat(find_toy, read_toy))
+    write_images(tmp_path)
+    (tmp_path / "train.toy").write_text("1 2 30 80")
+    dataset = open_parts(DataConfig(path=tmp_path), find_parts(DataConfig(path=tmp_path)))["train"]
+    assert dataset.boxes.tolist() == [[1, 2, 30, 48]] and dataset.problems.count("warning") == 1

@@ -98,8 +98,8 @@ class TestTheDoor:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"architecture": {"width": 32}}, r"phase 2: architecture: .*tensors as they are"),
-            ({"architecture": {"backbone": "resnet18"}}, r"phase 2: architecture: .*tensors as they are.*backbone"),
+            ({"architecture": {"width": 32}}, r"phase 2: architecture: .*the same tensors"),
+            ({"architecture": {"backbone": "resnet18"}}, r"phase 2: architecture: .*the same tensors.*backbone"),
             ({"architecture": {"widht": 32}}, r'phase 2: .*did you mean "width"'),
             ({"short_side": 64}, "phase 2: size: give either"),
         ],

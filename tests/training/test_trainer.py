@@ -1,4 +1,4 @@
-"""Whole runs of a few steps: what they leave behind, how they stop, and how they go on."""
+"""Whole runs of a few steps: what they leave behind, how they stop, and how they are resumed."""
 
 import csv
 import dataclasses

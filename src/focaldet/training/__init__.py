@@ -1,1 +1,1 @@
-"""Training: settings, one update of the weights, the run, and how it goes on after a kill."""
+"""Training a detector: settings, the trainer, one step, the saved state, the run folder and its logs."""

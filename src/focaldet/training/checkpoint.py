@@ -1,4 +1,4 @@
-"""The one file from which a killed run goes on.
+"""The file from which a run is resumed after it was stopped or killed.
 
 `state/last/checkpoint.pt` is replaced as a whole (temporary file, flush, fsync, rename, fsync of the folder): whenever
 the process dies, the old state or the new one is there. What follows from the seed and the step is not stored:

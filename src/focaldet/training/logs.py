@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.csv`, `events.jsonl`, progress on the terminal, and trackers that were asked for.
+"""What a run writes down: `metrics.csv`, `events.jsonl`, progress on the terminal, and the chosen trackers.
 
 A record has a kind: "step", "evaluation", or the name of an event.
 """

@@ -1,8 +1,8 @@
 """Phases: parts of one run, trained one after another on the same weights, each with settings of its own.
 
-A phase begins with the weights that the one before it would keep (of a moving average, the average's), with a new
-optimizer, average and course of the learning rate. Epochs and steps are counted on over the whole run, and so are the
-images that the losses have seen.
+A phase starts from the weights that the one before it saves (with a moving average, the average's), with a new
+optimizer, moving average and learning rate schedule. Epochs, steps and the images that the losses have seen are counted
+over the whole run.
 """
 
 import json
@@ -44,7 +44,7 @@ def _check_network(config: RunConfig, first: TensorShapes | None) -> TensorShape
     others = [name for name in {**shapes, **(first or shapes)} if shapes.get(name) != (first or shapes).get(name)]
     if others:
         raise ConfigError(
-            f"architecture: a phase goes on with all tensors as they are; not so here: {list_names(others)}"
+            f"architecture: a phase must have the same tensors as the first one; these differ: {list_names(others)}"
         )
     return shapes
 

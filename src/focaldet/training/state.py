@@ -68,7 +68,7 @@ class TrainState:
 
     @property
     def evaluated(self) -> Detector:
-        """The detector that is evaluated and kept: the moving average where there is one."""
+        """The detector that is evaluated and saved: the moving average if there is one, else the trained network."""
         return self.detector if self.ema is None else self.ema
 
     @torch.no_grad()
@@ -152,10 +152,10 @@ def start_state(detector: Detector, config: RunConfig, *, context: LossContext, 
 
 
 def next_state(state: TrainState, config: RunConfig, *, before: RunConfig, fabric: Any) -> TrainState:
-    """The state at the begin of the phase that `config` describes, with the weights that the phase `before` keeps.
+    """The state at the start of the phase that `config` describes, from the weights that the phase `before` saves.
 
-    These are the moving average's where there is one. Optimizer and average begin anew; what the losses count and
-    average goes on.
+    These are the moving average's where there is one. Optimizer and average are new; what the losses count and
+    average is continued.
     """
     seed_everything(config.seed)
     kept = state.evaluated
@@ -182,7 +182,7 @@ def next_state(state: TrainState, config: RunConfig, *, before: RunConfig, fabri
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `after` that are others in `before`, nested as they are there."""
+    """The values of `after` that differ from those of `before`, nested in the same way."""
     changed = {}
     for name, value in after.items():
         old = before.get(name)
@@ -218,8 +218,10 @@ def asked_architecture(config: RunConfig) -> DetectorConfig:
 
 
 def initial_architecture(config: RunConfig) -> dict[str, Any]:
-    """The overrides of the detector's config. Random weights have nothing worth freezing: unless somebody asks for it,
-    all their stages are trained, and BatchNorm too where the detector would freeze it.
+    """The settings that replace those of the detector's preset.
+
+    Without initial weights there is nothing worth freezing: unless the settings say otherwise, all stages are trained,
+    and BatchNorm too where the detector would freeze it.
     """
     preset = find_preset(config.model).config
     settings: dict[str, Any] = {}

@@ -300,7 +300,7 @@ class Trainer:
         return True
 
     def _measure(self) -> Metrics:
-        """The metrics of the detector as it stands; its detections and weights are kept if none before were better."""
+        """The metrics of the present detector; its detections and weights are saved if they are the best so far."""
         fabric, settings, dataset, autocast = self.fabric, self.settings, self.validation.dataset, self.state.autocast
         result = detect_all(
             self.state.evaluated,
@@ -323,7 +323,7 @@ class Trainer:
         return best is None or (metrics.ap or 0.0) > (best["ap"] or 0.0)
 
     def _give_up_when_stopped(self, done: int, total: int | None) -> None:
-        """An evaluation is given up when the run is asked to stop: resuming begins it again."""
+        """Leave the evaluation when the run is asked to stop: a resumed run evaluates again."""
         del done, total
         if self.stop:
             raise _StopRequestedError

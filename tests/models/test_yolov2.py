@@ -10,7 +10,7 @@ import torch
 from focaldet.errors import ConfigError
 from focaldet.models import LossContext, build, named_config
 from focaldet.models.yolov2 import COCO_ANCHORS, VOC_ANCHORS, YOLOv2Outputs
-from focaldet.nets.darknet import reorganise
+from focaldet.nets.darknet import reorganize
 from focaldet.ops.region import decode_in_cells, grid_anchors, responsible_anchors
 from focaldet.types import ImageSize, Target
 from tests.batches import full_sizes
@@ -105,10 +105,10 @@ def test_reorg_is_darknets(channels, height, width):
         oracle.reorg(image.numpy().ravel(), width, height, channels, 2).reshape(4 * channels, height // 2, width // 2)
         for image in x
     ]
-    assert np.array_equal(reorganise(x).numpy(), np.stack(expected))
+    assert np.array_equal(reorganize(x).numpy(), np.stack(expected))
     if (channels, height, width) != (4, 2, 2):
         usual = torch.nn.functional.pixel_unshuffle(x, 2)
-        assert not torch.equal(usual, reorganise(x)), "it is not the usual space-to-depth"
+        assert not torch.equal(usual, reorganize(x)), "it is not the usual space-to-depth"
 
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 32)])

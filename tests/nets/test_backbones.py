@@ -30,11 +30,11 @@ def lively(name: str) -> nn.Module:
             nn.init.uniform_(module.weight, low, high)
             nn.init.normal_(module.bias, std=0.3)
     model.train()
-    model(pictures(6))
+    model(random_images(6))
     return model.eval()
 
 
-def pictures(count: int) -> Tensor:
+def random_images(count: int) -> Tensor:
     coarse = torch.randn(count, 3, SIZE_PX[0] // 8, SIZE_PX[1] // 8)
     return nn.functional.interpolate(coarse, size=SIZE_PX, mode="bilinear") + 0.2 * torch.randn(count, 3, *SIZE_PX)
 
@@ -62,7 +62,7 @@ def compare(name: str, norm: NormKind) -> None:
     missing, left_over = ours.load_state_dict(reference.state_dict(), strict=False)
     assert not missing
     assert {name.split(".")[0] for name in left_over if "num_batches" not in name} <= {"fc", "classifier", "features"}
-    images = pictures(2)
+    images = random_images(2)
     # fp32 for what users run (a frozen norm folded into its convolution rounds otherwise); fp64 shows that both are
     # the same function and not merely close.
     for dtype, tolerance in ((torch.float32, 1e-5 if norm == "batch" else 5e-5), (torch.float64, 1e-12)):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from focaldet.nets import build_backbone
-from focaldet.nets.darknet import ConvLeaky, DarkNet19, reorganise
+from focaldet.nets.darknet import ConvLeaky, DarkNet19, reorganize
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_stages_cover_every_layer_once():
     assert stages == list(backbone.blocks) and [len(stage) for stage in backbone.stages()] == [2, 1, 1, 1, 1]
 
 
-def test_reorganise_by_hand():
+def test_reorganize_by_hand():
     """4 × 2 × 2 numbers, read as 1 × 4 × 4: every other row and column of that, grid by grid."""
     x = torch.arange(16.0).view(1, 4, 2, 2)
-    assert reorganise(x).flatten().tolist() == [0, 2, 8, 10, 1, 3, 9, 11, 4, 6, 12, 14, 5, 7, 13, 15]
+    assert reorganize(x).flatten().tolist() == [0, 2, 8, 10, 1, 3, 9, 11, 4, 6, 12, 14, 5, 7, 13, 15]

@@ -10,7 +10,7 @@ from focaldet.nets.heads import Subnet, prior_biases
 
 @pytest.mark.parametrize("width", [97, 16])
 def test_group_norm_wants_a_multiple_of_its_groups(width: int) -> None:
-    with pytest.raises(ConfigError, match=f"width: .* multiple of its 32 groups, found {width}"):
+    with pytest.raises(ConfigError, match=f"width: .* multiple of its 32 groups, got {width}"):
         Subnet(width, depth=1, per_cell=1, values=4, norm=True)
 
 
@@ -38,7 +38,7 @@ def test_biases_of_sigmoids_are_the_papers() -> None:
 
 @pytest.mark.parametrize(("num_classes", "prior"), [(1, 1.0), (100, 0.01), (3, 0.5)])
 def test_a_prior_that_leaves_nothing_to_background_is_refused(num_classes: int, prior: float) -> None:
-    with pytest.raises(ConfigError, match=f"prior: must be below 1 / {num_classes} .* found {prior}"):
+    with pytest.raises(ConfigError, match=f"prior: must be below 1 / {num_classes} .* got {prior}"):
         prior_biases("softmax", num_classes=num_classes, prior=prior)
 
 

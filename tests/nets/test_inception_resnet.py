@@ -13,7 +13,7 @@ from focaldet.nets.inception_resnet import (
     InceptionResNetTail,
     InceptionResNetTrunk,
     max_pool,
-    padded_for_halving,
+    pad_for_halving,
 )
 from focaldet.nets.norm import NormKind
 
@@ -256,7 +256,7 @@ def test_padding_by_hand() -> None:
     """Windows of an even row begin at its cells 0, 2, 4; of an odd one at -1, 1, 3."""
     even, odd = torch.arange(1.0, 7.0).view(1, 1, 1, 6), torch.arange(1.0, 6.0).view(1, 1, 1, 5)
     kernel = torch.ones(1, 1, 3, 3)
-    sums = [F.conv2d(padded_for_halving(row), kernel, stride=2).flatten().tolist() for row in (even, odd)]
+    sums = [F.conv2d(pad_for_halving(row), kernel, stride=2).flatten().tolist() for row in (even, odd)]
     assert sums == [[6, 12, 11], [3, 9, 9]]
     assert max_pool(even, stride=2, padding="same").flatten().tolist() == [3, 5, 6]
     assert max_pool(-odd, stride=2, padding="same").flatten().tolist() == [-1, -2, -4]

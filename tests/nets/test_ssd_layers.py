@@ -7,10 +7,10 @@ from torch import nn
 
 from focaldet.errors import ConfigError
 from focaldet.nets import build_backbone
-from focaldet.nets.dssd import Decoder, DeconvolutionModule, fitted
-from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, ProjectedBottleneck, at_level, extra_strides
+from focaldet.nets.dssd import Decoder, DeconvolutionModule, fit_cells
+from focaldet.nets.ssd import ExtraLayers, LevelPredictor, ProjectedBottleneck, SSDLayers, at_level, extra_strides
 
-FROZEN = Layers("frozen", 1e-3, "he")
+FROZEN = SSDLayers("frozen", 1e-3, "he")
 
 
 def resnet(**switches):
@@ -177,7 +177,7 @@ def test_halving_with_a_rest_is_undone_at_the_right_place():
     """Cells 2 i - padding and 2 i - padding + 1 made cell i."""
     raised = torch.arange(6.0).expand(1, 1, 6, 6)
     like = torch.zeros(1, 1, 5, 5)
-    assert fitted(raised, like=like, padding=1)[0, 0, 0].tolist() == [1, 2, 3, 4, 5]
-    assert fitted(raised, like=like, padding=0)[0, 0, 0].tolist() == [0, 1, 2, 3, 4]
-    assert fitted(raised, like=torch.zeros(1, 1, 7, 6), padding=0).shape[-2:] == (7, 6)
-    assert fitted(raised, like=torch.zeros(1, 1, 6, 7), padding=0)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 5]
+    assert fit_cells(raised, like=like, padding=1)[0, 0, 0].tolist() == [1, 2, 3, 4, 5]
+    assert fit_cells(raised, like=like, padding=0)[0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert fit_cells(raised, like=torch.zeros(1, 1, 7, 6), padding=0).shape[-2:] == (7, 6)
+    assert fit_cells(raised, like=torch.zeros(1, 1, 6, 7), padding=0)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 5]

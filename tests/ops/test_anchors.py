@@ -37,7 +37,7 @@ def test_ratio_is_height_over_width_and_outer():
 
 def test_detectron_rounding_at_p3():
     # DETECTRON's quantisation: 24 × 48 for ratio 2 and 44 × 24 for ratio .5 instead of 22.6 × 45.3.
-    anchors = cell_anchors(AnchorConfig(flavour="detectron1", scales=(1.0,)), stride_px=8)
+    anchors = cell_anchors(AnchorConfig(flavor="detectron1", scales=(1.0,)), stride_px=8)
     sizes = [(x2 - x1, y2 - y1) for x1, y1, x2, y2 in anchors.tolist()]
     assert sizes == [(44.0, 24.0), (32.0, 32.0), (24.0, 48.0)]
     centers = (anchors[:, :2] + anchors[:, 2:]) / 2
@@ -45,12 +45,12 @@ def test_detectron_rounding_at_p3():
 
 
 @pytest.mark.parametrize("image", [(320, 416), (800, 1088), (224, 352)])
-def test_torchvision_flavour_equals_torchvision(image):
+def test_torchvision_flavor_equals_torchvision(image):
     sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
     theirs = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
     maps = [torch.zeros(1, 1, *shape) for shape in shapes(*image)]
     expected = theirs(ImageList(torch.zeros(1, 3, *image), [image]), maps)[0]
-    ours = pyramid_anchors(AnchorConfig(flavour="torchvision"), strides_px=STRIDES, shapes=shapes(*image), image=image)
+    ours = pyramid_anchors(AnchorConfig(flavor="torchvision"), strides_px=STRIDES, shapes=shapes(*image), image=image)
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
@@ -84,3 +84,8 @@ def test_anchors_cached_by_evaluation_serve_training():
 def test_settings_out_of_range_are_named(values, problem):
     with pytest.raises(ConfigError, match=problem):
         from_dict(AnchorConfig, values)
+
+
+def test_the_setting_of_version_0_1_is_read_with_a_warning():
+    with pytest.warns(FutureWarning, match="flavour is now called flavor"):
+        assert from_dict(AnchorConfig, {"flavour": "torchvision"}) == AnchorConfig(flavor="torchvision")

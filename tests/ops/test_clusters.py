@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focaldet.errors import ConfigError
-from focaldet.ops.clusters import average_iou, centred_iou, cluster_sizes
+from focaldet.ops.clusters import average_iou, centered_iou, cluster_sizes
 
 
 def shapes(*rows):
@@ -19,7 +19,7 @@ def drawn(seed, count=200):
 
 
 def test_overlap_of_shapes_by_hand():
-    found = centred_iou(shapes((10, 20), (4, 4)), shapes((10, 10), (20, 20), (10, 20)))
+    found = centered_iou(shapes((10, 20), (4, 4)), shapes((10, 10), (20, 20), (10, 20)))
     assert found[0].tolist() == pytest.approx([0.5, 0.5, 1.0])
     assert found[1].tolist() == pytest.approx([0.16, 0.04, 0.08])
 

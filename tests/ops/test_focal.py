@@ -222,9 +222,9 @@ def test_a_distribution_of_one_class_is_its_index():
 @pytest.mark.parametrize(
     ("call", "problem"),
     [
-        (lambda x, t: focal_loss(x, t, gamma=-1.0), "gamma must be ≥ 0, found -1.0"),
-        (lambda x, t: focal_loss(x, t, gamma=math.nan), "gamma must be ≥ 0, found nan"),
-        (lambda x, t: balanced_focal_loss(x, t, alpha=1.5, gamma=2.0), r"alpha must be in \[0, 1\], found 1.5"),
+        (lambda x, t: focal_loss(x, t, gamma=-1.0), "gamma must be ≥ 0, got -1.0"),
+        (lambda x, t: focal_loss(x, t, gamma=math.nan), "gamma must be ≥ 0, got nan"),
+        (lambda x, t: balanced_focal_loss(x, t, alpha=1.5, gamma=2.0), r"alpha must be in \[0, 1\], got 1.5"),
         (lambda x, t: focal_star_loss(x, t, gamma=0.0, beta=1.0), "gamma must be > 0"),
         (lambda x, t: quality_focal_loss(x, t, beta=0.5), "beta must be 0 or ≥ 1"),
         (lambda x, t: softmax_focal_loss(x[:, None], t.long(), gamma=2.0), "at least 2 classes"),

@@ -114,7 +114,7 @@ def test_ignored_rows_may_hold_anything():
 
 @pytest.mark.parametrize("label", [-1, 4])
 def test_labels_outside_are_refused(label):
-    with pytest.raises(ValueError, match=rf"in \[0, 3\], 3 for background, found {label}"):
+    with pytest.raises(ValueError, match=rf"in \[0, 3\], 3 for background, got {label}"):
         focal_loss_sum(torch.zeros(2, 3), torch.tensor([0, label]))
 
 

@@ -5,7 +5,7 @@ import torch
 
 from focaldet.models import build, find_preset, named_config
 from focaldet.models.yolov2 import STRIDE_PX
-from focaldet.nets.necks import STRIDES_PX
+from focaldet.nets.necks import PYRAMID_STRIDES_PX
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.ops.grids import best_overlaps, prior_grids, pyramid_grids
@@ -28,14 +28,14 @@ def agree(boxes, grids, anchors, level_sizes):
         assert torch.allclose(best_overlaps(boxes, grid), pairwise_iou(boxes, laid).amax(1), atol=1e-5)
 
 
-@pytest.mark.parametrize("flavour", ["continuous", "torchvision", "detectron1"])
+@pytest.mark.parametrize("flavor", ["continuous", "torchvision", "detectron1"])
 @pytest.mark.parametrize("image", [ImageSize(160, 256), ImageSize(224, 96)])
-def test_pyramids(flavour, image):
-    config = AnchorConfig(flavour=flavour)
-    shapes = tuple((-(-image.height // stride), -(-image.width // stride)) for stride in STRIDES_PX)
-    anchors = pyramid_anchors(config, strides_px=STRIDES_PX, shapes=shapes, image=tuple(image))
+def test_pyramids(flavor, image):
+    config = AnchorConfig(flavor=flavor)
+    shapes = tuple((-(-image.height // stride), -(-image.width // stride)) for stride in PYRAMID_STRIDES_PX)
+    anchors = pyramid_anchors(config, strides_px=PYRAMID_STRIDES_PX, shapes=shapes, image=tuple(image))
     sizes = [rows * columns * config.per_cell for rows, columns in shapes]
-    grids = pyramid_grids(config, strides_px=STRIDES_PX, image=image)
+    grids = pyramid_grids(config, strides_px=PYRAMID_STRIDES_PX, image=image)
     agree(random_boxes(200, image), grids, anchors, sizes)
 
 
@@ -71,7 +71,7 @@ def test_the_published_priors(name):
 
 
 def test_offsets_by_the_word_of_the_released_program_lie_outside():
-    config = PriorConfig(centres="offset")
+    config = PriorConfig(centers="offset")
     cells = tuple((side, side) for side in (64, 32, 16, 8, 4, 2, 1))
     strides = named_config("ssd513_r101").strides_px
     names = tuple("abcdefg")

@@ -154,7 +154,7 @@ def test_an_object_keeps_the_anchors_that_an_ignored_box_would_take():
         ({"background_iou": -0.1}, "background_iou: Input should be greater than or equal to 0"),
         ({"ignore_coverage": 1.5}, "ignore_coverage: Input should be less than or equal to 1"),
         ({"ignore_coverage": 0}, "ignore_coverage: Input should be greater than 0"),
-        ({"foreground_iou": 0.3, "background_iou": 0.6}, "at most foreground_iou, which is 0.3, found 0.6"),
+        ({"foreground_iou": 0.3, "background_iou": 0.6}, "at most foreground_iou, which is 0.3, got 0.6"),
     ],
 )
 def test_settings_out_of_range_are_named(values, problem):

@@ -60,21 +60,21 @@ def test_the_number_of_priors():
     ("level", "first"), [(0, 2.5), (1, 2.5), (2, 10.5), (3, 26.5), (4, 58.5), (5, 122.5), (6, 256.5)]
 )
 def test_the_centres_at_513_px(level, first):
-    """Cell 0 at the start, the others at the stride; the single cell of the last map in the middle of the picture."""
+    """Cell 0 at the start, the others at the stride; the single cell of the last map in the middle of the image."""
     side, stride = CELLS_513[level][0], STRIDES_513[level]
     priors = level_priors(SSD513, level=level, stride_px=stride, cells=(side, side), image=(513, 513))
-    centres = ((priors[:, :2] + priors[:, 2:]) / 2).view(side, side, 8, 2)
-    assert centres[0, 0, 0].tolist() == pytest.approx([first, first], abs=1e-4)
-    assert centres[-1, 0, 5].tolist() == pytest.approx([first, first + (side - 1) * stride], abs=1e-3)
+    centers = ((priors[:, :2] + priors[:, 2:]) / 2).view(side, side, 8, 2)
+    assert centers[0, 0, 0].tolist() == pytest.approx([first, first], abs=1e-4)
+    assert centers[-1, 0, 5].tolist() == pytest.approx([first, first + (side - 1) * stride], abs=1e-3)
     if side > 1:
-        assert centres[0, 1, 0].tolist() == pytest.approx([first + stride, first], abs=1e-4)
+        assert centers[0, 1, 0].tolist() == pytest.approx([first + stride, first], abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("config", "strides"), [(SSD513, (8, 16, 32, 64, 128, 256)), (SSD321, (8, 16, 32, 64, 64))], ids=["513", "321"]
 )
 def test_the_starts_are_those_of_the_receptive_fields(config, strides):
-    """Centre of cell 0 through conv1 (7, pad 3), the pool (3, no pad), strided 1×1 and 2×2 convolutions, plus ½ px."""
+    """Center of cell 0 through conv1 (7, pad 3), the pool (3, no pad), strided 1×1 and 2×2 convolutions, plus ½ px."""
     position, step = 0.0, 1
     found = []
     extras = [(2, 2, 0)] * 4 if config is SSD513 else [(2, 2, 0), (2, 2, 0), (3, 1, 0)]
@@ -87,7 +87,7 @@ def test_the_starts_are_those_of_the_receptive_fields(config, strides):
 
 def test_the_released_program_by_its_word_lies_outside():
     """(w + offset) · step: 20 px for the first cell, and 256.5 · 513 for the last level."""
-    literal = PriorConfig(centres="offset")
+    literal = PriorConfig(centers="offset")
     first = level_priors(literal, level=0, stride_px=8, cells=(64, 64), image=(513, 513))[0]
     assert float(first[0] + first[2]) / 2 == 20
     last = level_priors(literal, level=6, stride_px=512, cells=(1, 1), image=(513, 513))[0]
@@ -97,9 +97,9 @@ def test_the_released_program_by_its_word_lies_outside():
 def test_cells_without_a_start_are_spread_evenly_over_the_picture():
     even = PriorConfig(percents=(5.0, 10.0), starts_px=(None,))
     priors = level_priors(even, level=0, stride_px=8, cells=(2, 4), image=(100, 320))
-    centres = ((priors[:, :2] + priors[:, 2:]) / 2).view(2, 4, 8, 2)
-    assert centres[:, 0, 0, 1].tolist() == [25, 75]
-    assert centres[0, :, 0, 0].tolist() == [40, 120, 200, 280]
+    centers = ((priors[:, :2] + priors[:, 2:]) / 2).view(2, 4, 8, 2)
+    assert centers[:, 0, 0, 1].tolist() == [25, 75]
+    assert centers[0, :, 0, 0].tolist() == [40, 120, 200, 280]
 
 
 def test_a_picture_that_is_no_square_warps_the_priors():

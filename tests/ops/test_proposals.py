@@ -1,4 +1,4 @@
-"""Region proposals, who is an object for the first stage, and the lots: against plain loops, 300 cases each."""
+"""Region proposals, who is an object for the first stage, and the noise: against plain loops, 300 cases each."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from focaldet.ops.boxes import decode, pairwise_iou
 from focaldet.ops.matching import MatchConfig, match
 from focaldet.ops.proposals import ProposalLimits, clip_to_frame, has_sides, match_inside, propose
-from focaldet.ops.sampling import SampleConfig, balanced
+from focaldet.ops.sampling import SampleConfig, sample_balanced
 
 CASES = 300
 RPN = MatchConfig(foreground_iou=0.7, background_iou=0.3, low_quality="any")
@@ -111,8 +111,8 @@ def test_no_anchors_match_nothing(low_quality):
     assert [len(part) for part in found] == [0, 0, 0]
 
 
-def literal_sample(lots, foreground, ignored, *, count, share):
-    drawn = sorted(range(len(lots)), key=lambda place: (lots[place], place))
+def literal_sample(noise, foreground, ignored, *, count, share):
+    drawn = sorted(range(len(noise)), key=lambda place: (noise[place], place))
     positives = [place for place in drawn if foreground[place] and not ignored[place]][: int(count * share)]
     negatives = [place for place in drawn if not foreground[place] and not ignored[place]]
     return sorted(positives + negatives[: count - len(positives)])
@@ -123,12 +123,12 @@ def test_lots_equal_a_plain_loop():
     full = small = 0
     for case in range(CASES):
         num = case % 40
-        lots = torch.rand(num, generator=generator).mul(20).round()
+        noise = torch.rand(num, generator=generator).mul(20).round()
         foreground = torch.rand(num, generator=generator) < (case % 5) / 4
         ignored = torch.rand(num, generator=generator) < 0.2
         count, share = 1 + case % 17, (case % 3) / 4
-        chosen = balanced(lots, foreground, ignored, config=SampleConfig(count=count, positives=share))
-        expected = literal_sample(lots.tolist(), foreground.tolist(), ignored.tolist(), count=count, share=share)
+        chosen = sample_balanced(noise, foreground, ignored, config=SampleConfig(count=count, positives=share))
+        expected = literal_sample(noise.tolist(), foreground.tolist(), ignored.tolist(), count=count, share=share)
         assert chosen.nonzero().flatten().tolist() == expected
         full, small = full + (len(expected) == count), small + (len(expected) < count)
     assert full and small
@@ -136,20 +136,21 @@ def test_lots_equal_a_plain_loop():
 
 def test_images_draw_each_their_own():
     generator = torch.Generator().manual_seed(0)
-    lots = torch.rand(4, 50, generator=generator)
+    noise = torch.rand(4, 50, generator=generator)
     foreground, ignored = torch.rand(4, 50, generator=generator) < 0.5, torch.rand(4, 50, generator=generator) < 0.1
     config = SampleConfig(count=10, positives=0.25)
-    together = balanced(lots, foreground, ignored, config=config)
+    together = sample_balanced(noise, foreground, ignored, config=config)
     assert together.sum(1).tolist() == [10] * 4
     assert (together & foreground).sum(1).tolist() == [2] * 4
-    for place in range(4):
-        assert torch.equal(together[place], balanced(lots[place], foreground[place], ignored[place], config=config))
+    for index in range(4):
+        alone = sample_balanced(noise[index], foreground[index], ignored[index], config=config)
+        assert torch.equal(together[index], alone)
 
 
 def test_every_negative_is_as_likely():
     torch.manual_seed(0)
     nothing = torch.zeros(3000, 8, dtype=torch.bool)
-    drawn = balanced(torch.rand(3000, 8), nothing, nothing, config=SampleConfig(count=2))
+    drawn = sample_balanced(torch.rand(3000, 8), nothing, nothing, config=SampleConfig(count=2))
     shares = drawn.float().mean(0)
     assert (shares - 0.25).abs().max() < 0.04  # five standard deviations
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align, roi_pool
 
-from focaldet.ops.roi import PoolConfig, blended, crop_and_resize, pool, pool_pyramid, region_levels
+from focaldet.ops.roi import PoolConfig, blend_corners, crop_and_resize, pool, pool_pyramid, region_levels
 
 KINDS = ("align", "align_legacy", "max", "crop_resize")
 FRAME = (256, 320)
@@ -227,7 +227,7 @@ def test_the_form_by_index_is_grid_sample(size):
     whole = torch.nn.functional.grid_sample(
         image[None].expand(6, -1, -1, -1), grid, padding_mode="border", align_corners=True
     )
-    found = blended(image, grid)
+    found = blend_corners(image, grid)
     torch.testing.assert_close(found, whole)
     weights = torch.randn(whole.shape, dtype=torch.float64, generator=generator)
     gradients = [torch.autograd.grad((crops * weights).sum(), image)[0] for crops in (found, whole)]

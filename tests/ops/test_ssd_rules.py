@@ -1,4 +1,4 @@
-"""SSD's matching and mining against the rules in words, one pair at a time: ties, empty pictures, ignored regions."""
+"""SSD's matching and mining against the rules in words, one pair at a time: ties, empty images, ignored regions."""
 
 import random
 from fractions import Fraction

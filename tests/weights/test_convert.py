@@ -139,7 +139,7 @@ def test_torchvision(folder, builder, model, background, ids, parts):
     assert (done.layout, done.model, done.background, done.skipped) == ("torchvision", model, background, ())
     assert (done.class_names, done.category_ids) == (tuple(COCO_NAMES[label] for label in ids), ids)
     assert {part: count for part, (count, _) in done.parts().items()} == parts
-    assert done.anchors["flavour"] == "torchvision" and done.anchors["order"] == "ratio, scale"
+    assert done.anchors["flavor"] == "torchvision" and done.anchors["order"] == "ratio, scale"
     assert all(len(one.made_of) == 1 for one in done.tensors)
     made_of = {one.name: one.made_of[0] for one in done.tensors}
     assert made_of["pyramid.output.2.bias"] == "backbone.fpn.layer_blocks.2.0.bias"

@@ -109,7 +109,7 @@ def test_a_named_input_overrules_the_file(own: tuple[Detector, Path]) -> None:
     ("setting", "message"),
     [
         ({"anchors": {"base_scale": 2.0}}, r"anchors\.base_scale is 4\.0 in the file, 2\.0 here"),
-        ({"anchors": {"flavour": "torchvision"}}, r"anchors\.flavour is 'continuous' in the file"),
+        ({"anchors": {"flavor": "torchvision"}}, r"anchors\.flavor is 'continuous' in the file"),
         ({"width": 64}, "width is 32 in the file, 64 here"),
         ({"p6_from": "P5"}, "p6_from is 'C5' in the file, 'P5' here"),
     ],
@@ -323,7 +323,7 @@ def test_counted_batches_tell_the_ordinary_epsilon(retinanet: dict[str, Tensor],
 def test_another_preset_is_refused_and_the_right_one_named(retinanet_path: Path) -> None:
     with torch.device("meta"):
         detector = build("retinanet_r50_fpn")
-    with pytest.raises(CheckpointError, match=r"anchors\.flavour is 'torchvision'.*it fits retinanet_r50_fpn_tv"):
+    with pytest.raises(CheckpointError, match=r"anchors\.flavor is 'torchvision'.*it fits retinanet_r50_fpn_tv"):
         load_into(detector, retinanet_path)
 
 

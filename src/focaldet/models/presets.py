@@ -48,7 +48,7 @@ class Preset:
     published: PublishedAP | None = None
 
 
-_TORCHVISION_ANCHORS = AnchorConfig(flavour="torchvision")
+_TORCHVISION_ANCHORS = AnchorConfig(flavor="torchvision")
 
 # Made for small data at 320 px: priors from 16 px on that lie evenly on every map.
 _SMALL_PRIORS = PriorConfig(
@@ -76,7 +76,7 @@ _SSD_R18 = SSDConfig(
 _FASTER_RCNN_TORCHVISION = FasterRCNNConfig(
     num_classes=90,
     norm_eps=0.0,
-    anchors=AnchorConfig(base_scale=8.0, scales=(1.0,), flavour="torchvision"),
+    anchors=AnchorConfig(base_scale=8.0, scales=(1.0,), flavor="torchvision"),
     pooling=PoolConfig(kind="align_legacy"),
     region=replace(FasterRCNNConfig().region, beta=1 / 9),
 )

@@ -22,7 +22,7 @@ from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.heads import Subnet, TowerInit, logit, prior_biases
-from focaldet.nets.necks import STRIDES_PX, FeaturePyramid
+from focaldet.nets.necks import PYRAMID_STRIDES_PX, FeaturePyramid
 from focaldet.nets.norm import NormKind
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.boxes import clip, decode, encode
@@ -116,7 +116,7 @@ class RetinaNetConfig(DetectorConfig):
 
     def grids(self, image: ImageSize) -> tuple[Grid, ...]:
         """The anchors of P3…P7."""
-        return pyramid_grids(self.anchors, strides_px=STRIDES_PX, image=image)
+        return pyramid_grids(self.anchors, strides_px=PYRAMID_STRIDES_PX, image=image)
 
 
 class RetinaNetOutputs(NamedTuple):
@@ -172,7 +172,7 @@ class RetinaNet(Detector):
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         anchors = pyramid_anchors(
             self.config.anchors,
-            strides_px=STRIDES_PX,
+            strides_px=PYRAMID_STRIDES_PX,
             shapes=shapes,
             image=(images.shape[-2], images.shape[-1]),
             device=images.device,

@@ -26,7 +26,7 @@ from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.dssd import Decoder
 from focaldet.nets.heads import TowerInit, prior_biases
 from focaldet.nets.norm import NormKind
-from focaldet.nets.ssd import ExtraLayers, Layers, LevelPredictor, at_level, extra_strides
+from focaldet.nets.ssd import ExtraLayers, LevelPredictor, SSDLayers, at_level, extra_strides
 from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.classifier import Classifier, class_loss_sum, decisions
 from focaldet.ops.grids import Grid, prior_grids
@@ -202,7 +202,7 @@ class SSD(Detector):
             ceil_pool=c.ceil_pool,
             dilated_c5=c.dilated_c5,
         )
-        layers = Layers(c.extra_norm or c.norm, c.norm_eps, c.tower_init)
+        layers = SSDLayers(c.extra_norm or c.norm, c.norm_eps, c.tower_init)
         self.source_maps = [list(BACKBONE_STRIDES_PX).index(name) for name in c.sources]
         widths = [self.backbone.channels[number] for number in self.source_maps]
         kernels = [at_level(c.extra_kernels, number) for number in range(c.priors.num_levels - len(widths))]
@@ -222,7 +222,7 @@ class SSD(Detector):
         self.backbone.freeze(c.frozen_stages)
         self.predictors = nn.ModuleList(self._predictor(level, width, layers) for level, width in enumerate(widths))
 
-    def _predictor(self, level: int, channels: int, layers: Layers) -> LevelPredictor:
+    def _predictor(self, level: int, channels: int, layers: SSDLayers) -> LevelPredictor:
         """What predicts on the map of one level."""
         c = self.config
         return LevelPredictor(

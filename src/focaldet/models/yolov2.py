@@ -1,7 +1,7 @@
 """YOLOv2: one grid of cells, boxes around clustered shapes ("YOLO9000: Better, Faster, Stronger", 2016).
 
     images → backbone → C5 → 3×3 3×3 ──────────────────────────┐
-                      → C4 → 1×1 → reorganised to the grid of C5 ┴→ 3×3 → 1×1 → S · (4 + 1 + K) numbers a cell
+                      → C4 → 1×1 → reorganized to the grid of C5 ┴→ 3×3 → 1×1 → S · (4 + 1 + K) numbers a cell
 
 It is the network of darknet's yolov2.cfg, the one that was released: the paper's text has no 1×1 before the
 reorganisation. The loss is that of darknet's region layer, of which the paper prints no equation.
@@ -24,7 +24,7 @@ from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
-from focaldet.nets.darknet import ConvLeaky, reorganise
+from focaldet.nets.darknet import ConvLeaky, reorganize
 from focaldet.nets.heads import logit
 from focaldet.nets.norm import NormKind
 from focaldet.ops.anchors import Positive
@@ -206,7 +206,7 @@ class YOLOv2(Detector):
             )
         c4, c5 = self.backbone(self.normalize(images))[2:]
         # darknet's route lists the passthrough first, and the weights of `merge` follow that order.
-        merged = self.merge(torch.cat([reorganise(self.passthrough(c4)), self.top(c5)], dim=1))
+        merged = self.merge(torch.cat([reorganize(self.passthrough(c4)), self.top(c5)], dim=1))
         cells = self.predict(merged).permute(0, 2, 3, 1)
         values = cells.reshape(len(cells), -1, 5 + self.config.num_classes).float()
         grid = (height // STRIDE_PX, width // STRIDE_PX)

@@ -71,7 +71,7 @@ class DarkNet19(Backbone):
         return [[first, second], *([block] for block in rest)]
 
 
-def reorganise(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 4*C H//2 W//2"]:
+def reorganize(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B 4*C H//2 W//2"]:
     """The map at half its size with four times its channels, in the order of darknet's `reorg` layer with stride 2.
 
     It is not the usual space-to-depth: the C × H × W numbers are first read as C/4 × 2H × 2W, that is taken apart into

@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from focaldet.nets.norm import NormKind
-from focaldet.nets.ssd import STRIDE_OF_KERNEL, ConvNormReLU, Layers, at_level, initialise
+from focaldet.nets.ssd import STRIDE_OF_KERNEL, ConvNormReLU, SSDLayers, at_level, initialize_ssd_layers
 
 
 class DeconvolutionModule(nn.Module):
     """The coarser map enlarged by a transposed convolution, times the finer one, and ReLU (figure 3 of the paper).
 
     The released script gives the first transposed convolution, from 1 cell to 2, stride 1: the same numbers as with
-    stride 2, which also fits larger pictures.
+    stride 2, which also fits larger images.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class DeconvolutionModule(nn.Module):
         self, coarse: Float[Tensor, "B C h w"], fine: Float[Tensor, "B D H W"], *, padding: int
     ) -> Float[Tensor, "B E H W"]:
         """`padding` is that of the convolution that made `coarse` of `fine`."""
-        raised = self.up_conv(fitted(self.up(coarse), like=fine, padding=padding))
+        raised = self.up_conv(fit_cells(self.up(coarse), like=fine, padding=padding))
         return F.relu(raised * self.fine_conv2(self.fine_conv1(fine)))
 
 
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
         kernels: Sequence[int],
         top_kernel: int,
         paddings: Sequence[int],
-        layers: Layers,
+        layers: SSDLayers,
     ) -> None:
         super().__init__()
         self.paddings = tuple(paddings)
@@ -69,7 +69,7 @@ class Decoder(nn.Module):
             )
             for level in range(top + 1)
         )
-        initialise(self, layers.tower_init)
+        initialize_ssd_layers(self, layers.tower_init)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """The combined maps, finest first; the last one is that of the encoder."""
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
         return combined
 
 
-def fitted(x: Float[Tensor, "B C h w"], *, like: Float[Tensor, "B D H W"], padding: int) -> Float[Tensor, "B C H W"]:
+def fit_cells(x: Float[Tensor, "B C h w"], *, like: Float[Tensor, "B D H W"], padding: int) -> Float[Tensor, "B C H W"]:
     """`x` brought to the cells of `like`, of which halving left a rest.
 
     Too large, it loses first the `padding` rows and columns that lay before the map, then the last ones; too small,

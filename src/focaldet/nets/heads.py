@@ -29,7 +29,7 @@ class Subnet(nn.Module):
     `norm` puts GroupNorm (`NORM_GROUPS` groups) between convolution and ReLU, whose bias it makes needless.
 
     Raises:
-        ConfigError: `norm` with a `width` that is no multiple of `NORM_GROUPS`.
+        ConfigError: `norm` with a `width` that is not a multiple of `NORM_GROUPS`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Subnet(nn.Module):
         super().__init__()
         if norm and depth and width % NORM_GROUPS:
             raise ConfigError(
-                f"width: GroupNorm in the subnets needs a multiple of its {NORM_GROUPS} groups, found {width}"
+                f"width: GroupNorm in the subnets needs a multiple of its {NORM_GROUPS} groups, got {width}"
             )
         self.values = values
         self.tower = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=not norm) for _ in range(depth))
@@ -94,6 +94,6 @@ def prior_biases(classifier: Classifier, *, num_classes: int, prior: float) -> t
     if background <= 0:
         raise ConfigError(
             f"prior: must be below 1 / {num_classes} where a softmax shares 1 among {num_classes} classes and the "
-            f"background, found {prior}"
+            f"background, got {prior}"
         )
     return (0.0,) * num_classes + (math.log(background / prior),)

@@ -16,11 +16,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from focaldet.nets.backbone import Staged
+from focaldet.nets.initialize import initialize_he
 from focaldet.nets.norm import FrozenBatchNorm, NormKind, conv_norm
 
-EPS = 1e-3
+INCEPTION_EPS = 1e-3
 """What all of the network's BatchNorms add to the variance."""
-GROUP_CHANNELS = 8  # of GroupNorm: all widths are multiples of it
+INCEPTION_GROUP_CHANNELS = 8  # of GroupNorm: all widths are multiples of it
 
 Padding = Literal["same", "valid"]
 Steps = Sequence[tuple[int, tuple[int, int]]]
@@ -39,7 +40,7 @@ class InceptionResNetShape:
 
     def width(self, published: int) -> int:
         """What becomes of a published width."""
-        return max(1, int(published * self.factor / GROUP_CHANNELS + 0.5)) * GROUP_CHANNELS
+        return max(1, int(published * self.factor / INCEPTION_GROUP_CHANNELS + 0.5)) * INCEPTION_GROUP_CHANNELS
 
 
 INCEPTION_RESNETS = {
@@ -75,7 +76,7 @@ class ShiftBatchNorm(nn.BatchNorm2d):
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
+class InceptionLayers:
     """How all layers are made."""
 
     shape: InceptionResNetShape
@@ -88,10 +89,10 @@ class Layers:
             return FrozenBatchNorm(channels, eps=self.eps)
         if self.norm == "batch":
             return ShiftBatchNorm(channels, eps=self.eps)
-        return nn.GroupNorm(channels // GROUP_CHANNELS, channels, eps=self.eps)
+        return nn.GroupNorm(channels // INCEPTION_GROUP_CHANNELS, channels, eps=self.eps)
 
 
-class ConvNormReLU(nn.Module):
+class InceptionConv(nn.Module):
     """A convolution without bias, normalization and ReLU. With padding "same" H cells become ⌈H / stride⌉."""
 
     def __init__(
@@ -100,7 +101,7 @@ class ConvNormReLU(nn.Module):
         published: int,
         kernel: tuple[int, int],
         *,
-        layers: Layers,
+        layers: InceptionLayers,
         stride: int = 1,
         dilation: int = 1,
         padding: Padding = "same",
@@ -114,17 +115,17 @@ class ConvNormReLU(nn.Module):
         self.bn = layers.norm_layer(self.channels)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
-        x = padded_for_halving(x) if self.pads_before else x
+        x = pad_for_halving(x) if self.pads_before else x
         return F.relu(conv_norm(x, self.conv, self.bn), inplace=True)
 
 
 class MixedBlock(nn.Module):
     """Mixed_5b: three branches of convolutions and one of a 3×3 mean, which leaves padding out of its count."""
 
-    def __init__(self, channels: int, *, layers: Layers) -> None:
+    def __init__(self, channels: int, *, layers: InceptionLayers) -> None:
         super().__init__()
         branches = [_branch(channels, steps, layers=layers) for steps in _MIXED_5B]
-        pooled = ConvNormReLU(channels, 64, (1, 1), layers=layers)
+        pooled = InceptionConv(channels, 64, (1, 1), layers=layers)
         self.branch0, self.branch1, self.branch2 = branches
         self.branch3 = nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), pooled)
         self.channels = sum(map(_width, branches)) + pooled.channels
@@ -137,7 +138,7 @@ class Reduction(nn.Module):
     """Mixed_6a and Mixed_7a: branches whose last convolution has the stride, and a 3×3 maximum with the same stride."""
 
     def __init__(
-        self, channels: int, branches: Sequence[Steps], *, stride: int, padding: Padding, layers: Layers
+        self, channels: int, branches: Sequence[Steps], *, stride: int, padding: Padding, layers: InceptionLayers
     ) -> None:
         super().__init__()
         self.stride, self.padding = stride, padding
@@ -160,7 +161,7 @@ class ResidualBlock(nn.Module):
         branches: Sequence[Steps],
         *,
         scale: float,
-        layers: Layers,
+        layers: InceptionLayers,
         dilation: int = 1,
         relu: bool = True,
     ) -> None:
@@ -193,18 +194,18 @@ class InceptionResNetTrunk(Staged):
         shape: InceptionResNetShape,
         *,
         norm: NormKind = "frozen",
-        eps: float = EPS,
+        eps: float = INCEPTION_EPS,
         output_stride: Literal[8, 16] = 16,
         padding: Padding = "same",
     ) -> None:
         super().__init__()
-        layers = Layers(shape, norm, eps)
+        layers = InceptionLayers(shape, norm, eps)
         self.padding = padding
-        self.conv2d_1a = ConvNormReLU(3, 32, (3, 3), layers=layers, stride=2, padding=padding)
-        self.conv2d_2a = ConvNormReLU(self.conv2d_1a.channels, 32, (3, 3), layers=layers, padding=padding)
-        self.conv2d_2b = ConvNormReLU(self.conv2d_2a.channels, 64, (3, 3), layers=layers)
-        self.conv2d_3b = ConvNormReLU(self.conv2d_2b.channels, 80, (1, 1), layers=layers)
-        self.conv2d_4a = ConvNormReLU(self.conv2d_3b.channels, 192, (3, 3), layers=layers, padding=padding)
+        self.conv2d_1a = InceptionConv(3, 32, (3, 3), layers=layers, stride=2, padding=padding)
+        self.conv2d_2a = InceptionConv(self.conv2d_1a.channels, 32, (3, 3), layers=layers, padding=padding)
+        self.conv2d_2b = InceptionConv(self.conv2d_2a.channels, 64, (3, 3), layers=layers)
+        self.conv2d_3b = InceptionConv(self.conv2d_2b.channels, 80, (1, 1), layers=layers)
+        self.conv2d_4a = InceptionConv(self.conv2d_3b.channels, 192, (3, 3), layers=layers, padding=padding)
         self.mixed_5b = MixedBlock(self.conv2d_4a.channels, layers=layers)
         count35, count17, _ = shape.repeats
         width = self.mixed_5b.channels
@@ -219,7 +220,7 @@ class InceptionResNetTrunk(Staged):
         )
         self.channels = (self.conv2d_4a.channels, width, last)
         self.strides_px = (4, 8, output_stride)
-        _initialise(self)
+        initialize_he(self.modules())
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """The three maps of normalized images, finest first."""
@@ -245,9 +246,9 @@ class InceptionResNetTail(nn.Module):
     original: 17×17 cells become 8×8, and fewer than 3×3 cannot be taken. Any number of regions can be, none included.
     """
 
-    def __init__(self, shape: InceptionResNetShape, *, norm: NormKind = "frozen", eps: float = EPS) -> None:
+    def __init__(self, shape: InceptionResNetShape, *, norm: NormKind = "frozen", eps: float = INCEPTION_EPS) -> None:
         super().__init__()
-        layers = Layers(shape, norm, eps)
+        layers = InceptionLayers(shape, norm, eps)
         self.in_channels = trunk_width(shape)
         self.mixed_7a = Reduction(self.in_channels, _MIXED_7A, stride=2, padding="valid", layers=layers)
         width = self.mixed_7a.channels
@@ -255,9 +256,9 @@ class InceptionResNetTail(nn.Module):
             *(ResidualBlock(width, _BLOCK8, scale=0.2, layers=layers) for _ in range(shape.repeats[2]))
         )
         self.block8 = ResidualBlock(width, _BLOCK8, scale=1.0, relu=False, layers=layers)
-        self.conv2d_7b = ConvNormReLU(width, 1536, (1, 1), layers=layers)
+        self.conv2d_7b = InceptionConv(width, 1536, (1, 1), layers=layers)
         self.channels = self.conv2d_7b.channels
-        _initialise(self)
+        initialize_he(self.modules())
 
     def forward(self, crops: Float[Tensor, "R C H W"]) -> Float[Tensor, "R D h w"]:
         x: Tensor = self.conv2d_7b(self.block8(self.repeat_2(self.mixed_7a(crops))))
@@ -269,7 +270,7 @@ def trunk_width(shape: InceptionResNetShape) -> int:
     return sum(shape.width(published) for published in (384, 384, 96, 64, 96, 64))
 
 
-def padded_for_halving(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+def pad_for_halving(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
     """`x` with TensorFlow's SAME padding for a 3×3 kernel of stride 2, in zeros.
 
     H cells shall become ⌈H / 2⌉, which takes 1 more row for even H and 2 for odd H. Of an odd number of rows the larger
@@ -290,14 +291,20 @@ def max_pool(x: Float[Tensor, "B C H W"], *, stride: int, padding: Padding) -> F
 
 
 def _branch(
-    channels: int, steps: Steps, *, layers: Layers, stride: int = 1, dilation: int = 1, padding: Padding = "same"
-) -> ConvNormReLU | nn.Sequential:
+    channels: int,
+    steps: Steps,
+    *,
+    layers: InceptionLayers,
+    stride: int = 1,
+    dilation: int = 1,
+    padding: Padding = "same",
+) -> InceptionConv | nn.Sequential:
     """Convolutions one after the other, the last one with `stride` and `padding`; a single one is no Sequential."""
-    convs: list[ConvNormReLU] = []
+    convs: list[InceptionConv] = []
     for place, (published, kernel) in enumerate(steps, start=1):
         last = place == len(steps)
         convs.append(
-            ConvNormReLU(
+            InceptionConv(
                 convs[-1].channels if convs else channels,
                 published,
                 kernel,
@@ -310,15 +317,7 @@ def _branch(
     return convs[0] if len(convs) == 1 else nn.Sequential(*convs)
 
 
-def _width(branch: ConvNormReLU | nn.Sequential) -> int:
-    last = branch if isinstance(branch, ConvNormReLU) else branch[-1]
-    assert isinstance(last, ConvNormReLU)
+def _width(branch: InceptionConv | nn.Sequential) -> int:
+    last = branch if isinstance(branch, InceptionConv) else branch[-1]
+    assert isinstance(last, InceptionConv)
     return last.channels
-
-
-def _initialise(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)

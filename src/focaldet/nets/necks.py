@@ -9,9 +9,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from focaldet.nets.initialize import initialize_xavier
 from focaldet.nets.norm import NormKind, norm_layer
 
-STRIDES_PX = (8, 16, 32, 64, 128)
+PYRAMID_STRIDES_PX = (8, 16, 32, 64, 128)
 REGION_STRIDES_PX = (4, 8, 16, 32, 64)
 
 
@@ -46,7 +47,7 @@ class FeaturePyramid(nn.Module):
         self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
         self.p6 = HalvingConv(channels[-1] if p6_from == "C5" else width, width)
         self.p7 = HalvingConv(width, width)
-        _initialise(self)
+        initialize_xavier(self.modules())
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """P3…P7 from C3, C4, C5, finest first."""
@@ -71,7 +72,7 @@ class RegionPyramid(nn.Module):
         count = len(channels) if norm is not None else 0
         self.lateral_norms = nn.ModuleList(norm_layer(norm or "frozen", width, eps=eps) for _ in range(count))
         self.output_norms = nn.ModuleList(norm_layer(norm or "frozen", width, eps=eps) for _ in range(count))
-        _initialise(self)
+        initialize_xavier(self.modules())
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """P2…P6 from C2…C5, finest first."""
@@ -91,11 +92,3 @@ def _each(convs: nn.ModuleList, norms: nn.ModuleList, maps: Sequence[Tensor]) ->
     """Every map through its convolution and, where there are any, its normalization."""
     convolved = [conv(x) for conv, x in zip(convs, maps, strict=True)]
     return [norm(x) for norm, x in zip(norms, convolved, strict=True)] if norms else convolved
-
-
-def _initialise(pyramid: nn.Module) -> None:
-    for module in pyramid.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_uniform_(module.weight, a=1)  # Caffe's XavierFill
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)

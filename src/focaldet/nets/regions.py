@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from focaldet.config import validated
 from focaldet.nets.backbone import Staged
 from focaldet.nets.heads import TowerInit
+from focaldet.nets.initialize import initialize_xavier
 from focaldet.nets.norm import NormKind, norm_layer
 
 BOX_STD = 0.001  # of the box layer's first weights (Girshick 2015, section 3.1)
@@ -96,7 +97,7 @@ class TwoLayers(nn.Module):
         self.width = width
         self.fc6 = nn.Linear(channels * size * size, width)
         self.fc7 = nn.Linear(width, width)
-        _initialise([self.fc6, self.fc7])
+        initialize_xavier([self.fc6, self.fc7])
 
     def forward(self, pooled: Float[Tensor, "R C S S"]) -> Float[Tensor, "R D"]:
         """A vector of each region."""
@@ -118,13 +119,13 @@ class FourConvolutions(nn.Module):
         for conv in self.tower:
             assert isinstance(conv, nn.Conv2d)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-        _initialise([self.fc])
+        initialize_xavier([self.fc])
 
     def forward(self, pooled: Float[Tensor, "R C S S"]) -> Float[Tensor, "R D"]:
         """A vector of each region."""
         x = pooled
         for conv, norm in zip(self.tower, self.norms, strict=True):
-            x = F.relu(_normed(conv(x), norm), inplace=True)
+            x = F.relu(_apply_norm(conv(x), norm), inplace=True)
         return F.relu(self.fc(x.flatten(1)), inplace=True)
 
 
@@ -181,13 +182,7 @@ class RegionPredictor(nn.Module):
         return self.classes(vectors).float(), boxes[:, : self.num_classes]
 
 
-def _initialise(layers: Sequence[nn.Linear]) -> None:
-    for layer in layers:
-        nn.init.kaiming_uniform_(layer.weight, a=1)  # Caffe's XavierFill
-        nn.init.zeros_(layer.bias)
-
-
-def _normed(x: Float[Tensor, "R C S S"], norm: nn.Module) -> Float[Tensor, "R C S S"]:
+def _apply_norm(x: Float[Tensor, "R C S S"], norm: nn.Module) -> Float[Tensor, "R C S S"]:
     """`norm(x)`; without regions its affine part alone, as no statistics can be taken of nothing."""
     if len(x):
         y: Tensor = norm(x)

@@ -137,7 +137,7 @@ class ResNet(Backbone):
             self.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
             widths.append(channels)
         self.channels = (widths[0], widths[1], widths[2], widths[3])
-        self._initialise()
+        self._initialize()
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """The maps C2…C5 of normalized images; to C4 after `cut`."""
@@ -162,7 +162,7 @@ class ResNet(Backbone):
     def _layers(self) -> list[nn.Module]:
         return [module for name, module in self.named_children() if name.startswith("layer")]
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

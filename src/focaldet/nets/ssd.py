@@ -19,11 +19,11 @@ from focaldet.nets.norm import NormKind, conv_norm, norm_layer
 
 EXPANSION = 4
 STRIDE_OF_KERNEL = {2: 2, 3: 1}  # of the extra layers, as the released scripts have them
-GROUP_CHANNELS = 16  # of GroupNorm: with fewer, a group of the 1 × 1 map is a single number or nearly so
+SSD_GROUP_CHANNELS = 16  # of GroupNorm: with fewer, a group of the 1 × 1 map is a single number or nearly so
 
 
 @dataclass(frozen=True, slots=True)
-class Layers:
+class SSDLayers:
     """How all layers behind the backbone are made."""
 
     norm: NormKind
@@ -50,7 +50,7 @@ class ProjectedBottleneck(nn.Module):
 
     `kernel` and `stride` are those of the shortcut and of the first convolution. With kernel and stride 1 it is the
     prediction module (c) of the paper's figure 2, with both 2 (or 3 and 1) an extra layer. A map smaller than the
-    kernel is padded to it with zeros, so that any picture goes through.
+    kernel is padded to it with zeros, so that any image goes through.
 
     Raises:
         ConfigError: in training, BatchNorm meets a single cell of a single image, which has no deviation.
@@ -110,7 +110,7 @@ class ExtraLayers(nn.ModuleList):
         *,
         kernels: Sequence[int],
         paddings: Sequence[int],
-        layers: Layers,
+        layers: SSDLayers,
     ) -> None:
         super().__init__()
         for place, kernel in enumerate(kernels):
@@ -125,7 +125,7 @@ class ExtraLayers(nn.ModuleList):
                     eps=layers.eps,
                 )
             )
-        initialise(self, layers.tower_init)
+        initialize_ssd_layers(self, layers.tower_init)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
         """The map after each layer, finest first."""
@@ -154,7 +154,7 @@ class LevelPredictor(nn.Module):
         biases: Sequence[float],
         std: float | None,
         inter_width: int | None,
-        layers: Layers,
+        layers: SSDLayers,
     ) -> None:
         super().__init__()
         norm, eps = layers.norm, layers.eps
@@ -165,7 +165,7 @@ class LevelPredictor(nn.Module):
         if inter_width is not None:
             self.class_inter = ConvNormReLU(out_channels, inter_width, norm=norm, eps=eps)
             self.box_inter = ConvNormReLU(out_channels, inter_width, norm=norm, eps=eps)
-        initialise(self, layers.tower_init)
+        initialize_ssd_layers(self, layers.tower_init)
         last = inter_width or out_channels
         self.classes = nn.Conv2d(last, per_cell * len(biases), kernel, padding=kernel // 2)
         self.boxes = nn.Conv2d(last, per_cell * 4, kernel, padding=kernel // 2)
@@ -195,7 +195,7 @@ def _per_prior(x: Float[Tensor, "B C H W"], values: int) -> Float[Tensor, "B A V
 def _norm(kind: NormKind, channels: int, *, eps: float) -> nn.Module:
     """As everywhere in the nets, but for the size of the groups."""
     if kind == "group":
-        return nn.GroupNorm(max(1, channels // GROUP_CHANNELS), channels, eps=eps)
+        return nn.GroupNorm(max(1, channels // SSD_GROUP_CHANNELS), channels, eps=eps)
     return norm_layer(kind, channels, eps=eps)
 
 
@@ -210,7 +210,7 @@ def extra_strides(stride: int, kernels: Sequence[int], *, count: int) -> list[in
     return list(accumulate(factors, operator.mul, initial=stride))[1:]
 
 
-def initialise(module: nn.Module, tower_init: TowerInit) -> None:
+def initialize_ssd_layers(module: nn.Module, tower_init: TowerInit) -> None:
     """Start all convolutions of `module` from N(0, 0.01), as the original before its BatchNorm, or from He's."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):

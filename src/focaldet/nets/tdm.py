@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from focaldet.nets.dssd import fitted
+from focaldet.nets.dssd import fit_cells
+from focaldet.nets.initialize import initialize_he
 
 WIDTHS_TO_STRIDE_8 = (256,)
 """Widths of the two sides of each module, coarsest first: one module from stride 16 to 8, its map has 512 channels."""
@@ -37,7 +38,7 @@ class TopDownModule(nn.Module):
     def forward(self, coarse: Float[Tensor, "B C h w"], fine: Float[Tensor, "B D H W"]) -> Float[Tensor, "B E H W"]:
         top = F.relu(self.top_down(coarse), inplace=True)
         if coarse.shape[-2:] != fine.shape[-2:]:
-            top = fitted(F.interpolate(top, scale_factor=2, mode="nearest"), like=fine, padding=0)
+            top = fit_cells(F.interpolate(top, scale_factor=2, mode="nearest"), like=fine, padding=0)
         both = torch.cat([F.relu(self.lateral(fine), inplace=True), top], 1)
         return F.relu(self.output(both), inplace=True)
 
@@ -56,7 +57,7 @@ class TopDownNetwork(nn.Module):
             modules.append(TopDownModule(coarse, channels[-2 - place], width))
         self.steps = nn.ModuleList(modules)
         self.channels = modules[-1].channels
-        _initialise(self)
+        initialize_he(self.modules())
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The last module's map, the only level. `maps` are finest first, with the channels given at the start."""
@@ -64,11 +65,3 @@ class TopDownNetwork(nn.Module):
         for place, module in enumerate(self.steps):
             x = module(x, maps[-2 - place])
         return [x]
-
-
-def _initialise(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-            assert part.bias is not None
-            nn.init.zeros_(part.bias)

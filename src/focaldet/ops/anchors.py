@@ -3,8 +3,9 @@
 Axes: S anchors per cell, A anchors of a level or of all levels. Ratio = height / width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,8 +16,8 @@ from focaldet.config import validated
 from focaldet.ops.constants import cache_constants
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Several = Annotated[tuple[Positive, ...], Field(min_length=1)]
-Flavour = Literal["continuous", "torchvision", "detectron1"]
+PositiveFloats = Annotated[tuple[Positive, ...], Field(min_length=1)]
+Flavor = Literal["continuous", "torchvision", "detectron1"]
 
 
 @validated
@@ -24,15 +25,17 @@ Flavour = Literal["continuous", "torchvision", "detectron1"]
 class AnchorConfig:
     """Anchor shapes of a pyramid level: every scale with every ratio (Focal Loss paper, section 4).
 
-    The base side of a level is `base_scale` × its stride: 32…512 px at P3…P7. `flavour` says how other programs round:
-    `torchvision` truncates sizes and rounds corners to whole pixels; `detectron1` rounds at the base stride and centres
+    The base side of a level is `base_scale` × its stride: 32…512 px at P3…P7. `flavor` says how other programs round:
+    `torchvision` truncates sizes and rounds corners to whole pixels; `detectron1` rounds at the base stride and centers
     cell 0 at (stride - 1) / 2. `order` is the order of the S anchors in the channels of the subnets.
     """
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"flavour": "flavor"}
+
     base_scale: Positive = 4.0
-    scales: Several = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    ratios: Several = (0.5, 1.0, 2.0)
-    flavour: Flavour = "continuous"
+    scales: PositiveFloats = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    ratios: PositiveFloats = (0.5, 1.0, 2.0)
+    flavor: Flavor = "continuous"
     order: Literal["ratio, scale", "scale, ratio"] = "ratio, scale"
 
     @property
@@ -42,21 +45,21 @@ class AnchorConfig:
 
 
 def cell_anchors(config: AnchorConfig, *, stride_px: int) -> Float[Tensor, "S 4"]:
-    """The anchors of one cell around (0, 0), or around the centre of cell 0 for the `detectron1` flavour."""
+    """The anchors of one cell around (0, 0), or around the center of cell 0 for the `detectron1` flavor."""
     pairs = [(ratio, scale) for ratio in config.ratios for scale in config.scales]
     if config.order == "scale, ratio":
         pairs = [(ratio, scale) for scale in config.scales for ratio in config.ratios]
-    if config.flavour == "detectron1":
+    if config.flavor == "detectron1":
         return torch.tensor([_detectron1(config, stride_px, ratio, scale) for ratio, scale in pairs])
     base = config.base_scale * stride_px
-    if config.flavour == "torchvision":
+    if config.flavor == "torchvision":
         sizes = torch.tensor([float(int(base * scale)) for _, scale in pairs])
     else:
         sizes = torch.tensor([base * scale for _, scale in pairs])
     root = torch.tensor([ratio for ratio, _ in pairs]).sqrt()
     width, height = sizes * (1 / root), sizes * root
     anchors = torch.stack([-width, -height, width, height], dim=1) / 2
-    return anchors.round() if config.flavour == "torchvision" else anchors
+    return anchors.round() if config.flavor == "torchvision" else anchors
 
 
 def _detectron1(config: AnchorConfig, stride_px: int, ratio: float, scale: float) -> list[float]:
@@ -102,10 +105,10 @@ def pyramid_anchors(
     """The anchors of all levels, finest first. `shapes` are (height, width) of the feature maps, `image` of the input.
 
     torchvision divides the input by the map to get the distance of the cells, so its coarse levels drift by some
-    pixels where the division leaves a rest; the `torchvision` flavour does the same. The answer is shared between
+    pixels where the division leaves a rest; the `torchvision` flavor does the same. The answer is shared between
     calls: never write into it.
     """
-    exact = config.flavour != "torchvision"
+    exact = config.flavor != "torchvision"
     with torch.inference_mode(False):  # what evaluation caches, training must be able to use
         levels = [
             level_anchors(

@@ -51,7 +51,7 @@ def elementwise_iou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"])
 
 
 def elementwise_giou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
-    """Generalised IoU of the i-th boxes, in (-1, 1]; differentiable (Rezatofighi et al. 2019).
+    """Generalized IoU of the i-th boxes, in (-1, 1]; differentiable (Rezatofighi et al. 2019).
 
     IoU minus the share of the smallest enclosing box that neither box covers.
     """
@@ -65,7 +65,7 @@ def elementwise_giou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]
 def elementwise_diou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
     """Distance IoU of the i-th boxes, in (-1, 1]; differentiable (Zheng et al. 2020, eq. 7).
 
-    IoU minus the squared distance of the centres over the squared diagonal of the smallest enclosing box.
+    IoU minus the squared distance of the centers over the squared diagonal of the smallest enclosing box.
     """
     distance = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]) / 2
     diagonal = _hull_sides(first, second).square().sum(-1)

@@ -21,15 +21,15 @@ class Clusters(NamedTuple):
     average_iou: float
 
 
-def centred_iou(first: Float64[Tensor, "M 2"], second: Float64[Tensor, "S 2"]) -> Float64[Tensor, "M S"]:
-    """IoU of every pair of (width, height) at a common centre, in (0, 1]; all sides must be positive."""
+def centered_iou(first: Float64[Tensor, "M 2"], second: Float64[Tensor, "S 2"]) -> Float64[Tensor, "M S"]:
+    """IoU of every pair of (width, height) at a common center, in (0, 1]; all sides must be positive."""
     shared = torch.minimum(first[:, None], second[None]).prod(-1)
     return shared / (first.prod(-1)[:, None] + second.prod(-1)[None] - shared)
 
 
 def average_iou(sizes: Float64[Tensor, "M 2"], clusters: Float64[Tensor, "S 2"]) -> float:
     """The mean IoU of each box with the cluster that fits it best."""
-    return float(centred_iou(sizes, clusters).amax(1).mean())
+    return float(centered_iou(sizes, clusters).amax(1).mean())
 
 
 def cluster_sizes(sizes: Float64[Tensor, "M 2"], *, num_clusters: int, seed: int) -> Clusters:
@@ -43,7 +43,7 @@ def cluster_sizes(sizes: Float64[Tensor, "M 2"], *, num_clusters: int, seed: int
     """
     different = len(torch.unique(sizes, dim=0))
     if not 1 <= num_clusters <= different:
-        raise ConfigError(f"clusters: must be in 1…{different}, the number of different shapes, found {num_clusters}")
+        raise ConfigError(f"clusters: must be in 1…{different}, the number of different shapes, got {num_clusters}")
     generator = torch.Generator().manual_seed(seed)
     best = max((_run(sizes, num_clusters, generator) for _ in range(RESTARTS)), key=lambda found: found.average_iou)
     return best._replace(sizes=best.sizes[best.sizes.prod(1).argsort(stable=True)])
@@ -51,10 +51,10 @@ def cluster_sizes(sizes: Float64[Tensor, "M 2"], *, num_clusters: int, seed: int
 
 def _run(sizes: Float64[Tensor, "M 2"], num_clusters: int, generator: torch.Generator) -> Clusters:
     """The best round from one start."""
-    clusters = _spread(sizes, num_clusters, generator)
+    clusters = _initial_clusters(sizes, num_clusters, generator)
     best, previous = Clusters(clusters, 0.0), None
     for _ in range(MAX_ROUNDS):
-        fit, nearest = centred_iou(sizes, clusters).max(1)
+        fit, nearest = centered_iou(sizes, clusters).max(1)
         if (found := float(fit.mean())) > best.average_iou:
             best = Clusters(clusters, found)
         if previous is not None and torch.equal(nearest, previous):
@@ -63,11 +63,13 @@ def _run(sizes: Float64[Tensor, "M 2"], num_clusters: int, generator: torch.Gene
     return best
 
 
-def _spread(sizes: Float64[Tensor, "M 2"], num_clusters: int, generator: torch.Generator) -> Float64[Tensor, "S 2"]:
+def _initial_clusters(
+    sizes: Float64[Tensor, "M 2"], num_clusters: int, generator: torch.Generator
+) -> Float64[Tensor, "S 2"]:
     """Boxes to start from, each drawn in proportion to its squared distance from those before (k-means++)."""
     chosen = sizes[torch.randint(len(sizes), (1,), generator=generator)]
     while len(chosen) < num_clusters:
-        distance = (1 - centred_iou(sizes, chosen).amax(1)).clamp(min=0).square()
+        distance = (1 - centered_iou(sizes, chosen).amax(1)).clamp(min=0).square()
         place = torch.multinomial(distance, 1, generator=generator) if len(sizes) < 1 << 24 else distance.argmax()[None]
         chosen = torch.cat([chosen, sizes[place]])
     return chosen

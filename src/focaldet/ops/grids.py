@@ -1,7 +1,7 @@
 """Anchors as regular grids, and how well the best anchor of a grid fits a box without laying the grid out.
 
 Axes: M boxes, S anchors per cell, L levels. The overlap of a box with an anchor of fixed shape only shrinks with the
-distance of their centres, along x and along y alike. So the best anchor of a grid lies, for each shape, in the cell
+distance of their centers, along x and along y alike. So the best anchor of a grid lies, for each shape, in the cell
 nearest to the box, and M × S overlaps say exactly what all anchors would.
 """
 
@@ -21,7 +21,7 @@ class Grid(NamedTuple):
     """The anchors of one map: those of cell (0, 0) as xyxy pixels, the distance (x, y) of the cells in pixels, and the
     number of cells (rows, columns).
 
-    With `by_shape` an object belongs to the cell of its centre and its box may lie anywhere in it, as in YOLOv2: then
+    With `by_shape` an object belongs to the cell of its center and its box may lie anywhere in it, as in YOLOv2: then
     only width and height decide how well an anchor fits.
     """
 
@@ -38,7 +38,7 @@ class Grid(NamedTuple):
 
 
 def best_overlaps(boxes: Float[Tensor, "M 4"], grid: Grid) -> Float[Tensor, " M"]:
-    """IoU of each box (xyxy pixels) with the best anchor of the grid, in [0, 1]; with `by_shape` at a common centre."""
+    """IoU of each box (xyxy pixels) with the best anchor of the grid, in [0, 1]; with `by_shape` at a common center."""
     first = grid.first.to(boxes.dtype)
     center = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2
     size = boxes[:, None, 2:] - boxes[:, None, :2]
@@ -58,7 +58,7 @@ def pyramid_grids(config: AnchorConfig, *, strides_px: tuple[int, ...], image: I
     grids = []
     for stride in strides_px:
         rows, columns = (-(-side // stride) for side in image)
-        is_divided = config.flavour == "torchvision"
+        is_divided = config.flavor == "torchvision"
         step = (image.width // columns, image.height // rows) if is_divided else (stride, stride)
         grids.append(Grid(f"stride {stride}", cell_anchors(config, stride_px=stride), step, (rows, columns)))
     return tuple(grids)

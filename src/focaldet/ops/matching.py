@@ -45,7 +45,7 @@ class MatchConfig:
         if self.background_iou > self.foreground_iou:
             raise ConfigError(
                 f"background_iou: must be at most foreground_iou, which is {self.foreground_iou}, "
-                f"found {self.background_iou}"
+                f"got {self.background_iou}"
             )
 
 

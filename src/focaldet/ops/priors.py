@@ -1,11 +1,12 @@
-"""Prior boxes of SSD (Liu et al. 2016, section 2.2): shapes that are shares of the picture, on the cells of every map.
+"""Prior boxes of SSD (Liu et al. 2016, section 2.2): shapes that are shares of the image, on the cells of every map.
 
 Axes: S priors per cell, A priors of a level or of all levels. Shapes are (width, height) pixels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from focaldet.config import validated
 from focaldet.errors import ConfigError
 from focaldet.ops.constants import cache_constants
 
-Several = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=2)]
+Percents = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=2)]
 Elongations = tuple[Annotated[float, Field(gt=1, allow_inf_nan=False)], ...]
 
 
@@ -25,31 +26,33 @@ Elongations = tuple[Annotated[float, Field(gt=1, allow_inf_nan=False)], ...]
 class PriorConfig:
     """Priors of L levels.
 
-    `percents` are L + 1 sizes in per cent of the picture's side. Level l goes from its own to the next one: a square of
+    `percents` are L + 1 sizes in per cent of the image's side. Level l goes from its own to the next one: a square of
     the smaller side, one of their geometric mean, and for every r of `elongations` the smaller one stretched to width :
     height = r and to 1 : r. `whole_px` cuts the sizes to whole pixels before, as Caffe's prior_box_layer does.
 
-    `starts_px` is the centre of cell 0 of each level; the others follow at the level's stride. None spreads the cells
-    evenly over the picture. `centres` "offset" is the released program taken by its word, start as an offset in cells:
+    `starts_px` is the center of cell 0 of each level; the others follow at the level's stride. None spreads the cells
+    evenly over the image. `centers` "offset" is the released program taken by its word, start as an offset in cells:
     (w + start) · step, which lies far outside; only for comparing weights with it.
 
     Raises:
         ConfigError: `percents` do not grow, or are not one more than `starts_px`.
     """
 
-    percents: Several = (4.0, 10.0, 27.0, 44.0, 61.0, 78.0, 95.0, 112.0)
+    renamed_keys: ClassVar[Mapping[str, str]] = {"centres": "centers"}
+
+    percents: Percents = (4.0, 10.0, 27.0, 44.0, 61.0, 78.0, 95.0, 112.0)
     elongations: Elongations = (1.6, 2.0, 3.0)
     whole_px: bool = True
     starts_px: tuple[float | None, ...] = (2.5, 2.5, 10.5, 26.5, 58.5, 122.5, None)
-    centres: Literal["start", "offset"] = "start"
+    centers: Literal["start", "offset"] = "start"
 
     def __post_init__(self) -> None:
         if len(self.percents) != len(self.starts_px) + 1:
             raise ConfigError(
-                f"percents: must be one more than the {len(self.starts_px)} starts_px, found {len(self.percents)}"
+                f"percents: must be one more than the {len(self.starts_px)} starts_px, got {len(self.percents)}"
             )
         if any(left >= right for left, right in pairwise(self.percents)):
-            raise ConfigError(f"percents: must grow from level to level, found {self.percents}")
+            raise ConfigError(f"percents: must grow from level to level, got {self.percents}")
 
     @property
     def per_cell(self) -> int:
@@ -63,7 +66,7 @@ class PriorConfig:
 
 
 def prior_shapes(config: PriorConfig, *, level: int, side_px: int) -> Float[Tensor, "S 2"]:
-    """The shapes of one level in a picture `side_px` wide and high, in the order of Caffe's channels.
+    """The shapes of one level in a image `side_px` wide and high, in the order of Caffe's channels.
 
     Min square, square of the geometric mean, then of each elongation the wide one and the high one.
     """
@@ -78,14 +81,14 @@ def prior_shapes(config: PriorConfig, *, level: int, side_px: int) -> Float[Tens
     return torch.tensor(shapes, dtype=torch.float32)
 
 
-def _centres(config: PriorConfig, *, level: int, stride_px: int, cells: int, side_px: int) -> Float[Tensor, " cells"]:
+def _centers(config: PriorConfig, *, level: int, stride_px: int, cells: int, side_px: int) -> Float[Tensor, " cells"]:
     """Where the cells of one axis of a map lie, in pixels."""
     start, step = config.starts_px[level], float(stride_px)
     if start is None:
         step = side_px / cells
         start = step / 2
     places = torch.arange(cells, dtype=torch.float32)
-    return start + places * step if config.centres == "start" else (places + start) * step
+    return start + places * step if config.centers == "start" else (places + start) * step
 
 
 def level_priors(
@@ -94,12 +97,12 @@ def level_priors(
     """The priors (xyxy pixels) of a map of `cells` (rows, columns), row by row, column by column, the S of a cell
     together.
 
-    In an `image` (height, width) that is no square, widths are shares of its width and heights of its height: the
+    In an `image` (height, width) that is not a square, widths are shares of its width and heights of its height: the
     priors of the square, warped.
     """
     height, width = image
     y, x = (
-        _centres(config, level=level, stride_px=stride_px, cells=number, side_px=side)
+        _centers(config, level=level, stride_px=stride_px, cells=number, side_px=side)
         for number, side in zip(cells, image, strict=True)
     )
     shapes = torch.stack(
@@ -110,8 +113,8 @@ def level_priors(
         dim=1,
     )
     rows, columns = torch.meshgrid(y, x, indexing="ij")
-    centres = torch.stack([columns, rows], dim=-1)[:, :, None]
-    return torch.cat([centres - shapes / 2, centres + shapes / 2], dim=-1).reshape(-1, 4)
+    centers = torch.stack([columns, rows], dim=-1)[:, :, None]
+    return torch.cat([centers - shapes / 2, centers + shapes / 2], dim=-1).reshape(-1, 4)
 
 
 @cache_constants

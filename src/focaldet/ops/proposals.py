@@ -15,7 +15,7 @@ from focaldet.ops.boxes import decode
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
 
-MIN_SIDE_PX = 1e-3  # a region that the image's border cut to nothing shows nothing; torchvision's number
+MIN_REGION_SIDE_PX = 1e-3  # a region that the image's border cut to nothing shows nothing; torchvision's number
 
 
 @validated
@@ -65,7 +65,7 @@ def propose(
         start += size
     place, level = torch.cat(chosen), torch.cat(levels)
     boxes = clip_to_frame(decode(deltas[place], anchors[place]), frame)
-    real = has_sides(boxes, least_px=MIN_SIDE_PX).nonzero().squeeze(1)
+    real = has_sides(boxes, least_px=MIN_REGION_SIDE_PX).nonzero().squeeze(1)
     keep = class_nms(boxes[real], objectness[place[real]], level[real], iou=nms_iou, most=limits.keep)
     return boxes[real[keep]]
 

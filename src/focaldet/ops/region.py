@@ -38,7 +38,7 @@ def grid_anchors(
 def decode_in_cells(
     deltas: Float[Tensor, "*A 4"], anchors: Float[Tensor, "*A 4"], *, stride_px: int
 ) -> Float[Tensor, "*A 4"]:
-    """The boxes b = (σ(tx) + cx, σ(ty) + cy, pw e^tw, ph e^th) in pixels; their centres never leave their cell."""
+    """The boxes b = (σ(tx) + cx, σ(ty) + cy, pw e^tw, ph e^th) in pixels; their centers never leave their cell."""
     size = anchors[..., 2:] - anchors[..., :2]
     center = anchors[..., :2] + size / 2 + (deltas[..., :2].sigmoid() - 0.5) * stride_px
     half = deltas[..., 2:].clamp(max=MAX_LOG_GROWTH).exp() * size / 2
@@ -50,7 +50,7 @@ def encode_in_cells(
 ) -> Float[Tensor, "*A 4"]:
     """(σ(tx), σ(ty), tw, th) with which `decode_in_cells` gives these boxes; sides must be positive.
 
-    The first two are in [0, 1] where the box has its centre in the anchor's cell.
+    The first two are in [0, 1] where the box has its center in the anchor's cell.
     """
     size, anchor_size = boxes[..., 2:] - boxes[..., :2], anchors[..., 2:] - anchors[..., :2]
     shift = (boxes[..., :2] + size / 2 - anchors[..., :2] - anchor_size / 2) / stride_px
@@ -65,9 +65,9 @@ def responsible_anchors(
     height: int,
     width: int,
 ) -> Int64[Tensor, " G"]:
-    """Which anchor answers for each box: in the cell of its centre, the one whose width and height fit best.
+    """Which anchor answers for each box: in the cell of its center, the one whose width and height fit best.
 
-    The fit is the IoU of both at a common centre; of equal ones the first counts. Two boxes may meet at one anchor.
+    The fit is the IoU of both at a common center; of equal ones the first counts. Two boxes may meet at one anchor.
     """
     extent = (boxes[:, 2:] - boxes[:, :2]) / stride_px
     cell = ((boxes[:, :2] + boxes[:, 2:]) / 2 / stride_px).floor().long()

@@ -18,7 +18,7 @@ from focaldet.config import validated
 from focaldet.errors import ConfigError
 
 CANONICAL_LEVEL = 4  # an object of `canonical_px`, ImageNet's usual size, is read from the map of stride 16
-EPS = 1e-6  # Detectron's: a region of exactly 224 px belongs to the upper of the two levels
+LEVEL_EPS = 1e-6  # Detectron's: a region of exactly 224 px belongs to the upper of the two levels
 
 
 @validated
@@ -26,7 +26,7 @@ EPS = 1e-6  # Detectron's: a region of exactly 224 px belongs to the upper of th
 class PoolConfig:
     """How the features of a region become `size` × `size` cells.
 
-    `align` is RoIAlign (He et al. 2017) with pixel centres at half-integers, `align_legacy` its first form, half a cell
+    `align` is RoIAlign (He et al. 2017) with pixel centers at half-integers, `align_legacy` its first form, half a cell
     too far to the lower right; both average `sampling_ratio`² bilinear samples a cell, 0 for as many as the cell is
     large. `max` is RoIPool (Girshick 2015), which rounds to whole cells. `crop_resize` takes one bilinear sample a
     cell, the outer ones on the corners of the region, as the TF Object Detection API does. A region with sides of
@@ -47,7 +47,7 @@ def region_levels(
     k = ⌊4 + log2(√(w h) / `canonical_px` + 1e-6)⌋. A region without area belongs to the finest.
     """
     sides = (regions[:, 2:] - regions[:, :2]).clamp(min=0).prod(1).sqrt()
-    level = torch.floor(CANONICAL_LEVEL + torch.log2(sides / canonical_px + EPS))
+    level = torch.floor(CANONICAL_LEVEL + torch.log2(sides / canonical_px + LEVEL_EPS))
     return level.clamp(finest, coarsest).long()
 
 
@@ -86,7 +86,7 @@ def pool(
 ) -> Float[Tensor, "R C S S"]:
     """The features of each region of one map, in fp32 or above; `frame_px` is (height, width) of the padded image.
 
-    Only the features have a gradient: where a region lies is not learnt through them.
+    Only the features have a gradient: where a region lies is not learned through them.
 
     Raises:
         ConfigError: `max` while it learns on CUDA in deterministic mode, where torchvision has no gradient of it.
@@ -127,7 +127,7 @@ def crop_and_resize(
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
     inside = in_map_y[:, :, None] & in_map_x[:, None, :]
     members = [(image_index == image).nonzero().squeeze(1) for image in range(len(features))]
-    crops = [_sampled(image[None], grid[of]) for image, of in zip(features, members, strict=True)]
+    crops = [_sample_grid(image[None], grid[of]) for image, of in zip(features, members, strict=True)]
     return torch.cat(crops)[torch.cat(members).argsort()] * inside[:, None]
 
 
@@ -142,18 +142,18 @@ def _samples(
     return share * 2 - 1, (place >= 0) & (place <= cells - 1)
 
 
-def _sampled(image: Float[Tensor, "1 C H W"], grid: Float[Tensor, "R S S 2"]) -> Float[Tensor, "R C S S"]:
+def _sample_grid(image: Float[Tensor, "1 C H W"], grid: Float[Tensor, "R S S 2"]) -> Float[Tensor, "R C S S"]:
     """The image at all points of the grid, in one call."""
     count, size = grid.shape[:2]
     if count == 0:
         return image[:0, :, :1, :1].expand(-1, -1, size, size)  # nothing, with the way back to the image
     if image.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return blended(image[0], grid)  # the gradient of grid_sample adds up in any order there, and refuses
+        return blend_corners(image[0], grid)  # the gradient of grid_sample adds up in any order there, and refuses
     crops = F.grid_sample(image, grid.reshape(1, -1, size, 2), padding_mode="border", align_corners=True)
     return crops.reshape(image.shape[1], count, size, size).transpose(0, 1)
 
 
-def blended(image: Float[Tensor, "C H W"], grid: Float[Tensor, "R S S 2"]) -> Float[Tensor, "R C S S"]:
+def blend_corners(image: Float[Tensor, "C H W"], grid: Float[Tensor, "R S S 2"]) -> Float[Tensor, "R C S S"]:
     """As `F.grid_sample` with corners aligned and the border repeated, of the four cells around each point by index."""
     last = grid.new_tensor([image.shape[2] - 1, image.shape[1] - 1])
     place = ((grid + 1) / 2 * last).minimum(last).clamp(min=0)

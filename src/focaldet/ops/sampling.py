@@ -1,4 +1,4 @@
-"""Which anchors take part in the loss, where not all do: by lot, or the hardest (online hard example mining).
+"""Which anchors take part in the loss, where not all do: a random sample, or the hardest (online hard example mining).
 
 Axes: B images, A anchors.
 """
@@ -22,7 +22,7 @@ class MiningConfig:
     """Online hard example mining (Shrivastava et al. 2016) as in table 1d of the focal-loss paper.
 
     The `batch` anchors of an image with the highest loss train, after non-maximum suppression with `nms_iou`, so that
-    one hard place does not fill the minibatch. With `ratio` (3 for the paper's 1:3) at most so many negatives stand
+    one hard region does not fill the minibatch. With `ratio` (3 for the paper's 1:3) at most so many negatives stand
     beside every positive.
     """
 
@@ -44,7 +44,7 @@ def hardest(
 
     Of equal losses the first anchor counts as the harder. With `ratio` the minibatch is filled anew from the survivors:
     at most batch / (1 + ratio) positives, and at most `ratio` negatives for each of them, hardest first; an image
-    without positives gives as many negatives as one with a single positive, so that pictures of background still teach.
+    without positives gives as many negatives as one with a single positive, so that images of background still teach.
 
     Survivors of the hardest N anchors are survivors of all, so N grows only until they suffice.
     """
@@ -100,15 +100,15 @@ def hardest_negatives(
 @validated
 @dataclass(frozen=True, slots=True)
 class SampleConfig:
-    """Minibatches by lot (Girshick 2015, section 2.3): `count` of an image train, a share of `positives` at most."""
+    """Random minibatches (Girshick 2015, section 2.3): `count` of an image train, a fraction `positives` at most."""
 
     count: PositiveInt = 256
     positives: Fraction = 0.5
 
 
 @torch.no_grad()
-def balanced(
-    lots: Float[Tensor, "*B A"],
+def sample_balanced(
+    noise: Float[Tensor, "*B A"],
     foreground: Bool[Tensor, "*B A"],
     ignored: Bool[Tensor, "*B A"],
     *,
@@ -116,18 +116,18 @@ def balanced(
 ) -> Bool[Tensor, "*B A"]:
     """True for the anchors of the minibatch of each image: at most `count`, none that is `ignored`.
 
-    `lots` are random numbers; the lowest win, of equal ones the first. First ⌊`count` · `positives`⌋ positives are
+    `noise` are random numbers; the lowest win, of equal ones the first. First ⌊`count` · `positives`⌋ positives are
     drawn, or all where there are fewer; negatives fill what is left. Too few negatives leave the minibatch small.
     """
     positive, negative = foreground & ~ignored, ~foreground & ~ignored
     num_positives = positive.sum(-1, keepdim=True).clamp(max=int(config.count * config.positives))
-    return _lowest(lots, positive, num_positives) | _lowest(lots, negative, config.count - num_positives)
+    return _lowest(noise, positive, num_positives) | _lowest(noise, negative, config.count - num_positives)
 
 
 def _lowest(
-    lots: Float[Tensor, "*B A"], eligible: Bool[Tensor, "*B A"], wanted: Int64[Tensor, "*B 1"]
+    noise: Float[Tensor, "*B A"], eligible: Bool[Tensor, "*B A"], wanted: Int64[Tensor, "*B 1"]
 ) -> Bool[Tensor, "*B A"]:
-    """True for the `wanted` eligible ones with the lowest lots, for all where there are fewer."""
-    order = lots.masked_fill(~eligible, torch.inf).argsort(dim=-1, stable=True)
-    first = torch.arange(lots.shape[-1], device=lots.device) < wanted
+    """True for the `wanted` eligible ones with the lowest noise, or all where there are fewer."""
+    order = noise.masked_fill(~eligible, torch.inf).argsort(dim=-1, stable=True)
+    first = torch.arange(noise.shape[-1], device=noise.device) < wanted
     return torch.zeros_like(eligible).scatter(-1, order, first) & eligible

@@ -23,7 +23,7 @@ BEHIND_ENCODER = {"decoder", "module_widths", "kernels", "variances", "priors", 
 """Settings that may differ between a detector and the one whose encoder it starts from: those behind the encoder."""
 
 
-CONVENTIONS = {"anchors.order", "anchors.flavour", "stride_in_1x1", "background_box", "pooling", "p7_relu"}
+CONVENTIONS = {"anchors.order", "anchors.flavor", "stride_in_1x1", "background_box", "pooling", "p7_relu"}
 """Settings in which programs differ for one and the same network; a file keeps its own and states them."""
 POSTPROCESS = {"detect", "proposals", "plus.refine", "plus.scales"}
 """Settings of a trained detector's postprocessing, which may change without training."""

@@ -170,7 +170,7 @@ def test_the_background_of_every_prior_goes_behind():
 def test_centres_by_the_word_of_the_released_program(files, side):
     """One setting of the architecture, also with foreign weights."""
     name = f"ssd{side}"
-    settings = {"priors": {"centres": "offset"}}
+    settings = {"priors": {"centers": "offset"}}
     detector = build(f"{name}_r101", num_classes=20 if side == 321 else 80, architecture=settings)
     assert load_into(detector, files(name)).kind == "detector"
     config = detector.config

@@ -101,7 +101,7 @@ def test_how_it_learns_may_differ_and_what_a_tensor_means_may_not(first, tmp_pat
     load_into(build("faster_rcnn_r50_fpn_tv", architecture=free), tmp_path / "w.pth")
     with torch.device("meta"):
         other = build("faster_rcnn_r50_fpn", num_classes=90)
-    with pytest.raises(CheckpointError, match=r"anchors\.flavour is 'torchvision'.*pooling\.kind is 'align_legacy'"):
+    with pytest.raises(CheckpointError, match=r"anchors\.flavor is 'torchvision'.*pooling\.kind is 'align_legacy'"):
         load_into(other, tmp_path / "w.pth")
     with torch.device("meta"):
         retinanet = build("retinanet_r50_fpn_tv")

@@ -22,7 +22,7 @@ from focaldet.ops.classifier import Classifier, class_loss_sum
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, match
 from focaldet.ops.proposals import ProposalConfig, match_inside, propose
-from focaldet.ops.sampling import SampleConfig, balanced
+from focaldet.ops.sampling import SampleConfig, sample_balanced
 from focaldet.types import Target
 
 
@@ -85,7 +85,7 @@ def sample_regions(
     candidates = torch.cat([regions, target.boxes[~target.ignored]]) if objects_join else regions
     matches = match(candidates, target.boxes, target.ignored, config.matching)
     noise = torch.rand(len(candidates), device=candidates.device)
-    return candidates[balanced(noise, matches.foreground, matches.ignored, config=config.sampling)]
+    return candidates[sample_balanced(noise, matches.foreground, matches.ignored, config=config.sampling)]
 
 
 @torch.no_grad()
@@ -147,7 +147,7 @@ def rpn_losses(
     foreground = torch.stack([m.foreground for m in matches])
     trained = ~torch.stack([m.ignored for m in matches])
     if config.loss == "cross_entropy":
-        trained = balanced(torch.rand_like(rpn.objectness), foreground, ~trained, config=config.sampling)
+        trained = sample_balanced(torch.rand_like(rpn.objectness), foreground, ~trained, config=config.sampling)
     positive = foreground & trained
     rows = zip(targets, matches, positive, strict=True)
     boxes = torch.cat([target.boxes[m.box_index[row]] for target, m, row in rows])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from focaldet.config import Fraction, validated
 from focaldet.ops.boxes import areas
-from focaldet.ops.proposals import MIN_SIDE_PX, clip_to_frame, has_sides
+from focaldet.ops.proposals import MIN_REGION_SIDE_PX, clip_to_frame, has_sides
 
 ScaleFactor = Annotated[float, Field(gt=0, le=8)]
 NUM_SCALES = 2  # "two adjacent scales" of each region (appendix B; Ren et al. 2015, NoC)
@@ -92,7 +92,7 @@ def nearest_scales(
     Sorted by scale the two are neighbours: the ratio falls up to the nearest and grows from there.
     """
     sides = torch.stack([areas(scaled.scale_regions(regions)).sqrt() for scaled in maps], 1)
-    distance = (sides.clamp(min=MIN_SIDE_PX) / canonical_px).log().abs()
+    distance = (sides.clamp(min=MIN_REGION_SIDE_PX) / canonical_px).log().abs()
     return distance.topk(min(NUM_SCALES, len(maps)), dim=1, largest=False).indices
 
 
@@ -149,5 +149,5 @@ def boxes_to_refine(
         region, best = (probabilities > config.least_score).nonzero().unbind(1)
     index = image_index[region]
     clipped = clip_to_frame(boxes[region, best], image_sizes[index])
-    is_kept = has_sides(clipped, least_px=MIN_SIDE_PX)
+    is_kept = has_sides(clipped, least_px=MIN_REGION_SIDE_PX)
     return clipped[is_kept], index[is_kept]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from focaldet.ops.losses.inputs import Alpha, Targets, balance, kept, prepared, signed
+from focaldet.ops.losses.inputs import Alpha, Targets, balance, prepare_logits, sign_logits, zero_ignored
 from focaldet.ops.losses.log_sigmoid import log_sigmoid, log_sigmoids
 
 LossOfClass = Callable[[Tensor, Tensor], Tensor]
@@ -21,7 +21,7 @@ def p_t(logits: Float[Tensor, "*shape"], targets: Targets) -> Float[Tensor, "*sh
 
     `logits` are any real numbers, `targets` 0 or 1.
     """
-    return torch.sigmoid(signed(logits, targets, ignore=None))
+    return torch.sigmoid(sign_logits(logits, targets, ignore=None))
 
 
 def binary_cross_entropy(
@@ -31,7 +31,7 @@ def binary_cross_entropy(
 
     `targets` are 0 or 1; where `ignore` is set, loss and gradient are 0.
     """
-    return kept(-log_sigmoid(signed(logits, targets, ignore=ignore)), ignore)
+    return zero_ignored(-log_sigmoid(sign_logits(logits, targets, ignore=ignore)), ignore)
 
 
 def balanced_cross_entropy(
@@ -71,14 +71,14 @@ def cross_entropy(
 
 def softmax_sum(logits: Tensor, targets: Tensor, loss: LossOfClass, *, ignore: Tensor | None) -> Tensor:
     """Σ t_k loss(log p_k, log(1 - p_k)) of every row, both logarithms exact to rounding for p_k near 0 and near 1."""
-    x = prepared(logits, None if ignore is None else ignore[..., None])
+    x = prepare_logits(logits, None if ignore is None else ignore[..., None])
     log_p, log_rest = log_softmax(x)
     if targets.is_floating_point():
         summed = (targets.to(x.dtype) * loss(log_p, log_rest)).sum(-1)
     else:
         classes = (targets if ignore is None else targets.masked_fill(ignore, 0))[..., None]
         summed = loss(log_p.gather(-1, classes), log_rest.gather(-1, classes)).squeeze(-1)
-    return kept(summed, ignore)
+    return zero_ignored(summed, ignore)
 
 
 def log_softmax(x: Float[Tensor, "*shape K"]) -> tuple[Float[Tensor, "*shape K"], Float[Tensor, "*shape K"]]:
@@ -91,7 +91,7 @@ def log_softmax(x: Float[Tensor, "*shape K"]) -> tuple[Float[Tensor, "*shape K"]
         ValueError: fewer than two classes.
     """
     if x.shape[-1] < 2:
-        raise ValueError(f"a softmax needs at least 2 classes on the last axis, found {x.shape[-1]}")
+        raise ValueError(f"a softmax needs at least 2 classes on the last axis, got {x.shape[-1]}")
     top = x.argmax(-1, keepdim=True)
     margin = x.gather(-1, top) - x.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
     log_top, log_rest = log_sigmoids(margin)

@@ -12,11 +12,11 @@ from focaldet.ops.losses.inputs import (
     Alpha,
     Targets,
     balance,
-    kept,
-    prepared,
+    prepare_logits,
     require_gamma,
-    signed,
-    widened,
+    sign_logits,
+    upcast,
+    zero_ignored,
 )
 from focaldet.ops.losses.log_sigmoid import log_sigmoid, log_sigmoids
 
@@ -33,7 +33,7 @@ def focal_loss(
         ValueError: γ below 0.
     """
     require_gamma(gamma)
-    return kept(_focused(*log_sigmoids(signed(logits, targets, ignore=ignore)), gamma), ignore)
+    return zero_ignored(_modulate(*log_sigmoids(sign_logits(logits, targets, ignore=ignore)), gamma), ignore)
 
 
 def balanced_focal_loss(
@@ -71,8 +71,8 @@ def focal_star_loss(
         ValueError: γ of 0 or below.
     """
     if not gamma > 0:
-        raise ValueError(f"gamma must be > 0, found {gamma}")
-    return kept(-log_sigmoid(gamma * signed(logits, targets, ignore=ignore) + beta) / gamma, ignore)
+        raise ValueError(f"gamma must be > 0, got {gamma}")
+    return zero_ignored(-log_sigmoid(gamma * sign_logits(logits, targets, ignore=ignore) + beta) / gamma, ignore)
 
 
 def softmax_focal_loss(
@@ -93,10 +93,10 @@ def softmax_focal_loss(
     """
     require_gamma(gamma)
     if alpha is not None and not targets.is_floating_point():
-        weights = alpha.to(widened(logits).dtype)[targets if ignore is None else targets.masked_fill(ignore, 0)]
+        weights = alpha.to(upcast(logits).dtype)[targets if ignore is None else targets.masked_fill(ignore, 0)]
         return weights * softmax_focal_loss(logits, targets, gamma=gamma, ignore=ignore)
     weighted = targets if alpha is None else targets * alpha
-    return softmax_sum(logits, weighted, lambda log_p, log_rest: _focused(log_p, log_rest, gamma), ignore=ignore)
+    return softmax_sum(logits, weighted, lambda log_p, log_rest: _modulate(log_p, log_rest, gamma), ignore=ignore)
 
 
 def quality_focal_loss(
@@ -114,19 +114,19 @@ def quality_focal_loss(
         ValueError: β between 0 and 1, where the slope at y = σ is infinite, or below 0.
     """
     if not (beta == 0 or beta >= 1):
-        raise ValueError(f"beta must be 0 or ≥ 1, found {beta}")
-    x = prepared(logits, ignore)
+        raise ValueError(f"beta must be 0 or ≥ 1, got {beta}")
+    x = prepare_logits(logits, ignore)
     y = qualities.to(x.dtype)
     log_p, log_rest = log_sigmoids(x)
     cross_entropy = -(y * log_p + (1 - y) * log_rest)
     if beta == 0:
-        return kept(cross_entropy, ignore)
+        return zero_ignored(cross_entropy, ignore)
     # As y (1 - σ) - (1 - y) σ: the plain difference loses its digits where the answer is sure.
     distance = (y * torch.sigmoid(-x) - (1 - y) * torch.sigmoid(x)).abs()
-    return kept(distance**beta * cross_entropy, ignore)
+    return zero_ignored(distance**beta * cross_entropy, ignore)
 
 
-def _focused(
+def _modulate(
     log_pt: Float[Tensor, "*shape"], log_rest: Float[Tensor, "*shape"], gamma: float
 ) -> Float[Tensor, "*shape"]:
     """-(1 - p_t)^γ log p_t from log p_t and log(1 - p_t)."""

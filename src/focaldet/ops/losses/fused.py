@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from focaldet.ops.losses.inputs import require_gamma, warn_of_probabilities, widened
+from focaldet.ops.losses.inputs import require_gamma, upcast, warn_of_probabilities
 from focaldet.ops.losses.log_sigmoid import log1p
 
 _BLOCK_ELEMENTS = 1 << 16  # 256 KB of fp32: the block's handful of temporaries stays in the second-level cache
@@ -101,7 +101,7 @@ def _require_labels(labels: Int64[Tensor, " A"], ignore: Bool[Tensor, " A"] | No
         outside &= ~ignore
     if outside.any():
         found = int(labels[outside][0])
-        raise ValueError(f"labels must be in [0, {num_classes}], {num_classes} for background, found {found}")
+        raise ValueError(f"labels must be in [0, {num_classes}], {num_classes} for background, got {found}")
 
 
 def _block(
@@ -117,7 +117,7 @@ def _block(
 
     All elements are first treated as negatives; the few positives (one a row at most) are then put right.
     """
-    x = widened(logits)
+    x = upcast(logits)
     positive = (labels < x.shape[1]).nonzero().squeeze(1)
     if ignore is not None:
         x = x.masked_fill(ignore[:, None], 0.0)

@@ -19,22 +19,22 @@ FEWEST_TO_JUDGE = 8  # of fewer logits all may well lie in [0, 1]
 _warned_of_probabilities = False
 
 
-def widened(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The logits in the type that is computed in."""
+def upcast(logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The logits in fp32, or fp64 where they are that."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def prepared(logits: Float[Tensor, "*shape"], ignore: Bool[Tensor, "*_mask"] | None) -> Float[Tensor, "*shape"]:
-    """The logits to compute with: widened, 0 where ignored, whatever stands there; probabilities are told of."""
+def prepare_logits(logits: Float[Tensor, "*shape"], ignore: Bool[Tensor, "*_mask"] | None) -> Float[Tensor, "*shape"]:
+    """The logits in fp32 or fp64, 0 where ignored; warns where they look like probabilities."""
     warn_of_probabilities(logits)
-    return kept(widened(logits), ignore)
+    return zero_ignored(upcast(logits), ignore)
 
 
-def signed(
+def sign_logits(
     logits: Float[Tensor, "*shape"], targets: Targets, *, ignore: Bool[Tensor, "*shape"] | None
 ) -> Float[Tensor, "*shape"]:
     """x for positives and -x for negatives, so that p_t = σ(signed x); 0 where ignored."""
-    x = prepared(logits, ignore)
+    x = prepare_logits(logits, ignore)
     return torch.where(is_positive(targets), x, -x)
 
 
@@ -43,7 +43,7 @@ def is_positive(targets: Targets) -> Bool[Tensor, "*shape"]:
     return targets if targets.dtype == torch.bool else targets > 0.5
 
 
-def kept(values: Float[Tensor, "*shape"], ignore: Bool[Tensor, "*_mask"] | None) -> Float[Tensor, "*shape"]:
+def zero_ignored(values: Float[Tensor, "*shape"], ignore: Bool[Tensor, "*_mask"] | None) -> Float[Tensor, "*shape"]:
     """The values with 0 where ignored; the mask may have axes of length 1."""
     return values if ignore is None else values.masked_fill(ignore, 0.0)
 
@@ -59,7 +59,7 @@ def balance(targets: Targets, alpha: Alpha, *, dtype: torch.dtype) -> Float[Tens
     elif 0 <= alpha <= 1:
         share, rest = (torch.full((), weight, dtype=dtype, device=targets.device) for weight in (alpha, 1 - alpha))
     else:
-        raise ValueError(f"alpha must be in [0, 1], found {alpha}")
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     return torch.where(is_positive(targets), share, rest)
 
 
@@ -70,7 +70,7 @@ def require_gamma(gamma: float) -> None:
         ValueError: it is below 0 or not a number.
     """
     if not gamma >= 0:
-        raise ValueError(f"gamma must be ≥ 0, found {gamma}")
+        raise ValueError(f"gamma must be ≥ 0, got {gamma}")
 
 
 def warn_of_probabilities(logits: Tensor) -> None:

@@ -191,7 +191,7 @@ class QualityFocalLoss(NormalizedLoss):
 class SoftmaxFocalLoss(NormalizedLoss):
     """The focal loss of a softmax over the last axis, summed over rows and normalized: `focal.softmax_focal_loss`.
 
-    By default it is the mean over rows. `background` is the class that is no positive, for the normalizers that count.
+    By default it is the mean over rows. `background` is the class that does not count as positive.
 
     Raises:
         ValueError: a normalizer that counts positives without a `background`.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector
-from focaldet.nets.necks import REGION_STRIDES_PX, STRIDES_PX
+from focaldet.nets.necks import PYRAMID_STRIDES_PX, REGION_STRIDES_PX
 from focaldet.ops.anchors import AnchorConfig, cell_anchors
 from focaldet.types import Preprocessing
 from focaldet.weights.formats.detector_weights import DetectorWeights, coco_category_ids, coco_class_names
@@ -88,7 +88,7 @@ def read_detectron2(
     if is_retinanet:
         config = replace(config, detect=replace(config.detect, clip_first=False))
     has_pyramid = not has_c4_head(tensors)
-    strides_px = STRIDES_PX if is_retinanet else REGION_STRIDES_PX if has_pyramid else C4_STRIDES_PX
+    strides_px = PYRAMID_STRIDES_PX if is_retinanet else REGION_STRIDES_PX if has_pyramid else C4_STRIDES_PX
     _require_anchors(file.tensors, config.anchors, strides_px=strides_px, source=label)
     # Without a pyramid no sides need divide, and detectron2 pads images to the largest of a batch alone.
     trained_with = pixels if has_pyramid else replace(pixels, size_divisor=1)

@@ -1,0 +1,113 @@
+"""The code on the pages of the guide runs; the site is built from docs/ with every link checked."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import focaldet
+from focaldet.data.formats import registry
+from focaldet.models.presets import PRESETS
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+GUIDE = REPOSITORY / "docs" / "guide"
+
+
+def code_of(page, title):
+    """The Python block of a page with this title."""
+    text = (GUIDE / f"{page}.md").read_text(encoding="utf-8")
+    return re.search(rf'```python title="{re.escape(title)}"\n(.*?)```', text, re.DOTALL)[1]
+
+
+def code_lines(code):
+    lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
+    return len(lines)
+
+
+@pytest.fixture
+def presets(monkeypatch):
+    """The table of presets, as it was again afterwards."""
+    before = dict(PRESETS)
+    yield PRESETS
+    PRESETS.clear()
+    PRESETS.update(before)
+
+
+def test_the_loss_of_the_guide_trains_a_detector(presets):
+    code = code_of("extend", "poly_focal.py")
+    names = {"__name__": "poly_focal"}
+    exec(compile(code, "poly_focal.py", "exec"), names)
+    assert code_lines(code) < 60
+    network = focaldet.build("retinanet_poly_focal", num_classes=3)
+    target = focaldet.Target(torch.tensor([[8.0, 8, 40, 40]]), torch.tensor([1]), torch.tensor([False]))
+    sizes = [focaldet.ImageSize(64, 64)]
+    outputs = network(torch.rand(1, 3, 64, 64) * 255, sizes, [target])
+    from focaldet.models import LossContext
+
+    with_term = network.losses(outputs, [target], LossContext())["class"]
+    network.config = names["PolyFocalConfig"](backbone="resnet18", frozen_stages=0, num_classes=3, epsilon=0.0)
+    focal = network.losses(outputs, [target], LossContext())["class"]
+    plain = focaldet.build("retinanet_r18_fpn", num_classes=3).losses(outputs, [target], LossContext())["class"]
+    torch.testing.assert_close(focal, plain)
+    assert with_term.item() > focal.item()
+    with_term.backward()
+    assert network.class_subnet.state_dict()
+
+
+def test_the_format_of_the_guide_is_read(tmp_path, monkeypatch):
+    from PIL import Image
+
+    code = code_of("extend", "src/focaldet/data/formats/box_lines.py")
+    names = {"__name__": "focaldet.data.formats.box_lines"}
+    exec(compile(code, "box_lines.py", "exec"), names)
+    assert code_lines(code) < 60
+    row = registry.AnnotationFormat(names["find_box_lines"], names["read_box_lines"])
+    monkeypatch.setattr(registry, "FORMATS", {"box_lines": row})
+    monkeypatch.setattr("focaldet.data.splits.FORMATS", {"box_lines": row}, raising=False)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48)).save(tmp_path / name)
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "train.txt").write_text("a.png 1,2,30,40,dog 5,5,20,20,cat\n")
+    (tmp_path / "val.txt").write_text("b.png\n")
+    from focaldet.data.splits import open_splits
+
+    splits = open_splits(focaldet.DataConfig(path=tmp_path), seed=0)
+    assert (len(splits.train), len(splits.val)) == (1, 1)
+    assert splits.train.classes.names == ("cat", "dog")
+    assert splits.train.boxes.tolist() == [[1, 2, 30, 40], [5, 5, 20, 20]]
+    (tmp_path / "train.txt").write_text("a.png 1,2,30,40,bird\n")
+    with pytest.raises(focaldet.DataError, match=r"train.txt · line 1: got 1,2,30,40,bird; must be"):
+        open_splits(focaldet.DataConfig(path=tmp_path), seed=0)
+
+
+def test_the_table_of_formats_is_what_the_guide_says():
+    line = code_of("extend", "src/focaldet/data/formats/registry.py").strip()
+    assert re.fullmatch(r'"\w+": AnnotationFormat\((\w+), (\w+)\),', line)
+    assert all(isinstance(row, registry.AnnotationFormat) for row in registry.FORMATS.values())
+
+
+def test_every_path_of_the_map_exists():
+    text = (GUIDE / "map.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(\.\./\.\./([^)#]+)\)", text)
+    assert len(links) > 40
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_every_module_has_a_page_and_a_broken_link_is_found():
+    sys.path.insert(0, str(REPOSITORY / "docs" / "site"))
+    try:
+        import hooks
+    finally:
+        sys.path.pop(0)
+    assert "focaldet.training.trainer" in hooks.module_names()
+    assert hooks.site_page("src/focaldet/ops/nms.py") == "reference/focaldet.ops.nms.md"
+    assert hooks.site_page("src/focaldet/ops") == "reference/focaldet.ops.md"
+    assert hooks.site_page("LOG.md") == "LOG.md"
+    assert hooks.site_page("src/focaldet/ops/none.py") is None
+    found = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "mkdocs" in found.stdout

@@ -63,7 +63,7 @@ def test_the_python_code_runs(name, tiny_run, demo_data, tmp_path, monkeypatch, 
     assert (tmp_path / "drawn.png").stat().st_size > 0
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) > 0
-    assert all(re.fullmatch(r"\d 0\.\d\d \[.*\]", line) for line in printed)
+    assert all(re.fullmatch(r"\d 0\.\d\d \(.*\)", line) for line in printed)
 
 
 @pytest.mark.parametrize("page", ["focal_loss.md", "focal_loss.ko.md"])

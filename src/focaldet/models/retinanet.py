@@ -195,7 +195,7 @@ class RetinaNet(Detector):
             boxes = target.boxes[match_.box_index[chosen]]
             box_losses.append(self._box_loss(deltas[chosen], outputs.anchors[chosen], boxes))
         return {
-            "class": self._class_loss(outputs.logits, labels, ignored, class_normalizers),
+            "class": self.class_loss(outputs.logits, labels, ignored, class_normalizers),
             "box": (torch.stack(box_losses) / box_normalizers).sum() * config.box_weight,
         }
 
@@ -241,14 +241,17 @@ class RetinaNet(Detector):
         rows = zip(losses, objects, ignored, strict=True)
         return ~torch.stack([hardest(row[0], outputs.anchors, *row[1:], config=config.mining) for row in rows])
 
-    def _class_loss(
+    def class_loss(
         self,
         logits: Float[Tensor, "B A V"],
         labels: Int64[Tensor, "B A"],
         ignored: Bool[Tensor, "B A"],
         normalizers: Float[Tensor, " B"],
     ) -> Float[Tensor, ""]:
-        """The class loss of each image divided by its own of `normalizers`; one pass where all images have the same."""
+        """The classification loss of a batch: of each image divided by its own of `normalizers`, then summed.
+
+        Override it to train with a loss of your own. It is one pass where all images have the same normalizer.
+        """
         config, kind = self.config.loss, self.config.classifier
         total = partial(class_loss_sum, classifier=kind, alpha=config.alpha, gamma=config.gamma)
         if config.normalizer != "image":

@@ -7,12 +7,14 @@ region at all. All anchors train, and the regions are given, so that no lot deci
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from focaldet.models import LossContext, build
+from focaldet.models.faster_rcnn import model
 from focaldet.models.faster_rcnn.model import FasterRCNN
 from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.types import ImageSize, Target
@@ -57,9 +59,10 @@ def train(ranks: tuple[int, ...], context: LossContext, *, parallel: bool) -> di
     optimizer = torch.optim.SGD(found.parameters(), lr=0.05)
     for step, every in enumerate(STEPS):
         targets = tuple(every[rank] for rank in ranks)
-        found.regions = lambda *_, step=step, targets=targets: given_regions(targets, step=step, ranks=ranks)
         optimizer.zero_grad()
-        outputs = module(random_images()[list(ranks)], [ImageSize(64, 64)] * len(ranks), targets)
+        given = given_regions(targets, step=step, ranks=ranks)
+        with mock.patch.object(model, "propose_regions", return_value=given):
+            outputs = module(random_images()[list(ranks)], [ImageSize(64, 64)] * len(ranks), targets)
         torch.stack(list(found.losses(outputs, targets, context).values())).sum().backward()
         optimizer.step()
     return {name: parameter.detach() for name, parameter in found.named_parameters()}

@@ -179,7 +179,8 @@ class Detector(nn.Module):
             self.register_buffer(name, row, persistent=False)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # what `to`, `half`, `to_empty` and all others of their kind go through
+        # `to`, `half`, `to_empty` and all others of their kind come through here.
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._set_scaling()
         return self
 
@@ -207,7 +208,7 @@ class Detector(nn.Module):
 
     @abstractmethod
     def losses(self, outputs: Any, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
-        """Named scalars whose sum is minimised. Has no weights."""
+        """Named scalars whose sum is minimized. Has no weights."""
 
     def margins(self, outputs: Any, targets: Sequence[Target]) -> Margins:
         """How sure the network is of the truth in every decision about a class that the loss counts.

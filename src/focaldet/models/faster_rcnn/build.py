@@ -76,6 +76,25 @@ def refuse_unused_settings(config: Any, *, trunk: Trunk) -> None:
         raise ConfigError(f'{unused[0]}: has no effect with trunk: "{trunk}"; leave it at {defaults[unused[0]]}')
 
 
+def build_components(config: Any) -> FasterRCNNComponents:
+    """Backbone, neck and head of a `FasterRCNNConfig`, with random weights."""
+    settings = BackboneSettings(config.norm, config.norm_eps, config.stride_in_1x1)
+    size = config.pooling.size
+    if config.trunk == "c4":
+        return build_c4_components(
+            config.backbone, settings, config.output_stride, top_down=config.top_down, pooled_size=size
+        )
+    return build_pyramid_components(
+        config.backbone,
+        settings,
+        width=config.width,
+        neck_norm=config.neck_norm,
+        head=config.head,
+        head_width=config.head_width,
+        pooled_size=size,
+    )
+
+
 def build_pyramid_components(
     backbone: str,
     norms: BackboneSettings,

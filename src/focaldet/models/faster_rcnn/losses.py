@@ -45,6 +45,17 @@ class StageConfig:
     box_weight: NonNegativeFloat = 1.0
 
 
+def default_rpn_stage() -> StageConfig:
+    """The paper's: 256 anchors of an image, half of them positive."""
+    matching = MatchConfig(foreground_iou=0.7, background_iou=0.3, low_quality="any")
+    return StageConfig(matching, SampleConfig(), beta=1 / 9)
+
+
+def default_roi_stage() -> StageConfig:
+    """The pyramid paper's: 512 regions of an image, a quarter of them positive."""
+    return StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=512, positives=0.25), beta=1.0)
+
+
 class RPNOutputs(NamedTuple):
     """Raw outputs of the RPN, the anchors, how many each level has, and (height, width) of the images."""
 

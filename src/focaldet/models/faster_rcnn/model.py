@@ -22,21 +22,14 @@ from torch import Tensor, nn
 from focaldet.config import validated
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
-from focaldet.models.faster_rcnn.build import (
-    C4_STRIDE_PX,
-    BackboneSettings,
-    FasterRCNNComponents,
-    Head,
-    Trunk,
-    build_c4_components,
-    build_pyramid_components,
-    refuse_unused_settings,
-)
+from focaldet.models.faster_rcnn.build import C4_STRIDE_PX, Head, Trunk, build_components, refuse_unused_settings
 from focaldet.models.faster_rcnn.losses import (
     FasterRCNNOutputs,
     RegionTargets,
     RPNOutputs,
     StageConfig,
+    default_roi_stage,
+    default_rpn_stage,
     match_regions,
     propose_regions,
     roi_losses,
@@ -59,22 +52,11 @@ from focaldet.nets.regions import PooledTail, ProposalHead, ProposalHeadConfig, 
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.classifier import Classifier, decisions
 from focaldet.ops.grids import Grid, pyramid_grids
-from focaldet.ops.matching import MatchConfig
 from focaldet.ops.proposals import ProposalConfig
 from focaldet.ops.roi import PoolConfig, pool_pyramid
-from focaldet.ops.sampling import SampleConfig
 from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 Four = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
-
-
-def _first_stage() -> StageConfig:
-    matching = MatchConfig(foreground_iou=0.7, background_iou=0.3, low_quality="any")
-    return StageConfig(matching, SampleConfig(), beta=1 / 9)
-
-
-def _second_stage() -> StageConfig:
-    return StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=512, positives=0.25), beta=1.0)
 
 
 @validated
@@ -122,9 +104,9 @@ class FasterRCNNConfig(DetectorConfig):
     plus: PlusConfig = field(default_factory=PlusConfig)
     straddle_px: NonNegativeFloat | None = None
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    rpn: StageConfig = field(default_factory=_first_stage)
+    rpn: StageConfig = field(default_factory=default_rpn_stage)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
-    region: StageConfig = field(default_factory=_second_stage)
+    region: StageConfig = field(default_factory=default_roi_stage)
     detect: FasterRCNNDetectConfig = field(default_factory=FasterRCNNDetectConfig)
 
     def __post_init__(self) -> None:
@@ -155,22 +137,6 @@ class FasterRCNNConfig(DetectorConfig):
             return self.anchors
         return replace(self.anchors, base_scale=self.anchors.base_scale * C4_STRIDE_PX / self.strides_px[0])
 
-    def build_components(self) -> FasterRCNNComponents:
-        """Backbone, neck and head with random weights."""
-        norms, size = BackboneSettings(self.norm, self.norm_eps, self.stride_in_1x1), self.pooling.size
-        if self.trunk == "c4":
-            stride, widths = self.output_stride, self.top_down
-            return build_c4_components(self.backbone, norms, stride, top_down=widths, pooled_size=size)
-        return build_pyramid_components(
-            self.backbone,
-            norms,
-            width=self.width,
-            neck_norm=self.neck_norm,
-            head=self.head,
-            head_width=self.head_width,
-            pooled_size=size,
-        )
-
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "FasterRCNN":
         """The network with random weights."""
         return FasterRCNN(self, class_names=class_names, preprocessing=preprocessing)
@@ -189,7 +155,7 @@ class FasterRCNN(Detector):
 
     def __init__(self, config: FasterRCNNConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
         super().__init__(config, class_names=class_names, preprocessing=preprocessing)
-        parts = config.build_components()
+        parts = build_components(config)
         self.backbone = parts.backbone
         self.backbone.freeze(config.frozen_stages)
         self.pyramid = parts.neck
@@ -321,23 +287,13 @@ class FasterRCNN(Detector):
     def losses(self, outputs: FasterRCNNOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`objectness` and `anchor_box` of the first stage, `class` and `box` of the second."""
         config = self.config
+        stage, weights = config.rpn, config.anchor_weights
         objectness, anchor_box = rpn_losses(
-            outputs.rpn,
-            targets,
-            context,
-            config=config.rpn,
-            straddle_px=config.straddle_px,
-            weights=config.anchor_weights,
+            outputs.rpn, targets, context, config=stage, straddle_px=config.straddle_px, weights=weights
         )
-        class_, box = roi_losses(
-            outputs.logits,
-            outputs.deltas,
-            outputs.regions,
-            self._match_regions(outputs, targets),
-            context,
-            config=config.region,
-            weights=config.region_weights,
-        )
+        logits, deltas, regions = outputs.logits, outputs.deltas, outputs.regions
+        matches, stage, weights = self._match_regions(outputs, targets), config.region, config.region_weights
+        class_, box = roi_losses(logits, deltas, regions, matches, context, config=stage, weights=weights)
         return {"objectness": objectness, "anchor_box": anchor_box, "class": class_, "box": box}
 
     def margins(self, outputs: FasterRCNNOutputs, targets: Sequence[Target]) -> Margins:

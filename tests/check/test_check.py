@@ -153,6 +153,8 @@ def test_unusable_images_are_all_listed(tmp_path):
     (tmp_path / "images" / "b.png").unlink()
     report = check_data(DataConfig(path=tmp_path))
     assert report.problems.count("error") == 2 and report.exit_code == 1
+    with pytest.warns(DeprecationWarning, match="now called problems"):
+        assert report.findings is report.problems
     listed = "\n".join(report.lines(listed=True))
     assert "a.png is not an image in a known format" in listed and "b.png there is no such file" in listed
     (tmp_path / "images" / "c.png").unlink()

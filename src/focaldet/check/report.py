@@ -1,5 +1,6 @@
 """The report of `check_data`, as values and as text."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -37,6 +38,12 @@ class Report:
     splits: tuple[SplitReport, ...]
     chosen: str
     problems: Problems = field(default_factory=Problems)
+
+    @property
+    def findings(self) -> Problems:
+        """The former name of `problems`."""
+        warnings.warn("Report.findings is now called problems", DeprecationWarning, stacklevel=2)
+        return self.problems
 
     @property
     def exit_code(self) -> int:

@@ -274,8 +274,3 @@ def test_a_phase_and_a_flag_lay_another_preset_over_the_numbers_of_the_first(tmp
     typed = run_settings({"augment": {"preset": "strong", "mosaic": 0.25}}, file=tmp_path / "config.yaml", data=None)
     assert typed.augment == AugmentConfig("strong", hue=0.1, mosaic=0.25)
     assert run_settings(None, file=tmp_path / "config.yaml", data=None).augment == AugmentConfig("light", hue=0.1)
-
-
-def test_the_former_method_gives_the_config_itself():
-    with pytest.warns(DeprecationWarning, match="no longer needed"):
-        assert AugmentConfig("strong").resolved() == AugmentConfig("strong")

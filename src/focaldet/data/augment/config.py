@@ -1,6 +1,5 @@
 """How training images are augmented: every setting as a number, and presets of them."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
@@ -190,11 +189,6 @@ class AugmentConfig:
         """The preset and, as plain values, what differs from it: settings over which another preset can be laid."""
         start, values = to_dict(AugmentConfig(self.preset)), to_dict(self)
         return {name: value for name, value in values.items() if name == "preset" or value != start[name]}
-
-    def resolved(self) -> "AugmentConfig":
-        """The config itself, which version 0.1 filled in from the preset here."""
-        warnings.warn("AugmentConfig.resolved is no longer needed", DeprecationWarning, stacklevel=2)
-        return self
 
     def mosaic_probability(self, *, epoch: int, num_epochs: int) -> float:
         """The probability of a mosaic in `epoch` (counted from 0) of `num_epochs`."""

@@ -1,8 +1,8 @@
 """The table of annotation formats. A new one is a module with functions to find and read its files, and a row here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from focaldet.data.formats.coco import find_coco, read_coco
 from focaldet.data.formats.csv import find_csv, read_csv
@@ -11,27 +11,15 @@ from focaldet.data.formats.voc import find_voc, read_voc
 from focaldet.data.formats.yolo import find_yolo, read_yolo
 
 
-class FindLayout(Protocol):
-    """Recognizes data of one format."""
-
-    def __call__(self, path: Path, /) -> DatasetLayout | None:
-        """The splits in a folder, or of the one file that `path` is; None where it is not of this format."""
-        ...
-
-
-class ReadRecords(Protocol):
-    """Reads data of one format."""
-
-    def __call__(self, layout: DatasetLayout, splits: Sequence[str], /, *, images: Path | None) -> list[Records]:
-        """The records of some splits of a layout; `images` is the folder of the images where it is named."""
-        ...
-
-
 class AnnotationFormat(NamedTuple):
-    """How the files of one format are recognized and read."""
+    """How the files of one format are recognized and read.
 
-    find: FindLayout
-    read: ReadRecords
+    `find(path)` gives the splits in a folder or of the one file that `path` is, None where it is not of this format.
+    `read(layout, splits, images=…)` gives the records of some splits; `images` is the folder of the images or None.
+    """
+
+    find: Callable[[Path], DatasetLayout | None]
+    read: Callable[..., list[Records]]
 
 
 # In the order in which they are tried. YOLO is last: it takes any folder of images below a file that names classes.

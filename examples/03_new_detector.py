@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import focaldet
 from focaldet.cli import main
-from focaldet.config import validated
+from focaldet.config import validate_fields
 from focaldet.models import Detector, DetectorConfig, LossContext, Preset
 from focaldet.nets import build_backbone
 from focaldet.nets.heads import Subnet, logit
@@ -33,7 +33,7 @@ from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Tar
 STRIDE_PX = 16
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True)
 class CenterNetConfig(DetectorConfig):
     """The settings; they are stored with the weights, which rebuild the network from them."""

@@ -17,14 +17,14 @@ import pytest
 from pydantic import PositiveInt
 
 from focaldet import config as configs
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.errors import ConfigError
 from focaldet.models.retinanet import LossConfig, RetinaNetConfig
 from focaldet.training.config import RunConfig
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class Inner:
     renamed_keys: ClassVar[Mapping[str, str]] = {"breadth": "width"}
@@ -35,7 +35,7 @@ class Inner:
     rates: tuple[Fraction, ...] = (0.5,)
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True)
 class Outer:
     inner: Inner = field(default_factory=Inner)
@@ -100,8 +100,10 @@ def test_each_config_is_validated_once():
     from typing import Annotated
 
     seen = Validations()
-    part = validated(dataclass(frozen=True)(type("Part", (), {"__annotations__": {"x": Annotated[int, seen.of("x")]}})))
-    whole = validated(
+    part = validate_fields(
+        dataclass(frozen=True)(type("Part", (), {"__annotations__": {"x": Annotated[int, seen.of("x")]}}))
+    )
+    whole = validate_fields(
         dataclass(frozen=True)(
             type("Whole", (), {"__annotations__": {"part": part, "y": Annotated[int, seen.of("y")]}})
         )

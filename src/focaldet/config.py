@@ -36,7 +36,7 @@ _adapter: Callable[[Any], Any] = functools.cache(pydantic.TypeAdapter)
 """pydantic's checks of a dataclass, built when the class is first used."""
 
 
-def validated(cls: type[Config]) -> type[Config]:
+def validate_fields(cls: type[Config]) -> type[Config]:
     """Make a frozen dataclass check and convert its arguments where it is constructed; goes above `@dataclass`.
 
     Lists become tuples, text becomes paths, whole numbers become floats; NaN and infinity are refused. Configs that are
@@ -96,8 +96,8 @@ def from_dict(
 ) -> Config:
     """A `cls` made from plain values; the inverse of `to_dict`.
 
-    Old names of settings (see `validated`) are read, with a `FutureWarning` unless `warn_renamed` is false, which is
-    for files that focaldet wrote.
+    Old names of settings (see `validate_fields`) are read, with a `FutureWarning` unless `warn_renamed` is false, as
+    it is for files that focaldet wrote.
 
     Raises:
         ConfigError: an unknown key (with the nearest valid one), a wrong type or a value out of range; names `source`.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from focaldet.config import validated
+from focaldet.config import validate_fields
 from focaldet.data.formats.assemble import BadBoxes
 from focaldet.data.formats.registry import FORMATS
 
@@ -14,7 +14,7 @@ else:
     DataFormat = Literal[tuple(FORMATS)]
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class DataConfig:
     """Which images and annotations to use.

@@ -14,14 +14,14 @@ from jaxtyping import Float, UInt8
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from focaldet.config import validated
+from focaldet.config import validate_fields
 from focaldet.models import Detector
 from focaldet.runtime import Precision, autocast
 from focaldet.types import Detections, ImageSize, Resize
 from focaldet.weights import override_postprocess
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True)
 class InferenceOptions:
     """How a trained detector is run: its input size, where and how it computes, and settings of its post-processing.

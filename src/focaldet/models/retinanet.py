@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
@@ -36,7 +36,7 @@ from focaldet.ops.sampling import MiningConfig, hardest
 from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class LossConfig:
     """The α-balanced focal loss (eq. 5) and the box loss, summed and divided by `normalizer`.
@@ -62,7 +62,7 @@ class LossConfig:
     mining: MiningConfig | None = None
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class DetectConfig:
     """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class.
@@ -77,7 +77,7 @@ class DetectConfig:
     clip_first: bool = True
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class RetinaNetConfig(DetectorConfig):
     """Everything that defines a RetinaNet; the defaults are the paper's with ResNet-50.

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins, level_cells
 from focaldet.nets import build_backbone
@@ -42,7 +42,7 @@ DILATED_STRIDE_PX = 16  # of a C5 that is dilated in place of halved
 PREDICTOR_STD = 0.01  # of the last convolutions under the focal loss, as RetinaNet's
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class SSDLossConfig:
     """The class loss, and smooth L1 with its corner at `beta` on the encoded boxes, over the matches of the batch.
@@ -64,7 +64,7 @@ class SSDLossConfig:
     across_ranks: bool = True
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class SSDDetectConfig:
     """From logits to detections: threshold, the best `top_k` priors of each class, NMS per class, the best of all."""
@@ -75,7 +75,7 @@ class SSDDetectConfig:
     max_detections: PositiveInt = 200
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
     """What makes an SSD a DSSD: deconvolution modules of `width` channels.
@@ -93,7 +93,7 @@ class DecoderConfig:
     frozen_encoder: bool = False
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class SSDConfig(DetectorConfig):
     """Everything that defines an SSD; the defaults are SSD513's.

@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
 from focaldet.nets import build_backbone
@@ -62,7 +62,7 @@ VOC_ANCHORS: Shapes = (
 )
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class YOLOv2LossConfig:
     """The loss of darknet's region layer: half of summed squares and a cross entropy, divided by the images.
@@ -91,7 +91,7 @@ class YOLOv2LossConfig:
     gamma: NonNegativeFloat = 2.0
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class YOLOv2DetectConfig:
     """From raw outputs to detections: threshold on objectness × class, best `top_k` pairs, NMS per class.
@@ -105,7 +105,7 @@ class YOLOv2DetectConfig:
     max_detections: PositiveInt = 100
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class YOLOv2Config(DetectorConfig):
     """Everything that defines a YOLOv2; the defaults are those of the released network for COCO.

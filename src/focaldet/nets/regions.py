@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import validated
+from focaldet.config import validate_fields
 from focaldet.nets.backbone import Staged
 from focaldet.nets.heads import TowerInit
 from focaldet.nets.initialize import initialize_xavier
@@ -22,7 +22,7 @@ from focaldet.nets.norm import NormKind, norm_layer
 BOX_STD = 0.001  # of the box layer's first weights (Girshick 2015, section 3.1)
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class ProposalHeadConfig:
     """How the proposal head is made: `depth` 3×3 convolutions of `width` channels, None for as many as the maps have.

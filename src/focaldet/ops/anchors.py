@@ -12,7 +12,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from focaldet.config import validated
+from focaldet.config import validate_fields
 from focaldet.ops.constants import cache_constants
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -20,7 +20,7 @@ PositiveFloats = Annotated[tuple[Positive, ...], Field(min_length=1)]
 Flavor = Literal["continuous", "torchvision", "detectron1"]
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class AnchorConfig:
     """Anchor shapes of a pyramid level: every scale with every ratio (Focal Loss paper, section 4).

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 from focaldet.errors import ConfigError
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 
@@ -19,7 +19,7 @@ PositiveShare = Annotated[float, Field(gt=0, le=1)]
 NO_OVERLAP = 1e-6  # Caffe's bipartite matching passes over pairs that overlap no more than this
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class MatchConfig:
     """Foreground from `foreground_iou` on, background below `background_iou`, between them the anchor is left out.

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from focaldet.config import validated
+from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
 from focaldet.ops.constants import cache_constants
 
@@ -21,7 +21,7 @@ Percents = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], .
 Elongations = tuple[Annotated[float, Field(gt=1, allow_inf_nan=False)], ...]
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class PriorConfig:
     """Priors of L levels.

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from pydantic import PositiveInt
 from torch import Tensor
 
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 from focaldet.ops.boxes import decode
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
@@ -18,7 +18,7 @@ from focaldet.ops.nms import class_nms
 MIN_REGION_SIDE_PX = 1e-3  # a region that the image's border cut to nothing shows nothing; torchvision's number
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class ProposalLimits:
     """The best `top_k` anchors of each level go into NMS, the best `keep` of all levels come out of it."""
@@ -27,7 +27,7 @@ class ProposalLimits:
     keep: PositiveInt = 1000
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class ProposalConfig:
     """How many regions of an image the second stage sees, or in training the sampler; NMS at `nms_iou` per level.

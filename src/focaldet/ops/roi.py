@@ -14,14 +14,14 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
-from focaldet.config import validated
+from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
 
 CANONICAL_LEVEL = 4  # an object of `canonical_px`, ImageNet's usual size, is read from the map of stride 16
 LEVEL_EPS = 1e-6  # Detectron's: a region of exactly 224 px belongs to the upper of the two levels
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
     """How the features of a region become `size` × `size` cells.

@@ -11,12 +11,12 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torchvision.ops import nms
 
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 
 FIRST, GROWTH = 8, 4  # of the anchors sorted by loss, first so many minibatches are looked at, then that times more
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class MiningConfig:
     """Online hard example mining (Shrivastava et al. 2016) as in table 1d of the focal-loss paper.
@@ -97,7 +97,7 @@ def hardest_negatives(
     return torch.zeros_like(foreground).scatter(1, order, chosen)
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class SampleConfig:
     """Random minibatches (Girshick 2015, section 2.3): `count` of an image train, a fraction `positives` at most."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from focaldet.config import Fraction, current_names, from_dict, merge, to_dict, validated
+from focaldet.config import Fraction, current_names, from_dict, merge, to_dict, validate_fields
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.config import DataConfig
 from focaldet.data.loading.loader import Sampling
@@ -41,7 +41,7 @@ IN_PHASES = frozenset(
 )
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True)
 class RunConfig:
     """All settings of a training run; the run folder keeps them as `config.yaml`.

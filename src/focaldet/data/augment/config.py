@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic_core import ArgsKwargs
 
-from focaldet.config import Fraction, to_dict, validated
+from focaldet.config import Fraction, to_dict, validate_fields
 from focaldet.errors import ConfigError
 
 AugmentPreset = Literal["none", "light", "strong", "ssd", "yolo"]
@@ -73,7 +73,7 @@ AUGMENT_PRESETS: Mapping[str, Mapping[str, Any]] = {
 """What each preset sets otherwise than the defaults of `AugmentConfig`."""
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
     """How training images are changed at random. `preset` gives the value of every setting that is not named.

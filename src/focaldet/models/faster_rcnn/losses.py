@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import NonNegativeFloat
 from torch import Tensor
 
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 from focaldet.models.base import LossContext
 from focaldet.ops.boxes import encode
 from focaldet.ops.classifier import Classifier, class_loss_sum
@@ -26,7 +26,7 @@ from focaldet.ops.sampling import SampleConfig, sample_balanced
 from focaldet.types import Target
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class StageConfig:
     """How one of the two stages is trained: matching, sampling and losses.

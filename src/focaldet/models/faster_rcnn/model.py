@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import validated
+from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
 from focaldet.models.faster_rcnn.build import C4_STRIDE_PX, Head, Trunk, build_components, refuse_unused_settings
@@ -59,7 +59,7 @@ from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Tar
 Four = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class FasterRCNNConfig(DetectorConfig):
     """Everything that defines a Faster R-CNN; the defaults are the pyramid paper's with ResNet-50, trained jointly.

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
 
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 from focaldet.ops.boxes import areas
 from focaldet.ops.proposals import MIN_REGION_SIDE_PX, clip_to_frame, has_sides
 
@@ -21,7 +21,7 @@ ScaleFactor = Annotated[float, Field(gt=0, le=8)]
 NUM_SCALES = 2  # "two adjacent scales" of each region (appendix B; Ren et al. 2015, NoC)
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class RefineConfig:
     """Box refinement: detected boxes go through the second stage once more, as regions.
@@ -37,7 +37,7 @@ class RefineConfig:
     vote_iou: Fraction = 0.5
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class PlusConfig:
     """The three additions, each by itself.

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from focaldet.config import Fraction, validated
+from focaldet.config import Fraction, validate_fields
 from focaldet.models.faster_rcnn.plus import RefineConfig
 from focaldet.ops.boxes import clip, decode
 from focaldet.ops.nms import class_nms, vote
@@ -22,7 +22,7 @@ from focaldet.types import ImageSize
 MIN_DETECTION_SIDE_PX = 1e-2  # boxes that clipping leaves without area are dropped; torchvision's number
 
 
-@validated
+@validate_fields
 @dataclass(frozen=True, slots=True)
 class FasterRCNNDetectConfig:
     """From the second stage to detections: threshold, NMS per class, the best of all."""

@@ -23,7 +23,7 @@ def build_backbone(
     """The backbone called `name`: one of `BACKBONES`, or `timm:` and a name of that package.
 
     Raises:
-        ConfigError: the name is unknown, timm is missing, or `ceil_pool` or `dilated_c5` with what is no ResNet.
+        ConfigError: the name is unknown, timm is missing, or `ceil_pool` or `dilated_c5` is set without a ResNet.
     """
     if name in RESNETS:
         return ResNet(name, norm=norm, eps=eps, stride_in_1x1=stride_in_1x1, ceil_pool=ceil_pool, dilated_c5=dilated_c5)

@@ -69,9 +69,9 @@ class Subnet(nn.Module):
         return torch.cat([self._level(level) for level in levels], dim=1)
 
     def _level(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ V"]:
-        for place, conv in enumerate(self.tower):
+        for index, conv in enumerate(self.tower):
             x = conv(x)
-            x = F.relu(self.norms[place](x) if self.norms else x, inplace=True)
+            x = F.relu(self.norms[index](x) if self.norms else x, inplace=True)
         # B S·V H W lies in memory as B H W S·V when convolutions run channels-last: then nothing is copied here.
         x = self.predict(x).permute(0, 2, 3, 1)
         return x.reshape(len(x), -1, self.values).float()

@@ -1,6 +1,6 @@
 """Top-down modulation (Shrivastava et al. 2016): coarse maps told to finer ones, of which only the finest is read.
 
-A re-creation: the authors released no code, and widths and end points for Inception-ResNet-v2 are choices of ours.
+A re-creation: the authors released no code, and widths and end points for Inception-ResNet-v2 are our own choice.
 
 Axes: B images, C D E channels, H W cells.
 """
@@ -52,9 +52,9 @@ class TopDownNetwork(nn.Module):
     def __init__(self, channels: Sequence[int], widths: Sequence[int]) -> None:
         super().__init__()
         modules: list[TopDownModule] = []
-        for place, width in enumerate(widths):
+        for index, width in enumerate(widths):
             coarse = modules[-1].channels if modules else channels[-1]
-            modules.append(TopDownModule(coarse, channels[-2 - place], width))
+            modules.append(TopDownModule(coarse, channels[-2 - index], width))
         self.steps = nn.ModuleList(modules)
         self.channels = modules[-1].channels
         initialize_he(self.modules())
@@ -62,6 +62,6 @@ class TopDownNetwork(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The last module's map, the only level. `maps` are finest first, with the channels given at the start."""
         x = maps[-1]
-        for place, module in enumerate(self.steps):
-            x = module(x, maps[-2 - place])
+        for index, module in enumerate(self.steps):
+            x = module(x, maps[-2 - index])
         return [x]

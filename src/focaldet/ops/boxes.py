@@ -53,7 +53,7 @@ def elementwise_iou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"])
 def elementwise_giou(first: Float[Tensor, "*N 4"], second: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N"]:
     """Generalized IoU of the i-th boxes, in (-1, 1]; differentiable (Rezatofighi et al. 2019).
 
-    IoU minus the share of the smallest enclosing box that neither box covers.
+    IoU minus the fraction of the smallest enclosing box that neither box covers.
     """
     eps = torch.finfo(first.dtype).eps
     shared = _intersections(first, second)

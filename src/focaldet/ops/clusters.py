@@ -45,7 +45,9 @@ def cluster_sizes(sizes: Float64[Tensor, "M 2"], *, num_clusters: int, seed: int
     if not 1 <= num_clusters <= different:
         raise ConfigError(f"clusters: must be in 1…{different}, the number of different shapes, got {num_clusters}")
     generator = torch.Generator().manual_seed(seed)
-    best = max((_run(sizes, num_clusters, generator) for _ in range(RESTARTS)), key=lambda found: found.average_iou)
+    best = max(
+        (_run(sizes, num_clusters, generator) for _ in range(RESTARTS)), key=lambda clusters: clusters.average_iou
+    )
     return best._replace(sizes=best.sizes[best.sizes.prod(1).argsort(stable=True)])
 
 
@@ -55,8 +57,8 @@ def _run(sizes: Float64[Tensor, "M 2"], num_clusters: int, generator: torch.Gene
     best, previous = Clusters(clusters, 0.0), None
     for _ in range(MAX_ROUNDS):
         fit, nearest = centered_iou(sizes, clusters).max(1)
-        if (found := float(fit.mean())) > best.average_iou:
-            best = Clusters(clusters, found)
+        if (iou := float(fit.mean())) > best.average_iou:
+            best = Clusters(clusters, iou)
         if previous is not None and torch.equal(nearest, previous):
             break
         clusters, previous = _means(sizes, nearest, clusters), nearest
@@ -70,8 +72,8 @@ def _initial_clusters(
     chosen = sizes[torch.randint(len(sizes), (1,), generator=generator)]
     while len(chosen) < num_clusters:
         distance = (1 - centered_iou(sizes, chosen).amax(1)).clamp(min=0).square()
-        place = torch.multinomial(distance, 1, generator=generator) if len(sizes) < 1 << 24 else distance.argmax()[None]
-        chosen = torch.cat([chosen, sizes[place]])
+        index = torch.multinomial(distance, 1, generator=generator) if len(sizes) < 1 << 24 else distance.argmax()[None]
+        chosen = torch.cat([chosen, sizes[index]])
     return chosen
 
 

@@ -88,8 +88,8 @@ def match(
     apart = boxes[ignored_boxes]
     hidden = (pairwise_coverage(anchors, apart) >= config.ignore_coverage).any(dim=1)
     as_objects = _assign(anchors, apart, config)
-    left_out = hidden | as_objects.foreground | as_objects.ignored
-    return matches._replace(ignored=matches.ignored | (left_out & ~matches.foreground))
+    skipped = hidden | as_objects.foreground | as_objects.ignored
+    return matches._replace(ignored=matches.ignored | (skipped & ~matches.foreground))
 
 
 def _assign(anchors: Float[Tensor, "A 4"], boxes: Float[Tensor, "G 4"], config: MatchConfig) -> Matches:
@@ -112,18 +112,18 @@ def _assign(anchors: Float[Tensor, "A 4"], boxes: Float[Tensor, "G 4"], config: 
 def _best_pairs(iou: Float[Tensor, "G A"]) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
     """Objects and anchors of the greedy matching without replacement; pairs that do not meet are not made."""
     left = iou.clone()
-    best, place = left.max(dim=1)
+    best, anchor_index = left.max(dim=1)
     pairs = []
     for _ in range(min(iou.shape)):
         top = best.max()
         if top <= NO_OVERLAP:
             break
-        row = int(torch.where(best == top, place, iou.shape[1]).argmin())
-        column = int(place[row])
+        row = int(torch.where(best == top, anchor_index, iou.shape[1]).argmin())
+        column = int(anchor_index[row])
         pairs.append((row, column))
         left[:, column] = -1.0
         left[row] = -1.0
-        stale = (place == column).nonzero().squeeze(1)
-        best[stale], place[stale] = left[stale].max(dim=1)
-    found = torch.tensor(pairs, dtype=torch.int64, device=iou.device).reshape(-1, 2)
-    return found[:, 0], found[:, 1]
+        stale = (anchor_index == column).nonzero().squeeze(1)
+        best[stale], anchor_index[stale] = left[stale].max(dim=1)
+    index_pairs = torch.tensor(pairs, dtype=torch.int64, device=iou.device).reshape(-1, 2)
+    return index_pairs[:, 0], index_pairs[:, 1]

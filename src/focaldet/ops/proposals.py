@@ -63,10 +63,10 @@ def propose(
         chosen.append(best + start)
         levels.append(torch.full_like(best, number))
         start += size
-    place, level = torch.cat(chosen), torch.cat(levels)
-    boxes = clip_to_frame(decode(deltas[place], anchors[place]), frame)
+    index, level = torch.cat(chosen), torch.cat(levels)
+    boxes = clip_to_frame(decode(deltas[index], anchors[index]), frame)
     real = has_sides(boxes, least_px=MIN_REGION_SIDE_PX).nonzero().squeeze(1)
-    keep = class_nms(boxes[real], objectness[place[real]], level[real], iou=nms_iou, most=limits.keep)
+    keep = class_nms(boxes[real], objectness[index[real]], level[real], iou=nms_iou, most=limits.keep)
     return boxes[real[keep]]
 
 
@@ -103,9 +103,9 @@ def match_inside(
     foreground, ignored = torch.zeros_like(inside), torch.ones_like(inside)
     if not len(members):
         return Matches(index, foreground, ignored)
-    found = match(anchors[members], boxes, ignored_boxes, config)
+    matches = match(anchors[members], boxes, ignored_boxes, config)
     return Matches(
-        index.index_put((members,), found.box_index),
-        foreground.index_put((members,), found.foreground),
-        ignored.index_put((members,), found.ignored),
+        index.index_put((members,), matches.box_index),
+        foreground.index_put((members,), matches.foreground),
+        ignored.index_put((members,), matches.ignored),
     )

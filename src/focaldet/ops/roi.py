@@ -136,10 +136,10 @@ def _samples(
 ) -> tuple[Float[Tensor, "R S"], Bool[Tensor, "R S"]]:
     """Where the samples along one axis lie, -1 in the middle of the first cell and 1 of the last; and if in the map."""
     steps = torch.linspace(0, 1, size, dtype=start.dtype, device=start.device) if size > 1 else start.new_tensor([0.5])
-    share = (start[:, None] + steps * (stop - start)[:, None]) / frame
+    fraction = (start[:, None] + steps * (stop - start)[:, None]) / frame
     # Compared in cells, as TensorFlow does: the last sample of a region that ends with the frame is inside.
-    place = share * (cells - 1)
-    return share * 2 - 1, (place >= 0) & (place <= cells - 1)
+    position = fraction * (cells - 1)
+    return fraction * 2 - 1, (position >= 0) & (position <= cells - 1)
 
 
 def _sample_grid(image: Float[Tensor, "1 C H W"], grid: Float[Tensor, "R S S 2"]) -> Float[Tensor, "R C S S"]:
@@ -156,9 +156,9 @@ def _sample_grid(image: Float[Tensor, "1 C H W"], grid: Float[Tensor, "R S S 2"]
 def blend_corners(image: Float[Tensor, "C H W"], grid: Float[Tensor, "R S S 2"]) -> Float[Tensor, "R C S S"]:
     """As `F.grid_sample` with corners aligned and the border repeated, of the four cells around each point by index."""
     last = grid.new_tensor([image.shape[2] - 1, image.shape[1] - 1])
-    place = ((grid + 1) / 2 * last).minimum(last).clamp(min=0)
-    low = place.floor()
-    (right, below), (left, above) = (place - low).unbind(-1), (1 - (place - low)).unbind(-1)
+    position = ((grid + 1) / 2 * last).minimum(last).clamp(min=0)
+    low = position.floor()
+    (right, below), (left, above) = (position - low).unbind(-1), (1 - (position - low)).unbind(-1)
     (x0, y0), (x1, y1) = low.long().unbind(-1), (low + 1).minimum(last).long().unbind(-1)
     corners = ((y0, x0, above * left), (y0, x1, above * right), (y1, x0, below * left), (y1, x1, below * right))
-    return torch.stack([image[:, y, x] * share for y, x, share in corners]).sum(0).transpose(0, 1)
+    return torch.stack([image[:, y, x] * weight for y, x, weight in corners]).sum(0).transpose(0, 1)

@@ -151,7 +151,7 @@ def differences(predictor: Predictor, raw: dict[str, Tensor]) -> dict[str, Any]:
     padded = detector.preprocessing.padded_size(size)
     batch = torch.tensor(detector.preprocessing.rgb_padding).view(1, 3, 1, 1).repeat(1, 1, *padded)
     batch[:, :, : size.height, : size.width] = image
-    outputs = detector(batch)
+    outputs = detector(batch, [size])
     if "regions" not in raw:
         return {
             "logits": largest(outputs.logits.flatten(), raw["dense logits"]),

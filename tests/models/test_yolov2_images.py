@@ -14,6 +14,7 @@ from focaldet.models.yolov2 import COCO_ANCHORS
 from focaldet.prediction import Predictor
 from focaldet.types import Resize
 from focaldet.weights import load_into
+from tests.batches import full_sizes
 from tests.models import darknet_oracle as oracle
 
 THRESHOLD = 0.02
@@ -51,8 +52,9 @@ def expected_of(pixels, layers, convolutions, *, classes, size):
 
 def check(detector, pixels, layers, convolutions, *, classes, size):
     raw, expected = expected_of(pixels, layers, convolutions, classes=classes, size=size)
+    batch = resize_image(pixels, detector.preprocessing.resize)[None]
     with torch.no_grad():
-        outputs = detector(resize_image(pixels, detector.preprocessing.resize)[None])
+        outputs = detector(batch, full_sizes(batch))
     together = torch.cat([outputs.deltas, outputs.objectness[..., None], outputs.logits], -1)[0].numpy()
     wanted = raw.reshape(len(COCO_ANCHORS), 5 + classes, -1).transpose(2, 0, 1).reshape(together.shape)
     assert np.abs(together - wanted).max() <= 1e-5 * np.abs(wanted).max()

@@ -20,6 +20,7 @@ from focaldet.ops.anchors import AnchorConfig, cell_anchors
 from focaldet.types import Preprocessing
 from focaldet.weights.formats.detector_weights import DetectorWeights, coco_category_ids, coco_class_names
 from focaldet.weights.formats.files import TensorFile
+from focaldet.weights.formats.layer_names import rename_by_table
 from focaldet.weights.formats.resnet_detectors import C4_HEAD, has_c4_head, infer_config, is_msra, rename_tensors
 from focaldet.weights.normalization import INPUTS, replace_scaling, with_input
 from focaldet.weights.sources import WeightsSource
@@ -34,27 +35,8 @@ ANCHOR_TOLERANCE_PX = 0.01
 """The largest difference between anchors that a file states and those of its config."""
 
 _D2_BLOCK = re.compile(r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)res(\d)\.(\d+)\.(conv(\d)|shortcut)(\.norm)?\.(\w+)")
-_D2_PYRAMID = re.compile(r"backbone\.fpn_(lateral|output)(\d)\.(weight|bias)")
-_D2_TOWER = re.compile(r"head\.(cls|bbox)_subnet\.([0246])\.(weight|bias)")
 _D2_ANCHORS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(\d)")
 _D2_PIXELS = ("pixel_mean", "pixel_std")
-_D2_LAYERS = {
-    "backbone.bottom_up.stem.conv1": "backbone.conv1",
-    "backbone.bottom_up.stem.conv1.norm": "backbone.bn1",
-    "backbone.stem.conv1": "backbone.conv1",
-    "backbone.stem.conv1.norm": "backbone.bn1",
-    "backbone.top_block.p6": "pyramid.p6",
-    "backbone.top_block.p7": "pyramid.p7",
-    "head.cls_score": "class_subnet.predict",
-    "head.bbox_pred": "box_subnet.predict",
-    "proposal_generator.rpn_head.conv": "rpn_head.tower.0",
-    "proposal_generator.rpn_head.objectness_logits": "rpn_head.objectness",
-    "proposal_generator.rpn_head.anchor_deltas": "rpn_head.boxes",
-    "roi_heads.box_head.fc1": "roi_head.fc6",
-    "roi_heads.box_head.fc2": "roi_head.fc7",
-    "roi_heads.box_predictor.cls_score": "predictor.classes",
-    "roi_heads.box_predictor.bbox_pred": "predictor.boxes",
-}
 
 
 def is_detectron2(tensors: Mapping[str, Tensor]) -> bool:
@@ -75,8 +57,8 @@ def read_detectron2(
     """
     label = source.label
     is_retinanet = "head.cls_score.weight" in file.tensors
-    finest = 3 if is_retinanet else 2
-    tensors, skipped = rename_tensors(file.tensors, lambda name: _rename_detectron2(name, finest=finest), source=label)
+    table = "detectron2_retinanet" if is_retinanet else "detectron2"
+    tensors, skipped = rename_tensors(file.tensors, lambda name: _rename_detectron2(name, table), source=label)
     config = infer_config(tensors, source=label)
     is_resnext = config.backbone.startswith("resnext")
     pixels = INPUTS["detectron2_x101" if is_resnext else "detectron2"]
@@ -133,7 +115,7 @@ def _stated_pixels(tensors: Mapping[str, Tensor], source: str) -> Preprocessing:
     return known
 
 
-def _rename_detectron2(name: str, *, finest: int) -> str | None:
+def _rename_detectron2(name: str, table: str) -> str | None:
     """focaldet's name of a tensor, None for what does not belong to the network; an unknown name stays as it is."""
     if name in _D2_PIXELS or _D2_ANCHORS.fullmatch(name):
         return None
@@ -142,9 +124,4 @@ def _rename_detectron2(name: str, *, finest: int) -> str | None:
         module = C4_HEAD if name.startswith("roi_heads.") else f"backbone.layer{int(stage) - 1}"
         kind = f"{'bn' if norm else 'conv'}{number}" if number else f"downsample.{1 if norm else 0}"
         return f"{module}.{block}.{kind}.{part}"
-    if match := _D2_PYRAMID.fullmatch(name):
-        return f"pyramid.{match[1]}.{int(match[2]) - finest}.{match[3]}"
-    if match := _D2_TOWER.fullmatch(name):
-        return f"{'class' if match[1] == 'cls' else 'box'}_subnet.tower.{int(match[2]) // 2}.{match[3]}"
-    layer, _, part = name.rpartition(".")
-    return f"{_D2_LAYERS[layer]}.{part}" if layer in _D2_LAYERS else name
+    return rename_by_table(name, table)

@@ -20,7 +20,8 @@ from focaldet.models import Detector
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights.formats.detector_weights import DetectorWeights, coco_category_ids, coco_class_names
 from focaldet.weights.formats.files import TensorFile
-from focaldet.weights.formats.resnet_detectors import C4_HEAD, has_c4_head, infer_config, is_msra, rename_tensors
+from focaldet.weights.formats.layer_names import rename_by_table
+from focaldet.weights.formats.resnet_detectors import has_c4_head, infer_config, is_msra, rename_tensors
 from focaldet.weights.normalization import INPUTS, replace_scaling, with_input
 from focaldet.weights.sources import WeightsSource
 
@@ -39,22 +40,6 @@ MMDET_NUMBERS = {
 }
 """Numbers of a config that give tensors their meaning, and the values that a file may state for them."""
 
-_MMDET_C4_HEAD = re.compile(r"roi_head\.shared_head\.layer4\.(.+)")
-_MMDET_TOWER = re.compile(r"bbox_head\.(cls|reg)_convs\.(\d+)\.conv\.(weight|bias)")
-_MMDET_PYRAMID = re.compile(r"neck\.(lateral|fpn)_convs\.(\d)\.conv\.(weight|bias)")
-_FIRST_EXTRA = 3
-"""The index of P6 among the output convolutions of RetinaNet's pyramid; those before it are of P3, P4 and P5."""
-_MMDET_LAYERS = {
-    "bbox_head.retina_cls": "class_subnet.predict",
-    "bbox_head.retina_reg": "box_subnet.predict",
-    "rpn_head.rpn_conv": "rpn_head.tower.0",
-    "rpn_head.rpn_cls": "rpn_head.objectness",
-    "rpn_head.rpn_reg": "rpn_head.boxes",
-    "roi_head.bbox_head.shared_fcs.0": "roi_head.fc6",
-    "roi_head.bbox_head.shared_fcs.1": "roi_head.fc7",
-    "roi_head.bbox_head.fc_cls": "predictor.classes",
-    "roi_head.bbox_head.fc_reg": "predictor.boxes",
-}
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _THREE = ",".join([f"({_NUMBER})"] * 3) + ",?"
 
@@ -88,8 +73,8 @@ def read_mmdetection(
             "otherwise; known are its versions 2 and 3"
         )
     is_retinanet = _is_mmdet_retinanet(file.tensors)
-    rename = _rename_mmdet_retinanet if is_retinanet else _rename_mmdet
-    tensors, skipped = rename_tensors(file.tensors, rename, source=label)
+    table = "mmdetection_retinanet" if is_retinanet else "mmdetection"
+    tensors, skipped = rename_tensors(file.tensors, lambda name: rename_by_table(name, table), source=label)
     config = infer_config(tensors, source=label)
     text = "".join(str(meta.get("cfg") or meta.get("config") or "").split())
     _require_known(text, source=label)
@@ -157,21 +142,3 @@ def _config_pixels(text: str) -> Preprocessing | None:
 
 def _three(match: re.Match[str]) -> tuple[float, float, float]:
     return float(match[1]), float(match[2]), float(match[3])
-
-
-def _rename_mmdet_retinanet(name: str) -> str:
-    if (match := _MMDET_PYRAMID.fullmatch(name)) and match[1] == "fpn" and int(match[2]) >= _FIRST_EXTRA:
-        return f"pyramid.p{int(match[2]) - _FIRST_EXTRA + 6}.{match[3]}"
-    return _rename_mmdet(name)
-
-
-def _rename_mmdet(name: str) -> str:
-    """focaldet's name of a tensor; an unknown name stays as it is."""
-    if match := _MMDET_C4_HEAD.fullmatch(name):
-        return f"{C4_HEAD}.{match[1]}"
-    if match := _MMDET_TOWER.fullmatch(name):
-        return f"{'class' if match[1] == 'cls' else 'box'}_subnet.tower.{match[2]}.{match[3]}"
-    if match := _MMDET_PYRAMID.fullmatch(name):
-        return f"pyramid.{'lateral' if match[1] == 'lateral' else 'output'}.{match[2]}.{match[3]}"
-    layer, _, part = name.rpartition(".")
-    return f"{_MMDET_LAYERS[layer]}.{part}" if layer in _MMDET_LAYERS else name

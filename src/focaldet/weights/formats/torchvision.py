@@ -9,6 +9,7 @@ from torch import Tensor
 from focaldet.models import Detector, find_preset
 from focaldet.weights.formats.detector_weights import COCO_NAMES, DetectorWeights, require_class_count
 from focaldet.weights.formats.files import TensorFile
+from focaldet.weights.formats.layer_names import rename_by_table
 from focaldet.weights.normalization import with_input
 from focaldet.weights.sources import WeightsSource
 from focaldet.weights.tensor_names import COUNTER, num_rows
@@ -16,33 +17,7 @@ from focaldet.weights.tensor_names import COUNTER, num_rows
 TORCHVISION_NORM_EPS = 1e-5
 """What torchvision's ordinary BatchNorm adds to the variance. Only its frozen one in the V1 weights adds 0."""
 
-_LAYER_PATTERNS = (
-    (r"backbone\.body\.(.+)", r"backbone.\1"),
-    (r"backbone\.fpn\.inner_blocks\.(\d+)\.(?:0\.)?(weight|bias)", r"pyramid.lateral.\1.\2"),
-    (r"backbone\.fpn\.layer_blocks\.(\d+)\.(?:0\.)?(weight|bias)", r"pyramid.output.\1.\2"),
-    (r"backbone\.fpn\.inner_blocks\.(\d+)\.1\.(\w+)", r"pyramid.lateral_norms.\1.\2"),
-    (r"backbone\.fpn\.layer_blocks\.(\d+)\.1\.(\w+)", r"pyramid.output_norms.\1.\2"),
-    (r"backbone\.fpn\.extra_blocks\.(p6|p7)\.(weight|bias)", r"pyramid.\1.\2"),
-    (r"head\.classification_head\.conv\.(\d+)\.0\.(weight|bias)", r"class_subnet.tower.\1.\2"),
-    (r"head\.classification_head\.conv\.(\d+)\.1\.(weight|bias)", r"class_subnet.norms.\1.\2"),
-    (r"head\.classification_head\.cls_logits\.(weight|bias)", r"class_subnet.predict.\1"),
-    (r"head\.regression_head\.conv\.(\d+)\.0\.(weight|bias)", r"box_subnet.tower.\1.\2"),
-    (r"head\.regression_head\.conv\.(\d+)\.1\.(weight|bias)", r"box_subnet.norms.\1.\2"),
-    (r"head\.regression_head\.bbox_reg\.(weight|bias)", r"box_subnet.predict.\1"),
-    (r"rpn\.head\.conv\.(weight|bias)", r"rpn_head.tower.0.\1"),  # before torchvision 0.13
-    (r"rpn\.head\.conv\.(\d+)\.0\.(weight|bias)", r"rpn_head.tower.\1.\2"),
-    (r"rpn\.head\.cls_logits\.(weight|bias)", r"rpn_head.objectness.\1"),
-    (r"rpn\.head\.bbox_pred\.(weight|bias)", r"rpn_head.boxes.\1"),
-    (r"roi_heads\.box_head\.(fc6|fc7)\.(weight|bias)", r"roi_head.\1.\2"),
-    (r"roi_heads\.box_head\.([0-3])\.0\.weight", r"roi_head.tower.\1.weight"),
-    (r"roi_heads\.box_head\.([0-3])\.1\.(\w+)", r"roi_head.norms.\1.\2"),
-    (r"roi_heads\.box_head\.5\.(weight|bias)", r"roi_head.fc.\1"),
-    (r"roi_heads\.box_predictor\.cls_score\.(weight|bias)", r"predictor.classes.\1"),
-    (r"roi_heads\.box_predictor\.bbox_pred\.(weight|bias)", r"predictor.boxes.\1"),
-)
 _BACKGROUND_ROWS = {"predictor.classes": 1, "predictor.boxes": 4}
-# Before torchvision 0.13 a tower was conv, ReLU, conv, ReLU …: layers 0, 2, 4, 6.
-_OLD_TOWER = re.compile(r"(head\.\w+_head\.conv)\.(\d+)\.(weight|bias)")
 _CLASSIFIER_LAYERS = re.compile(r"fc\..+|classifier\..+|features\.18\..+")
 
 
@@ -101,7 +76,7 @@ def equivalent_preset(tensors: Mapping[str, Tensor]) -> str:
 
 def rename_torchvision_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A torchvision detector in focaldet's names and with the background last; an unknown name stays as it is."""
-    renamed = {_rename_torchvision(_OLD_TOWER.sub(_new_tower, name)): value for name, value in tensors.items()}
+    renamed = {rename_by_table(name, "torchvision"): value for name, value in tensors.items()}
     for layer, count in _BACKGROUND_ROWS.items():
         names = [name for name in renamed if name.startswith(f"{layer}.") and renamed[name].ndim]
         renamed |= {name: torch.roll(renamed[name], -count, 0) for name in names}
@@ -135,14 +110,3 @@ def _labels(tensors: Mapping[str, Tensor], num_classes: int) -> tuple[int, ...]:
     """torchvision's label of each class."""
     first = 1 if _is_faster_rcnn(tensors) else 0
     return tuple(range(first, first + num_classes))
-
-
-def _new_tower(match: re.Match[str]) -> str:
-    return f"{match[1]}.{int(match[2]) // 2}.0.{match[3]}"
-
-
-def _rename_torchvision(name: str) -> str:
-    for pattern, replacement in _LAYER_PATTERNS:
-        if match := re.fullmatch(pattern, name):
-            return match.expand(replacement)
-    return name

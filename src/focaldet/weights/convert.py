@@ -280,7 +280,7 @@ def _report(
         skipped=_skipped_tensors(foreign, tensors),
         num_classes=config.num_classes,
         class_names=detector.class_names,
-        category_ids=weights.category_ids,
+        category_ids=weights.classes.category_ids,
         background=BACKGROUND.get(foreign.program) if is_softmax else NO_BACKGROUND,
         boxes=BOXES.get(foreign.program, "x, y, width, height"),
         anchors=next((settings[name] for name in ANCHORS if name in settings), None),

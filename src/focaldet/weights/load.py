@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from focaldet.data.dataset import Classes
 from focaldet.data.formats.text import list_names, quantity
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import Detector, DetectorConfig, build, from_config
@@ -93,7 +94,7 @@ def load_detector(
         detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
         return Trained(detector, metadata.category_ids, source.label)
     weights = read_foreign(source, file, model=model, named_input=input)
-    return Trained(build_detector(weights, source), weights.category_ids, source.label)
+    return Trained(build_detector(weights, source), weights.classes.category_ids, source.label)
 
 
 def load_into(
@@ -178,7 +179,7 @@ def _read_saved(file: TensorFile, source: WeightsSource, named: str | None, dete
         config=saved_config(metadata, source.path),
         tensors=detector.current_tensor_names(file.tensors),
         preprocessing=with_input(preprocessing, named, source=source.label),
-        class_names=metadata.class_names,
+        classes=Classes(metadata.class_names, metadata.category_ids),
         license=None if metadata.license == NO_LICENSE else metadata.license,
     )
 
@@ -195,19 +196,7 @@ def _fill_detector(detector: Detector, weights: DetectorWeights, source: Weights
     skipped = tuple(name for name in tensors if not name.startswith(parts))
     shapes = shapes_of(detector, counters=False)
     expected = {name: shape for name, shape in shapes.items() if name.startswith(parts) and name not in class_layer}
-    _copy_tensors(
-        detector, {name: tensors[name] for name in tensors if name not in (*skipped, *reset)}, expected, source
-    )
-    notes = [*weights.notes, *_set_norm_eps(detector, weights.config.norm_eps)]
-    if encoder and (fresh := [name for name in shapes if name not in expected and name not in reset]):
-        notes.append(f"starts from random weights: {list_names(fresh)}")
-    if reset:
-        here, there = (_describe_classes(part.class_names, part.config) for part in (detector, weights))
-        notes.append(f"class layer reset, it starts from random weights: here {here}, in the file {there}")
-    elif not encoder and not detector.class_names:
-        detector.class_names = weights.class_names
-    detector.preprocessing = weights.preprocessing
-    return LoadReport(
+    report = LoadReport(
         source.label,
         "encoder" if encoder else "detector",
         loaded=tuple(expected),
@@ -215,8 +204,20 @@ def _fill_detector(detector: Detector, weights: DetectorWeights, source: Weights
         skipped=(*weights.skipped, *skipped),
         preprocessing=weights.preprocessing,
         license=weights.license,
-        notes=tuple(notes),
+        notes=weights.notes,
     )
+    tensors = {name: value for name, value in tensors.items() if name not in (*skipped, *reset)}
+    report = _fill(detector, tensors, expected, report, weights.config.norm_eps)
+    notes = list(report.notes)
+    if encoder and (fresh := [name for name in shapes if name not in expected and name not in reset]):
+        notes.append(f"starts from random weights: {list_names(fresh)}")
+    if reset:
+        here = _describe_classes(detector.class_names, detector.config)
+        there = _describe_classes(weights.classes.names, weights.config)
+        notes.append(f"class layer reset, it starts from random weights: here {here}, in the file {there}")
+    elif not encoder and not detector.class_names:
+        detector.class_names = weights.classes.names
+    return replace(report, notes=tuple(notes))
 
 
 def _fill_darknet(
@@ -225,12 +226,10 @@ def _fill_darknet(
     """Fill the backbone from darknet's classifier."""
     num_classes, tensors = darknet.read_darknet_backbone(detector, numbers)
     preprocessing = with_input(detector.preprocessing, stated or "unit", source=source.label)
-    backbone = detector.get_submodule("backbone")
-    _copy_tensors(backbone, tensors, shapes_of(backbone, counters=False), source)
-    detector.preprocessing = preprocessing
     skipped = ("the classifier",) if num_classes else ()
-    loaded = tuple(f"backbone.{name}" for name in tensors)
-    return LoadReport(source.label, "backbone", loaded, (), skipped, preprocessing)
+    report = LoadReport(source.label, "backbone", tuple(tensors), (), skipped, preprocessing)
+    expected = shapes_of(detector, counters=False, prefixes=("backbone.",))
+    return _fill(detector, tensors, expected, report, None)
 
 
 def _fill_backbone(detector: Detector, file: TensorFile, source: WeightsSource, stated: str | None) -> LoadReport:
@@ -251,23 +250,11 @@ def _fill_backbone(detector: Detector, file: TensorFile, source: WeightsSource, 
     else:
         notes, norm_eps = _frozen_norm_note(detector, file, source), torchvision.TORCHVISION_NORM_EPS
         classifier, skipped = torchvision.without_classifier(file.tensors)
-        prefixes = detector.pretrained
-        tensors = rename_prefixes(without_counters(classifier), prefixes)
-        shapes = shapes_of(detector, counters=False)
-        expected = {name: shapes[name] for name in shapes if name.startswith(tuple(new for _, new in prefixes))}
-    _copy_tensors(detector, tensors, expected, source)
-    notes = (*notes, *_set_norm_eps(detector, norm_eps))
-    detector.preprocessing = preprocessing
-    return LoadReport(
-        source.label,
-        "backbone",
-        loaded=tuple(expected),
-        reset=(),
-        skipped=skipped,
-        preprocessing=preprocessing,
-        license=file.license or source.license,
-        notes=notes,
-    )
+        tensors = rename_prefixes(without_counters(classifier), detector.pretrained)
+        expected = shapes_of(detector, counters=False, prefixes=tuple(new for _, new in detector.pretrained))
+    license_ = file.license or source.license
+    report = LoadReport(source.label, "backbone", tuple(expected), (), skipped, preprocessing, license_, notes)
+    return _fill(detector, tensors, expected, report, norm_eps)
 
 
 def _frozen_norm_note(detector: Detector, file: TensorFile, source: WeightsSource) -> tuple[str, ...]:
@@ -288,22 +275,23 @@ def _frozen_norm_note(detector: Detector, file: TensorFile, source: WeightsSourc
     return ("BatchNorm of the backbone stays frozen, as the file asks",) if keep_frozen else ()
 
 
-def _copy_tensors(
-    module: nn.Module, tensors: Mapping[str, Tensor], expected: TensorShapes, source: WeightsSource
-) -> None:
-    """Fill the `expected` tensors of `module`, once all names, shapes and types are known to be right."""
-    require_fit(expected, tensor_shapes(tensors), source=source.label)
-    require_numbers(tensors, source=source.label)
-    module.load_state_dict(tensors, strict=False)
+def _fill(
+    detector: Detector, tensors: Mapping[str, Tensor], expected: TensorShapes, report: LoadReport, eps: float | None
+) -> LoadReport:
+    """Fill the `expected` tensors, once all names, shapes and types are known to be right; the completed report."""
+    require_fit(expected, tensor_shapes(tensors), source=report.source)
+    require_numbers(tensors, source=report.source)
+    detector.load_state_dict(tensors, strict=False)
+    detector.preprocessing = report.preprocessing
+    return replace(report, notes=(*report.notes, *_set_norm_eps(detector, eps)))
 
 
 def _has_same_classes(detector: Detector, weights: DetectorWeights) -> bool:
     """Same number, same classifier and, where both have names, the same names in the same order."""
-    both_named = bool(detector.class_names and weights.class_names)
-    if both_named and detector.class_names != weights.class_names:
-        return False
-    left, right = detector.config, weights.config
-    return bool(left.num_classes == right.num_classes) and left.classifier == right.classifier
+    names, file_names = detector.class_names, weights.classes.names
+    config, file_config = detector.config, weights.config
+    same_outputs = (config.num_classes, config.classifier) == (file_config.num_classes, file_config.classifier)
+    return same_outputs and (names == file_names or not (names and file_names))
 
 
 def _describe_classes(names: tuple[str, ...], config: DetectorConfig) -> str:

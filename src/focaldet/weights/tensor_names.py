@@ -16,10 +16,15 @@ COUNTER = ".num_batches_tracked"
 TensorShapes = Mapping[str, tuple[int, ...]]
 
 
-def shapes_of(module: torch.nn.Module, *, counters: bool = True) -> dict[str, tuple[int, ...]]:
-    """The shapes of a network's tensors by name; `counters` says whether BatchNorm's batch counters are among them."""
-    shapes = tensor_shapes(module.state_dict())
-    return {name: shape for name, shape in shapes.items() if counters or not name.endswith(COUNTER)}
+def shapes_of(
+    module: torch.nn.Module, *, counters: bool = True, prefixes: tuple[str, ...] = ("",)
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a network's tensors by name, of those whose names begin with one of `prefixes`.
+
+    `counters` says whether BatchNorm's batch counters are among them.
+    """
+    state = {name: value for name, value in module.state_dict().items() if name.startswith(prefixes)}
+    return tensor_shapes(state if counters else without_counters(state))
 
 
 def tensor_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -204,7 +204,7 @@ def test_strides_are_where_the_input_says(file, name):
     ("name", "changes", "words"),
     [
         ("retinanet_r50", {"head.bbox_pred.bias": None}, "missing box_subnet.predict.bias$"),
-        ("retinanet_r50", {"head.bbox_pred.weight": None}, "not of a whole number of classes"),
+        ("retinanet_r50", {"head.bbox_pred.weight": None}, "missing box_subnet.predict.weight; "),
         ("retinanet_r50", {"head.cls_score.weight": torch.tensor(1.0)}, "not of a whole number of classes"),
         ("retinanet_r50", {"backbone.top_block.p6.bias": None}, "missing pyramid.p6.bias$"),
         ("retinanet_r50", {"backbone.bottom_up.res4.5.conv2.norm.bias": None}, "missing backbone.layer3.5.bn2.bias$"),

@@ -23,7 +23,7 @@ from focaldet.models import Detector, DetectorConfig, SSDConfig, find_preset
 from focaldet.models.ssd import SSDLossConfig
 from focaldet.nets.resnet import RESNETS
 from focaldet.nets.ssd import at_level
-from focaldet.weights.formats.detector_weights import DetectorWeights, coco_category_ids, coco_class_names
+from focaldet.weights.formats.detector_weights import DetectorWeights, coco_classes
 from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.normalization import with_input
 from focaldet.weights.sources import WeightsSource
@@ -70,13 +70,11 @@ def read_caffe(
     require_fit(expected, tensor_shapes(file.tensors), source=source.label)
     require_numbers(file.tensors, source=source.label)
     blobs = {name: file.tensors[key] for key, name in names.items()}
-    class_names = coco_class_names(config.num_classes)
     return DetectorWeights(
         config=config,
         tensors={name: _convert_blob(name, blobs, config) for name in blobs if not name.endswith(FACTOR)},
         preprocessing=with_input(like.preprocessing, stated or "caffe_ssd", source=source.label),
-        class_names=class_names,
-        category_ids=coco_category_ids(class_names),
+        classes=coco_classes(config.num_classes),
         notes=(CAFFE_NOTE,),
         license=file.license,
     )

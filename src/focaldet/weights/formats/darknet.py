@@ -21,7 +21,7 @@ from focaldet.errors import CheckpointError
 from focaldet.models import Detector
 from focaldet.models.yolov2 import YOLOv2
 from focaldet.nets.darknet import ConvLeaky, DarkNet19
-from focaldet.weights.formats.detector_weights import DetectorWeights, coco_category_ids, coco_class_names
+from focaldet.weights.formats.detector_weights import DetectorWeights, coco_classes
 from focaldet.weights.formats.files import is_safetensors, write_atomically
 from focaldet.weights.normalization import with_input
 from focaldet.weights.sources import WeightsSource
@@ -125,13 +125,11 @@ def read_yolov2(
             "class more or less"
         )
     num_classes, outputs = channels - 5, channels * anchors
-    class_names = coco_class_names(num_classes)
     return DetectorWeights(
         config=detector.config.replace(num_classes=num_classes),
         tensors=_cut(file, [*rest, (bias, (outputs,)), (weight, (outputs, width, 1, 1))]),
         preprocessing=with_input(detector.preprocessing, stated or "unit", source=source.label),
-        class_names=class_names,
-        category_ids=coco_category_ids(class_names),
+        classes=coco_classes(num_classes),
         notes=(DARKNET_NOTE,),
     )
 
@@ -143,7 +141,8 @@ def read_darknet_backbone(detector: Detector, file: DarknetFile) -> tuple[int, d
     """
     classes = _num_classifier_classes(detector, file)
     assert classes is not None
-    return classes, _cut(file, _convolution_layout(detector.get_submodule("backbone"), "the backbone"))
+    layout = _convolution_layout(detector.get_submodule("backbone"), "the backbone")
+    return classes, _cut(file, [(f"backbone.{name}", shape) for name, shape in layout])
 
 
 def _num_classifier_classes(detector: Detector, file: DarknetFile) -> int | None:

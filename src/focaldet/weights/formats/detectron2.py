@@ -18,7 +18,7 @@ from focaldet.models import Detector
 from focaldet.nets.necks import PYRAMID_STRIDES_PX, REGION_STRIDES_PX
 from focaldet.ops.anchors import AnchorConfig, cell_anchors
 from focaldet.types import Preprocessing
-from focaldet.weights.formats.detector_weights import DetectorWeights, coco_category_ids, coco_class_names
+from focaldet.weights.formats.detector_weights import DetectorWeights, coco_classes
 from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.formats.layer_names import rename_by_table
 from focaldet.weights.formats.resnet_detectors import C4_HEAD, has_c4_head, infer_config, is_msra, rename_tensors
@@ -74,13 +74,11 @@ def read_detectron2(
     _require_anchors(file.tensors, config.anchors, strides_px=strides_px, source=label)
     # Without a pyramid no sides need divide, and detectron2 pads images to the largest of a batch alone.
     trained_with = pixels if has_pyramid else replace(pixels, size_divisor=1)
-    class_names = coco_class_names(config.num_classes)
     return DetectorWeights(
         config=config,
         tensors=tensors,
         preprocessing=replace_scaling(detector.preprocessing, trained_with) if detector else trained_with,
-        class_names=class_names,
-        category_ids=coco_category_ids(class_names),
+        classes=coco_classes(config.num_classes),
         notes=(DETECTRON2_NOTE,),
         license=file.license or DETECTRON2_LICENSE,
         skipped=skipped,

@@ -18,7 +18,7 @@ from torch import Tensor
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights.formats.detector_weights import DetectorWeights, coco_category_ids, coco_class_names
+from focaldet.weights.formats.detector_weights import DetectorWeights, coco_classes
 from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.formats.layer_names import rename_by_table
 from focaldet.weights.formats.resnet_detectors import has_c4_head, infer_config, is_msra, rename_tensors
@@ -93,13 +93,11 @@ def read_mmdetection(
     # OpenCV's bilinear interpolation, which mmdetection resizes with, does not smooth beforehand.
     pixels = replace(_config_pixels(text) or default, resize=Resize(antialias=False))
     trained_with = with_input(pixels, stated, source=label)
-    class_names = _stated_class_names(meta, config.num_classes)
     return DetectorWeights(
         config=config,
         tensors=tensors,
         preprocessing=replace_scaling(detector.preprocessing, trained_with) if detector else trained_with,
-        class_names=class_names,
-        category_ids=coco_category_ids(class_names),
+        classes=coco_classes(config.num_classes, tuple(map(str, meta.get("classes") or ()))),
         notes=(MMDETECTION_NOTE,),
         license=file.license or MMDETECTION_LICENSE,
         skipped=skipped,
@@ -123,12 +121,6 @@ def _meta(statements: Mapping[str, str]) -> dict[str, Any]:
     except ValueError:
         return {}
     return meta if isinstance(meta, dict) else {}
-
-
-def _stated_class_names(meta: Mapping[str, Any], num_classes: int) -> tuple[str, ...]:
-    """Those that the file states, if they are as many as its classes, else COCO's if it has 80."""
-    stated = tuple(map(str, meta.get("classes") or ()))
-    return stated if len(stated) == num_classes else coco_class_names(num_classes)
 
 
 def _config_pixels(text: str) -> Preprocessing | None:

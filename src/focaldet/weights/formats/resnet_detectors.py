@@ -12,11 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
-from focaldet.models import find_preset
+from focaldet.models import MOST_CLASSES, find_preset
 from focaldet.nets.resnet import RESNETS, ResNetShape
 from focaldet.ops.roi import PoolConfig
 from focaldet.types import Preprocessing
-from focaldet.weights.formats.detector_weights import require_class_count
 from focaldet.weights.tensor_names import num_rows
 
 RETINANET_CLASSES, FASTER_RCNN_CLASSES = "class_subnet.predict.weight", "predictor.classes.weight"
@@ -50,7 +49,7 @@ def infer_config(tensors: Mapping[str, Tensor], *, source: str) -> Any:
         CheckpointError: the backbone is not a ResNet that focaldet has, or there is no class.
     """
     backbone = _resnet_name(tensors, source=source)
-    num_classes = require_class_count(_infer_num_classes(tensors), source=source)
+    num_classes = infer_num_classes(tensors, source=source)
     is_retinanet = RETINANET_CLASSES in tensors
     pyramid = "retinanet_r50_fpn" if is_retinanet else "faster_rcnn_r50_fpn"
     preset: Any = find_preset("faster_rcnn_r101_c4" if has_c4_head(tensors) else pyramid).config
@@ -71,12 +70,22 @@ def has_c4_head(tensors: Mapping[str, Tensor]) -> bool:
     return f"{C4_HEAD}.0.conv1.weight" in tensors
 
 
-def _infer_num_classes(tensors: Mapping[str, Tensor]) -> int:
-    """K by the class layer; of RetinaNet it has K values for each four of the box layer."""
+def infer_num_classes(tensors: Mapping[str, Tensor], *, source: str) -> int:
+    """K by the class layer; of RetinaNet it has K values for each four of the box layer.
+
+    Raises:
+        CheckpointError: no detector has so many classes; names `source`.
+    """
     if FASTER_RCNN_CLASSES in tensors:
-        return num_rows(tensors, FASTER_RCNN_CLASSES) - 1
-    values, boxes = (num_rows(tensors, name) for name in (RETINANET_CLASSES, "box_subnet.predict.weight"))
-    return values * 4 // boxes if boxes and values * 4 % boxes == 0 else 0
+        count, rest = num_rows(tensors, FASTER_RCNN_CLASSES) - 1, 0
+    else:
+        values, boxes = (num_rows(tensors, name) for name in (RETINANET_CLASSES, "box_subnet.predict.weight"))
+        count, rest = divmod(values * 4, max(1, boxes))
+    if rest or not 1 <= count <= MOST_CLASSES:
+        raise CheckpointError(
+            f"{source}: its class and box layers are not of a whole number of classes, 1 to {MOST_CLASSES}"
+        )
+    return count
 
 
 def _resnet_name(tensors: Mapping[str, Tensor], *, source: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector
 from focaldet.nets.inception_resnet import InceptionResNetTail, InceptionResNetTrunk
-from focaldet.weights.tensor_names import COUNTER, shapes_of
+from focaldet.weights.tensor_names import shapes_of, without_counters
 
 TIMM_NORM_EPS = 1e-3
 _HEAD_LAYERS = ("mixed_7a.", "repeat_2.", "block8.", "conv2d_7b.")
@@ -37,11 +37,10 @@ def inception_resnet_tensors(
     skipped = tuple(name for name in tensors if name.startswith(_TIMM_CLASSIFIER))
     renamed = {
         (head if name.startswith(_HEAD_LAYERS) else trunk) + name: value
-        for name, value in tensors.items()
-        if name not in skipped and not name.endswith(COUNTER)
+        for name, value in without_counters(tensors).items()
+        if name not in skipped
     }
-    shapes = shapes_of(detector, counters=False)
-    return renamed, {name: shape for name, shape in shapes.items() if name.startswith((trunk, head))}, skipped
+    return renamed, shapes_of(detector, counters=False, prefixes=(trunk, head)), skipped
 
 
 def unusual_scales(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from focaldet.data.dataset import Classes
 from focaldet.models import Detector, find_preset
-from focaldet.weights.formats.detector_weights import COCO_NAMES, DetectorWeights, require_class_count
+from focaldet.weights.formats.detector_weights import COCO_NAMES, DetectorWeights
 from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.formats.layer_names import rename_by_table
+from focaldet.weights.formats.resnet_detectors import infer_num_classes
 from focaldet.weights.normalization import with_input
 from focaldet.weights.sources import WeightsSource
-from focaldet.weights.tensor_names import COUNTER, num_rows
+from focaldet.weights.tensor_names import COUNTER
 
 TORCHVISION_NORM_EPS = 1e-5
 """What torchvision's ordinary BatchNorm adds to the variance. Only its frozen one in the V1 weights adds 0."""
@@ -41,22 +43,23 @@ def read_torchvision(
     """
     tensors = file.tensors
     preset = find_preset(equivalent_preset(tensors))
-    num_classes = require_class_count(_num_torchvision_classes(tensors), source=source.label)
+    renamed = rename_torchvision_tensors(tensors)
+    num_classes = infer_num_classes(renamed, source=source.label)
     # Ordinary BatchNorm is known by its counters; else torchvision does not state its ε.
     if any(name.endswith(COUNTER) for name in tensors):
         norm_eps: float | None = TORCHVISION_NORM_EPS
     else:
         stated_by = preset if detector is None or source.input or detector.config.norm_eps is None else detector
         norm_eps = stated_by.config.norm_eps
-    labels = _labels(tensors, num_classes)
+    first = 1 if _is_faster_rcnn(tensors) else 0  # its label 0 is the background
+    labels = tuple(range(first, first + num_classes))
     preprocessing = (detector or preset).preprocessing
     note = "the file states no input; that is the default of torchvision's detectors (--weights.input overrules it)"
     return DetectorWeights(
         config=preset.config.replace(num_classes=num_classes, norm_eps=norm_eps),
-        tensors=rename_torchvision_tensors(tensors),
+        tensors=renamed,
         preprocessing=with_input(preprocessing, stated or "imagenet", source=source.label),
-        class_names=tuple(COCO_NAMES[label] for label in labels) if labels[-1] == len(COCO_NAMES) - 1 else (),
-        category_ids=labels,
+        classes=Classes(COCO_NAMES[first:] if labels[-1] == len(COCO_NAMES) - 1 else (), labels),
         notes=() if stated else (note,),
         license=file.license or source.license,
     )
@@ -91,22 +94,3 @@ def without_classifier(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]
 
 def _is_faster_rcnn(tensors: Mapping[str, Tensor]) -> bool:
     return "roi_heads.box_predictor.cls_score.weight" in tensors
-
-
-def _num_torchvision_classes(tensors: Mapping[str, Tensor]) -> int:
-    """K of a torchvision detector.
-
-    Of a RetinaNet the outputs of the class layer over those of the box layer, times the 4 of a box; of a Faster R-CNN
-    the class values without the background.
-    """
-    if _is_faster_rcnn(tensors):
-        return num_rows(tensors, "roi_heads.box_predictor.cls_score.weight") - 1
-    layers = ("classification_head.cls_logits", "regression_head.bbox_reg")
-    logits, boxes = (num_rows(tensors, f"head.{layer}.weight") for layer in layers)
-    return logits * 4 // max(1, boxes)
-
-
-def _labels(tensors: Mapping[str, Tensor], num_classes: int) -> tuple[int, ...]:
-    """torchvision's label of each class."""
-    first = 1 if _is_faster_rcnn(tensors) else 0
-    return tuple(range(first, first + num_classes))

@@ -130,9 +130,8 @@ def saved_config(metadata: Metadata, path: Path) -> DetectorConfig:
         )
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    named = (("class_names", metadata.class_names), ("category_ids", metadata.category_ids))
-    for key, values in named:
-        if values and len(values) != config.num_classes:
+    for key in ("class_names", "category_ids"):
+        if (values := getattr(metadata, key)) and len(values) != config.num_classes:
             raise CheckpointError(f"{path}: {key}: {len(values)} entries for {config.num_classes} classes")
     return config
 

@@ -4,16 +4,14 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from itertools import accumulate
+from dataclasses import asdict, dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from focaldet import config as configs
-from focaldet.config import nearest
-from focaldet.data.dataset import Classes
 from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import Detector, named_config
@@ -36,10 +34,8 @@ DARKNET = "darknet"
 SHORT_PROGRAM_NAMES = {"mmdet": "mmdetection"}
 NO_BACKGROUND = "none, each class is decided by itself"
 BACKGROUND = {
-    "torchvision": "first in the file, last here",
-    "caffe": "first in the file, last here",
-    "detectron2": "last in the file and here",
-    "mmdetection": "last in the file and here",
+    **dict.fromkeys(("torchvision", "caffe"), "first in the file, last here"),
+    **dict.fromkeys(("detectron2", "mmdetection"), "last in the file and here"),
     DARKNET: "none, the objectness decides",
 }
 """The position of the background among the classes of a softmax, by program."""
@@ -51,8 +47,6 @@ LICENSES = {
 }
 """The licenses of published weights of the programs whose reader states none."""
 RENAMED_ATTRIBUTES = {"licence": "license", "left_out": "skipped", "remarks": "notes"}
-ANCHORS = ("anchors", "priors")
-"""The settings of the boxes that a detector starts from, by whichever name it has for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +94,20 @@ class Conversion:
 
     def parts(self) -> dict[str, tuple[int, int]]:
         """The tensors and the numbers in them, by the part of the detector."""
-        part_of = {tensor: tensor.name.split(".", maxsplit=1)[0] for tensor in self.tensors}
-        counts = Counter(part_of.values())
-        numbers = {
-            part: sum(math.prod(tensor.shape) for tensor in self.tensors if part_of[tensor] == part) for part in counts
-        }
+        counts, numbers = Counter[str](), Counter[str]()
+        for tensor in self.tensors:
+            part = tensor.name.split(".", maxsplit=1)[0]
+            counts[part] += 1
+            numbers[part] += math.prod(tensor.shape)
         return {part: (count, numbers[part]) for part, count in counts.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything for programs: `tensors` by focaldet's names, each with those it was made of."""
         mapping = {each.name: {"made_of": list(each.made_of), "shape": list(each.shape)} for each in self.tensors}
         parts = {part: {"tensors": count, "numbers": numbers} for part, (count, numbers) in self.parts().items()}
-        names = [field.name for field in fields(self) if field.name not in ("tensors", "out")]
-        rest = {name: getattr(self, name) for name in names}
-        preprocessing = asdict(self.preprocessing)
-        return {"out": str(self.out), **rest, "preprocessing": preprocessing, "parts": parts, "tensors": mapping}
+        values = asdict(self)
+        del values["tensors"]  # they come last
+        return values | {"out": str(self.out), "parts": parts, "tensors": mapping}
 
     def rows(self) -> list[list[str]]:
         """The report for people: a subject and a text in each row."""
@@ -180,8 +173,8 @@ def convert(
     layout = SHORT_PROGRAM_NAMES.get(layout, layout) if layout else None
     if layout is not None and layout not in names:
         raise ConfigError(
-            f"from: no whole detectors of {layout!r} are known, only of {', '.join(names)}{nearest(layout, names)}; a "
-            "backbone alone needs no conversion, training takes it as it is"
+            f"from: no whole detectors of {layout!r} are known, only of {', '.join(names)}"
+            f"{configs.nearest(layout, names)}; a backbone alone needs no conversion, training takes it as it is"
         )
     if model is not None:
         named_config(model)
@@ -189,15 +182,9 @@ def convert(
     _require_free_path(out, source, overwrite=overwrite)
     foreign = _read_foreign(source, layout=layout, model=model, named_input=input)
     detector = build_detector(foreign.weights, source)
-    conversion = _report(
-        *(detector, foreign),
-        out=out,
-        model=_require_preset(detector, source, model=model),
-        stated_license=license,
-    )
+    conversion = _report(detector, foreign, out=out, model=model, stated_license=license)
     extra = {"converted_from": source.path.name, "layout": conversion.layout, "source_sha256": sha256(source.path)}
-    classes = Classes(conversion.class_names, conversion.category_ids)
-    save_detector(out, detector, classes=classes, license=conversion.license, extra=extra)
+    save_detector(out, detector, classes=foreign.weights.classes, license=conversion.license, extra=extra)
     return conversion
 
 
@@ -241,9 +228,8 @@ def _read_foreign(
 
 def _number_ranges(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     """The numbers of a darknet file that each tensor is made of, counted from 1 behind its header."""
-    ends = list(accumulate(tensor.numel() for tensor in tensors.values()))
-    starts = [1, *(end + 1 for end in ends)]
-    return {name: (f"numbers {start}…{end}",) for name, start, end in zip(tensors, starts, ends, strict=False)}
+    ends = accumulate((tensor.numel() for tensor in tensors.values()), initial=0)
+    return {name: (f"numbers {last + 1}…{end}",) for name, (last, end) in zip(tensors, pairwise(ends), strict=True)}
 
 
 def _require_preset(detector: Detector, source: WeightsSource, *, model: str | None) -> str | None:
@@ -266,24 +252,24 @@ def _report(
     detector: Detector, foreign: _ForeignFile, *, out: Path, model: str | None, stated_license: str | None
 ) -> Conversion:
     config, weights = detector.config, foreign.weights
+    preset = _require_preset(detector, foreign.source, model=model)
     shapes, settings = shapes_of(detector, counters=False), configs.to_dict(config)
     tensors = tuple(TensorMapping(name, foreign.made_of[name], shape) for name, shape in shapes.items())
-    is_softmax = config.classifier != "sigmoid"
     return Conversion(
         out=out,
         source=foreign.source.label,
         layout=foreign.program,
-        model=model,
+        model=preset,
         architecture=type(config).__name__,
-        conventions=compatibility.differing_conventions(config, model) if model else (),
+        conventions=compatibility.differing_conventions(config, preset) if preset else (),
         tensors=tensors,
         skipped=_skipped_tensors(foreign, tensors),
         num_classes=config.num_classes,
-        class_names=detector.class_names,
+        class_names=weights.classes.names,
         category_ids=weights.classes.category_ids,
-        background=BACKGROUND.get(foreign.program) if is_softmax else NO_BACKGROUND,
+        background=NO_BACKGROUND if config.classifier == "sigmoid" else BACKGROUND.get(foreign.program),
         boxes=BOXES.get(foreign.program, "x, y, width, height"),
-        anchors=next((settings[name] for name in ANCHORS if name in settings), None),
+        anchors=settings.get("anchors", settings.get("priors")),
         preprocessing=detector.preprocessing,
         license=stated_license or weights.license or LICENSES.get(foreign.program, NO_LICENSE),
         notes=weights.notes,

@@ -96,12 +96,7 @@ def _continue(url: str, partial: Path, *, progress: Progress | None) -> None:
 
 
 def _append(
-    response: http.client.HTTPResponse,
-    partial: Path,
-    *,
-    start: int,
-    total: int | None,
-    progress: Progress | None,
+    response: http.client.HTTPResponse, partial: Path, *, start: int, total: int | None, progress: Progress | None
 ) -> None:
     """Write a response behind the first `start` bytes of `partial` and sync it to disk."""
     done = start

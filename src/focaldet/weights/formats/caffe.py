@@ -12,7 +12,7 @@ Axes: P priors of a cell, V = K + 1 class values, C channels.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -40,15 +40,6 @@ _MODULE = re.compile(r"res(.+)_inter(\d+)_branch1\.0")
 _OUTPUT = re.compile(r".+_mbox_conf(new)?\.0")
 
 
-@dataclass(frozen=True, slots=True)
-class CaffeConvolution:
-    """A convolution by Caffe's name and focaldet's; `norms` are Caffe's BatchNorm and Scale, and focaldet's norm."""
-
-    layer: str
-    name: str
-    norms: tuple[str, str, str] | None = None
-
-
 def is_caffe(tensors: Mapping[str, Tensor]) -> bool:
     """True for the names of Caffe's SSD or DSSD."""
     return any(_OUTPUT.fullmatch(key) for key in tensors)
@@ -64,7 +55,7 @@ def read_caffe(
     """
     like = find_preset(matching_ssd_preset(file.tensors)) if detector is None else detector
     config = _infer_ssd_config(like.config, file.tensors, source=source.label)
-    names = {key: name for layer in _convolutions(config) for key, name in _blobs(layer)}
+    names = dict(_tensor_names(config))
     shapes = shapes_of(build_on_meta(config))
     expected = {key: shapes.get(name, (1,)) for key, name in names.items()}
     require_fit(expected, tensor_shapes(file.tensors), source=source.label)
@@ -153,23 +144,9 @@ def _has_decoder(tensors: Mapping[str, Tensor]) -> bool:
     return any(key.startswith("deconv_") for key in tensors)
 
 
-def _blobs(convolution: CaffeConvolution) -> Iterator[tuple[str, str]]:
-    """Caffe's key and focaldet's name of everything that a convolution has."""
-    layer, name = convolution.layer, convolution.name
-    yield f"{layer}.0", f"{name}.weight"
-    if convolution.norms is None:
-        yield f"{layer}.1", f"{name}.bias"
-        return
-    batch_norm, scale, norm = convolution.norms
-    for index, part in enumerate((".running_mean", ".running_var", FACTOR)):
-        yield f"{batch_norm}.{index}", norm + part
-    for index, part in enumerate((".weight", ".bias")):
-        yield f"{scale}.{index}", norm + part
-
-
-def _convolutions(config: SSDConfig) -> Iterator[CaffeConvolution]:
-    """All convolutions of the network that `config` describes."""
-    yield from _backbone_convolutions()
+def _tensor_names(config: SSDConfig) -> Iterator[tuple[str, str]]:
+    """Caffe's key and focaldet's name of every tensor of the network that `config` describes."""
+    yield from _backbone()
     for extra in range(config.priors.num_levels - len(config.sources)):
         yield from _residual_unit(str(6 + extra), f"extras.{extra}")
     if config.decoder is not None:
@@ -178,51 +155,63 @@ def _convolutions(config: SSDConfig) -> Iterator[CaffeConvolution]:
         yield from _predictor(config, level, feature)
 
 
-def _backbone_convolutions() -> Iterator[CaffeConvolution]:
-    yield CaffeConvolution("conv1", "backbone.conv1", ("bn_conv1", "scale_conv1", "backbone.bn1"))
+def _convolution(layer: str, name: str, norms: tuple[str, str, str] | None = None) -> Iterator[tuple[str, str]]:
+    """The keys and names of a convolution; `norms` are Caffe's BatchNorm and Scale, and focaldet's norm."""
+    yield f"{layer}.0", f"{name}.weight"
+    if norms is None:
+        yield f"{layer}.1", f"{name}.bias"
+        return
+    batch_norm, scale, norm = norms
+    for index, part in enumerate((".running_mean", ".running_var", FACTOR)):
+        yield f"{batch_norm}.{index}", norm + part
+    for index, part in enumerate((".weight", ".bias")):
+        yield f"{scale}.{index}", norm + part
+
+
+def _backbone() -> Iterator[tuple[str, str]]:
+    yield from _convolution("conv1", "backbone.conv1", ("bn_conv1", "scale_conv1", "backbone.bn1"))
     for stage, depth in enumerate(RESNETS[CAFFE_BACKBONE].depths, start=1):
         for number in range(depth):
             # The two long stages count their blocks, a, b1, b2 and so on, the others have letters.
             name = "abc"[number] if depth == 3 else f"b{number}" if number else "a"
-            module = f"backbone.layer{stage}.{number}"
-            unit = _residual_unit(f"{stage + 1}{name}", module, norms="bn", shortcut=("downsample.0", "downsample.1"))
-            yield from (part for part in unit if number == 0 or not part.layer.endswith("_branch1"))
+            shortcut = ("downsample.0", "downsample.1") if number == 0 else None
+            yield from _residual_unit(f"{stage + 1}{name}", f"backbone.layer{stage}.{number}", "bn", shortcut)
 
 
 def _residual_unit(
-    block: str, module: str, *, norms: str = "norm", shortcut: tuple[str, str] = ("project", "project_norm")
-) -> Iterator[CaffeConvolution]:
-    """The four convolutions that ResBody makes under the name `block`."""
-    parts = {"branch1": shortcut}
+    block: str, module: str, norms: str = "norm", shortcut: tuple[str, str] | None = ("project", "project_norm")
+) -> Iterator[tuple[str, str]]:
+    """What ResBody makes under the name `block`: three convolutions, and one in the shortcut if there is any."""
+    parts = {"branch1": shortcut} if shortcut else {}
     parts |= {f"branch2{letter}": (f"conv{number}", f"{norms}{number}") for number, letter in enumerate("abc", start=1)}
     for branch, (convolution, norm) in parts.items():
         norm_names = (f"bn{block}_{branch}", f"scale{block}_{branch}", f"{module}.{norm}")
-        yield CaffeConvolution(f"res{block}_{branch}", f"{module}.{convolution}", norm_names)
+        yield from _convolution(f"res{block}_{branch}", f"{module}.{convolution}", norm_names)
 
 
-def _single(layer: str, module: str) -> CaffeConvolution:
+def _single(layer: str, module: str) -> Iterator[tuple[str, str]]:
     """A 3×3 convolution and its BatchNorm outside of a residual unit."""
-    return CaffeConvolution(layer, f"{module}.conv", (f"{layer}_bn", f"{layer}_scale", f"{module}.norm"))
+    return _convolution(layer, f"{module}.conv", (f"{layer}_bn", f"{layer}_scale", f"{module}.norm"))
 
 
-def _decoder(config: SSDConfig) -> Iterator[CaffeConvolution]:
+def _decoder(config: SSDConfig) -> Iterator[tuple[str, str]]:
     for level, (number, source) in enumerate(zip(_map_numbers(config)[:-1], _sources(config), strict=False)):
         step = f"decoder.steps.{level}"
-        yield CaffeConvolution(f"deconv_{number}", f"{step}.up")
-        yield _single(f"deconv_{number}_pre", f"{step}.up_conv")
-        yield _single(f"{source}_pre1", f"{step}.fine_conv1")
-        yield _single(f"{source}_pre2", f"{step}.fine_conv2")
+        yield from _convolution(f"deconv_{number}", f"{step}.up")
+        yield from _single(f"deconv_{number}_pre", f"{step}.up_conv")
+        yield from _single(f"{source}_pre1", f"{step}.fine_conv1")
+        yield from _single(f"{source}_pre2", f"{step}.fine_conv2")
 
 
-def _predictor(config: SSDConfig, level: int, feature: str) -> Iterator[CaffeConvolution]:
+def _predictor(config: SSDConfig, level: int, feature: str) -> Iterator[tuple[str, str]]:
     """The prediction module of a map and its two outputs, which a DSSD calls new."""
     block, module = f"{feature}_inter{at_level(config.module_widths, level)}", f"predictors.{level}"
     yield from _residual_unit(block, f"{module}.module")
     for kind, inter, output in (("loc", "box_inter", "boxes"), ("conf", "class_inter", "classes")):
         layer = f"res{block}_mbox_{kind}{'new' if config.decoder else ''}"
         if config.decoder and config.decoder.inter_width:
-            yield _single(f"{layer}_inter", f"{module}.{inter}")
-        yield CaffeConvolution(layer, f"{module}.{output}")
+            yield from _single(f"{layer}_inter", f"{module}.{inter}")
+        yield from _convolution(layer, f"{module}.{output}")
 
 
 def _map_numbers(config: SSDConfig) -> Sequence[int]:

@@ -213,11 +213,10 @@ def _extract_tensors(content: object, path: Path) -> TensorFile:
     return TensorFile(_without_prefix(tensors), _statements(content) if inner is not content else {})
 
 
-def _statements(content: object) -> dict[str, str]:
+def _statements(content: Mapping[Any, Any]) -> dict[str, str]:
     """What stands beside the weights in words."""
-    beside = content if isinstance(content, Mapping) else {}
-    stated = {key: str(beside[key]) for key in STATED if isinstance(beside.get(key), str | bool)}
-    meta = beside["meta"] if isinstance(beside.get("meta"), Mapping) else {}
+    stated = {key: str(content[key]) for key in STATED if isinstance(content.get(key), str | bool)}
+    meta = content["meta"] if isinstance(content.get("meta"), Mapping) else {}
     plain: dict[str, Any] = {key: meta[key] for key in META if isinstance(meta.get(key), str)}
     if names := _read_class_names(meta):
         plain["classes"] = names

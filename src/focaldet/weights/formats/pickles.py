@@ -38,14 +38,12 @@ class _Name:
     text: str
 
 
-def _numpy(*names: str) -> dict[tuple[str, str], _Name]:
-    """The names under numpy's old and new module paths."""
-    pairs = ((name.rpartition(".")[0], name.rpartition(".")[2]) for name in names)
-    return {(f"numpy.{core}.{module}", name): _Name(name) for module, name in pairs for core in ("core", "_core")}
-
-
 KNOWN_NAMES = {
-    **_numpy("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer"),
+    **{
+        (f"numpy.{core}.{module}", name): _Name(name)
+        for core in ("core", "_core")  # before and since numpy 2
+        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    },
     ("numpy", "ndarray"): _Name("ndarray"),
     ("numpy", "dtype"): _Name("dtype"),
     ("_codecs", "encode"): _Name("encode"),  # how Python 3 writes bytes for protocol 2
@@ -55,16 +53,13 @@ KNOWN_NAMES = {
 }
 """What a file may name, by module and exact name."""
 
-LITERALS = frozenset(
-    {
-        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-    }
-)
+LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
 """Opcodes whose argument is the value itself."""
 OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-IDLE_OPCODES = frozenset({"PROTO", "FRAME"})
 _MARK = _Name("mark")
 
 
@@ -149,7 +144,7 @@ class _Machine:
                 self.stack.append(argument)
             elif name in ACTIONS:
                 ACTIONS[name](self, argument)
-            elif name not in IDLE_OPCODES:
+            elif name not in ("PROTO", "FRAME"):
                 _refuse(FORBIDDEN.get(name, f"it uses the opcode {name}"))
         raise EOFError
 
@@ -168,18 +163,6 @@ class _Machine:
     def memoize(self, index: int) -> None:
         """Keep the value on top for later."""
         self.memo[index] = self.stack[-1]
-
-    def recall(self, index: int) -> None:
-        """Push what was kept."""
-        self.stack.append(self.memo[index])
-
-    def drop(self) -> None:
-        """Forget the value or the mark on top."""
-        self.stack.pop()
-
-    def drop_to_mark(self) -> None:
-        """Forget the values above the last mark."""
-        self.above_mark()
 
     def tuple_of(self, count: int) -> None:
         """Put the last `count` values into a tuple."""
@@ -320,7 +303,7 @@ def _resolve_parts(value: Any, done: dict[int, Any], *, depth: int) -> tuple[Any
     return whole, 1 + max((part[1] for part in parts), default=0), count
 
 
-ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
     "NONE": lambda machine, _: machine.stack.append(None),
     "NEWTRUE": lambda machine, _: machine.stack.append(True),
     "NEWFALSE": lambda machine, _: machine.stack.append(False),
@@ -338,15 +321,11 @@ ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "APPENDS": lambda machine, _: machine.extend(machine.above_mark()),
     "SETITEM": lambda machine, _: machine.update([machine.pop(), machine.pop()][::-1]),
     "SETITEMS": lambda machine, _: machine.update(machine.above_mark()),
-    "PUT": _Machine.memoize,
-    "BINPUT": _Machine.memoize,
-    "LONG_BINPUT": _Machine.memoize,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.memoize),
     "MEMOIZE": lambda machine, _: machine.memoize(len(machine.memo)),
-    "GET": _Machine.recall,
-    "BINGET": _Machine.recall,
-    "LONG_BINGET": _Machine.recall,
-    "POP": lambda machine, _: machine.drop(),
-    "POP_MARK": lambda machine, _: machine.drop_to_mark(),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.stack.append(machine.memo[index])),
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.above_mark(),
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     "GLOBAL": lambda machine, pair: machine.push_name(*pair.split(" ", 1)),
     "STACK_GLOBAL": lambda machine, _: machine.push_name(*[machine.pop(), machine.pop()][::-1]),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from torchvision.models import get_model_weights
+
 from focaldet.config import nearest
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.runtime import Progress
@@ -19,8 +21,7 @@ TORCHVISION_WEIGHTS = {
 """Names of torchvision's published weights: its model (None: the detector's own backbone) and its version."""
 
 TORCHVISION_MODELS = (
-    *("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"),
-    *("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"),
+    *(model for model, _ in TORCHVISION_WEIGHTS.values() if model),
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2"),
 )
 RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")
@@ -75,8 +76,6 @@ def _run_weights(folder: Path) -> Path:
 
 
 def _torchvision_url(name: str, *, backbone: str | None) -> str:
-    from torchvision.models import get_model_weights
-
     model, version = TORCHVISION_WEIGHTS[name]
     model = model or backbone
     published = [member.name for member in get_model_weights(model)] if model in TORCHVISION_MODELS else []
@@ -89,8 +88,6 @@ def _torchvision_url(name: str, *, backbone: str | None) -> str:
 
 def _is_torchvision_file(path: Path) -> bool:
     """True for an unchanged file of torchvision: its name is known and its content fits the checksum in the name."""
-    from torchvision.models import get_model_weights
-
     published = {member.url.rsplit("/", 1)[-1] for model in TORCHVISION_MODELS for member in get_model_weights(model)}
     if path.name not in published or not path.is_file():
         return False

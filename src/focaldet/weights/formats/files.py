@@ -192,7 +192,7 @@ def _read_torch(path: Path) -> object:
         raise CheckpointError(f"{path}: refused: {reason}; plain tensors by name are allowed") from None
 
 
-def _extract_tensors(content: object, path: Path) -> TensorFile:
+def _extract_tensors(content: Any, path: Path) -> TensorFile:
     """The mapping of names to tensors in what was unpickled, and what stands beside it in words."""
     inner = content
     if isinstance(content, Mapping):
@@ -210,7 +210,9 @@ def _extract_tensors(content: object, path: Path) -> TensorFile:
             )
         if not name.endswith(MOMENTUM):
             tensors[name] = tensor
-    return TensorFile(_without_prefix(tensors), _statements(content) if inner is not content else {})
+    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
+    tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return TensorFile(tensors, {} if inner is content else _statements(content))
 
 
 def _statements(content: Mapping[Any, Any]) -> dict[str, str]:
@@ -230,8 +232,3 @@ def _read_class_names(meta: Mapping[Any, Any]) -> list[str]:
     names = next((part[key] for part, key in candidates if isinstance(part.get(key), list | tuple)), ())
     is_plain = all(isinstance(name, str) and name.isprintable() for name in names)
     return list(names) if is_plain and sum(map(len, names)) <= LONGEST_NAMES else []
-
-
-def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
-    return {name.removeprefix(prefix): value for name, value in tensors.items()}

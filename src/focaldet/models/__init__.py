@@ -1,13 +1,14 @@
 """Detectors: how a name of the table (`presets`) becomes a network."""
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from focaldet import config as configs
 from focaldet.errors import ConfigError
-from focaldet.models.base import Detector, DetectorConfig, LossContext
+from focaldet.models.base import Detector, DetectorConfig, LossContext, Preset
 from focaldet.models.faster_rcnn.model import FasterRCNNConfig
-from focaldet.models.presets import PRESETS, Preset, find_preset, register
+from focaldet.models.presets import PRESETS
 from focaldet.models.ssd import SSDConfig
 from focaldet.models.yolov2 import YOLOv2Config
 from focaldet.types import Preprocessing
@@ -29,6 +30,34 @@ __all__ = [
 ]
 
 MOST_CLASSES = 100_000  # a file that claims more is damaged, or made to take all memory
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        ConfigError: there is none; says which name is nearest.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown detector {name!r}{configs.nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def register(name: str, preset: Preset, *, replace: bool = False) -> None:
+    """Give a detector of your own a name, under which everything takes it: check, train, eval, predict, convert.
+
+    Weights files name the class of the config, so a program that reads them must have registered it before. A name that
+    is taken is refused unless `replace` is true.
+
+    Raises:
+        ConfigError: the name is taken, or the config is not a dataclass derived from `DetectorConfig`.
+    """
+    if name in PRESETS and not replace:
+        raise ConfigError(f"detector {name!r} is registered already; replace=True puts the new one in its place")
+    kind = type(preset.config)
+    if not isinstance(preset.config, DetectorConfig) or not is_dataclass(kind):
+        raise ConfigError(f"detector {name!r}: {kind.__name__} must be a dataclass derived from DetectorConfig")
+    PRESETS[name] = preset
 
 
 def named_config(name: str, *, architecture: Mapping[str, Any] | None = None) -> DetectorConfig:

@@ -132,6 +132,30 @@ def level_cells(config: DetectorConfig, *, per_cell: int, image: ImageSize) -> t
     return tuple(zip(*sides, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedAP:
+    """Percent on COCO test-dev, as a table prints it."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A detector that has a name.
+
+    `published` is what the table of the RetinaNet paper prints for it, None where it has no such row.
+    """
+
+    config: DetectorConfig
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    published: PublishedAP | None = None
+
+
 class Detector(nn.Module):
     """Base of all detectors. `forward` is the only part with weights, and the only one that is wrapped or compiled."""
 

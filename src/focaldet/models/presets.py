@@ -1,11 +1,9 @@
 """The table of detectors: a name → its architecture, how images enter it, and what its paper published."""
 
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from focaldet import config as configs
-from focaldet.errors import ConfigError
-from focaldet.models.base import DetectorConfig
+from focaldet.models.base import Preset, PublishedAP
 from focaldet.models.faster_rcnn.losses import StageConfig
 from focaldet.models.faster_rcnn.model import FasterRCNNConfig
 from focaldet.models.faster_rcnn.plus import PlusConfig, RefineConfig
@@ -22,31 +20,6 @@ from focaldet.ops.proposals import ProposalConfig, ProposalLimits
 from focaldet.ops.roi import PoolConfig
 from focaldet.ops.sampling import SampleConfig
 from focaldet.types import Preprocessing, Resize
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedAP:
-    """Percent on COCO test-dev, as a table prints it."""
-
-    ap: float
-    ap50: float
-    ap75: float
-    ap_small: float
-    ap_medium: float
-    ap_large: float
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """A detector that has a name.
-
-    `published` is what the table of the RetinaNet paper prints for it, None where it has no such row.
-    """
-
-    config: DetectorConfig
-    preprocessing: Preprocessing = field(default_factory=Preprocessing)
-    published: PublishedAP | None = None
-
 
 _TORCHVISION_ANCHORS = AnchorConfig(flavor="torchvision")
 
@@ -333,31 +306,3 @@ PRESETS: dict[str, Preset] = {
         replace(_DARKNET_PREPROCESSING, resize=Resize(mode="long", size=320, max_size=None)),
     ),
 }
-
-
-def find_preset(name: str) -> Preset:
-    """The preset called `name`.
-
-    Raises:
-        ConfigError: there is none; says which name is nearest.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown detector {name!r}{configs.nearest(name, PRESETS)}")
-    return PRESETS[name]
-
-
-def register(name: str, preset: Preset, *, replace: bool = False) -> None:
-    """Give a detector of your own a name, under which everything takes it: check, train, eval, predict, convert.
-
-    Weights files name the class of the config, so a program that reads them must have registered it before. A name that
-    is taken is refused unless `replace` is true.
-
-    Raises:
-        ConfigError: the name is taken, or the config is not a dataclass derived from `DetectorConfig`.
-    """
-    if name in PRESETS and not replace:
-        raise ConfigError(f"detector {name!r} is registered already; replace=True puts the new one in its place")
-    kind = type(preset.config)
-    if not isinstance(preset.config, DetectorConfig) or not is_dataclass(kind):
-        raise ConfigError(f"detector {name!r}: {kind.__name__} must be a dataclass derived from DetectorConfig")
-    PRESETS[name] = preset

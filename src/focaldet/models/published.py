@@ -5,7 +5,8 @@ from dataclasses import astuple, dataclass
 import torch
 
 from focaldet.models import build
-from focaldet.models.presets import PRESETS, PublishedAP
+from focaldet.models.base import PublishedAP
+from focaldet.models.presets import PRESETS
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def name_breaks(files: dict[Path, tuple[str, ast.Module]]) -> Iterator[str]:
 def top_level_names(tree: ast.Module) -> Iterator[str]:
     """The names of the classes, functions and constants of a file."""
     for node in tree.body:
-        if isinstance(node, ast.ClassDef | Function):
+        if isinstance(node, ast.ClassDef | Function) and node.name[:2] != "__":
             yield node.name
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         yield from (target.id for target in targets if isinstance(target, ast.Name) and target.id[:2] != "__")

@@ -1,24 +1,17 @@
 """The table of detectors: a name → its architecture, how images enter it, and what its paper published."""
 
 from dataclasses import replace
-from typing import Any
 
 from focaldet.models.base import Preset, PublishedAP
-from focaldet.models.faster_rcnn.losses import StageConfig
+from focaldet.models.faster_rcnn import variants as faster_rcnn
 from focaldet.models.faster_rcnn.model import FasterRCNNConfig
-from focaldet.models.faster_rcnn.plus import PlusConfig, RefineConfig
-from focaldet.models.faster_rcnn.postprocess import FasterRCNNDetectConfig
 from focaldet.models.retinanet import DetectConfig, LossConfig, RetinaNetConfig
 from focaldet.models.ssd import DecoderConfig, SSDConfig
 from focaldet.models.yolov2 import YOLOv2Config, YOLOv2LossConfig
-from focaldet.nets.regions import ProposalHeadConfig
 from focaldet.nets.tdm import WIDTHS_TO_STRIDE_8
 from focaldet.ops.anchors import AnchorConfig
 from focaldet.ops.matching import MatchConfig
 from focaldet.ops.priors import PriorConfig
-from focaldet.ops.proposals import ProposalConfig, ProposalLimits
-from focaldet.ops.roi import PoolConfig
-from focaldet.ops.sampling import SampleConfig
 from focaldet.types import Preprocessing, Resize
 
 _TORCHVISION_ANCHORS = AnchorConfig(flavor="torchvision")
@@ -44,103 +37,6 @@ _SSD_R18 = SSDConfig(
     kernels=(3,),
     tower_init="he",
     priors=_SMALL_PRIORS,
-)
-
-_FASTER_RCNN_TORCHVISION = FasterRCNNConfig(
-    num_classes=90,
-    norm_eps=0.0,
-    anchors=AnchorConfig(base_scale=8.0, scales=(1.0,), flavor="torchvision"),
-    pooling=PoolConfig(kind="align_legacy"),
-    region=replace(FasterRCNNConfig().region, beta=1 / 9),
-)
-
-_64_REGIONS = StageConfig(MatchConfig(background_iou=0.5), SampleConfig(count=64, positives=0.25), beta=1.0)
-
-# Made for small data at 320 px: anchors from 16 px on, few regions, a narrow pyramid and head, nothing frozen.
-_FASTER_RCNN_SMALL = FasterRCNNConfig(
-    backbone="mobilenet_v2",
-    frozen_stages=0,
-    width=96,
-    tower_init="he",
-    anchors=AnchorConfig(base_scale=4.0, scales=(1.0,)),
-    pooling=PoolConfig(canonical_px=112),
-    head_width=512,
-    region=_64_REGIONS,
-    proposals=ProposalConfig(detect=ProposalLimits(1000, 300), train=ProposalLimits(1000, 300)),
-)
-
-# One map of stride 16 with anchors of 32…512 px, and conv5 on 14 × 14 cells of a region, as Detectron's C4.
-_FASTER_RCNN_C4 = FasterRCNNConfig(
-    backbone="resnet101",
-    trunk="c4",
-    anchors=AnchorConfig(base_scale=2.0, scales=(1.0, 2.0, 4.0, 8.0, 16.0)),
-    pooling=PoolConfig(size=14, sampling_ratio=0),
-    background_box=False,
-    proposals=ProposalConfig(detect=ProposalLimits(6000, 1000), train=ProposalLimits(12000, 2000)),
-)
-_FROM_64_PX = AnchorConfig(base_scale=4.0, scales=(1.0, 2.0, 4.0, 8.0))
-
-# Everything of one map goes into NMS, as in the TF Object Detection API.
-_ALL_ANCHORS = 1_000_000
-_GRMI = FasterRCNNConfig(
-    backbone="inception_resnet_v2",
-    norm_eps=1e-3,
-    frozen_stages=0,
-    trunk="c4",
-    rpn_head=ProposalHeadConfig(width=512, relu6=True, softmax=True),
-    anchors=_FROM_64_PX,
-    anchor_weights=(10.0, 10.0, 5.0, 5.0),
-    pooling=PoolConfig(kind="crop_resize", size=17),
-    background_box=False,
-    straddle_px=0.0,
-    rpn=replace(FasterRCNNConfig().rpn, beta=1.0),
-    proposals=ProposalConfig(
-        detect=ProposalLimits(_ALL_ANCHORS, 300), train=ProposalLimits(_ALL_ANCHORS, 300), objects_join=False
-    ),
-    region=_64_REGIONS,
-    detect=FasterRCNNDetectConfig(score_threshold=0.0, nms_iou=0.6),
-)
-
-# Made for small data at 320 px: anchors of 16…128 px, few regions of few cells, BatchNorm that learns.
-_SMALL_C4: dict[str, Any] = {
-    "norm": "batch",
-    "frozen_stages": 0,
-    "tower_init": "he",
-    "anchors": AnchorConfig(base_scale=1.0, scales=(1.0, 2.0, 4.0, 8.0)),
-    "proposals": _FASTER_RCNN_SMALL.proposals,
-    "region": _FASTER_RCNN_SMALL.region,
-}
-_GRMI_SMALL = replace(
-    _GRMI,
-    **_SMALL_C4,
-    backbone="inception_resnet_small",
-    rpn_head=ProposalHeadConfig(width=128, relu6=True, softmax=True),
-    pooling=PoolConfig(kind="crop_resize", size=9),
-    straddle_px=None,
-    detect=FasterRCNNDetectConfig(),
-)
-
-_FASTER_RCNN_C4_PLUS = replace(
-    _FASTER_RCNN_C4,
-    anchors=_FROM_64_PX,
-    pooling=PoolConfig(kind="max", size=14),
-    background_box=True,
-    plus=PlusConfig(refine=RefineConfig(), context=True, scales=(1 / 3, 2 / 3, 1.0, 4 / 3, 5 / 3)),
-    straddle_px=0.0,
-    proposals=ProposalConfig(detect=ProposalLimits(6000, 300), train=ProposalLimits(12000, 2000)),
-    region=_64_REGIONS,
-)
-_FASTER_RCNN_C4_SMALL = replace(
-    _FASTER_RCNN_C4, **_SMALL_C4, backbone="resnet18", pooling=PoolConfig(size=7, canonical_px=112)
-)
-_FASTER_RCNN_TORCHVISION_V2 = replace(
-    _FASTER_RCNN_TORCHVISION,
-    norm="batch",
-    norm_eps=1e-5,
-    frozen_stages=0,
-    neck_norm=True,
-    rpn_head=ProposalHeadConfig(depth=2),
-    head="4conv1fc",
 )
 
 _TORCHVISION_PREPROCESSING = Preprocessing(resize=Resize(rounding="down", antialias=False))
@@ -220,30 +116,30 @@ PRESETS: dict[str, Preset] = {
         ),
         _TORCHVISION_PREPROCESSING,
     ),
-    "faster_rcnn_r18_fpn": Preset(replace(_FASTER_RCNN_SMALL, backbone="resnet18", frozen_stages=2), _LONG_320),
+    "faster_rcnn_r18_fpn": Preset(replace(faster_rcnn.SMALL, backbone="resnet18", frozen_stages=2), _LONG_320),
     "faster_rcnn_r50_fpn": Preset(FasterRCNNConfig()),
     "faster_rcnn_r101_fpn": Preset(
         FasterRCNNConfig(backbone="resnet101"), published=PublishedAP(36.2, 59.1, 39.0, 18.2, 39.0, 48.2)
     ),
     "faster_rcnn_x101_32x8d_fpn": Preset(FasterRCNNConfig(backbone="resnext101_32x8d")),
-    "faster_rcnn_mobilenet_v2_fpn": Preset(_FASTER_RCNN_SMALL, _LONG_320),
-    "faster_rcnn_r50_fpn_tv": Preset(_FASTER_RCNN_TORCHVISION, _TORCHVISION_PREPROCESSING),
-    "faster_rcnn_r50_fpn_v2_tv": Preset(_FASTER_RCNN_TORCHVISION_V2, _TORCHVISION_PREPROCESSING),
-    "faster_rcnn_r101_c4": Preset(_FASTER_RCNN_C4),
+    "faster_rcnn_mobilenet_v2_fpn": Preset(faster_rcnn.SMALL, _LONG_320),
+    "faster_rcnn_r50_fpn_tv": Preset(faster_rcnn.TORCHVISION, _TORCHVISION_PREPROCESSING),
+    "faster_rcnn_r50_fpn_v2_tv": Preset(faster_rcnn.TORCHVISION_V2, _TORCHVISION_PREPROCESSING),
+    "faster_rcnn_r101_c4": Preset(faster_rcnn.C4),
     "faster_rcnn_r101_c4_plus": Preset(
-        _FASTER_RCNN_C4_PLUS, _FASTER_RCNN_600, published=PublishedAP(34.9, 55.7, 37.4, 15.6, 38.7, 50.9)
+        faster_rcnn.C4_PLUS, _FASTER_RCNN_600, published=PublishedAP(34.9, 55.7, 37.4, 15.6, 38.7, 50.9)
     ),
-    "faster_rcnn_r18_c4": Preset(_FASTER_RCNN_C4_SMALL, _LONG_320),
+    "faster_rcnn_r18_c4": Preset(faster_rcnn.C4_SMALL, _LONG_320),
     "faster_rcnn_inception_resnet_v2": Preset(
-        _GRMI, _GRMI_PREPROCESSING, published=PublishedAP(34.7, 55.5, 36.7, 13.5, 38.1, 52.0)
+        faster_rcnn.GRMI, _GRMI_PREPROCESSING, published=PublishedAP(34.7, 55.5, 36.7, 13.5, 38.1, 52.0)
     ),
     "faster_rcnn_inception_resnet_v2_tdm": Preset(
-        replace(_GRMI, top_down=WIDTHS_TO_STRIDE_8),
+        replace(faster_rcnn.GRMI, top_down=WIDTHS_TO_STRIDE_8),
         _GRMI_PREPROCESSING,
         published=PublishedAP(36.8, 57.7, 39.2, 16.2, 39.8, 52.1),
     ),
-    "faster_rcnn_inception_resnet_small": Preset(_GRMI_SMALL, _LONG_320),
-    "faster_rcnn_inception_resnet_small_tdm": Preset(replace(_GRMI_SMALL, top_down=(64,)), _LONG_320),
+    "faster_rcnn_inception_resnet_small": Preset(faster_rcnn.GRMI_SMALL, _LONG_320),
+    "faster_rcnn_inception_resnet_small_tdm": Preset(replace(faster_rcnn.GRMI_SMALL, top_down=(64,)), _LONG_320),
     "ssd513_r101": Preset(SSDConfig(), _SSD_PREPROCESSING, published=PublishedAP(31.2, 50.4, 33.3, 10.2, 34.5, 49.8)),
     "ssd321_r101": Preset(
         SSDConfig(extra_kernels=(2, 2, 3), module_widths=(256,), priors=_PRIORS_321),

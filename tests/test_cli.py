@@ -15,7 +15,7 @@ import pytest
 import focaldet
 from focaldet.cli import build_app, main
 from focaldet.cli.flags import GROUPS
-from focaldet.cli.peers import ANSWERS
+from focaldet.cli.peers import read_answers
 from focaldet.models import named_config
 from focaldet.runtime import pick_device
 
@@ -326,7 +326,7 @@ def test_the_flags_of_other_programs_are_answered_with_the_flag_that_means_it(ca
 
 def test_every_answer_names_a_flag_of_its_command():
     """Every flag in every answer is known to each of its commands; no command has a flag of a peer's name itself."""
-    for commands, names, answer in ANSWERS:
+    for commands, names, answer in read_answers():
         for command in set(commands.split()) - {"study"}:
             known = build_app()[command].assemble_argument_collection()
             for flag in re.findall(r"(?<![\w-])--[a-z][a-z.-]*", answer):

@@ -7,7 +7,7 @@ Boxes are xyxy float32 pixels with the origin at the top left corner, everywhere
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, NamedTuple, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, overload
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -32,6 +32,42 @@ BoxCorners = tuple[float, float, float, float]
 Rows = slice | Sequence[int] | Tensor
 """Several rows of parallel tensors: a slice, a list or tensor of indices, or a Boolean mask."""
 
+# Methods of version 0.1 and what they are called now.
+RENAMED = {
+    "Detections.scaled": "scale",
+    "Detections.moved": "shift",
+    "Detections.clipped": "clip",
+    "Preprocessing.padded": "padded_size",
+}
+
+
+def _read_renamed(value: Any, name: str) -> Any:
+    """The method that `name` was called until version 0.1."""
+    old = f"{type(value).__name__}.{name}"
+    if old not in RENAMED:
+        raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
+    warnings.warn(f"{old} is now called {RENAMED[old]}", DeprecationWarning, stacklevel=2)
+    return getattr(value, RENAMED[old])
+
+
+class _ComparedByValue:
+    """Dataclasses that are equal where all fields are, tensors in type, shape and every number, on whichever device."""
+
+    __slots__ = ()
+    __hash__ = None  # type: ignore[assignment]  # their values can be written into
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        for column in fields(self):  # type: ignore[arg-type]  # every class that inherits this is a dataclass
+            value, another = getattr(self, column.name), getattr(other, column.name)
+            if isinstance(value, Tensor):
+                if value.dtype != another.dtype or not torch.equal(value.cpu(), another.cpu()):
+                    return False
+            elif value != another:
+                return False
+        return True
+
 
 class GroundTruth(NamedTuple):
     """One object of a `Target`: box, class index, and whether it is to be ignored."""
@@ -42,7 +78,7 @@ class GroundTruth(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Target:
+class Target(_ComparedByValue):
     """What one image contains.
 
     `labels` are contiguous class indices in [0, K). Boxes marked `ignored` (crowds, "difficult" objects) are neither
@@ -76,11 +112,6 @@ class Target:
             return next(iter(self[row : row + 1]))
         return Target(self.boxes[rows], self.labels[rows], self.ignored[rows])
 
-    def __eq__(self, other: object) -> bool:
-        return _equal_values(self, other) if isinstance(other, Target) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # equal by values that can be written into
-
     def __repr__(self) -> str:
         return f"Target({_number_of_boxes(len(self))})"
 
@@ -90,7 +121,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class Batch(_ComparedByValue):
     """B images padded at the bottom and right to a common size, with what they contain.
 
     `images` is RGB in 0…255. `sizes` are the sizes before padding (the frame of the targets' boxes), `original_sizes`
@@ -118,11 +149,6 @@ class Batch:
         chosen = rows if row is None else slice(row, row + 1)
         return Batch(*(getattr(self, column.name)[chosen] for column in fields(self)))
 
-    def __eq__(self, other: object) -> bool:
-        return _equal_values(self, other) if isinstance(other, Batch) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # equal by values that can be written into
-
     def __repr__(self) -> str:
         height, width = self.images.shape[-2:]
         boxes = _number_of_boxes(sum(map(len, self.targets)))
@@ -148,7 +174,7 @@ class Detection(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Detections:
+class Detections(_ComparedByValue):
     """The objects that a detector sees in one image, best first.
 
     `boxes` are pixels of the image that was given, `scores` probabilities in [0, 1], `labels` indices into
@@ -183,11 +209,6 @@ class Detections:
         if (row := _single_row(rows, count=len(self))) is not None:
             return next(iter(self[row : row + 1]))
         return Detections(self.boxes[rows], self.scores[rows], self.labels[rows], self.class_names)
-
-    def __eq__(self, other: object) -> bool:
-        return _equal_values(self, other) if isinstance(other, Detections) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]  # equal by values that can be written into
 
     def __repr__(self) -> str:
         if not len(self) or self.scores.is_meta:
@@ -226,21 +247,6 @@ class Detections:
         """The same detections in the memory of the processor."""
         return self.to("cpu")
 
-    def scaled(self, x: float, y: float) -> "Detections":
-        """Deprecated: the name of `scale` until version 0.1."""
-        _warn_renamed("Detections.scaled", "scale")
-        return self.scale(x, y)
-
-    def moved(self, x: float, y: float) -> "Detections":
-        """Deprecated: the name of `shift` until version 0.1."""
-        _warn_renamed("Detections.moved", "shift")
-        return self.shift(x, y)
-
-    def clipped(self, size: ImageSize) -> "Detections":
-        """Deprecated: the name of `clip` until version 0.1."""
-        _warn_renamed("Detections.clipped", "clip")
-        return self.clip(size)
-
     def to_dict(self) -> dict[str, list[Any]]:
         """Plain lists: `boxes` (xyxy pixels), `scores`, `labels`, `names`."""
         return {
@@ -275,6 +281,9 @@ class Detections:
             data={"class_name": numpy.array(self.names, dtype=str)},
         )
 
+    if not TYPE_CHECKING:
+        __getattr__ = _read_renamed
+
 
 def _single_row(rows: Rows | SupportsIndex, *, count: int) -> int | None:
     """The row from 0 that a number of any integer type, negative or not, stands for; None for several rows.
@@ -287,24 +296,8 @@ def _single_row(rows: Rows | SupportsIndex, *, count: int) -> int | None:
     return range(count)[rows]
 
 
-def _equal_values(left: "Target | Batch | Detections", right: "Target | Batch | Detections") -> bool:
-    """Whether all fields are equal, tensors in type, shape and every number, on whichever device."""
-    for column in fields(left):
-        value, other = getattr(left, column.name), getattr(right, column.name)
-        if isinstance(value, Tensor):
-            if value.dtype != other.dtype or not torch.equal(value.cpu(), other.cpu()):
-                return False
-        elif value != other:
-            return False
-    return True
-
-
 def _number_of_boxes(count: int) -> str:
     return f"{count} box{'' if count == 1 else 'es'}"
-
-
-def _warn_renamed(old: str, new: str) -> None:
-    warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
 
 
 LETTERBOX_GRAY = 127.5  # one half, as darknet fills; 128 where pixels are bytes
@@ -415,7 +408,5 @@ class Preprocessing:
         step = self.size_divisor
         return ImageSize(*(-(-side // step) * step for side in size))
 
-    def padded(self, size: ImageSize) -> ImageSize:
-        """Deprecated: the name of `padded_size` until version 0.1."""
-        _warn_renamed("Preprocessing.padded", "padded_size")
-        return self.padded_size(size)
+    if not TYPE_CHECKING:
+        __getattr__ = _read_renamed

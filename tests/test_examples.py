@@ -106,7 +106,7 @@ def test_own_loop(run, tmp_path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_valid_and_says_what_to_expect(path):
-    config = configs.load(RunConfig, path)
+    config = configs.from_dict(RunConfig, configs.read_mapping(path))
     check_phases(config)
     for phase in config.phase_configs:
         named_config(config.model, architecture=phase.architecture)
@@ -122,12 +122,12 @@ def test_each_row_of_the_papers_table_has_a_recipe_with_its_figures(name):
     expected = (
         f"AP {row.ap}, AP50 {row.ap50}, AP75 {row.ap75}, APs {row.ap_small}, APm {row.ap_medium}, APl {row.ap_large}"
     )
-    own = [path for path in RECIPES if configs.load(RunConfig, path).model == name]
+    own = [path for path in RECIPES if configs.from_dict(RunConfig, configs.read_mapping(path)).model == name]
     assert len([path for path in own if expected in path.read_text()]) == 1
 
 
 def test_the_papers_schedule_is_ninety_thousand_updates_at_its_rates():
-    config = configs.load(RunConfig, REPOSITORY / "recipes" / "retinanet_r50_fpn_1x.yaml")
+    config = configs.from_dict(RunConfig, configs.read_mapping(REPOSITORY / "recipes" / "retinanet_r50_fpn_1x.yaml"))
     assert config.scaled_learning_rate == pytest.approx(0.01)
     assert config.epochs * 117_266 / config.batch_size == pytest.approx(90_000, rel=0.03)
     assert (config.momentum, config.weight_decay, config.schedule) == (0.9, 1e-4, "step")

@@ -128,16 +128,6 @@ def to_dict(config: Any) -> dict[str, Any]:
     return values
 
 
-def load(cls: type[Config], path: Path, *, overrides: Mapping[str, Any] | None = None) -> Config:
-    """A `cls` read from a YAML or JSON file, with `overrides` laid over it (nested mappings are merged).
-
-    Raises:
-        ConfigError: the file is missing, not a mapping, or has a bad setting.
-    """
-    values = read_mapping(path)
-    return from_dict(cls, merge(values, overrides or {}), source=str(path))
-
-
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file.
 

@@ -266,7 +266,7 @@ def test_the_priors_grow_with_the_picture():
 
 def test_the_published_recipes_build_what_they_name():
     for path in sorted((REPOSITORY / "recipes").glob("*ssd513*.yaml")):
-        run = configs.load(RunConfig, path)
+        run = configs.from_dict(RunConfig, configs.read_mapping(path))
         phases = run.phase_configs
         assert path.stem.startswith(run.model)
         assert [phase.scaled_learning_rate for phase in phases] == pytest.approx([1e-3, 1e-4][: len(phases)])
@@ -277,7 +277,7 @@ def test_the_published_recipes_build_what_they_name():
 
 def test_the_phases_of_a_dssd_are_those_of_the_paper():
     """The decoder alone with BatchNorm trained, then everything with BatchNorm as it is."""
-    run = configs.load(RunConfig, REPOSITORY / "recipes" / "dssd513_r101.yaml")
+    run = configs.from_dict(RunConfig, configs.read_mapping(REPOSITORY / "recipes" / "dssd513_r101.yaml"))
     first, second = (named_config(phase.model, architecture=phase.architecture) for phase in run.phase_configs)
     assert first.decoder == DecoderConfig(norm="batch", frozen_encoder=True) and second.decoder == DecoderConfig()
     assert (first.norm, second.norm) == ("frozen", "frozen")

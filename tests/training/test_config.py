@@ -41,7 +41,7 @@ def test_survives_yaml(tmp_path):
         data=DataConfig(path=Path("cells")), architecture={"anchors": {"base_scale": 2.0}}, loggers=("wandb",), ema=None
     )
     configs.save(config, tmp_path / "config.yaml")
-    assert configs.load(RunConfig, tmp_path / "config.yaml") == config
+    assert configs.from_dict(RunConfig, configs.read_mapping(tmp_path / "config.yaml")) == config
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,10 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 DEFAULT = RunConfig()
 
 
-def factor(step, *, schedule, total_steps, warmup_steps=0.0, warmup_power=1.0, step_at=DEFAULT.step_at):
-    return rate_factor(
-        step,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        warmup_power=warmup_power,
-        schedule=schedule,
-        step_at=step_at,
-    )
+def factor(step, *, total_steps, warmup_steps=0.0, **settings):
+    """The factor in a run whose epochs have one step each."""
+    config = RunConfig(epochs=total_steps, warmup_epochs=warmup_steps, **settings)
+    return rate_factor(step, config, total_steps=total_steps)
 
 
 def factors(schedule, *, total_steps, **named):
@@ -85,7 +80,7 @@ def test_the_rate_of_darknets_cfg():
         return 0.1 ** sum(milestone <= batch for milestone in (400_000, 450_000))
 
     law = {"schedule": "step", "total_steps": 500_200, "warmup_steps": 1000.0, "warmup_power": 4.0}
-    recipe = configs.load(RunConfig, RECIPES / "yolov2_coco.yaml")
+    recipe = configs.from_dict(RunConfig, configs.read_mapping(RECIPES / "yolov2_coco.yaml"))
     assert (recipe.schedule, recipe.warmup_power, recipe.step_at) == ("step", 4.0, (0.79968, 0.89964))
     for batch in (1, 10, 500, 999, 1000, 1001, 399_990, 400_010, 449_990, 450_010, 500_200):
         rate = factor(batch - 1, **law, step_at=recipe.step_at)
@@ -94,7 +89,7 @@ def test_the_rate_of_darknets_cfg():
 
 def test_ssds_rate_falls_where_its_authors_let_it():
     """130 000 and 210 000 of 250 000 updates."""
-    recipe = configs.load(RunConfig, RECIPES / "ssd513_r101.yaml")
+    recipe = configs.from_dict(RunConfig, configs.read_mapping(RECIPES / "ssd513_r101.yaml"))
     law = {"schedule": recipe.schedule, "total_steps": 250_000, "step_at": recipe.step_at}
     at = {step: factor(step, **law) for step in (129_999, 130_000, 209_999, 210_000)}
     assert at == pytest.approx({129_999: 1, 130_000: 0.1, 209_999: 0.1, 210_000: 0.01})

@@ -88,7 +88,7 @@ class TestSettings:
 
     def test_they_survive_yaml_as_they_were_written(self, tmp_path):
         configs.save(RunConfig(phases=PHASES), tmp_path / "config.yaml")
-        assert configs.load(RunConfig, tmp_path / "config.yaml").phases == PHASES
+        assert configs.from_dict(RunConfig, configs.read_mapping(tmp_path / "config.yaml")).phases == PHASES
 
     def test_what_a_phase_may_set_exists(self):
         assert {field.name for field in dataclasses.fields(RunConfig)} > IN_PHASES
@@ -154,7 +154,7 @@ def test_a_run_of_two_phases(tmp_path, capsys):
     assert rates[4:] == pytest.approx([1e-3 * 0.5 / 4, 1e-3 * 0.5 / 2, 1e-3 * 0.5 * 3 / 4, 1e-4 * 0.5])
     kept = load_detector(RunFolder(tmp_path).last).detector
     assert (kept.config.norm, kept.config.frozen_stages, kept.preprocessing.resize.size) == ("frozen", 0, 96)
-    assert configs.load(RunConfig, RunFolder(tmp_path).config).phases == PHASES
+    assert configs.from_dict(RunConfig, configs.read_mapping(RunFolder(tmp_path).config)).phases == PHASES
     events = [json.loads(line) for line in RunFolder(tmp_path).events.read_text().splitlines()]
     assert [event["phase"] for event in events if event["event"] == "phase"] == [1, 2]
     page = RunFolder(tmp_path).report.read_text()

@@ -15,7 +15,7 @@ PRINTS = {"train": "aaa", "validation": "bbb"}
 
 
 def test_new_and_empty_folders_are_taken(tmp_path):
-    assert open_folder(small_run(tmp_path / "new")) == RunFolder(tmp_path / "new")
+    assert open_folder(small_run(tmp_path / "new")).path == tmp_path / "new"
     assert not (tmp_path / "new").exists(), "looking changes nothing"
     assert open_folder(small_run(tmp_path)).path == tmp_path
 
@@ -72,7 +72,7 @@ def test_overwriting_removes_only_what_runs_leave(tmp_path):
     folder.create(small_run(tmp_path, overwrite=True))
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == ["config.yaml", "notes.txt"]
-    kept = configs.load(RunConfig, folder.config)
+    kept = configs.from_dict(RunConfig, configs.read_mapping(folder.config))
     assert not kept.overwrite and not kept.resume, "the file says how to repeat the run, not how it was started"
 
 

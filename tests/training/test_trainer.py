@@ -83,7 +83,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     folder = RunFolder(tmp_path / "run")
     assert (result.out, result.epochs, result.interrupted) == (folder.path, 3, False)
     assert result.last.num_images == 8 and result.best.ap >= result.last.ap
-    assert configs.load(RunConfig, folder.config).epochs == 3
+    assert configs.from_dict(RunConfig, configs.read_mapping(folder.config)).epochs == 3
     assert [row["step"] for row in rows_of(folder.path)] == ["1", "2", "3", "4", "5", "6"]
     assert [row["epoch"] for row in rows_of(folder.path, "evaluation")] == ["2", "3"]
     assert result.seconds_training == pytest.approx(

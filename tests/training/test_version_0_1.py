@@ -33,7 +33,8 @@ def unpack(name, folder):
     with tarfile.open(OLD / f"{name}.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     run_folder = RunFolder(folder / name)
-    return run_folder, configs.load(RunConfig, run_folder.config, overrides={"out": run_folder.path, "resume": True})
+    settings = {**configs.read_mapping(run_folder.config), "out": run_folder.path, "resume": True}
+    return run_folder, configs.from_dict(RunConfig, settings)
 
 
 def digest(path):
@@ -78,7 +79,7 @@ def test_a_finished_two_stage_run_opens_and_has_nothing_left_to_do(tmp_path):
 
 
 def test_settings_in_the_spelling_of_0_1_are_read():
-    config = configs.load(RunConfig, OLD / "config.yaml")
+    config = configs.from_dict(RunConfig, configs.read_mapping(OLD / "config.yaml"))
     assert (config.epochs, config.optimizer, config.overfit, config.learning_rate) == (12, "sgd", 4, 2e-3)
     assert config.augment.hue == 0.1 and config.augment.mosaic == 0.5
     architecture = asked_architecture(config)
@@ -86,6 +87,6 @@ def test_settings_in_the_spelling_of_0_1_are_read():
 
 
 def test_what_was_saved_by_0_1_is_saved_in_the_spelling_of_today(tmp_path):
-    config = configs.load(RunConfig, OLD / "config.yaml")
+    config = configs.from_dict(RunConfig, configs.read_mapping(OLD / "config.yaml"))
     configs.save(config, tmp_path / "config.yaml")
-    assert configs.load(RunConfig, tmp_path / "config.yaml") == config
+    assert configs.from_dict(RunConfig, configs.read_mapping(tmp_path / "config.yaml")) == config

@@ -1,8 +1,7 @@
 """`focaldet eval`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -11,7 +10,7 @@ from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, data_config
 from focaldet.cli.output import json_text, print_json, print_metrics, progress
 from focaldet.config import make_folder
 from focaldet.errors import ConfigError
-from focaldet.evaluation.coco import Metrics, evaluate_files
+from focaldet.evaluation.coco import evaluate_files
 from focaldet.evaluation.evaluate import evaluate, evaluation_folder
 
 
@@ -37,47 +36,22 @@ def evaluate_command(
     """
     if (run is None) == (predictions is None):
         raise ConfigError("eval: give either a run folder, weights file or name, or --predictions RESULTS.json")
-    if predictions is not None:
-        folder = out
-        metrics = _score_file(predictions, data, parts, split=split, out=out, options=options or {})
-    else:
-        folder = evaluation_folder(str(run), split=split, out=out)
+    if predictions is None:
+        folder: Path | None = evaluation_folder(str(run), split=split, out=out)
+        chosen = optional_data_config(data, parts)
         with progress("evaluate") as seen:
-            metrics = evaluate(
-                str(run),
-                optional_data_config(data, parts),
-                split=split,
-                out=out,
-                progress=seen,
-                **(options or {}),
-            )
+            metrics = evaluate(str(run), chosen, split=split, out=out, progress=seen, **(options or {}))
+    else:
+        for name in options or {}:
+            text = "is for a detector; it changes nothing in a file of --predictions"
+            raise ConfigError(f"eval: --{flag_name(name)} {text}")
+        folder = None if out is None else make_folder(out)
+        metrics = evaluate_files(predictions, data_config(data, parts), split=split)
+        if folder is not None:
+            (folder / "metrics.json").write_text(json_text(metrics.to_dict()) + "\n", encoding="utf-8")
     if json:
         print_json(metrics.to_dict())
         return
     print_metrics(metrics)
     if folder is not None:
         print(f"look at  {folder}")
-
-
-def _score_file(
-    predictions: Path,
-    data: Path | None,
-    parts: Mapping[str, Any] | None,
-    *,
-    split: str,
-    out: Path | None,
-    options: Mapping[str, Any],
-) -> Metrics:
-    """The numbers of a COCO result file, written to `out` where there is one.
-
-    Raises:
-        ConfigError: a flag that only a detector knows, or no ground truth.
-    """
-    for name in options:
-        raise ConfigError(f"eval: --{flag_name(name)} is for a detector; it changes nothing in a file of --predictions")
-    folder = None if out is None else make_folder(out)
-    metrics = evaluate_files(predictions, data_config(data, parts), split=split)
-    if folder is not None:
-        text = json_text(metrics.to_dict())
-        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    return metrics

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from focaldet.models.base import Detector
-from focaldet.training.config import RunConfig, Schedule
+from focaldet.training.config import RunConfig
 
 # One-cycle, as torch's `OneCycleLR` has it: rise over this fraction of the steps, from 1 / START, down to
 # 1 / (START · END).
@@ -16,30 +16,23 @@ RISE, START, END = 0.3, 25.0, 1e4
 DROP = 0.1
 
 
-def rate_factor(
-    step: int,
-    *,
-    total_steps: int,
-    warmup_steps: float,
-    warmup_power: float,
-    schedule: Schedule,
-    step_at: tuple[float, ...],
-) -> float:
-    """The factor in (0, 1] on the learning rate at `step` in [0, `total_steps`).
+def rate_factor(step: int, config: RunConfig, *, total_steps: int) -> float:
+    """The factor in (0, 1] on the learning rate at `step` in [0, `total_steps`) of a run or phase.
 
     `one_cycle` equals `torch.optim.lr_scheduler.OneCycleLR`, `cosine` is (1 + cos(π · step / total)) / 2, `step` falls
     to a tenth at each fraction of the run in `step_at` (60 000 and 80 000 of 90 000 steps in the paper). The last two
-    and `constant` rise over `warmup_steps` with the power `warmup_power` of the fraction that is done.
+    and `constant` rise over `warmup_epochs` with the power `warmup_power` of the fraction that is done.
     """
-    if schedule == "one_cycle":
+    if config.schedule == "one_cycle":
         return _one_cycle(step, total_steps=total_steps)
+    warmup_steps = total_steps // config.epochs * config.warmup_epochs
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
-    warmup = math.pow(warmup, warmup_power)
+    warmup = math.pow(warmup, config.warmup_power)
     done = step / total_steps
-    if schedule == "cosine":
+    if config.schedule == "cosine":
         return warmup * (1 + math.cos(math.pi * done)) / 2
-    if schedule == "step":
-        return warmup * DROP ** sum(done >= milestone for milestone in step_at)
+    if config.schedule == "step":
+        return warmup * DROP ** sum(done >= milestone for milestone in config.step_at)
     return warmup
 
 

@@ -5,7 +5,6 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +15,20 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.training.config import FREE_ON_RESUME, RunConfig
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The files of a run (DESIGN.md, section 5)."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.csv"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.jsonl"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def predictions(self) -> Path:
-        return self.path / "predictions.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "weights" / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "weights" / "best.safetensors"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state" / "last" / "checkpoint.pt"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.events = path / "events.jsonl"
+        self.environment = path / "environment.json"
+        self.predictions = path / "predictions.json"
+        self.report = path / "report.html"
+        self.last = path / "weights" / "last.safetensors"
+        self.best = path / "weights" / "best.safetensors"
+        self.state = path / "state" / "last" / "checkpoint.pt"
 
     def create(self, config: RunConfig) -> None:
         """Create the folders and write the settings; with `overwrite`, first remove what an earlier run left.

@@ -223,11 +223,12 @@ class Trainer:
 
     def _train_epoch(self) -> bool:
         """Train to the end of the epoch. False when asked to stop, with everything saved."""
-        state, settings = self.state, self.settings
+        state, settings, num_steps = self.state, self.settings, self.num_steps[self.state.phase]
         batches = self.loader.epoch(state.epoch, start_batch=state.batch)
         begin = time.perf_counter()
         for group in _group_batches(batches, settings.accumulate):
-            rate = settings.scaled_learning_rate * self._rate_factor()
+            factor = rate_factor(state.step - self.first_step, settings, total_steps=num_steps)
+            rate = settings.scaled_learning_rate * factor
             images_before = state.context.images_seen
             losses, gradient_norm, stopping = train_step(
                 state,
@@ -261,17 +262,6 @@ class Trainer:
                 self.save()
             begin = time.perf_counter()
         return True
-
-    def _rate_factor(self) -> float:
-        settings, total = self.settings, self.num_steps[self.state.phase]
-        return rate_factor(
-            self.state.step - self.first_step,
-            total_steps=total,
-            warmup_steps=total // settings.epochs * settings.warmup_epochs,
-            warmup_power=settings.warmup_power,
-            schedule=settings.schedule,
-            step_at=settings.step_at,
-        )
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 

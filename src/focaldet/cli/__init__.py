@@ -6,8 +6,10 @@ A user's mistake is one line on stderr and exit status 2. A command's module is 
 import os
 import sys
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Annotated
 
+import yaml
 from cyclopts import App, CycloptsError, Parameter
 
 from focaldet.cli.output import CLEAN, INTERRUPTED, USAGE, print_error, quiet_unless_first
@@ -16,53 +18,6 @@ from focaldet.errors import FocaldetError
 
 Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 """A flag that is off unless it is typed."""
-
-COMMANDS = {
-    "anchors": ("data:anchors_command", "Compute anchors for your boxes: k-means with the distance 1 - IoU."),
-    "check": (
-        "data:check_command",
-        "Say what is in a data set, what is wrong with it, and how anchors fit its boxes. "
-        "Exit status: 0 clean, 1 problems, 2 usage, 3 unreadable.",
-    ),
-    "convert": ("models:convert_command", "Convert a detector from another program's weights file."),
-    "demo": (
-        "demo:demo_command",
-        "Train a small RetinaNet on the embedded handwriting, evaluate it, draw 12 images and write a report.",
-    ),
-    "eval": ("evaluate:evaluate_command", "Evaluate a detector, or any COCO result file, with the 12 COCO numbers."),
-    "models": (
-        "models:models_command",
-        "List the detectors: backbone, parameters, published COCO AP where the paper's table 2 has it, input.",
-    ),
-    "predict": (
-        "predict:predict_command",
-        "Detect objects in images and draw them. Exit status: 0 done, 1 some images could not be read, 2 usage.",
-    ),
-    "train": (
-        "train:train_command",
-        "Train a detector. Exit status: 0 finished, 2 usage, 130 interrupted (saved, continue with --resume).",
-    ),
-}
-STUDIES = {
-    "hard": (
-        "study:hard_command",
-        "Show which objects are easy (green) and which hard (red), and list what looks like errors of the annotations.",
-    ),
-    "imbalance": (
-        "study:imbalance_command",
-        "Draw the paper's figure 4 for a detector and data: is the loss in many easy examples or in a few hard ones?",
-    ),
-    "losses": (
-        "study:losses_command",
-        "Draw the paper's figures of the losses (1, 5, 6) and the α-balance, with worked examples.",
-    ),
-    "sweep": (
-        "study:sweep_command",
-        "Make the paper's tables 1a and 1b on your data: a short training for every γ and α. The same command "
-        "continues where it stopped; every flag of `focaldet train` holds for all trainings. "
-        "Exit status: 0 finished, 2 usage, 130 interrupted (saved).",
-    ),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,9 +49,10 @@ def build_app() -> App:
         suppress_keyboard_interrupt=False,
     )
     study = App(name="study", help="Look at the losses and at your own data as the paper does.")
-    for parent, commands in ((app, COMMANDS), (study, STUDIES)):
-        for name, (function, text) in commands.items():
-            parent.command(f"focaldet.cli.{function}", name=name, help=text)
+    tables = yaml.safe_load(files("focaldet.cli").joinpath("commands.yaml").read_text(encoding="utf-8"))
+    for parent in (app, study):
+        for name, command in tables[parent.name[0]].items():
+            parent.command(f"focaldet.cli.{command['function']}", name=name, help=command["help"])
     app.command(study)
     return app
 

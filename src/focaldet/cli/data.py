@@ -8,12 +8,12 @@ from cyclopts import Parameter
 from focaldet.check.anchor_clusters import anchor_shapes
 from focaldet.check.check import check_data
 from focaldet.cli import Switch
-from focaldet.cli.flags import SPLIT_HELP, Architecture, Data, DataParts, data_config, model_config
+from focaldet.cli.flags import SPLIT_HELP, Architecture, Data, DataParts, data_config
 from focaldet.cli.output import UNREADABLE, print_error, print_json, print_table, progress
 from focaldet.data.formats.text import quantity
 from focaldet.data.splits import open_split
 from focaldet.errors import DataError
-from focaldet.models import find_preset
+from focaldet.models import find_preset, named_config
 from focaldet.training.config import RunConfig
 from focaldet.types import Resize
 
@@ -42,7 +42,7 @@ def check_command(
         listed: List every problem, not only how many there are of each kind.
         json: Print JSON.
     """
-    detector, preprocessing = model_config(model, architecture), find_preset(model).preprocessing
+    detector, preprocessing = named_config(model, architecture=architecture or {}), find_preset(model).preprocessing
     resize = preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     try:
         with progress("check") as seen:

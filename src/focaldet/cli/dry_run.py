@@ -62,8 +62,7 @@ def print_settings(run: RunConfig, settings: list[SettingRow]) -> None:
     if run.phases:
         print(*(describe_phase(run, number) for number in range(1, len(run.phases) + 1)), sep="\n")
     parameters = sum(parameter.numel() for parameter in build_on_meta(asked_architecture(run)).parameters())
-    resize = find_preset(run.model).preprocessing.resize
-    resize = resize.with_sides(size=run.size, short_side=run.short_side, max_side=run.max_side)
+    resize = run.resize(find_preset(run.model).preprocessing.resize)
     print(f"{run.model}: {parameters / 1e6:.1f} M parameters before the classes of the data are known, {resize}")
     print(f"presets: {run.model} of the architecture, {run.augment.preset} of the augmentation; nothing was written")
 

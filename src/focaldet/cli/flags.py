@@ -18,7 +18,6 @@ from focaldet.cli import flag_name
 from focaldet.data.config import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.evaluation.inference import InferenceOptions
-from focaldet.models import DetectorConfig, named_config
 from focaldet.training.config import RunConfig
 
 # The panels of the help of `focaldet train`: each field of RunConfig in one of them, in the order of the help.
@@ -162,12 +161,3 @@ def data_config(path: Path | None, parts: Mapping[str, Any] | None) -> DataConfi
 def optional_data_config(path: Path | None, parts: Mapping[str, Any] | None) -> DataConfig | None:
     """As `data_config`; None where no data was named, so that those of the run are taken."""
     return data_config(path, parts) if parts or path is not None else None
-
-
-def model_config(model: str, architecture: Mapping[str, Any] | None) -> DetectorConfig:
-    """The config of the detector `model` with the settings of `--architecture` laid over it.
-
-    Raises:
-        ConfigError: the name or a setting is unknown or out of range.
-    """
-    return named_config(model, architecture=architecture or {})

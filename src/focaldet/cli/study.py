@@ -54,16 +54,9 @@ def imbalance_command(
         gamma: Exponents of the focal loss to compare.
         json: Print JSON.
     """
+    chosen = optional_data_config(data, parts)
     with progress("imbalance") as seen:
-        result = study_imbalance(
-            run,
-            optional_data_config(data, parts),
-            out=out,
-            gammas=gamma,
-            split=split,
-            progress=seen,
-            **(options or {}),
-        )
+        result = study_imbalance(run, chosen, out=out, gammas=gamma, split=split, progress=seen, **(options or {}))
     if json:
         print_json(result.imbalance.to_dict())
     else:
@@ -102,16 +95,10 @@ def hard_command(
         score: Smallest score of a detection that counts.
         image_px: Long side of the page's images in pixels.
     """
+    chosen = optional_data_config(data, parts)
     with progress("hard examples") as seen:
         result = study_hard(
-            run,
-            optional_data_config(data, parts),
-            out=out,
-            score=score,
-            image_px=image_px,
-            split=split,
-            progress=seen,
-            **(options or {}),
+            run, chosen, out=out, score=score, image_px=image_px, split=split, progress=seen, **(options or {})
         )
     _print_hard(result)
 

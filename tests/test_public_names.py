@@ -46,7 +46,7 @@ def test_the_names_that_mypy_sees_are_those_that_are_imported_at_their_first_use
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     seen = {alias.name: node.module for node in imports for alias in node.names}
-    modules = {name: f"focaldet.{module}" for name, module in focaldet.MODULES.items()}
+    modules = {name: f"focaldet.{module}" for module, names in focaldet.MODULES.items() for name in names}
     assert seen == modules | {"draw": "focaldet", "losses": "focaldet"}
 
 

@@ -38,34 +38,20 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
 
     __version__: str
 
-# The module of each public name that is imported when it is first used.
+# The public names of each module, which is imported when one of them is first used.
 MODULES = {
-    "AugmentConfig": "data.augment.config",
-    "Batch": "types",
-    "Conversion": "weights.convert",
-    "DataConfig": "data.config",
-    "Detection": "types",
-    "Detections": "types",
-    "Detector": "models",
-    "DetectorConfig": "models",
-    "ImageSize": "types",
-    "InferenceOptions": "evaluation.inference",
-    "Metrics": "evaluation.coco",
-    "Predictor": "prediction",
-    "Preprocessing": "types",
-    "Preset": "models",
-    "Resize": "types",
-    "RunConfig": "training.config",
-    "Target": "types",
-    "TrainResult": "training.trainer",
-    "build": "models",
-    "check_data": "check.check",
-    "convert": "weights.convert",
-    "evaluate": "evaluation.evaluate",
-    "evaluate_files": "evaluation.coco",
-    "load": "prediction",
-    "register": "models",
-    "train": "training.trainer",
+    "check.check": ("check_data",),
+    "data.augment.config": ("AugmentConfig",),
+    "data.config": ("DataConfig",),
+    "evaluation.coco": ("Metrics", "evaluate_files"),
+    "evaluation.evaluate": ("evaluate",),
+    "evaluation.inference": ("InferenceOptions",),
+    "models": ("Detector", "DetectorConfig", "Preset", "build", "register"),
+    "prediction": ("Predictor", "load"),
+    "training.config": ("RunConfig",),
+    "training.trainer": ("TrainResult", "train"),
+    "types": ("Batch", "Detection", "Detections", "ImageSize", "Preprocessing", "Resize", "Target"),
+    "weights.convert": ("Conversion", "convert"),
 }
 
 # Public names of version 0.1 and what they are called now.
@@ -118,8 +104,8 @@ def __getattr__(name: str) -> Any:
         return globals()[new]
     if name == "__version__":
         value: Any = importlib.import_module("importlib.metadata").version("focaldet")
-    elif name in MODULES:
-        value = getattr(importlib.import_module(f"focaldet.{MODULES[name]}"), name)
+    elif modules := [module for module, names in MODULES.items() if name in names]:
+        value = getattr(importlib.import_module(f"focaldet.{modules[0]}"), name)
     elif not name.startswith("_") and importlib.util.find_spec(f"focaldet.{name}") is not None:
         value = importlib.import_module(f"focaldet.{name}")
     else:

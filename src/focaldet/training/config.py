@@ -15,6 +15,7 @@ from focaldet.data.config import DataConfig
 from focaldet.data.loading.loader import Sampling
 from focaldet.errors import ConfigError
 from focaldet.runtime import Precision
+from focaldet.types import Resize
 
 # The number of images per update for which `learning_rate` is stated.
 BASE_BATCH = 8
@@ -232,6 +233,10 @@ class RunConfig:
         """`learning_rate` for `batch_size` images per update instead of `BASE_BATCH`."""
         ratio = self.batch_size / BASE_BATCH
         return self.learning_rate * (ratio if self.optimizer == "sgd" else math.sqrt(ratio))
+
+    def resize(self, own: Resize) -> Resize:
+        """The detector's `own` rule with the sides that the settings ask for."""
+        return own.with_sides(size=self.size, short_side=self.short_side, max_side=self.max_side)
 
 
 def check_processes(config: RunConfig, *, num_processes: int) -> None:

@@ -21,7 +21,6 @@ from focaldet.training.config import Logger
 
 STEP_COLUMNS = ("seconds", "images_per_second", "learning_rate", "gradient_norm", "loss")
 SECONDS_BETWEEN_LINES = 10.0
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class RunLog:
@@ -143,14 +142,13 @@ class MetricsFile:
             self._write_row({"kind": kind, **loss_columns(values)})
 
     def _write_row(self, row: dict[str, Any]) -> None:
+        writer = csv.writer(self.file, lineterminator="\n")
         if not self.columns:
             lead = ["kind", "phase"] if "phase" in row else ["kind"]
             self.columns = [*lead, "epoch", "step", *STEP_COLUMNS, *self.losses, *self.evaluation_columns]
-            csv.writer(self.file, lineterminator="\n").writerow(self.columns)
+            writer.writerow(self.columns)
         values = [row.get(column, "") for column in self.columns]
-        csv.writer(self.file, lineterminator="\n").writerow(
-            [f"{value:.7g}" if isinstance(value, float) else value for value in values]
-        )
+        writer.writerow([f"{value:.7g}" if isinstance(value, float) else value for value in values])
         self.num_rows += 1
 
     def _add_columns(self, losses: Sequence[str]) -> None:
@@ -201,8 +199,7 @@ def _open_tracker(name: Logger, folder: Path) -> Any:
 
         return MLFlowLogger(experiment_name=folder.name, save_dir=str(folder / "mlruns"))
     except ModuleNotFoundError as error:
-        message = f"loggers: {name} needs a package that is not installed: pip install {PACKAGES[name]}"
-        raise ConfigError(message) from error
+        raise ConfigError(f"loggers: {name} needs a package that is not installed: pip install {name}") from error
 
 
 def loss_columns(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,6 @@ def parameter_groups(detector: Detector, *, backbone_factor: float, weight_decay
             "weight_decay": weight_decay if decayed else 0.0,
         }
         for (in_backbone, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
-        if parameters
     ]
 
 
@@ -108,21 +107,3 @@ def ema_decay(update: int, *, limit: float) -> float:
     It grows with the updates, so that a short run is not dominated by its random start.
     """
     return min(limit, (1 + update) / (10 + update))
-
-
-def pair_tensors(
-    ema: Detector, source: Detector
-) -> tuple[tuple[list[Tensor], list[Tensor]], list[tuple[Tensor, Tensor]]]:
-    """The tensors of a moving average and those it follows: floating-point ones as two lists, whole numbers as pairs.
-
-    Batch statistics are among the first, BatchNorm's counters among the second.
-    """
-    averages, followed, copies = [], [], []
-    sources = source.state_dict(keep_vars=True)
-    for name, average in ema.state_dict(keep_vars=True).items():
-        if average.is_floating_point():
-            averages.append(average)
-            followed.append(sources[name])
-        else:
-            copies.append((average, sources[name]))
-    return (averages, followed), copies

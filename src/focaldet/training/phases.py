@@ -35,8 +35,7 @@ def check_phases(config: RunConfig) -> None:
 
 def _check_network(config: RunConfig, first: TensorShapes | None) -> TensorShapes:
     """The shapes of the network's tensors, which are those of the `first` phase where there is one."""
-    resize = find_preset(config.model).preprocessing.resize
-    resize.with_sides(size=config.size, short_side=config.short_side, max_side=config.max_side)
+    config.resize(find_preset(config.model).preprocessing.resize)  # refuses sides that contradict each other
     detector = build_on_meta(asked_architecture(config))
     if not any(parameter.requires_grad for parameter in detector.parameters()):
         raise ConfigError("nothing is left to train")

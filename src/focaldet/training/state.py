@@ -14,9 +14,8 @@ from focaldet.models import Detector, DetectorConfig, LossContext, build, find_p
 from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.runtime import Autocast, build_autocast, seed_everything
 from focaldet.training.config import RunConfig
-from focaldet.training.optim import build_ema, build_optimizer, pair_tensors
-from focaldet.types import Resize
-from focaldet.weights import LoadReport, load_into
+from focaldet.training.optim import build_ema, build_optimizer
+from focaldet.weights import load_into
 
 # For networks whose statistics come from elsewhere and need none, such as torchvision's.
 RANDOM_NORM_EPS = 1e-5
@@ -59,12 +58,13 @@ class TrainState:
     evaluations_without_gain: int = 0
     num_rows: int = 0
     seconds_training: float = 0.0
-    _ema_pairs: tuple[list[Tensor], list[Tensor]] = field(init=False, repr=False)
-    _ema_copies: list[tuple[Tensor, Tensor]] = field(init=False, repr=False)
+    _ema_pairs: list[tuple[Tensor, Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         # Listed once, because walking over the modules takes longer than the update.
-        self._ema_pairs, self._ema_copies = pair_tensors(self.ema or self.detector, self.detector)
+        followed = self.detector.state_dict(keep_vars=True)
+        averages = self.evaluated.state_dict(keep_vars=True)
+        self._ema_pairs = [(average, followed[name]) for name, average in averages.items()]
 
     @property
     def evaluated(self) -> Detector:
@@ -74,10 +74,11 @@ class TrainState:
     @torch.no_grad()
     def update_ema(self, *, decay: float) -> None:
         """Move the average towards the detector: w ← d·w + (1 − d)·source; whole-number buffers are copied."""
-        averages, sources = self._ema_pairs
+        averages, sources = zip(*(pair for pair in self._ema_pairs if pair[0].is_floating_point()), strict=True)
         torch._foreach_lerp_(averages, sources, 1 - decay)
-        for copied, value in self._ema_copies:
-            copied.copy_(value)
+        for average, source in self._ema_pairs:
+            if not average.is_floating_point():
+                average.copy_(source)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that `load_state_dict` takes."""
@@ -129,7 +130,9 @@ def build_state(
         state = start_state(detector, config, context=context, device=fabric.device)
         state.load_state_dict(saved)
         return state, ()  # the notes on the initial weights were logged when the run began
-    detector, loaded = _build_initial_detector(config, classes)
+    detector = build(config.model, class_names=classes.names, architecture=initial_architecture(config))
+    loaded = load_into(detector, config.weights, input=config.weights_input) if config.weights is not None else None
+    detector.preprocessing = replace(detector.preprocessing, resize=config.resize(detector.preprocessing.resize))
     state = start_state(detector, config, context=context, device=fabric.device)
     if loaded is None:
         return state, (f"no weights given: starts from random ones ({_describe_norm(detector)})",)
@@ -163,7 +166,7 @@ def next_state(state: TrainState, config: RunConfig, *, before: RunConfig, fabri
     changed = _changes(*(configs.to_dict(asked_architecture(settings)) for settings in (before, config)))
     architecture = configs.merge(configs.to_dict(kept.config), changed)
     detector = build(config.model, class_names=kept.class_names, architecture=architecture)
-    detector.preprocessing = replace(kept.preprocessing, resize=_resize(detector, config))
+    detector.preprocessing = replace(kept.preprocessing, resize=config.resize(detector.preprocessing.resize))
     # BatchNorm's counters of batches may come or go; all other tensors are the same (`phases.check_phases`).
     detector.load_state_dict(kept.state_dict(), strict=False)
     detector = detector.to(fabric.device)
@@ -171,14 +174,8 @@ def next_state(state: TrainState, config: RunConfig, *, before: RunConfig, fabri
         for value in detector.state_dict().values():
             torch.distributed.broadcast(value, src=0)
     following = start_state(detector, config, context=state.context, device=fabric.device)
-    return replace(
-        state,
-        detector=following.detector,
-        ema=following.ema,
-        optimizer=following.optimizer,
-        autocast=following.autocast,
-        phase=state.phase + 1,
-    )
+    position = {name: getattr(state, name) for name in POSITION}
+    return replace(following, **{**position, "phase": state.phase + 1, "license": state.license})
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,20 +189,6 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
         if value != old:
             changed[name] = value
     return changed
-
-
-def _build_initial_detector(config: RunConfig, classes: Classes) -> tuple[Detector, LoadReport | None]:
-    """The detector, filled from `config.weights` if there are any."""
-    detector = build(config.model, class_names=classes.names, architecture=initial_architecture(config))
-    loaded = load_into(detector, config.weights, input=config.weights_input) if config.weights is not None else None
-    detector.preprocessing = replace(detector.preprocessing, resize=_resize(detector, config))
-    return detector, loaded
-
-
-def _resize(detector: Detector, config: RunConfig) -> Resize:
-    """The resizing that `config` asks for, of a detector that still has its own."""
-    own = detector.preprocessing.resize
-    return own.with_sides(size=config.size, short_side=config.short_side, max_side=config.max_side)
 
 
 def asked_architecture(config: RunConfig) -> DetectorConfig:

@@ -52,7 +52,7 @@ def train_step(
     set_rate(state.optimizer, rate)
     state.optimizer.zero_grad(set_to_none=True)
     means: dict[str, float] = {}
-    stopping = False
+    scaler, stopping = state.autocast.scaler, False
     for number, batch in enumerate(batches, start=1):
         is_last = number == len(batches)
         with nullcontext() if is_last else _skip_gradient_sync(module):
@@ -61,7 +61,8 @@ def train_step(
             # comes before the backward pass, which then keeps the device busy while the next batch is prepared.
             values, stopping = _mean_over_ranks(losses, stop=bool(stop), num_ranks=state.context.num_ranks)
             _require_finite(losses, values, batch, state=state)
-            _backward(torch.stack(list(losses.values())).sum() / len(batches), state=state)
+            loss = torch.stack(list(losses.values())).sum() / len(batches)
+            torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
         means = {name: means.get(name, 0.0) + value / len(batches) for name, value in values.items()}
     norm = _apply_gradients(state, batches, max_norm=config.clip_norm)
     if config.ema is not None:
@@ -78,11 +79,6 @@ def _forward(state: TrainState, batch: Batch, *, module: Callable[..., Any], cha
     with state.autocast():
         outputs = module(images, batch.sizes, batch.targets)
     return state.detector.losses(outputs, batch.targets, state.context)
-
-
-def _backward(loss: Tensor, *, state: TrainState) -> None:
-    scaler = state.autocast.scaler
-    torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
 
 
 def _apply_gradients(state: TrainState, batches: Sequence[Batch], *, max_norm: float | None) -> float:

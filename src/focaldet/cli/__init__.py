@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_app() -> App:
-    """The commands, none of whose modules is imported yet."""
+    """The commands that `commands.yaml` lists, none of whose modules is imported yet."""
     app = App(
         name="focaldet",
         help="Train, compare and ship object detectors.",

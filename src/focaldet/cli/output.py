@@ -52,11 +52,9 @@ def print_error(error: Exception | str) -> None:
     """One line on stderr."""
     import pydantic
 
-    text = str(error)
-    if isinstance(error, Exception) and isinstance(
-        error.__cause__, pydantic.ValidationError
-    ):  # of a flag's range; its own text takes four lines
-        text = f"{text.partition('. ')[0]}: {error.__cause__.errors()[0]['msg']}"
+    text, cause = str(error), getattr(error, "__cause__", None)
+    if isinstance(cause, pydantic.ValidationError):  # of a flag's range; its own text takes four lines
+        text = f"{text.partition('. ')[0]}: {cause.errors()[0]['msg']}"
     print("focaldet:", " ".join(text.split()), file=sys.stderr)
 
 

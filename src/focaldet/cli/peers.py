@@ -1,6 +1,7 @@
 """What to type here for the flags of other programs: ultralytics, detectron2, mmdetection, torchvision's references.
 
-`--lr 0.01` is answered with `--learning-rate 0.01`, not with the flag that has the nearest letters.
+`--lr 0.01` is answered with `--learning-rate 0.01`, not with the flag that has the nearest letters. The answers are in
+`peers.yaml`.
 """
 
 import re
@@ -26,9 +27,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
     assignments = [argument for argument in arguments[1:] if re.match(r"[a-z][a-z0-9_.]*=", argument)]
     if any(assignment in str(error) for assignment in assignments):
         name, _, value = assignments[0].partition("=")
-        return (
-            f"{assignments[0]}: {_answer_text(_answer(arguments[0], name, value) or f'--{_flag_words(name)} {value}')}"
-        )
+        answer = _answer(arguments[0], name, value) or f"--{_flag_words(name)} {value}"
+        return f"{assignments[0]}: {_answer_text(answer)}"
     return None
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from focaldet.config import Fraction, validate_fields
@@ -27,14 +27,12 @@ from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.darknet import ConvLeaky, reorganize
 from focaldet.nets.heads import logit
 from focaldet.nets.norm import NormKind
-from focaldet.ops.anchors import Positive
 from focaldet.ops.boxes import clip, elementwise_iou
 from focaldet.ops.grids import Grid
 from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss
-from focaldet.ops.matching import PositiveShare
+from focaldet.ops.matching import Matches, PositiveFraction
 from focaldet.ops.nms import class_nms
 from focaldet.ops.region import (
-    RegionMatches,
     decode_in_cells,
     encode_in_cells,
     grid_anchors,
@@ -45,7 +43,7 @@ from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Tar
 
 STRIDE_PX = 32
 
-Shapes = Annotated[tuple[tuple[Positive, Positive], ...], Field(min_length=1)]
+Shapes = Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], Field(min_length=1)]
 COCO_ANCHORS: Shapes = (
     (0.57273, 0.677385),
     (1.87446, 2.06253),
@@ -82,7 +80,7 @@ class YOLOv2LossConfig:
     no_object_weight: NonNegativeFloat = 1.0
     class_weight: NonNegativeFloat = 1.0
     ignore_iou: Fraction = 0.6
-    ignore_coverage: PositiveShare = 0.5
+    ignore_coverage: PositiveFraction = 0.5
     rescore: bool = True
     warmup_images: NonNegativeInt = 12_800
     warmup_weight: NonNegativeFloat = 0.01
@@ -253,7 +251,7 @@ class YOLOv2(Detector):
     def _boxes(self, outputs: YOLOv2Outputs, image: int) -> Float[Tensor, "A 4"]:
         return decode_in_cells(outputs.deltas[image], outputs.anchors, stride_px=STRIDE_PX)
 
-    def _matches(self, predicted: Float[Tensor, "A 4"], target: Target, grid: tuple[int, int]) -> RegionMatches:
+    def _matches(self, predicted: Float[Tensor, "A 4"], target: Target, grid: tuple[int, int]) -> Matches:
         config, (height, width) = self.config, grid
         return match_region(
             predicted,
@@ -283,7 +281,7 @@ class YOLOv2(Detector):
     def _object_loss(
         self,
         objectness: Float[Tensor, " A"],
-        matches: RegionMatches,
+        matches: Matches,
         *,
         chosen: Tensor,
         overlaps: Float[Tensor, " P"],

@@ -74,9 +74,9 @@ class Decoder(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """The combined maps, finest first; the last one is that of the encoder."""
         combined = [levels[-1]]
-        for place in range(len(self.steps) - 1, -1, -1):
-            module = self.steps[place]
-            combined.insert(0, module(combined[0], levels[place], padding=at_level(self.paddings, place)))
+        for level in range(len(self.steps) - 1, -1, -1):
+            module = self.steps[level]
+            combined.insert(0, module(combined[0], levels[level], padding=at_level(self.paddings, level)))
         return combined
 
 

@@ -301,8 +301,8 @@ def _branch(
 ) -> InceptionConv | nn.Sequential:
     """Convolutions one after the other, the last one with `stride` and `padding`; a single one is no Sequential."""
     convs: list[InceptionConv] = []
-    for place, (published, kernel) in enumerate(steps, start=1):
-        last = place == len(steps)
+    for position, (published, kernel) in enumerate(steps, start=1):
+        last = position == len(steps)
         convs.append(
             InceptionConv(
                 convs[-1].channels if convs else channels,

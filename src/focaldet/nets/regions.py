@@ -59,8 +59,8 @@ class ProposalHead(nn.Module):
         self.activation = nn.ReLU6(inplace=True) if config.relu6 else nn.ReLU(inplace=True)
         self.values = 2 if config.softmax else 1
         self.tower = nn.ModuleList(
-            nn.Conv2d(width if place else channels, width, 3, padding=dilation, dilation=dilation)
-            for place in range(config.depth)
+            nn.Conv2d(width if index else channels, width, 3, padding=dilation, dilation=dilation)
+            for index in range(config.depth)
         )
         self.objectness = nn.Conv2d(width, self.values * per_cell, 1)
         self.boxes = nn.Conv2d(width, 4 * per_cell, 1)

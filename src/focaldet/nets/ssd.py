@@ -97,7 +97,7 @@ class ProjectedBottleneck(nn.Module):
 
 
 class ExtraLayers(nn.ModuleList):
-    """Residual units that make the last map smaller again and again.
+    """Residual units one after the other, each of which makes the last map smaller.
 
     `kernels` are one for each layer: 2 halves, 3 goes over the map cell by cell. `paddings` are those of these
     convolutions; the last one holds for all further layers.
@@ -113,14 +113,14 @@ class ExtraLayers(nn.ModuleList):
         layers: SSDLayers,
     ) -> None:
         super().__init__()
-        for place, kernel in enumerate(kernels):
+        for index, kernel in enumerate(kernels):
             self.append(
                 ProjectedBottleneck(
-                    channels if place == 0 else width,
+                    channels if index == 0 else width,
                     width // EXPANSION,
                     kernel=kernel,
                     stride=STRIDE_OF_KERNEL[kernel],
-                    padding=at_level(paddings, place),
+                    padding=at_level(paddings, index),
                     norm=layers.norm,
                     eps=layers.eps,
                 )
@@ -206,7 +206,7 @@ def at_level(values: Sequence[int], level: int) -> int:
 
 def extra_strides(stride: int, kernels: Sequence[int], *, count: int) -> list[int]:
     """The distance of the cells after each of `count` extra layers behind a map of `stride`; units are the caller's."""
-    factors = (STRIDE_OF_KERNEL[at_level(kernels, place)] for place in range(count))
+    factors = (STRIDE_OF_KERNEL[at_level(kernels, index)] for index in range(count))
     return list(accumulate(factors, operator.mul, initial=stride))[1:]
 
 

@@ -1,4 +1,4 @@
-"""Top-down modulation (Shrivastava et al. 2016): coarse maps told to finer ones, of which only the finest is read.
+"""Top-down modulation (Shrivastava et al. 2016): coarse maps are merged into finer ones, and only the finest is used.
 
 A re-creation: the authors released no code, and widths and end points for Inception-ResNet-v2 are our own choice.
 

@@ -29,19 +29,19 @@ class TimmBackbone(Backbone):
         except (RuntimeError, ValueError, AttributeError, AssertionError) as error:
             raise ConfigError(f"backbone timm:{name}: timm cannot build it with feature maps: {error}") from None
         info = self.model.feature_info
-        at = {stride: place for place, stride in enumerate(info.reduction())}  # type: ignore[union-attr,operator]
+        at = {stride: index for index, stride in enumerate(info.reduction())}  # type: ignore[union-attr,operator]
         if not {4, 8, 16, 32} <= set(at):
             raise ConfigError(f"backbone timm:{name}: needs maps of strides 4, 8, 16 and 32, has {sorted(at)}")
-        self._name, self._places = name, [at[stride] for stride in (4, 8, 16, 32)]
-        widths = [info.channels()[place] for place in self._places]  # type: ignore[union-attr,operator]
+        self._name, self._indices = name, [at[stride] for stride in (4, 8, 16, 32)]
+        widths = [info.channels()[index] for index in self._indices]  # type: ignore[union-attr,operator]
         self.channels = (widths[0], widths[1], widths[2], widths[3])
         sources: list[str] = info.module_name()  # type: ignore[union-attr,operator]
-        self._ends = {stride: sources[place] for stride, place in at.items()}
+        self._ends = {stride: sources[index] for stride, index in at.items()}
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """The maps C2…C5 of normalized images."""
         maps = self.model(images)
-        return [maps[place] for place in self._places]
+        return [maps[index] for index in self._indices]
 
     def stages(self) -> list[list[nn.Module]]:
         """The modules of each stage: the stem, then those that end in C2, C3, C4, C5.
@@ -49,12 +49,12 @@ class TimmBackbone(Backbone):
         The stem ends in timm's map of stride 2, or before the module that gives C2 where timm has no such map.
 
         Raises:
-            ConfigError: the model is no chain of modules of which some give its maps.
+            ConfigError: the model is not a chain of modules of which some give its maps.
         """
         chain = self._chain()
-        places = {name: place for place, name in enumerate(chain)}
-        ends = [places.get(self._ends[stride], -1) + 1 for stride in (4, 8, 16, 32)]
-        stem = places.get(self._ends[2], -1) + 1 if 2 in self._ends else ends[0] - 1
+        index_of = {name: index for index, name in enumerate(chain)}
+        ends = [index_of.get(self._ends[stride], -1) + 1 for stride in (4, 8, 16, 32)]
+        stem = index_of.get(self._ends[2], -1) + 1 if 2 in self._ends else ends[0] - 1
         cuts = [0, stem, *ends]
         if any(start >= stop for start, stop in pairwise(cuts)):
             raise ConfigError(

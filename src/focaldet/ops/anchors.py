@@ -9,14 +9,13 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from focaldet.config import validate_fields
 from focaldet.ops.constants import cache_constants
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PositiveFloats = Annotated[tuple[Positive, ...], Field(min_length=1)]
+PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 Flavor = Literal["continuous", "torchvision", "detectron1"]
 
 
@@ -32,7 +31,7 @@ class AnchorConfig:
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"flavour": "flavor"}
 
-    base_scale: Positive = 4.0
+    base_scale: PositiveFloat = 4.0
     scales: PositiveFloats = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
     ratios: PositiveFloats = (0.5, 1.0, 2.0)
     flavor: Flavor = "continuous"
@@ -88,8 +87,7 @@ def level_anchors(
     vertical, horizontal = step_px or (stride_px, stride_px)
     y = torch.arange(height, dtype=torch.float32, device=device) * vertical
     x = torch.arange(width, dtype=torch.float32, device=device) * horizontal
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
-    centers = torch.stack([columns, rows, columns, rows], dim=-1).reshape(-1, 1, 4)
+    centers = torch.cartesian_prod(y, x).flip(1).repeat(1, 2)[:, None]
     return (centers + cell_anchors(config, stride_px=stride_px).to(device)).reshape(-1, 4)
 
 
@@ -108,17 +106,8 @@ def pyramid_anchors(
     pixels where the division leaves a rest; the `torchvision` flavor does the same. The answer is shared between
     calls: never write into it.
     """
-    exact = config.flavor != "torchvision"
-    with torch.inference_mode(False):  # what evaluation caches, training must be able to use
-        levels = [
-            level_anchors(
-                config,
-                stride_px=stride,
-                height=height,
-                width=width,
-                step_px=None if exact else (image[0] // height, image[1] // width),
-                device=device,
-            )
-            for stride, (height, width) in zip(strides_px, shapes, strict=True)
-        ]
-        return torch.cat(levels)
+    levels = []
+    for stride, (height, width) in zip(strides_px, shapes, strict=True):
+        step = (image[0] // height, image[1] // width) if config.flavor == "torchvision" else None
+        levels.append(level_anchors(config, stride_px=stride, height=height, width=width, step_px=step, device=device))
+    return torch.cat(levels)

@@ -51,10 +51,10 @@ def class_losses(
         weights = None if alpha is None else logits.new_tensor([alpha] * (logits.shape[-1] - 1) + [1 - alpha])
         return softmax_focal_loss(logits, labels, gamma=gamma, alpha=weights, ignore=ignore)
     targets = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
-    left_out = ignore[..., None].expand_as(logits)
+    ignored = ignore[..., None].expand_as(logits)
     if alpha is None:
-        return focal_loss(logits, targets, gamma=gamma, ignore=left_out).sum(-1)
-    return balanced_focal_loss(logits, targets, alpha=alpha, gamma=gamma, ignore=left_out).sum(-1)
+        return focal_loss(logits, targets, gamma=gamma, ignore=ignored).sum(-1)
+    return balanced_focal_loss(logits, targets, alpha=alpha, gamma=gamma, ignore=ignored).sum(-1)
 
 
 def class_logits(logits: Float[Tensor, "*A V"], classifier: Classifier) -> Float[Tensor, "*A K"]:

@@ -1,4 +1,4 @@
-"""Which anchor answers for which object: the assignment of the focal-loss paper (section 4) and its variants.
+"""The assignment of anchors to objects: that of the focal-loss paper (section 4) and its variants.
 
 Axes: A anchors, G ground-truth boxes.
 """
@@ -15,31 +15,31 @@ from focaldet.config import Fraction, validate_fields
 from focaldet.errors import ConfigError
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 
-PositiveShare = Annotated[float, Field(gt=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 NO_OVERLAP = 1e-6  # Caffe's bipartite matching passes over pairs that overlap no more than this
 
 
 @validate_fields
 @dataclass(frozen=True, slots=True)
 class MatchConfig:
-    """Foreground from `foreground_iou` on, background below `background_iou`, between them the anchor is left out.
+    """Foreground from `foreground_iou` on, background below `background_iou`, between them the anchor is ignored.
 
     `low_quality` gives an object without such an anchor its best ones (ties included): `none` as the paper's text says;
     `above_background` only where their IoU is at least `background_iou` (Detectron); `any` always (detectron2,
-    torchvision). The anchor still answers for the object it overlaps most.
+    torchvision). The anchor is still assigned to the object it overlaps most.
 
     `bipartite` is SSD's rule: before anything else the pair of object and anchor with the highest IoU of all is made,
-    then the highest of the objects and anchors that are left, and so on; such an anchor answers for its object. Of
+    then the highest of the objects and anchors that are left, and so on; such an anchor is assigned to its object. Of
     equal pairs the one with the first anchor comes first, then that with the first object, as in Caffe.
 
     Raises:
         ConfigError: `background_iou` is above `foreground_iou`.
     """
 
-    foreground_iou: PositiveShare = 0.5
+    foreground_iou: PositiveFraction = 0.5
     background_iou: Fraction = 0.4
     low_quality: Literal["none", "above_background", "any", "bipartite"] = "none"
-    ignore_coverage: PositiveShare = 0.5
+    ignore_coverage: PositiveFraction = 0.5
 
     def __post_init__(self) -> None:
         if self.background_iou > self.foreground_iou:
@@ -50,7 +50,7 @@ class MatchConfig:
 
 
 class Matches(NamedTuple):
-    """For each anchor: the object it overlaps most, whether it is foreground, whether the loss leaves it out."""
+    """For each anchor: the index of its object, whether it is foreground, whether the loss ignores it."""
 
     box_index: Int64[Tensor, " A"]
     foreground: Bool[Tensor, " A"]
@@ -71,7 +71,7 @@ def match(
     """Assign every anchor to an object, to the background, or to neither.
 
     Boxes marked in `ignored_boxes` (crowds, difficult objects) attract no anchor. An anchor that is not foreground is
-    left out where at least `ignore_coverage` of it lies inside such a box, and where it would not be background if
+    ignored where at least `ignore_coverage` of it lies inside such a box, and where it would not be background if
     such boxes were objects: a box too small to cover half of any anchor is not trained as background either.
     `box_index` counts in `boxes` and is 0 where there is none. Without boxes all anchors are background.
     """

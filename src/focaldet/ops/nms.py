@@ -26,7 +26,7 @@ def class_nms(
     With `most` the first so many. Boxes suppress only lesser ones, so that the survivors of the best N are survivors of
     all: N grows until they suffice, as the time goes with N².
 
-    All classes run in one call: each is moved to a place of its own. The move is made from the smallest coordinate
+    All classes run in one call: each is moved to a region of its own. The move is made from the smallest coordinate
     and in float64, so negative coordinates keep their class apart and far classes keep their decimals; torchvision's
     `batched_nms` does neither.
     """

@@ -1,4 +1,4 @@
-"""Prior boxes of SSD (Liu et al. 2016, section 2.2): shapes that are shares of the image, on the cells of every map.
+"""Prior boxes of SSD (Liu et al. 2016, section 2.2): shapes given as fractions of the image, on the cells of every map.
 
 Axes: S priors per cell, A priors of a level or of all levels. Shapes are (width, height) pixels.
 """
@@ -10,15 +10,15 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
 from focaldet.ops.constants import cache_constants
 
-Percents = Annotated[tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...], Field(min_length=2)]
-Elongations = tuple[Annotated[float, Field(gt=1, allow_inf_nan=False)], ...]
+Percents = Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
+Elongations = tuple[Annotated[float, Field(gt=1)], ...]
 
 
 @validate_fields
@@ -66,7 +66,7 @@ class PriorConfig:
 
 
 def prior_shapes(config: PriorConfig, *, level: int, side_px: int) -> Float[Tensor, "S 2"]:
-    """The shapes of one level in a image `side_px` wide and high, in the order of Caffe's channels.
+    """The shapes of one level in an image `side_px` wide and high, in the order of Caffe's channels.
 
     Min square, square of the geometric mean, then of each elongation the wide one and the high one.
     """
@@ -87,8 +87,8 @@ def _centers(config: PriorConfig, *, level: int, stride_px: int, cells: int, sid
     if start is None:
         step = side_px / cells
         start = step / 2
-    places = torch.arange(cells, dtype=torch.float32)
-    return start + places * step if config.centers == "start" else (places + start) * step
+    index = torch.arange(cells, dtype=torch.float32)
+    return start + index * step if config.centers == "start" else (index + start) * step
 
 
 def level_priors(
@@ -97,23 +97,16 @@ def level_priors(
     """The priors (xyxy pixels) of a map of `cells` (rows, columns), row by row, column by column, the S of a cell
     together.
 
-    In an `image` (height, width) that is not a square, widths are shares of its width and heights of its height: the
+    In an `image` (height, width) that is not a square, widths are fractions of its width and heights of its height: the
     priors of the square, warped.
     """
-    height, width = image
     y, x = (
         _centers(config, level=level, stride_px=stride_px, cells=number, side_px=side)
         for number, side in zip(cells, image, strict=True)
     )
-    shapes = torch.stack(
-        [
-            prior_shapes(config, level=level, side_px=width)[:, 0],
-            prior_shapes(config, level=level, side_px=height)[:, 1],
-        ],
-        dim=1,
-    )
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
-    centers = torch.stack([columns, rows], dim=-1)[:, :, None]
+    of_height, of_width = (prior_shapes(config, level=level, side_px=side) for side in image)
+    shapes = torch.stack([of_width[:, 0], of_height[:, 1]], dim=1)
+    centers = torch.cartesian_prod(y, x).flip(1)[:, None]
     return torch.cat([centers - shapes / 2, centers + shapes / 2], dim=-1).reshape(-1, 4)
 
 
@@ -127,9 +120,8 @@ def all_priors(
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "A 4"]:
     """The priors of all levels, finest first. The answer is shared between calls: never write into it."""
-    with torch.inference_mode(False):  # what evaluation caches, training must be able to use
-        levels = [
-            level_priors(config, level=level, stride_px=stride, cells=shape, image=image)
-            for level, (stride, shape) in enumerate(zip(strides_px, cells, strict=True))
-        ]
-        return torch.cat(levels).to(device)
+    levels = [
+        level_priors(config, level=level, stride_px=stride, cells=shape, image=image)
+        for level, (stride, shape) in enumerate(zip(strides_px, cells, strict=True))
+    ]
+    return torch.cat(levels).to(device)

@@ -1,4 +1,4 @@
-"""Where a second stage looks: from objectness and moved anchors to regions, and which anchors learn ("Faster R-CNN").
+"""The regions of a second stage, made of objectness and decoded anchors, and the matching of a first ("Faster R-CNN").
 
 Axes: A anchors of all levels, N candidates, R regions of one image, G ground-truth boxes.
 """
@@ -52,7 +52,7 @@ def propose(
     limits: ProposalLimits,
     nms_iou: float,
 ) -> Float[Tensor, "R 4"]:
-    """The regions of one image, best first, clipped to `frame` (height, width); regions without area are left out.
+    """The regions of one image, best first, clipped to `frame` (height, width); regions without area are dropped.
 
     `objectness` are logits. No gradient goes through the coordinates.
     """
@@ -90,7 +90,7 @@ def match_inside(
     straddle_px: float | None,
     config: MatchConfig,
 ) -> Matches:
-    """`match` of the anchors that cross the border of `frame` by at most `straddle_px`; the others are left out.
+    """`match` of the anchors that cross the border of `frame` by at most `straddle_px`; the others are ignored.
 
     Who is the best anchor of an object is decided among those inside. None lets all anchors take part.
     """
@@ -98,14 +98,8 @@ def match_inside(
         return match(anchors, boxes, ignored_boxes, config)
     limit = frame.flip(0) + straddle_px
     inside = (anchors[:, :2] >= -straddle_px).all(1) & (anchors[:, 2:] <= limit).all(1)
-    members = inside.nonzero().squeeze(1)
+    matches = match(anchors[inside], boxes, ignored_boxes, config)
     index = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
     foreground, ignored = torch.zeros_like(inside), torch.ones_like(inside)
-    if not len(members):
-        return Matches(index, foreground, ignored)
-    matches = match(anchors[members], boxes, ignored_boxes, config)
-    return Matches(
-        index.index_put((members,), matches.box_index),
-        foreground.index_put((members,), matches.foreground),
-        ignored.index_put((members,), matches.ignored),
-    )
+    index[inside], foreground[inside], ignored[inside] = matches
+    return Matches(index, foreground, ignored)

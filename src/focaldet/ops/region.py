@@ -1,16 +1,16 @@
-"""Boxes that a grid of cells predicts around its own anchors ("YOLO9000", section 2), and who answers for which object.
+"""Boxes that a grid of cells predicts around its own anchors ("YOLO9000", section 2), and their assignment to objects.
 
 Axes: S anchors per cell, A anchors of all cells, G ground-truth boxes.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
+from focaldet.ops.matching import Matches
 
 MAX_LOG_GROWTH = 20.0  # keeps infinities out; darknet has no bound, and nobody sees boxes of 1e9 px
 
@@ -29,8 +29,7 @@ def grid_anchors(
     """
     y = torch.arange(height, dtype=torch.float32, device=device) + 0.5
     x = torch.arange(width, dtype=torch.float32, device=device) + 0.5
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
-    center = torch.stack([columns, rows], dim=-1).reshape(-1, 1, 2)
+    center = torch.cartesian_prod(y, x).flip(1)[:, None]
     half = torch.tensor([list(size) for size in sizes], device=device) / 2
     return torch.cat([center - half, center + half], dim=-1).reshape(-1, 4) * stride_px
 
@@ -65,7 +64,7 @@ def responsible_anchors(
     height: int,
     width: int,
 ) -> Int64[Tensor, " G"]:
-    """Which anchor answers for each box: in the cell of its center, the one whose width and height fit best.
+    """The index of the anchor of each box: in the cell of its center, the one whose width and height fit best.
 
     The fit is the IoU of both at a common center; of equal ones the first counts. Two boxes may meet at one anchor.
     """
@@ -77,14 +76,6 @@ def responsible_anchors(
     return (row * width + column) * len(sizes) + fit.argmax(1)
 
 
-class RegionMatches(NamedTuple):
-    """For each anchor: the object it answers for (0 where none), if there is one, and if the loss leaves it out."""
-
-    box_index: Int64[Tensor, " A"]
-    foreground: Bool[Tensor, " A"]
-    ignored: Bool[Tensor, " A"]
-
-
 def match_region(
     predicted: Float[Tensor, "A 4"],
     responsible: Int64[Tensor, " G"],
@@ -93,20 +84,19 @@ def match_region(
     *,
     ignore_iou: float,
     ignore_coverage: float,
-) -> RegionMatches:
-    """Every predicted box answers for an object, is background, or neither: its IoU with some object is > `ignore_iou`.
+) -> Matches:
+    """Assign every anchor to an object, to the background, or, as its box overlaps one by > `ignore_iou`, to neither.
 
     Of several objects at one anchor the last counts, as in darknet. Boxes marked in `ignored_boxes` (crowds, difficult
-    objects) have no anchor; left out is what would not be background if they were objects, and what lies in one of
-    them by at least `ignore_coverage` of its area.
+    objects) have no anchor; ignored is what would not be background if they were objects, and what lies in one of them
+    by at least `ignore_coverage` of its area. `box_index` is 0 where there is no object.
     """
-    count, place = len(predicted), torch.arange(len(boxes), device=boxes.device)
     regular = ~ignored_boxes
-    owner = torch.full((count,), -1, dtype=torch.int64, device=boxes.device)
-    owner = owner.scatter_reduce(0, responsible[regular], place[regular], "amax")
-    foreground = owner >= 0
+    box_index = torch.full((len(predicted),), -1, dtype=torch.int64, device=boxes.device)
+    box_index = box_index.scatter_reduce(0, responsible[regular], regular.nonzero().squeeze(1), "amax")
+    foreground = box_index >= 0
     ignored = (pairwise_iou(predicted, boxes) > ignore_iou).any(1)
     if not bool(regular.all()):
         ignored |= (pairwise_coverage(predicted, boxes[ignored_boxes]) >= ignore_coverage).any(1)
         ignored[responsible[ignored_boxes]] = True
-    return RegionMatches(owner.clamp(min=0), foreground, ignored & ~foreground)
+    return Matches(box_index.clamp(min=0), foreground, ignored & ~foreground)

@@ -101,10 +101,8 @@ def pool(
             raise ConfigError("pooling.kind: max cannot learn on CUDA with --deterministic; align can")
         largest: Tensor = roi_pool(features, rows, config.size, 1 / stride_px)
         return largest
-    is_aligned = config.kind == "align"
-    mean: Tensor = roi_align(
-        features, rows, config.size, 1 / stride_px, config.sampling_ratio or -1, aligned=is_aligned
-    )
+    samples, is_aligned = config.sampling_ratio or -1, config.kind == "align"
+    mean: Tensor = roi_align(features, rows, config.size, 1 / stride_px, samples, aligned=is_aligned)
     return mean
 
 
@@ -118,8 +116,8 @@ def crop_and_resize(
 ) -> Float[Tensor, "R C S S"]:
     """One bilinear sample a cell, in the manner of TensorFlow's operation of this name.
 
-    With y1, y2 as shares of the frame, row i is sampled at (y1 + i (y2 - y1) / (S - 1)) (H - 1), columns likewise; one
-    cell alone is sampled in the middle. What lies outside of the map is 0, without a blend at its border.
+    With y1, y2 as fractions of the frame, row i is sampled at (y1 + i (y2 - y1) / (S - 1)) (H - 1), columns likewise;
+    one cell alone is sampled in the middle. What lies outside of the map is 0, without a blend at its border.
     """
     height, width = features.shape[-2:]
     y, in_map_y = _samples(regions[:, 1], regions[:, 3], size, frame=frame_px[0], cells=height)

@@ -77,19 +77,19 @@ def _sum_and_slope(
 ) -> tuple[Tensor, Tensor | None]:
     """The sum, and its derivative by every logit if wanted."""
     rows, classes = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
-    left_out = None if ignore is None else ignore.reshape(-1)
+    ignored = None if ignore is None else ignore.reshape(-1)
     if logits.device.type == "cuda":
         from focaldet.ops.losses.fused_cuda import sum_and_slope
 
-        total, slopes = sum_and_slope(rows, classes, left_out, alpha, gamma, with_slope)
+        total, slopes = sum_and_slope(rows, classes, ignored, alpha, gamma, with_slope)
         slope = slopes if with_slope else None
     else:
-        _require_labels(classes, left_out, num_classes=rows.shape[1])
+        _require_labels(classes, ignored, num_classes=rows.shape[1])
         slope = torch.empty_like(rows) if with_slope else None
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         for start in range(0, len(rows), step := max(1, _BLOCK_ELEMENTS // max(1, rows.shape[1]))):
             block = slice(start, start + step)
-            masked, part = (None if each is None else each[block] for each in (left_out, slope))
+            masked, part = (None if each is None else each[block] for each in (ignored, slope))
             total += _block(rows[block], classes[block], masked, part, alpha=alpha, gamma=gamma)
     total = total.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     return total, None if slope is None else slope.view(logits.shape)
@@ -100,8 +100,8 @@ def _require_labels(labels: Int64[Tensor, " A"], ignore: Bool[Tensor, " A"] | No
     if ignore is not None:
         outside &= ~ignore
     if outside.any():
-        found = int(labels[outside][0])
-        raise ValueError(f"labels must be in [0, {num_classes}], {num_classes} for background, got {found}")
+        label = int(labels[outside][0])
+        raise ValueError(f"labels must be in [0, {num_classes}], {num_classes} for background, got {label}")
 
 
 def _block(

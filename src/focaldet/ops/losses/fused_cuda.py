@@ -63,11 +63,11 @@ def _kernel(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < num_elements
-    row = place // num_classes
-    x = tl.load(logits_at + place, mask=inside, other=0.0).to(WIDE)
-    positive = tl.load(labels_at + row, mask=inside, other=-1) == place % num_classes
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < num_elements
+    row = index // num_classes
+    x = tl.load(logits_at + index, mask=inside, other=0.0).to(WIDE)
+    positive = tl.load(labels_at + row, mask=inside, other=-1) == index % num_classes
     counted = inside
     if WITH_IGNORE:
         counted = counted & (tl.load(ignore_at + row, mask=inside, other=1) == 0)
@@ -85,4 +85,4 @@ def _kernel(
     tl.store(sums_at + tl.program_id(0), tl.sum(loss, axis=0))
     if WITH_SLOPE:
         slope = tl.where(counted, weight * power * (gamma * q * s + p), 0.0)
-        tl.store(slopes_at + place, tl.where(positive, -slope, slope), mask=inside)
+        tl.store(slopes_at + index, tl.where(positive, -slope, slope), mask=inside)

@@ -55,12 +55,12 @@ def balance(targets: Targets, alpha: Alpha, *, dtype: torch.dtype) -> Float[Tens
         ValueError: an α outside [0, 1].
     """
     if isinstance(alpha, Tensor):
-        share, rest = alpha.to(dtype), 1 - alpha.to(dtype)
+        weight, rest = alpha.to(dtype), 1 - alpha.to(dtype)
     elif 0 <= alpha <= 1:
-        share, rest = (torch.full((), weight, dtype=dtype, device=targets.device) for weight in (alpha, 1 - alpha))
+        weight, rest = (torch.full((), value, dtype=dtype, device=targets.device) for value in (alpha, 1 - alpha))
     else:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    return torch.where(is_positive(targets), share, rest)
+    return torch.where(is_positive(targets), weight, rest)
 
 
 def require_gamma(gamma: float) -> None:

@@ -2,13 +2,15 @@
 
 import copy
 import pickle
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
 import torch
 
-from focaldet.types import Batch, Detection, Detections, GroundTruth, ImageSize, Preprocessing, Target
+from focaldet.config import from_dict, to_dict
+from focaldet.errors import ConfigError
+from focaldet.types import Batch, Detection, Detections, GroundTruth, ImageSize, Preprocessing, Resize, Target
 
 NAMES = ("cat", "dog")
 
@@ -154,3 +156,28 @@ def test_earlier_names_still_work_for_one_version():
     ):
         with pytest.warns(DeprecationWarning, match="is now called"):
             assert old() == new
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"size_divisor": 0}, "size_divisor: must be at least 1, got 0"),
+        ({"mean": (1.0, float("nan"), 1.0)}, "mean: must be finite"),
+        ({"std": (1.0, 0.0, 1.0)}, "std: must be above 0 and finite"),
+        ({"std": (1.0, 1.0, float("inf"))}, "std: must be above 0 and finite"),
+        ({"std": (1.0, float("nan"), 1.0)}, "std: must be above 0 and finite"),
+        ({"resize": {"size": 0}}, "size: must be at least 1, got 0"),
+        ({"resize": {"max_size": -1}}, "max_size: must be at least 1, got -1"),
+    ],
+)
+def test_preprocessing_refuses_what_no_image_can_go_through(values, problem):
+    with pytest.raises(ConfigError, match=f"weights.safetensors: {problem}"):
+        from_dict(Preprocessing, values, source="weights.safetensors")
+    given = values.get("resize", values)
+    with pytest.raises(ConfigError, match=f"^{problem}"):
+        replace(Resize() if "resize" in values else Preprocessing(), **given)
+
+
+def test_preprocessing_is_read_back():
+    value = Preprocessing(size_divisor=1, resize=Resize(size=1, max_size=None))
+    assert from_dict(Preprocessing, to_dict(value)) == value

@@ -4,6 +4,7 @@ Axes: B images, H W pixels, G ground-truth boxes of one image, D detections of o
 Boxes are xyxy float32 pixels with the origin at the top left corner, everywhere.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -314,6 +315,9 @@ class Resize:
 
     Without `antialias` pixels are squares, or with `align_corners` points, the first and the last of which stay where
     they are, as in darknet.
+
+    Raises:
+        ConfigError: `size` or `max_size` is below 1.
     """
 
     mode: Literal["short", "long", "warp", "letterbox"] = "short"
@@ -322,6 +326,11 @@ class Resize:
     rounding: Literal["nearest", "down"] = "nearest"
     antialias: bool = True
     align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        for name, side in (("size", self.size), ("max_size", self.max_size)):
+            if side is not None and side < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {side}")
 
     def __str__(self) -> str:
         """In words, such as "short side 800, long ≤ 1333 px"."""
@@ -385,6 +394,9 @@ class Preprocessing:
     `mean` and `std` are per channel on the scale 0…255, in the order of `channels`. Padding (bottom and right, to
     multiples of `size_divisor`) takes the value of `mean`, so that it is 0 after normalization; with a letterbox it is
     gray like the bars.
+
+    Raises:
+        ConfigError: `mean` is not finite, `std` is not above 0 and finite, or `size_divisor` is below 1.
     """
 
     channels: Literal["RGB", "BGR"] = "RGB"
@@ -392,6 +404,14 @@ class Preprocessing:
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     resize: Resize = field(default_factory=Resize)
     size_divisor: int = 32
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.mean)):
+            raise ConfigError(f"mean: must be finite, got {self.mean}")
+        if not all(0 < deviation < math.inf for deviation in self.std):
+            raise ConfigError(f"std: must be above 0 and finite, got {self.std}")
+        if self.size_divisor < 1:
+            raise ConfigError(f"size_divisor: must be at least 1, got {self.size_divisor}")
 
     @property
     def rgb_mean(self) -> tuple[float, float, float]:

@@ -87,7 +87,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, list) and value and all(isinstance(member, Mapping) for member in value):
             value = {str(number): member for number, member in enumerate(value, start=1)}  # noqa: PLW2901
         nested = isinstance(value, Mapping) and value
-        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+        flat |= flatten(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
 
 

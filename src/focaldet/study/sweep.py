@@ -13,7 +13,6 @@ from focaldet import config as configs
 from focaldet.data.dataset import ImageSource
 from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.models import named_config
-from focaldet.ops.classifier import Classifier
 from focaldet.ops.sampling import MiningConfig
 from focaldet.runtime import num_processes
 from focaldet.study.sweep_page import SweepRow, compare_balance, sweep_sentences, write_sweep
@@ -28,24 +27,6 @@ SWEEP_ALPHAS = (0.25, 0.5, 0.75, None)
 MININGS = (MiningConfig(128), MiningConfig(256), MiningConfig(128, ratio=3.0))
 VARIED = ("loss.gamma", "loss.alpha", "loss.mining", "classifier")
 RECORD, RESULT, RUNS = "sweep.json", "result.json", "runs"
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One classification loss of a sweep; `name` is its folder in `runs`."""
-
-    name: str
-    gamma: float
-    alpha: float | None
-    mining: MiningConfig | None = None
-    classifier: Classifier = "sigmoid"
-
-    def architecture(self) -> dict[str, Any]:
-        """The architecture settings of a detector with this loss."""
-        loss: dict[str, Any] = {"gamma": self.gamma, "alpha": self.alpha}
-        if self.mining is not None:
-            loss["mining"] = configs.to_dict(self.mining)
-        return {"loss": loss} if self.classifier == "sigmoid" else {"loss": loss, "classifier": self.classifier}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +83,15 @@ def study_sweep(
     fingerprints = {"train": sources[0].dataset.fingerprint(), "validation": sources[1].dataset.fingerprint()}
     sweep_identity = identity(run, fingerprints=fingerprints)
     _open_sweep(run.out, sweep_identity, overwrite=run.overwrite)
-    results: list[SweepRow] = []
-    clock = _RemainingTime(len(plans))
+    results, seconds = list[SweepRow](), list[float]()
     for number, (setting, plan) in enumerate(zip(settings, plans, strict=True), 1):
         progress = f"setting {number}/{len(plans)}"
         row = _read_result(plan.out / RESULT, setting)
         if row is None:
-            log(f"{progress}  {setting.name}{clock.estimate(number)}")
-            with clock:
-                row = _train_setting(plan, setting, sources)
+            log(f"{progress}  {setting.name}{_remaining_time(seconds, len(plans) - number + 1)}")
+            begin = time.monotonic()
+            row = _train_setting(plan, setting, sources)
+            seconds.append(time.monotonic() - begin)
             if row is None:
                 again = "the same command without --overwrite" if run.overwrite else "the same command"
                 log(f"stopped in {progress}, {setting.name}; {again} continues")
@@ -128,8 +109,8 @@ def study_sweep(
 
 def sweep_settings(
     gammas: Sequence[float], alphas: Sequence[float | None], *, ohem: bool, softmax: bool
-) -> tuple[Setting, ...]:
-    """The settings in the order in which they are trained; each once.
+) -> tuple[SweepRow, ...]:
+    """The settings in the order in which they are trained, each once, as rows without results.
 
     Raises:
         ConfigError: no γ or no α is given.
@@ -139,18 +120,19 @@ def sweep_settings(
             raise ConfigError(f"{name}: a sweep needs at least one value")
     pairs = dict.fromkeys(itertools.product(gammas, alphas))
     settings = [
-        Setting(f"gamma_{gamma:g}_alpha_{'none' if alpha is None else f'{alpha:g}'}", gamma, alpha)
+        SweepRow(f"gamma_{gamma:g}_alpha_{'none' if alpha is None else f'{alpha:g}'}", gamma, alpha)
         for gamma, alpha in pairs
     ]
     for mining in MININGS if ohem else ():
         ratio = "" if mining.ratio is None else f"_1to{mining.ratio:g}"
-        settings.append(Setting(f"ohem_{mining.batch}_nms_{mining.nms_iou:g}{ratio}", 0.0, None, mining))
+        name = f"ohem_{mining.batch}_nms_{mining.nms_iou:g}{ratio}"
+        settings.append(SweepRow(name, 0.0, None, mining.batch, mining.nms_iou, mining.ratio))
     if softmax:
-        settings.append(Setting("softmax", 0.0, None, classifier="softmax"))
+        settings.append(SweepRow("softmax", 0.0, None, classifier="softmax"))
     return tuple(settings)
 
 
-def _plan_trainings(run: RunConfig, settings: Sequence[Setting]) -> list[RunConfig]:
+def _plan_trainings(run: RunConfig, settings: Sequence[SweepRow]) -> list[RunConfig]:
     """The training of every setting, checked before the first one begins.
 
     Raises:
@@ -162,8 +144,9 @@ def _plan_trainings(run: RunConfig, settings: Sequence[Setting]) -> list[RunConf
         raise ConfigError("phases: a sweep trains every setting without phases; remove them")
     if run.evaluate_every is None:
         raise ConfigError("evaluate_every: a sweep compares AP, so there must be evaluations")
+    given = configs.flatten(run.architecture)
     for name in VARIED:
-        if _has_key(run.architecture, name.split(".")):
+        if any(f"{key}.".startswith(f"{name}.") for key in given):
             raise ConfigError(f"architecture.{name}: is varied by the sweep; remove it")
     plans = []
     for setting in settings:
@@ -172,15 +155,6 @@ def _plan_trainings(run: RunConfig, settings: Sequence[Setting]) -> list[RunConf
         out = run.out / RUNS / setting.name
         plans.append(replace(run, out=out, architecture=architecture, resume=False, overwrite=False))
     return plans
-
-
-def _has_key(values: Any, names: Sequence[str]) -> bool:
-    """Whether nested mappings have a value under these names, outermost first."""
-    for name in names:
-        if not isinstance(values, Mapping) or name not in values:
-            return False
-        values = values[name]
-    return True
 
 
 def _open_sweep(out: Path, sweep_identity: Mapping[str, Any], *, overwrite: bool) -> None:
@@ -216,7 +190,7 @@ def _write_sweep_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def _read_result(path: Path, setting: Setting) -> SweepRow | None:
+def _read_result(path: Path, setting: SweepRow) -> SweepRow | None:
     """The row of a finished setting; None where it is not finished.
 
     Raises:
@@ -225,57 +199,29 @@ def _read_result(path: Path, setting: Setting) -> SweepRow | None:
     if not path.exists():
         return None
     row = configs.from_dict(SweepRow, configs.read_mapping(path), source=str(path))
-    if row != _label_row(row, setting):
+    if replace(row, ap=None, ap50=None, ap75=None, epochs=0, seconds=0.0, diverged=None) != setting:
         raise ConfigError(f"{path}: is of another setting than {setting.name}; start over with --overwrite")
     return row
 
 
-def _label_row(row: SweepRow, setting: Setting) -> SweepRow:
-    """The row with the name and the values of `setting`."""
-    mining = setting.mining
-    return replace(
-        row,
-        name=setting.name,
-        gamma=setting.gamma,
-        alpha=setting.alpha,
-        batch=None if mining is None else mining.batch,
-        nms_iou=None if mining is None else mining.nms_iou,
-        ratio=None if mining is None else mining.ratio,
-        classifier=setting.classifier,
-    )
-
-
-def _train_setting(plan: RunConfig, setting: Setting, sources: tuple[ImageSource, ImageSource]) -> SweepRow | None:
+def _train_setting(plan: RunConfig, setting: SweepRow, sources: tuple[ImageSource, ImageSource]) -> SweepRow | None:
     """Train one setting, or resume it, and return its row; None where it was interrupted."""
-    empty = _label_row(SweepRow(setting.name, setting.gamma, setting.alpha), setting)
     try:
         result = train(replace(plan, resume=RunFolder(plan.out).config.exists()), sources=sources)
     except NonFiniteLossError as error:
-        return replace(empty, diverged=str(error))
+        return replace(setting, diverged=str(error))
     if result.interrupted:
         return None
     if (last := result.last) is None:
-        return empty
+        return setting
     return replace(
-        empty, ap=last.ap, ap50=last.ap50, ap75=last.ap75, epochs=result.epochs, seconds=result.seconds_training
+        setting, ap=last.ap, ap50=last.ap50, ap75=last.ap75, epochs=result.epochs, seconds=result.seconds_training
     )
 
 
-class _RemainingTime:
-    """Estimates the remaining time of a sweep from the trainings that it was the context of."""
-
-    def __init__(self, num_settings: int) -> None:
-        self.num_settings, self.seconds = num_settings, list[float]()
-
-    def __enter__(self) -> None:
-        self.start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds.append(time.monotonic() - self.start)
-
-    def estimate(self, number: int) -> str:
-        """The time from setting `number` on, in words; empty before anything was trained."""
-        if not self.seconds:
-            return ""
-        minutes = (self.num_settings - number + 1) * sum(self.seconds) / len(self.seconds) / 60
-        return f"  about {minutes:.0f} min left" if minutes >= 1 else "  less than a minute left"
+def _remaining_time(seconds: Sequence[float], num_settings: int) -> str:
+    """The time for so many settings in words, from that of the settings trained before; empty without any."""
+    if not seconds:
+        return ""
+    minutes = num_settings * sum(seconds) / len(seconds) / 60
+    return f"  about {minutes:.0f} min left" if minutes >= 1 else "  less than a minute left"

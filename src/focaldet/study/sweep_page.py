@@ -5,14 +5,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from html import escape
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from focaldet import config as configs
 from focaldet.data.formats.text import quantity
 from focaldet.evaluation.coco import percent
 from focaldet.ops.classifier import Classifier
 from focaldet.report.charts import Chart, Curve, chart_section, write_chart
 from focaldet.report.page import header, section, table, write_page
-from focaldet.study.table1 import TABLE_1A, TABLE_1B, TABLE_1D, TABLE_1D_FOCAL, PublishedLoss, PublishedMining
 from focaldet.training.config import RunConfig
 
 NOISE_POINTS = 2.0  # of AP, between two trainings that differ by chance alone
@@ -23,8 +25,8 @@ ALPHA_OFF = "α off (eq. 4)"
 class SweepRow:
     """One setting and the AP after its last epoch, in [0, 1]; None where there are no objects or it diverged.
 
-    `batch`, `nms_iou` and `ratio` are those of hard example mining. `diverged` is the message of the training that
-    diverged.
+    `name` is that of its folder in `runs`. `batch`, `nms_iou` and `ratio` are those of hard example mining. `diverged`
+    is the message of the training that diverged.
     """
 
     name: str
@@ -45,6 +47,18 @@ class SweepRow:
     def is_focal(self) -> bool:
         """A row of the grid of γ and α, neither mining nor softmax."""
         return self.batch is None and self.classifier == "sigmoid"
+
+    @property
+    def loss(self) -> tuple[float | None, ...]:
+        """The settings of the loss, by which measured and published rows are compared."""
+        return self.gamma, self.alpha, self.batch, self.nms_iou, self.ratio
+
+    def architecture(self) -> dict[str, Any]:
+        """The architecture settings of a detector with this loss."""
+        loss: dict[str, Any] = {"gamma": self.gamma, "alpha": self.alpha}
+        if self.batch is not None:
+            loss["mining"] = {"batch": self.batch, "nms_iou": self.nms_iou, "ratio": self.ratio}
+        return {"loss": loss} if self.classifier == "sigmoid" else {"loss": loss, "classifier": self.classifier}
 
     def title(self) -> str:
         """The setting in words."""
@@ -218,29 +232,36 @@ def _ap_cells(row: SweepRow) -> list[str]:
 
 def _paper_tables(rows: Sequence[SweepRow]) -> list[str]:
     """Tables 1a, 1b and 1d with a column for what was measured here."""
-    losses = {(row.gamma, row.alpha): row for row in rows if row.is_focal}
-    minings = {(row.batch, row.nms_iou, row.ratio): row for row in rows if row.batch is not None}
-    heads = ["AP", "AP50", "AP75", "AP here"]
+    measured = {row.loss: row for row in rows if row.classifier == "sigmoid"}
+    published = read_published()
     html = ["<p>Lin et al. 2017 on COCO at 600 px; tables 1a and 1b with ResNet-50-FPN, 1d with ResNet-101-FPN.</p>"]
-    for title, published in (
-        ("Table 1a: cross entropy with every α", TABLE_1A),
-        ("Table 1b: every γ with its best α", TABLE_1B),
+    for name, title, heads in (
+        ("1a", "cross entropy with every α", ("γ", "α")),
+        ("1b", "every γ with its best α", ("γ", "α")),
+        ("1d", "hard example mining", ("batch", "NMS")),
     ):
-        lines = [
-            [f"{one.gamma:g}", f"{one.alpha:g}", *_published_cells(one, losses.get((one.gamma, one.alpha)))]
-            for one in published
-        ]
-        html += [f"<h3>{title}</h3>", table(["γ", "α", *heads], lines)]
-    lines = []
-    for mining in TABLE_1D:
-        name = f"OHEM {'' if mining.ratio is None else f'1:{mining.ratio:g} '}{mining.batch}"
-        here = minings.get((mining.batch, mining.nms_iou, mining.ratio))
-        lines.append([name, f"{mining.nms_iou:g}", *_published_cells(mining, here)])
-    focal = TABLE_1D_FOCAL
-    lines.append(["focal loss", "-", *_published_cells(focal, losses.get((focal.gamma, focal.alpha)))])
-    return [*html, "<h3>Table 1d: hard example mining</h3>", table(["batch", "NMS", *heads], lines)]
+        lines = []
+        for row in published:
+            if row.name == name:
+                here = _ap_cells(measured[row.loss])[0] if row.loss in measured else ""
+                lines.append([*_published_setting(row), *_ap_cells(row), here])
+        html += [f"<h3>Table {name}: {title}</h3>", table([*heads, "AP", "AP50", "AP75", "AP here"], lines)]
+    return html
 
 
-def _published_cells(published: PublishedLoss | PublishedMining, here: SweepRow | None) -> list[str]:
-    values = [f"{value:.1f}" for value in (published.ap, published.ap50, published.ap75)]
-    return [*values, "" if here is None else _ap_cells(here)[0]]
+def read_published() -> list[SweepRow]:
+    """The rows of tables 1a, 1b and 1d of Lin et al. 2017, on COCO minival; their `name` is that of the table.
+
+    γ = 0 is cross entropy; the last row of table 1d is the focal loss with the network of that table.
+    """
+    lines = files("focaldet.study").joinpath("table1.csv").read_text(encoding="utf-8").splitlines()
+    records = [{name: value or None for name, value in record.items()} for record in csv.DictReader(lines)]
+    return [configs.from_dict(SweepRow, record, source="table1.csv") for record in records]
+
+
+def _published_setting(row: SweepRow) -> tuple[str, str]:
+    """The first two cells of a published row."""
+    if row.batch is not None:
+        ratio = "" if row.ratio is None else f"1:{row.ratio:g} "
+        return f"OHEM {ratio}{row.batch}", f"{row.nms_iou:g}"
+    return ("focal loss", "-") if row.name == "1d" else (f"{row.gamma:g}", f"{row.alpha:g}")

@@ -1,5 +1,6 @@
 """Typed configurations: frozen dataclasses that check themselves, to and from YAML and JSON."""
 
+import csv
 import dataclasses
 import difflib
 import errno
@@ -7,7 +8,7 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -149,6 +150,17 @@ def save(config: Any, path: Path) -> None:
     """Write `config`, which may be a mapping of plain values, as YAML, keys in their declared order."""
     values = dict(config) if isinstance(config, Mapping) else to_dict(config)
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as indented JSON, in UTF-8."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table as CSV, in UTF-8, with the names of its columns in the first line."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
 
 
 def make_folder(path: Path, *, setting: str = "out") -> Path:

@@ -7,7 +7,7 @@ import glob
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice
 from operator import itemgetter
@@ -28,7 +28,7 @@ from focaldet.data.loading.collate import pad_images
 from focaldet.data.loading.sampler import group_by_size
 from focaldet.errors import ConfigError, DataError
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
-from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat, PredictionWriter
+from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat
 from focaldet.models import PRESETS, Detector, build, find_preset
 from focaldet.runtime import Process, Progress, gather_objects, join_processes, pick_device, pick_precision
 from focaldet.types import Detections, ImageSize
@@ -145,12 +145,8 @@ class Predictor:
     ) -> list["ImageDetections | DataError"]:
         """The detections of a few images, batched by their padded size; errors stay where they are."""
         results: dict[int, ImageDetections | DataError] = {}
-        images: list[tuple[int, _ResizedImage]] = []
-        for index, image in enumerate(window):
-            if isinstance(image, DataError):
-                results[index] = image
-            else:
-                images.append((index, image))
+        results |= {index: error for index, error in enumerate(window) if isinstance(error, DataError)}
+        images = [(index, image) for index, image in enumerate(window) if isinstance(image, _ResizedImage)]
         sizes = [self.detector.preprocessing.padded_size(image.size) for _, image in images]
         for batch in group_by_size(sizes, batch_size=batch_size):
             indices, members = zip(*(images[number] for number in batch), strict=True)
@@ -159,15 +155,10 @@ class Predictor:
 
     def _detect_images(self, images: Sequence["_ResizedImage"]) -> list[ImageDetections]:
         """The detections of images of one padded size."""
-        detections = detect_batch(
-            self.detector,
-            pad_images([image.pixels for image in images], preprocessing=self.detector.preprocessing),
-            sizes=[image.size for image in images],
-            original_sizes=[image.original_size for image in images],
-            device=self.device,
-            precision=self.precision,
-        )
-        return [ImageDetections(image.original_size, each) for image, each in zip(images, detections, strict=True)]
+        batch = pad_images([image.pixels for image in images], preprocessing=self.detector.preprocessing)
+        sizes, originals = [image.size for image in images], [image.original_size for image in images]
+        detections = detect_batch(self.detector, batch, sizes=sizes, original_sizes=originals, precision=self.precision)
+        return list(map(ImageDetections, originals, detections))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +260,12 @@ def predict_files(
         return best
 
     with join_processes(predictor.device) as process, ExitStack() as stack:
-        writers = _open_writers(formats, out, predictor, stack) if process.global_rank == 0 else []
+        # Closed in any case: interrupting a long job keeps the detections so far.
+        writers = [
+            stack.enter_context(closing(WRITERS[name](out, predictor.class_names, predictor.category_ids)))
+            for name in dict.fromkeys(formats)
+            if process.global_rank == 0
+        ]
         for index, result in _predict_on_all(predictor, paths, draw_best, process=process, batch_size=batch_size):
             if isinstance(result, DataError):
                 failed.append(result)
@@ -337,16 +333,6 @@ def _refuse_replacing(paths: Sequence[Path], drawings: Sequence[Path]) -> None:
         replaced = images.get(_resolve_links(drawing))
         if replaced is not None:
             raise ConfigError(f"out: the drawing of {path} would replace the image {replaced}: choose another folder")
-
-
-def _open_writers(
-    formats: Sequence[PredictionFormat], out: Path, predictor: Predictor, stack: ExitStack
-) -> list[PredictionWriter]:
-    """A writer for each format, closed with the `stack`: interrupting a long job keeps the detections so far."""
-    writers = [WRITERS[name](out, predictor.class_names, predictor.category_ids) for name in dict.fromkeys(formats)]
-    for writer in writers:
-        stack.callback(writer.close)
-    return writers
 
 
 def _predict_on_all(

@@ -21,7 +21,7 @@ def test_boxes_are_scaled_and_clipped_to_the_original():
     detector = BrightDetector()
     batch = pad_images([make_image(size=(32, 64), box=(0, 0, 64, 16))], preprocessing=detector.preprocessing)
     (detections,) = detect_batch(
-        detector, batch, sizes=[ImageSize(32, 64)], original_sizes=[ImageSize(100, 127)], device=CPU, precision="fp32"
+        detector, batch, sizes=[ImageSize(32, 64)], original_sizes=[ImageSize(100, 127)], precision="fp32"
     )
     assert detections.boxes.tolist() == [[0.0, 0.0, 127.0, 50.0]]
 
@@ -36,7 +36,7 @@ def test_lower_precision_reaches_the_products_only():
     one = pad_images([make_image()], preprocessing=detector.preprocessing)
     sizes = [ImageSize(48, 64)]
     for precision, dtype in [("fp32", torch.float32), ("bf16", torch.bfloat16)]:
-        (detections,) = detect_batch(detector, one, sizes=sizes, original_sizes=sizes, device=CPU, precision=precision)
+        (detections,) = detect_batch(detector, one, sizes=sizes, original_sizes=sizes, precision=precision)
         assert detector.product.dtype == dtype
         assert detections.boxes.dtype == torch.float32
 

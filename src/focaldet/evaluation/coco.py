@@ -214,8 +214,9 @@ def _compute_metrics(truth: CocoGroundTruth, rows: ResultRows) -> Metrics:
     that order whatever the ids are.
     """
     image_rank, class_rank = _ranks(truth.image_ids), _ranks(numpy.array(truth.classes.category_ids, dtype=numpy.int64))
-    evaluator = _run_hotcoco(truth, rows, image_rank, class_rank)
-    evaluator.summary_lines()
+    ranked_truth = truth._replace(image_indices=image_rank[truth.image_indices], labels=class_rank[truth.labels])
+    ranked_rows = rows._replace(image_indices=image_rank[rows.image_indices], labels=class_rank[rows.labels])
+    evaluator = _run_hotcoco(ranked_truth, ranked_rows)
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     counts = numpy.bincount(truth.labels[~truth.ignored], minlength=len(class_rank))
     classes = zip(truth.classes.names, truth.classes.own_ids, counts.tolist(), class_rank, strict=True)
@@ -232,34 +233,24 @@ def _compute_metrics(truth: CocoGroundTruth, rows: ResultRows) -> Metrics:
     )
 
 
-def _run_hotcoco(
-    truth: CocoGroundTruth,
-    rows: ResultRows,
-    image_rank: Int64[numpy.ndarray, " N"],
-    class_rank: Int64[numpy.ndarray, " K"],
-) -> Any:
-    """hotcoco's evaluator after matching and accumulation; it writes nothing to the terminal."""
+def _run_hotcoco(truth: CocoGroundTruth, rows: ResultRows) -> Any:
+    """hotcoco's evaluator with its results, for indices and labels that are ids; it writes nothing to the terminal."""
     from hotcoco import COCO, COCOeval
 
     ground_truth = COCO.from_arrays(
-        [{"id": rank} for rank in range(len(image_rank))],
-        [{"id": rank, "name": str(rank)} for rank in range(len(class_rank))],
-        image_rank[truth.image_indices],
-        class_rank[truth.labels],
+        [{"id": index} for index in range(len(truth.image_ids))],
+        [{"id": label, "name": str(label)} for label in range(len(truth.classes))],
+        truth.image_indices,
+        truth.labels,
         truth.xywh,
         area=truth.areas,
         iscrowd=truth.ignored,
     )
-    columns = [
-        image_rank[rows.image_indices][:, None],
-        rows.xywh,
-        rows.scores[:, None],
-        class_rank[rows.labels][:, None],
-    ]
-    results = ground_truth.load_res(numpy.concatenate(columns, axis=1, dtype=numpy.float64))
-    evaluator = COCOeval(ground_truth, results, "bbox")
+    columns = rows.image_indices, rows.xywh, rows.scores, rows.labels
+    evaluator = COCOeval(ground_truth, ground_truth.load_res(numpy.column_stack(columns)), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
+    evaluator.summary_lines()
     return evaluator
 
 
@@ -271,11 +262,7 @@ def _class_metrics(
     for index, size in enumerate(SIZE_RANGES):
         values["ap" if size == "all" else f"ap_{size}"] = precision[:, :, index, LIMIT_100]
         values["ar100" if size == "all" else f"ar_{size}"] = recall[:, index, LIMIT_100]
-    return {name: _mean_if_any(numbers[numbers > -1]) for name, numbers in values.items()}
-
-
-def _mean_if_any(numbers: Float64[numpy.ndarray, " N"]) -> float | None:
-    return float(numbers.mean()) if numbers.size else None
+    return {name: float(each[each > -1].mean()) if (each > -1).any() else None for name, each in values.items()}
 
 
 def _none_if_negative(number: float) -> float | None:
@@ -284,6 +271,4 @@ def _none_if_negative(number: float) -> float | None:
 
 def _ranks(ids: Int64[numpy.ndarray, " N"]) -> Int64[numpy.ndarray, " N"]:
     """The rank of every id in sorted order, from 0."""
-    ranks = numpy.empty_like(ids)
-    ranks[numpy.argsort(ids, kind="stable")] = numpy.arange(len(ids))
-    return ranks
+    return numpy.argsort(numpy.argsort(ids, kind="stable"))

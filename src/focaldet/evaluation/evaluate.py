@@ -1,8 +1,6 @@
 """A trained detector on a whole split: its detections, the COCO numbers, and the files that keep both."""
 
-import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,9 +18,20 @@ from focaldet.evaluation.coco import Metrics, evaluate_detections
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
-from focaldet.runtime import Progress, Ranks, eval_mode, gather_objects, join_processes, pick_device, pick_precision
+from focaldet.runtime import (
+    Process,
+    Progress,
+    Ranks,
+    eval_mode,
+    gather_objects,
+    join_processes,
+    pick_device,
+    pick_precision,
+)
 from focaldet.types import Detections, Target
 from focaldet.weights import load_detector
+
+UNNAMED_NOTE = "the detector has no class names: its classes are taken in the order of the data's"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,45 +88,42 @@ def detect_all(
     """
     options = replace(options, **fields)
     device = next(detector.parameters()).device
+    ranks = fabric or Process(0, 1, device)
     precision = pick_precision(options.precision, device=device)
-    rank, num_ranks = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
-    loader = Loader(
-        source,
-        preprocessing=detector.preprocessing,
-        batch_size=options.batch_size,
-        seed=0,
-        workers=options.workers,
-        rank=rank,
-        num_ranks=num_ranks,
-    )
+    loader = open_loader(detector, source, options=options, ranks=ranks)
     num_images = sum(map(len, loader.picks(0)))
     detections: dict[int, Detections] = {}
     timings: list[tuple[int, float]] = []
     with eval_mode(detector), explain_worker_death():
         for batch in loader.epoch(0):
             begin = time.perf_counter()
+            sizes, originals = batch.sizes, batch.original_sizes
             batch_detections = detect_batch(
-                detector,
-                batch.images,
-                sizes=batch.sizes,
-                original_sizes=batch.original_sizes,
-                device=device,
-                precision=precision,
+                detector, batch.images, sizes=sizes, original_sizes=originals, precision=precision
             )
             timings.append((len(batch.indices), time.perf_counter() - begin))
             detections.update(zip(batch.indices, batch_detections, strict=True))
-            if progress is not None and rank == 0:
+            if progress is not None and ranks.global_rank == 0:
                 progress(len(detections), num_images)
-    return _join_parts(gather_objects((detections, timings[1:] or timings), num_ranks=num_ranks))
-
-
-def _join_parts(parts: Sequence[tuple[dict[int, Detections], list[tuple[int, float]]]]) -> TimedDetections:
-    """The detections of all processes in the order of the images, from those of each with its (images, seconds)."""
+    parts = gather_objects((detections, timings[1:] or timings), num_ranks=ranks.world_size)
     detections = {index: each for part, _ in parts for index, each in part.items()}
     timings = [timing for _, part in parts for timing in part]
     num_images, seconds = sum(number for number, _ in timings), sum(spent for _, spent in timings)
     milliseconds = 1e3 * seconds / num_images if num_images else None
     return TimedDetections([detections[index] for index in range(len(detections))], milliseconds)
+
+
+def open_loader(detector: Detector, source: ImageSource, *, options: InferenceOptions, ranks: Ranks) -> Loader:
+    """The batches of this process: with those of the other `ranks`, every image of `source` once."""
+    return Loader(
+        source,
+        preprocessing=detector.preprocessing,
+        batch_size=options.batch_size,
+        seed=0,
+        workers=options.workers,
+        rank=ranks.global_rank,
+        num_ranks=ranks.world_size,
+    )
 
 
 def evaluate(
@@ -163,9 +169,13 @@ def evaluate(
             fabric=ranks,
             progress=progress,
         )
-        metrics, detections = score_detections(timed, setup)
+        match, dataset = setup.class_match, setup.dataset
+        detections = [relabel_detections(each, match, dataset.classes) for each in timed.detections]
+        metrics = evaluate_detections(dataset, dict(enumerate(detections)))
+        metrics = replace(metrics, milliseconds_per_image=timed.milliseconds_per_image, notes=match.notes)
         if folder is not None and ranks.global_rank == 0:
-            write_evaluation(folder, metrics, dataset=setup.dataset, detections=detections)
+            write_results(folder / "predictions.json", dataset, dict(enumerate(detections)))
+            configs.write_json(folder / "metrics.json", {"split": dataset.name} | metrics.to_dict())
     return metrics
 
 
@@ -212,14 +222,6 @@ def open_evaluation_split(data: DataConfig, split: str, *, seed: int) -> Dataset
     return open_split(data, split, seed=seed)
 
 
-def score_detections(timed: TimedDetections, setup: EvaluationSetup) -> tuple[Metrics, list[Detections]]:
-    """The COCO metrics, and the detections with the labels and names of the data."""
-    match, dataset = setup.class_match, setup.dataset
-    detections = [relabel_detections(each, match, dataset.classes) for each in timed.detections]
-    metrics = evaluate_detections(dataset, dict(enumerate(detections)))
-    return replace(metrics, milliseconds_per_image=timed.milliseconds_per_image, notes=match.notes), detections
-
-
 def match_classes(detector_names: tuple[str, ...], classes: Classes, *, num_classes: int) -> ClassMatch:
     """Which label of the data each label of a detector stands for, by class name.
 
@@ -228,18 +230,16 @@ def match_classes(detector_names: tuple[str, ...], classes: Classes, *, num_clas
     Raises:
         ConfigError: no name in common, or no names and another number of classes.
     """
+    same_labels = {label: label for label in range(num_classes)}
     if detector_names == classes.names:
-        return ClassMatch({label: label for label in range(num_classes)}, ())
+        return ClassMatch(same_labels, ())
     if not detector_names:
         if num_classes != len(classes):
             raise ConfigError(
                 f"the detector has {quantity(num_classes, 'class', 'classes')} without names, the data have "
                 f"{len(classes)}: they cannot be matched"
             )
-        return ClassMatch(
-            {label: label for label in range(num_classes)},
-            ("the detector has no class names: its classes are taken in the order of the data's",),
-        )
+        return ClassMatch(same_labels, (UNNAMED_NOTE,))
     data_labels = {name: label for label, name in enumerate(classes.names)}
     labels = {label: data_labels[name] for label, name in enumerate(detector_names) if name in data_labels}
     if not labels:
@@ -275,13 +275,6 @@ def relabel_target(target: Target, match: ClassMatch) -> Target:
     unknown = torch.tensor([label not in detector_labels for label in labels], dtype=torch.bool)
     relabeled = torch.tensor([detector_labels.get(label, 0) for label in labels], dtype=torch.int64)
     return Target(target.boxes, relabeled, target.ignored | unknown)
-
-
-def write_evaluation(folder: Path, metrics: Metrics, *, dataset: Dataset, detections: list[Detections]) -> None:
-    """Write `metrics.json` and `predictions.json` into an existing `folder`."""
-    write_results(folder / "predictions.json", dataset, dict(enumerate(detections)))
-    text = json.dumps({"split": dataset.name} | metrics.to_dict(), ensure_ascii=False, indent=1)
-    (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
 
 
 def read_run_settings(run: str | Path) -> dict[str, Any]:

@@ -87,7 +87,6 @@ def detect_batch(
     *,
     sizes: Sequence[ImageSize],
     original_sizes: Sequence[ImageSize],
-    device: torch.device,
     precision: Precision,
 ) -> list[Detections]:
     """The detections of a batch of resized images, in pixels of the original images, clipped to them, on the CPU.
@@ -95,7 +94,7 @@ def detect_batch(
     `sizes` are those of the resized images without padding. Both sides of a box are scaled by the exact ratio of the
     sizes, which rounding makes differ a little between width and height; the bars of a letterbox are taken off before.
     """
-    resize = detector.preprocessing.resize
+    resize, device = detector.preprocessing.resize, next(detector.parameters()).device
     with torch.no_grad():
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):

@@ -14,6 +14,7 @@ from jaxtyping import Float64, Int64
 
 from focaldet.data.dataset import Classes, Dataset
 from focaldet.data.formats.text import brief
+from focaldet.data.problems import Location
 from focaldet.errors import DataError
 from focaldet.types import Detections
 
@@ -33,13 +34,13 @@ class ResultRows(NamedTuple):
 def result_rows(detections: Mapping[int, Detections]) -> ResultRows:
     """The columns of detections given by the index of their image, in rising order of the images."""
     indices = sorted(detections)
-    ordered = [detections[index].cpu() for index in indices]
-    boxes = _concatenate([each.boxes for each in ordered], (0, 4))
+    ordered = [Detections.empty(), *(detections[index].cpu() for index in indices)]
+    boxes = torch.cat([each.boxes for each in ordered]).detach().double().numpy()
     return ResultRows(
-        image_indices=numpy.repeat(numpy.array(indices, dtype=numpy.int64), [len(each) for each in ordered]),
-        labels=_concatenate([each.labels for each in ordered], (0,)).astype(numpy.int64),
+        image_indices=numpy.repeat(numpy.array(indices, dtype=numpy.int64), [len(each) for each in ordered[1:]]),
+        labels=torch.cat([each.labels for each in ordered]).numpy(),
         xywh=numpy.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
-        scores=_concatenate([each.scores for each in ordered], (0,)),
+        scores=torch.cat([each.scores for each in ordered]).detach().double().numpy(),
     )
 
 
@@ -52,12 +53,8 @@ def read_results(path: Path, *, image_ids: Sequence[int], classes: Classes) -> R
     """
     indices = {image_id: index for index, image_id in enumerate(image_ids)}
     labels = {category: label for label, category in enumerate(classes.own_ids) if category is not None}
-    rows = []
-    for number, record in enumerate(_read_list(path)):
-        try:
-            rows.append(_result_row(record, indices, labels))
-        except _InvalidRecord as error:
-            raise DataError(error.problem, file=path, record=f"[{number}]", field=error.field) from None
+    records = enumerate(_read_list(path))
+    rows = [_result_row(record, Location(path, f"[{number}]"), indices, labels) for number, record in records]
     table = numpy.array(rows, dtype=numpy.float64).reshape(-1, 7)
     return ResultRows(table[:, 0].astype(numpy.int64), table[:, 1].astype(numpy.int64), table[:, 2:6], table[:, 6])
 
@@ -79,11 +76,6 @@ def write_results(path: Path, dataset: Dataset, detections: Mapping[int, Detecti
     path.write_text("[" + ",\n".join(lines) + "]\n", encoding="utf-8")
 
 
-class _InvalidRecord(Exception):  # noqa: N818  never leaves this file
-    def __init__(self, field: str | None, problem: str) -> None:
-        self.field, self.problem = field, problem
-
-
 def _read_list(path: Path) -> list[Any]:
     try:
         content = json.loads(path.read_bytes())
@@ -97,41 +89,41 @@ def _read_list(path: Path) -> list[Any]:
     return content
 
 
-def _result_row(record: Any, indices: Mapping[int, int], labels: Mapping[int, int]) -> tuple[int | float, ...]:
+def _result_row(
+    record: Any, location: Location, indices: Mapping[int, int], labels: Mapping[int, int]
+) -> tuple[int | float, ...]:
     """Image index, label, x, y, width, height and score of one record."""
     if type(record) is not dict:
-        raise _InvalidRecord(None, f"must be an object with {', '.join(FIELDS)}, got {brief(record)}")
+        raise location.error(f"must be an object with {', '.join(FIELDS)}, got {brief(record)}")
     for field in FIELDS:
         if field not in record:
             names = ", ".join(map(brief, list(record)[:8])) or "nothing"
-            raise _InvalidRecord(field, f"is missing (the record has: {names})")
-    index = _look_up(record["image_id"], indices, field="image_id", kind="an image")
-    label = _look_up(record["category_id"], labels, field="category_id", kind="a category")
+            raise location._replace(field=field).error(f"is missing (the record has: {names})")
+    index = _look_up(record["image_id"], indices, location, field="image_id", kind="an image")
+    label = _look_up(record["category_id"], labels, location, field="category_id", kind="a category")
     bbox = record["bbox"]
     if type(bbox) is not list or len(bbox) != 4:
-        raise _InvalidRecord("bbox", f"must be four numbers [x, y, width, height], got {brief(bbox)}")
-    x, y, width, height = (_finite_number(value, field="bbox") for value in bbox)
+        raise location._replace(field="bbox").error(f"must be four numbers [x, y, width, height], got {brief(bbox)}")
+    x, y, width, height = (_finite_number(value, location, field="bbox") for value in bbox)
     if width < 0 or height < 0:
-        raise _InvalidRecord("bbox", f"width and height must be ≥ 0, got {brief(bbox)}")
-    return index, label, x, y, width, height, _finite_number(record["score"], field="score")
+        raise location._replace(field="bbox").error(f"width and height must be ≥ 0, got {brief(bbox)}")
+    return index, label, x, y, width, height, _finite_number(record["score"], location, field="score")
 
 
-def _look_up(value: Any, known: Mapping[int, int], *, field: str, kind: str) -> int:
+def _look_up(value: Any, known: Mapping[int, int], location: Location, *, field: str, kind: str) -> int:
     """What an id of a record stands for."""
     if type(value) is not int:
-        raise _InvalidRecord(field, f"must be a whole number, got {brief(value)}")
+        raise location._replace(field=field).error(f"must be a whole number, got {brief(value)}")
     if value not in known:
         some = ", ".join(map(str, list(known)[:5])) + (", …" if len(known) > 5 else "")
-        raise _InvalidRecord(field, f"{brief(value)} is not {kind} of the ground truth (it has {len(known)}: {some})")
+        problem = f"{brief(value)} is not {kind} of the ground truth (it has {len(known)}: {some})"
+        raise location._replace(field=field).error(problem)
     return known[value]
 
 
-def _finite_number(value: Any, *, field: str) -> float:
+def _finite_number(value: Any, location: Location, *, field: str) -> float:
     # NaN fails the comparison too; true and false are not numbers.
     if type(value) not in (float, int) or not -LARGEST_PX <= value <= LARGEST_PX:
-        raise _InvalidRecord(field, f"must be a number within {-LARGEST_PX:g}…{LARGEST_PX:g}, got {brief(value)}")
+        problem = f"must be a number within {-LARGEST_PX:g}…{LARGEST_PX:g}, got {brief(value)}"
+        raise location._replace(field=field).error(problem)
     return float(value)
-
-
-def _concatenate(tensors: list[torch.Tensor], empty: tuple[int, ...]) -> Float64[numpy.ndarray, "..."]:
-    return torch.cat(tensors).detach().double().numpy() if tensors else numpy.zeros(empty)

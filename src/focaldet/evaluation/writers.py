@@ -1,13 +1,12 @@
 """Files of detections in the formats that other programs read."""
 
 import csv
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from focaldet.config import make_folder
+from focaldet.config import make_folder, write_json
 from focaldet.types import Detections, ImageSize
 
 PredictionFormat = Literal["json", "coco", "yolo", "csv"]
@@ -26,10 +25,11 @@ class PredictionWriter(ABC):
 
     def __init__(self, out: Path, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
         self.out, self.class_names, self.category_ids = out, class_names, category_ids
+        self.results: list[tuple[Path, str, ImageDetections]] = []
 
-    @abstractmethod
     def add(self, path: Path, name: str, result: ImageDetections) -> None:
         """Take the detections of the image `path`; its `name` is unique among the images."""
+        self.results.append((path, name, result))
 
     @abstractmethod
     def close(self) -> None:
@@ -39,46 +39,36 @@ class PredictionWriter(ABC):
 class JsonWriter(PredictionWriter):
     """`predictions.json`: for each image its file, height, width, and lists of boxes, scores, labels and names."""
 
-    def __init__(self, out: Path, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
-        super().__init__(out, class_names, category_ids)
-        self.entries: list[dict[str, Any]] = []
-
-    def add(self, path: Path, name: str, result: ImageDetections) -> None:
-        del name
-        self.entries.append({"file": str(path)} | result.size._asdict() | result.detections.to_dict())
-
     def close(self) -> None:
-        _write_indented_json(self.out / "predictions.json", self.entries)
+        entries = [
+            {"file": str(path)} | result.size._asdict() | result.detections.to_dict()
+            for path, _, result in self.results
+        ]
+        write_json(self.out / "predictions.json", entries)
 
 
 class CocoWriter(PredictionWriter):
     """`coco.json`: a COCO dataset whose annotations have scores; its `annotations` are a COCO result list too."""
 
-    def __init__(self, out: Path, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
-        super().__init__(out, class_names, category_ids)
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-
-    def add(self, path: Path, name: str, result: ImageDetections) -> None:
-        del name
-        image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": str(path)} | result.size._asdict())
-        for record in result.detections.to_coco(image_id=image_id, category_ids=self.category_ids):
-            area = record["bbox"][2] * record["bbox"][3]
-            self.annotations.append({"id": len(self.annotations) + 1, "area": area, "iscrowd": 0} | record)
-
     def close(self) -> None:
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for image_id, (path, _, result) in enumerate(self.results, start=1):
+            images.append({"id": image_id, "file_name": str(path)} | result.size._asdict())
+            for record in result.detections.to_coco(image_id=image_id, category_ids=self.category_ids):
+                area = record["bbox"][2] * record["bbox"][3]
+                annotations.append({"id": len(annotations) + 1, "area": area, "iscrowd": 0} | record)
         ids = self.category_ids or tuple(range(1, len(self.class_names) + 1))
         names = self.class_names or tuple(map(str, range(len(ids))))
         categories = [{"id": i, "name": name} for i, name in zip(ids, names, strict=True)]
-        document = {"images": self.images, "categories": categories, "annotations": self.annotations}
-        _write_indented_json(self.out / "coco.json", document)
+        write_json(self.out / "coco.json", {"images": images, "categories": categories, "annotations": annotations})
 
 
 class YoloWriter(PredictionWriter):
     """`labels/<name>.txt`: label, center, width and height as fractions of the image, score; and `classes.txt`."""
 
     def add(self, path: Path, name: str, result: ImageDetections) -> None:
+        """Write the file of the image at once."""
         del path
         height, width = result.size
         lines = []
@@ -98,21 +88,13 @@ class CsvWriter(PredictionWriter):
 
     columns: ClassVar = ("file", "x1", "y1", "x2", "y2", "name", "label", "score")
 
-    def __init__(self, out: Path, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> None:
-        super().__init__(out, class_names, category_ids)
-        self.rows: list[list[Any]] = []
-
-    def add(self, path: Path, name: str, result: ImageDetections) -> None:
-        del name
-        columns = result.detections.to_dict()
-        for box, score, label, class_name in zip(
-            columns["boxes"], columns["scores"], columns["labels"], columns["names"], strict=True
-        ):
-            self.rows.append([str(path), *(f"{side:.2f}" for side in box), class_name, label, f"{score:.6f}"])
-
     def close(self) -> None:
         with (self.out / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([self.columns, *self.rows])
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(self.columns)
+            for path, _, result in self.results:
+                for box, score, label, name in zip(*result.detections.to_dict().values(), strict=True):
+                    rows.writerow([path, *(f"{side:.2f}" for side in box), name, label, f"{score:.6f}"])
 
 
 WRITERS: dict[PredictionFormat, type[PredictionWriter]] = {
@@ -121,7 +103,3 @@ WRITERS: dict[PredictionFormat, type[PredictionWriter]] = {
     "yolo": YoloWriter,
     "csv": CsvWriter,
 }
-
-
-def _write_indented_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

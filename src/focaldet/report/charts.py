@@ -3,7 +3,6 @@
 Curves differ in color and in dashes, to be distinguishable in black and white. The same chart gives the same bytes.
 """
 
-import csv
 import io
 import math
 import re
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy
 
+from focaldet.config import write_csv
 from focaldet.report.page import LIGHT, section
 
 COLORS = tuple(LIGHT[f"c{number}"] for number in range(6))
@@ -130,12 +130,13 @@ def write_chart(chart: Chart, path: Path) -> None:
 
 def write_curves(charts: Mapping[str, Chart], path: Path) -> None:
     """Write the points of all curves as CSV: figure, curve, x, y."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["figure", "curve", "x", "y"])
-        for name, chart in charts.items():
-            for curve in chart.curves:
-                rows.writerows((name, curve.name, x, y) for x, y in zip(curve.x, curve.y, strict=True))
+    rows = (
+        (name, curve.name, x, y)
+        for name, chart in charts.items()
+        for curve in chart.curves
+        for x, y in zip(curve.x, curve.y, strict=True)
+    )
+    write_csv(path, ["figure", "curve", "x", "y"], rows)
 
 
 def usual_top(curves: Sequence[Curve]) -> tuple[float, bool]:

@@ -1,6 +1,6 @@
 """The demo: train on the embedded handwritten digits, evaluate on other writers, draw, report."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,12 @@ def run_demo(
         DemoScenes("test", num_scenes=NUM_TEST_SCENES, seed=seed),
     )
     trained = train(demo_config(out, epochs=epochs, seed=seed, device=device), sources=sources)
-    result = DemoResult(
-        out, report=out / "report.html", drawings=out / "drawn", data=out / "data", metrics=trained.last
-    )
-    if trained.interrupted:
-        return replace(result, metrics=None)
-    write_demo(result.data, seed=seed, num_train=NUM_TRAINING_FILES, num_test=NUM_TEST_SCENES)
-    scenes = sorted((result.data / "images").glob("test_*.png"))[:NUM_DRAWINGS]
-    predict_files(load(out, device=device), scenes, result.drawings, score=SHOWN_SCORE)
-    return result
+    data, drawings = out / "data", out / "drawn"
+    if not trained.interrupted:
+        write_demo(data, seed=seed, num_train=NUM_TRAINING_FILES, num_test=NUM_TEST_SCENES)
+        scenes = sorted((data / "images").glob("test_*.png"))[:NUM_DRAWINGS]
+        predict_files(load(out, device=device), scenes, drawings, score=SHOWN_SCORE)
+    return DemoResult(out, out / "report.html", drawings, data, None if trained.interrupted else trained.last)
 
 
 def demo_config(out: Path, *, epochs: int, seed: int, device: str | None) -> RunConfig:

@@ -4,19 +4,18 @@ Every object and every false positive gets its loss under the trained detector; 
 red (hard), and lists suspected errors in the annotations.
 """
 
-import csv
 import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 
 from focaldet import draw
-from focaldet.config import make_folder
+from focaldet.config import make_folder, write_csv
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Dataset, FileSource
@@ -132,7 +131,8 @@ def study_hard(
 def _write_tables(dataset: Dataset, study: HardStudy) -> None:
     """The files beside the page, without the images."""
     folder = study.page.parent
-    _write_outcomes(dataset, study.outcomes, folder / "examples.csv")
+    rows = (_outcome_row(dataset, index, one) for index, several in enumerate(study.outcomes) for one in several)
+    write_csv(folder / "examples.csv", OUTCOME_COLUMNS, rows)
     write_suspects(study.suspects, dataset, table=folder / "suspects.csv", coco=folder / "suspects_coco.json")
     chart = _easiness_chart(dataset, study.outcomes)
     write_chart(chart, folder / "easiness")
@@ -173,17 +173,13 @@ def _write_images(dataset: Dataset, folder: Path, *, longest_px: int, progress: 
             progress(index + 1, len(dataset))
 
 
-def _write_outcomes(dataset: Dataset, outcomes: Sequence[Sequence[Outcome]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(OUTCOME_COLUMNS)
-        for index, several in enumerate(outcomes):
-            name, image_id = image_name(dataset, index), int(dataset.image_ids[index])
-            for one in several:
-                box = [f"{side:.2f}" for side in one.box]
-                numbers = [f"{n:.4f}" for n in (one.probability, one.class_loss, one.box_loss, one.loss)]
-                kind = one.kind if one.index is not None else f"false positive: {one.kind}"
-                rows.writerow([name, image_id, kind, dataset.classes.names[one.label], *box, *numbers])
+def _outcome_row(dataset: Dataset, index: int, outcome: Outcome) -> list[Any]:
+    """A row of `examples.csv`: an outcome of the image with this index."""
+    box = [f"{side:.2f}" for side in outcome.box]
+    numbers = [f"{n:.4f}" for n in (outcome.probability, outcome.class_loss, outcome.box_loss, outcome.loss)]
+    kind = outcome.kind if outcome.index is not None else f"false positive: {outcome.kind}"
+    image = image_name(dataset, index), int(dataset.image_ids[index])
+    return [*image, kind, dataset.classes.names[outcome.label], *box, *numbers]
 
 
 def _easiness_chart(dataset: Dataset, outcomes: Sequence[Sequence[Outcome]]) -> Chart:

@@ -1,5 +1,6 @@
 """Figure 4 of the paper on your own detector and data: does the loss come from many easy examples or few hard ones?"""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -15,16 +16,20 @@ from focaldet.config import make_folder
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import FileSource
 from focaldet.data.formats.text import list_names, quantity
-from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, NonFiniteLossError
 from focaldet.evaluation.coco import percent
-from focaldet.evaluation.evaluate import EvaluationSetup, evaluation_folder, relabel_target, set_up_evaluation
+from focaldet.evaluation.evaluate import (
+    UNNAMED_NOTE,
+    EvaluationSetup,
+    evaluation_folder,
+    open_loader,
+    relabel_target,
+    set_up_evaluation,
+)
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions
-from focaldet.models.base import Margins
 from focaldet.report.charts import Chart, Curve, chart_section, write_chart, write_curves
 from focaldet.report.page import header, section, table, write_page
 from focaldet.runtime import (
-    Precision,
     Process,
     Progress,
     autocast,
@@ -133,7 +138,8 @@ def study_imbalance(
             detector without margins, or `out` cannot be made.
         NonFiniteLossError: the detector gives NaN or infinite logits.
     """
-    _check_gammas(gammas)
+    if not gammas or len(set(gammas)) < len(gammas) or not all(0 <= gamma < math.inf for gamma in gammas):
+        raise ConfigError(f"gamma: give one or more different numbers ≥ 0, got {' '.join(map(str, gammas)) or 'none'}")
     options = replace(options, **fields)
     opened = set_up_evaluation(run, data, split=split, options=options)
     if len(opened.dataset) == 0:
@@ -164,50 +170,35 @@ def tally_losses(
         ConfigError: a detector without margins.
         NonFiniteLossError: its logits are NaN or infinite; names the images.
     """
-    ranks = ranks or Process(0, 1, next(opened.detector.parameters()).device)
-    loader = Loader(
-        FileSource(opened.dataset),
-        preprocessing=opened.detector.preprocessing,
-        batch_size=options.batch_size,
-        seed=0,
-        workers=options.workers,
-        rank=ranks.global_rank,
-        num_ranks=ranks.world_size,
-    )
+    detector, match = opened.detector, opened.class_match
+    ranks = ranks or Process(0, 1, next(detector.parameters()).device)
+    device, precision = ranks.device, pick_precision(options.precision, device=ranks.device)
+    loader = open_loader(detector, FileSource(opened.dataset), options=options, ranks=ranks)
     total, done = sum(map(len, loader.picks(0))), 0
     # Apple's GPUs have no fp64.
-    tally = LossTally(gammas, device=ranks.device if ranks.device.type == "cuda" else torch.device("cpu"))
-    for margins, names in _batch_margins(opened, loader, device=ranks.device, precision=options.precision):
-        if not all(side.isfinite().all() for side in margins):
-            raise NonFiniteLossError(f"the detector's logits are NaN or infinite on {', '.join(names)}")
-        tally.add(margins)
-        done += len(names)
-        if progress is not None and ranks.global_rank == 0:
-            progress(done, total)
-    return LossTally.merge(gather_objects(tally.cpu(), num_ranks=ranks.world_size))
-
-
-def _batch_margins(
-    opened: EvaluationSetup, loader: Loader, *, device: torch.device, precision: Precision | None
-) -> Iterator[tuple[Margins, tuple[str, ...]]]:
-    """The margins of each batch and the names of its images."""
-    detector, matched = opened.detector, opened.class_match
+    tally = LossTally(gammas, device=device if device.type == "cuda" else torch.device("cpu"))
     with eval_mode(detector), torch.no_grad():
         for batch in loader.epoch(0):
-            targets = [relabel_target(target, matched).to(device) for target in batch.targets]
+            targets = [relabel_target(target, match).to(device) for target in batch.targets]
             images = batch.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            with autocast(device, pick_precision(precision, device=device)):
+            with autocast(device, precision):
                 outputs = detector(images, batch.sizes, targets)
-            yield detector.margins(outputs, targets), batch.image_names
+            margins = detector.margins(outputs, targets)
+            if not all(side.isfinite().all() for side in margins):
+                names = ", ".join(batch.image_names)
+                raise NonFiniteLossError(f"the detector's logits are NaN or infinite on {names}")
+            tally.add(margins)
+            done += len(batch.indices)
+            if progress is not None and ranks.global_rank == 0:
+                progress(done, total)
+    return LossTally.merge(gather_objects(tally.cpu(), num_ranks=ranks.world_size))
 
 
 def summarize_imbalance(tally: LossTally, opened: EvaluationSetup) -> Imbalance:
     """The numbers of a tally that is on the processor, and what they mean."""
     positives, negatives = tally.counts.sum(1).tolist()
     dataset = opened.dataset
-    known = torch.isin(
-        dataset.labels, torch.tensor(list(opened.class_match.labels.values()), dtype=dataset.labels.dtype)
-    )
+    known = torch.isin(dataset.labels, dataset.labels.new_tensor(list(opened.class_match.labels.values())))
     num_boxes = int((known & (dataset.flags == 0)).sum())
     gammas = tuple(_summarize_gamma(tally, gamma) for gamma in tally.gammas)
     return Imbalance(
@@ -245,7 +236,7 @@ def _class_notes(opened: EvaluationSetup) -> Iterator[str]:
     if extra:
         yield f"classes of the detector that the data lack, whose decisions all count as negatives: {list_names(extra)}"
     if not names:
-        yield "the detector has no class names: its classes are taken in the order of the data's"
+        yield UNNAMED_NOTE
 
 
 def _meaning_sentences(positives: int, negatives: int, gammas: Sequence[GammaLoss]) -> Iterator[str]:
@@ -315,9 +306,8 @@ def _loss_percent(fraction: float | None) -> str:
 def _write_imbalance(out: Path, tally: LossTally, imbalance: Imbalance, *, subject: str) -> None:
     """Write figures, table, numbers and page; figures of an earlier call that are empty now are removed."""
     charts = {side: chart for side in SIDES if (chart := _cumulative_chart(tally, side)) is not None}
-    for side in SIDES:
-        for ending in (".svg", ".png"):
-            (out / side).with_suffix(ending).unlink(missing_ok=True)
+    for side, ending in itertools.product(SIDES, (".svg", ".png")):
+        (out / side).with_suffix(ending).unlink(missing_ok=True)
     for side, chart in charts.items():
         write_chart(chart, out / side)
     write_curves(charts, out / "curves.csv")
@@ -367,8 +357,3 @@ def _gamma_table(gammas: Sequence[GammaLoss]) -> str:
         ratio = "-" if one.negatives_over_positives is None else short_number(one.negatives_over_positives)
         rows.append([gamma_name(one.gamma), *tails, *sums, ratio])
     return table(heads, rows)
-
-
-def _check_gammas(gammas: Sequence[float]) -> None:
-    if not gammas or len(set(gammas)) < len(gammas) or not all(0 <= gamma < math.inf for gamma in gammas):
-        raise ConfigError(f"gamma: give one or more different numbers ≥ 0, got {' '.join(map(str, gammas)) or 'none'}")

@@ -1,9 +1,7 @@
 """The paper's figures of the losses, drawn from the library's own functions: 1, 5, 6, the balance, worked examples."""
 
-import csv
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from focaldet.config import make_folder
+from focaldet.config import make_folder, write_csv, write_json
 from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy
 from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss, focal_star_loss
 from focaldet.report.charts import Chart, Curve, chart_section, write_chart, write_curves
@@ -59,7 +57,8 @@ def study_losses(out: Path) -> LossStudy:
         write_chart(chart, out / name)
     write_curves(charts, out / "curves.csv")
     examples = worked_examples()
-    _write_worked_examples(out, examples)
+    write_json(out / "examples.json", [asdict(example) for example in examples])
+    write_csv(out / "examples.csv", [field.name for field in fields(WorkedExample)], map(astuple, examples))
     write_page(
         out / "index.html",
         "The focal loss in figures · focaldet",
@@ -170,15 +169,6 @@ def _figure_6() -> Chart:
 
 def _tensor_curve(name: str, x: Float64[Tensor, " P"], y: Float64[Tensor, " P"]) -> Curve:
     return Curve(name, x.tolist(), y.tolist())
-
-
-def _write_worked_examples(out: Path, examples: Sequence[WorkedExample]) -> None:
-    rows = [asdict(example) for example in examples]
-    (out / "examples.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    with (out / "examples.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _example_rows(examples: Sequence[WorkedExample]) -> list[list[str]]:

@@ -58,7 +58,10 @@ class LossTally:
     def cumulative(self, side: str, gamma: float) -> "CumulativeLoss | None":
         """The curve of one of `SIDES`; None where that has no loss."""
         row = SIDES.index(side)
-        return CumulativeLoss.from_bins(self.counts[row].cpu(), self.losses[self.gammas.index(gamma), row].cpu())
+        counts, losses = self.counts[row].cpu(), self.losses[self.gammas.index(gamma), row].cpu()
+        filled = counts.flip(0).nonzero().squeeze(1)  # from easy to hard: x_t falls
+        sums = [numpy.append(0.0, bins.flip(0)[filled].double().cumsum(0).numpy()) for bins in (counts, losses)]
+        return CumulativeLoss(*(ends / ends[-1] for ends in sums)) if sums[1][-1] > 0 else None
 
     def cpu(self) -> "LossTally":
         """A copy in the memory of the processor."""
@@ -83,15 +86,6 @@ class CumulativeLoss:
 
     examples: Float64[numpy.ndarray, " P"]
     loss: Float64[numpy.ndarray, " P"]
-
-    @staticmethod
-    def from_bins(counts: Int64[Tensor, " X"], losses: Float64[Tensor, " X"]) -> "CumulativeLoss | None":
-        """The curve of the decisions and losses of bins in the order of x_t; None where there is no loss."""
-        filled = counts.flip(0).nonzero().squeeze(1)  # from easy to hard: x_t falls
-        sums = [numpy.append(0.0, bins.flip(0)[filled].double().cumsum(0).numpy()) for bins in (counts, losses)]
-        if not sums[1][-1] > 0:
-            return None
-        return CumulativeLoss(*(ends / ends[-1] for ends in sums))
 
     def easiest(self, fraction: Float64[numpy.ndarray, " P"]) -> Float64[numpy.ndarray, " P"]:
         """The fractions of the loss that belong to these fractions of the examples, the easiest ones."""

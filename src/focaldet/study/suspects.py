@@ -3,14 +3,13 @@
 Either may be wrong: the detector or the annotation.
 """
 
-import csv
-import itertools
-import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from focaldet.config import write_csv, write_json
 from focaldet.data.dataset import Dataset
 from focaldet.evaluation.error_kinds import Box, Outcome
 
@@ -96,12 +95,10 @@ def _suspect_outcome(image: int, outcome: Outcome, *, recall: float, score: floa
 
 def _class_recalls(outcomes: Sequence[Sequence[Outcome]], num_classes: int) -> list[float]:
     """The fraction of the objects of each class that are detected; 0 for a class without objects."""
-    hits, objects = [0] * num_classes, [0] * num_classes
-    for outcome in itertools.chain.from_iterable(outcomes):
-        if outcome.index is not None:
-            objects[outcome.label] += 1
-            hits[outcome.label] += outcome.kind == "found"
-    return [hit / max(1, count) for hit, count in zip(hits, objects, strict=True)]
+    objects = [one for several in outcomes for one in several if one.index is not None]
+    counts = Counter(one.label for one in objects)
+    detected = Counter(one.label for one in objects if one.kind == "found")
+    return [detected[label] / max(1, counts[label]) for label in range(num_classes)]
 
 
 def write_suspects(suspects: Sequence[Suspect], dataset: Dataset, *, table: Path, coco: Path) -> None:
@@ -110,15 +107,13 @@ def write_suspects(suspects: Sequence[Suspect], dataset: Dataset, *, table: Path
     An annotation of the COCO file is the box that the detector proposes, for `nothing there` the box in doubt, with
     `problem`, `suspicion` and `annotated` (class id and xywh box in the file, null where a box is missing).
     """
-    with table.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["file", "image_id", "problem", "suspicion", *BOX_COLUMNS, *PROPOSED_COLUMNS])
-        for one in suspects:
-            image = image_name(dataset, one.image), int(dataset.image_ids[one.image])
-            boxes = (*_box_cells(dataset, one.annotated), *_box_cells(dataset, one.proposed))
-            rows.writerow([*image, one.problem, f"{one.suspicion:.4f}", *boxes])
-    document = json.dumps(_suspects_as_coco(suspects, dataset), ensure_ascii=False, indent=1)
-    coco.write_text(document + "\n", encoding="utf-8")
+    rows = []
+    for one in suspects:
+        image = image_name(dataset, one.image), int(dataset.image_ids[one.image])
+        boxes = (*_box_cells(dataset, one.annotated), *_box_cells(dataset, one.proposed))
+        rows.append([*image, one.problem, f"{one.suspicion:.4f}", *boxes])
+    write_csv(table, ["file", "image_id", "problem", "suspicion", *BOX_COLUMNS, *PROPOSED_COLUMNS], rows)
+    write_json(coco, _suspects_as_coco(suspects, dataset))
 
 
 def image_name(dataset: Dataset, index: int) -> str:

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -49,7 +49,7 @@ class SweepRow:
         return self.batch is None and self.classifier == "sigmoid"
 
     @property
-    def loss(self) -> tuple[float | None, ...]:
+    def loss(self) -> tuple[float | int | None, ...]:
         """The settings of the loss, by which measured and published rows are compared."""
         return self.gamma, self.alpha, self.batch, self.nms_iou, self.ratio
 
@@ -157,10 +157,7 @@ def _signed(gain: float) -> str:
 
 def write_sweep(out: Path, rows: Sequence[SweepRow], *, run: RunConfig, num_images: int) -> Path:
     """Write `sweep.csv`, `ap.svg`, `ap.png` and `index.html`, which is returned; the same rows give the same bytes."""
-    with (out / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(SweepRow)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    configs.write_csv(out / "sweep.csv", [field.name for field in fields(SweepRow)], map(astuple, rows))
     chart = ap_chart(rows)
     write_chart(chart, out / "ap")
     page = out / "index.html"

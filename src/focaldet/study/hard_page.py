@@ -66,8 +66,8 @@ def _image_row(dataset: Dataset, index: int, outcomes: Sequence[Outcome]) -> lis
     for one in outcomes:
         x1, y1, x2, y2 = one.box
         area = (x2 - x1) * (y2 - y1) if one.index is None else float(dataset.areas[first + one.index])
-        found = one.detection
-        detection = None if found is None else [found.label, round(found.score, 3), _round_box(found.box)]
+        shown = one.detection
+        detection = None if shown is None else [shown.label, round(shown.score, 3), _round_box(shown.box)]
         size = (area >= MEDIUM_AREA) + (area >= LARGE_AREA)
         losses = round(one.class_loss, 3), round(one.box_loss, 3)
         kind = OUTCOME_KINDS.index(one.kind)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from focaldet.check.anchor_fit import resized_boxes
+from focaldet.config import to_dict
 from focaldet.data.dataset import Dataset
 from focaldet.errors import ConfigError
 from focaldet.ops.clusters import cluster_sizes
@@ -32,14 +33,7 @@ class AnchorShapes:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "split": self.split,
-            "resize": self.resize,
-            "num_boxes": self.num_boxes,
-            "pixels": [list(shape) for shape in self.pixels],
-            "cells": [list(shape) for shape in self.cells],
-            "average_iou": self.average_iou,
-        }
+        return to_dict(self)
 
 
 def anchor_shapes(dataset: Dataset, resize: Resize, *, num_clusters: int, seed: int) -> AnchorShapes:
@@ -52,7 +46,7 @@ def anchor_shapes(dataset: Dataset, resize: Resize, *, num_clusters: int, seed: 
     if not len(boxes):
         raise ConfigError(f'clusters: split "{dataset.name}" has no boxes')
     clusters = cluster_sizes((boxes[:, 2:] - boxes[:, :2]).double(), num_clusters=num_clusters, seed=seed)
-    pairs = [(width, height) for width, height in clusters.sizes.tolist()]
+    pairs = clusters.sizes.tolist()
     return AnchorShapes(
         split=dataset.name,
         resize=str(resize),

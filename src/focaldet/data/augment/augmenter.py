@@ -25,6 +25,7 @@ from focaldet.data.augment.geometry import (
     part_in_image,
     resample_window,
     shift_target,
+    target_in_view,
     visible_fractions,
     visible_part,
 )
@@ -58,15 +59,20 @@ class Augmenter:
         frame = self.preprocessing.resize.target(sample.size)
         canvas = blank_image(frame, preprocessing=self.preprocessing)
         parts = _quarters(frame, rng) if partners else [(0, 0, frame)]
-        targets = []
+        targets = [Target.empty()]
         for source, (y, x, part) in zip((sample, *partners), parts, strict=True):
             shrink = rng.uniform(*MOSAIC_SHRINK) if partners else 1.0
             view = self._draw_view(source, part, rng, shrink=shrink)
             if view is None:
                 continue
             self._paint(source.image, view, rng, canvas=canvas[:, y : y + part.height, x : x + part.width])
-            targets.append(shift_target(self._visible_target(source, view, frame), x=x + view.x, y=y + view.y))
-        return self._flip(Sample(canvas, join_targets(targets) if targets else Target.empty()), rng)
+            whole = target_in_view(source, view)
+            target = visible_part(whole, size=view.shown, keep=self.augmentation.keep_boxes, frame=frame)
+            targets.append(shift_target(target, x=x + view.x, y=y + view.y))
+        augmented = Sample(canvas, join_targets(targets))
+        if rng.random() < self.augmentation.flip_horizontal:
+            augmented = flip_horizontal(augmented)
+        return flip_vertical(augmented) if rng.random() < self.augmentation.flip_vertical else augmented
 
     def _draw_view(self, sample: Sample, frame: ImageSize, rng: random.Random, *, shrink: float) -> ImageView | None:
         """A random view: which part of the image is shown, how large and where in the frame.
@@ -105,22 +111,7 @@ class Augmenter:
         if self.augmentation.interpolation == "random":
             kind, antialias = rng.choice(INTERPOLATIONS)
         shown = resample_window(image, view=view, antialias=antialias, interpolation=kind)
-        shown = change_colors(shown, draw_color_change(self.augmentation, rng))
-        canvas[:, view.y : view.y + view.shown.height, view.x : view.x + view.shown.width] = shown
-
-    def _visible_target(self, sample: Sample, view: ImageView, frame: ImageSize) -> Target:
-        """The boxes that are visible through the view, in pixels of the shown image."""
-        target = sample.target
-        boxes = boxes_in_view(target.boxes, view=view, size=sample.size)
-        whole = Target(boxes, target.labels, target.ignored)
-        return visible_part(whole, size=view.shown, keep=self.augmentation.keep_boxes, frame=frame)
-
-    def _flip(self, sample: Sample, rng: random.Random) -> Sample:
-        if rng.random() < self.augmentation.flip_horizontal:
-            sample = flip_horizontal(sample)
-        if rng.random() < self.augmentation.flip_vertical:
-            sample = flip_vertical(sample)
-        return sample
+        view.part_of(canvas)[:] = change_colors(shown, draw_color_change(self.augmentation, rng))
 
 
 def _quarters(frame: ImageSize, rng: random.Random) -> list[tuple[int, int, ImageSize]]:

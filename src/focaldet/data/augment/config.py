@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import ArgsKwargs
 
-from focaldet.config import Fraction, to_dict, validate_fields
+from focaldet.config import Fraction, read_mapping, to_dict, validate_fields
 from focaldet.errors import ConfigError
 
 AugmentPreset = Literal["none", "light", "strong", "ssd", "yolo"]
@@ -20,56 +21,7 @@ CropScale = Annotated[float, Field(ge=0.01, le=1)]
 
 RANGES = ("expand_ratio", "crop_scale", "crop_aspect", "scale_jitter")
 
-NONE: Mapping[str, Any] = {
-    "flip_horizontal": 0.0,
-    "scale_jitter": (1.0, 1.0),
-    "hue": 0.0,
-    "saturation": 0.0,
-    "value": 0.0,
-}
-AUGMENT_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "light": {},  # the defaults of `AugmentConfig`
-    "none": NONE,
-    "strong": {
-        **NONE,
-        "flip_horizontal": 0.5,
-        "scale_jitter": (0.5, 1.5),
-        "crop": 0.25,
-        "hue": 0.015,
-        "saturation": 0.6,
-        "value": 0.4,
-        "mosaic": 0.5,
-        "mosaic_off_last": 0.3,
-    },
-    # Liu et al. 2016, section 2.2, in the numbers of the released SSD513. It draws up to 18 of the 180 steps in which
-    # OpenCV counts the hue of bytes: a tenth of a turn.
-    "ssd": {
-        **NONE,
-        "flip_horizontal": 0.5,
-        "expand": 0.5,
-        "expand_ratio": (1.0, 4.0),
-        "crop_overlaps": (0.1, 0.3, 0.5, 0.7, 0.9, 0.0),
-        "crop_scale": (0.3, 1.0),
-        "crop_aspect": (0.5, 2.0),
-        "keep_boxes": "center",
-        "interpolation": "random",
-        "recolor": 0.5,
-        "brightness": 32.0,
-        "contrast": 0.5,
-        "hue": 0.1,
-        "saturation": 0.5,
-    },
-    # darknet's data.c with the numbers of yolov2.cfg.
-    "yolo": {
-        **NONE,
-        "flip_horizontal": 0.5,
-        "aspect_jitter": 0.3,
-        "keep_boxes": "any",
-        "hue": 0.1,
-        "saturation_factor": 1.5,
-        "value_factor": 1.5,
-    },
-}
+AUGMENT_PRESETS: Mapping[str, Mapping[str, Any]] = read_mapping(Path(__file__).with_name("presets.yaml"))
 """What each preset sets otherwise than the defaults of `AugmentConfig`."""
 
 

@@ -5,7 +5,7 @@ way and are cut only at the end, because the rule on what to keep compares what 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -56,6 +56,10 @@ class ImageView:
     x: int
     y: int
 
+    def part_of(self, frame: Tensor) -> Tensor:
+        """The pixels of a frame in which the view appears, to be written to."""
+        return frame[:, self.y : self.y + self.shown.height, self.x : self.x + self.shown.width]
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
@@ -69,8 +73,7 @@ class Window:
 def resize_sample(sample: Sample, resize: Resize) -> Sample:
     """The sample resized to the network's input; every box is kept, however small."""
     view = _whole(sample.size, resize)
-    boxes = boxes_in_view(sample.target.boxes, view=view, size=sample.size)
-    target = shift_target(_with_boxes(sample.target, boxes), x=view.x, y=view.y)
+    target = shift_target(target_in_view(sample, view), x=view.x, y=view.y)
     return Sample(resize_image(sample.image, resize), target)
 
 
@@ -91,7 +94,7 @@ def resize_image(image: UInt8[Tensor, "3 H W"], resize: Resize) -> UInt8[Tensor,
         return shown
     gray = LETTERBOX_GRAY if shown.is_floating_point() else round(LETTERBOX_GRAY)
     canvas = shown.new_full((3, *frame), gray)
-    canvas[:, view.y : view.y + view.shown.height, view.x : view.x + view.shown.width] = shown
+    view.part_of(canvas)[:] = shown
     return canvas
 
 
@@ -112,8 +115,8 @@ def flip_vertical(sample: Sample) -> Sample:
 
 
 def _flip_sample(sample: Sample, flip: Callable[[Tensor], Tensor]) -> Sample:
-    boxes = flip(_bounding_boxes(sample.target.boxes, sample.size))
-    return Sample(_plain(flip(tv_tensors.Image(sample.image))), _with_boxes(sample.target, _plain(boxes)))
+    boxes = _plain(flip(_bounding_boxes(sample.target.boxes, sample.size)))
+    return Sample(_plain(flip(tv_tensors.Image(sample.image))), replace(sample.target, boxes=boxes))
 
 
 def resample_window(
@@ -169,6 +172,11 @@ def boxes_in_view(boxes: Float[Tensor, "G 4"], *, view: ImageView, size: ImageSi
     return _plain(functional.resized_crop(wrapped, view.top, view.left, height, width, size=shown))
 
 
+def target_in_view(sample: Sample, view: ImageView) -> Target:
+    """The target of a sample in pixels of the view as it is shown; all boxes, also those beyond its edges."""
+    return replace(sample.target, boxes=boxes_in_view(sample.target.boxes, view=view, size=sample.size))
+
+
 def visible_fractions(boxes: Float[Tensor, "G 4"], *, size: ImageSize) -> Float[Tensor, " G"]:
     """The fraction in [0, 1] of each box's area that lies inside an image of `size`; 0 for a box without area."""
     cut = clip(boxes, height=size.height, width=size.width)
@@ -196,7 +204,7 @@ def visible_part(
     else:
         height, width = frame or size
         stays = (sides >= MIN_FRAME_FRACTION * sides.new_tensor([width, height])).all(1)
-    return Target(cut[stays], target.labels[stays], target.ignored[stays])
+    return replace(target, boxes=cut)[stays]
 
 
 def join_targets(targets: list[Target]) -> Target:
@@ -207,17 +215,13 @@ def join_targets(targets: list[Target]) -> Target:
 
 def shift_target(target: Target, *, x: int, y: int) -> Target:
     """The target with every box shifted by whole pixels."""
-    return _with_boxes(target, target.boxes + target.boxes.new_tensor([x, y, x, y]))
+    return replace(target, boxes=target.boxes + target.boxes.new_tensor([x, y, x, y]))
 
 
 def _whole(size: ImageSize, resize: Resize) -> ImageView:
     """The view of a whole image of `size`, resized."""
     x, y = resize.corner(size)
     return ImageView(top=0, left=0, window=size, shown=resize.content(size), x=x, y=y)
-
-
-def _with_boxes(target: Target, boxes: Float[Tensor, "G 4"]) -> Target:
-    return Target(boxes, target.labels, target.ignored)
 
 
 def _bounding_boxes(boxes: Float[Tensor, "G 4"], size: ImageSize) -> tv_tensors.BoundingBoxes:

@@ -111,13 +111,7 @@ def _dataset(split: str, targets: Sequence[Target]) -> Dataset:
 def _coco(dataset: Dataset) -> dict[str, Any]:
     """The dataset as a document in COCO's annotation format."""
     images = [
-        {
-            "id": i + 1,
-            "file_name": dataset.path(i).name,
-            "height": dataset.size(i).height,
-            "width": dataset.size(i).width,
-        }
-        for i in range(len(dataset))
+        {"id": i + 1, "file_name": dataset.path(i).name, **dataset.size(i)._asdict()} for i in range(len(dataset))
     ]
     image_ids = torch.repeat_interleave(dataset.image_ids, dataset.offsets.diff()).tolist()
     rows = zip(image_ids, dataset.boxes.tolist(), dataset.labels.tolist(), dataset.areas.tolist(), strict=True)

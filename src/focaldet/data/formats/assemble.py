@@ -1,5 +1,6 @@
 """Building a `Dataset` of the records of a reader: every image's header is read, every box is checked against it."""
 
+import functools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ ROUNDING_PX = 0.5
 # Doubles below `MAX_COORDINATE` are rounded by less, and no file states a side more finely.
 FINEST_PX = 1e-9
 _THREADS = 8
-_WORTH_THREADS = 64
 
 
 def build_dataset(records: Records, *, bad_boxes: BadBoxes, read_images: bool = True, lenient: bool = False) -> Dataset:
@@ -45,9 +45,8 @@ def build_dataset(records: Records, *, bad_boxes: BadBoxes, read_images: bool = 
     """
     if not records.paths:
         raise DataError(f'no images in the split "{records.name}"', file=records.source)
-    measured = (
-        _measure_images(records) if read_images else [_stated_size(records, i) for i in range(len(records.paths))]
-    )
+    indices = range(len(records.paths))
+    measured = _measure_images(records) if read_images else [_stated_size(records, i) for i in indices]
     keep = _note_failures(records, measured, lenient=lenient)
     sizes = torch.tensor([[0, 0] if isinstance(size, DataError) else size for size in measured], dtype=torch.int32)
     _note_repeated_paths(records)
@@ -84,13 +83,16 @@ def _remainders(sides: Float64[Tensor, "R 2"], boxes: Float64[Tensor, "R 4"]) ->
 
 def _measure_images(records: Records) -> list[ImageSize | DataError]:
     """The size of every image after EXIF rotation, or the error that it cannot be read with."""
-    folders: dict[Path, bool] = {}
     root = Path(os.path.realpath(records.root))
+
+    @functools.cache  # a folder has many images
+    def is_inside(path: Path) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(root)
 
     def measure(i: int) -> ImageSize | DataError:
         path = root / records.paths[i]
         try:
-            if not _is_inside(path, root, folders):
+            if not is_inside(path.parent) or (path.is_symlink() and not is_inside(path)):
                 return records.image_location(i).error(
                     f"{show_path(path)} is a link that leads out of the image folder {root}"
                 )
@@ -100,18 +102,8 @@ def _measure_images(records: Records) -> list[ImageSize | DataError]:
         except OSError as error:  # such as a file name that is too long
             return records.image_location(i).error(f"{show_path(path)} cannot be read: {error.strerror}")
 
-    if len(records.paths) < _WORTH_THREADS:
-        return [measure(i) for i in range(len(records.paths))]
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(measure, range(len(records.paths))))
-
-
-def _is_inside(path: Path, root: Path, folders: dict[Path, bool]) -> bool:
-    """Whether no link of the path leads out of `root` (a real path); `folders` caches the results for folders."""
-    parent = path.parent
-    if parent not in folders:
-        folders[parent] = Path(os.path.realpath(parent)).is_relative_to(root)
-    return folders[parent] and (not path.is_symlink() or Path(os.path.realpath(path)).is_relative_to(root))
 
 
 def _stated_size(records: Records, i: int) -> ImageSize | DataError:
@@ -145,8 +137,6 @@ def _size_difference(stated: ImageSize, size: ImageSize) -> str:
 
 
 def _note_repeated_paths(records: Records) -> None:
-    if len(set(records.paths)) == len(records.paths):
-        return
     seen: set[str] = set()
     for i, path in enumerate(records.paths):
         if path in seen:

@@ -39,12 +39,7 @@ def find_coco(path: Path) -> DatasetLayout | None:
     """
     if path.is_file():
         return DatasetLayout("coco", path.parent, {"all": (path,)}) if path.suffix.lower() == ".json" else None
-    splits: dict[str, tuple[Path, ...]] = {}
-    for name, file in _candidates(path):
-        if name in splits:
-            raise DataError(f'two files for the split "{name}": {splits[name][0]} and {file}; name one', file=path)
-        splits[name] = (file,)
-    return DatasetLayout("coco", path, splits) if splits else None
+    return DatasetLayout.of_files("coco", path, _candidates(path))
 
 
 def _candidates(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -141,9 +136,8 @@ def _coco_classes(categories: Table, problems: Problems) -> Classes:
     names = categories.column("name", (str,), "a text")
     if not ids:
         raise DataError("is empty; a data set needs at least one class", file=categories.file, field="categories")
+    categories.require(names, str.strip, "name", "a text that is not empty")
     for i, name in enumerate(names):
-        if not name.strip():
-            raise categories.location(i, "name").error(f"got {brief(name)}; must be a text that is not empty")
         if name in names[:i]:
             message = f"{brief(name)} is the name of two classes; they stay two classes"
             problems.add(categories.location(i, "name").problem("warning", "class name twice", message))
@@ -154,18 +148,14 @@ def _coco_classes(categories: Table, problems: Problems) -> Classes:
 def _stated_sizes(images: Table) -> list[ImageSize | None]:
     heights, widths = (images.integers(key, default=None) for key in ("height", "width"))
     for key, values in (("height", heights), ("width", widths)):
-        for i, value in enumerate(values):
-            if value is not None and not 1 <= value < 2**31:
-                raise images.location(i, key).error(f"got {value}; must be at least 1 pixel")
+        images.require(values, lambda value: value is None or 1 <= value < 2**31, key, "at least 1 pixel")
     pairs = zip(heights, widths, strict=True)
     return [None if height is None or width is None else ImageSize(height, width) for height, width in pairs]
 
 
 def _crowds(annotations: Table) -> UInt8[Tensor, " M"]:
     values = annotations.column("iscrowd", (int, bool), "0 or 1", default=0)
-    for i, value in enumerate(values):
-        if value not in (0, 1):
-            raise annotations.location(i, "iscrowd").error(f"got {brief(value)}; must be 0 or 1")
+    annotations.require(values, (0, 1).__contains__, "iscrowd", "0 or 1")
     return torch.tensor(values, dtype=torch.uint8) * CROWD
 
 

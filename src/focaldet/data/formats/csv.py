@@ -9,6 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from focaldet.data.dataset import Classes
@@ -35,14 +36,9 @@ def find_csv(path: Path) -> DatasetLayout | None:
     if path.is_file():
         is_csv = path.suffix.lower() == ".csv"
         return DatasetLayout("csv", path.parent, {"all": (path,)}, _class_file(path.parent)) if is_csv else None
-    splits: dict[str, tuple[Path, ...]] = {}
-    for file in sorted(path.glob("*.csv")):
-        if match := _SPLIT_FILE.fullmatch(file.stem):
-            name = (match["split"] or "all").lower()
-            if name in splits:
-                raise DataError(f'two files for the split "{name}": {splits[name][0]} and {file}; name one', file=path)
-            splits[name] = (file,)
-    return DatasetLayout("csv", path, splits, _class_file(path)) if splits else None
+    matches = ((file, _SPLIT_FILE.fullmatch(file.stem)) for file in sorted(path.glob("*.csv")))
+    files = (((match["split"] or "all").lower(), file) for file, match in matches if match)
+    return DatasetLayout.of_files("csv", path, files, _class_file(path))
 
 
 def _class_file(folder: Path) -> Path | None:
@@ -55,14 +51,12 @@ def read_csv(layout: DatasetLayout, splits: Sequence[str], *, images: Path | Non
     Raises:
         DataError: a row that is not as described; names the line.
     """
-    rows = {
-        split: list(_rows(layout.splits[split][0], 6)) for split in (splits if layout.description else layout.splits)
-    }
-    classes = (
-        _read_class_file(layout.description)
-        if layout.description
-        else _classes_of_rows(layout, [r for part in rows.values() for r in part])
-    )
+    needed = splits if layout.description else layout.splits
+    rows = {split: list(_rows(layout.splits[split][0], 6)) for split in needed}
+    if layout.description:
+        classes = _read_class_file(layout.description)
+    else:
+        classes = _classes_of_rows(layout, list(chain.from_iterable(rows.values())))
     return [_records(split, layout.splits[split][0], rows[split], classes, images) for split in splits]
 
 

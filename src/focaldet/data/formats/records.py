@@ -3,10 +3,10 @@
 import math
 import os
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64, UInt8
@@ -16,6 +16,7 @@ from focaldet.data.dataset import Classes
 from focaldet.data.formats.text import brief
 from focaldet.data.images import SUFFIXES
 from focaldet.data.problems import Location, Problems
+from focaldet.errors import DataError
 from focaldet.types import ImageSize
 
 
@@ -31,6 +32,22 @@ class DatasetLayout:
     root: Path
     splits: Mapping[str, tuple[Path, ...]]
     description: Path | None = None
+
+    @classmethod
+    def of_files(
+        cls, format_name: str, root: Path, files: Iterable[tuple[str, Path]], description: Path | None = None
+    ) -> "DatasetLayout | None":
+        """The layout of annotation files with the names of their splits; None where there are no files.
+
+        Raises:
+            DataError: there are two files for one split.
+        """
+        splits: dict[str, tuple[Path, ...]] = {}
+        for name, file in files:
+            if name in splits:
+                raise DataError(f'two files for the split "{name}": {splits[name][0]} and {file}; name one', file=root)
+            splits[name] = (file,)
+        return cls(format_name, root, splits, description) if splits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +85,21 @@ class BoxRows:
     """Boxes of text formats, collected one by one with their locations in the files."""
 
     def __init__(self) -> None:
-        self._owners: list[int] = []
-        self._boxes: list[Sequence[float]] = []
-        self._labels: list[int] = []
-        self._flags: list[int] = []
-        self._locations: list[Location] = []
+        self._rows: list[tuple[int, Sequence[float], int, int, Location]] = []
 
     def add(self, owner: int, box: Sequence[float], label: int, location: Location, *, flag: int = 0) -> None:
-        self._owners.append(owner)
-        self._boxes.append(box)
-        self._labels.append(label)
-        self._flags.append(flag)
-        self._locations.append(location)
+        self._rows.append((owner, box, label, flag, location))
 
     def columns(self) -> dict[str, Any]:
         """The arguments of `Records` that describe boxes."""
+        owners, boxes, labels, flags, locations = zip(*self._rows, strict=True) if self._rows else ((),) * 5
         return {
-            "owners": torch.tensor(self._owners, dtype=torch.int64),
-            "boxes": torch.tensor(self._boxes, dtype=torch.float64).reshape(-1, 4),
-            "labels": torch.tensor(self._labels, dtype=torch.int64),
-            "flags": torch.tensor(self._flags, dtype=torch.uint8),
-            "areas": torch.full((len(self._boxes),), math.nan, dtype=torch.float64),
-            "box_location": self._locations.__getitem__,
+            "owners": torch.tensor(owners, dtype=torch.int64),
+            "boxes": torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "flags": torch.tensor(flags, dtype=torch.uint8),
+            "areas": torch.full((len(boxes),), math.nan, dtype=torch.float64),
+            "box_location": locations.__getitem__,
         }
 
 
@@ -112,12 +122,8 @@ def path_inside(root: Path, name: Any, location: Location, *, absolute: bool = F
     if absolute and PurePosixPath(plain).is_relative_to(root.as_posix()):
         plain = PurePosixPath(plain).relative_to(root.as_posix()).as_posix()
     if plain.startswith("/") or plain.split("/", 1)[0] == ".." or PureWindowsPath(plain).drive:
-        _refuse_outside(root, name, location)
+        raise location.error(f"{brief(name)} leads out of the image folder {root}; must be a path inside it")
     return plain
-
-
-def _refuse_outside(root: Path, name: str, location: Location) -> NoReturn:
-    raise location.error(f"{brief(name)} leads out of the image folder {root}; must be a path inside it")
 
 
 def list_images(folder: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """JSON documents as tables whose columns are checked as a whole."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -37,7 +38,8 @@ class Table:
         self.rows: list[Any] = document[name]
         if not isinstance(self.rows, list):
             raise DataError(f"must be a list, got {brief(self.rows)}", file=file, field=name)
-        self._require(self.rows, lambda row: type(row) is dict, set(map(type, self.rows)) <= {dict}, None, "an object")
+        if not set(map(type, self.rows)) <= {dict}:
+            self.require(self.rows, lambda row: type(row) is dict, None, "an object")
 
     def location(self, i: int, key: str | None = None) -> Location:
         """The location of row i or of a field of it."""
@@ -53,17 +55,14 @@ class Table:
                 raise self.location(missing, key).error(f"is missing; must be {allowed}")
         values = [row.get(key, default) for row in self.rows]
         kinds = kinds if default is ... else (*kinds, type(default))
-        self._require(values, lambda value: type(value) in kinds, set(map(type, values)) <= set(kinds), key, allowed)
+        if not set(map(type, values)) <= set(kinds):
+            self.require(values, lambda value: type(value) in kinds, key, allowed)
         return values
 
     def integers(self, key: str, *, default: Any = ...) -> list[Any]:
         """A column of whole numbers that fit into 64 bits."""
         values = self.column(key, (int,), "a whole number", default=default)
-        given = [value for value in values if value is not None]
-        fits = not given or (min(given) >= -_INT64 and max(given) < _INT64)
-        self._require(
-            values, lambda v: v is None or -_INT64 <= v < _INT64, fits, key, "a whole number of at most 64 bits"
-        )
+        self.require(values, lambda v: v is None or -_INT64 <= v < _INT64, key, "a whole number of at most 64 bits")
         return values
 
     def identifiers(self, *, default: Any = ...) -> list[Any]:
@@ -81,55 +80,41 @@ class Table:
         """A column of ids, as the indices that `known` gives them."""
         values = self.integers(key)
         positions = [known.get(value, -1) for value in values]
-        self._require(values, known.__contains__, -1 not in positions, key, f"the id of one of the {len(known)} {what}")
+        if -1 in positions:
+            self.require(values, known.__contains__, key, f"the id of one of the {len(known)} {what}")
         return positions
 
     def boxes(self, key: str) -> Float64[Tensor, "M 4"]:
         """A column of lists of four numbers."""
         allowed = "a list of four numbers [x, y, width, height]"
         values = self.column(key, (list,), allowed)
-        types = set(map(type, chain.from_iterable(values)))
-        good = set(map(len, values)) <= {4} and types <= {int, float}
-        self._require(values, _is_four_numbers, good, key, allowed)
+        if not set(map(len, values)) <= {4} or not set(map(type, chain.from_iterable(values))) <= {int, float}:
+            self.require(values, _is_four_numbers, key, allowed)
         return self._floats(list(chain.from_iterable(values)), key, per_row=4).reshape(-1, 4)
 
     def numbers(self, key: str) -> Float64[Tensor, " M"]:
         """A column of numbers, at least 0; NaN where the field is absent or null."""
         values = self.column(key, (int, float), "a number, at least 0", default=None)
         numbers = self._floats([math.nan if value is None else value for value in values], key, per_row=1)
-        good = all(
-            value is None or (math.isfinite(number) and number >= 0)
-            for value, number in zip(values, numbers.tolist(), strict=True)
-        )
-        self._require(
-            values, lambda v: v is None or (math.isfinite(v) and v >= 0), good, key, "a finite number, at least 0"
-        )
+        self.require(values, lambda v: v is None or 0 <= v < math.inf, key, "a finite number, at least 0")
         return numbers
 
     def _floats(self, values: list[Any], key: str, *, per_row: int) -> Float64[Tensor, " X"]:
         try:
             return torch.from_numpy(numpy.array(values, dtype=numpy.float64))
         except OverflowError:
-            culprit = next(i for i, value in enumerate(values) if not _fits_float(value))
+            largest = sys.float_info.max
+            culprit = next(i for i, value in enumerate(values) if isinstance(value, int) and abs(value) > largest)
             raise self.location(culprit // per_row, key).error(
                 f"{brief(values[culprit])} is too large a number"
             ) from None
 
-    def _require(
-        self, values: list[Any], accepts: Callable[[Any], bool], good: bool, key: str | None, allowed: str
-    ) -> None:
-        if not good:
-            i = next(i for i, value in enumerate(values) if not accepts(value))
-            raise self.location(i, key).error(f"got {brief(values[i])}; must be {allowed}")
+    def require(self, values: list[Any], accepts: Callable[[Any], object], key: str | None, allowed: str) -> None:
+        """Raise for the first of a column's values that is not accepted."""
+        for i, value in enumerate(values):
+            if not accepts(value):
+                raise self.location(i, key).error(f"got {brief(value)}; must be {allowed}")
 
 
 def _is_four_numbers(values: list[Any]) -> bool:
     return len(values) == 4 and all(type(value) in (int, float) for value in values)
-
-
-def _fits_float(value: Any) -> bool:
-    try:
-        float(value)
-    except OverflowError:
-        return False
-    return True

@@ -11,8 +11,8 @@ the corners are taken as they stand.
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
@@ -30,8 +30,7 @@ _VOC_DATABASE = re.compile(r"\bVOC\s?\d{4}\b", re.IGNORECASE)
 _VOC_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass(frozen=True, slots=True)
-class _Object:
+class _Object(NamedTuple):
     """One object of an xml file: its class, its box in xyxy pixels and whether it is marked as difficult."""
 
     name: str
@@ -40,8 +39,7 @@ class _Object:
     location: Location
 
 
-@dataclass(frozen=True, slots=True)
-class _Annotation:
+class _Annotation(NamedTuple):
     """The annotation of one image in an xml file; `one_based` where pixels are counted from 1, as in VOC itself."""
 
     file: Path
@@ -83,7 +81,8 @@ def read_voc(layout: DatasetLayout, splits: Sequence[str], *, images: Path | Non
     listed = {split: reader.list_names(split) for split in layout.splits}
     for split in splits:
         reader.refuse_missing(split, listed[split])
-    annotations = {name: reader.annotation(name) for names in listed.values() for name in names if name in reader.files}
+    files = {name: reader.files[name] for names in listed.values() for name in names if name in reader.files}
+    annotations = {name: _read_xml(file) for name, file in files.items()}
     names = sorted({item.name for annotation in annotations.values() for item in annotation.objects})
     if not names:
         raise DataError("no xml file has an object, so there are no classes", file=layout.root)
@@ -136,9 +135,6 @@ class _VOCReader:
                     f"{len(missing)} of {len(names)} names have no {what} in {folder}: {list_names(missing)}",
                     file=source,
                 )
-
-    def annotation(self, name: str) -> _Annotation:
-        return _read_xml(self.files[name])
 
     def records(
         self, split: str, annotations: Sequence[_Annotation], names: Sequence[str], classes: Classes
@@ -201,14 +197,10 @@ def _parse_xml(file: Path) -> Element:
 
 def _size_in_xml(root: Element, location: Location) -> ImageSize | None:
     """The size that the file states, or None. It is only used to report where it differs from the image."""
-    values = [root.findtext(f"size/{side}") for side in ("height", "width")]
-    if None in values:
+    sides = {field: root.findtext(field) for field in ("size/height", "size/width")}
+    if None in sides.values():
         return None
-    height, width = (
-        as_number(value or "", location._replace(field=f"size/{side}"))
-        for value, side in zip(values, ("height", "width"), strict=True)
-    )
-    return ImageSize(int(height), int(width))
+    return ImageSize(*(int(as_number(text or "", location._replace(field=field))) for field, text in sides.items()))
 
 
 def _read_object(item: Element, location: Location, one_based: bool) -> _Object:

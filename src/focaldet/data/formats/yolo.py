@@ -21,15 +21,8 @@ from focaldet.data.problems import Location, Problems
 from focaldet.errors import ConfigError, DataError
 
 _YAML = (".yaml", ".yml")
-_DESCRIPTIONS = (
-    "data.yaml",
-    "data.yml",
-    "dataset.yaml",
-    "dataset.yml",
-    "classes.txt",
-    "labels/classes.txt",
-    "obj.names",
-)
+_CLASS_LISTS = ("classes.txt", "labels/classes.txt", "obj.names")
+_DESCRIPTIONS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml", *_CLASS_LISTS)
 _SPLITS = ("train", "val", "valid", "validation", "test")
 _PARENTS_SEARCHED = 3
 # Fractions beyond this are not those of a box at the border but pixels.

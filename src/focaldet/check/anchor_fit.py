@@ -67,13 +67,11 @@ def level_overlaps(
     that each box lies in, padding included; there must be a box.
     """
     sizes, owners = torch.unique(frames, dim=0, return_inverse=True)
-    fit: Tensor | None = None
+    fit = boxes.new_zeros(len(boxes), len(detector.grids(ImageSize(*sizes[0].tolist()))))
     for number, size in enumerate(sizes.tolist()):
         rows = (owners == number).nonzero().squeeze(1)
         levels = [best_overlaps(boxes[rows], grid) for grid in detector.grids(ImageSize(*size))]
-        fit = boxes.new_zeros(len(boxes), len(levels)) if fit is None else fit
         fit[rows] = torch.stack(levels, dim=1)
-    assert fit is not None
     return fit
 
 

@@ -13,8 +13,8 @@ from focaldet.check.report import Report, SplitReport
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Dataset
 from focaldet.data.images import read_image
-from focaldet.data.problems import Problem, Problems
-from focaldet.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, find_parts, open_parts
+from focaldet.data.problems import Location, Problem, Problems
+from focaldet.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, find_parts, first_known, open_parts
 from focaldet.errors import DataError
 from focaldet.models.base import DetectorConfig
 from focaldet.runtime import Progress
@@ -58,13 +58,13 @@ def check_data(
 
 def _roles(parts: dict[str, Part]) -> dict[str, Part]:
     """One part for each role, so that VOC's `trainval` does not repeat its `train`; all where no role is known."""
-    chosen = [next((name for name in names if name in parts), None) for names in (TRAIN_NAMES, VAL_NAMES, TEST_NAMES)]
+    chosen = [first_known(parts, names) for names in (TRAIN_NAMES, VAL_NAMES, TEST_NAMES)]
     return {name: parts[name] for name in chosen if name} or parts
 
 
 def _chosen(parts: dict[str, Part], seed: int) -> str:
     names = ", ".join(f'"{name}"' for name in parts)
-    if any(name in parts for name in VAL_NAMES) or not any(name in parts for name in TRAIN_NAMES):
+    if first_known(parts, VAL_NAMES) or not first_known(parts, TRAIN_NAMES):
         return f"splits {names}"
     return f"splits {names}; none for validation, so training would hold out a tenth, drawn with seed {seed}"
 
@@ -109,11 +109,8 @@ def _note_oddities(dataset: Dataset, problems: Problems) -> None:
     for row, group in enumerate(inverse.tolist()):
         if group in seen:
             record = f"box {[round(value, 2) for value in dataset.boxes[row].tolist()]}"
-            problems.add(
-                Problem(
-                    "warning", "box twice", "the same box and class again", str(dataset.path(int(owners[row]))), record
-                )
-            )
+            location = Location(dataset.path(int(owners[row])), record)
+            problems.add(location.problem("warning", "box twice", "the same box and class again"))
         seen.add(group)
 
 

@@ -90,13 +90,11 @@ class Problems:
         """One sentence per kind, the worst first; with `listed` the problems themselves as well."""
         order: tuple[Severity, ...] = ("error", "warning", "note")
         lines = []
-        for (severity, kind), number in sorted(
-            self.counts.items(), key=lambda item: (order.index(item[0][0]), item[0])
-        ):
+        for severity, kind in sorted(self.counts, key=lambda key: (order.index(key[0]), key)):
+            number = self.counts[severity, kind]
             same = [problem for problem in self.examples if (problem.severity, problem.kind) == (severity, kind)]
-            lines.append(
-                f"{severity}: {kind}: {number}" + (f" (first: {str(same[0]).split(': ', 2)[2]})" if same else "")
-            )
+            first = f" (first: {str(same[0]).split(': ', 2)[2]})" if same else ""
+            lines.append(f"{severity}: {kind}: {number}{first}")
             if listed:
                 lines += [f"  {problem}" for problem in same]
                 lines += [f"  … and {number - len(same)} more"] if number > len(same) else []

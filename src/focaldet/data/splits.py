@@ -51,12 +51,12 @@ def open_splits(config: DataConfig, *, seed: int) -> Splits:
         ConfigError: there is no split to train on.
     """
     parts = find_parts(config)
-    train_name = _first(parts, TRAIN_NAMES)
+    train_name = first_known(parts, TRAIN_NAMES)
     if train_name is None:
         raise ConfigError(
             f"data: there is no split to train on (splits: {list_names(parts) or 'none'}; name one with data.train)"
         )
-    val_name = _first(parts, VAL_NAMES)
+    val_name = first_known(parts, VAL_NAMES)
     if val_name is None:
         whole = open_parts(config, {train_name: parts[train_name]})[train_name]
         train, val = hold_out(whole, seed=seed)
@@ -74,7 +74,7 @@ def _sentence(train: Dataset, val: Dataset) -> str:
 
 
 def _why_held_out(parts: Mapping[str, Part], seed: int) -> str:
-    test = _first(parts, TEST_NAMES)
+    test = first_known(parts, TEST_NAMES)
     kept = f'; "{test}" stays untouched for testing' if test else ""
     return f", drawn with seed {seed}, because no split is called {', '.join(VAL_NAMES[:-1])} or {VAL_NAMES[-1]}{kept}."
 
@@ -87,12 +87,10 @@ def open_split(config: DataConfig, name: str, *, seed: int) -> Dataset:
         ConfigError: there is no such split.
     """
     parts = find_parts(config)
-    if name not in parts and name in ("train", "val"):
+    if name in ("train", "val") and (name not in parts or first_known(parts, VAL_NAMES) is None):
         splits = open_splits(config, seed=seed)
         return splits.train if name == "train" else splits.val
-    if name == "train" and _first(parts, VAL_NAMES) is None:
-        return open_splits(config, seed=seed).train
-    own = name if name in parts else _first(parts, TEST_NAMES) if name == "test" else None
+    own = name if name in parts else first_known(parts, TEST_NAMES) if name == "test" else None
     if own is None:
         raise ConfigError(f'data: there is no split "{name}"{nearest(name, parts)}')
     return open_parts(config, {own: parts[own]})[own]
@@ -119,7 +117,7 @@ def find_parts(config: DataConfig) -> dict[str, Part]:
         if path is not None:
             parts = {name: part for name, part in parts.items() if name not in names}
             layout = _recognize(path, config.format)
-            own = _first(layout.splits, (role, *names, "all"))
+            own = first_known(layout.splits, (role, *names, "all"))
             if own is None:
                 raise DataError(f'has no split for "{role}" (splits: {list_names(layout.splits)})', file=path)
             parts[role] = Part(layout, own)
@@ -177,24 +175,17 @@ def with_classes(dataset: Dataset, classes: Classes) -> Dataset:
         known.get(name): number for name, number in zip(dataset.classes.names, dataset.classes.own_ids, strict=True)
     }
     own_ids = tuple(numbers.get(label) for label in range(len(classes)))
+    problems = Problems()
+    problems.extend(dataset.problems)
+    if absent := [name for name, own in zip(classes.names, own_ids, strict=True) if own is None]:
+        message = f"result files omit detections of classes that only the training split has: {list_names(absent)}"
+        problems.add(Problem("note", "class absent", message, str(dataset.root), f'split "{dataset.name}"'))
     return replace(
         dataset,
         classes=replace(classes, file_ids=None if own_ids == classes.category_ids else own_ids),
         labels=labels[dataset.labels.long()],
-        problems=_with_absent_classes(
-            dataset, [name for name, own in zip(classes.names, own_ids, strict=True) if own is None]
-        ),
+        problems=problems,
     )
-
-
-def _with_absent_classes(dataset: Dataset, names: Sequence[str]) -> Problems:
-    """The problems of a dataset, and one note on the classes of the training split that are not in its file."""
-    problems = Problems()
-    problems.extend(dataset.problems)
-    if names:
-        message = f"result files omit detections of classes that only the training split has: {list_names(names)}"
-        problems.add(Problem("note", "class absent", message, str(dataset.root), f'split "{dataset.name}"'))
-    return problems
 
 
 def _recognize(path: Path, wanted: str | None) -> DatasetLayout:
@@ -211,5 +202,6 @@ def _recognize(path: Path, wanted: str | None) -> DatasetLayout:
     return layout
 
 
-def _first(available: Mapping[str, object], names: Sequence[str]) -> str | None:
+def first_known(available: Mapping[str, object], names: Sequence[str]) -> str | None:
+    """The first of these names that is available."""
     return next((name for name in names if name in available), None)

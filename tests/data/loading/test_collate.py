@@ -1,8 +1,13 @@
+from dataclasses import replace
+
 import torch
 
-from focaldet.data.loading.collate import blank_image, pack, pad_images
-from focaldet.types import ImageSize, Preprocessing
-from tests.data.painted import painted
+from focaldet.data.augment.geometry import resize_sample
+from focaldet.data.loading.collate import blank_image, pad_images
+from focaldet.data.loading.sampler import Pick
+from focaldet.data.loading.samples import Samples
+from focaldet.types import ImageSize, Preprocessing, Resize
+from tests.data.painted import PaintedSource, painted
 
 PREPROCESSING = Preprocessing(channels="BGR", mean=(10.4, 20.6, 30.0), size_divisor=16)
 
@@ -33,19 +38,20 @@ def test_blank_is_an_image_of_the_mean():
     ]
 
 
-def test_packing_and_unpacking_keeps_every_target_apart():
-    samples = [
-        painted((10, 12), [(1, 2, 5, 6), (3, 3, 9, 9)], [1, 2], ignored=[True, False]),
-        painted((12, 10), [], []),
-        painted((5, 5), [(0, 0, 5, 5)], [3]),
-    ]
-    sizes = tuple(ImageSize(100 + i, 200) for i in range(3))
-    packed = pack(
-        samples, preprocessing=PREPROCESSING, indices=(7, 8, 9), original_sizes=sizes, image_names=("a", "b", "c")
+def test_a_packed_batch_keeps_every_target_apart():
+    boxes = [(1, 2, 5, 6), (3, 3, 9, 9)]
+    source = PaintedSource(
+        (
+            painted((10, 12), boxes, [1, 2], ignored=[True, False]),
+            painted((12, 10), [], []),
+            painted((5, 5), [(0, 0, 5, 5)], [3]),
+        )
     )
-    batch = packed.unpack()
-    assert (batch.indices, batch.original_sizes, batch.image_names) == ((7, 8, 9), sizes, ("a", "b", "c"))
-    assert batch.sizes == ((10, 12), (12, 10), (5, 5))
-    for sample, target in zip(samples, batch.targets, strict=True):
-        for name in ("boxes", "labels", "ignored"):
-            assert torch.equal(getattr(target, name), getattr(sample.target, name))
+    preprocessing = replace(PREPROCESSING, resize=Resize("long", 32, None))
+    samples = Samples(source, preprocessing, seed=0, augmentation=None, num_epochs=1)
+    batch = samples.__getitems__([Pick(0, image, 0) for image in (2, 0, 1)]).unpack()
+    assert (batch.indices, batch.original_sizes) == ((2, 0, 1), ((5, 5), (10, 12), (12, 10)))
+    assert batch.image_names == tuple(str(source.dataset.path(image)) for image in (2, 0, 1))
+    for image, size, target in zip(batch.indices, batch.sizes, batch.targets, strict=True):
+        resized = resize_sample(source.samples[image], preprocessing.resize)
+        assert (size, target) == (resized.size, resized.target)

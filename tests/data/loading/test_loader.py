@@ -241,8 +241,8 @@ def test_files_are_kept_in_memory_in_training_only(tmp_path):
     for i, sample in enumerate(source.samples):
         Image.fromarray(sample.image.permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
     training, evaluation = (loader(FileSource(dataset), augment=augment) for augment in (STRONG, None))
-    assert isinstance(training._samples._source, CachedSource)
-    assert isinstance(evaluation._samples._source, FileSource)
+    assert isinstance(training._samples.source, CachedSource)
+    assert isinstance(evaluation._samples.source, FileSource)
     pixels = [[batch.images for batch in one.epoch(0)] for one in (training, loader(source))]
     assert all(torch.equal(a, b) for a, b in zip(*pixels, strict=True))
 

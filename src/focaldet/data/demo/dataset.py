@@ -142,9 +142,7 @@ def _material(split: Literal["train", "test"]) -> Material:
     digits = torch.from_numpy(pixels).float().reshape(-1, 8, 8) / 16
     photographs = [torch.tensor(photograph).permute(2, 0, 1) for photograph in load_sample_images().images]
     border = int(photographs[0].shape[2] * TRAINING_WIDTH_FRACTION)
-    if split == "train":
-        digits_part, columns = slice(0, NUM_TRAINING_DIGITS), slice(0, border)
-    else:
-        digits_part, columns = slice(NUM_TRAINING_DIGITS, None), slice(border, None)
-    parts = tuple(photograph[:, :, columns].contiguous() for photograph in photographs)
-    return Material(parts, digits[digits_part], torch.from_numpy(labels)[digits_part].long())
+    part = 0 if split == "train" else 1
+    backgrounds = tuple(photograph.tensor_split([border], dim=2)[part].contiguous() for photograph in photographs)
+    ink, classes = (rows.tensor_split([NUM_TRAINING_DIGITS])[part] for rows in (digits, torch.from_numpy(labels)))
+    return Material(backgrounds, ink, classes.long())

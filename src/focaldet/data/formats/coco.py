@@ -169,10 +169,7 @@ def _image_folder(file: Path, names: Sequence[str], images: Path | None) -> Path
         raise DataError(
             f"has no folder of images; there is no {list_names(map(str, _image_folders(file, images)))}", file=file
         )
-    for folder in candidates:
-        if any(_exists(folder, name) for name in names):
-            return folder
-    return candidates[0]
+    return next((folder for folder in candidates if any(_exists(folder, name) for name in names)), candidates[0])
 
 
 def _image_folders(file: Path, images: Path | None) -> list[Path]:

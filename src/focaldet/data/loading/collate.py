@@ -4,25 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from focaldet.data.augment.geometry import Sample, join_targets
 from focaldet.types import Batch, ImageSize, Preprocessing, Target
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """A `Batch` with the targets of all images in one tensor each.
+    """A `Batch` without targets, and those of all its images as one.
 
     A tensor that comes from a worker holds a file descriptor until it is freed, and systems allow 1024: three per image
     would stop a training with large batches.
     """
 
     batch: Batch
-    boxes: Float[Tensor, "M 4"]
-    labels: Int64[Tensor, " M"]
-    ignored: Bool[Tensor, " M"]
+    target: Target
     counts: tuple[int, ...]
 
     def pin_memory(self) -> "PackedBatch":
@@ -31,30 +28,9 @@ class PackedBatch:
 
     def unpack(self) -> Batch:
         """The batch with its targets image by image."""
-        parts = (torch.split(tensor, list(self.counts)) for tensor in (self.boxes, self.labels, self.ignored))
-        return replace(self.batch, targets=tuple(Target(*part) for part in zip(*parts, strict=True)))
-
-
-def pack(
-    samples: Sequence[Sample],
-    *,
-    preprocessing: Preprocessing,
-    indices: tuple[int, ...],
-    original_sizes: tuple[ImageSize, ...],
-    image_names: tuple[str, ...],
-) -> PackedBatch:
-    """One batch of all samples, padded at the bottom and right."""
-    targets = [sample.target for sample in samples]
-    every = join_targets(targets)
-    batch = Batch(
-        images=pad_images([sample.image for sample in samples], preprocessing=preprocessing),
-        sizes=tuple(sample.size for sample in samples),
-        targets=(),
-        indices=indices,
-        original_sizes=original_sizes,
-        image_names=image_names,
-    )
-    return PackedBatch(batch, every.boxes, every.labels, every.ignored, tuple(len(target.boxes) for target in targets))
+        columns = (self.target.boxes, self.target.labels, self.target.ignored)
+        parts = zip(*(torch.split(column, list(self.counts)) for column in columns), strict=True)
+        return replace(self.batch, targets=tuple(Target(*part) for part in parts))
 
 
 def pad_images(

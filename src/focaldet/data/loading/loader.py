@@ -7,6 +7,7 @@ bit at any batch, with any number of workers, and N ranks together see the same 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ CACHE_BYTES = 1 << 30
 Sampling = Literal["uniform", "class_balanced"]
 
 
+@dataclass(repr=False, eq=False)
 class Loader:
     """Batches of a source, epoch after epoch.
 
@@ -35,7 +37,7 @@ class Loader:
     is an evaluation loader: epoch 0 of the source, every image exactly once over all ranks, resized and nothing else;
     a batch holds images of one padded size.
 
-    Args:
+    Attributes:
         source: where images and targets come from.
         preprocessing: the network's input; images are resized and padded by it, not normalized.
         batch_size: images per batch of one rank, ≥ 1.
@@ -56,42 +58,37 @@ class Loader:
         ConfigError: a number out of range, or fewer images to train on than ranks.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        *,
-        preprocessing: Preprocessing,
-        batch_size: int,
-        seed: int,
-        augment: AugmentConfig | None = None,
-        num_epochs: int = 1,
-        first_epoch: int = 0,
-        workers: int = 0,
-        rank: int = 0,
-        num_ranks: int = 1,
-        sampling: Sampling = "uniform",
-        multi_scale: tuple[int, int] | None = None,
-        multi_scale_end: float = 0.0,
-    ) -> None:
-        _check_numbers(batch_size=batch_size, workers=workers, rank=rank, num_ranks=num_ranks)
-        if augment is not None and len(source.dataset) < num_ranks:
-            raise ConfigError(f"{quantity(len(source.dataset), 'image')} cannot be trained on by {num_ranks} processes")
-        self._dataset, self._preprocessing, self._seed, self._workers = source.dataset, preprocessing, seed, workers
-        self._batch_size, self._rank, self._num_ranks = batch_size, rank, num_ranks
-        self._training, self._multi_scale = augment is not None, multi_scale
-        self._num_epochs, self._first_epoch, self._multi_scale_end = num_epochs, first_epoch, multi_scale_end
-        self._factors = sampler.repeat_factors(source.dataset) if sampling == "class_balanced" else None
-        if augment is not None and isinstance(source, FileSource):
-            source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, workers))
-        self._samples = Samples(
-            source,
-            preprocessing=preprocessing,
-            seed=seed,
-            augmentation=augment,
-            num_epochs=num_epochs,
-            first_epoch=first_epoch,
-        )
-        self._plan = _PlannedBatches()
+    source: ImageSource
+    _: KW_ONLY
+    preprocessing: Preprocessing
+    batch_size: int
+    seed: int
+    augment: AugmentConfig | None = None
+    num_epochs: int = 1
+    first_epoch: int = 0
+    workers: int = 0
+    rank: int = 0
+    num_ranks: int = 1
+    sampling: Sampling = "uniform"
+    multi_scale: tuple[int, int] | None = None
+    multi_scale_end: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("workers", 0), ("num_ranks", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: must be ≥ {least}, got {getattr(self, name)}")
+        if not 0 <= self.rank < self.num_ranks:
+            raise ConfigError(f"rank: must be in 0…{self.num_ranks - 1}, got {self.rank}")
+        source, self._dataset = self.source, self.source.dataset
+        if self.augment is not None and len(self._dataset) < self.num_ranks:
+            raise ConfigError(
+                f"{quantity(len(self._dataset), 'image')} cannot be trained on by {self.num_ranks} processes"
+            )
+        self._factors = sampler.repeat_factors(self._dataset) if self.sampling == "class_balanced" else None
+        if self.augment is not None and isinstance(source, FileSource):
+            source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, self.workers))
+        self._samples = Samples(source, self.preprocessing, self.seed, self.augment, self.num_epochs, self.first_epoch)
+        self._plan: list[list[Pick]] = []  # the batches that are still to be loaded
         self._torch_loader: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
@@ -104,7 +101,7 @@ class Loader:
         Raises:
             FocaldetError: an image cannot be read, or a loading process ended.
         """
-        self._plan.batches = self.picks(epoch)[start_batch:]
+        self._plan[:] = self.picks(epoch)[start_batch:]
         try:
             with explain_worker_death():
                 for packed in self._packed_batches():
@@ -117,29 +114,29 @@ class Loader:
 
     def picks(self, epoch: int) -> list[list[Pick]]:
         """The images of each batch of this rank."""
-        if not self._training:
-            resize, padded = self._preprocessing.resize, self._preprocessing.padded_size
+        if self.augment is None:
+            resize, padded = self.preprocessing.resize, self.preprocessing.padded_size
             frames = [padded(resize.target(ImageSize(*size))) for size in self._dataset.sizes.tolist()]
-            return sampler.evaluation_batches(frames, batch_size=self._batch_size)[self._rank :: self._num_ranks]
-        rng = generator("order", self._seed, epoch)
+            return sampler.evaluation_batches(frames, batch_size=self.batch_size)[self.rank :: self.num_ranks]
+        rng = generator("order", self.seed, epoch)
         if self._factors is None:
             order = sampler.uniform_order(len(self._dataset), rng=rng)
         else:
             order = sampler.balanced_order(self._factors, rng=rng)
         portrait = (self._dataset.sizes[:, 0] > self._dataset.sizes[:, 1]).tolist()
-        global_size = self._batch_size * self._num_ranks
+        global_size = self.batch_size * self.num_ranks
         whole = sampler.training_batches(order, portrait, epoch=epoch, batch_size=global_size, rng=rng)
-        if self._multi_scale is not None:
+        if self.multi_scale is not None:
             whole = sampler.draw_sizes(
                 whole,
-                self._multi_scale,
-                seed=self._seed,
+                self.multi_scale,
+                seed=self.seed,
                 epoch=epoch,
-                num_epochs=self._num_epochs,
-                end_fraction=self._multi_scale_end,
-                first_epoch=self._first_epoch,
+                num_epochs=self.num_epochs,
+                end_fraction=self.multi_scale_end,
+                first_epoch=self.first_epoch,
             )
-        return [sampler.rank_slice(batch, rank=self._rank, num_ranks=self._num_ranks) for batch in whole]
+        return [sampler.rank_slice(batch, rank=self.rank, num_ranks=self.num_ranks) for batch in whole]
 
     def _packed_batches(self) -> Iterator[PackedBatch | FocaldetError]:
         """Torch's iterator over the planned batches; its processes live on from epoch to epoch."""
@@ -148,8 +145,8 @@ class Loader:
                 self._samples,
                 batch_sampler=self._plan,
                 collate_fn=_keep,
-                num_workers=self._workers,
-                persistent_workers=self._workers > 0,
+                num_workers=self.workers,
+                persistent_workers=self.workers > 0,
                 pin_memory=torch.cuda.is_available(),
                 generator=torch.Generator(),  # Else torch draws a number from the random state of this process.
             )
@@ -177,23 +174,6 @@ def explain_worker_death() -> Iterator[None]:
         raise FocaldetError(f"{problem} Too little memory? Use fewer workers or smaller batches.") from None
 
 
-class _PlannedBatches:
-    """The batches that are still to be loaded, as torch's batch sampler."""
-
-    batches: list[list[Pick]]
-
-    def __iter__(self) -> Iterator[list[Pick]]:
-        return iter(self.batches)
-
-
 def _keep(batch: Any) -> Any:
     """The batch as it is, for torch's `collate_fn`: `Samples` has collated it."""
     return batch
-
-
-def _check_numbers(*, batch_size: int, workers: int, rank: int, num_ranks: int) -> None:
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("num_ranks", num_ranks, 1)):
-        if value < least:
-            raise ConfigError(f"{name}: must be ≥ {least}, got {value}")
-    if not 0 <= rank < num_ranks:
-        raise ConfigError(f"rank: must be in 0…{num_ranks - 1}, got {rank}")

@@ -90,7 +90,7 @@ def test_a_map_smaller_than_the_kernel_is_padded():
 def test_a_unit_is_the_sum_of_its_branches():
     """Against the layers one by one; frozen norms with numbers of their own."""
     torch.manual_seed(0)
-    unit = ProjectedBottleneck(6, 4, kernel=2, stride=2, padding=0, norm="frozen", eps=1e-3)
+    unit = ProjectedBottleneck(6, 4, kernel=2, stride=2, padding=0, layers=FROZEN)
     for name, buffer in unit.named_buffers():
         buffer.uniform_(0.5, 1.5) if not name.endswith("mean") else buffer.normal_()
     x = torch.randn(2, 6, 8, 8)
@@ -134,7 +134,7 @@ def test_the_last_convolutions_start_as_caffes_xavier_or_normal():
 
 def test_groups_are_no_single_numbers():
     """GroupNorm of one number is always 0, and what comes before it would never learn."""
-    unit = ProjectedBottleneck(8, 32, kernel=2, stride=2, padding=0, norm="group", eps=1e-3)
+    unit = ProjectedBottleneck(8, 32, kernel=2, stride=2, padding=0, layers=SSDLayers("group", 1e-3, "he"))
     groups = [module for module in unit.modules() if isinstance(module, nn.GroupNorm)]
     assert [module.num_channels // module.num_groups for module in groups] == [16] * 4
     unit(torch.randn(1, 8, 2, 2)).sum().backward()
@@ -149,7 +149,7 @@ def test_the_last_value_holds_for_all_further_levels():
 def test_a_deconvolution_module_is_a_product():
     """Against the layers one by one; the frozen norms are the identity but for the root of 1 + ε."""
     torch.manual_seed(0)
-    module = DeconvolutionModule(4, 6, 8, kernel=2, stride=2, norm="frozen", eps=0.0)
+    module = DeconvolutionModule(4, 6, 8, kernel=2, stride=2, layers=SSDLayers("frozen", 0.0, "he"))
     coarse, fine = torch.randn(2, 4, 3, 3), torch.randn(2, 6, 6, 6)
     raised = torch.zeros(2, 8, 6, 6)
     for row in range(3):

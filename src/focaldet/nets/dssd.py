@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from focaldet.nets.norm import NormKind
-from focaldet.nets.ssd import STRIDE_OF_KERNEL, ConvNormReLU, SSDLayers, at_level, initialize_ssd_layers
+from focaldet.nets.heads import initialize_tower
+from focaldet.nets.ssd import STRIDE_OF_KERNEL, ConvNormReLU, SSDLayers, at_level
 
 
 class DeconvolutionModule(nn.Module):
@@ -21,13 +21,13 @@ class DeconvolutionModule(nn.Module):
     """
 
     def __init__(
-        self, channels: int, fine_channels: int, width: int, *, kernel: int, stride: int, norm: NormKind, eps: float
+        self, channels: int, fine_channels: int, width: int, *, kernel: int, stride: int, layers: SSDLayers
     ) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(channels, width, kernel, stride)
-        self.up_conv = ConvNormReLU(width, width, norm=norm, eps=eps, relu=False)
-        self.fine_conv1 = ConvNormReLU(fine_channels, width, norm=norm, eps=eps)
-        self.fine_conv2 = ConvNormReLU(width, width, norm=norm, eps=eps, relu=False)
+        self.up_conv = ConvNormReLU(width, width, layers=layers, relu=False)
+        self.fine_conv1 = ConvNormReLU(fine_channels, width, layers=layers)
+        self.fine_conv2 = ConvNormReLU(width, width, layers=layers, relu=False)
 
     def forward(
         self, coarse: Float[Tensor, "B C h w"], fine: Float[Tensor, "B D H W"], *, padding: int
@@ -64,19 +64,18 @@ class Decoder(nn.Module):
                 width,
                 kernel=top_kernel if level == top else kernels[level],
                 stride=STRIDE_OF_KERNEL[kernels[level]],
-                norm=layers.norm,
-                eps=layers.eps,
+                layers=layers,
             )
             for level in range(top + 1)
         )
-        initialize_ssd_layers(self, layers.tower_init)
+        initialize_tower(self.modules(), layers.tower_init)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """The combined maps, finest first; the last one is that of the encoder."""
         combined = [levels[-1]]
-        for level in range(len(self.steps) - 1, -1, -1):
-            module = self.steps[level]
-            combined.insert(0, module(combined[0], levels[level], padding=at_level(self.paddings, level)))
+        for level in reversed(range(len(self.steps))):
+            padding = at_level(self.paddings, level)
+            combined.insert(0, self.steps[level](combined[0], levels[level], padding=padding))
         return combined
 
 

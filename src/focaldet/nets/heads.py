@@ -4,7 +4,7 @@ Axes: B images, H W cells, S anchors per cell, A anchors of all levels, V values
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
+from focaldet.nets.initialize import initialize_he, initialize_normal, set_biases
 from focaldet.ops.classifier import Classifier
 
 NORM_GROUPS = 32
@@ -52,17 +53,9 @@ class Subnet(nn.Module):
         self.tower = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=not norm) for _ in range(depth))
         self.norms = nn.ModuleList(nn.GroupNorm(NORM_GROUPS, width) for _ in range(depth if norm else 0))
         self.predict = nn.Conv2d(width, per_cell * values, 3, padding=1)
-        for conv in [*self.tower, self.predict]:
-            assert isinstance(conv, nn.Conv2d)
-            if tower_init == "he" and conv is not self.predict:
-                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            else:
-                nn.init.normal_(conv.weight, std=0.01)
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
-        assert self.predict.bias is not None
-        with torch.no_grad():
-            self.predict.bias.view(per_cell, values).copy_(torch.tensor(bias))
+        initialize_tower(self.tower, tower_init)
+        initialize_normal([self.predict])
+        set_biases(self.predict, bias if isinstance(bias, Sequence) else [bias])
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "B A V"]:
         """The values of every anchor: levels in order, cells row by row, the anchors of a cell together; fp32."""
@@ -75,6 +68,14 @@ class Subnet(nn.Module):
         # B S·V H W lies in memory as B H W S·V when convolutions run channels-last: then nothing is copied here.
         x = self.predict(x).permute(0, 2, 3, 1)
         return x.reshape(len(x), -1, self.values).float()
+
+
+def initialize_tower(modules: Iterable[nn.Module], tower_init: TowerInit) -> None:
+    """Draw the weights of the convolutions before the last ones from N(0, 0.01²), or for "he" from N(0, 2 / fan-in)."""
+    if tower_init == "he":
+        initialize_he(modules)
+    else:
+        initialize_normal(modules)
 
 
 def logit(probability: float) -> float:

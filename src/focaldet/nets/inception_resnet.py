@@ -124,14 +124,13 @@ class MixedBlock(nn.Module):
 
     def __init__(self, channels: int, *, layers: InceptionLayers) -> None:
         super().__init__()
-        branches = [_branch(channels, steps, layers=layers) for steps in _MIXED_5B]
+        width = _add_branches(self, channels, _MIXED_5B, layers=layers)
         pooled = InceptionConv(channels, 64, (1, 1), layers=layers)
-        self.branch0, self.branch1, self.branch2 = branches
         self.branch3 = nn.Sequential(nn.AvgPool2d(3, 1, 1, count_include_pad=False), pooled)
-        self.channels = sum(map(_width, branches)) + pooled.channels
+        self.channels = width + pooled.channels
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
-        return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], 1)
+        return torch.cat([branch(x) for branch in self.children()], 1)
 
 
 class Reduction(nn.Module):
@@ -142,10 +141,8 @@ class Reduction(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.padding = stride, padding
-        built = [_branch(channels, steps, layers=layers, stride=stride, padding=padding) for steps in branches]
-        for number, branch in enumerate(built):
-            self.add_module(f"branch{number}", branch)
-        self.channels = sum(map(_width, built)) + channels
+        width = _add_branches(self, channels, branches, layers=layers, stride=stride, padding=padding)
+        self.channels = width + channels
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         pooled = max_pool(x, stride=self.stride, padding=self.padding)
@@ -167,10 +164,8 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.scale, self.relu = scale, relu
-        built = [_branch(channels, steps, layers=layers, dilation=dilation) for steps in branches]
-        for number, branch in enumerate(built):
-            self.add_module(f"branch{number}", branch)
-        self.conv2d = nn.Conv2d(sum(map(_width, built)), channels, 1)
+        width = _add_branches(self, channels, branches, layers=layers, dilation=dilation)
+        self.conv2d = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         *branches, project = self.children()
@@ -290,34 +285,30 @@ def max_pool(x: Float[Tensor, "B C H W"], *, stride: int, padding: Padding) -> F
     return F.max_pool2d(x, 3, 2, (x.shape[-2] % 2, x.shape[-1] % 2), ceil_mode=True)
 
 
-def _branch(
+def _add_branches(
+    block: nn.Module,
     channels: int,
-    steps: Steps,
+    branches: Sequence[Steps],
     *,
     layers: InceptionLayers,
     stride: int = 1,
     dilation: int = 1,
     padding: Padding = "same",
-) -> InceptionConv | nn.Sequential:
-    """Convolutions one after the other, the last one with `stride` and `padding`; a single one is no Sequential."""
-    convs: list[InceptionConv] = []
-    for position, (published, kernel) in enumerate(steps, start=1):
-        last = position == len(steps)
-        convs.append(
-            InceptionConv(
-                convs[-1].channels if convs else channels,
-                published,
-                kernel,
-                layers=layers,
-                stride=stride if last else 1,
-                dilation=dilation,
-                padding=padding if last else "same",
-            )
+) -> int:
+    """Add `branch0`, `branch1`… to `block` and return the channels of all of them together.
+
+    A branch is convolutions one after the other, the last one with `stride` and `padding`; a single one is not wrapped
+    in a Sequential.
+    """
+    total = 0
+    for number, (*first, (last_width, last_kernel)) in enumerate(branches):
+        width, convs = channels, list[InceptionConv]()
+        for published, kernel in first:
+            convs.append(InceptionConv(width, published, kernel, layers=layers, dilation=dilation))
+            width = convs[-1].channels
+        last = InceptionConv(
+            width, last_width, last_kernel, layers=layers, stride=stride, dilation=dilation, padding=padding
         )
-    return convs[0] if len(convs) == 1 else nn.Sequential(*convs)
-
-
-def _width(branch: InceptionConv | nn.Sequential) -> int:
-    last = branch if isinstance(branch, InceptionConv) else branch[-1]
-    assert isinstance(last, InceptionConv)
-    return last.channels
+        block.add_module(f"branch{number}", nn.Sequential(*convs, last) if convs else last)
+        total += last.channels
+    return total

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from focaldet.nets.backbone import Backbone
+from focaldet.nets.initialize import initialize_he
 from focaldet.nets.norm import NormKind, conv_norm, norm_layer
 
 # expansion, channels, blocks, stride of the first block: table 2 of the paper
@@ -77,9 +78,7 @@ class MobileNetV2(Backbone):
                 channels = out_channels
         self.features = nn.ModuleList(blocks)
         self.channels = (24, 32, 96, 320)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        initialize_he(self.modules(), mode="fan_out")
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """The maps C2…C5 of normalized images."""

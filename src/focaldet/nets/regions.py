@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from focaldet.config import validate_fields
 from focaldet.nets.backbone import Staged
 from focaldet.nets.heads import TowerInit
-from focaldet.nets.initialize import initialize_xavier
+from focaldet.nets.initialize import initialize_he, initialize_normal, initialize_xavier, set_biases
 from focaldet.nets.norm import NormKind, norm_layer
 
 BOX_STD = 0.001  # of the box layer's first weights (Girshick 2015, section 3.1)
@@ -65,14 +65,10 @@ class ProposalHead(nn.Module):
         self.objectness = nn.Conv2d(width, self.values * per_cell, 1)
         self.boxes = nn.Conv2d(width, 4 * per_cell, 1)
         for conv in [*self.tower, self.objectness, self.boxes]:
-            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+            initialize_normal([conv])
             if tower_init == "he" and conv.kernel_size == (3, 3):
-                nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-        with torch.no_grad():
-            assert self.objectness.bias is not None
-            self.objectness.bias[self.values - 1 :: self.values] = bias
+                initialize_he([conv])
+        set_biases(self.objectness, (0.0, bias) if config.softmax else (bias,))
 
     def forward(self, levels: Sequence[Tensor]) -> tuple[Float[Tensor, "B A"], Float[Tensor, "B A 4"]]:
         """Logit and encoded box of every anchor: levels in order, cells row by row, a cell's anchors together; fp32."""
@@ -116,9 +112,7 @@ class FourConvolutions(nn.Module):
         self.tower = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(4))
         self.norms = nn.ModuleList(norm_layer(norm, channels, eps=eps) for _ in range(4))
         self.fc = nn.Linear(channels * size * size, width)
-        for conv in self.tower:
-            assert isinstance(conv, nn.Conv2d)
-            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        initialize_he(self.tower, mode="fan_out")
         initialize_xavier([self.fc])
 
     def forward(self, pooled: Float[Tensor, "R C S S"]) -> Float[Tensor, "R D"]:
@@ -141,9 +135,7 @@ class PooledTail(Staged):
         self.width = width
         self.adapter = nn.Conv2d(channels, tail_channels, 1) if channels != tail_channels else None
         if self.adapter is not None:
-            nn.init.kaiming_normal_(self.adapter.weight, nonlinearity="relu")
-            assert self.adapter.bias is not None
-            nn.init.zeros_(self.adapter.bias)
+            initialize_he([self.adapter])
         self.tail = tail
 
     def stages(self) -> list[list[nn.Module]]:
@@ -170,11 +162,9 @@ class RegionPredictor(nn.Module):
         self.num_classes = len(biases) - 1
         self.classes = nn.Linear(width, len(biases))
         self.boxes = nn.Linear(width, 4 * (self.num_classes + background_box))
-        nn.init.normal_(self.classes.weight, std=0.01)
-        nn.init.normal_(self.boxes.weight, std=BOX_STD)
-        nn.init.zeros_(self.boxes.bias)
-        with torch.no_grad():
-            self.classes.bias.copy_(torch.tensor(biases))
+        initialize_normal([self.classes])
+        initialize_normal([self.boxes], std=BOX_STD)
+        set_biases(self.classes, biases)
 
     def forward(self, vectors: Float[Tensor, "R D"]) -> tuple[Float[Tensor, "R V"], Float[Tensor, "R K 4"]]:
         """Logits and encoded boxes; fp32."""

@@ -3,13 +3,16 @@
 Axes: B images, C D channels, H W pixels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from focaldet.nets.backbone import Backbone
+from focaldet.nets.initialize import initialize_he
 from focaldet.nets.norm import NormKind, conv_norm, norm_layer
 
 
@@ -109,35 +112,24 @@ class ResNet(Backbone):
         self.ceil_pool = ceil_pool
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = norm_layer(norm, 64, eps=eps)
+        block: Callable[..., nn.Module] = BasicBlock
+        if shape.bottleneck:
+            block = partial(Bottleneck, shape=shape, stride_in_1x1=stride_in_1x1)
+        expansion = Bottleneck.expansion if shape.bottleneck else BasicBlock.expansion
         channels = 64
         widths = []
         for number, depth in enumerate(shape.depths):
             blocks: list[nn.Module] = []
             dilation = 2 if dilated_c5 and number == len(shape.depths) - 1 else 1
-            for block in range(depth):
-                stride = 2 if number and not block and dilation == 1 else 1
-                planes = 64 * 2**number
-                if shape.bottleneck:
-                    blocks.append(
-                        Bottleneck(
-                            channels,
-                            planes,
-                            stride=stride,
-                            dilation=dilation,
-                            shape=shape,
-                            stride_in_1x1=stride_in_1x1,
-                            norm=norm,
-                            eps=eps,
-                        )
-                    )
-                    channels = planes * Bottleneck.expansion
-                else:
-                    blocks.append(BasicBlock(channels, planes, stride=stride, dilation=dilation, norm=norm, eps=eps))
-                    channels = planes
+            planes = 64 * 2**number
+            for index in range(depth):
+                stride = 2 if number and not index and dilation == 1 else 1
+                blocks.append(block(channels, planes, stride=stride, dilation=dilation, norm=norm, eps=eps))
+                channels = planes * expansion
             self.add_module(f"layer{number + 1}", nn.Sequential(*blocks))
             widths.append(channels)
         self.channels = (widths[0], widths[1], widths[2], widths[3])
-        self._initialize()
+        initialize_he(self.modules(), mode="fan_out")
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """The maps C2…C5 of normalized images; to C4 after `cut`."""
@@ -161,11 +153,6 @@ class ResNet(Backbone):
 
     def _layers(self) -> list[nn.Module]:
         return [module for name, module in self.named_children() if name.startswith("layer")]
-
-    def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def _shortcut(channels: int, out_channels: int, *, stride: int, norm: NormKind, eps: float) -> nn.Sequential | None:

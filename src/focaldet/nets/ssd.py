@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
-from focaldet.nets.heads import TowerInit
+from focaldet.nets.heads import TowerInit, initialize_tower
+from focaldet.nets.initialize import initialize_normal, initialize_xavier, set_biases
 from focaldet.nets.norm import NormKind, conv_norm, norm_layer
 
 EXPANSION = 4
@@ -30,14 +30,20 @@ class SSDLayers:
     eps: float
     tower_init: TowerInit
 
+    def norm_layer(self, channels: int) -> nn.Module:
+        """A normalization of `channels` channels, as everywhere in the nets but for the size of the groups."""
+        if self.norm == "group":
+            return nn.GroupNorm(max(1, channels // SSD_GROUP_CHANNELS), channels, eps=self.eps)
+        return norm_layer(self.norm, channels, eps=self.eps)
+
 
 class ConvNormReLU(nn.Module):
     """A 3×3 convolution without bias, normalization, and ReLU unless `relu` is off."""
 
-    def __init__(self, channels: int, width: int, *, norm: NormKind, eps: float, relu: bool = True) -> None:
+    def __init__(self, channels: int, width: int, *, layers: SSDLayers, relu: bool = True) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.norm = _norm(norm, width, eps=eps)
+        self.norm = layers.norm_layer(width)
         self.relu = relu
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D H W"]:
@@ -56,19 +62,17 @@ class ProjectedBottleneck(nn.Module):
         ConfigError: in training, BatchNorm meets a single cell of a single image, which has no deviation.
     """
 
-    def __init__(
-        self, channels: int, width: int, *, kernel: int, stride: int, padding: int, norm: NormKind, eps: float
-    ) -> None:
+    def __init__(self, channels: int, width: int, *, kernel: int, stride: int, padding: int, layers: SSDLayers) -> None:
         super().__init__()
         out_channels = EXPANSION * width
         self.project = nn.Conv2d(channels, out_channels, kernel, stride, padding, bias=False)
-        self.project_norm = _norm(norm, out_channels, eps=eps)
+        self.project_norm = layers.norm_layer(out_channels)
         self.conv1 = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
-        self.norm1 = _norm(norm, width, eps=eps)
+        self.norm1 = layers.norm_layer(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = _norm(norm, width, eps=eps)
+        self.norm2 = layers.norm_layer(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.norm3 = _norm(norm, out_channels, eps=eps)
+        self.norm3 = layers.norm_layer(out_channels)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         x = self._at_least_kernel(x)
@@ -104,13 +108,7 @@ class ExtraLayers(nn.ModuleList):
     """
 
     def __init__(
-        self,
-        channels: int,
-        width: int,
-        *,
-        kernels: Sequence[int],
-        paddings: Sequence[int],
-        layers: SSDLayers,
+        self, channels: int, width: int, *, kernels: Sequence[int], paddings: Sequence[int], layers: SSDLayers
     ) -> None:
         super().__init__()
         for index, kernel in enumerate(kernels):
@@ -121,11 +119,10 @@ class ExtraLayers(nn.ModuleList):
                     kernel=kernel,
                     stride=STRIDE_OF_KERNEL[kernel],
                     padding=at_level(paddings, index),
-                    norm=layers.norm,
-                    eps=layers.eps,
+                    layers=layers,
                 )
             )
-        initialize_ssd_layers(self, layers.tower_init)
+        initialize_tower(self.modules(), layers.tower_init)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
         """The map after each layer, finest first."""
@@ -157,28 +154,22 @@ class LevelPredictor(nn.Module):
         layers: SSDLayers,
     ) -> None:
         super().__init__()
-        norm, eps = layers.norm, layers.eps
         self.values = len(biases)
-        self.module = ProjectedBottleneck(channels, width, kernel=1, stride=1, padding=0, norm=norm, eps=eps)
+        self.module = ProjectedBottleneck(channels, width, kernel=1, stride=1, padding=0, layers=layers)
         out_channels = EXPANSION * width
         self.class_inter = self.box_inter = None
         if inter_width is not None:
-            self.class_inter = ConvNormReLU(out_channels, inter_width, norm=norm, eps=eps)
-            self.box_inter = ConvNormReLU(out_channels, inter_width, norm=norm, eps=eps)
-        initialize_ssd_layers(self, layers.tower_init)
+            self.class_inter = ConvNormReLU(out_channels, inter_width, layers=layers)
+            self.box_inter = ConvNormReLU(out_channels, inter_width, layers=layers)
+        initialize_tower(self.modules(), layers.tower_init)
         last = inter_width or out_channels
         self.classes = nn.Conv2d(last, per_cell * len(biases), kernel, padding=kernel // 2)
         self.boxes = nn.Conv2d(last, per_cell * 4, kernel, padding=kernel // 2)
-        for conv in (self.classes, self.boxes):
-            if std is None:
-                nn.init.kaiming_uniform_(conv.weight, a=1)  # Caffe's Xavier filler
-            else:
-                nn.init.normal_(conv.weight, std=std)
-            assert conv.bias is not None
-            nn.init.zeros_(conv.bias)
-        assert self.classes.bias is not None
-        with torch.no_grad():
-            self.classes.bias.view(per_cell, len(biases)).copy_(torch.tensor(biases))
+        if std is None:
+            initialize_xavier([self.classes, self.boxes])
+        else:
+            initialize_normal([self.classes, self.boxes], std=std)
+        set_biases(self.classes, biases)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B A V"], Float[Tensor, "B A 4"]]:
         """Class values and encoded boxes: cells row by row, the priors of a cell together; fp32."""
@@ -192,13 +183,6 @@ def _per_prior(x: Float[Tensor, "B C H W"], values: int) -> Float[Tensor, "B A V
     return x.permute(0, 2, 3, 1).reshape(len(x), -1, values).float()
 
 
-def _norm(kind: NormKind, channels: int, *, eps: float) -> nn.Module:
-    """As everywhere in the nets, but for the size of the groups."""
-    if kind == "group":
-        return nn.GroupNorm(max(1, channels // SSD_GROUP_CHANNELS), channels, eps=eps)
-    return norm_layer(kind, channels, eps=eps)
-
-
 def at_level(values: Sequence[int], level: int) -> int:
     """The value of a level where the last of `values` holds for all further ones."""
     return values[min(level, len(values) - 1)]
@@ -208,13 +192,3 @@ def extra_strides(stride: int, kernels: Sequence[int], *, count: int) -> list[in
     """The distance of the cells after each of `count` extra layers behind a map of `stride`; units are the caller's."""
     factors = (STRIDE_OF_KERNEL[at_level(kernels, index)] for index in range(count))
     return list(accumulate(factors, operator.mul, initial=stride))[1:]
-
-
-def initialize_ssd_layers(module: nn.Module, tower_init: TowerInit) -> None:
-    """Start all convolutions of `module` from N(0, 0.01), as the original before its BatchNorm, or from He's."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            if tower_init == "he":
-                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-            else:
-                nn.init.normal_(part.weight, std=0.01)

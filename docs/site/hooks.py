@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -27,10 +28,10 @@ LINK = re.compile(r"(\]\()(\.\./|)([\w./-]+)(#[\w-]+)?(\))")
 
 def on_config(config: Any) -> Any:
     """Fill the part `Reference` of the navigation: a section for each package."""
-    sections: dict[str, list[str]] = {}
+    sections: dict[str, list[dict[str, str]]] = {}
     for name in module_names():
-        sections.setdefault(".".join(name.split(".")[:2]), []).append(page_of(name))
-    entry = [{name: pages[0] if len(pages) == 1 else pages} for name, pages in sections.items()]
+        sections.setdefault(".".join(name.split(".")[:2]), []).append({name: page_of(name)})
+    entry = [pages[0] if len(pages) == 1 else {name: pages} for name, pages in sections.items()]
     for part in config.nav:
         if "Reference" in part:
             part["Reference"] = entry
@@ -61,10 +62,13 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
 
     def rewrite(match: re.Match[str]) -> str:
         opening, up, path, anchor, closing = match.groups()
-        target = path if (up and not from_root) or from_root else None
-        if target is None or (found := site_page(target.lstrip("./"))) is None:
+        if not (up or from_root):
             return match.group()
-        return f"{opening}{depth}{found}{anchor or ''}{closing}"
+        target = path.removeprefix("../")
+        linked = site_page(target)
+        if linked is None and not (ROOT / "docs" / here.parent / up / path).exists():
+            raise PluginError(f"{here}: the link to {target} leads to no page of the site")
+        return match.group() if linked is None else f"{opening}{depth}{linked}{anchor or ''}{closing}"
 
     return LINK.sub(rewrite, markdown)
 
@@ -79,7 +83,7 @@ def site_page(path: str) -> str | None:
     if parts[0] == "docs":
         return "/".join(parts[1:]) or None
     if parts[:2] == ("src", "focaldet"):
-        name = ".".join(Path(path).with_suffix("").parts[1:])
+        name = ".".join(Path(path).with_suffix("").parts[1:]).removesuffix(".__init__")
         return page_of(name) if name in module_names() else None
     if parts[0] in FOLDERS and len(parts) == 2:
         return f"{parts[0]}/{Path(parts[1]).stem}.md"

@@ -22,7 +22,7 @@ _INT64 = 2**63
 class Table:
     """A list of JSON objects that is checked column by column.
 
-    A whole column is checked at the speed of C; only where that fails, its rows are checked one by one for the bad one.
+    The types of a whole column are checked at the speed of C; only where that fails are rows searched.
     """
 
     def __init__(self, document: Any, name: str, *, file: Path) -> None:

@@ -79,7 +79,7 @@ def initialize_tower(modules: Iterable[nn.Module], tower_init: TowerInit) -> Non
 
 
 def logit(probability: float) -> float:
-    """-log((1 - π) / π): the bias with which a sigmoid answers π = `probability`, in (0, 1)."""
+    """-log((1 - π) / π): the bias with which a sigmoid gives π = `probability`, in (0, 1)."""
     return -math.log((1 - probability) / probability)
 
 

@@ -56,7 +56,7 @@ def norm_layer(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module
 
 
 def conv_norm(x: Float[Tensor, "B C H W"], conv: nn.Conv2d, norm: nn.Module) -> Float[Tensor, "B D h w"]:
-    """`norm(conv(x))`; a frozen norm goes into the weights: a pass over the output less, forward and backward."""
+    """`norm(conv(x))`; a frozen norm is multiplied into the weights, which saves a pass forward and one backward."""
     if not isinstance(norm, FrozenBatchNorm):
         y: Tensor = norm(conv(x))
         return y

@@ -1,4 +1,4 @@
-"""How a dense detector tells the class of an anchor: K sigmoids, or one softmax over the classes and the background.
+"""The class losses and scores of a dense detector: K sigmoids, or one softmax over the classes and the background.
 
 Labels are in [0, K], K for background.
 

@@ -1,4 +1,4 @@
-"""Tensors that depend on sizes alone, kept between calls."""
+"""A cache of tensors that depend on sizes and settings alone."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Arguments = ParamSpec("Arguments")
 
 
 def cache_constants(make: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
-    """`make` with its last 64 answers kept, but while the caller is traced, compiled or exported.
+    """`make` with a cache of its last 64 results, which is not used while the caller is traced, compiled or exported.
 
     What is made in a trace stands for numbers that do not exist yet, and would poison every later call.
     """

@@ -98,7 +98,7 @@ class NormalizedLoss(nn.Module):
 
 
 def keep_alpha(module: nn.Module, alpha: Alpha) -> None:
-    """Set `module.alpha`; one per class goes where the module goes."""
+    """Set `module.alpha`; a tensor (one per class) becomes a buffer, which moves with the module."""
     if isinstance(alpha, Tensor):
         module.register_buffer("alpha", alpha, persistent=False)
     else:

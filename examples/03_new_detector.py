@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 import focaldet
@@ -28,7 +28,7 @@ from focaldet.ops.boxes import clip
 from focaldet.ops.losses.fused import focal_loss_sum
 from focaldet.ops.losses.regression import giou_loss
 from focaldet.ops.nms import class_nms
-from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
+from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 STRIDE_PX = 16
 
@@ -65,12 +65,9 @@ class CenterNet(Detector):
         self.classes = Subnet(config.width, depth=1, per_cell=1, values=config.num_classes, bias=logit(0.01))
         self.sides = Subnet(config.width, depth=1, per_cell=1, values=4)
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        return list(self.backbone.parameters())
-
     def forward(
         self,
-        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
+        images: Images,
         sizes: ImageSizes,  # noqa: ARG002  every cell predicts, whether padding or not
         targets: Sequence[Target] | None = None,  # noqa: ARG002  no region depends on them
     ) -> CenterNetOutputs:

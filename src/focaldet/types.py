@@ -24,6 +24,9 @@ class ImageSize(NamedTuple):
     width: int
 
 
+Images = UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]
+"""B RGB images in 0…255, padded to one size."""
+
 ImageSizes = Sequence[ImageSize] | Int64[Tensor, "B 2"]
 """The sizes of B images; as a tensor of (height, width) where the network is traced or compiled."""
 

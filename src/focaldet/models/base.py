@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
@@ -21,7 +21,7 @@ from focaldet.nets.norm import NormKind
 from focaldet.ops.classifier import Classifier
 from focaldet.ops.grids import Grid
 from focaldet.ops.losses.normalize import Normalizer, loss_normalizers
-from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
+from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 Value = TypeVar("Value")
 
@@ -111,7 +111,6 @@ class DetectorConfig:
 
     def grids(self, image: ImageSize) -> tuple[Grid, ...]:
         """The anchors over an input of this size (padding included), finest map first; none without anchors."""
-        del image
         return ()
 
     def replace(self, **changes: Any) -> "DetectorConfig":
@@ -208,26 +207,22 @@ class Detector(nn.Module):
         self._set_scaling()
         return self
 
-    def normalize(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    def normalize(self, images: Images) -> Float[Tensor, "B 3 H W"]:
         """RGB in 0…255 turned into what the first convolution expects, in the type of the weights."""
         x = ((images.float() - self._mean) / self._std).to(self.dtype)
         return x if self.preprocessing.channels == "RGB" else x.flip(1)
 
-    def normalise(self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    def normalise(self, images: Images) -> Float[Tensor, "B 3 H W"]:
         """Deprecated: the name of `normalize` until version 0.1."""
         warnings.warn("Detector.normalise is now called normalize", DeprecationWarning, stacklevel=2)
         return self.normalize(images)
 
     @abstractmethod
-    def forward(
-        self,
-        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
-        sizes: ImageSizes,
-        targets: Sequence[Target] | None = None,
-    ) -> Any:
+    def forward(self, images: Images, sizes: ImageSizes, targets: Sequence[Target] | None = None) -> Any:
         """The raw outputs for RGB images in 0…255, padded at the bottom and right; `sizes` are those without padding.
 
-        `targets` only choose the regions that a second stage sees.
+        One stage predicts at every cell, padding or not, and takes no notice of `sizes`; `targets` only choose the
+        regions that a second stage sees.
         """
 
     @abstractmethod
@@ -242,7 +237,6 @@ class Detector(nn.Module):
         Raises:
             ConfigError: this kind of detector does not have it.
         """
-        del outputs, targets
         raise ConfigError(f"{type(self).__name__} has no method `margins`, which this study needs")
 
     @abstractmethod
@@ -281,9 +275,8 @@ class Detector(nn.Module):
 
         Empty unless `other` describes the first stage of training of this one.
         """
-        del other
         return ()
 
-    @abstractmethod
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that come from pre-training on classification; they usually learn at a lower rate."""
+        return list(self.get_submodule("backbone").parameters())

@@ -14,7 +14,15 @@ from focaldet.ops.matching import MatchConfig
 from focaldet.ops.priors import PriorConfig
 from focaldet.types import Preprocessing, Resize
 
-_TORCHVISION_ANCHORS = AnchorConfig(flavor="torchvision")
+_TORCHVISION = RetinaNetConfig(
+    num_classes=91,
+    norm_eps=0.0,
+    p6_from="P5",
+    anchors=AnchorConfig(flavor="torchvision"),
+    matching=MatchConfig(low_quality="any"),
+    loss=LossConfig(normalizer="image", box="l1"),
+    detect=DetectConfig(max_detections=300),
+)
 
 # Made for small data at 320 px: priors from 16 px on that lie evenly on every map.
 _SMALL_PRIORS = PriorConfig(
@@ -22,8 +30,12 @@ _SMALL_PRIORS = PriorConfig(
 )
 
 # As the released scripts, which are those for VOC.
-_PRIORS_321 = PriorConfig(
-    percents=(10.0, 20.0, 38.0, 56.0, 74.0, 92.0, 110.0), starts_px=(2.5, 2.5, 10.5, 26.5, 90.5, None)
+_SSD321 = SSDConfig(
+    extra_kernels=(2, 2, 3),
+    module_widths=(256,),
+    priors=PriorConfig(
+        percents=(10.0, 20.0, 38.0, 56.0, 74.0, 92.0, 110.0), starts_px=(2.5, 2.5, 10.5, 26.5, 90.5, None)
+    ),
 )
 _SSD_R18 = SSDConfig(
     backbone="resnet18",
@@ -58,6 +70,7 @@ _SSD_PREPROCESSING = Preprocessing(
     resize=Resize(mode="warp", size=513, max_size=None),
     size_divisor=1,
 )
+_SSD321_PREPROCESSING = replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None))
 _LONG_320 = Preprocessing(resize=Resize(mode="long", size=320, max_size=None))
 _WARP_320 = Preprocessing(resize=Resize(mode="warp", size=320, max_size=None))
 
@@ -91,28 +104,16 @@ PRESETS: dict[str, Preset] = {
             loss=LossConfig(box="giou", box_weight=2.0),
         )
     ),
-    "retinanet_r50_fpn_tv": Preset(
-        RetinaNetConfig(
-            num_classes=91,
-            norm_eps=0.0,
-            p6_from="P5",
-            anchors=_TORCHVISION_ANCHORS,
-            matching=MatchConfig(low_quality="any"),
-            loss=LossConfig(normalizer="image", box="l1"),
-            detect=DetectConfig(max_detections=300),
-        ),
-        _TORCHVISION_PREPROCESSING,
-    ),
+    "retinanet_r50_fpn_tv": Preset(_TORCHVISION, _TORCHVISION_PREPROCESSING),
     "retinanet_r50_fpn_v2_tv": Preset(
-        RetinaNetConfig(
-            num_classes=91,
+        replace(
+            _TORCHVISION,
             norm="batch",
+            norm_eps=1e-5,
             frozen_stages=0,
+            p6_from="C5",
             head_norm=True,
-            anchors=_TORCHVISION_ANCHORS,
-            matching=MatchConfig(low_quality="any"),
             loss=LossConfig(normalizer="image", box="giou"),
-            detect=DetectConfig(max_detections=300),
         ),
         _TORCHVISION_PREPROCESSING,
     ),
@@ -141,27 +142,18 @@ PRESETS: dict[str, Preset] = {
     "faster_rcnn_inception_resnet_small": Preset(faster_rcnn.GRMI_SMALL, _LONG_320),
     "faster_rcnn_inception_resnet_small_tdm": Preset(replace(faster_rcnn.GRMI_SMALL, top_down=(64,)), _LONG_320),
     "ssd513_r101": Preset(SSDConfig(), _SSD_PREPROCESSING, published=PublishedAP(31.2, 50.4, 33.3, 10.2, 34.5, 49.8)),
-    "ssd321_r101": Preset(
-        SSDConfig(extra_kernels=(2, 2, 3), module_widths=(256,), priors=_PRIORS_321),
-        replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
-    ),
+    "ssd321_r101": Preset(_SSD321, _SSD321_PREPROCESSING),
     "ssd_r18": Preset(_SSD_R18, _WARP_320),
     "ssd_mobilenet_v2": Preset(
-        SSDConfig(
+        replace(
+            _SSD_R18,
             backbone="mobilenet_v2",
-            norm="frozen",
-            norm_eps=1e-5,
-            stride_in_1x1=False,
             ceil_pool=False,
             dilated_c5=False,
             sources=("C3", "C4", "C5"),
             extra_width=128,
             extra_paddings=(0, 1, 0),
-            extra_norm="group",
             module_widths=(32,),
-            kernels=(3,),
-            tower_init="he",
-            priors=_SMALL_PRIORS,
         ),
         _WARP_320,
     ),
@@ -171,13 +163,7 @@ PRESETS: dict[str, Preset] = {
         published=PublishedAP(33.2, 53.3, 35.2, 13.0, 35.4, 51.1),
     ),
     "dssd321_r101": Preset(
-        SSDConfig(
-            module_widths=(256,),
-            extra_kernels=(2, 2, 3),
-            priors=_PRIORS_321,
-            decoder=DecoderConfig(top_kernel=3, inter_width=None),
-        ),
-        replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", size=321, max_size=None)),
+        replace(_SSD321, decoder=DecoderConfig(top_kernel=3, inter_width=None)), _SSD321_PREPROCESSING
     ),
     "dssd_r18": Preset(replace(_SSD_R18, decoder=DecoderConfig(width=64, inter_width=64, top_kernel=3)), _WARP_320),
     "yolov2": Preset(

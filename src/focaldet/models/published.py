@@ -32,18 +32,11 @@ class DetectorRow:
 
 def detector_rows() -> tuple[DetectorRow, ...]:
     """Every detector of the table, its parameters counted without allocating them."""
-    return tuple(_detector_row(name) for name in PRESETS)
-
-
-def _detector_row(name: str) -> DetectorRow:
-    preset = PRESETS[name]
-    with torch.device("meta"):
-        detector = build(name)
-    return DetectorRow(
-        name=name,
-        backbone=preset.config.backbone or "-",
-        num_classes=preset.config.num_classes,
-        num_parameters=sum(parameter.numel() for parameter in detector.parameters()),
-        input=str(preset.preprocessing.resize),
-        published=preset.published,
-    )
+    rows = []
+    for name, preset in PRESETS.items():
+        with torch.device("meta"):
+            num_parameters = sum(parameter.numel() for parameter in build(name).parameters())
+        config, size = preset.config, str(preset.preprocessing.resize)
+        row = DetectorRow(name, config.backbone or "-", config.num_classes, num_parameters, size, preset.published)
+        rows.append(row)
+    return tuple(rows)

@@ -13,9 +13,9 @@ from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from focaldet.config import Fraction, validate_fields
 from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
@@ -33,7 +33,7 @@ from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
 from focaldet.ops.sampling import MiningConfig, hardest
-from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
+from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 
 @validate_fields
@@ -142,31 +142,14 @@ class RetinaNet(Detector):
         self.backbone = build_backbone(c.backbone, norm=c.norm, eps=c.norm_eps, stride_in_1x1=c.stride_in_1x1)
         self.backbone.freeze(c.frozen_stages)
         self.pyramid = FeaturePyramid(self.backbone.channels[1:], c.width, p6_from=c.p6_from, p7_relu=c.p7_relu)
-        per_cell = c.anchors.per_cell
         biases = prior_biases(c.classifier, num_classes=c.num_classes, prior=c.prior)
-        self.class_subnet = Subnet(
-            c.width,
-            depth=c.head_depth,
-            per_cell=per_cell,
-            values=len(biases),
-            norm=c.head_norm,
-            bias=biases,
-            tower_init=c.tower_init,
+        subnet = partial(
+            Subnet, c.width, depth=c.head_depth, per_cell=c.anchors.per_cell, norm=c.head_norm, tower_init=c.tower_init
         )
-        self.box_subnet = Subnet(
-            c.width, depth=c.head_depth, per_cell=per_cell, values=4, norm=c.head_norm, tower_init=c.tower_init
-        )
+        self.class_subnet = subnet(values=len(biases), bias=biases)
+        self.box_subnet = subnet(values=4)
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        """The parameters that come from ImageNet."""
-        return list(self.backbone.parameters())
-
-    def forward(
-        self,
-        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
-        sizes: ImageSizes,  # noqa: ARG002  every cell answers for itself, padding or not
-        targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
-    ) -> RetinaNetOutputs:
+    def forward(self, images: Images, sizes: ImageSizes, targets: Sequence[Target] | None = None) -> RetinaNetOutputs:
         """Logits and encoded boxes of all anchors for padded RGB images in 0…255."""
         levels = self.pyramid(self.backbone(self.normalize(images))[1:])
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
@@ -206,10 +189,7 @@ class RetinaNet(Detector):
 
     def detect(self, outputs: RetinaNetOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
-        return [
-            self._detect_one(outputs.logits[image], outputs.deltas[image], outputs, size)
-            for image, size in enumerate(sizes)
-        ]
+        return [self._detect_one(outputs, image, size) for image, size in enumerate(sizes)]
 
     def _assign_anchors(
         self, outputs: RetinaNetOutputs, targets: Sequence[Target]
@@ -269,16 +249,11 @@ class RetinaNet(Detector):
         beta = config.beta if config.box == "smooth_l1" else 0.0
         return smooth_l1_loss(deltas, encode(boxes, anchors), beta=beta).sum()
 
-    def _detect_one(
-        self,
-        logits: Float[Tensor, "A V"],
-        deltas: Float[Tensor, "A 4"],
-        outputs: RetinaNetOutputs,
-        size: ImageSize,
-    ) -> Detections:
+    def _detect_one(self, outputs: RetinaNetOutputs, image: int, size: ImageSize) -> Detections:
         config = self.config.detect
-        anchor, label, best = self._candidates(class_logits(logits, self.config.classifier), outputs.level_sizes)
-        boxes = decode(deltas[anchor], outputs.anchors[anchor])
+        logits = class_logits(outputs.logits[image], self.config.classifier)
+        anchor, label, best = self._candidates(logits, outputs.level_sizes)
+        boxes = decode(outputs.deltas[image, anchor], outputs.anchors[anchor])
         clipped = clip(boxes, height=size.height, width=size.width)
         scores = best.sigmoid()
         compared = clipped if config.clip_first else boxes

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -35,7 +35,7 @@ from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
 from focaldet.ops.priors import PriorConfig, all_priors
 from focaldet.ops.sampling import hardest_negatives
-from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
+from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 BACKBONE_STRIDES_PX = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 DILATED_STRIDE_PX = 16  # of a C5 that is dilated in place of halved
@@ -236,21 +236,12 @@ class SSD(Detector):
             layers=layers,
         )
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        """The parameters that come from ImageNet."""
-        return list(self.backbone.parameters())
-
     def starts_from(self, other: Any) -> tuple[str, ...]:
         """A DSSD starts from the encoder of a trained SSD."""
         is_encoder = isinstance(other, SSDConfig) and other.decoder is None and self.config.decoder is not None
         return ("backbone.", "extras.") if is_encoder else ()
 
-    def forward(
-        self,
-        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
-        sizes: ImageSizes,  # noqa: ARG002  every cell answers for itself, padding or not
-        targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
-    ) -> SSDOutputs:
+    def forward(self, images: Images, sizes: ImageSizes, targets: Sequence[Target] | None = None) -> SSDOutputs:
         """Logits and encoded boxes of all priors for padded RGB images in 0…255."""
         maps = self.backbone(self.normalize(images))
         levels = [maps[number] for number in self.source_maps]

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ from focaldet.ops.region import (
     match_region,
     responsible_anchors,
 )
-from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
+from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 STRIDE_PX = 32
 
@@ -182,16 +182,7 @@ class YOLOv2(Detector):
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = c.norm_momentum
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        """The parameters that come from ImageNet."""
-        return list(self.backbone.parameters())
-
-    def forward(
-        self,
-        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
-        sizes: ImageSizes,  # noqa: ARG002  every cell answers for itself, padding or not
-        targets: Sequence[Target] | None = None,  # noqa: ARG002  one stage: no region depends on the truth
-    ) -> YOLOv2Outputs:
+    def forward(self, images: Images, sizes: ImageSizes, targets: Sequence[Target] | None = None) -> YOLOv2Outputs:
         """What the grid predicts for padded RGB images in 0…255, whose sides are multiples of 32 px.
 
         Raises:

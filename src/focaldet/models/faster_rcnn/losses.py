@@ -145,15 +145,8 @@ def rpn_losses(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The objectness and the box loss of the RPN; torch's own generator samples the anchors that are trained."""
     matches = [
-        match_inside(
-            rpn.anchors,
-            target.boxes,
-            target.ignored,
-            frame=frame,
-            straddle_px=straddle_px,
-            config=config.matching,
-        )
-        for target, frame in zip(targets, rpn.image_sizes, strict=True)
+        match_inside(rpn.anchors, t.boxes, t.ignored, frame=frame, straddle_px=straddle_px, config=config.matching)
+        for t, frame in zip(targets, rpn.image_sizes, strict=True)
     ]
     foreground = torch.stack([m.foreground for m in matches])
     trained = ~torch.stack([m.ignored for m in matches])

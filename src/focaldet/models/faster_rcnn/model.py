@@ -15,14 +15,21 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
-from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
-from focaldet.models.faster_rcnn.build import C4_STRIDE_PX, Head, Trunk, build_components, refuse_unused_settings
+from focaldet.models.base import Detector, LossContext, Margins
+from focaldet.models.faster_rcnn.build import (
+    C4_STRIDE_PX,
+    ComponentsConfig,
+    Head,
+    Trunk,
+    build_components,
+    refuse_unused_settings,
+)
 from focaldet.models.faster_rcnn.losses import (
     FasterRCNNOutputs,
     RegionTargets,
@@ -54,14 +61,14 @@ from focaldet.ops.classifier import Classifier, decisions
 from focaldet.ops.grids import Grid, pyramid_grids
 from focaldet.ops.proposals import ProposalConfig
 from focaldet.ops.roi import PoolConfig, pool_pyramid
-from focaldet.types import Detections, ImageSize, ImageSizes, Preprocessing, Target
+from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 Four = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 @validate_fields
 @dataclass(frozen=True, slots=True)
-class FasterRCNNConfig(DetectorConfig):
+class FasterRCNNConfig(ComponentsConfig):
     """Everything that defines a Faster R-CNN; the defaults are the pyramid paper's with ResNet-50, trained jointly.
 
     `trunk` "pyramid" has one anchor size a level, 32…512 px at P2…P6. Its own are `width`, `neck_norm`,
@@ -110,8 +117,8 @@ class FasterRCNNConfig(DetectorConfig):
     detect: FasterRCNNDetectConfig = field(default_factory=FasterRCNNDetectConfig)
 
     def __post_init__(self) -> None:
-        DetectorConfig.__post_init__(self)
-        refuse_unused_settings(self, trunk=self.trunk)
+        ComponentsConfig.__post_init__(self)
+        refuse_unused_settings(self)
 
     @property
     def classifier(self) -> Classifier:
@@ -180,7 +187,7 @@ class FasterRCNN(Detector):
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that come from ImageNet: of a C4 detector also those of conv5, the head."""
         tail = self.roi_head.tail.parameters() if isinstance(self.roi_head, PooledTail) else ()
-        return [*self.backbone.parameters(), *tail]
+        return [*super().backbone_parameters(), *tail]
 
     @property
     def pretrained(self) -> tuple[tuple[str, str], ...]:
@@ -194,12 +201,7 @@ class FasterRCNN(Detector):
             return ()
         return ("backbone.", "roi_head.tail.", "predictor.")
 
-    def forward(
-        self,
-        images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"],
-        sizes: ImageSizes,
-        targets: Sequence[Target] | None = None,
-    ) -> FasterRCNNOutputs:
+    def forward(self, images: Images, sizes: ImageSizes, targets: Sequence[Target] | None = None) -> FasterRCNNOutputs:
         """The raw outputs of both stages; with `targets` the second one gets a random sample around their boxes.
 
         Without targets `plus.refine` adds the regions of box refinement, `plus.scales` further maps to pool from.
@@ -233,9 +235,7 @@ class FasterRCNN(Detector):
         maps: list[Tensor] = self.backbone(x)
         return self.pyramid(maps) if self.pyramid is not None else maps[-1:]
 
-    def first_stage(
-        self, images: UInt8[Tensor, "B 3 H W"] | Float[Tensor, "B 3 H W"], sizes: ImageSizes
-    ) -> tuple[list[Tensor], RPNOutputs]:
+    def first_stage(self, images: Images, sizes: ImageSizes) -> tuple[list[Tensor], RPNOutputs]:
         """The feature maps, and the raw outputs of the RPN on them."""
         levels = self.levels(self.normalize(images))
         shapes = tuple(_frame(level) for level in levels)

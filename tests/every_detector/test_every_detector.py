@@ -147,16 +147,16 @@ def target(boxes: list[list[int]], labels: list[int]) -> Target:
 
 TARGETS = (target([[4, 4, 36, 40], [50, 10, 90, 60]], [0, 2]), target([[20, 12, 60, 44]], [1]))
 BACKGROUND = (Target.empty(), Target.empty())
-CROWDS = tuple(replace(found, ignored=torch.ones_like(found.ignored)) for found in TARGETS)
+CROWDS = tuple(replace(target, ignored=torch.ones_like(target.ignored)) for target in TARGETS)
 
 
-def with_crowd(found: Target, boxes: Tensor) -> Target:
+def with_crowd(target: Target, boxes: Tensor) -> Target:
     """The target and ignored boxes beside its own."""
     more = len(boxes)
     return Target(
-        torch.cat([found.boxes, boxes]),
-        torch.cat([found.labels, found.labels[:1].expand(more)]),
-        torch.cat([found.ignored, torch.ones(more, dtype=torch.bool)]),
+        torch.cat([target.boxes, boxes]),
+        torch.cat([target.labels, target.labels[:1].expand(more)]),
+        torch.cat([target.ignored, torch.ones(more, dtype=torch.bool)]),
     )
 
 
@@ -283,16 +283,16 @@ def test_a_batch_gives_what_its_images_give_alone(name: str) -> None:
     detector, batch = fresh(name), images(3)
     with torch.inference_mode():
         together = numbered(detector(batch, [WHOLE[0]] * 3))
-        for place in range(3):
-            alone = numbered(detector(batch[place : place + 1], WHOLE[:1]))
+        for index in range(3):
+            alone = numbered(detector(batch[index : index + 1], WHOLE[:1]))
             for field in {"logits", "objectness", "deltas"} & set(together._fields):
-                one, other = getattr(together, field)[place], getattr(alone, field)[0]
+                one, other = getattr(together, field)[index], getattr(alone, field)[0]
                 # The last digit of fp32 grows with what the random layers make of it.
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * max(1.0, float(other.std())))
 
 
 @running
-def test_bytes_and_floats_are_the_same_picture(name: str) -> None:
+def test_bytes_and_floats_are_the_same_image(name: str) -> None:
     detector = fresh(name)
     with torch.inference_mode():
         assert_alike(detector(images(), WHOLE), detector(images().float(), WHOLE))
@@ -324,9 +324,9 @@ def test_training_mode_changes_nothing(name: str) -> None:
 def test_detections_are_sane(name: str) -> None:
     detector = fresh(name)
     with torch.inference_mode():
-        found = detector.detect(excited(detector(images(), WHOLE)), SIZES)
-    assert len(found) == len(SIZES)
-    for detections, size in zip(found, SIZES, strict=True):
+        actual = detector.detect(excited(detector(images(), WHOLE)), SIZES)
+    assert len(actual) == len(SIZES)
+    for detections, size in zip(actual, SIZES, strict=True):
         assert 5 < len(detections) <= detector.config.detect.max_detections
         assert (detections.boxes.dtype, detections.scores.dtype) == (torch.float32, torch.float32)
         assert detections.class_names == CLASSES
@@ -338,13 +338,13 @@ def test_detections_are_sane(name: str) -> None:
 
 
 @running
-def test_nothing_found_is_an_answer(name: str) -> None:
+def test_no_detections_are_a_result(name: str) -> None:
     detector = fresh(name)
     with torch.inference_mode():
-        found = detector.detect(silenced(detector(images(), WHOLE)), SIZES)
-    assert [len(detections) for detections in found] == [0, 0]
-    assert found[0].boxes.shape == (0, 4)
-    assert found[0].to_coco(image_id=1) == []
+        actual = detector.detect(silenced(detector(images(), WHOLE)), SIZES)
+    assert [len(detections) for detections in actual] == [0, 0]
+    assert actual[0].boxes.shape == (0, 4)
+    assert actual[0].to_coco(image_id=1) == []
 
 
 @running
@@ -359,17 +359,19 @@ def test_losses_are_finite_and_reach_every_trained_parameter(name: str, targets:
     losses = detector.losses(detector(images(), WHOLE, targets), targets, LossContext())
     assert all(loss.shape == () and loss.isfinite() and loss >= 0 for loss in losses.values())
     torch.stack(list(losses.values())).sum().backward()
-    for place, parameter in detector.named_parameters():
-        assert (parameter.grad is not None) == parameter.requires_grad, place
-        assert parameter.grad is None or parameter.grad.isfinite().all(), place
+    for tensor_name, parameter in detector.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, tensor_name
+        assert parameter.grad is None or parameter.grad.isfinite().all(), tensor_name
     if targets is TARGETS:
-        silent = [place for place, p in detector.named_parameters() if p.grad is not None and not p.grad.any()]
+        silent = [
+            tensor_name for tensor_name, p in detector.named_parameters() if p.grad is not None and not p.grad.any()
+        ]
         # No anchor of the coarse levels is among the hardest of these images; a level without objects moves no box.
         loss = getattr(detector.config, "loss", None)
         mined = getattr(loss, "mining", None) is not None or getattr(loss, "kind", None) == "mining"
         allowed = re.compile(r"pyramid\.|extras\.|decoder\.|predictors\." if mined else r"predictors\.\d+\.box")
-        assert not [place for place in silent if not allowed.match(place)]
-        levels = [place for place, _ in detector.named_parameters() if place.endswith("boxes.weight")]
+        assert not [tensor_name for tensor_name in silent if not allowed.match(tensor_name)]
+        levels = [tensor_name for tensor_name, _ in detector.named_parameters() if tensor_name.endswith("boxes.weight")]
         assert not levels or set(levels) - set(silent), "some level moves boxes"
 
 
@@ -382,7 +384,7 @@ def test_ignored_boxes_are_neither_object_nor_background(name: str) -> None:
             kind: detector.losses(outputs, targets, LossContext())
             for kind, targets in (("objects", TARGETS), ("crowds", CROWDS), ("background", BACKGROUND))
         }
-    sums = {kind: float(sum(found.values())) for kind, found in losses.items()}
+    sums = {kind: float(sum(values.values())) for kind, values in losses.items()}
     if isinstance(detector, FasterRCNN):
         return  # the mean over a drawn sample: tests/models/test_faster_rcnn.py looks at what is left out
     if getattr(detector.config.loss, "kind", None) == "mining":
@@ -391,7 +393,7 @@ def test_ignored_boxes_are_neither_object_nor_background(name: str) -> None:
         assert sums["crowds"] < sums["background"], "anchors on a crowd leave the loss"
     assert sums["crowds"] != sums["objects"]
     everywhere = torch.tensor([[0.0, 0.0, PADDED[1], PADDED[0]]])
-    beside = tuple(with_crowd(found, everywhere) for found in TARGETS)
+    beside = tuple(with_crowd(target, everywhere) for target in TARGETS)
     with torch.inference_mode():
         quiet = detector.losses(outputs, beside, LossContext())
     assert float(sum(quiet.values())) < sums["objects"], "so do those on a crowd beside objects"
@@ -417,7 +419,7 @@ def test_checkpoints_give_the_same_detector(name: str, tmp_path: Path) -> None:
     assert (loaded.config, loaded.class_names) == (detector.config, CLASSES)
     assert loaded.preprocessing == detector.preprocessing
     state = loaded.state_dict()
-    assert all(torch.equal(state[place], value) for place, value in detector.state_dict().items())
+    assert all(torch.equal(state[tensor_name], value) for tensor_name, value in detector.state_dict().items())
     with torch.inference_mode():
         assert_alike(loaded(images(), WHOLE), detector(images(), WHOLE), tolerance=0)
 
@@ -430,9 +432,9 @@ def test_half_precision_stays_finite(name: str) -> None:
     assert (outputs.logits.dtype, outputs.deltas.dtype) == (torch.float32, torch.float32)
     assert outputs.logits.isfinite().all() and outputs.deltas.isfinite().all()
     field = "logits" if hasattr(numbered(outputs), "logits") else "objectness"
-    found, exact = (getattr(numbered(each), field).detach() for each in (outputs, detector(images(), WHOLE)))
+    actual, exact = (getattr(numbered(each), field).detach() for each in (outputs, detector(images(), WHOLE)))
     # bf16 keeps 8 bits, and seventeen blocks of random weights make the most of what it loses.
-    assert (found - exact).abs().mean() < max(0.1, 0.3 * float(exact.std()))
+    assert (actual - exact).abs().mean() < max(0.1, 0.3 * float(exact.std()))
 
 
 def test_preprocessing_is_the_detectors_own() -> None:

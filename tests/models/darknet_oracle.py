@@ -31,7 +31,7 @@ def conv_shapes(layers, channels=3):
             shapes.append((filters, channels, size, normalized))
             channels = filters
         elif kind == "route":
-            channels = sum(widths[place] for place in rest)
+            channels = sum(widths[index] for index in rest)
         elif kind == "reorg":
             channels *= 4
         widths.append(channels)
@@ -69,7 +69,7 @@ def network(image, layers, convolutions):
             channels, height, width = x.shape
             x = reorg(x.ravel(), width, height, channels, 2).reshape(channels * 4, height // 2, width // 2)
         else:
-            x = np.concatenate([outputs[place] for place in parameters])
+            x = np.concatenate([outputs[index] for index in parameters])
         outputs.append(x)
     assert not rest
     return x
@@ -248,12 +248,12 @@ class Region:
 
     def detections(self, *, thresh=0.005, nms=0.45):
         """(class, score, box) after do_nms_sort, class by class."""
-        found = []
+        actual = []
         for k in range(self.classes):
             ranked = sorted(((p[k], box) for box, p in self.boxes() if p[k] > thresh), key=lambda item: -item[0])
             kept = []
             for score, box in ranked:
                 if all(box_iou(box, other) <= nms for _, other in kept):
                     kept.append((score, box))
-            found += [(k, score, box) for score, box in kept]
-        return sorted(found, key=lambda item: -item[1])
+            actual += [(k, score, box) for score, box in kept]
+        return sorted(actual, key=lambda item: -item[1])

@@ -34,9 +34,9 @@ WITHOUT_REGIONS = 2
 
 def detector() -> FasterRCNN:
     torch.manual_seed(0)
-    found = build("faster_rcnn_mobilenet_v2_fpn", num_classes=2, architecture=ARCHITECTURE)
-    assert isinstance(found, FasterRCNN)
-    return found.train()
+    network = build("faster_rcnn_mobilenet_v2_fpn", num_classes=2, architecture=ARCHITECTURE)
+    assert isinstance(network, FasterRCNN)
+    return network.train()
 
 
 def random_images() -> Tensor:
@@ -46,26 +46,26 @@ def random_images() -> Tensor:
 def given_regions(targets: tuple[Target, ...], *, step: int, ranks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Five regions of each image around an object, one of them the object; none for the second in the last step."""
     base = OBJECT.boxes + torch.tensor([[0.0], [2.0], [-3.0], [12.0], [20.0]])
-    found = [base[:0] if step == WITHOUT_REGIONS and rank == 1 else base for rank in ranks]
-    index = [torch.full((len(regions),), place) for place, regions in enumerate(found)]
+    regions_of_ranks = [base[:0] if step == WITHOUT_REGIONS and rank == 1 else base for rank in ranks]
+    index = [torch.full((len(regions),), position) for position, regions in enumerate(regions_of_ranks)]
     assert len(targets) == len(ranks)
-    return torch.cat(found), torch.cat(index)
+    return torch.cat(regions_of_ranks), torch.cat(index)
 
 
 def train(ranks: tuple[int, ...], context: LossContext, *, parallel: bool) -> dict[str, Tensor]:
     """The weights after all steps; `ranks` are the images that this process has."""
-    found = detector()
-    module = DistributedDataParallel(found) if parallel else found
-    optimizer = torch.optim.SGD(found.parameters(), lr=0.05)
+    network = detector()
+    module = DistributedDataParallel(network) if parallel else network
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     for step, every in enumerate(STEPS):
         targets = tuple(every[rank] for rank in ranks)
         optimizer.zero_grad()
         given = given_regions(targets, step=step, ranks=ranks)
         with mock.patch.object(model, "propose_regions", return_value=given):
             outputs = module(random_images()[list(ranks)], [ImageSize(64, 64)] * len(ranks), targets)
-        torch.stack(list(found.losses(outputs, targets, context).values())).sum().backward()
+        torch.stack(list(network.losses(outputs, targets, context).values())).sum().backward()
         optimizer.step()
-    return {name: parameter.detach() for name, parameter in found.named_parameters()}
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 
 if __name__ == "__main__":

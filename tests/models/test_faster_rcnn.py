@@ -185,7 +185,7 @@ def test_the_second_stages_minibatch(case):
 
 
 def test_detections_by_hand():
-    """Two cats that overlap and a dog on the same place: one cat falls; what the border cuts to nothing is none."""
+    """Two cats that overlap and a dog at the same position: one cat falls; what the border cuts to nothing is none."""
     network = detector(detect={"score_threshold": 0.3})
     regions = torch.cat([ANCHORS, torch.tensor([[100.0, 5.0, 120.0, 25.0]])])
     logits = [[2.0, 0.0, 0.0], [1.9, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 4.0], [9.0, 0.0, 0.0]]
@@ -229,13 +229,13 @@ def test_targets_choose_the_regions_and_nothing_else_does():
     assert torch.equal(again.regions, twice.regions) and torch.equal(again.logits, twice.logits)
 
 
-def test_regions_stay_in_the_picture_though_the_batch_is_larger():
+def test_regions_stay_in_the_image_though_the_batch_is_larger():
     images = random_images()
     images[0, :, 40:] = torch.tensor(focaldet.Preprocessing().rgb_mean)[:, None, None]
     with torch.inference_mode():
         raw = detector().eval()(images, [ImageSize(40, 96), ImageSize(64, 96)])
     assert raw.rpn.image_sizes.tolist() == [[40.0, 96.0], [64.0, 96.0]]
-    bottoms = [float(raw.regions[raw.image_index == place, 3].max()) for place in (0, 1)]
+    bottoms = [float(raw.regions[raw.image_index == position, 3].max()) for position in (0, 1)]
     assert bottoms == [40.0, 64.0]
 
 
@@ -249,14 +249,14 @@ def test_the_second_stage_does_not_mix_images():
         logits, deltas = network.second_stage(
             [ScaledMaps(levels, (64, 96))], regions, index, image_sizes=first.image_sizes
         )
-        for place in range(3):
-            own = [level[index[place]][None] for level in levels]
+        for position in range(3):
+            own = [level[index[position]][None] for level in levels]
             here = torch.zeros(1, dtype=torch.int64)
             one = network.second_stage(
-                [ScaledMaps(own, (64, 96))], regions[[place]], here, image_sizes=first.image_sizes[:1]
+                [ScaledMaps(own, (64, 96))], regions[[position]], here, image_sizes=first.image_sizes[:1]
             )
-            torch.testing.assert_close(logits[[place]], one[0], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(deltas[[place]], one[1], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(logits[[position]], one[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(deltas[[position]], one[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -346,8 +346,8 @@ def test_objectness_and_boxes_are_in_the_order_of_the_anchors():
         head.tower[0].weight[:, :, 1, 1] = torch.eye(3)
         head.objectness.weight.copy_(torch.eye(3)[:, :, None, None])
     cells = torch.arange(12.0).reshape(1, 1, 3, 4) * 10
-    objectness, _ = head([torch.cat([cells + place for place in range(3)], 1)])
-    assert objectness[0].tolist() == [10.0 * cell + place for cell in range(12) for place in range(3)]
+    objectness, _ = head([torch.cat([cells + position for position in range(3)], 1)])
+    assert objectness[0].tolist() == [10.0 * cell + position for cell in range(12) for position in range(3)]
 
 
 def test_norms_without_regions_keep_their_statistics():

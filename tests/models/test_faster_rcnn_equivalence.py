@@ -39,9 +39,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return paired(request.param, tmp_path_factory.mktemp("weights"), size_px=EVERYDAY_PX)
 
 
-def assert_close_logits(found: Tensor, expected: Tensor) -> None:
-    assert found.shape == expected.shape
-    assert ((found - expected).abs() / expected.abs().clamp(min=1)).max() <= 1e-4
+def assert_close_logits(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    assert ((actual - expected).abs() / expected.abs().clamp(min=1)).max() <= 1e-4
 
 
 def on_proposals(detector: Detector, x: Tensor, size: ImageSize, proposals: Tensor) -> FasterRCNNOutputs:
@@ -54,11 +54,11 @@ def on_proposals(detector: Detector, x: Tensor, size: ImageSize, proposals: Tens
     return FasterRCNNOutputs(first, proposals, index, *results)
 
 
-def fraction_detected(found: Detections, expected: dict[str, Tensor]) -> float:
+def fraction_detected(actual: Detections, expected: dict[str, Tensor]) -> float:
     """The fraction of torchvision's detections that are among those here: same class, box and score, in any order."""
-    apart = torch.cdist(expected["boxes"], found.boxes, p=torch.inf)
-    same = (apart <= 1e-2) & (expected["labels"][:, None] == found.labels + 1)
-    same &= (expected["scores"][:, None] - found.scores).abs() <= 1e-4
+    apart = torch.cdist(expected["boxes"], actual.boxes, p=torch.inf)
+    same = (apart <= 1e-2) & (expected["labels"][:, None] == actual.labels + 1)
+    same &= (expected["scores"][:, None] - actual.scores).abs() <= 1e-4
     return float(same.any(1).float().mean())
 
 
@@ -91,23 +91,23 @@ def compare(pair: Pair, images: Iterable[Tensor], *, wanted: int, size_px: int, 
         nearest = apart.argmin(1)
         assert_close_logits(outputs.logits[nearest], raw["logits"].roll(-1, 1))
         torch.testing.assert_close(outputs.deltas[nearest], raw["deltas"][:, 1:], rtol=1e-4, atol=1e-3)
-        found = detector.detect(outputs, [size])[0].scale(image.shape[2] / size.width, image.shape[1] / size.height)
-        assert len(found) >= 100
-        assert len(found) == len(expected["labels"])
+        actual = detector.detect(outputs, [size])[0].scale(image.shape[2] / size.width, image.shape[1] / size.height)
+        assert len(actual) >= 100
+        assert len(actual) == len(expected["labels"])
         if alike < 1:
-            assert fraction_detected(found, expected) >= alike
+            assert fraction_detected(actual, expected) >= alike
             continue
-        assert torch.equal(found.labels + 1, expected["labels"])
-        assert (found.boxes - expected["boxes"]).abs().max() <= 1e-2
-        assert (found.scores - expected["scores"]).abs().max() <= 1e-4
-        assert found.names[0] == COCO_NAMES[int(expected["labels"][0])]
+        assert torch.equal(actual.labels + 1, expected["labels"])
+        assert (actual.boxes - expected["boxes"]).abs().max() <= 1e-2
+        assert (actual.scores - expected["scores"]).abs().max() <= 1e-4
+        assert actual.names[0] == COCO_NAMES[int(expected["labels"][0])]
 
 
-def test_answers_on_photographs(pair: Pair) -> None:
+def test_detections_on_photographs(pair: Pair) -> None:
     compare(pair, photographs(), wanted=2, size_px=EVERYDAY_PX)
 
 
-def test_answers_on_coco_pictures(pair: Pair, real_data: Path) -> None:
+def test_detections_on_coco_images(pair: Pair, real_data: Path) -> None:
     compare(pair, coco_images(real_data / "coco_mini" / "val2017"), wanted=5, size_px=EVERYDAY_PX)
 
 
@@ -141,8 +141,8 @@ def test_equivalent_presets_have_torchvisions_numbers(name: str) -> None:
     with torch.device("meta"):
         reference = EQUIVALENTS[name][0](weights=None, weights_backbone=None)
     config, rpn, heads = find_preset(name).config, reference.rpn, reference.roi_heads
-    found = (config.detect.score_threshold, config.detect.nms_iou, config.detect.max_detections)
-    assert found == (heads.score_thresh, heads.nms_thresh, heads.detections_per_img)
+    actual = (config.detect.score_threshold, config.detect.nms_iou, config.detect.max_detections)
+    assert actual == (heads.score_thresh, heads.nms_thresh, heads.detections_per_img)
     for mode, limits in (("training", config.proposals.train), ("testing", config.proposals.detect)):
         assert (limits.top_k, limits.keep) == (rpn._pre_nms_top_n[mode], rpn._post_nms_top_n[mode])
     assert config.proposals.nms_iou == rpn.nms_thresh

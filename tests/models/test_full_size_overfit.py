@@ -64,7 +64,7 @@ def test_ssd513(ssd513):
 
 
 def test_dssd513(ssd513, real_data, tmp_path):
-    architecture = [f"--architecture.{word}" if place % 2 == 0 else word for place, word in enumerate(FROZEN_ENCODER)]
+    architecture = [f"--architecture.{word}" if index % 2 == 0 else word for index, word in enumerate(FROZEN_ENCODER)]
     overfit(
         tmp_path / "dssd513",
         real_data / "bccd",

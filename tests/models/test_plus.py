@@ -67,7 +67,7 @@ def test_two_neighbouring_scales_whose_region_is_nearest_to_the_canonical_side(c
         assert abs(pair[0] - pair[1]) == 1
 
 
-def test_of_two_scales_the_larger_value_counts_in_each_place():
+def test_of_two_scales_the_larger_value_counts_at_each_position():
     maps = [ScaledMaps((), (1, 1), (factor, factor)) for factor in (0.5, 1.0, 2.0)]
     regions = torch.tensor(
         [[0.0, 0, 10, 10], [0, 0, 40, 40], [0, 0, 90, 90]]
@@ -85,7 +85,7 @@ def test_of_two_scales_the_larger_value_counts_in_each_place():
     assert largest[2].tolist() == [90.0, -45.0]
 
 
-def test_views_are_the_pictures_at_their_scales():
+def test_views_are_the_images_at_their_scales():
     x = torch.rand(1, 3, 30, 50)
     calls = []
     own, other = [torch.zeros(1)], [torch.ones(1)]
@@ -124,7 +124,7 @@ def test_one_scale_of_1_is_none():
 
 
 @torch.inference_mode()
-def test_context_is_the_picture_without_its_padding_beside_every_region():
+def test_context_is_the_image_without_its_padding_beside_every_region():
     network = detector(context=True)
     images = random_images()
     images[0, :, 40:] = torch.tensor(focaldet.Preprocessing().rgb_mean)[:, None, None]

@@ -62,49 +62,49 @@ def test_settings_out_of_range_are_named(setting, problem):
 
 def test_detections_by_hand():
     low = logit(0.01)
-    found = detector().detect(
+    actual = detector().detect(
         outputs([[logit(0.9), low], [logit(0.8), logit(0.6)], [low, logit(0.7)], [low, logit(0.04)]]),
         [ImageSize(80, 80)],
     )[0]
-    # The second cat overlaps the first by 9/11 and goes; the dog in its place stays; .04 is below the threshold.
-    assert found.names == ("cat", "dog", "dog")
-    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.6]))
-    assert found.boxes.tolist() == [[0, 0, 10, 10], [50, 50, 80, 80], [1, 0, 11, 10]], "clipped to the image"
+    # The second cat overlaps the first by 9/11 and goes; the dog there stays; .04 is below the threshold.
+    assert actual.names == ("cat", "dog", "dog")
+    torch.testing.assert_close(actual.scores, torch.tensor([0.9, 0.7, 0.6]))
+    assert actual.boxes.tolist() == [[0, 0, 10, 10], [50, 50, 80, 80], [1, 0, 11, 10]], "clipped to the image"
 
 
 def test_boxes_are_cut_to_the_image_before_or_behind_suppression():
-    """In a image 2 wide the two left boxes share a half; whole, as detectron2 compares them, 9/11."""
+    """In an image 2 wide the two left boxes share a half; whole, as detectron2 compares them, 9/11."""
     rows, size = [[logit(0.9), 0.0], [logit(0.8), 0.0], *[[logit(0.01)] * 2] * 2], ImageSize(10, 2)
     for clip_first, expected in ((True, [[0, 0, 2, 10], [1, 0, 2, 10]]), (False, [[0, 0, 2, 10]])):
         settings = {"nms_iou": 0.6, "score_threshold": 0.7, "clip_first": clip_first}
-        (found,) = detector(detect=settings).detect(outputs(rows), [size])
-        assert found.boxes.tolist() == expected
+        (actual,) = detector(detect=settings).detect(outputs(rows), [size])
+        assert actual.boxes.tolist() == expected
 
 
 def test_best_candidates_are_chosen_level_by_level():
     rows = [[logit(0.9), logit(0.8)], [logit(0.7), logit(0.6)], [logit(0.2), logit(0.1)], [logit(0.3), logit(0.1)]]
-    found = detector(detect={"top_k": 1}).detect(outputs(rows), [ImageSize(300, 300)])[0]
-    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.3, 0.2]))
+    actual = detector(detect={"top_k": 1}).detect(outputs(rows), [ImageSize(300, 300)])[0]
+    torch.testing.assert_close(actual.scores, torch.tensor([0.9, 0.3, 0.2]))
     few = detector(detect={"max_detections": 2}).detect(outputs(rows), [ImageSize(300, 300)])[0]
     assert len(few) == 2
 
 
 def test_threshold_zero_keeps_everything():
-    found = detector(detect={"score_threshold": 0.0, "nms_iou": 1.0}).detect(
+    actual = detector(detect={"score_threshold": 0.0, "nms_iou": 1.0}).detect(
         outputs([[-50.0, -60.0]] * 4), [ImageSize(300, 300)]
     )[0]
-    assert len(found) == 8
+    assert len(actual) == 8
 
 
 def test_losses_by_hand():
     rows = [[0.0, 0.0]] * 4
     truth = [target([[0.0, 0.0, 10.0, 10.0]], [1])]
     net = detector(loss={"alpha": None, "gamma": 0.0})
-    found = net.losses(outputs(rows), truth, LossContext())
+    actual = net.losses(outputs(rows), truth, LossContext())
     # Anchors 0 and 1 (IoU 9/11) are foreground: 8 cross entropies of log 2 over 2 positives.
-    assert found["class"].item() == pytest.approx(8 * math.log(2) / 2, rel=1e-6)
+    assert actual["class"].item() == pytest.approx(8 * math.log(2) / 2, rel=1e-6)
     # Anchor 1 is a tenth of its side off, below the corner at .11.
-    assert found["box"].item() == pytest.approx(0.5 * 0.1**2 / 0.11 / 2, rel=1e-4)
+    assert actual["box"].item() == pytest.approx(0.5 * 0.1**2 / 0.11 / 2, rel=1e-4)
 
 
 def test_ignored_boxes_take_their_anchors_out():
@@ -200,12 +200,12 @@ def test_a_fresh_head_costs_what_its_prior_says(alpha, gamma, prior):
     anchors[:, 2:] += 100
     objects = target(anchors[::9].tolist(), [0] * len(anchors[::9]))
     raw = RetinaNetOutputs(logits, torch.zeros(1, num_anchors, 4), anchors, (num_anchors,))
-    found = net.losses(raw, [objects], LossContext())["class"].item()
+    actual = net.losses(raw, [objects], LossContext())["class"].item()
     positives, negatives = len(objects.boxes), 2 * num_anchors - len(objects.boxes)
     weight = (alpha, 1 - alpha) if alpha is not None else (1, 1)
     of_positive = -weight[0] * (1 - prior) ** gamma * math.log(prior)
     of_negative = -weight[1] * prior**gamma * math.log(1 - prior)
-    assert found == pytest.approx(of_positive + negatives / positives * of_negative, rel=0.01)
+    assert actual == pytest.approx(of_positive + negatives / positives * of_negative, rel=0.01)
 
 
 MINED = {"alpha": None, "gamma": 0.0, "mining": {"batch": 2}}
@@ -219,10 +219,10 @@ def cross_entropy(*x_t):
 
 def test_mining_by_hand():
     """Anchor 1 of the dog is harder than anchor 0 and suppresses it; the other survivor is the cat that is none."""
-    found = detector(loss=MINED).losses(outputs(ROWS), [DOG], LossContext())
-    assert found["class"].item() == pytest.approx((cross_entropy(1.0, 0.5) + cross_entropy(-1.0, 2.0)) / 2, rel=1e-6)
+    actual = detector(loss=MINED).losses(outputs(ROWS), [DOG], LossContext())
+    assert actual["class"].item() == pytest.approx((cross_entropy(1.0, 0.5) + cross_entropy(-1.0, 2.0)) / 2, rel=1e-6)
     plain = detector(loss={**MINED, "mining": None}).losses(outputs(ROWS), [DOG], LossContext())
-    assert plain["box"] == found["box"], "boxes are learnt from all positives"
+    assert plain["box"] == actual["box"], "boxes are learnt from all positives"
     margins = detector(loss=MINED).margins(outputs(ROWS), [DOG])
     assert margins.positive.tolist() == [0.5] and sorted(margins.negative.tolist()) == [-1.0, 1.0, 2.0]
 
@@ -251,9 +251,9 @@ def test_mining_divides_by_what_was_chosen(normalizer):
         len(margins.positive) + len(margins.negative) for margins in (net.margins(raw, [DOG]), net.margins(raw, [far]))
     ]
     assert kept == [4, 0], "two anchors of two classes; all others lie on crowds"
-    found = net.losses(both, [DOG, far], context)["class"]
+    actual = net.losses(both, [DOG, far], context)["class"]
     expected = (alone[0] + alone[1]) / 2 if normalizer == "image" else alone[0]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     assert set(context.averages) == ({"positives"} if normalizer == "moving_average" else set())
 
 
@@ -272,9 +272,9 @@ def test_softmax_losses_by_hand():
 
 def test_softmax_detections_by_hand():
     rows = torch.tensor([[0.9, 0.05, 0.05], [0.02, 0.6, 0.38], [0.01, 0.7, 0.29], [0.04, 0.04, 0.92]]).log() + 3.0
-    found = softmax().detect(outputs(rows.tolist()), [ImageSize(300, 300)])[0]
-    assert found.names == ("cat", "dog", "dog")
-    torch.testing.assert_close(found.scores, torch.tensor([0.9, 0.7, 0.6]))
+    actual = softmax().detect(outputs(rows.tolist()), [ImageSize(300, 300)])[0]
+    assert actual.names == ("cat", "dog", "dog")
+    torch.testing.assert_close(actual.scores, torch.tensor([0.9, 0.7, 0.6]))
 
 
 def test_softmax_margins_are_one_for_each_anchor():

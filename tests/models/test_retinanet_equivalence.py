@@ -54,18 +54,18 @@ def compare(pair: tuple[Any, Detector], images: Iterable[Tensor], *, wanted: int
         assert outputs.logits.shape == logits.shape
         assert ((outputs.logits - logits).abs() / logits.abs().clamp(min=1)).max() <= 1e-4
         torch.testing.assert_close(outputs.deltas, raw["bbox_regression"], rtol=1e-4, atol=1e-4)
-        found = detector.detect(outputs, [size])[0].scale(image.shape[2] / size.width, image.shape[1] / size.height)
-        assert len(found) >= 100
-        assert torch.equal(found.labels, expected["labels"])
-        assert (found.boxes - expected["boxes"]).abs().max() <= 1e-2
-        assert found.names[0] == COCO_NAMES[int(found.labels[0])]
+        actual = detector.detect(outputs, [size])[0].scale(image.shape[2] / size.width, image.shape[1] / size.height)
+        assert len(actual) >= 100
+        assert torch.equal(actual.labels, expected["labels"])
+        assert (actual.boxes - expected["boxes"]).abs().max() <= 1e-2
+        assert actual.names[0] == COCO_NAMES[int(actual.labels[0])]
 
 
-def test_answers_on_photographs(pair: tuple[Any, Detector]) -> None:
+def test_detections_on_photographs(pair: tuple[Any, Detector]) -> None:
     compare(pair, photographs(), wanted=2, size_px=EVERYDAY_PX)
 
 
-def test_answers_on_coco_pictures(pair: tuple[Any, Detector], real_data: Path) -> None:
+def test_detections_on_coco_images(pair: tuple[Any, Detector], real_data: Path) -> None:
     compare(pair, coco_images(real_data / "coco_mini" / "val2017"), wanted=5, size_px=EVERYDAY_PX)
 
 
@@ -97,11 +97,11 @@ def test_an_epsilon_of_another_version_would_be_noticed(pair: tuple[Any, Detecto
 
 
 @pytest.mark.parametrize("name", EQUIVALENTS)
-def test_twins_keep_as_many_detections_as_torchvision(name: str) -> None:
+def test_equivalents_keep_as_many_detections_as_torchvision(name: str) -> None:
     reference = EQUIVALENTS[name][0](weights=None, weights_backbone=None)
     detect = find_preset(name).config.detect
-    found = (detect.score_threshold, detect.top_k, detect.nms_iou, detect.max_detections)
-    assert found == (
+    actual = (detect.score_threshold, detect.top_k, detect.nms_iou, detect.max_detections)
+    assert actual == (
         reference.score_thresh,
         reference.topk_candidates,
         reference.nms_thresh,

@@ -112,7 +112,7 @@ def test_the_losses_by_hand():
     target = object_at(1.0, 0.0, 11.0, 12.0)
     losses = tiny().losses(OUTPUTS, [target], LossContext())
     rows = LOGITS.tolist()
-    of_background = sorted((cross_entropy(rows[place], 2) for place in range(1, 5)), reverse=True)
+    of_background = sorted((cross_entropy(rows[index], 2) for index in range(1, 5)), reverse=True)
     assert float(losses["class"]) == pytest.approx(cross_entropy(rows[0], 0) + sum(of_background[:3]), rel=1e-6)
     centre_x, centre_y, width, height = 6.0, 6.0, 10.0, 12.0
     offsets = [(centre_x - 5) / 10 / 0.1, (centre_y - 5) / 10 / 0.1]
@@ -128,7 +128,7 @@ def test_both_losses_are_divided_by_the_matches_of_the_batch():
     together = tiny().losses(batch, [two, Target.empty()], LossContext())
     rows = LOGITS.tolist()
     objects = cross_entropy(rows[0], 0) + cross_entropy(rows[2], 1)
-    negatives = sum(cross_entropy(rows[place], 2) for place in (1, 3, 4))
+    negatives = sum(cross_entropy(rows[index], 2) for index in (1, 3, 4))
     assert float(together["class"]) == pytest.approx((objects + negatives) / 2, rel=1e-6)
     alone = tiny().losses(OUTPUTS, [two], LossContext())
     assert float(together["box"]) == pytest.approx(float(alone["box"]), rel=1e-6)
@@ -145,14 +145,14 @@ def test_matches_count_over_all_processes():
 
 
 @pytest.mark.parametrize("kind", ["focal", "softmax_focal"])
-def test_one_field_puts_the_focal_loss_in_the_place_of_mining(kind):
+def test_one_field_replaces_mining_by_the_focal_loss(kind):
     """By the formula, over all priors; sigmoids have no background."""
     detector = tiny(kind=kind)
     logits = LOGITS[:, :2] if kind == "focal" else LOGITS
-    found = detector.losses(OUTPUTS._replace(logits=logits[None]), [object_at(0.0, 0, 10, 10, label=1)], LossContext())
+    actual = detector.losses(OUTPUTS._replace(logits=logits[None]), [object_at(0.0, 0, 10, 10, label=1)], LossContext())
     total = 0.0
-    for place, row in enumerate(logits.double()):
-        label = 1 if place == 0 else 2
+    for index, row in enumerate(logits.double()):
+        label = 1 if index == 0 else 2
         if kind == "softmax_focal":
             p = float(row.softmax(0)[label])
             total -= (0.25 if label < 2 else 0.75) * (1 - p) ** 2 * math.log(p)
@@ -160,7 +160,7 @@ def test_one_field_puts_the_focal_loss_in_the_place_of_mining(kind):
         for k, p in enumerate(row.sigmoid().tolist()):
             p_t, alpha = (p, 0.25) if k == label else (1 - p, 0.75)
             total -= alpha * (1 - p_t) ** 2 * math.log(p_t)
-    assert float(found["class"]) == pytest.approx(total, rel=1e-5)
+    assert float(actual["class"]) == pytest.approx(total, rel=1e-5)
 
 
 def test_what_the_loss_counts_is_what_the_margins_tell():
@@ -178,18 +178,18 @@ def test_detections_undo_the_variances():
     deltas[1] = encode(box, PRIORS[1]) / torch.tensor([0.1, 0.1, 0.2, 0.2])
     logits = torch.tensor([[-9.0, -9, 9]]).repeat(5, 1)
     logits[1] = torch.tensor([0.0, 4, 0])
-    (found,) = tiny().detect(OUTPUTS._replace(logits=logits[None], deltas=deltas[None]), [ImageSize(40, 40)])
-    assert found.labels.tolist()[0] == 1
-    torch.testing.assert_close(found.boxes[0], box)
-    assert float(found.scores[0]) == pytest.approx(math.exp(4) / (math.exp(4) + 2), rel=1e-5)
+    (actual,) = tiny().detect(OUTPUTS._replace(logits=logits[None], deltas=deltas[None]), [ImageSize(40, 40)])
+    assert actual.labels.tolist()[0] == 1
+    torch.testing.assert_close(actual.boxes[0], box)
+    assert float(actual.scores[0]) == pytest.approx(math.exp(4) / (math.exp(4) + 2), rel=1e-5)
 
 
 def test_the_best_of_each_class_are_looked_at_not_of_all():
     detector = tiny(detect=SSDDetectConfig(top_k=1, nms_iou=1.0))
     logits = torch.tensor([[3.0, 0, 0], [2.9, 0, 0], [0, 1.0, 0], [0, 0.5, 0], [0, 0, 9]])
-    (found,) = detector.detect(OUTPUTS._replace(logits=logits[None], deltas=torch.zeros(1, 5, 4)), [ImageSize(40, 40)])
-    assert found.labels.tolist() == [0, 1]
-    assert found.boxes.tolist() == [PRIORS[0].tolist(), PRIORS[2].tolist()]
+    (actual,) = detector.detect(OUTPUTS._replace(logits=logits[None], deltas=torch.zeros(1, 5, 4)), [ImageSize(40, 40)])
+    assert actual.labels.tolist() == [0, 1]
+    assert actual.boxes.tolist() == [PRIORS[0].tolist(), PRIORS[2].tolist()]
 
 
 def test_batch_norm_on_a_single_cell_of_a_single_image_says_what_to_do():
@@ -254,7 +254,7 @@ def test_size_is_the_side_of_the_square():
         warp.with_sides(short_side=600)
 
 
-def test_the_priors_grow_with_the_picture():
+def test_the_priors_grow_with_the_image():
     """Their sizes are shares of the side, not pixels."""
     config = find_preset("ssd_r18").config
     cells = tuple((side, side) for side in (40, 20, 10, 5, 3, 1))

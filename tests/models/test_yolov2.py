@@ -69,8 +69,8 @@ def target_of(truths, crowds, *, height, width):
     return Target(boxes, torch.tensor(labels, dtype=torch.int64), torch.tensor(ignored, dtype=torch.bool))
 
 
-def assert_close_to_the_largest(found, expected, tolerance):
-    difference = np.abs(np.asarray(found) - expected).max()
+def assert_close_to_the_largest(actual, expected, tolerance):
+    difference = np.abs(np.asarray(actual) - expected).max()
     assert difference <= tolerance * max(np.abs(expected).max(), 1e-9), difference
 
 
@@ -123,8 +123,8 @@ def test_the_network_is_darknets(size):
     expected = outputs_of(raw, COCO_ANCHORS, 3)[0].detach().numpy()
     for network, tolerance in ((detector, 1e-6), (detector.float(), 1e-5)):
         with torch.no_grad():
-            found = network(images, full_sizes(images))
-        together = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)
+            actual = network(images, full_sizes(images))
+        together = torch.cat([actual.deltas, actual.objectness[..., None], actual.logits], -1)
         assert_close_to_the_largest(together, expected, tolerance)
 
 
@@ -139,17 +139,17 @@ def test_the_released_network_is_darknets():
     image = torch.randint(0, 256, (1, 3, 96, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     raw = oracle.network(image[0].numpy() / 255.0, layers, weights)[None]
     with torch.no_grad():
-        found = detector(image, full_sizes(image))
-    together = torch.cat([found.deltas, found.objectness[..., None], found.logits], -1)
+        actual = detector(image, full_sizes(image))
+    together = torch.cat([actual.deltas, actual.objectness[..., None], actual.logits], -1)
     assert_close_to_the_largest(together, outputs_of(raw, COCO_ANCHORS, 80)[0].detach().numpy(), 1e-5)
 
 
 def test_boxes_are_darknets():
     raw = np.random.default_rng(0).normal(0, 2, (5 * 7, 4, 3))
     _, outputs = outputs_of(raw[None], COCO_ANCHORS, 2)
-    found = decode_in_cells(outputs.deltas[0], outputs.anchors, stride_px=32).detach().numpy()
+    actual = decode_in_cells(outputs.deltas[0], outputs.anchors, stride_px=32).detach().numpy()
     frame = np.array([3, 4, 3, 4]) * 32
-    for row, (box, _) in zip(found, oracle.Region(raw, COCO_ANCHORS, 2).boxes(), strict=True):
+    for row, (box, _) in zip(actual, oracle.Region(raw, COCO_ANCHORS, 2).boxes(), strict=True):
         x, y, w, h = np.array(box) * frame
         np.testing.assert_allclose(row, [x - w / 2, y - h / 2, x + w / 2, y + h / 2], rtol=1e-5, atol=1e-4)
 
@@ -164,8 +164,8 @@ def drawn_case(seed):
     spread = draws.choice([0.2, 1.0, 3.0])
     raw = np.random.default_rng(seed).normal(0, spread, (2, len(anchors) * (5 + classes), height, width))
     images = []
-    for place in range(2):
-        region = oracle.Region(raw[place], anchors, classes)
+    for index in range(2):
+        region = oracle.Region(raw[index], anchors, classes)
         boxes = []
         for _ in range(draws.choice([0, 1, 2, 5, 9])):
             kind = draws.random()
@@ -193,11 +193,11 @@ def check_loss(seed):
     targets = [target_of(*image, height=height, width=width) for image in images]
     losses = detector.losses(outputs, targets, LossContext(images_seen=seen))
     torch.stack(list(losses.values())).sum().backward()
-    for place, (truths, crowds) in enumerate(images):
-        delta = oracle.Region(raw[place], anchors, classes).deltas(truths, seen=seen, crowds=crowds)
+    for index, (truths, crowds) in enumerate(images):
+        delta = oracle.Region(raw[index], anchors, classes).deltas(truths, seen=seen, crowds=crowds)
         expected = outputs_of(delta[None].reshape(1, -1, height, width), anchors, classes)[0].detach()[0]
-        found = -values.grad[place] * len(images)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=lambda text: f"seed {seed}: {text}")
+        actual = -values.grad[index] * len(images)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6, msg=lambda text: f"seed {seed}: {text}")
 
 
 def test_the_gradient_of_the_loss_is_darknets():
@@ -258,7 +258,7 @@ def test_without_rescoring_objectness_is_drawn_to_one():
     assert plain == pytest.approx((19 * 0.25 + 5 * 0.25) / 2) and rescored < plain
 
 
-def test_the_focal_loss_takes_the_place_of_the_squares():
+def test_the_focal_loss_replaces_the_squares():
     """Section 3 of its paper, of one sigmoid per anchor: at p = .5 an object costs α / 4 · ln 2, others 1 - α."""
     w, h = (side * 32 for side in COCO_ANCHORS[1])
     box = [16 - w / 2, 16 - h / 2, 16 + w / 2, 16 + h / 2]
@@ -281,7 +281,7 @@ def test_margins_are_those_of_objects_and_background():
     logits = raw.reshape(5, 7, 2, 2)[:, 4]
     assert margins.positive.tolist() == pytest.approx([logits[chosen]])
     counted = np.argwhere(delta[:, 4] != 0).tolist()
-    expected = sorted(-logits[tuple(place)] for place in counted if tuple(place) != chosen)
+    expected = sorted(-logits[tuple(index)] for index in counted if tuple(index) != chosen)
     assert sorted(margins.negative.tolist()) == pytest.approx(expected)
     assert len(expected) < 19
 
@@ -299,13 +299,13 @@ def test_detections_are_darknets():
     _, outputs = outputs_of(raw[None], COCO_ANCHORS, 3)
     detector = double("yolov2", **SMALL, detect={"max_detections": 10_000})
     with torch.no_grad():
-        found = detector.detect(outputs, [ImageSize(10**6, 10**6)])[0]
+        actual = detector.detect(outputs, [ImageSize(10**6, 10**6)])[0]
     expected = oracle.Region(raw, COCO_ANCHORS, 3).detections()
     assert len(expected) > 30
-    assert found.labels.tolist() == [label for label, _, _ in expected]
-    np.testing.assert_allclose(found.scores, [score for _, score, _ in expected], rtol=1e-5)
+    assert actual.labels.tolist() == [label for label, _, _ in expected]
+    np.testing.assert_allclose(actual.scores, [score for _, score, _ in expected], rtol=1e-5)
     frame = np.array([4, 3, 4, 3]) * 32
-    for row, (_, _, box) in zip(found.boxes, expected, strict=True):
+    for row, (_, _, box) in zip(actual.boxes, expected, strict=True):
         x, y, w, h = np.array(box) * frame
         corners = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]).clip(0)
         np.testing.assert_allclose(row, corners, rtol=1e-5, atol=1e-3)

@@ -1,4 +1,4 @@
-"""YOLOv2 from a image's bytes to boxes in its pixels, against the float64 transcription of darknet."""
+"""YOLOv2 from an image's bytes to boxes in its pixels, against the float64 transcription of darknet."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -58,10 +58,10 @@ def check(detector, pixels, layers, convolutions, *, classes, size):
     together = torch.cat([outputs.deltas, outputs.objectness[..., None], outputs.logits], -1)[0].numpy()
     wanted = raw.reshape(len(COCO_ANCHORS), 5 + classes, -1).transpose(2, 0, 1).reshape(together.shape)
     assert np.abs(together - wanted).max() <= 1e-5 * np.abs(wanted).max()
-    found = Predictor(detector, device="cpu", precision="fp32").predict(pixels)
+    actual = Predictor(detector, device="cpu", precision="fp32").predict(pixels)
     assert len(expected) >= 20 and len(set(expected[:, 0])) > 1, "the network is lively"
     # As sets: the order of two scores that differ in the seventh digit means nothing.
-    rows = torch.cat([found.labels[:, None], found.scores[:, None], found.boxes], 1).numpy()
+    rows = torch.cat([actual.labels[:, None], actual.scores[:, None], actual.boxes], 1).numpy()
     tolerance = np.array([0, 1e-5, *[1e-5 * max(pixels.shape)] * 4]) + 1e-5 * np.abs(expected) * (0, 0, 1, 1, 1, 1)
     same = (np.abs(rows[None] - expected[:, None]) <= tolerance[:, None]).all(2)
     assert len(rows) == len(expected) and same.any(0).all() and same.any(1).all()
@@ -86,7 +86,7 @@ def small_network(path, *, size):
 
 
 @pytest.mark.parametrize("cut", [(None, None), (60, None), (None, 70)])
-def test_embedded_pictures_are_seen_as_darknet_sees_them(tmp_path, demo_data, cut):
+def test_embedded_images_are_seen_as_darknet_sees_them(tmp_path, demo_data, cut):
     """As they are, lying and upright."""
     image = sorted(Path(demo_data).rglob("*.png"))[0]
     pixels = read_image(image)[:, : cut[0], : cut[1]]
@@ -95,7 +95,7 @@ def test_embedded_pictures_are_seen_as_darknet_sees_them(tmp_path, demo_data, cu
 
 
 @pytest.mark.parametrize("name", COCO_PICTURES)
-def test_real_pictures_are_seen_as_darknet_sees_them(tmp_path, real_data, name):
+def test_real_images_are_seen_as_darknet_sees_them(tmp_path, real_data, name):
     pixels = read_image(real_data / "coco_mini" / "val2017" / name)
     detector, layers, convolutions = small_network(tmp_path / "a.weights", size=224)
     check(detector, pixels, layers, convolutions, classes=3, size=224)
@@ -103,7 +103,7 @@ def test_real_pictures_are_seen_as_darknet_sees_them(tmp_path, real_data, name):
 
 @pytest.mark.prove
 @pytest.mark.parametrize("name", COCO_PICTURES)
-def test_the_released_network_sees_real_pictures_as_darknet_does(tmp_path, real_data, name):
+def test_the_released_network_sees_real_images_as_darknet_does(tmp_path, real_data, name):
     """At full width and 544 px, the size of the paper's row."""
     pixels = read_image(real_data / "coco_mini" / "val2017" / name)
     layers = oracle.yolov2_layers(425)
@@ -115,12 +115,12 @@ def test_the_released_network_sees_real_pictures_as_darknet_does(tmp_path, real_
 @pytest.mark.parametrize("original", [(30, 50), (50, 30), (40, 40), (64, 64), (9, 200)])
 def test_the_letterbox_is_darknets_pixel_by_pixel(original):
     pixels = torch.randint(0, 256, (3, *original), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
-    found = resize_image(pixels, Resize("letterbox", 64, None, antialias=False, align_corners=True))
-    np.testing.assert_allclose(found / 255, oracle.letterbox(pixels.numpy() / 255.0, 64), atol=1e-6)
+    actual = resize_image(pixels, Resize("letterbox", 64, None, antialias=False, align_corners=True))
+    np.testing.assert_allclose(actual / 255, oracle.letterbox(pixels.numpy() / 255.0, 64), atol=1e-6)
 
 
 def test_square_pixels_lie_elsewhere_than_darknets_points():
     """The same image without `align_corners` is another one: the sampling is part of what the weights expect."""
     pixels = torch.randint(0, 256, (3, 30, 50), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
-    found = resize_image(pixels, Resize("letterbox", 64, None, antialias=False))
-    assert np.abs(found.numpy() / 255 - oracle.letterbox(pixels.numpy() / 255.0, 64)).max() > 0.1
+    actual = resize_image(pixels, Resize("letterbox", 64, None, antialias=False))
+    assert np.abs(actual.numpy() / 255 - oracle.letterbox(pixels.numpy() / 255.0, 64)).max() > 0.1

@@ -28,7 +28,7 @@ Result = tuple[dict[str, Tensor], dict[str, Tensor]]
 LOGIT_STD, DELTA_STD, CANDIDATES = 2.0, 0.3, 500
 THRESHOLD_LOGIT = -2.944439
 KEPT = 120
-"""Detections kept of a image: the more there are, the closer the closest two of their scores."""
+"""Detections kept of an image: the more there are, the closer the closest two of their scores."""
 
 
 def photographs() -> list[Tensor]:
@@ -52,7 +52,7 @@ def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
     """The torchvision model that a user gets with `weights=COCO_V1`, but with lively random weights.
 
     BatchNorm statistics are measured on photographs; the last layers are scaled so that logits have the standard
-    deviation LOGIT_STD over positions in every channel, and shifted so that CANDIDATES of a image pass the threshold.
+    deviation LOGIT_STD over positions in every channel, and shifted so that CANDIDATES of an image pass the threshold.
     """
     torch.manual_seed(seed)
     builder, published = EQUIVALENTS[name]
@@ -129,15 +129,15 @@ def lively_detections(
     model: Any, images: Iterable[Tensor], *, wanted: int, run: Callable[..., Result] = run_model
 ) -> list[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
     """The first `wanted` images of different sizes with lively detections, and what torchvision makes of them."""
-    found: dict[tuple[int, ...], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]] = {}
+    by_shape: dict[tuple[int, ...], tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]] = {}
     for image in images:
-        if len(found) == wanted:
+        if len(by_shape) == wanted:
             break
-        if tuple(image.shape) not in found:
+        if tuple(image.shape) not in by_shape:
             raw, detections = run(model, image)
             if is_lively(detections):
-                found[tuple(image.shape)] = (image, raw, detections)
-    return list(found.values())
+                by_shape[tuple(image.shape)] = (image, raw, detections)
+    return list(by_shape.values())
 
 
 def prepared(image: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, ImageSize]:

@@ -23,10 +23,10 @@ def lively(name: str) -> nn.Module:
     """
     torch.manual_seed(0)
     model: nn.Module = getattr(torchvision.models, name)(weights=None)
-    for place, module in model.named_modules():
+    for module_name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
-            low, high = (0.1, 0.4) if place.endswith((".bn3", ".conv.3")) else (0.5, 1.5)
+            low, high = (0.1, 0.4) if module_name.endswith((".bn3", ".conv.3")) else (0.5, 1.5)
             nn.init.uniform_(module.weight, low, high)
             nn.init.normal_(module.bias, std=0.3)
     model.train()
@@ -44,9 +44,9 @@ def reference_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
     maps = []
     if hasattr(model, "features"):
         x = images
-        for place, block in enumerate(model.features):
+        for position, block in enumerate(model.features):
             x = block(x)
-            if place in (3, 6, 13, 17):
+            if position in (3, 6, 13, 17):
                 maps.append(x)
         return maps
     x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
@@ -58,19 +58,19 @@ def reference_maps(model: nn.Module, images: Tensor) -> list[Tensor]:
 
 def compare(name: str, norm: NormKind) -> None:
     reference = lively(name)
-    ours = build_backbone(name, norm=norm, eps=1e-5, stride_in_1x1=False).eval()
-    missing, left_over = ours.load_state_dict(reference.state_dict(), strict=False)
+    network = build_backbone(name, norm=norm, eps=1e-5, stride_in_1x1=False).eval()
+    missing, left_over = network.load_state_dict(reference.state_dict(), strict=False)
     assert not missing
     assert {name.split(".")[0] for name in left_over if "num_batches" not in name} <= {"fc", "classifier", "features"}
     images = random_images(2)
     # fp32 for what users run (a frozen norm folded into its convolution rounds otherwise); fp64 shows that both are
     # the same function and not merely close.
     for dtype, tolerance in ((torch.float32, 1e-5 if norm == "batch" else 5e-5), (torch.float64, 1e-12)):
-        x, model, backbone = images.to(dtype), reference.to(dtype), ours.to(dtype)
+        x, model, backbone = images.to(dtype), reference.to(dtype), network.to(dtype)
         with torch.inference_mode():
-            expected, found = reference_maps(model, x), backbone(x)
-        assert [x.shape[1] for x in found] == list(ours.channels)
-        for left, right in zip(found, expected, strict=True):
+            expected, actual = reference_maps(model, x), backbone(x)
+        assert [x.shape[1] for x in actual] == list(network.channels)
+        for left, right in zip(actual, expected, strict=True):
             scale = right.abs().max()
             assert 0.5 < scale < 1e3, "a dead or exploding reference proves nothing"
             assert (left - right).abs().max() <= tolerance * max(1, scale)
@@ -92,11 +92,11 @@ def test_maps_of_every_backbone_are_torchvisions(name: str) -> None:
 def test_names_and_shapes_are_torchvisions(name: str) -> None:
     with torch.device("meta"):
         reference = getattr(torchvision.models, name)(weights=None)
-        ours = build_backbone(name, norm="batch", eps=1e-5, stride_in_1x1=False)
-    theirs = {key: value.shape for key, value in reference.state_dict().items()}
+        network = build_backbone(name, norm="batch", eps=1e-5, stride_in_1x1=False)
+    reference_shapes = {key: value.shape for key, value in reference.state_dict().items()}
     dropped = ("fc.", "classifier.", "features.18.")
-    expected = {key: shape for key, shape in theirs.items() if not key.startswith(dropped)}
-    assert {key: value.shape for key, value in ours.state_dict().items()} == expected
+    expected = {key: shape for key, shape in reference_shapes.items() if not key.startswith(dropped)}
+    assert {key: value.shape for key, value in network.state_dict().items()} == expected
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -138,10 +138,10 @@ def test_frozen_norm_has_no_parameters_and_ignores_training_mode() -> None:
 
 def test_msra_stride_moves_to_the_first_convolution() -> None:
     with torch.device("meta"):
-        ours = build_backbone("resnet50", norm="frozen", eps=1e-5, stride_in_1x1=True)
-    block = ours.get_submodule("layer2.0")
+        network = build_backbone("resnet50", norm="frozen", eps=1e-5, stride_in_1x1=True)
+    block = network.get_submodule("layer2.0")
     assert (block.conv1.stride, block.conv2.stride) == ((2, 2), (1, 1))
-    maps = ours(torch.zeros(1, 3, 64, 64, device="meta"))
+    maps = network(torch.zeros(1, 3, 64, 64, device="meta"))
     assert [tuple(x.shape[-2:]) for x in maps] == [(16, 16), (8, 8), (4, 4), (2, 2)]
 
 
@@ -174,7 +174,7 @@ def test_freezing_timm_backbones_stops_at_the_asked_stage(name: str, first_train
             backbone = build_backbone(f"timm:{name}", norm="frozen", eps=1e-5, stride_in_1x1=False)
         names = [name.removeprefix("model.") for name, _ in backbone.named_parameters()]
         backbone.freeze(count)
-        start = next(place for place, name in enumerate(names) if name.startswith(f"{first}."))
+        start = next(position for position, name in enumerate(names) if name.startswith(f"{first}."))
         assert {name.removeprefix("model.") for name in trained(backbone)} == set(names[start:])
 
 

@@ -1,4 +1,4 @@
-"""Inception-ResNet-v2 in two halves: timm's numbers where nothing is padded, TensorFlow's where everything is."""
+"""Inception-ResNet-v2, trunk and tail: timm's numbers where nothing is padded, TensorFlow's where everything is."""
 
 from math import ceil
 
@@ -21,8 +21,8 @@ PUBLISHED = INCEPTION_RESNETS["inception_resnet_v2"]
 THIN = InceptionResNetShape(factor=0.25, repeats=(1, 2, 1))
 
 
-class Halves(nn.Module):
-    """Both halves under one roof, so that their state has timm's names; the tail sees the whole map as one crop."""
+class TrunkAndTail(nn.Module):
+    """Trunk and tail in one module, so that their state has timm's names; the tail sees the whole map as one crop."""
 
     def __init__(self, shape: InceptionResNetShape, **settings):
         super().__init__()
@@ -37,7 +37,7 @@ class Halves(nn.Module):
     def named_tensors(self) -> dict[str, Tensor]:
         return self.trunk.state_dict() | self.tail.state_dict()
 
-    def take(self, tensors: dict[str, Tensor]) -> "Halves":
+    def take(self, tensors: dict[str, Tensor]) -> "TrunkAndTail":
         for half in (self.trunk, self.tail):
             half.load_state_dict({name: tensors[name] for name in half.state_dict()})
         return self
@@ -64,7 +64,7 @@ def enliven(model: nn.Module, images: Tensor) -> nn.Module:
 def tensors() -> dict[str, Tensor]:
     """Lively weights of the thin network by timm's names."""
     torch.manual_seed(0)
-    return enliven(Halves(THIN, norm="batch"), torch.randn(2, 3, 96, 96)).named_tensors()
+    return enliven(TrunkAndTail(THIN, norm="batch"), torch.randn(2, 3, 96, 96)).named_tensors()
 
 
 def without_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ def test_parameter_counts() -> None:
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_maps_of_a_picture_have_their_strides_rounded_up(output_stride) -> None:
+def test_maps_of_an_image_have_their_strides_rounded_up(output_stride) -> None:
     with torch.device("meta"):
         trunk = InceptionResNetTrunk(PUBLISHED, output_stride=output_stride)
         tail = InceptionResNetTail(PUBLISHED)
@@ -106,11 +106,11 @@ def test_names_and_shapes_are_timms() -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         reference = timm.create_model("inception_resnet_v2")
-        ours = Halves(PUBLISHED, norm="batch").named_tensors()
-        frozen = Halves(PUBLISHED).named_tensors()
-    theirs = {name: x.shape for name, x in reference.state_dict().items() if not name.startswith("classif.")}
-    assert {name: x.shape for name, x in ours.items()} == theirs
-    assert set(frozen) == set(without_counters(ours))
+        network = TrunkAndTail(PUBLISHED, norm="batch").named_tensors()
+        frozen = TrunkAndTail(PUBLISHED).named_tensors()
+    reference_shapes = {name: x.shape for name, x in reference.state_dict().items() if not name.startswith("classif.")}
+    assert {name: x.shape for name, x in network.items()} == reference_shapes
+    assert set(frozen) == set(without_counters(network))
 
 
 def compare_with_timm(repeats: tuple[int, int, int], size_px: tuple[int, int], norm: NormKind) -> None:
@@ -120,18 +120,18 @@ def compare_with_timm(repeats: tuple[int, int, int], size_px: tuple[int, int], n
         reference = timm.create_model("inception_resnet_v2", num_classes=0)
         for name, count in zip(("repeat", "repeat_1", "repeat_2"), repeats, strict=True):
             setattr(reference, name, getattr(reference, name)[:count])
-        ours = Halves(InceptionResNetShape(repeats=repeats), padding="valid", norm=norm)
+        network = TrunkAndTail(InceptionResNetShape(repeats=repeats), padding="valid", norm=norm)
     images = torch.randn(4, 3, *size_px)
     reference = enliven(reference.to_empty(device="cpu"), images)
-    ours = ours.to_empty(device="cpu").eval().take(reference.state_dict())
+    network = network.to_empty(device="cpu").eval().take(reference.state_dict())
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-11)):
         x = images[:1].to(dtype)
         with torch.inference_mode():
             last, maps = reference.to(dtype).forward_intermediates(x, indices=[1, 2, 3, 4])
-            found = ours.to(dtype)(x)
+            actual = network.to(dtype)(x)
         assert torch.equal(last, maps[-1])
-        assert (found[-1] - last).mean((2, 3)).abs().max() <= tolerance, "timm's output, whatever its scale"
-        for left, right in zip(found, maps, strict=True):
+        assert (actual[-1] - last).mean((2, 3)).abs().max() <= tolerance, "timm's output, whatever its scale"
+        for left, right in zip(actual, maps, strict=True):
             scale = right.abs().max()
             assert 0.5 < scale < 1e3, "a dead or exploding reference proves nothing"
             assert (left - right).abs().max() <= tolerance * max(1, scale)
@@ -183,8 +183,8 @@ class Slim:
         return sums / counts
 
     def chain(self, x: Tensor, name: str, count: int, **last: int | str) -> Tensor:
-        for place in range(count):
-            x = self.conv(x, f"{name}.{place}", **(last if place == count - 1 else {}))
+        for position in range(count):
+            x = self.conv(x, f"{name}.{position}", **(last if position == count - 1 else {}))
         return x
 
     def residual(self, x: Tensor, name: str, scale: float, branches: list[Tensor], relu: bool = True) -> Tensor:
@@ -200,16 +200,16 @@ class Slim:
         branches = [self.conv(x, f"{name}.branch0"), self.chain(x, f"{name}.branch1", 2)]
         branches += [self.chain(x, f"{name}.branch2", 3), self.conv(self.mean(x), f"{name}.branch3.1")]
         x = torch.cat(branches, 1)
-        for place in range(repeats[0]):
-            name = f"repeat.{place}"
+        for position in range(repeats[0]):
+            name = f"repeat.{position}"
             branches = [self.conv(x, f"{name}.branch0"), self.chain(x, f"{name}.branch1", 2)]
             x = self.residual(x, name, 0.17, [*branches, self.chain(x, f"{name}.branch2", 3)])
         middle, stride = x, 1 if atrous else 2
         branches = [self.conv(x, "mixed_6a.branch0", stride), self.chain(x, "mixed_6a.branch1", 3, stride=stride)]
         x = torch.cat([*branches, self.pool(x, stride)], 1)
         rate = 2 if atrous else 1
-        for place in range(repeats[1]):
-            name = f"repeat_1.{place}"
+        for position in range(repeats[1]):
+            name = f"repeat_1.{position}"
             y = self.conv(self.conv(x, f"{name}.branch1.0"), f"{name}.branch1.1", 1, rate)
             branches = [self.conv(x, f"{name}.branch0"), self.conv(y, f"{name}.branch1.2", 1, rate)]
             x = self.residual(x, name, 0.1, branches)
@@ -218,11 +218,11 @@ class Slim:
     def tail(self, x: Tensor, repeats: tuple[int, int, int]) -> Tensor:
         counts = (2, 2, 3)
         branches = [
-            self.chain(x, f"mixed_7a.branch{place}", count, stride=2, padding="VALID")
-            for place, count in enumerate(counts)
+            self.chain(x, f"mixed_7a.branch{position}", count, stride=2, padding="VALID")
+            for position, count in enumerate(counts)
         ]
         x = torch.cat([*branches, F.max_pool2d(x, 3, 2)], 1)
-        for name in [*(f"repeat_2.{place}" for place in range(repeats[2])), "block8"]:
+        for name in [*(f"repeat_2.{position}" for position in range(repeats[2])), "block8"]:
             last = name == "block8"
             branches = [self.conv(x, f"{name}.branch0"), self.chain(x, f"{name}.branch1", 3)]
             x = self.residual(x, name, 1.0 if last else 0.2, branches, relu=not last)
@@ -234,22 +234,22 @@ class Slim:
 @torch.no_grad()
 def test_with_padding_it_is_tensorflows(tensors: dict[str, Tensor], size_px: tuple[int, int], output_stride) -> None:
     images = torch.randn(2, 3, *size_px)
-    ours = InceptionResNetTrunk(THIN, output_stride=output_stride)
-    ours.load_state_dict({name: tensors[name] for name in ours.state_dict()})
+    network = InceptionResNetTrunk(THIN, output_stride=output_stride)
+    network.load_state_dict({name: tensors[name] for name in network.state_dict()})
     expected = Slim(tensors).trunk(images, THIN.repeats, output_stride == 8)
-    for found, right in zip(ours(images), expected, strict=True):
+    for actual, right in zip(network(images), expected, strict=True):
         assert 0.5 < right.max() < 1e3
-        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual, right, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
 def test_the_tail_is_slims(tensors: dict[str, Tensor]) -> None:
-    ours = InceptionResNetTail(THIN)
-    ours.load_state_dict({name: tensors[name] for name in ours.state_dict()})
-    crops = torch.randn(3, ours.in_channels, 17, 16)
+    network = InceptionResNetTail(THIN)
+    network.load_state_dict({name: tensors[name] for name in network.state_dict()})
+    crops = torch.randn(3, network.in_channels, 17, 16)
     expected = Slim(tensors).tail(crops, THIN.repeats)
     assert tuple(expected.shape) == (3, 384, 8, 7)
-    torch.testing.assert_close(ours(crops), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network(crops), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_padding_by_hand() -> None:
@@ -286,7 +286,7 @@ def test_the_map_of_stride_16_is_every_other_row_of_that_of_stride_8(tensors: di
 
 
 def test_gradients_reach_everything_and_frozen_norm_stays(tensors: dict[str, Tensor]) -> None:
-    model = Halves(THIN).take(tensors).train()
+    model = TrunkAndTail(THIN).take(tensors).train()
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
     sum(x.square().mean() for x in model(torch.randn(1, 3, 64, 64))).backward()
@@ -297,7 +297,7 @@ def test_gradients_reach_everything_and_frozen_norm_stays(tensors: dict[str, Ten
 
 
 def test_batch_norm_learns_a_shift_and_statistics_but_no_scale(tensors: dict[str, Tensor]) -> None:
-    model = Halves(THIN, norm="batch").take(tensors).train()
+    model = TrunkAndTail(THIN, norm="batch").take(tensors).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.randn(2, 3, 64, 64))[-1].square().mean().backward()
@@ -320,7 +320,7 @@ def test_no_regions_give_no_features(norm: NormKind) -> None:
     assert not any(parameter.grad is not None and parameter.grad.any() for parameter in tail.parameters())
 
 
-def test_group_norm_takes_a_single_picture() -> None:
+def test_group_norm_takes_a_single_image() -> None:
     trunk = InceptionResNetTrunk(THIN, norm="group")
     maps = trunk(torch.randn(1, 3, 40, 40))
     assert tuple(x.shape[1] for x in maps) == trunk.channels == (48, 80, 272)

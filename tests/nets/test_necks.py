@@ -44,5 +44,5 @@ def test_small_maps_have_the_right_gradient_in_bf16(size):
         del rubbish
         rubbish = [torch.full((32 * 32 * 9 + 512 * k,), 1e20) for k in range(3)]
         del rubbish
-        (found,) = torch.autograd.grad(conv(x.to(torch.bfloat16)).sum(), conv.weight)
-        torch.testing.assert_close(found.double(), expected, rtol=0.05, atol=0.15)
+        (actual,) = torch.autograd.grad(conv(x.to(torch.bfloat16)).sum(), conv.weight)
+        torch.testing.assert_close(actual.double(), expected, rtol=0.05, atol=0.15)

@@ -19,7 +19,7 @@ def resnet(**switches):
 
 
 @torch.no_grad()
-def test_dilation_is_the_strided_stage_at_all_places():
+def test_dilation_is_the_strided_stage_at_all_positions():
     """With the stride in the 1×1, every other cell of the dilated C5 is the strided C5 (à trous)."""
     image = torch.randn(1, 3, 96, 128)
     strided, dilated = resnet()(image), resnet(dilated_c5=True)(image)
@@ -82,8 +82,8 @@ def test_extra_strides_double_where_a_layer_halves():
 
 
 def test_a_map_smaller_than_the_kernel_is_padded():
-    found = extras(kernels=(2, 2))(torch.ones(1, 8, 3, 1))
-    assert [tuple(one.shape[-2:]) for one in found] == [(1, 1), (1, 1)]
+    actual = extras(kernels=(2, 2))(torch.ones(1, 8, 3, 1))
+    assert [tuple(one.shape[-2:]) for one in actual] == [(1, 1), (1, 1)]
 
 
 @torch.no_grad()
@@ -173,7 +173,7 @@ def test_the_decoder_gives_the_maps_of_the_encoder(kernels, paddings):
     assert combined[-1] is levels[-1]
 
 
-def test_halving_with_a_rest_is_undone_at_the_right_place():
+def test_halving_with_a_rest_is_undone_at_the_right_position():
     """Cells 2 i - padding and 2 i - padding + 1 made cell i."""
     raised = torch.arange(6.0).expand(1, 1, 6, 6)
     like = torch.zeros(1, 1, 5, 5)

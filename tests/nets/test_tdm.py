@@ -80,8 +80,8 @@ def passing_top_down() -> TopDownModule:
 def test_the_top_down_map_takes_the_size_of_the_lateral(cells: int, columns: int, expected: list[int]) -> None:
     coarse = torch.arange(1.0, cells + 1).view(1, 1, 1, cells)
     rows = 1 if cells == columns else 2
-    found = passing_top_down()(coarse, torch.randn(1, 1, rows, columns))
-    assert found[0, 1].tolist() == [expected] * rows
+    actual = passing_top_down()(coarse, torch.randn(1, 1, rows, columns))
+    assert actual[0, 1].tolist() == [expected] * rows
 
 
 @pytest.mark.parametrize("size_px", [(64, 96), (70, 41)])

@@ -47,11 +47,11 @@ def test_detectron_rounding_at_p3():
 @pytest.mark.parametrize("image", [(320, 416), (800, 1088), (224, 352)])
 def test_torchvision_flavor_equals_torchvision(image):
     sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
-    theirs = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
+    reference = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)
     maps = [torch.zeros(1, 1, *shape) for shape in shapes(*image)]
-    expected = theirs(ImageList(torch.zeros(1, 3, *image), [image]), maps)[0]
-    ours = pyramid_anchors(AnchorConfig(flavor="torchvision"), strides_px=STRIDES, shapes=shapes(*image), image=image)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+    expected = reference(ImageList(torch.zeros(1, 3, *image), [image]), maps)[0]
+    actual = pyramid_anchors(AnchorConfig(flavor="torchvision"), strides_px=STRIDES, shapes=shapes(*image), image=image)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_cells_go_row_by_row():

@@ -19,58 +19,58 @@ def drawn(seed, count=200):
 
 
 def test_overlap_of_shapes_by_hand():
-    found = centered_iou(shapes((10, 20), (4, 4)), shapes((10, 10), (20, 20), (10, 20)))
-    assert found[0].tolist() == pytest.approx([0.5, 0.5, 1.0])
-    assert found[1].tolist() == pytest.approx([0.16, 0.04, 0.08])
+    actual = centered_iou(shapes((10, 20), (4, 4)), shapes((10, 10), (20, 20), (10, 20)))
+    assert actual[0].tolist() == pytest.approx([0.5, 0.5, 1.0])
+    assert actual[1].tolist() == pytest.approx([0.16, 0.04, 0.08])
 
 
 def test_clusters_by_hand():
     """Two kinds of boxes far apart; a cluster is the mean of its boxes, small ones first."""
     rows = ((100, 50), (8, 10), (12, 10), (100, 70), (100, 60), (10, 10))
-    found = cluster_sizes(shapes(*rows), num_clusters=2, seed=0)
-    assert found.sizes.tolist() == [[10, 10], [100, 60]]
-    assert found.average_iou == pytest.approx((8 / 10 + 10 / 12 + 5 / 6 + 6 / 7 + 1 + 1) / 6)
+    actual = cluster_sizes(shapes(*rows), num_clusters=2, seed=0)
+    assert actual.sizes.tolist() == [[10, 10], [100, 60]]
+    assert actual.average_iou == pytest.approx((8 / 10 + 10 / 12 + 5 / 6 + 6 / 7 + 1 + 1) / 6)
 
 
 def test_the_best_round_counts_even_where_the_mean_is_worse():
     """(8, 10) has the IoU 1 and 2/3 with the two boxes, their mean 4/5 and 5/6."""
-    found = cluster_sizes(shapes((8, 10), (12, 10)), num_clusters=1, seed=0)
-    assert found.average_iou == pytest.approx(5 / 6)
+    actual = cluster_sizes(shapes((8, 10), (12, 10)), num_clusters=1, seed=0)
+    assert actual.average_iou == pytest.approx(5 / 6)
 
 
 def test_as_many_clusters_as_shapes_fit_perfectly():
     sizes = shapes((3, 4), (5, 6), (3, 4), (7, 2))
-    found = cluster_sizes(sizes, num_clusters=3, seed=1)
-    assert found.average_iou == pytest.approx(1)
-    assert sorted(found.sizes.tolist()) == [[3, 4], [5, 6], [7, 2]]
+    actual = cluster_sizes(sizes, num_clusters=3, seed=1)
+    assert actual.average_iou == pytest.approx(1)
+    assert sorted(actual.sizes.tolist()) == [[3, 4], [5, 6], [7, 2]]
 
 
 def test_one_cluster_is_no_worse_than_the_mean():
     sizes = drawn(0)
-    found = cluster_sizes(sizes, num_clusters=1, seed=0)
-    assert found.average_iou >= average_iou(sizes, sizes.mean(0, keepdim=True)) - 1e-12
+    actual = cluster_sizes(sizes, num_clusters=1, seed=0)
+    assert actual.average_iou >= average_iou(sizes, sizes.mean(0, keepdim=True)) - 1e-12
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_more_clusters_fit_no_worse(seed):
     sizes = drawn(seed)
-    found = [cluster_sizes(sizes, num_clusters=count, seed=seed).average_iou for count in range(1, 10)]
-    assert found == sorted(found)
-    assert found[-1] > found[0] + 0.1
+    actual = [cluster_sizes(sizes, num_clusters=count, seed=seed).average_iou for count in range(1, 10)]
+    assert actual == sorted(actual)
+    assert actual[-1] > actual[0] + 0.1
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6))
 def test_the_average_is_that_of_the_clusters_and_the_seed_decides(seed, count):
     sizes = drawn(seed, 40)
-    found, again = (cluster_sizes(sizes, num_clusters=count, seed=seed) for _ in range(2))
-    assert torch.equal(found.sizes, again.sizes) and found.average_iou == again.average_iou
+    actual, again = (cluster_sizes(sizes, num_clusters=count, seed=seed) for _ in range(2))
+    assert torch.equal(actual.sizes, again.sizes) and actual.average_iou == again.average_iou
     best = [
-        max(min(w, a) * min(h, b) / (w * h + a * b - min(w, a) * min(h, b)) for a, b in found.sizes.tolist())
+        max(min(w, a) * min(h, b) / (w * h + a * b - min(w, a) * min(h, b)) for a, b in actual.sizes.tolist())
         for w, h in sizes.tolist()
     ]
-    assert found.average_iou == pytest.approx(sum(best) / len(best))
-    areas = found.sizes.prod(1).tolist()
+    assert actual.average_iou == pytest.approx(sum(best) / len(best))
+    areas = actual.sizes.prod(1).tolist()
     assert areas == sorted(areas)
 
 

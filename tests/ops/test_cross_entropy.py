@@ -33,16 +33,16 @@ def test_p_t_is_the_probability_of_what_is_true():
 def test_the_balance_weighs_positives_and_negatives():
     logits, targets = torch.randn(40), torch.arange(40) % 2
     plain = binary_cross_entropy(logits, targets)
-    found = balanced_cross_entropy(logits, targets, alpha=0.75)
-    torch.testing.assert_close(found, plain * torch.where(targets > 0, 0.75, 0.25))
+    actual = balanced_cross_entropy(logits, targets, alpha=0.75)
+    torch.testing.assert_close(actual, plain * torch.where(targets > 0, 0.75, 0.25))
     per_class = balanced_cross_entropy(logits.view(20, 2), targets.view(20, 2), alpha=torch.tensor([0.25, 0.75]))
     torch.testing.assert_close(per_class, plain.view(20, 2) * 0.75)  # even columns are negatives, odd ones positives
 
 
 def test_equals_torch_where_that_has_digits():
     logits, targets = torch.randn(200) * 5, (torch.arange(200) % 2).float()
-    theirs = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    torch.testing.assert_close(binary_cross_entropy(logits, targets), theirs, rtol=1e-5, atol=1e-6)
+    reference = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    torch.testing.assert_close(binary_cross_entropy(logits, targets), reference, rtol=1e-5, atol=1e-6)
     rows, classes = torch.randn(50, 6) * 4, torch.arange(50) % 6
     torch.testing.assert_close(
         cross_entropy(rows, classes), F.cross_entropy(rows, classes, reduction="none"), rtol=1e-5, atol=1e-6
@@ -60,11 +60,11 @@ def test_softmax_keeps_its_digits_where_a_class_is_sure(margin):
         powers = [mpmath.exp(mpmath.mpf(x)) for x in logits.tolist()]
         for k, power in enumerate(powers):
             rest = sum(powers) - power
-            for found, true in (
+            for actual, true in (
                 (log_p[k], mpmath.log(power / sum(powers))),
                 (log_rest[k], mpmath.log(rest / sum(powers))),
             ):
-                assert abs(found.item() - true) <= abs(true) * (8 + abs(margin)) * 2**-24
+                assert abs(actual.item() - true) <= abs(true) * (8 + abs(margin)) * 2**-24
 
 
 def test_gradcheck_in_double():

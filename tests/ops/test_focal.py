@@ -48,9 +48,9 @@ def test_vectors_of_the_appendix(loss, x, value, slope):
     """For y = +1; the mirror image for y = -1."""
     for y in (1.0, -1.0):
         logit = torch.tensor(x * y, dtype=torch.float64, requires_grad=True)
-        found = loss(logit, torch.tensor(y, dtype=torch.float64))
-        found.backward()
-        assert found.item() == pytest.approx(value, abs=1e-6)
+        actual = loss(logit, torch.tensor(y, dtype=torch.float64))
+        actual.backward()
+        assert actual.item() == pytest.approx(value, abs=1e-6)
         assert logit.grad.item() == pytest.approx(y * slope, abs=1e-6)
 
 
@@ -65,10 +65,10 @@ def test_gamma_zero_is_cross_entropy():
     x = torch.linspace(-120, 120, 4801)
     for target in (0.0, 1.0):
         targets = torch.full_like(x, target)
-        ours = focal_loss(x, targets, gamma=0.0)
+        computed = focal_loss(x, targets, gamma=0.0)
         signed = x.double() * (1 - 2 * target)
-        theirs = signed.clamp(min=0) + torch.log1p(torch.exp(-signed.abs()))
-        torch.testing.assert_close(ours.double(), theirs, rtol=2 * 2**-23, atol=1e-37)
+        reference = signed.clamp(min=0) + torch.log1p(torch.exp(-signed.abs()))
+        torch.testing.assert_close(computed.double(), reference, rtol=2 * 2**-23, atol=1e-37)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)
@@ -84,8 +84,8 @@ def test_finite_value_and_gradient_at_extreme_logits(gamma):
 def test_elementwise_error_against_many_digits(gamma):
     mpmath.mp.dps = 60
     x = torch.linspace(-80, 80, 81)
-    ours = focal_loss(x, torch.ones_like(x), gamma=gamma).tolist()
-    for logit, value in zip(x.tolist(), ours, strict=True):
+    computed = focal_loss(x, torch.ones_like(x), gamma=gamma).tolist()
+    for logit, value in zip(x.tolist(), computed, strict=True):
         log_pt = -mpmath.log1p(mpmath.exp(-mpmath.mpf(logit)))
         true = -mpmath.power(1 - mpmath.exp(log_pt), gamma) * log_pt
         if true > 1e-30:
@@ -115,23 +115,23 @@ def test_equals_torchvision_where_that_is_finite():
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(500, 4, generator=generator)
     targets = (torch.rand(500, 4, generator=generator) > 0.7).float()
-    theirs = torchvision.ops.sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2.0)
-    ours = balanced_focal_loss(logits, targets, alpha=0.25, gamma=2.0)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    reference = torchvision.ops.sigmoid_focal_loss(logits, targets, alpha=0.25, gamma=2.0)
+    computed = balanced_focal_loss(logits, targets, alpha=0.25, gamma=2.0)
+    torch.testing.assert_close(computed, reference, rtol=1e-4, atol=1e-7)
 
 
 def test_alpha_per_class_weighs_each_column():
     x, targets = torch.randn(6, 2), torch.rand(6, 2) > 0.5
-    ours = balanced_focal_loss(x, targets, alpha=torch.tensor([0.25, 0.9]), gamma=2.0)
+    computed = balanced_focal_loss(x, targets, alpha=torch.tensor([0.25, 0.9]), gamma=2.0)
     columns = [balanced_focal_loss(x[:, k], targets[:, k], alpha=a, gamma=2.0) for k, a in enumerate((0.25, 0.9))]
-    torch.testing.assert_close(ours, torch.stack(columns, 1))
+    torch.testing.assert_close(computed, torch.stack(columns, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32, torch.bfloat16])
 def test_targets_may_be_of_any_type(dtype):
     x, targets = torch.randn(20), torch.rand(20) > 0.5
-    ours = balanced_focal_loss(x, targets.to(dtype), alpha=0.25, gamma=2.0)
-    assert torch.equal(ours, balanced_focal_loss(x, targets, alpha=0.25, gamma=2.0))
+    computed = balanced_focal_loss(x, targets.to(dtype), alpha=0.25, gamma=2.0)
+    assert torch.equal(computed, balanced_focal_loss(x, targets, alpha=0.25, gamma=2.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -139,10 +139,10 @@ def test_half_inputs_give_fp32_losses_and_gradients_of_one_rounding(dtype):
     x = (torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 4).to(dtype).requires_grad_()
     targets = torch.rand(4000, generator=torch.Generator().manual_seed(1)) > 0.9
     exact = x.detach().double().requires_grad_()
-    ours, true = focal_loss(x, targets, gamma=2.0), focal_loss(exact, targets, gamma=2.0)
-    assert ours.dtype == torch.float32
-    assert ours.sum().item() == pytest.approx(true.sum().item(), rel=1e-6)
-    (ours.sum().backward(), true.sum().backward())
+    computed, true = focal_loss(x, targets, gamma=2.0), focal_loss(exact, targets, gamma=2.0)
+    assert computed.dtype == torch.float32
+    assert computed.sum().item() == pytest.approx(true.sum().item(), rel=1e-6)
+    (computed.sum().backward(), true.sum().backward())
     torch.testing.assert_close(x.grad, exact.grad.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
@@ -181,9 +181,9 @@ def test_ignored_elements_may_hold_anything_and_count_nothing(name):
     expected = losses[name](x, targets, torch.zeros_like(ignore))
     x[1], x[3] = torch.nan, torch.inf
     x.requires_grad_()
-    found = losses[name](x, targets, ignore)
-    found.sum().backward()
-    assert torch.equal(found[[0, 2]], expected[[0, 2]]) and not found[[1, 3]].any()
+    actual = losses[name](x, targets, ignore)
+    actual.sum().backward()
+    assert torch.equal(actual[[0, 2]], expected[[0, 2]]) and not actual[[1, 3]].any()
     assert torch.isfinite(x.grad).all() and not x.grad[[1, 3]].any() and x.grad[[0, 2]].all()
 
 

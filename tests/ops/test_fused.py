@@ -29,26 +29,26 @@ def case(dtype, seed=0, rows=3000, classes=7):
 @pytest.mark.parametrize("alpha", [0.25, None])
 def test_fused_sum_and_gradient_equal_the_elementwise_form(alpha, gamma):
     logits, labels, ignore = case(torch.float32)
-    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    total = focal_loss_sum(ours, labels, alpha=alpha, gamma=gamma, ignore=ignore)
-    expected = dense(theirs, labels, alpha, gamma, ignore)
+    inputs, exact_inputs = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    total = focal_loss_sum(inputs, labels, alpha=alpha, gamma=gamma, ignore=ignore)
+    expected = dense(exact_inputs, labels, alpha, gamma, ignore)
     total.backward()
     expected.backward()
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
-    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=3e-5, atol=1e-7)
+    torch.testing.assert_close(inputs.grad.double(), exact_inputs.grad, rtol=3e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_inputs_lose_nothing_in_the_sum(dtype):
     logits, labels, _ = case(dtype, seed=1)
-    ours = logits.clone().requires_grad_()
-    total = focal_loss_sum(ours, labels)
+    inputs = logits.clone().requires_grad_()
+    total = focal_loss_sum(inputs, labels)
     assert total.dtype == torch.float32
     exact = logits.double().requires_grad_()
     expected = dense(exact, labels, 0.25, 2.0)
     assert total.item() == pytest.approx(expected.item(), rel=1e-6)
     (expected.backward(), total.backward())
-    torch.testing.assert_close(ours.grad, exact.grad.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
+    torch.testing.assert_close(inputs.grad, exact.grad.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
 @pytest.mark.parametrize("gamma", GAMMAS)

@@ -47,11 +47,11 @@ def test_a_gpu_gives_what_the_processor_does(dtype, alpha, gamma):
     logits = torch.randn(2, 3000, 80).mul(4).to(dtype)
     labels = torch.randint(0, 81, (2, 3000))
     ignore = torch.rand(2, 3000) < 0.1
-    found = []
+    actual = []
     for device in ("cpu", "cuda"):
         x = logits.to(device, copy=True).requires_grad_()
         total = focal_loss_sum(x, labels.to(device), alpha=alpha, gamma=gamma, ignore=ignore.to(device))
         total.backward()
-        found.append((total.cpu(), x.grad.cpu()))
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=0)
-    torch.testing.assert_close(found[1][1], found[0][1], rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
+        actual.append((total.cpu(), x.grad.cpu()))
+    torch.testing.assert_close(actual[1][0], actual[0][0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(actual[1][1], actual[0][1], rtol=2 * torch.finfo(dtype).eps, atol=1e-7)

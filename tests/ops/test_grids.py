@@ -89,10 +89,10 @@ def test_shapes_are_compared_at_a_common_centre(name):
     assert (grid.cells, grid.by_shape) == ((13, 10), True)
     boxes = random_boxes(300, ImageSize(416, 320))
     shapes = torch.tensor(config.anchors, dtype=torch.float64) * STRIDE_PX
-    for box, found in zip(boxes, best_overlaps(boxes, grid).tolist(), strict=True):
+    for box, actual in zip(boxes, best_overlaps(boxes, grid).tolist(), strict=True):
         center = (box[:2] + box[2:]) / 2
         there = torch.cat([center - shapes / 2, center + shapes / 2], 1)
-        assert found == pytest.approx(float(pairwise_iou(box[None], there).max()), abs=1e-6)
+        assert actual == pytest.approx(float(pairwise_iou(box[None], there).max()), abs=1e-6)
 
 
 def test_an_anchor_fits_itself_and_half_of_it_just_passes():

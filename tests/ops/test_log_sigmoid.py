@@ -25,14 +25,14 @@ def test_log1p_is_right_to_three_half_units():
     y = torch.cat([torch.linspace(-80, 0, 20_001).exp(), torch.linspace(0, 1, 20_001), torch.tensor([0.0, 2**-24])])
     torch.testing.assert_close(log1p(y).double(), torch.log1p(y.double()), rtol=3 * 2**-24, atol=0)
     wide = y.double()[::40]
-    for value, found in zip(wide.tolist(), log1p(wide).tolist(), strict=True):
-        assert abs(found - mpmath.log1p(value)) <= 3 * 2**-53 * mpmath.log1p(value)
+    for value, actual in zip(wide.tolist(), log1p(wide).tolist(), strict=True):
+        assert abs(actual - mpmath.log1p(value)) <= 3 * 2**-53 * mpmath.log1p(value)
 
 
 def test_both_logarithms_equal_those_of_many_digits(as_compiled):
     x = torch.cat([torch.linspace(-80, 80, 32_001), torch.tensor([0.0, -0.0, torch.inf, -torch.inf])])
-    for found, true in zip(log_sigmoids(x), (F.logsigmoid(x.double()), F.logsigmoid(-x.double())), strict=True):
-        torch.testing.assert_close(found.double(), true, rtol=2 * 2**-23, atol=1e-37)
+    for actual, true in zip(log_sigmoids(x), (F.logsigmoid(x.double()), F.logsigmoid(-x.double())), strict=True):
+        torch.testing.assert_close(actual.double(), true, rtol=2 * 2**-23, atol=1e-37)
     assert torch.equal(log_sigmoid(x), log_sigmoids(x)[0])
     assert log_sigmoids(torch.tensor([torch.nan]))[0].isnan()
 

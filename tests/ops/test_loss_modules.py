@@ -32,8 +32,8 @@ IGNORE[0, 0] = True
 )
 def test_each_divisor_by_hand(normalizer, divisor):
     loss = losses.balanced_focal_loss(X, TARGETS, alpha=0.25, gamma=2.0)
-    found = BalancedFocalLoss(normalizer=normalizer)(X, TARGETS)
-    torch.testing.assert_close(found, loss.sum() / divisor)
+    actual = BalancedFocalLoss(normalizer=normalizer)(X, TARGETS)
+    torch.testing.assert_close(actual, loss.sum() / divisor)
 
 
 def test_positives_of_the_image_are_averaged_over_images():
@@ -100,12 +100,12 @@ def gradient_of_part(rank, port, out):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     part = slice(0, 2) if rank == 0 else slice(2, 3)
-    found = {}
+    actual = {}
     for normalizer in ("batch", "image", "elements"):
         x = X[part].clone().requires_grad_()
         FocalLoss(normalizer=normalizer, across_ranks=True)(x, TARGETS[part]).backward()
-        found[normalizer] = (x.grad / 2).tolist()  # as data-parallel training averages
-    (out / f"{rank}.json").write_text(json.dumps(found))
+        actual[normalizer] = (x.grad / 2).tolist()  # as data-parallel training averages
+    (out / f"{rank}.json").write_text(json.dumps(actual))
     distributed.destroy_process_group()
 
 

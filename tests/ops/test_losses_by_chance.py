@@ -73,8 +73,8 @@ def check(case):
                     assert abs(plain[row, k].item() - unweighted) <= limit * unweighted
                 if value > 1e-30:  # α, 1 - α and their product are three roundings more
                     assert abs(loss[row, k].item() - value) <= (limit + 3 * unit) * value
-                for found in (x.grad[row, k].item(), y.grad[row, k].item()):
-                    assert abs(found - slope) <= (limit * 4 + rounding) * abs(slope) + max(1e-30, tiny(logits.dtype))
+                for actual in (x.grad[row, k].item(), y.grad[row, k].item()):
+                    assert abs(actual - slope) <= (limit * 4 + rounding) * abs(slope) + max(1e-30, tiny(logits.dtype))
         # A power magnifies the rounding of its base; of a single element that can be more than of a detector's sum.
         assert abs(total.item() - expected) <= max(1e-6, (8 + 5 * gamma) * UNIT) * expected + 1e-30
 

@@ -33,12 +33,12 @@ def naive(anchors, boxes, ignored, config):
         for row in table:
             best = max(row, default=0.0)
             foreground = best >= config.foreground_iou and bool(row)
-            for place in range(len(chosen)):
-                top = max(other[place] for other in table)
+            for position in range(len(chosen)):
+                top = max(other[position] for other in table)
                 lifted = config.low_quality == "any" or (
                     config.low_quality == "above_background" and best >= config.background_iou
                 )
-                foreground |= lifted and top > 0 and row[place] == top
+                foreground |= lifted and top > 0 and row[position] == top
             between = bool(row) and best >= config.background_iou and not foreground
             yield chosen[row.index(best)] if row else 0, foreground, between
 
@@ -67,8 +67,8 @@ def test_equals_the_rule_in_words(seed, count, low_quality):
     anchors, boxes = draw(30), draw(count)
     ignored = torch.rand(count, generator=generator) < 0.25
     config = MatchConfig(low_quality=low_quality)
-    found = match(anchors, boxes, ignored, config)
-    got = list(zip(found.box_index.tolist(), found.foreground.tolist(), found.ignored.tolist(), strict=True))
+    actual = match(anchors, boxes, ignored, config)
+    got = list(zip(actual.box_index.tolist(), actual.foreground.tolist(), actual.ignored.tolist(), strict=True))
     for (index, foreground, left_out), (their_index, their_foreground, their_left_out) in zip(
         got, naive(anchors, boxes, ignored, config), strict=True
     ):
@@ -80,9 +80,9 @@ def test_equals_the_rule_in_words(seed, count, low_quality):
 def test_between_the_thresholds_an_anchor_is_left_out():
     box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     anchors = torch.tensor([[0.0, 0.0, 10.0, 5.0], [0.0, 0.0, 10.0, 4.5], [0.0, 0.0, 10.0, 3.9]])
-    found = match(anchors, box, regular(1), MatchConfig())
-    assert found.foreground.tolist() == [True, False, False]
-    assert found.ignored.tolist() == [False, True, False]
+    actual = match(anchors, box, regular(1), MatchConfig())
+    assert actual.foreground.tolist() == [True, False, False]
+    assert actual.ignored.tolist() == [False, True, False]
 
 
 def test_low_quality_policies():
@@ -96,26 +96,26 @@ def test_low_quality_policies():
 
 
 def test_an_object_that_touches_no_anchor_forces_none():
-    found = match(
+    actual = match(
         torch.tensor([[0.0, 0.0, 4.0, 4.0]]),
         torch.tensor([[50.0, 50.0, 60.0, 60.0]]),
         regular(1),
         MatchConfig(low_quality="any"),
     )
-    assert not found.foreground.any()
+    assert not actual.foreground.any()
 
 
 def test_without_boxes_everything_is_background():
-    found = match(torch.rand(7, 4), torch.zeros(0, 4), NONE, MatchConfig(low_quality="any"))
-    assert not found.foreground.any() and not found.ignored.any()
+    actual = match(torch.rand(7, 4), torch.zeros(0, 4), NONE, MatchConfig(low_quality="any"))
+    assert not actual.foreground.any() and not actual.ignored.any()
 
 
 def test_a_crowd_is_neither_object_nor_background():
     crowd = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
     anchors = torch.tensor([[10.0, 10.0, 20.0, 20.0], [95.0, 0.0, 105.0, 10.0], [200.0, 200.0, 210.0, 210.0]])
-    found = match(anchors, crowd, torch.tensor([True]), MatchConfig(low_quality="any"))
-    assert found.ignored.tolist() == [True, True, False]
-    assert not found.foreground.any()
+    actual = match(anchors, crowd, torch.tensor([True]), MatchConfig(low_quality="any"))
+    assert actual.ignored.tolist() == [True, True, False]
+    assert not actual.foreground.any()
 
 
 SMALL_ANCHORS = AnchorConfig(base_scale=2.0), MatchConfig(low_quality="any")
@@ -126,24 +126,24 @@ PAPER_ANCHORS = AnchorConfig(), MatchConfig()
     ("anchors_and_matching", "side_px", "count"), [(SMALL_ANCHORS, 8.0, 2), (PAPER_ANCHORS, 24.0, 11)]
 )
 def test_an_ignored_box_smaller_than_half_an_anchor_is_not_background(anchors_and_matching, side_px, count):
-    """All anchors that an object of this place and size would take from the background, it takes when ignored."""
+    """All anchors that an object of this position and size would take from the background, it takes when ignored."""
     shape, config = anchors_and_matching
     maps = tuple((256 // stride, 256 // stride) for stride in (8, 16, 32, 64, 128))
     anchors = pyramid_anchors(shape, strides_px=(8, 16, 32, 64, 128), shapes=maps, image=(256, 256))
     box = torch.tensor([[100.0, 100.0, 100.0 + side_px, 100.0 + side_px]])
     as_object = match(anchors, box, regular(1), config)
-    found = match(anchors, box, torch.tensor([True]), config)
-    assert not found.foreground.any()
-    assert int(found.ignored.sum()) >= count
-    assert not ((as_object.foreground | as_object.ignored) & ~found.ignored).any()
+    actual = match(anchors, box, torch.tensor([True]), config)
+    assert not actual.foreground.any()
+    assert int(actual.ignored.sum()) >= count
+    assert not ((as_object.foreground | as_object.ignored) & ~actual.ignored).any()
 
 
 def test_an_object_keeps_the_anchors_that_an_ignored_box_would_take():
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 4.5], [30.0, 30.0, 40.0, 40.0]])
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [30.0, 30.0, 36.0, 37.0]])
-    found = match(anchors, boxes, torch.tensor([False, True, True]), MatchConfig())
-    assert found.foreground.tolist() == [True, False, False]
-    assert found.ignored.tolist() == [False, True, True], "IoU .42 with a box that covers .42 of the last anchor"
+    actual = match(anchors, boxes, torch.tensor([False, True, True]), MatchConfig())
+    assert actual.foreground.tolist() == [True, False, False]
+    assert actual.ignored.tolist() == [False, True, True], "IoU .42 with a box that covers .42 of the last anchor"
 
 
 @pytest.mark.parametrize(
@@ -164,5 +164,5 @@ def test_settings_out_of_range_are_named(values, problem):
 
 def test_thresholds_may_meet():
     config = MatchConfig(foreground_iou=0.5, background_iou=0.5)
-    found = match(torch.tensor([[0.0, 0.0, 10.0, 4.9]]), torch.tensor([[0.0, 0.0, 10.0, 10.0]]), regular(1), config)
-    assert not found.foreground.any() and not found.ignored.any()
+    actual = match(torch.tensor([[0.0, 0.0, 10.0, 4.9]]), torch.tensor([[0.0, 0.0, 10.0, 10.0]]), regular(1), config)
+    assert not actual.foreground.any() and not actual.ignored.any()

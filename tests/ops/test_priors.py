@@ -1,4 +1,4 @@
-"""The priors of SSD: the numbers of SSD513 and SSD321, and the law of their places."""
+"""The priors of SSD: the numbers of SSD513 and SSD321, and the rule of their positions."""
 
 import pytest
 import torch
@@ -50,8 +50,8 @@ def test_the_order_of_a_cell_is_caffes():
 
 
 def test_the_number_of_priors():
-    found = all_priors(SSD513, strides_px=STRIDES_513, cells=CELLS_513, image=(513, 513))
-    assert len(found) == 43_688
+    actual = all_priors(SSD513, strides_px=STRIDES_513, cells=CELLS_513, image=(513, 513))
+    assert len(actual) == 43_688
     cells = tuple((side, side) for side in (40, 20, 10, 5, 3, 1))
     assert len(all_priors(SSD321, strides_px=STRIDES_321, cells=cells, image=(321, 321))) == 17_080
 
@@ -76,13 +76,13 @@ def test_the_centres_at_513_px(level, first):
 def test_the_starts_are_those_of_the_receptive_fields(config, strides):
     """Center of cell 0 through conv1 (7, pad 3), the pool (3, no pad), strided 1×1 and 2×2 convolutions, plus ½ px."""
     position, step = 0.0, 1
-    found = []
+    actual = []
     extras = [(2, 2, 0)] * 4 if config is SSD513 else [(2, 2, 0), (2, 2, 0), (3, 1, 0)]
     for kernel, stride, padding in [(7, 2, 3), (3, 2, 0), (1, 2, 0), (1, 2, 0), *extras]:
         position += ((kernel - 1) / 2 - padding) * step
         step *= stride
-        found.append((step, position + 0.5))
-    assert found[2:] == list(zip(strides, config.starts_px[:-1], strict=True))
+        actual.append((step, position + 0.5))
+    assert actual[2:] == list(zip(strides, config.starts_px[:-1], strict=True))
 
 
 def test_the_released_program_by_its_word_lies_outside():
@@ -94,7 +94,7 @@ def test_the_released_program_by_its_word_lies_outside():
     assert float(last[0] + last[2]) / 2 == pytest.approx(256.5 * 513)
 
 
-def test_cells_without_a_start_are_spread_evenly_over_the_picture():
+def test_cells_without_a_start_are_spread_evenly_over_the_image():
     even = PriorConfig(percents=(5.0, 10.0), starts_px=(None,))
     priors = level_priors(even, level=0, stride_px=8, cells=(2, 4), image=(100, 320))
     centers = ((priors[:, :2] + priors[:, 2:]) / 2).view(2, 4, 8, 2)
@@ -102,7 +102,7 @@ def test_cells_without_a_start_are_spread_evenly_over_the_picture():
     assert centers[0, :, 0, 0].tolist() == [40, 120, 200, 280]
 
 
-def test_a_picture_that_is_no_square_warps_the_priors():
+def test_an_image_that_is_not_square_warps_the_priors():
     even = PriorConfig(percents=(10.0, 20.0), starts_px=(None,), elongations=(), whole_px=False)
     square, _ = level_priors(even, level=0, stride_px=8, cells=(1, 1), image=(100, 300))
     assert (square[2:] - square[:2]).tolist() == pytest.approx([30, 10])
@@ -111,9 +111,9 @@ def test_a_picture_that_is_no_square_warps_the_priors():
 def test_the_answer_is_shared():
     arguments = {"strides_px": STRIDES_513, "cells": CELLS_513, "image": (513, 513)}
     with torch.inference_mode():
-        found = all_priors(SSD513, **arguments)
-    assert not found.is_inference()
-    assert all_priors(SSD513, **arguments) is found
+        actual = all_priors(SSD513, **arguments)
+    assert not actual.is_inference()
+    assert all_priors(SSD513, **arguments) is actual
 
 
 def test_a_config_survives_plain_values():

@@ -37,7 +37,7 @@ def covered(one, other):
 
 def roles(anchors, boxes, config):
     """For each anchor "object", "background" or "between" by plain loops, and the box it overlaps most."""
-    found = []
+    actual = []
     best_of_box = [max((iou(anchor, box) for anchor in anchors), default=0.0) for box in boxes]
     for anchor in anchors:
         overlaps = [iou(anchor, box) for box in boxes]
@@ -49,8 +49,8 @@ def roles(anchors, boxes, config):
             value > 0 and abs(value - top) < 1e-6 for value, top in zip(overlaps, best_of_box, strict=True)
         ):
             role = "object"
-        found.append((role, overlaps.index(best)))
-    return found
+        actual.append((role, overlaps.index(best)))
+    return actual
 
 
 def oracle(anchors, boxes, ignored, config, *, straddle):
@@ -61,15 +61,19 @@ def oracle(anchors, boxes, ignored, config, *, straddle):
         for a in anchors
     ]
     members = [anchor for anchor, is_in in zip(anchors, inside, strict=True) if is_in]
-    regular = [place for place, hidden in enumerate(ignored) if not hidden]
-    crowd = [boxes[place] for place, hidden in enumerate(ignored) if hidden]
-    own = roles(members, [boxes[place] for place in regular], config) if regular else [("background", 0)] * len(members)
+    regular = [position for position, hidden in enumerate(ignored) if not hidden]
+    crowd = [boxes[position] for position, hidden in enumerate(ignored) if hidden]
+    own = (
+        roles(members, [boxes[position] for position in regular], config)
+        if regular
+        else [("background", 0)] * len(members)
+    )
     other = roles(members, crowd, config) if crowd else [("background", 0)] * len(members)
     answers = []
-    for anchor, (role, place), (as_object, _) in zip(members, own, other, strict=True):
+    for anchor, (role, position), (as_object, _) in zip(members, own, other, strict=True):
         hidden = as_object != "background" or any(covered(anchor, box) >= 0.5 - 1e-6 for box in crowd)
         left_out = role == "between" or (role == "background" and hidden)
-        answers.append(("out" if left_out else role, regular[place] if regular else 0))
+        answers.append(("out" if left_out else role, regular[position] if regular else 0))
     left = iter(answers)
     return [next(left) if is_in else ("out", 0) for is_in in inside]
 
@@ -83,15 +87,15 @@ def test_assignment_equals_a_plain_loop(config, straddle):
         anchors = drawn_boxes(12, generator)
         boxes = drawn_boxes(case % 4, generator)
         ignored = torch.rand(case % 4, generator=generator) < 0.3
-        found = match_inside(anchors, boxes, ignored, frame=FRAME, straddle_px=straddle, config=config)
+        actual = match_inside(anchors, boxes, ignored, frame=FRAME, straddle_px=straddle, config=config)
         expected = oracle(anchors.tolist(), boxes.tolist(), ignored.tolist(), config, straddle=straddle)
-        for place, (role, box) in enumerate(expected):
-            assert bool(found.foreground[place]) == (role == "object"), (case, place, role)
-            assert bool(found.ignored[place]) == (role == "out"), (case, place, role)
+        for position, (role, box) in enumerate(expected):
+            assert bool(actual.foreground[position]) == (role == "object"), (case, position, role)
+            assert bool(actual.ignored[position]) == (role == "out"), (case, position, role)
             if role == "object":
-                overlap = pairwise_iou(anchors[place : place + 1], boxes)[0]
-                assert float(overlap[found.box_index[place]]) == pytest.approx(float(overlap[box]))
-                assert not ignored[found.box_index[place]]
+                overlap = pairwise_iou(anchors[position : position + 1], boxes)[0]
+                assert float(overlap[actual.box_index[position]]) == pytest.approx(float(overlap[box]))
+                assert not ignored[actual.box_index[position]]
         seen |= {role for role, _ in expected}
     assert seen == {"object", "background", "out"}
 
@@ -99,22 +103,22 @@ def test_assignment_equals_a_plain_loop(config, straddle):
 def test_no_anchor_inside_leaves_all_out():
     anchors = torch.tensor([[-5.0, 0.0, 200.0, 50.0]])
     boxes, nothing = torch.tensor([[0.0, 0.0, 80.0, 50.0]]), torch.zeros(1, dtype=torch.bool)
-    found = match_inside(anchors, boxes, nothing, frame=FRAME, straddle_px=0.0, config=RPN)
-    assert (found.foreground.tolist(), found.ignored.tolist()) == ([False], [True])
+    actual = match_inside(anchors, boxes, nothing, frame=FRAME, straddle_px=0.0, config=RPN)
+    assert (actual.foreground.tolist(), actual.ignored.tolist()) == ([False], [True])
     assert match_inside(anchors, boxes, nothing, frame=FRAME, straddle_px=None, config=RPN).foreground.all()
 
 
 @pytest.mark.parametrize("low_quality", ["none", "above_background", "any", "bipartite"])
 def test_no_anchors_match_nothing(low_quality):
     config = MatchConfig(low_quality=low_quality)
-    found = match(torch.zeros(0, 4), drawn_boxes(2, torch.Generator()), torch.tensor([False, True]), config)
-    assert [len(part) for part in found] == [0, 0, 0]
+    actual = match(torch.zeros(0, 4), drawn_boxes(2, torch.Generator()), torch.tensor([False, True]), config)
+    assert [len(part) for part in actual] == [0, 0, 0]
 
 
 def literal_sample(noise, foreground, ignored, *, count, share):
-    drawn = sorted(range(len(noise)), key=lambda place: (noise[place], place))
-    positives = [place for place in drawn if foreground[place] and not ignored[place]][: int(count * share)]
-    negatives = [place for place in drawn if not foreground[place] and not ignored[place]]
+    drawn = sorted(range(len(noise)), key=lambda position: (noise[position], position))
+    positives = [position for position in drawn if foreground[position] and not ignored[position]][: int(count * share)]
+    negatives = [position for position in drawn if not foreground[position] and not ignored[position]]
     return sorted(positives + negatives[: count - len(positives)])
 
 
@@ -159,8 +163,8 @@ def literal_proposals(objectness, boxes, level_sizes, frame, *, top_k, keep, nms
     """Top of each level, clip, drop the empty, suppress within the level, best of all."""
     candidates, start = [], 0
     for number, size in enumerate(level_sizes):
-        places = sorted(range(start, start + size), key=lambda place: -objectness[place])[:top_k]
-        candidates += [(objectness[place], number, boxes[place]) for place in places]
+        indices = sorted(range(start, start + size), key=lambda position: -objectness[position])[:top_k]
+        candidates += [(objectness[position], number, boxes[position]) for position in indices]
         start += size
     clipped = []
     for score, number, box in candidates:
@@ -185,7 +189,7 @@ def test_proposals_equal_a_plain_loop():
         limits = ProposalLimits(top_k=3 + case % 12, keep=2 + case % 15)
         frame = torch.tensor([30.0 + case % 31, 90.0])
         arguments = {"level_sizes": sizes, "frame": frame, "limits": limits, "nms_iou": 0.4}
-        found = propose(objectness, deltas, anchors, **arguments)
+        actual = propose(objectness, deltas, anchors, **arguments)
         expected = literal_proposals(
             objectness.tolist(),
             decode(deltas, anchors).tolist(),
@@ -195,24 +199,24 @@ def test_proposals_equal_a_plain_loop():
             keep=limits.keep,
             nms_iou=0.4,
         )
-        torch.testing.assert_close(found, torch.tensor(expected).reshape(-1, 4), rtol=1e-5, atol=1e-4)
-        counts.append(len(found))
+        torch.testing.assert_close(actual, torch.tensor(expected).reshape(-1, 4), rtol=1e-5, atol=1e-4)
+        counts.append(len(actual))
     assert min(counts) >= 1 and len(set(counts)) > 5
 
 
-def test_a_picture_may_give_no_region():
+def test_an_image_may_give_no_region():
     outside = torch.tensor([[200.0, 0.0, 220.0, 10.0], [0.0, 300.0, 10.0, 320.0]])
     limits = ProposalLimits()
-    found = propose(
+    actual = propose(
         torch.ones(2), torch.zeros(2, 4), outside, level_sizes=(1, 1), frame=FRAME, limits=limits, nms_iou=0.7
     )
-    assert found.shape == (0, 4)
+    assert actual.shape == (0, 4)
 
 
 def test_no_gradient_through_coordinates():
     deltas = torch.zeros(2, 4, requires_grad=True)
     anchors = torch.tensor([[0.0, 0.0, 20.0, 20.0], [40.0, 10.0, 60.0, 30.0]])
-    found = propose(
+    actual = propose(
         torch.ones(2, requires_grad=True),
         deltas,
         anchors,
@@ -221,7 +225,7 @@ def test_no_gradient_through_coordinates():
         limits=ProposalLimits(),
         nms_iou=0.7,
     )
-    assert len(found) == 2 and not found.requires_grad
+    assert len(actual) == 2 and not actual.requires_grad
 
 
 def test_clipping_and_sides():

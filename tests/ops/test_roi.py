@@ -60,14 +60,14 @@ def test_levels_equal_a_plain_loop():
 
 def test_legacy_align_over_a_pyramid_equals_torchvision():
     levels, (regions, image_index) = pyramid(), propose_regions(60, overhang=10)
-    theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-    expected = theirs(
+    reference = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    expected = reference(
         {str(number): level for number, level in enumerate(levels)},
         [regions[image_index == 0], regions[image_index == 1]],
         [FRAME, FRAME],
     )
     order = image_index.argsort(stable=True)
-    found = pool_pyramid(
+    actual = pool_pyramid(
         levels,
         regions[order],
         image_index[order],
@@ -76,7 +76,7 @@ def test_legacy_align_over_a_pyramid_equals_torchvision():
         config=PoolConfig(kind="align_legacy"),
     )
     assert len(region_levels(regions, finest=2, coarsest=5).unique()) >= 3
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,13 +85,13 @@ def test_the_order_of_regions_is_kept(kind):
     config = PoolConfig(kind=kind, size=3)
     together = pool_pyramid(levels, regions, image_index, finest=2, frame_px=FRAME, config=config)
     number = region_levels(regions, finest=2, coarsest=5) - 2
-    for place in range(0, 40, 7):
-        one = slice(place, place + 1)
+    for index in range(0, 40, 7):
+        one = slice(index, index + 1)
         alone = pool(
-            levels[int(number[place])],
+            levels[int(number[index])],
             regions[one],
             image_index[one],
-            stride_px=2 ** (2 + int(number[place])),
+            stride_px=2 ** (2 + int(number[index])),
             frame_px=FRAME,
             config=config,
         )
@@ -108,15 +108,15 @@ def test_one_map_equals_torchvision(kind, ratio, asked):
     else:
         expected = roi_align(features, rows, 5, 1 / 16, asked, aligned=kind == "align")
     config = PoolConfig(kind=kind, size=5, sampling_ratio=ratio)
-    found = pool(features, regions, image_index, stride_px=16, frame_px=FRAME, config=config)
-    assert torch.equal(found, expected)
+    actual = pool(features, regions, image_index, stride_px=16, frame_px=FRAME, config=config)
+    assert torch.equal(actual, expected)
 
 
 def test_what_tells_the_two_aligns_apart():
     """On a map that holds its own column, aligned gives the middle of a cell of the region; legacy half a cell more."""
     columns = torch.arange(20.0).expand(1, 1, 16, 20)
     region = torch.tensor([[64.0, 64.0, 192.0, 192.0]])  # columns 4 to 12 of stride 16
-    found = {
+    actual = {
         kind: pool(
             columns,
             region,
@@ -127,9 +127,9 @@ def test_what_tells_the_two_aligns_apart():
         )[0, 0, 0].tolist()
         for kind in ("align", "align_legacy", "max")
     }
-    assert found["align"] == pytest.approx([4.5, 6.5, 8.5, 10.5])
-    assert found["align_legacy"] == pytest.approx([5.0, 7.0, 9.0, 11.0])
-    assert found["max"] == [6.0, 8.0, 10.0, 12.0], "RoIPool counts the last column of the region in"
+    assert actual["align"] == pytest.approx([4.5, 6.5, 8.5, 10.5])
+    assert actual["align_legacy"] == pytest.approx([5.0, 7.0, 9.0, 11.0])
+    assert actual["max"] == [6.0, 8.0, 10.0, 12.0], "RoIPool counts the last column of the region in"
 
 
 def literal_crop(image, box, size, frame):
@@ -158,19 +158,19 @@ def test_crop_and_resize_is_the_literal_one(size):
     features = pyramid(dtype=torch.float64)[3]
     regions, image_index = propose_regions(25, overhang=40)
     regions = regions.double()
-    found = crop_and_resize(features, regions, image_index, size=size, frame_px=FRAME)
-    for place in range(len(regions)):
-        expected = literal_crop(features[image_index[place]], regions[place].tolist(), size, FRAME)
-        torch.testing.assert_close(found[place], expected, rtol=1e-9, atol=1e-9)
-    assert (found == 0).any(), "some samples lie outside of the map"
+    actual = crop_and_resize(features, regions, image_index, size=size, frame_px=FRAME)
+    for index in range(len(regions)):
+        expected = literal_crop(features[image_index[index]], regions[index].tolist(), size, FRAME)
+        torch.testing.assert_close(actual[index], expected, rtol=1e-9, atol=1e-9)
+    assert (actual == 0).any(), "some samples lie outside of the map"
 
 
 def test_the_whole_frame_is_the_whole_map():
     features = pyramid(dtype=torch.float64, images=1)[3]
     whole = torch.tensor([[0.0, 0.0, FRAME[1], FRAME[0]]], dtype=torch.float64)
-    found = crop_and_resize(features, whole, torch.zeros(1, dtype=torch.int64), size=8, frame_px=FRAME)
-    torch.testing.assert_close(found[0, :, :, 0], features[0, :, :, 0])
-    torch.testing.assert_close(found[0, :, -1, -1], features[0, :, -1, -1])
+    actual = crop_and_resize(features, whole, torch.zeros(1, dtype=torch.int64), size=8, frame_px=FRAME)
+    torch.testing.assert_close(actual[0, :, :, 0], features[0, :, :, 0])
+    torch.testing.assert_close(actual[0, :, -1, -1], features[0, :, -1, -1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -192,9 +192,9 @@ def test_gradients(kind):
 def test_no_regions_leave_a_gradient_of_zero(kind):
     levels = [level.requires_grad_() for level in pyramid()]
     nothing = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    found = pool_pyramid(levels, *nothing, finest=2, frame_px=FRAME, config=PoolConfig(kind=kind, size=3))
-    assert found.shape == (0, 3, 3, 3)
-    found.sum().backward()
+    actual = pool_pyramid(levels, *nothing, finest=2, frame_px=FRAME, config=PoolConfig(kind=kind, size=3))
+    assert actual.shape == (0, 3, 3, 3)
+    actual.sum().backward()
     assert all(level.grad is not None and not level.grad.any() for level in levels)
 
 
@@ -212,9 +212,9 @@ def test_half_precision_is_pooled_in_full(kind):
     level, (regions, image_index) = pyramid()[1], propose_regions(5)
     arguments = {"stride_px": 8, "frame_px": FRAME, "config": PoolConfig(kind=kind)}
     half = level.to(torch.bfloat16)
-    found = pool(half, regions, image_index, **arguments)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, pool(half.float(), regions, image_index, **arguments))
+    actual = pool(half, regions, image_index, **arguments)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, pool(half.float(), regions, image_index, **arguments))
 
 
 @pytest.mark.parametrize("size", [(5, 7), (1, 4), (3, 1)])
@@ -227,8 +227,8 @@ def test_the_form_by_index_is_grid_sample(size):
     whole = torch.nn.functional.grid_sample(
         image[None].expand(6, -1, -1, -1), grid, padding_mode="border", align_corners=True
     )
-    found = blend_corners(image, grid)
-    torch.testing.assert_close(found, whole)
+    actual = blend_corners(image, grid)
+    torch.testing.assert_close(actual, whole)
     weights = torch.randn(whole.shape, dtype=torch.float64, generator=generator)
-    gradients = [torch.autograd.grad((crops * weights).sum(), image)[0] for crops in (found, whole)]
+    gradients = [torch.autograd.grad((crops * weights).sum(), image)[0] for crops in (actual, whole)]
     torch.testing.assert_close(*gradients)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from focaldet.ops.boxes import pairwise_iou
 from focaldet.ops.sampling import MiningConfig, hardest
 
-# Two anchors on the same place, three elsewhere.
+# Two anchors at the same position, three elsewhere.
 BOXES = torch.tensor(
     [
         [0.0, 0.0, 10.0, 10.0],
@@ -21,8 +21,8 @@ LOSSES = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
 NONE = torch.zeros(5, dtype=torch.bool)
 
 
-def marked(*places, count=5):
-    return torch.zeros(count, dtype=torch.bool).index_fill_(0, torch.tensor(places, dtype=torch.int64), value=True)
+def marked(*indices, count=5):
+    return torch.zeros(count, dtype=torch.bool).index_fill_(0, torch.tensor(indices, dtype=torch.int64), value=True)
 
 
 def chosen(*, foreground=NONE, ignored=NONE, losses=LOSSES, **config):
@@ -91,8 +91,8 @@ def test_looking_at_few_anchors_first_changes_nothing(seed, count, batch, iou, r
     kind = torch.rand(count, generator=generator)
     foreground, ignored = kind < share, kind > 0.9
     config = MiningConfig(batch=batch, nms_iou=iou, ratio=ratio)
-    found = hardest(losses, boxes, foreground, ignored, config=config)
-    assert set(found.nonzero().flatten().tolist()) == plainly(losses, boxes, foreground, ignored, config)
+    actual = hardest(losses, boxes, foreground, ignored, config=config)
+    assert set(actual.nonzero().flatten().tolist()) == plainly(losses, boxes, foreground, ignored, config)
 
 
 def test_no_gradient_flows_through_the_choice():

@@ -32,19 +32,19 @@ def caffes_matching(anchors, boxes):
     free = list(range(len(boxes)))
     while free:
         best = (Fraction(0), None, None)
-        for place, anchor in enumerate(anchors):
+        for position, anchor in enumerate(anchors):
             for g in free:
-                if answers[place] is None and iou(anchor, boxes[g]) > best[0]:
-                    best = (iou(anchor, boxes[g]), place, g)
+                if answers[position] is None and iou(anchor, boxes[g]) > best[0]:
+                    best = (iou(anchor, boxes[g]), position, g)
         if best[1] is None:
             break
         answers[best[1]] = best[2]
         free.remove(best[2])
-    for place, anchor in enumerate(anchors):
-        if answers[place] is None and boxes:
+    for position, anchor in enumerate(anchors):
+        if answers[position] is None and boxes:
             overlaps = [iou(anchor, box) for box in boxes]
             if max(overlaps) >= Fraction(1, 2):
-                answers[place] = overlaps.index(max(overlaps))
+                answers[position] = overlaps.index(max(overlaps))
     return answers
 
 
@@ -52,19 +52,19 @@ def left_out(anchors, boxes, answers):
     """Anchors without an object that lie half in an ignored box, or would be objects if those boxes were objects."""
     as_objects = caffes_matching(anchors, boxes)
     return [
-        answers[place] is None
-        and (as_objects[place] is not None or any(2 * shared(a, b) >= area(a) > 0 for b in boxes))
-        for place, a in enumerate(anchors)
+        answers[position] is None
+        and (as_objects[position] is not None or any(2 * shared(a, b) >= area(a) > 0 for b in boxes))
+        for position, a in enumerate(anchors)
     ]
 
 
 def random_boxes(draw, count):
     """Boxes on a coarse grid, so that overlaps are often equal."""
-    found = []
+    actual = []
     for _ in range(count):
         x, y = draw.randrange(10), draw.randrange(10)
-        found.append([x, y, x + draw.randrange(1, 8), y + draw.randrange(1, 8)])
-    return found
+        actual.append([x, y, x + draw.randrange(1, 8), y + draw.randrange(1, 8)])
+    return actual
 
 
 @pytest.mark.parametrize("cases", COUNTS)
@@ -74,22 +74,22 @@ def test_matching_equals_caffes_rule(cases):
         draw = random.Random(seed)
         anchors, boxes = random_boxes(draw, draw.randrange(1, 20)), random_boxes(draw, draw.randrange(0, 6))
         ignored = [draw.random() < 0.25 for _ in boxes]
-        places = [g for g, out in enumerate(ignored) if not out]
-        answers = caffes_matching(anchors, [boxes[g] for g in places])
-        found = match(
+        indices = [g for g, out in enumerate(ignored) if not out]
+        answers = caffes_matching(anchors, [boxes[g] for g in indices])
+        actual = match(
             torch.tensor(anchors).float(),
             torch.tensor(boxes).float().reshape(-1, 4),
             torch.tensor(ignored, dtype=torch.bool),
             BIPARTITE,
         )
-        assert found.foreground.tolist() == [answer is not None for answer in answers], seed
-        expected = [places[answer] for answer in answers if answer is not None]
-        assert found.box_index[found.foreground].tolist() == expected, seed
+        assert actual.foreground.tolist() == [answer is not None for answer in answers], seed
+        expected = [indices[answer] for answer in answers if answer is not None]
+        assert actual.box_index[actual.foreground].tolist() == expected, seed
         apart = [box for box, out in zip(boxes, ignored, strict=True) if out]
-        assert found.ignored.tolist() == left_out(anchors, apart, answers), seed
+        assert actual.ignored.tolist() == left_out(anchors, apart, answers), seed
         pairs += len(expected)
         forced += sum(
-            iou(anchor, boxes[places[answer]]) < Fraction(1, 2)
+            iou(anchor, boxes[indices[answer]]) < Fraction(1, 2)
             for anchor, answer in zip(anchors, answers, strict=True)
             if answer is not None
         )
@@ -100,24 +100,24 @@ def test_the_globally_best_pair_comes_first():
     """Both objects like the first anchor best; the one that fits it better gets it, the other the second anchor."""
     anchors = torch.tensor([[0.0, 0, 10, 10], [8, 0, 18, 10]])
     boxes = torch.tensor([[3.0, 0, 13, 10], [1.0, 0, 11, 10]])
-    found = match(anchors, boxes, torch.zeros(2, dtype=torch.bool), BIPARTITE)
-    assert found.foreground.tolist() == [True, True]
-    assert found.box_index.tolist() == [1, 0]
+    actual = match(anchors, boxes, torch.zeros(2, dtype=torch.bool), BIPARTITE)
+    assert actual.foreground.tolist() == [True, True]
+    assert actual.box_index.tolist() == [1, 0]
 
 
 def test_more_objects_than_anchors():
     boxes = torch.tensor([[0.0, 0, 4, 4], [0.0, 0, 5, 5], [1.0, 1, 5, 5]])
-    found = match(torch.tensor([[0.0, 0, 5, 5]]), boxes, torch.zeros(3, dtype=torch.bool), BIPARTITE)
-    assert (found.box_index.tolist(), found.foreground.tolist()) == ([1], [True])
+    actual = match(torch.tensor([[0.0, 0, 5, 5]]), boxes, torch.zeros(3, dtype=torch.bool), BIPARTITE)
+    assert (actual.box_index.tolist(), actual.foreground.tolist()) == ([1], [True])
 
 
 def hardest_by_hand(losses, foreground, ignored, ratio):
     chosen = []
     for row, positive, out in zip(losses, foreground, ignored, strict=True):
-        negatives = [place for place in range(len(row)) if not positive[place] and not out[place]]
-        negatives.sort(key=lambda place: (-row[place], place))
+        negatives = [position for position in range(len(row)) if not positive[position] and not out[position]]
+        negatives.sort(key=lambda position: (-row[position], position))
         chosen.append(set(negatives[: int(sum(positive) * ratio)]))
-    return [[place in kept for place in range(len(losses[0]))] for kept in chosen]
+    return [[position in kept for position in range(len(losses[0]))] for kept in chosen]
 
 
 @pytest.mark.parametrize("cases", COUNTS)
@@ -133,16 +133,16 @@ def test_mining_equals_the_rule(cases):
             [not positive and draw.random() < 0.2 for positive in row]  # a matched prior is never left out
             for row in foreground
         ]
-        found = hardest_negatives(
+        actual = hardest_negatives(
             torch.tensor(losses), torch.tensor(foreground), torch.tensor(ignored), ratio=ratio
         ).tolist()
-        assert found == hardest_by_hand(losses, foreground, ignored, ratio), seed
-        some += any(map(any, found))
+        assert actual == hardest_by_hand(losses, foreground, ignored, ratio), seed
+        some += any(map(any, actual))
     assert some > cases / 3
 
 
 def test_an_image_without_objects_gives_no_negatives():
     losses = torch.tensor([[3.0, 2.0, 1.0], [0.1, 0.2, 0.3]])
     foreground = torch.tensor([[False, False, False], [True, False, False]])
-    found = hardest_negatives(losses, foreground, torch.zeros_like(foreground), ratio=3.0)
-    assert found.tolist() == [[False, False, False], [False, True, True]]
+    actual = hardest_negatives(losses, foreground, torch.zeros_like(foreground), ratio=3.0)
+    assert actual.tolist() == [[False, False, False], [False, True, True]]

@@ -27,6 +27,7 @@ check: $(INSTALLED)
 	$(RUN)/ruff check $(SOURCES)
 	$(RUN)/ruff format --check $(SOURCES)
 	$(RUN)/mypy --strict
+	$(RUN)/mypy --strict examples/03_new_detector.py
 	$(RUN)/lint-imports --no-cache
 	$(RUN)/python -m pytest tests/test_house.py tests/test_public_names.py
 

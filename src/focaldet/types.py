@@ -37,7 +37,7 @@ Rows = slice | Sequence[int] | Tensor
 """Several rows of parallel tensors: a slice, a list or tensor of indices, or a Boolean mask."""
 
 # Methods of version 0.1 and what they are called now.
-RENAMED = {
+RENAMED_METHODS = {
     "Detections.scaled": "scale",
     "Detections.moved": "shift",
     "Detections.clipped": "clip",
@@ -48,10 +48,10 @@ RENAMED = {
 def _read_renamed(value: Any, name: str) -> Any:
     """The method that `name` was called until version 0.1."""
     old = f"{type(value).__name__}.{name}"
-    if old not in RENAMED:
+    if old not in RENAMED_METHODS:
         raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
-    warnings.warn(f"{old} is now called {RENAMED[old]}", DeprecationWarning, stacklevel=2)
-    return getattr(value, RENAMED[old])
+    warnings.warn(f"{old} is now called {RENAMED_METHODS[old]}", DeprecationWarning, stacklevel=2)
+    return getattr(value, RENAMED_METHODS[old])
 
 
 class _ComparedByValue:

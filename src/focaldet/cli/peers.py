@@ -33,7 +33,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str | None:
 
 
 def read_answers() -> list[tuple[str, str, str]]:
-    """Commands, the names that other programs have for a flag of theirs, and what to say to it."""
+    """Commands, the names of a flag in other programs, and what to type here instead."""
     table = yaml.safe_load(files("focaldet.cli").joinpath("peers.yaml").read_text(encoding="utf-8"))
     return [(commands, names, answer) for commands, rows in table.items() for names, answer in rows.items()]
 

@@ -1,4 +1,4 @@
-"""Which objects of an image a detector found or missed and why, and its false positives.
+"""Which objects of an image a detector detects or misses and why, and its false positives.
 
 Each object and each false positive becomes an `Outcome` with its kind of error, after Bolya et al. 2020 ("TIDE"), and
 with its loss, which is small for easy ones and large for hard ones.
@@ -9,13 +9,14 @@ Axes: D detections, best first, G objects.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 from focaldet.types import Detections, Target
 
 OutcomeKind = Literal["found", "missed", "wrong class", "poor box", "duplicate", "background"]
-OUTCOME_KINDS: tuple[OutcomeKind, ...] = ("found", "missed", "wrong class", "poor box", "duplicate", "background")
+OUTCOME_KINDS: tuple[OutcomeKind, ...] = get_args(OutcomeKind)
+DETECTED: OutcomeKind = OUTCOME_KINDS[0]
 
 RIGHT_IOU, NEAR_IOU = 0.5, 0.1  # a box fits from the first on; below the second it has nothing to do with the object
 IGNORED_COVERAGE = 0.5
@@ -41,7 +42,7 @@ class Outcome:
     """What became of one object, or one false positive.
 
     Attributes:
-        kind: of an object `found`, or why it was not: a confident detection there has the `wrong class` or a `poor
+        kind: of an object `DETECTED`, or why it was not: a confident detection there has the `wrong class` or a `poor
             box`, or there is none (`missed`). Of a false positive: it repeats an object (`duplicate`), has the wrong
             class or a poor box, or lies on `background`.
         index: the index of the object among the boxes of its image; None for a false positive.
@@ -88,7 +89,7 @@ def classify_outcomes(
     Args:
         detections: those of the image, best first, also of low score.
         target: its objects, in the same pixels, with labels of the same classes.
-        score: detections below it are not confident: an object that only such a one matches is not found.
+        score: detections below it are not confident: an object that only such a one matches is missed.
         least_score: false positives below it are dropped.
     """
     objects = (~target.ignored).nonzero().squeeze(1)
@@ -165,7 +166,7 @@ def _object_outcome(
     """The outcome of an object from its match and the confident false positives near it, best first."""
     probability = match.score if match else 0.0
     if match and match.score >= score:
-        return Outcome("found", *where, probability, match)
+        return Outcome(DETECTED, *where, probability, match)
     for wanted in ("wrong class", "poor box"):
         for kind, detection in errors:
             if kind == wanted:

@@ -34,7 +34,7 @@ from focaldet.evaluation.inference import InferenceFields, InferenceOptions
 from focaldet.models import Detector
 from focaldet.report.charts import Chart, Curve, write_chart, write_curves
 from focaldet.runtime import Progress, join_processes, pick_device
-from focaldet.study.hard_page import write_hard_page
+from focaldet.study.hard_page import IMAGE_FOLDER, write_hard_page
 from focaldet.study.suspects import Suspect, find_suspects, image_name, write_suspects
 from focaldet.types import Detections, Resize, Target
 
@@ -79,7 +79,7 @@ def study_hard(
 ) -> HardStudy:
     """Compute the loss of every object and false positive of a split, and write the explorer into the folder `out`.
 
-    `index.html` with `pictures/` is the explorer, offline; `examples.csv` has a row per object and false positive,
+    `index.html` with its folder of images is the explorer, offline; `examples.csv` has a row per object or detection,
     `suspects.csv` and `suspects_coco.json` the suspected label errors, `easiness.svg`, `.png` and `curves.csv` the
     distribution of the objects of each class from hard to easy. Under `torchrun` every process takes a part of the
     images and the first one writes.
@@ -108,7 +108,7 @@ def study_hard(
     options = replace(options, **fields)
     opened = set_up_evaluation(run, data, split=split, options=options)
     folder = evaluation_folder(run, split=split, out=out, kind="hard") or HARD_OUT
-    make_folder(folder / "pictures")
+    images = make_folder(folder / IMAGE_FOLDER)
     with join_processes(pick_device(options.device)) as ranks:
         detected = detect_all(
             lower_threshold(opened.detector).to(ranks.device),
@@ -124,7 +124,7 @@ def study_hard(
             model = str(read_run_settings(run).get("model", run))
             write_hard_page(study.page, opened.dataset, outcomes, suspects, score=score, model=model)
             _write_tables(opened.dataset, study)
-            _write_images(opened.dataset, folder / "pictures", longest_px=image_px, progress=progress)
+            _write_images(opened.dataset, images, longest_px=image_px, progress=progress)
     return study
 
 

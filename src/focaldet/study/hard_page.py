@@ -15,6 +15,8 @@ from focaldet.study.suspects import SUSPECT_KINDS, LabeledBox, Suspect, image_na
 
 MEDIUM_AREA, LARGE_AREA = 32**2, 96**2  # COCO's bounds, square pixels of the original image
 
+IMAGE_FOLDER = "pictures"  # as version 0.1 called it; the page's script has the same name
+
 
 def write_hard_page(
     path: Path,
@@ -25,7 +27,7 @@ def write_hard_page(
     score: float,
     model: str,
 ) -> None:
-    """Write the explorer as HTML. It expects image i at `pictures/<i>.jpg`.
+    """Write the explorer as HTML. It expects image i at `<i>.jpg` in the folder `IMAGE_FOLDER` beside it.
 
     Args:
         path: the file.

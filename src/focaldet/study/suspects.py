@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from focaldet.config import write_csv, write_json
 from focaldet.data.dataset import Dataset
-from focaldet.evaluation.error_kinds import Box, Outcome
+from focaldet.evaluation.error_kinds import DETECTED, Box, Outcome
 
 SuspectKind = Literal["missing box", "wrong class", "misplaced box", "nothing there"]
 SUSPECT_KINDS: tuple[SuspectKind, ...] = ("missing box", "wrong class", "misplaced box", "nothing there")
@@ -86,7 +86,7 @@ def _suspect_outcome(image: int, outcome: Outcome, *, recall: float, score: floa
         return Suspect(image, "missing box", doubt, None, proposed) if is_confident else None
     if outcome.kind == "missed":
         return Suspect(image, "nothing there", MISS_WEIGHT * recall * doubt, annotated, None)
-    if detection is None or outcome.kind == "found":
+    if detection is None or outcome.kind == DETECTED:
         return None
     if outcome.kind == "wrong class":
         return Suspect(image, "wrong class", doubt * detection.score, annotated, proposed)
@@ -97,7 +97,7 @@ def _class_recalls(outcomes: Sequence[Sequence[Outcome]], num_classes: int) -> l
     """The fraction of the objects of each class that are detected; 0 for a class without objects."""
     objects = [one for several in outcomes for one in several if one.index is not None]
     counts = Counter(one.label for one in objects)
-    detected = Counter(one.label for one in objects if one.kind == "found")
+    detected = Counter(one.label for one in objects if one.kind == DETECTED)
     return [detected[label] / max(1, counts[label]) for label in range(num_classes)]
 
 

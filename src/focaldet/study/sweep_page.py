@@ -122,7 +122,7 @@ def sweep_sentences(rows: Sequence[SweepRow]) -> tuple[str, ...]:
     if compared := compare_balance(rows):
         each = "; ".join(
             f"γ = {one.gamma:g}: {percent(one.off)} off, {percent(one.balanced)} with α = {one.alpha:g} "
-            f"({_signed(one.gain)})"
+            f"({_format_gain(one.gain)})"
             for one in compared
         )
         better = sum(one.gain > 0 for one in compared)
@@ -130,7 +130,7 @@ def sweep_sentences(rows: Sequence[SweepRow]) -> tuple[str, ...]:
         clear = sum(abs(one.gain) * 100 >= NOISE_POINTS for one in compared)
         lines.append(
             f"Is the balance (eq. 5) better than none (eq. 4)? With its best α at {better} of {len(compared)} γ, by "
-            f"{_signed(mean)} points of AP on average; {clear} of the differences reach {NOISE_POINTS:g} points. "
+            f"{_format_gain(mean)} points of AP on average; {clear} of the differences reach {NOISE_POINTS:g} points. "
             f"{each}. The best of several α is chosen on the images that it is evaluated on, which favors eq. 5."
         )
     focal = best_row(row for row in rows if row.is_focal and row.gamma > 0)
@@ -141,7 +141,7 @@ def sweep_sentences(rows: Sequence[SweepRow]) -> tuple[str, ...]:
         ("softmax", best_row(row for row in rows if row.classifier == "softmax")),
     ):
         if focal and other:
-            gain = _signed((focal.ap or 0.0) - (other.ap or 0.0))
+            gain = _format_gain((focal.ap or 0.0) - (other.ap or 0.0))
             lines.append(
                 f"The best focal loss ({focal.title()}) against {name}: {percent(focal.ap)} to {percent(other.ap)} "
                 f"({gain})."
@@ -151,7 +151,7 @@ def sweep_sentences(rows: Sequence[SweepRow]) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _signed(gain: float) -> str:
+def _format_gain(gain: float) -> str:
     return f"{100 * gain:+.1f}".replace("-", "−")
 
 

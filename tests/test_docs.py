@@ -41,6 +41,7 @@ def test_the_loss_of_the_guide_trains_a_detector(presets):
     names = {"__name__": "poly_focal"}
     exec(compile(code, "poly_focal.py", "exec"), names)
     assert code_lines(code) < 60
+    assert {"sys", "main"} <= names.keys()  # what its last line calls when it is run as a program
     network = focaldet.build("retinanet_poly_focal", num_classes=3)
     target = focaldet.Target(torch.tensor([[8.0, 8, 40, 40]]), torch.tensor([1]), torch.tensor([False]))
     sizes = [focaldet.ImageSize(64, 64)]

@@ -16,7 +16,7 @@ from focaldet.training.config import FREE_ON_RESUME, RunConfig
 
 
 class RunFolder:
-    """The files of a run (DESIGN.md, section 5)."""
+    """The files of a run; docs/guide/training.md says what each holds."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -63,7 +63,7 @@ def focal_star_loss(
     beta: float,
     ignore: Bool[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, "*shape"]:
-    """FL* = -log(p_t*) / γ of every logit, p_t* = σ(γ x_t + β) (appendix A), in [0, ∞).
+    """`FL* = -log(p_t*) / γ` of every logit, `p_t* = σ(γ x_t + β)` (appendix A), in [0, ∞).
 
     `targets` are 0 or 1; γ > 0 sets how steep the loss falls, β where; where `ignore` is set, loss and gradient are 0.
 

@@ -77,7 +77,7 @@ class Darknet:
             library = ctypes.CDLL(str(folder.resolve() / "libdarknet.so"))
             cfg = (folder / "cfg" / "yolov2.cfg").read_text()
         except OSError as error:
-            raise FocaldetError(f"--darknet {folder}: holds no darknet that was built: {error}") from None
+            raise FocaldetError(f"--darknet {folder}: no built darknet in this folder: {error}") from None
         library.load_network.restype = ctypes.c_void_p
         library.network_predict.restype = FLOATS
         library.network_predict.argtypes = [ctypes.c_void_p, FLOATS]
@@ -90,7 +90,7 @@ class Darknet:
         return Darknet(library, re.sub(r"(?m)^(width|height)=\d+", rf"\1={size}", cfg))
 
     def network(self, weights: Path, *, with_region: bool) -> Any:
-        """A loaded network; without its region layer it answers with the numbers that go into it."""
+        """A loaded network; without its region layer it outputs with the numbers that go into it."""
         cfg = weights.with_suffix(".cfg")
         cfg.write_text(self.cfg if with_region else self.cfg[: self.cfg.index("[region]")])
         return self.library.load_network(str(cfg).encode(), str(weights).encode(), 0)
@@ -117,7 +117,7 @@ class Darknet:
 
 
 def lively_detector(paths: list[Path], *, size: int) -> Detector:
-    """Random weights whose BatchNorm has the statistics of these images, and whose answers are spread."""
+    """Random weights whose BatchNorm has the statistics of these images, and whose outputs are spread."""
     torch.manual_seed(0)
     detect = {"score_threshold": THRESHOLD, "nms_iou": NMS_IOU, "top_k": 100_000, "max_detections": 100_000}
     detector = build("yolov2", architecture={"detect": detect, "norm_momentum": 1.0})

@@ -81,7 +81,7 @@ def as_it_reads(image: UInt8[Tensor, "3 H W"]) -> Any:
 
 @torch.no_grad()
 def livened(network: nn.Module, predict: Callable[[], object]) -> None:
-    """Random weights that keep the signal of the same size, and last layers whose answers are spread over `predict`."""
+    """Random weights that keep the signal of the same size, and last layers whose outputs are spread over `predict`."""
     torch.manual_seed(0)
     for name, tensor in network.state_dict().items():
         part = name.rpartition(".")[2]

@@ -60,7 +60,7 @@ def tiny_run(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = focaldet.DataConfig(path=demo_data, val=demo_data / "instances_test.json")
     out = tmp_path_factory.mktemp("tiny") / "run"
     model = "retinanet_mobilenet_v2_fpn"
-    # A threshold of 0 lets a detector that has learnt nothing find something.
+    # A threshold of 0 lets a detector that has learned nothing find something.
     architecture = {
         "width": 32,
         "head_depth": 1,

@@ -240,9 +240,7 @@ class TestDryRun:
         assert main(["train", "--size", "320", "--dry-run"]) == 0
         output = capsys.readouterr().out
         assert re.search(r"^size +320 +typed$", output, re.MULTILINE)
-        assert (
-            "retinanet_r50_fpn: 38.0 M parameters before the classes of the data are known, long side 320 px" in output
-        )
+        assert "retinanet_r50_fpn: 38.0 M parameters with the classes of the preset, long side 320 px" in output
 
     def test_what_training_would_refuse_is_refused(self, capsys):
         assert "unknown detector" in refused(capsys, "train --model retinanet_r --dry-run")
@@ -597,3 +595,12 @@ def test_only_the_first_of_several_processes_speaks(capsys, monkeypatch, name, o
     monkeypatch.setenv(name, "0")
     assert main(["models"]) == 0
     assert "retinanet_r50_fpn" in capsys.readouterr().out
+
+
+def test_flags_and_values_of_version_0_1_are_read(capsys):
+    from focaldet.cli.peers import rename_old
+
+    old = ["train", "--augment.recolour", "0.5", "--augment.keep-boxes", "centre", "--licence=MIT", "centre"]
+    new = ["train", "--augment.recolor", "0.5", "--augment.keep-boxes=center", "--license=MIT", "centre"]
+    assert rename_old(old) == new
+    assert capsys.readouterr().err.count("is now called") == 3

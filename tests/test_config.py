@@ -189,3 +189,10 @@ class TestMakeFolder:
         monkeypatch.setattr(Path, "mkdir", full)
         with pytest.raises(OSError, match="No space left"):
             configs.make_folder(tmp_path / "new")
+
+
+def test_the_constructor_takes_the_old_name_of_a_setting_with_a_warning():
+    from focaldet.models.retinanet import LossConfig
+
+    with pytest.warns(FutureWarning, match="LossConfig: normaliser is now called normalizer"):
+        assert LossConfig(normaliser="image") == LossConfig(normalizer="image")

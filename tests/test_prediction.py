@@ -316,7 +316,7 @@ def test_detections_are_kept_when_the_job_is_interrupted(shots, tmp_path):
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
 
 
-def test_a_file_in_place_of_the_folder_of_labels_is_told(shots, tmp_path):
+def test_a_file_in_place_of_the_folder_of_labels_is_reported(shots, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "labels").touch()
     with pytest.raises(ConfigError, match=r"out: .*labels: no folder can be made there"):

@@ -42,7 +42,8 @@ def validate_fields(cls: type[Config]) -> type[Config]:
 
     Lists become tuples, text becomes paths, whole numbers become floats; NaN and infinity are refused. Configs that are
     already built are taken as they are. The class may rename its settings: `renamed_keys` maps old to new names,
-    `renamed_values` the name of a setting to its old and new values; `from_dict` reads the old ones.
+    `renamed_values` the name of a setting to its old and new values; `from_dict` reads the old ones, and the
+    constructor takes the old names.
 
     Raises:
         ConfigError: when constructed with a wrong type or a value out of range; names class, field, value and range.
@@ -51,6 +52,10 @@ def validate_fields(cls: type[Config]) -> type[Config]:
 
     @functools.wraps(assign)
     def construct(self: Any, *args: Any, **kwargs: Any) -> None:
+        for old, new in getattr(cls, "renamed_keys", {}).items():
+            if old in kwargs:
+                warnings.warn(f"{cls.__name__}: {old} is now called {new}", FutureWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(old)
         try:
             _adapter(cls).validator.validate_python(ArgsKwargs(args, kwargs), self_instance=self)
         except pydantic.ValidationError as error:

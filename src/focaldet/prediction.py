@@ -77,8 +77,10 @@ class Predictor:
 
     def __repr__(self) -> str:
         """Model, number of classes, input size, device and precision."""
-        model, classes = type(self.detector).__name__, quantity(self.detector.config.num_classes, "class", "classes")
-        return f"Predictor({model}, {classes}, {self.detector.preprocessing.resize}, {self.device}, {self.precision})"
+        detector = self.detector
+        classes = quantity(detector.config.num_classes, "class", "classes")
+        parts = (type(detector).__name__, classes, detector.preprocessing.resize, self.device, self.precision)
+        return f"Predictor({', '.join(map(str, parts))})"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -137,7 +139,8 @@ class Predictor:
             pixels = to_pixels(image)
         except DataError as error:
             return error
-        resized = resize_image(pixels, self.detector.preprocessing.resize)
+        preprocessing = self.detector.preprocessing
+        resized = resize_image(pixels, preprocessing.resize)
         return _ResizedImage(resized, ImageSize(*pixels.shape[1:]))
 
     def _detect_window(
@@ -147,7 +150,8 @@ class Predictor:
         results: dict[int, ImageDetections | DataError] = {}
         results |= {index: error for index, error in enumerate(window) if isinstance(error, DataError)}
         images = [(index, image) for index, image in enumerate(window) if isinstance(image, _ResizedImage)]
-        sizes = [self.detector.preprocessing.padded_size(image.size) for _, image in images]
+        preprocessing = self.detector.preprocessing
+        sizes = [preprocessing.padded_size(image.size) for _, image in images]
         for batch in group_by_size(sizes, batch_size=batch_size):
             indices, members = zip(*(images[number] for number in batch), strict=True)
             results.update(zip(indices, self._detect_images(members), strict=True))

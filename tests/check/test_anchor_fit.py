@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from focaldet.check.anchor_fit import level_overlaps, resized_boxes
+from focaldet.check.anchor_fit import level_overlaps, resize_boxes
 from focaldet.models.retinanet import RetinaNetConfig
 from focaldet.ops.grids import best_overlaps
 from focaldet.types import ImageSize, Resize
@@ -11,7 +11,7 @@ from tests.data.test_dataset import small_index
 
 
 def test_boxes_are_resized_with_their_image_and_ignored_ones_ignored():
-    boxes, images = resized_boxes(small_index(), Resize(mode="long", size=12))
+    boxes, images = resize_boxes(small_index(), Resize(mode="long", size=12))
     assert images.tolist() == [[8, 12]]  # the image is 4 × 6; the other boxes are a crowd and a difficult one
     assert boxes.tolist() == [[0, 0, 4, 4]]
 

@@ -189,7 +189,7 @@ def test_notes_alone_are_clean(tmp_path):
     assert kinds(report) == {"class without boxes": 1} and report.exit_code == 0
 
 
-def test_trainval_is_no_duplicate_of_train(tmp_path):
+def test_trainval_is_not_a_duplicate_of_train(tmp_path):
     write_voc(tmp_path, {"train": ["a", "c"], "val": ["b"], "trainval": ["a", "b", "c"]})
     report = check_data(DataConfig(path=tmp_path))
     assert [split.name for split in report.splits] == ["train", "val"]

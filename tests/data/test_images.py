@@ -79,7 +79,7 @@ def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
         b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x63\0\0",
     ],
 )
-def test_exif_that_cannot_be_understood_is_no_rotation(tmp_path, exif):
+def test_exif_that_cannot_be_understood_is_not_a_rotation(tmp_path, exif):
     path = saved(tmp_path / "p.jpg", photo(), exif=exif)
     assert read_header(path) == ImageSize(16, 24)
     assert read_image(path).shape == (3, 16, 24)

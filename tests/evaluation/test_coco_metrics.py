@@ -108,8 +108,8 @@ def random_case(seed, *, num_images=12, num_classes=4, crowds=0.2, ties=True, de
     images, detections = [], {}
     for image in range(num_images):
         count = int(rng.integers(0, 7))
-        centres, sides = rng.uniform(0, 200, (count, 2)), rng.choice([12, 50, 150], (count, 2)) * rng.uniform(0.7, 1.3)
-        boxes = numpy.concatenate([centres - sides / 2, centres + sides / 2], axis=1).round(1)
+        centers, sides = rng.uniform(0, 200, (count, 2)), rng.choice([12, 50, 150], (count, 2)) * rng.uniform(0.7, 1.3)
+        boxes = numpy.concatenate([centers - sides / 2, centers + sides / 2], axis=1).round(1)
         labels = rng.integers(0, max(1, num_classes - 1), count)
         images.append(
             [(box, int(k), int(rng.random() < crowds)) for box, k in zip(boxes.tolist(), labels, strict=True)]

@@ -38,7 +38,7 @@ def test_ids_become_indices_and_labels(tmp_path):
     assert rows.scores.tolist() == [0.5, 0.5]
 
 
-def test_an_empty_list_is_no_detections(tmp_path):
+def test_an_empty_list_is_not_a_detections(tmp_path):
     assert read(written(tmp_path, [])).xywh.shape == (0, 4)
 
 
@@ -97,7 +97,7 @@ def test_a_missing_field_is_named(tmp_path, field):
         (b'[{"image_id": ' + b"9" * 5000 + b"}]", "is not valid JSON"),
     ],
 )
-def test_what_is_no_result_file_is_refused(tmp_path, content, problem):
+def test_what_is_not_a_result_file_is_refused(tmp_path, content, problem):
     with pytest.raises(DataError) as caught:
         read(written(tmp_path, content))
     assert problem in str(caught.value)

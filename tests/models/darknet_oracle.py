@@ -1,7 +1,7 @@
 """YOLOv2 as darknet's C code computes it, written out in float64 loops: it shares no code with the model.
 
 After cfg/yolov2.cfg, src/convolutional_layer.c, maxpool_layer.c, reorg_layer.c with blas.c, region_layer.c and box.c.
-Arrays are flat in darknet's order; boxes are (x, y, w, h) of the centre in shares of the input.
+Arrays are flat in darknet's order; boxes are (x, y, w, h) of the center in shares of the input.
 """
 
 import math

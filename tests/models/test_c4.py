@@ -10,7 +10,7 @@ from torchvision.ops import roi_align
 
 import focaldet
 from focaldet.models import PRESETS, LossContext, build, find_preset
-from focaldet.nets.regions import ProposalHead, ProposalHeadConfig
+from focaldet.nets.regions import RPNHead, RPNHeadConfig
 from focaldet.ops.anchors import pyramid_anchors
 from focaldet.types import ImageSize, Target
 from focaldet.weights import load_into, save_detector
@@ -116,9 +116,7 @@ def test_anchors_are_as_large_on_every_map(name, change):
 @torch.inference_mode()
 def test_two_values_of_an_anchor_are_the_logit_of_a_softmax():
     torch.manual_seed(0)
-    head = ProposalHead(
-        4, config=ProposalHeadConfig(width=6, relu6=True, softmax=True), per_cell=3, dilation=2, bias=0.7
-    )
+    head = RPNHead(4, config=RPNHeadConfig(width=6, relu6=True, softmax=True), per_cell=3, dilation=2, bias=0.7)
     assert head.objectness.bias.tolist() == pytest.approx([0.0, 0.7] * 3)
     for layer in (head.tower[0], head.objectness):
         torch.nn.init.normal_(layer.weight, std=0.5)

@@ -11,7 +11,7 @@ import focaldet
 from focaldet.models import LossContext, build, named_config
 from focaldet.models.faster_rcnn.losses import FasterRCNNOutputs, RPNOutputs, StageConfig, match_regions, sample_regions
 from focaldet.models.faster_rcnn.plus import ScaledMaps
-from focaldet.nets.regions import FourConvolutions, ProposalHead, ProposalHeadConfig, RegionPredictor, TwoLayers
+from focaldet.nets.regions import FourConvolutions, RegionPredictor, RPNHead, RPNHeadConfig, TwoLayers
 from focaldet.ops.losses.focal import balanced_focal_loss, softmax_focal_loss
 from focaldet.ops.matching import MatchConfig
 from focaldet.ops.sampling import SampleConfig
@@ -326,7 +326,7 @@ def _of(both, rank):
 
 def test_heads_have_the_shapes_they_say():
     maps = [torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4)]
-    objectness, boxes = ProposalHead(8, config=ProposalHeadConfig(depth=2), per_cell=3)(maps)
+    objectness, boxes = RPNHead(8, config=RPNHeadConfig(depth=2), per_cell=3)(maps)
     assert (objectness.shape, boxes.shape) == ((2, 162), (2, 162, 4))
     pooled = torch.randn(5, 8, 7, 7)
     for head in (TwoLayers(8, 7, 16), FourConvolutions(8, 7, 16, norm="batch", eps=1e-5)):
@@ -340,7 +340,7 @@ def test_heads_have_the_shapes_they_say():
 
 def test_objectness_and_boxes_are_in_the_order_of_the_anchors():
     """A head whose 1×1 layers pass channels on tells which cell and which anchor each row is."""
-    head = ProposalHead(3, config=ProposalHeadConfig(), per_cell=3)
+    head = RPNHead(3, config=RPNHeadConfig(), per_cell=3)
     with torch.no_grad():
         head.tower[0].weight.zero_()
         head.tower[0].weight[:, :, 1, 1] = torch.eye(3)

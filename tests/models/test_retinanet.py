@@ -222,7 +222,7 @@ def test_mining_by_hand():
     actual = detector(loss=MINED).losses(outputs(ROWS), [DOG], LossContext())
     assert actual["class"].item() == pytest.approx((cross_entropy(1.0, 0.5) + cross_entropy(-1.0, 2.0)) / 2, rel=1e-6)
     plain = detector(loss={**MINED, "mining": None}).losses(outputs(ROWS), [DOG], LossContext())
-    assert plain["box"] == actual["box"], "boxes are learnt from all positives"
+    assert plain["box"] == actual["box"], "boxes are learned from all positives"
     margins = detector(loss=MINED).margins(outputs(ROWS), [DOG])
     assert margins.positive.tolist() == [0.5] and sorted(margins.negative.tolist()) == [-1.0, 1.0, 2.0]
 

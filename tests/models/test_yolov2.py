@@ -52,18 +52,18 @@ def outputs_of(raw, anchors, num_classes):
     values = values.permute(0, 3, 4, 1, 2).reshape(images, -1, 5 + num_classes).requires_grad_()
     boxes = grid_anchors(anchors, stride_px=32, height=height, width=width).double()
     # What fp32 rounds off the anchors would be the largest difference where the truth is 0.
-    centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).round()
+    centers = ((boxes[:, :2] + boxes[:, 2:]) / 2).round()
     half = torch.tensor(anchors, dtype=torch.float64).repeat(height * width, 1) * 16
-    torch.testing.assert_close(boxes, torch.cat([centres - half, centres + half], 1), rtol=1e-6, atol=1e-4)
-    boxes = torch.cat([centres - half, centres + half], 1)
+    torch.testing.assert_close(boxes, torch.cat([centers - half, centers + half], 1), rtol=1e-6, atol=1e-4)
+    boxes = torch.cat([centers - half, centers + half], 1)
     return values, YOLOv2Outputs(values[..., 5:], values[..., 4], values[..., :4], boxes, (height, width))
 
 
 def target_of(truths, crowds, *, height, width):
     """Boxes in shares of the input as a target in its pixels."""
     frame = torch.tensor([width, height] * 2, dtype=torch.float64) * 32
-    centres = torch.tensor([one[:4] for one in [*truths, *crowds]], dtype=torch.float64).reshape(-1, 4)
-    boxes = torch.cat([centres[:, :2] - centres[:, 2:] / 2, centres[:, :2] + centres[:, 2:] / 2], 1) * frame
+    centers = torch.tensor([one[:4] for one in [*truths, *crowds]], dtype=torch.float64).reshape(-1, 4)
+    boxes = torch.cat([centers[:, :2] - centers[:, 2:] / 2, centers[:, :2] + centers[:, 2:] / 2], 1) * frame
     labels = [one[4] for one in truths] + [0] * len(crowds)
     ignored = [False] * len(truths) + [True] * len(crowds)
     return Target(boxes, torch.tensor(labels, dtype=torch.int64), torch.tensor(ignored, dtype=torch.bool))
@@ -93,8 +93,8 @@ def test_anchors_in_pixels():
     assert anchors.shape == (30, 4)
     sides = [[round(value, 2) for value in row] for row in (anchors[:5, 2:] - anchors[:5, :2]).tolist()]
     assert sides == [[18.33, 21.68], [59.98, 66.0], [106.83, 175.18], [252.25, 112.89], [312.66, 293.38]]
-    centres = (anchors[::5, :2] + anchors[::5, 2:]) / 2
-    assert centres.tolist() == [[16, 16], [48, 16], [80, 16], [16, 48], [48, 48], [80, 48]]
+    centers = (anchors[::5, :2] + anchors[::5, 2:]) / 2
+    assert centers.tolist() == [[16, 16], [48, 16], [80, 16], [16, 48], [48, 48], [80, 48]]
     assert len(VOC_ANCHORS) == 5 and VOC_ANCHORS[0] == (1.3221, 1.73145)
 
 
@@ -287,7 +287,7 @@ def test_margins_are_those_of_objects_and_background():
 
 
 def test_responsible_anchors_by_hand():
-    """The cell of the centre, row by row; the anchor of the nearest shape; an edge belongs to the last cell."""
+    """The cell of the center, row by row; the anchor of the nearest shape; an edge belongs to the last cell."""
     shapes = ((1.0, 1.0), (1.0, 2.0), (1.0, 2.0))
     boxes = torch.tensor([[0, 0, 32, 32], [40, 0, 72, 64], [48, 32, 80, 64], [60, 60, 68, 68]], dtype=torch.float32)
     assert responsible_anchors(boxes, shapes, stride_px=32, height=2, width=2).tolist() == [0, 10, 9, 9]

@@ -288,10 +288,10 @@ def test_the_map_of_stride_16_is_every_other_row_of_that_of_stride_8(tensors: di
 def test_gradients_reach_everything_and_frozen_norm_stays(tensors: dict[str, Tensor]) -> None:
     model = TrunkAndTail(THIN).take(tensors).train()
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     sum(x.square().mean() for x in model(torch.randn(1, 3, 64, 64))).backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-    optimiser.step()
+    optimizer.step()
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
     assert not [name for name, _ in model.named_parameters() if ".bn." in name]
 
@@ -299,9 +299,9 @@ def test_gradients_reach_everything_and_frozen_norm_stays(tensors: dict[str, Ten
 def test_batch_norm_learns_a_shift_and_statistics_but_no_scale(tensors: dict[str, Tensor]) -> None:
     model = TrunkAndTail(THIN, norm="batch").take(tensors).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.randn(2, 3, 64, 64))[-1].square().mean().backward()
-    optimiser.step()
+    optimizer.step()
     name = "trunk.repeat.0.branch1.1.bn."
     changed = {
         n.removeprefix(name) for n, x in model.state_dict().items() if n.startswith(name) and (x != before[n]).any()

@@ -33,7 +33,7 @@ def test_iou_of_nothing_is_zero_not_nan():
     assert ops.pairwise_iou(torch.zeros(0, 4), SQUARE).shape == (0, 1)
 
 
-def test_coverage_is_the_share_of_the_first():
+def test_coverage_is_the_fraction_of_the_first():
     crowd = torch.tensor([[0.0, 0.0, 100.0, 5.0]])
     assert ops.pairwise_coverage(SQUARE, crowd).item() == pytest.approx(0.5)
     assert ops.pairwise_coverage(crowd, SQUARE).item() == pytest.approx(0.1)

@@ -45,7 +45,7 @@ def test_as_many_clusters_as_shapes_fit_perfectly():
     assert sorted(actual.sizes.tolist()) == [[3, 4], [5, 6], [7, 2]]
 
 
-def test_one_cluster_is_no_worse_than_the_mean():
+def test_one_cluster_is_not_a_worse_than_the_mean():
     sizes = drawn(0)
     actual = cluster_sizes(sizes, num_clusters=1, seed=0)
     assert actual.average_iou >= average_iou(sizes, sizes.mean(0, keepdim=True)) - 1e-12
@@ -75,6 +75,6 @@ def test_the_average_is_that_of_the_clusters_and_the_seed_decides(seed, count):
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_a_number_out_of_range_is_told(count):
+def test_a_number_out_of_range_is_reported(count):
     with pytest.raises(ConfigError, match="must be in 1…2, the number of different shapes"):
         cluster_sizes(shapes((1, 2), (1, 2), (2, 2)), num_clusters=count, seed=0)

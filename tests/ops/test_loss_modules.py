@@ -61,7 +61,7 @@ def test_each_module_is_its_function_over_the_positives(module, loss):
     torch.testing.assert_close(module(X, TARGETS), loss.sum() / 4)
 
 
-def test_softmax_is_the_mean_of_rows_or_counts_what_is_no_background():
+def test_softmax_is_the_mean_of_rows_or_counts_what_is_not_a_background():
     rows, classes = X.reshape(15, 2), torch.arange(15) % 2
     loss = losses.softmax_focal_loss(rows, classes, gamma=2.0)
     torch.testing.assert_close(SoftmaxFocalLoss()(rows, classes), loss.mean())

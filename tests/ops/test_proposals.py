@@ -122,7 +122,7 @@ def literal_sample(noise, foreground, ignored, *, count, share):
     return sorted(positives + negatives[: count - len(positives)])
 
 
-def test_lots_equal_a_plain_loop():
+def test_sampling_equals_a_plain_loop():
     generator = torch.Generator().manual_seed(5)
     full = small = 0
     for case in range(CASES):

@@ -16,7 +16,7 @@ GAMMAS = (0.0, 0.5, 1.0, 2.0)
 
 
 def random_margins(num_positives, num_negatives, *, seed=0):
-    """Positives around 1, negatives around 4, both wide: as of a detector that has learnt something."""
+    """Positives around 1, negatives around 4, both wide: as of a detector that has learned something."""
     generator = torch.Generator().manual_seed(seed)
     positive = 1 + 2 * torch.randn(num_positives, generator=generator)
     return Margins(positive, 4 + 2 * torch.randn(num_negatives, generator=generator))

@@ -290,7 +290,7 @@ def test_an_interrupted_training_stops_the_sweep(tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "runs" / NAMES[1] / "result.json").exists()
 
 
-def test_a_result_of_another_setting_is_no_result(tmp_path, monkeypatch):
+def test_a_result_of_another_setting_is_not_a_result(tmp_path, monkeypatch):
     fake_train(monkeypatch, {name: trained(0.1) for name in NAMES})
     run_sweep(tmp_path / "out")
     runs = tmp_path / "out" / "runs"

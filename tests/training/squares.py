@@ -1,4 +1,4 @@
-"""A source that needs no files: bright squares of two colours on a dark ground, the same for the same seed.
+"""A source that needs no files: bright squares of two colors on a dark ground, the same for the same seed.
 
 Also a network small enough that a training step takes a few hundredths of a second.
 """

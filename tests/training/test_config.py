@@ -104,7 +104,7 @@ def test_every_setting_is_explained():
             assert isinstance(after, ast.Expr), f"{ast.unparse(node.target)} has no explanation"
 
 
-def test_a_twin_made_for_other_peoples_statistics_trains_from_random_weights():
+def test_an_equivalent_preset_made_for_other_statistics_trains_from_random_weights():
     """torchvision's frozen BatchNorm has no epsilon; a batch's own deviation may be 0."""
     settings = initial_architecture(RunConfig(model="retinanet_r50_fpn_tv"))
     assert settings == {"norm": "batch", "frozen_stages": 0, "norm_eps": 1e-5}

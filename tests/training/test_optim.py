@@ -95,7 +95,7 @@ def test_ssds_rate_falls_where_its_authors_let_it():
     assert at == pytest.approx({129_999: 1, 130_000: 0.1, 209_999: 0.1, 210_000: 0.01})
 
 
-def test_no_place_to_fall_at_is_a_constant_rate():
+def test_step_without_milestones_is_constant():
     assert factors("step", total_steps=5, step_at=()) == [1.0] * 5
 
 

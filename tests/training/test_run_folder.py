@@ -47,7 +47,7 @@ def test_a_path_that_can_be_no_folder_is_refused_at_the_door(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{}, {"overwrite": True}])
-def test_a_file_that_came_in_the_way_is_told(tmp_path, changes):
+def test_a_file_that_came_in_the_way_is_reported(tmp_path, changes):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ConfigError, match=r"out: .*: no folder can be made there"):

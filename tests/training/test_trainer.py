@@ -162,7 +162,7 @@ def test_settings_that_came_with_the_initial_weights_are_resumed(tmp_path, monke
     assert_same_end(tmp_path / "straight", tmp_path / "stopped")
 
 
-def test_a_loading_process_that_dies_while_the_network_computes_is_no_traceback(tmp_path, monkeypatch):
+def test_a_loading_process_that_dies_while_the_network_computes_is_not_a_traceback(tmp_path, monkeypatch):
     plain = trainer.train_step
 
     def bereft(state, batches, **named):

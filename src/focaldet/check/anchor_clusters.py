@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from focaldet.check.anchor_fit import resized_boxes
+from focaldet.check.anchor_fit import resize_boxes
 from focaldet.config import to_dict
 from focaldet.data.dataset import Dataset
 from focaldet.errors import ConfigError
@@ -42,7 +42,7 @@ def anchor_shapes(dataset: Dataset, resize: Resize, *, num_clusters: int, seed: 
     Raises:
         ConfigError: there are fewer different boxes than clusters.
     """
-    boxes, _ = resized_boxes(dataset, resize)
+    boxes, _ = resize_boxes(dataset, resize)
     if not len(boxes):
         raise ConfigError(f'clusters: split "{dataset.name}" has no boxes')
     clusters = cluster_sizes((boxes[:, 2:] - boxes[:, :2]).double(), num_clusters=num_clusters, seed=seed)

@@ -39,7 +39,7 @@ class AnchorReport:
 
 def anchor_report(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> AnchorReport | None:
     """How the anchors fit the boxes of a split that has any; None of a detector without anchors."""
-    boxes, images = resized_boxes(dataset, preprocessing.resize)
+    boxes, images = resize_boxes(dataset, preprocessing.resize)
     step = preprocessing.size_divisor
     frames = (images + step - 1) // step * step
     grids = detector.grids(ImageSize(*frames[0].tolist()))
@@ -75,7 +75,7 @@ def level_overlaps(
     return fit
 
 
-def resized_boxes(dataset: Dataset, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
+def resize_boxes(dataset: Dataset, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
     """The boxes of a split, without ignored ones, in pixels of the resized images, and the sizes of these images."""
     sizes = [dataset.size(i) for i in range(len(dataset))]
     placed = [(*resize.target(size), *resize.content(size), *resize.corner(size)) for size in sizes]

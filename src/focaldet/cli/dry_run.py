@@ -34,7 +34,7 @@ def list_settings(run: RunConfig, *, typed: Mapping[str, Any], file: Mapping[str
     """
     values = {**configs.to_dict(run), "architecture": configs.to_dict(asked_architecture(run))}
     given = configs.current_names(RunConfig, file, source="file", warn=False)
-    origins = {
+    provenance = {
         "typed": configs.flatten(typed),
         "file": configs.flatten(given),
         "random weights": configs.flatten({"architecture": initial_architecture(run)}),
@@ -44,7 +44,7 @@ def list_settings(run: RunConfig, *, typed: Mapping[str, Any], file: Mapping[str
     for name, value in configs.flatten(values).items():
         base = "preset" if name.startswith(("architecture.", "augment.")) and name != "augment.preset" else "default"
         names = {name, "frozen_stages"} if name == "architecture.frozen_stages" else {name}
-        sources = [source for source, flat in origins.items() if names & flat.keys()]
+        sources = [source for source, flat in provenance.items() if names & flat.keys()]
         settings.append(SettingRow(name, value, sources[0] if sources else base))
     return settings
 
@@ -63,7 +63,7 @@ def print_settings(run: RunConfig, settings: list[SettingRow]) -> None:
         print(*(describe_phase(run, number) for number in range(1, len(run.phases) + 1)), sep="\n")
     parameters = sum(parameter.numel() for parameter in build_on_meta(asked_architecture(run)).parameters())
     resize = run.resize(find_preset(run.model).preprocessing.resize)
-    print(f"{run.model}: {parameters / 1e6:.1f} M parameters before the classes of the data are known, {resize}")
+    print(f"{run.model}: {parameters / 1e6:.1f} M parameters with the classes of the preset, {resize}")
     print(f"presets: {run.model} of the architecture, {run.augment.preset} of the augmentation; nothing was written")
 
 

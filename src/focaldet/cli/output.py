@@ -59,7 +59,7 @@ def print_error(error: Exception | str) -> None:
 
 
 def json_text(value: Any) -> str:
-    """`value` as JSON, as all files and answers of the commands have it."""
+    """`value` as JSON, as all files and output of the commands have it."""
     return json.dumps(value, ensure_ascii=False, indent=1)
 
 

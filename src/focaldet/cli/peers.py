@@ -12,7 +12,12 @@ from importlib.resources import files
 import yaml
 from cyclopts import UnknownOptionError
 
-OLD_FLAGS = {"--licence": "--license", "--picture-px": "--image-px"}
+OLD_FLAGS = {
+    "--licence": "--license",
+    "--picture-px": "--image-px",
+    "--augment.recolour": "--augment.recolor",
+    "--augment.keep-boxes=centre": "--augment.keep-boxes=center",
+}
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str | None:
@@ -40,13 +45,16 @@ def read_answers() -> list[tuple[str, str, str]]:
 
 def rename_old(arguments: Sequence[str]) -> list[str]:
     """The arguments with the flags of version 0.1 under their present names, each with a line on stderr."""
-    words = []
+    words: list[str] = []
     for argument in arguments:
+        if words and words[-1] == "--augment.keep-boxes" and argument == "centre":
+            argument = f"{words.pop()}={argument}"  # noqa: PLW2901
         flag, equals, value = argument.partition("=")
-        new = OLD_FLAGS.get(flag, flag)
-        if new != flag:
-            print(f"focaldet: {flag} is now called {new}", file=sys.stderr)
-        words.append(new + equals + value)
+        old = argument if argument in OLD_FLAGS else flag
+        new = OLD_FLAGS.get(old, old)
+        if new != old:
+            print(f"focaldet: {old} is now called {new}", file=sys.stderr)
+        words.append(new if old == argument else new + equals + value)
     return words
 
 

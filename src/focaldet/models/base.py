@@ -187,7 +187,7 @@ class Detector(nn.Module):
         return next(self.parameters(), torch.empty(0)).dtype
 
     def _set_scaling(self) -> None:
-        """Make mean and standard deviation anew, beside the weights and never in less than float32.
+        """Make mean and standard deviation again, beside the weights and never in less than float32.
 
         They are not in the state dict, whose file states the preprocessing, so that whatever empties or converts the
         buffers of a module (`to_empty`, `half`) has to be followed by this.

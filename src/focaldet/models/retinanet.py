@@ -160,7 +160,8 @@ class RetinaNet(Detector):
             image=(images.shape[-2], images.shape[-1]),
             device=images.device,
         )
-        level_sizes = tuple(height * width * self.config.anchors.per_cell for height, width in shapes)
+        config = self.config
+        level_sizes = tuple(height * width * config.anchors.per_cell for height, width in shapes)
         return RetinaNetOutputs(self.class_subnet(levels), self.box_subnet(levels), anchors, level_sizes)
 
     def losses(self, outputs: RetinaNetOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
@@ -202,7 +203,8 @@ class RetinaNet(Detector):
         pairs = zip(targets, matches, strict=True)
         labels = torch.stack([m.labels(t.labels, background=self.config.num_classes) for t, m in pairs])
         ignored = torch.stack([m.ignored for m in matches])
-        if self.config.loss.mining is not None:
+        config = self.config
+        if config.loss.mining is not None:
             ignored = self._ignore_easy(outputs, labels, ignored)
         return matches, labels, ignored
 

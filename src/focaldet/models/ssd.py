@@ -259,7 +259,8 @@ class SSD(Detector):
         logits, deltas = zip(
             *(predict(level) for predict, level in zip(self.predictors, levels, strict=True)), strict=True
         )
-        level_sizes = tuple(height * width * self.config.priors.per_cell for height, width in cells)
+        config = self.config
+        level_sizes = tuple(height * width * config.priors.per_cell for height, width in cells)
         return SSDOutputs(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), priors, level_sizes)
 
     def losses(self, outputs: SSDOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
@@ -301,11 +302,10 @@ class SSD(Detector):
         ignored = torch.stack([m.ignored for m in matches])
         pairs = zip(targets, matches, strict=True)
         labels = torch.stack([m.labels(t.labels, background=self.config.num_classes) for t, m in pairs])
-        if self.config.loss.kind == "mining":
+        config = self.config.loss
+        if config.kind == "mining":
             of_background = -F.log_softmax(outputs.logits.detach(), dim=-1)[..., -1]
-            ignored = ~(
-                foreground | hardest_negatives(of_background, foreground, ignored, ratio=self.config.loss.ratio)
-            )
+            ignored = ~(foreground | hardest_negatives(of_background, foreground, ignored, ratio=config.ratio))
         return matches, labels, ignored
 
     def _class_loss(

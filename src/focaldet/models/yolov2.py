@@ -36,7 +36,7 @@ from focaldet.ops.region import (
     decode_in_cells,
     encode_in_cells,
     grid_anchors,
-    match_region,
+    match_cells,
     responsible_anchors,
 )
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
@@ -177,7 +177,8 @@ class YOLOv2(Detector):
         assert self.predict.bias is not None
         nn.init.zeros_(self.predict.bias)
         with torch.no_grad():
-            self.predict.bias.view(len(c.anchors), -1)[:, 4] = logit(c.prior)
+            bias = self.predict.bias
+            bias.view(len(c.anchors), -1)[:, 4] = logit(c.prior)
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = c.norm_momentum
@@ -206,7 +207,8 @@ class YOLOv2(Detector):
 
     def losses(self, outputs: YOLOv2Outputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`box`, `object` and `class` loss: sums over the batch, divided by its images."""
-        is_warming_up = context.images_seen < self.config.loss.warmup_images
+        config = self.config.loss
+        is_warming_up = context.images_seen < config.warmup_images
         parts: list[tuple[Tensor, ...]] = []
         for image, target in enumerate(targets):
             predicted = self._boxes(outputs, image).detach()
@@ -223,7 +225,7 @@ class YOLOv2(Detector):
                 )
             )
         box, objectness, classes = (torch.stack(column).mean() for column in zip(*parts, strict=True))
-        return {"box": box, "object": objectness, "class": classes * self.config.loss.class_weight}
+        return {"box": box, "object": objectness, "class": classes * config.class_weight}
 
     def margins(self, outputs: YOLOv2Outputs, targets: Sequence[Target]) -> Margins:
         """x_t of the decision between object and background, of every anchor that the loss counts."""
@@ -244,7 +246,7 @@ class YOLOv2(Detector):
 
     def _matches(self, predicted: Float[Tensor, "A 4"], target: Target, grid: tuple[int, int]) -> Matches:
         config, (height, width) = self.config, grid
-        return match_region(
+        return match_cells(
             predicted,
             responsible_anchors(target.boxes, config.anchors, stride_px=STRIDE_PX, height=height, width=width),
             target.boxes,

@@ -24,7 +24,7 @@ BOX_STD = 0.001  # of the box layer's first weights (Girshick 2015, section 3.1)
 
 @validate_fields
 @dataclass(frozen=True, slots=True)
-class ProposalHeadConfig:
+class RPNHeadConfig:
     """How the proposal head is made: `depth` 3×3 convolutions of `width` channels, None for as many as the maps have.
 
     `relu6` cuts their outputs at 6. With `softmax` an anchor has two values, of nothing and of an object, as in Faster
@@ -37,7 +37,7 @@ class ProposalHeadConfig:
     softmax: bool = False
 
 
-class ProposalHead(nn.Module):
+class RPNHead(nn.Module):
     """The 3×3 convolutions of `config`, then 1×1 ones for objectness and boxes; shared by all levels.
 
     `dilation` spreads the 3×3 ones. Weights start from N(0, 0.01), or the 3×3 from He's variance, and biases from 0,
@@ -48,7 +48,7 @@ class ProposalHead(nn.Module):
         self,
         channels: int,
         *,
-        config: ProposalHeadConfig,
+        config: RPNHeadConfig,
         per_cell: int,
         dilation: int = 1,
         bias: float = 0.0,

@@ -76,7 +76,7 @@ def responsible_anchors(
     return (row * width + column) * len(sizes) + fit.argmax(1)
 
 
-def match_region(
+def match_cells(
     predicted: Float[Tensor, "A 4"],
     responsible: Int64[Tensor, " G"],
     boxes: Float[Tensor, "G 4"],

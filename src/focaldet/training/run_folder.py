@@ -39,7 +39,7 @@ class RunFolder:
         configs.make_folder(self.path)
         if config.overwrite:
             self._clear()
-        # In one move, because the settings are also written anew when a run is resumed.
+        # In one move, because the settings are also written again when a run is resumed.
         part = self.path / ".config.yaml.partial"
         configs.save({**configs.to_dict(config), "resume": False, "overwrite": False}, part)
         part.replace(self.config)

@@ -124,7 +124,7 @@ def build_state(
     ranks = fabric.world_size
     context = LossContext(all_reduce_sum=sum_over_ranks if ranks > 1 else None, num_ranks=ranks)
     if saved is not None:
-        # Initial weights may have changed the settings: BatchNorm's epsilon is that of whoever trained them.
+        # Initial weights may have changed the settings: BatchNorm's epsilon is that of the program that trained them.
         detector = build(config.model, class_names=classes.names, architecture=saved["architecture"])
         detector.preprocessing = configs.from_dict(type(detector.preprocessing), saved["preprocessing"])
         state = start_state(detector, config, context=context, device=fabric.device)
@@ -192,7 +192,7 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
 
 
 def asked_architecture(config: RunConfig) -> DetectorConfig:
-    """The config of the detector as the settings ask for it, before weights and data have their say.
+    """The config of the detector as the settings ask for it, before weights and data change it.
 
     Raises:
         ConfigError: the name or a setting is unknown or out of range.

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from focaldet.check.anchor_fit import resized_boxes
+from focaldet.check.anchor_fit import resize_boxes
 from focaldet.data.augment.augmenter import Augmenter
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.augment.geometry import resize_image, resize_sample
@@ -98,7 +98,7 @@ def test_padding_beyond_the_square_is_gray_too():
 
 
 def test_boxes_of_an_index_are_moved_as_samples_are():
-    boxes, frames = resized_boxes(small_index(), LETTERBOX)
+    boxes, frames = resize_boxes(small_index(), LETTERBOX)
     assert frames.tolist() == [[64, 64]]
     scale, rows = 64 / 6, (64 - 42) // 2
     assert boxes[0].tolist() == pytest.approx([0, rows, 2 * scale, 2 * 42 / 4 + rows])

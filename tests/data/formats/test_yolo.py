@@ -102,7 +102,7 @@ def test_key_points_are_ignored_where_the_yaml_tells_of_them(tmp_path):
     assert read(tmp_path).target(0).boxes.tolist() == [[16, 12, 48, 36]]
 
 
-def test_six_digit_rounding_at_the_border_is_no_fault(tmp_path):
+def test_six_digit_rounding_at_the_border_is_not_a_fault(tmp_path):
     write_yolo(tmp_path)
     (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.500001 0.5 1.0 1.0\n")
     dataset = read(tmp_path)

@@ -174,14 +174,14 @@ def prior_boxes(side, *, literal=False):
         shapes = [(low, low), ((low * high) ** 0.5,) * 2]
         for ratio in (value for r in RATIOS for value in (r, 1 / r)):
             shapes.append((low * ratio**0.5, low / ratio**0.5))
-        centres = [(w + start) * step_px if literal else start + w * step_px for w in range(cells)]
-        result += [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for y in centres for x in centres for w, h in shapes]
+        centers = [(w + start) * step_px if literal else start + w * step_px for w in range(cells)]
+        result += [(x - w / 2, y - h / 2, x + w / 2, y + h / 2) for y in centers for x in centers for w, h in shapes]
     return np.array(result) / side
 
 
 def decode(loc, priors):
     """DecodeBBox for CENTER_SIZE with variances: xyxy fractions of the image."""
-    size, centre = priors[:, 2:] - priors[:, :2], (priors[:, 2:] + priors[:, :2]) / 2
-    centre = np.array(VARIANCES[:2]) * loc[:, :2] * size + centre
+    size, center = priors[:, 2:] - priors[:, :2], (priors[:, 2:] + priors[:, :2]) / 2
+    center = np.array(VARIANCES[:2]) * loc[:, :2] * size + center
     half = np.exp(np.array(VARIANCES[2:]) * loc[:, 2:]) * size / 2
-    return np.concatenate([centre - half, centre + half], axis=1)
+    return np.concatenate([center - half, center + half], axis=1)

@@ -331,10 +331,10 @@ def rows_of(x):
 
 
 def decode(deltas, boxes):
-    size, centre = boxes[..., 2:] - boxes[..., :2], (boxes[..., 2:] + boxes[..., :2]) / 2
-    centre = centre + deltas[..., :2] * size
+    size, center = boxes[..., 2:] - boxes[..., :2], (boxes[..., 2:] + boxes[..., :2]) / 2
+    center = center + deltas[..., :2] * size
     size = size * deltas[..., 2:].clamp(max=LARGEST_GROWTH).exp()
-    return torch.cat([centre - size / 2, centre + size / 2], -1)
+    return torch.cat([center - size / 2, center + size / 2], -1)
 
 
 def clip(boxes, size):

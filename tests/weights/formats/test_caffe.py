@@ -138,7 +138,7 @@ def test_safetensors_are_read_too_and_may_state_license_and_input(tmp_path, blob
     assert (detector.preprocessing.channels, detector.preprocessing.mean) == ("BGR", (104.0, 117.0, 123.0))
 
 
-def test_the_way_into_our_own_file(tmp_path, files):
+def test_the_way_into_a_file_of_focaldet(tmp_path, files):
     detector = build("ssd321_r101", num_classes=20)
     report = load_into(detector, files("ssd321"))
     save_detector(tmp_path / "own.safetensors", detector, license=report.license)

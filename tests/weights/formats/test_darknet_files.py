@@ -204,7 +204,7 @@ def test_the_command_tells_bad_anchors_in_one_line(capsys, demo_data, tmp_path, 
     assert words in text and (str(file) in text or "architecture of yolov2_tiny" in text)
 
 
-def test_what_is_no_darknet_network_is_refused(tmp_path, file):
+def test_what_is_not_a_darknet_network_is_refused(tmp_path, file):
     with pytest.raises(CheckpointError, match="does not state its network: name one"):
         load_detector(file)
     with pytest.raises(CheckpointError, match="are of YOLOv2 with DarkNet-19, not RetinaNetConfig with resnet18"):

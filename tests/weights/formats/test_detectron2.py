@@ -29,7 +29,7 @@ PARAMETERS = {
     "faster_rcnn_r101_c4": 52_731_548,
 }
 """As detectron2 counts them; the last also in the plan, by hand."""
-OURS = {"retinanet_r50": "retinanet_r50_fpn", "retinanet_r101": "retinanet_r101_fpn"}
+PRESET_NAMES = {"retinanet_r50": "retinanet_r50_fpn", "retinanet_r101": "retinanet_r101_fpn"}
 RETINANET = {"stride_in_1x1": True, "anchors": {"order": "scale, ratio"}}
 FASTER_RCNN = {**RETINANET, "background_box": False, "pooling": {"sampling_ratio": 0}}
 
@@ -94,7 +94,7 @@ def test_every_tensor_of_the_lists_finds_its_place(name):
 @pytest.mark.parametrize("name", ["retinanet_r50", "faster_rcnn_r101_fpn", "faster_rcnn_r101_c4"])
 def test_the_file_says_what_it_is(file, name):
     trained = load_detector(file(name))
-    detector, base = trained.detector, find_preset(OURS.get(name, name)).config
+    detector, base = trained.detector, find_preset(PRESET_NAMES.get(name, name)).config
     expected = replace(base, stride_in_1x1=True, anchors=replace(base.anchors, order="scale, ratio"))
     if name.startswith("retinanet"):
         expected = replace(expected, detect=replace(base.detect, clip_first=False))
@@ -107,7 +107,7 @@ def test_the_file_says_what_it_is(file, name):
     assert detector.preprocessing == pixels
 
 
-def test_the_license_and_the_classes_go_into_our_own_file(tmp_path, file):
+def test_the_license_and_the_classes_go_into_a_file_of_focaldet(tmp_path, file):
     detector = build("retinanet_r50_fpn", architecture=RETINANET)
     report = load_into(detector, file("retinanet_r50"))
     assert (report.kind, report.reset, report.skipped) == ("detector", (), ()) and "CC BY-SA 3.0" in report.license

@@ -182,7 +182,7 @@ def test_without_a_config_a_named_input_or_the_detector_tells_the_style(file):
         load_into(caffe, path, input="imagenet")
 
 
-def test_the_license_and_the_classes_go_into_our_own_file(tmp_path, file):
+def test_the_license_and_the_classes_go_into_a_file_of_focaldet(tmp_path, file):
     names = tuple(f"class {number}" for number in range(80))
     detector = build("faster_rcnn_r50_fpn", architecture=FASTER_RCNN)
     report = load_into(detector, file(meta={"dataset_meta": {"classes": names}}))

@@ -56,7 +56,8 @@ class Augmenter:
         With three `partners` it is a mosaic: the frame is cut in four at a random point, and each part shows one image.
         Boxes are kept by the rule `keep_boxes` (`geometry.visible_part`), applied to each image's window.
         """
-        frame = self.preprocessing.resize.target(sample.size)
+        resize = self.preprocessing.resize
+        frame = resize.target(sample.size)
         canvas = blank_image(frame, preprocessing=self.preprocessing)
         parts = _quarters(frame, rng) if partners else [(0, 0, frame)]
         targets = [Target.empty()]
@@ -95,10 +96,11 @@ class Augmenter:
 
     def _draw_content_size(self, size: ImageSize, rng: random.Random) -> ImageSize:
         """The size at which an image of `size` is shown before any zoom, its aspect ratio jittered."""
-        content, jitter = self.preprocessing.resize.content(size), self.augmentation.aspect_jitter
+        resize, jitter = self.preprocessing.resize, self.augmentation.aspect_jitter
+        content = resize.content(size)
         if jitter == 0:
             return content
-        frame = self.preprocessing.resize.target(size)
+        frame = resize.target(size)
         height, width = (side * (1 + rng.uniform(-jitter, jitter)) for side in content)
         fit = min(frame.height / height, frame.width / width)
         return ImageSize(*(max(1, round(side * fit)) for side in (height, width)))
@@ -107,7 +109,8 @@ class Augmenter:
         self, image: UInt8[Tensor, "3 h w"], view: ImageView, rng: random.Random, *, canvas: UInt8[Tensor, "3 H W"]
     ) -> None:
         """Draw the view of an image, its colors changed at random, onto the canvas."""
-        kind, antialias = InterpolationMode.BILINEAR, self.preprocessing.resize.antialias
+        resize = self.preprocessing.resize
+        kind, antialias = InterpolationMode.BILINEAR, resize.antialias
         if self.augmentation.interpolation == "random":
             kind, antialias = rng.choice(INTERPOLATIONS)
         shown = resample_window(image, view=view, antialias=antialias, interpolation=kind)

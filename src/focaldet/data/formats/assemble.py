@@ -201,14 +201,16 @@ class _BoxReport:
         def problem(k: int) -> Problem:
             return self._location(chosen[k]).problem(severity, kind, f"{self._describe(chosen[k])}: {outcome}")
 
-        self.records.problems.add_all(severity, kind, len(chosen), problem)
+        problems = self.records.problems
+        problems.add_all(severity, kind, len(chosen), problem)
 
     def note_rounded(self, shifted: Bool[Tensor, " R"]) -> None:
         """Add one note on all boxes that are outside by no more than rounding."""
         if number := int(shifted.sum()):
             location = self._location(int(shifted.nonzero()[0, 0]))
             message = f"{number} boxes extend beyond their image by at most {ROUNDING_PX} px; clipped"
-            self.records.problems.add(location.problem("note", "box rounded", message))
+            problems = self.records.problems
+            problems.add(location.problem("note", "box rounded", message))
 
     def _location(self, i: int) -> Location:
         return self.records.box_location(int(self.rows[i]))

@@ -1,6 +1,6 @@
 """COCO json: finding such files in a folder, and reading them.
 
-Recognised are `annotations/instances_train2017.json` with the images in `train2017/`, `instances_train.json` with
+Recognized are `annotations/instances_train2017.json` with the images in `train2017/`, `instances_train.json` with
 `images/`, Roboflow's `train/_annotations.coco.json` with the images beside it, and any single file.
 """
 

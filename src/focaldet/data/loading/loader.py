@@ -116,7 +116,8 @@ class Loader:
         """The images of each batch of this rank."""
         if self.augment is None:
             resize, padded = self.preprocessing.resize, self.preprocessing.padded_size
-            frames = [padded(resize.target(ImageSize(*size))) for size in self._dataset.sizes.tolist()]
+            sizes = self._dataset.sizes
+            frames = [padded(resize.target(ImageSize(*size))) for size in sizes.tolist()]
             return sampler.evaluation_batches(frames, batch_size=self.batch_size)[self.rank :: self.num_ranks]
         rng = generator("order", self.seed, epoch)
         if self._factors is None:

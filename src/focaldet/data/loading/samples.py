@@ -34,13 +34,13 @@ class Samples(Dataset[PackedBatch]):
         except FocaldetError as error:
             return error
         targets = [sample.target for sample in samples]
-        preprocessing = self._sized_preprocessing(picks[0])
+        preprocessing, dataset = self._sized_preprocessing(picks[0]), self.source.dataset
         batch = Batch(
             images=pad_images([sample.image for sample in samples], preprocessing=preprocessing),
             sizes=tuple(sample.size for sample in samples),
             targets=(),
             indices=tuple(pick.image for pick in picks),
-            original_sizes=tuple(self.source.dataset.size(pick.image) for pick in picks),
+            original_sizes=tuple(dataset.size(pick.image) for pick in picks),
             image_names=names,
         )
         return PackedBatch(batch, join_targets(targets), tuple(map(len, targets)))
@@ -69,4 +69,5 @@ class Samples(Dataset[PackedBatch]):
         return Sample(*self.source.load(image, epoch=epoch))
 
     def _name(self, image: int) -> str:
-        return str(self.source.dataset.path(image))
+        dataset = self.source.dataset
+        return str(dataset.path(image))

@@ -55,7 +55,7 @@ from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.heads import TowerInit, logit, prior_biases
 from focaldet.nets.necks import REGION_STRIDES_PX
 from focaldet.nets.norm import NormKind
-from focaldet.nets.regions import PooledTail, ProposalHead, ProposalHeadConfig, RegionPredictor
+from focaldet.nets.regions import PooledTail, RegionPredictor, RPNHead, RPNHeadConfig
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.classifier import Classifier, decisions
 from focaldet.ops.grids import Grid, pyramid_grids
@@ -99,7 +99,7 @@ class FasterRCNNConfig(ComponentsConfig):
     top_down: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
     width: PositiveInt = 256
     neck_norm: bool = False
-    rpn_head: ProposalHeadConfig = field(default_factory=ProposalHeadConfig)
+    rpn_head: RPNHeadConfig = field(default_factory=RPNHeadConfig)
     tower_init: TowerInit = "normal"
     anchors: AnchorConfig = field(default_factory=lambda: AnchorConfig(base_scale=8.0, scales=(1.0,)))
     anchor_weights: Four = (1.0, 1.0, 1.0, 1.0)
@@ -167,7 +167,7 @@ class FasterRCNN(Detector):
         self.backbone.freeze(config.frozen_stages)
         self.pyramid = parts.neck
         self.finest, self.num_pooled = parts.finest, parts.num_pooled
-        self.rpn_head = ProposalHead(
+        self.rpn_head = RPNHead(
             parts.channels,
             config=config.rpn_head,
             per_cell=config.anchors.per_cell,
@@ -186,7 +186,8 @@ class FasterRCNN(Detector):
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """The parameters that come from ImageNet: of a C4 detector also those of conv5, the head."""
-        tail = self.roi_head.tail.parameters() if isinstance(self.roi_head, PooledTail) else ()
+        head = self.roi_head
+        tail = head.tail.parameters() if isinstance(head, PooledTail) else ()
         return [*super().backbone_parameters(), *tail]
 
     @property
@@ -246,7 +247,8 @@ class FasterRCNN(Detector):
             image=_frame(images),
             device=images.device,
         )
-        level_sizes = tuple(height * width * self.config.anchors.per_cell for height, width in shapes)
+        config = self.config
+        level_sizes = tuple(height * width * config.anchors.per_cell for height, width in shapes)
         objectness, deltas = self.rpn_head(levels)
         image_sizes = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes)
         image_sizes = image_sizes.to(images.device, torch.float32, non_blocking=True)
@@ -261,7 +263,8 @@ class FasterRCNN(Detector):
         image_sizes: Float[Tensor, "B 2"],
     ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "R K 4"]]:
         """Class logits and encoded boxes of the regions; `image_sizes` are (height, width)."""
-        if self.config.plus.context:
+        config = self.config
+        if config.plus.context:
             every = append_whole_images(regions, image_index, image_sizes=image_sizes)
             vectors, whole = self._region_vectors(maps, *every).tensor_split([len(regions)])
             vectors = torch.cat([vectors, whole[image_index]], 1)
@@ -302,22 +305,22 @@ class FasterRCNN(Detector):
         return Margins(*decisions(outputs.logits[~ignored], labels[~ignored], self.config.classifier))
 
     def _match_regions(self, outputs: FasterRCNNOutputs, targets: Sequence[Target]) -> RegionTargets:
+        config = self.config
         return match_regions(
             outputs.regions,
             outputs.image_index,
             targets,
-            config=self.config.region.matching,
-            num_classes=self.config.num_classes,
+            config=config.region.matching,
+            num_classes=config.num_classes,
         )
 
     def detect(self, outputs: FasterRCNNOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
-        weights = self.config.region_weights
+        config, weights = self.config, self.config.region_weights
         boxes, probabilities = decode_regions(outputs.regions, outputs.logits, outputs.deltas, weights=weights)
         members = [outputs.image_index == image for image in range(len(sizes))]
-        config, refine = self.config.detect, self.config.plus.refine
         detected = [
-            select_detections(boxes[of], probabilities[of], size=size, config=config, refine=refine)
+            select_detections(boxes[of], probabilities[of], size=size, config=config.detect, refine=config.plus.refine)
             for of, size in zip(members, sizes, strict=True)
         ]
         return [Detections(*columns, self.class_names) for columns in detected]

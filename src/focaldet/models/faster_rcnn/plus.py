@@ -89,7 +89,7 @@ def nearest_scales(
 ) -> Int64[Tensor, "R two"]:
     """Of each region the two scales at which the root of its area is nearest to `canonical_px`, by their ratio.
 
-    Sorted by scale the two are neighbours: the ratio falls up to the nearest and grows from there.
+    Sorted by scale the two are neighbors: the ratio falls up to the nearest and grows from there.
     """
     sides = torch.stack([areas(scaled.scale_regions(regions)).sqrt() for scaled in maps], 1)
     distance = (sides.clamp(min=MIN_REGION_SIDE_PX) / canonical_px).log().abs()

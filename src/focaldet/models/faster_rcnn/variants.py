@@ -7,7 +7,7 @@ from focaldet.models.faster_rcnn.losses import StageConfig
 from focaldet.models.faster_rcnn.model import FasterRCNNConfig
 from focaldet.models.faster_rcnn.plus import PlusConfig, RefineConfig
 from focaldet.models.faster_rcnn.postprocess import FasterRCNNDetectConfig
-from focaldet.nets.regions import ProposalHeadConfig
+from focaldet.nets.regions import RPNHeadConfig
 from focaldet.ops.anchors import AnchorConfig
 from focaldet.ops.matching import MatchConfig
 from focaldet.ops.proposals import ProposalConfig, ProposalLimits
@@ -55,7 +55,7 @@ GRMI = FasterRCNNConfig(
     norm_eps=1e-3,
     frozen_stages=0,
     trunk="c4",
-    rpn_head=ProposalHeadConfig(width=512, relu6=True, softmax=True),
+    rpn_head=RPNHeadConfig(width=512, relu6=True, softmax=True),
     anchors=_FROM_64_PX,
     anchor_weights=(10.0, 10.0, 5.0, 5.0),
     pooling=PoolConfig(kind="crop_resize", size=17),
@@ -82,7 +82,7 @@ GRMI_SMALL = replace(
     GRMI,
     **_SMALL_C4,
     backbone="inception_resnet_small",
-    rpn_head=ProposalHeadConfig(width=128, relu6=True, softmax=True),
+    rpn_head=RPNHeadConfig(width=128, relu6=True, softmax=True),
     pooling=PoolConfig(kind="crop_resize", size=9),
     straddle_px=None,
     detect=FasterRCNNDetectConfig(),
@@ -105,6 +105,6 @@ TORCHVISION_V2 = replace(
     norm_eps=1e-5,
     frozen_stages=0,
     neck_norm=True,
-    rpn_head=ProposalHeadConfig(depth=2),
+    rpn_head=RPNHeadConfig(depth=2),
     head="4conv1fc",
 )

@@ -41,7 +41,7 @@ def focal_loss_sum(
 
 
 class _FocalLossSum(torch.autograd.Function):
-    """Loss and gradient in one pass; the gradient waits for `backward`, which gives it away.
+    """Loss and gradient in one pass; the gradient waits for `backward`, which frees it.
 
     Whoever runs `backward` again on a retained graph has it computed again.
     """

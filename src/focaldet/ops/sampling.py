@@ -44,7 +44,7 @@ def hardest(
 
     Of equal losses the first anchor counts as the harder. With `ratio` the minibatch is filled again from the
     survivors: at most batch / (1 + ratio) positives, and at most `ratio` negatives for each of them, hardest first; an
-    image without positives gives as many negatives as one with a single positive, so that background images still count.
+    image without positives gives as many negatives as one with a single positive, so that background images count.
 
     Survivors of the hardest N anchors are survivors of all, so N grows only until they suffice.
     """

@@ -18,7 +18,7 @@ from focaldet.errors import CheckpointError
 from focaldet.models import Detector, Preset, build, presets, register
 from focaldet.models.retinanet import RetinaNetConfig
 from focaldet.types import Preprocessing, Resize
-from focaldet.weights import checkpoint, load_detector, read_metadata, save_detector
+from focaldet.weights import load_detector, read_metadata, save_detector
 from tests.batches import full_sizes
 
 SMALL: dict[str, Any] = {"width": 32, "head_depth": 1}
@@ -207,9 +207,8 @@ def test_a_detector_of_your_own_loads_once_it_is_registered(tmp_path: Path, monk
     save_detector(tmp_path / "w", detector)
     with pytest.raises(CheckpointError, match=r"w: architecture 'OwnConfig' is unknown .*focaldet\.register"):
         load_detector(tmp_path / "w")
-    monkeypatch.setattr(presets, "PRESETS", presets.PRESETS.copy())
-    monkeypatch.setattr(checkpoint, "PRESETS", presets.PRESETS)
-    register("own", Preset(OwnConfig(backbone="resnet18", width=32, head_depth=1, own=3)))
+    monkeypatch.setitem(presets.PRESETS, "own", Preset(OwnConfig()))  # so that it is gone again after the test
+    register("own", Preset(OwnConfig(backbone="resnet18", width=32, head_depth=1, own=3)), replace=True)
     loaded = load_detector(tmp_path / "w").detector
     assert loaded.config == config and loaded.class_names == ("cat", "dog")
     assert states_equal(loaded, detector)

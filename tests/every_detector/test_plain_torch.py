@@ -20,7 +20,7 @@ from focaldet.types import ImageSize
 SMALL_HEAD = {"proposals": {"detect": {"top_k": 20, "keep": 10}}}
 DETECTORS = {
     "retinanet_r18_fpn": {"width": 16, "head_depth": 1},
-    "ssd_mobilenet_v2": {"extra_width": 32, "module_widths": [16]},
+    "ssd_efficientnet_lite0": {"extra_width": 32, "module_widths": [16]},
     "dssd_r18": {"extra_width": 32, "module_widths": [16], "decoder": {"width": 16, "inter_width": 16}},
     "yolov2_tiny": {"width": 32},
     "faster_rcnn_r18_fpn": {"width": 16, "head_width": 16, **SMALL_HEAD},
@@ -187,7 +187,7 @@ def test_exported(name: str) -> None:
     assert_same_outputs(make(name), name)
 
 
-@pytest.mark.parametrize("name", ["retinanet_r18_fpn", "ssd_mobilenet_v2"])
+@pytest.mark.parametrize("name", ["retinanet_r18_fpn", "ssd_efficientnet_lite0"])
 def test_what_a_trace_makes_is_not_kept(name: str) -> None:
     """Of a size that nobody has asked for before, so that the cache is empty."""
     sizes = [ImageSize(96, 64)]

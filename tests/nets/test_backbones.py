@@ -208,7 +208,7 @@ def test_timm_backbones_without_known_stages_are_frozen_whole_or_not_at_all() ->
     assert not trained(backbone)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_lite0"])
 @pytest.mark.parametrize("count", [0, 2, 5])
 def test_frozen_stages_keep_the_statistics_of_their_norms(name: str, count: int) -> None:
     """Of BatchNorm that learns, too, and however often somebody switches to evaluation and back."""

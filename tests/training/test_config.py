@@ -14,7 +14,7 @@ from focaldet.errors import ConfigError
 from focaldet.models import PRESETS, Preset, find_preset
 from focaldet.training import config as module
 from focaldet.training.config import FREE_ON_RESUME, RunConfig, check_processes
-from focaldet.training.state import initial_architecture
+from focaldet.training.state import initial_architecture, initial_weights
 from focaldet.training.trainer import train
 from tests.training.squares import small_run, squares
 
@@ -109,6 +109,22 @@ def test_an_equivalent_preset_made_for_other_statistics_trains_from_random_weigh
     settings = initial_architecture(RunConfig(model="retinanet_r50_fpn_tv"))
     assert settings == {"norm": "batch", "frozen_stages": 0, "norm_eps": 1e-5}
     assert initial_architecture(RunConfig(model="retinanet_r50_fpn_tv", weights="some")) == {}
+
+
+def test_the_weights_that_a_run_starts_from():
+    """Those that come with focaldet where nothing is said; `weights: null` in older run folders means random ones."""
+    lite0 = {"model": "retinanet_efficientnet_lite0_fpn"}
+    assert initial_weights(RunConfig(**lite0)) == "embedded:efficientnet_lite0"
+    assert initial_architecture(RunConfig(**lite0)) == {}
+    assert initial_weights(RunConfig(**lite0, weights="some")) == "some"
+    for nothing in (None, "none"):
+        config = RunConfig(**lite0, weights=nothing)
+        assert (config.weights, initial_weights(config)) == (None, None)
+        assert initial_architecture(config) == {"norm": "batch", "frozen_stages": 0, "norm_eps": 1e-3}
+    assert initial_weights(RunConfig()) is None
+    other = RunConfig(architecture={"backbone": "efficientnet_lite0"})
+    assert initial_weights(other) == "embedded:efficientnet_lite0"
+    assert initial_weights(RunConfig(**lite0, architecture={"backbone": "resnet18"})) is None
 
 
 def test_a_norm_that_needs_no_statistics_is_kept_from_random_weights(monkeypatch):

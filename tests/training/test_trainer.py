@@ -222,6 +222,21 @@ def test_random_weights_are_trained_in_every_layer_unless_somebody_asks(tmp_path
     assert (config.norm, config.frozen_stages) == ("frozen", 3)
 
 
+def test_a_run_starts_from_the_weights_that_come_with_focaldet_and_is_resumed_with_them(tmp_path, capsys):
+    architecture = {name: value for name, value in ARCHITECTURE.items() if name != "norm"}
+    model = "retinanet_efficientnet_lite0_fpn"
+    config = small_run(tmp_path, epochs=1, model=model, schedule="constant", architecture=architecture)
+    run(config)
+    text = capsys.readouterr().out
+    assert "no weights given: starts from those that come with focaldet" in text
+    assert "weights: backbone from embedded:efficientnet_lite0" in text
+    metadata = read_metadata(RunFolder(tmp_path).last)
+    assert (metadata.license, metadata.preprocessing.mean) == ("Apache-2.0", (127.0,) * 3)
+    with pytest.raises(CheckpointError, match="weights was 'embedded:efficientnet_lite0', is None"):
+        run(dataclasses.replace(config, weights="none", resume=True))
+    run(dataclasses.replace(config, weights="embedded:efficientnet_lite0", epochs=2, resume=True))
+
+
 def test_network_can_be_compiled(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))

@@ -22,6 +22,8 @@ def normalize(preprocessing: Preprocessing, value: float) -> list[float]:
         ("unit", "RGB", 0.0, 1.0),
         ("x/255-0.5,BGR", "BGR", -0.5, 0.5),
         ("x / 1 - 0, BGR", "BGR", 0.0, 255.0),
+        ("RGB, (x - 127) / 128", "RGB", -127 / 128, 1.0),
+        ("(x-51)/102-0.5, BGR", "BGR", -1.0, 1.5),
     ],
 )
 def test_statements_mean_what_they_say(statement: str, channels: str, black: float, white: float) -> None:
@@ -38,7 +40,9 @@ def test_imagenet_is_torchvisions_mean_and_std_on_255() -> None:
     assert preprocessing.std == pytest.approx([255 * x for x in (0.229, 0.224, 0.225)])
 
 
-@pytest.mark.parametrize("statement", ["", "x/0, RGB", "x/127.5-1", "normal", "x/127.5-1, RGBA", "{}"])
+@pytest.mark.parametrize(
+    "statement", ["", "x/0, RGB", "x/1, RGB, BGR", "(x-1, RGB", "x/127.5-1", "normal", "x/127.5-1, RGBA", "{}"]
+)
 def test_unknown_statements_are_refused(statement: str) -> None:
     with pytest.raises(ConfigError, match=r"some file: weights\.input: .* is neither"):
         with_input(KEPT, statement, source="some file")

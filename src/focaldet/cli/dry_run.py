@@ -9,7 +9,7 @@ from focaldet.cli.output import print_table
 from focaldet.models import find_preset
 from focaldet.training.config import RunConfig
 from focaldet.training.phases import check_phases, describe_phase
-from focaldet.training.state import asked_architecture, initial_architecture
+from focaldet.training.state import asked_architecture, initial_architecture, initial_weights
 from focaldet.weights.tensor_names import build_on_meta
 
 
@@ -63,6 +63,7 @@ def print_settings(run: RunConfig, settings: list[SettingRow]) -> None:
         print(*(describe_phase(run, number) for number in range(1, len(run.phases) + 1)), sep="\n")
     parameters = sum(parameter.numel() for parameter in build_on_meta(asked_architecture(run)).parameters())
     resize = run.resize(find_preset(run.model).preprocessing.resize)
+    print(f"initial weights: {initial_weights(run) or 'random'}")
     print(f"{run.model}: {parameters / 1e6:.1f} M parameters with the classes of the preset, {resize}")
     print(f"presets: {run.model} of the architecture, {run.augment.preset} of the augmentation; nothing was written")
 

@@ -1,6 +1,7 @@
 """The table of detectors: a name → its architecture, how images enter it, and what its paper published."""
 
 from dataclasses import replace
+from typing import Any
 
 from focaldet.models.base import Preset, PublishedAP
 from focaldet.models.faster_rcnn import variants as faster_rcnn
@@ -22,6 +23,21 @@ _TORCHVISION = RetinaNetConfig(
     matching=MatchConfig(low_quality="any"),
     loss=LossConfig(normalizer="image", box="l1"),
     detect=DetectConfig(max_detections=300),
+)
+
+# The backbone whose weights come with focaldet; ε is that of their BatchNorm.
+_LITE0: dict[str, Any] = {"backbone": "efficientnet_lite0", "norm_eps": 1e-3}
+
+# Made for small data at 320 to 640 px: anchors from 16 px on, every object gets some, nothing frozen.
+_SMALL_RETINANET = RetinaNetConfig(
+    backbone="mobilenet_v2",
+    frozen_stages=0,
+    width=96,
+    p6_from="P5",
+    tower_init="he",
+    anchors=AnchorConfig(base_scale=2.0),
+    matching=MatchConfig(low_quality="any"),
+    loss=LossConfig(box="giou", box_weight=2.0),
 )
 
 # Made for small data at 320 px: priors from 16 px on that lie evenly on every map.
@@ -49,6 +65,16 @@ _SSD_R18 = SSDConfig(
     kernels=(3,),
     tower_init="he",
     priors=_SMALL_PRIORS,
+)
+_SMALL_SSD = replace(
+    _SSD_R18,
+    backbone="mobilenet_v2",
+    ceil_pool=False,
+    dilated_c5=False,
+    sources=("C3", "C4", "C5"),
+    extra_width=128,
+    extra_paddings=(0, 1, 0),
+    module_widths=(32,),
 )
 
 _TORCHVISION_PREPROCESSING = Preprocessing(resize=Resize(rounding="down", antialias=False))
@@ -91,19 +117,8 @@ PRESETS: dict[str, Preset] = {
         RetinaNetConfig(backbone="resnext101_32x8d"), published=PublishedAP(40.8, 61.1, 44.1, 24.1, 44.2, 51.2)
     ),
     "retinanet_x101_64x4d_fpn": Preset(RetinaNetConfig(backbone="resnext101_64x4d")),
-    # Made for small data at 320 to 640 px: anchors from 16 px on, every object gets some, nothing frozen.
-    "retinanet_mobilenet_v2_fpn": Preset(
-        RetinaNetConfig(
-            backbone="mobilenet_v2",
-            frozen_stages=0,
-            width=96,
-            p6_from="P5",
-            tower_init="he",
-            anchors=AnchorConfig(base_scale=2.0),
-            matching=MatchConfig(low_quality="any"),
-            loss=LossConfig(box="giou", box_weight=2.0),
-        )
-    ),
+    "retinanet_mobilenet_v2_fpn": Preset(_SMALL_RETINANET),
+    "retinanet_efficientnet_lite0_fpn": Preset(replace(_SMALL_RETINANET, **_LITE0)),
     "retinanet_r50_fpn_tv": Preset(_TORCHVISION, _TORCHVISION_PREPROCESSING),
     "retinanet_r50_fpn_v2_tv": Preset(
         replace(
@@ -124,6 +139,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "faster_rcnn_x101_32x8d_fpn": Preset(FasterRCNNConfig(backbone="resnext101_32x8d")),
     "faster_rcnn_mobilenet_v2_fpn": Preset(faster_rcnn.SMALL, _LONG_320),
+    "faster_rcnn_efficientnet_lite0_fpn": Preset(replace(faster_rcnn.SMALL, **_LITE0), _LONG_320),
     "faster_rcnn_r50_fpn_tv": Preset(faster_rcnn.TORCHVISION, _TORCHVISION_PREPROCESSING),
     "faster_rcnn_r50_fpn_v2_tv": Preset(faster_rcnn.TORCHVISION_V2, _TORCHVISION_PREPROCESSING),
     "faster_rcnn_r101_c4": Preset(faster_rcnn.C4),
@@ -144,19 +160,8 @@ PRESETS: dict[str, Preset] = {
     "ssd513_r101": Preset(SSDConfig(), _SSD_PREPROCESSING, published=PublishedAP(31.2, 50.4, 33.3, 10.2, 34.5, 49.8)),
     "ssd321_r101": Preset(_SSD321, _SSD321_PREPROCESSING),
     "ssd_r18": Preset(_SSD_R18, _WARP_320),
-    "ssd_mobilenet_v2": Preset(
-        replace(
-            _SSD_R18,
-            backbone="mobilenet_v2",
-            ceil_pool=False,
-            dilated_c5=False,
-            sources=("C3", "C4", "C5"),
-            extra_width=128,
-            extra_paddings=(0, 1, 0),
-            module_widths=(32,),
-        ),
-        _WARP_320,
-    ),
+    "ssd_mobilenet_v2": Preset(_SMALL_SSD, _WARP_320),
+    "ssd_efficientnet_lite0": Preset(replace(_SMALL_SSD, **_LITE0), _WARP_320),
     "dssd513_r101": Preset(
         SSDConfig(module_widths=(256,), decoder=DecoderConfig()),
         _SSD_PREPROCESSING,

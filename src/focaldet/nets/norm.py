@@ -1,11 +1,14 @@
 """Normalization layers, and the convolution that absorbs a frozen one."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from focaldet.nets.same_padding import SameConv2d
 
 # Larger maps than this are quicker as they are: there the dense convolution costs more than the stride does.
 DENSE_PIXELS = 80 * 80
@@ -68,5 +71,8 @@ def conv_norm(x: Float[Tensor, "B C H W"], conv: nn.Conv2d, norm: nn.Module) -> 
         # oneDNN's strided depthwise gradient is so slow on small maps that the dense one, of which every other row and
         # column is the same answer, takes a sixth to two thirds of its time (benchmarks/depthwise.py).
         dense = F.conv2d(x, weight, shift, 1, conv.padding, conv.dilation, conv.groups)
-        return dense[..., :: conv.stride[0], :: conv.stride[1]].contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        row, column = conv.starts(x) if isinstance(conv, SameConv2d) else (0, 0)
+        every_other = dense[..., row :: conv.stride[0], column :: conv.stride[1]]
+        return every_other.contiguous(memory_format=torch.channels_last)
+    convolve: Callable[..., Tensor] = conv._conv_forward  # which pads as the layer does
+    return convolve(x, weight, shift)

@@ -56,8 +56,9 @@ class RunConfig:
     model: str = "retinanet_r50_fpn"
     """Name of the detector (`focaldet models` lists them)."""
 
-    weights: str | None = None
-    """Initial weights: a file, or a name such as torchvision:coco_v1. None starts from random weights."""
+    weights: str | None = "auto"
+    """Initial weights: a file, or a name such as torchvision:coco_v1. "auto" takes those that come with focaldet if
+    there are any for the backbone, else random ones; "none" or None starts from random weights."""
 
     weights_input: str | None = None
     """Input scaling that the initial weights were trained with, if their file does not say so."""
@@ -189,6 +190,8 @@ class RunConfig:
     """Steps between saves of the state. None: only `save_minutes` counts."""
 
     def __post_init__(self) -> None:
+        if self.weights == "none":
+            object.__setattr__(self, "weights", None)  # of a frozen value, while it is made
         has_rest = self.batch_size % self.accumulate
         contradictions: dict[str, object] = {
             "resume and overwrite exclude each other": self.resume and self.overwrite,

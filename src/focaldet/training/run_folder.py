@@ -13,6 +13,7 @@ import torch
 from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.training.config import FREE_ON_RESUME, RunConfig
+from focaldet.training.state import initial_weights
 
 
 class RunFolder:
@@ -96,6 +97,7 @@ def _visible_names(out: Path) -> list[str]:
 def identity(config: RunConfig, *, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """What must not change between the parts of a run: the settings that decide what it learns, and its data."""
     settings = {name: value for name, value in configs.to_dict(config).items() if name not in FREE_ON_RESUME}
+    settings["weights"] = initial_weights(config)
     return {"settings": settings, "data": dict(fingerprints)}
 
 
@@ -125,9 +127,9 @@ def _current_settings(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Settings of a saved identity as this version spells them; as they are where it cannot read them."""
     try:
         config = configs.from_dict(RunConfig, settings, warn_renamed=False)
+        current: dict[str, Any] = identity(config, fingerprints={})["settings"]
     except ConfigError:
         return settings
-    current: dict[str, Any] = identity(config, fingerprints={})["settings"]
     return current
 
 

@@ -16,6 +16,7 @@ from focaldet.runtime import Autocast, build_autocast, seed_everything
 from focaldet.training.config import RunConfig
 from focaldet.training.optim import build_ema, build_optimizer
 from focaldet.weights import load_into
+from focaldet.weights.sources import embedded_weights
 
 # For networks whose statistics come from elsewhere and need none, such as torchvision's.
 RANDOM_NORM_EPS = 1e-5
@@ -131,13 +132,15 @@ def build_state(
         state.load_state_dict(saved)
         return state, ()  # the notes on the initial weights were logged when the run began
     detector = build(config.model, class_names=classes.names, architecture=initial_architecture(config))
-    loaded = load_into(detector, config.weights, input=config.weights_input) if config.weights is not None else None
+    weights = initial_weights(config)
+    loaded = None if weights is None else load_into(detector, weights, input=config.weights_input)
     detector.preprocessing = replace(detector.preprocessing, resize=config.resize(detector.preprocessing.resize))
     state = start_state(detector, config, context=context, device=fabric.device)
     if loaded is None:
         return state, (f"no weights given: starts from random ones ({_describe_norm(detector)})",)
     state.license = loaded.license
-    return state, loaded.sentences()
+    chosen = () if weights == config.weights else ("no weights given: starts from those that come with focaldet",)
+    return state, (*chosen, *loaded.sentences())
 
 
 def start_state(detector: Detector, config: RunConfig, *, context: LossContext, device: torch.device) -> TrainState:
@@ -200,6 +203,18 @@ def asked_architecture(config: RunConfig) -> DetectorConfig:
     return named_config(config.model, architecture=initial_architecture(config))
 
 
+def initial_weights(config: RunConfig) -> str | None:
+    """The weights that a run starts from, a file or a name; None for random ones.
+
+    Raises:
+        ConfigError: the name of the detector is unknown.
+    """
+    if config.weights != "auto":
+        return config.weights
+    backbone = config.architecture.get("backbone", find_preset(config.model).config.backbone)
+    return embedded_weights(backbone)
+
+
 def initial_architecture(config: RunConfig) -> dict[str, Any]:
     """The settings that replace those of the detector's preset.
 
@@ -208,7 +223,7 @@ def initial_architecture(config: RunConfig) -> dict[str, Any]:
     """
     preset = find_preset(config.model).config
     settings: dict[str, Any] = {}
-    if config.weights is None:
+    if initial_weights(config) is None:
         if preset.frozen_stages is not None:
             settings["frozen_stages"] = 0
         if preset.norm_eps is not None:

@@ -233,24 +233,26 @@ def _fill_darknet(
 
 
 def _fill_backbone(detector: Detector, file: TensorFile, source: WeightsSource, stated: str | None) -> LoadReport:
-    """Fill the backbone from torchvision's classifiers, or both stages from timm's Inception-ResNet-v2."""
-    is_inception = timm.is_inception_resnet(file.tensors)
-    if not is_inception and not torchvision.is_classifier(file.tensors):
+    """Fill the backbone from a classifier of torchvision's or timm's, or both stages from an Inception-ResNet-v2."""
+    is_inception, is_efficientnet = timm.is_inception_resnet(file.tensors), timm.is_efficientnet(file.tensors)
+    if not (is_inception or is_efficientnet or torchvision.is_classifier(file.tensors)):
         first = list_names(list(file.tensors))
         raise CheckpointError(f"{source.label}: not a layout that focaldet knows (first tensors: {first})")
     if stated is None:
         raise ConfigError(
             f"{source.label}: does not state what input it was trained on; say it with --weights.input "
-            "(torchvision's ImageNet weights: imagenet; timm's Inception-ResNet-v2: symmetric)"
+            "(torchvision's ImageNet weights: imagenet; timm's Inception-ResNet-v2 and EfficientNets: symmetric)"
         )
     preprocessing = with_input(detector.preprocessing, stated, source=source.label)
     if is_inception:
         tensors, expected, skipped = timm.inception_resnet_tensors(detector, file.tensors, source=source.label)
         notes, norm_eps = timm.unusual_scales(file.tensors), timm.TIMM_NORM_EPS
     else:
-        notes, norm_eps = _frozen_norm_note(detector, file, source), torchvision.TORCHVISION_NORM_EPS
-        classifier, skipped = torchvision.without_classifier(file.tensors)
-        tensors = rename_prefixes(without_counters(classifier), detector.pretrained)
+        notes = _frozen_norm_note(detector, file, source)
+        norm_eps = timm.TIMM_NORM_EPS if is_efficientnet else torchvision.TORCHVISION_NORM_EPS
+        skipped = (timm.efficientnet_classifier if is_efficientnet else torchvision.classifier_layers)(file.tensors)
+        kept = {name: value for name, value in without_counters(file.tensors).items() if name not in skipped}
+        tensors = rename_prefixes(kept, detector.pretrained)
         expected = shapes_of(detector, counters=False, prefixes=tuple(new for _, new in detector.pretrained))
     license_ = file.license or source.license
     report = LoadReport(source.label, "backbone", tuple(expected), (), skipped, preprocessing, license_, notes)

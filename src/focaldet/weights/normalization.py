@@ -10,6 +10,7 @@ from focaldet.types import Preprocessing
 IMAGENET = Preprocessing()
 INPUTS = {
     "imagenet": IMAGENET,  # RGB, mean and standard deviation of ImageNet: torchvision, timm's usual one
+    "efficientnet": replace(IMAGENET, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0)),  # TensorFlow's, RGB
     "symmetric": replace(IMAGENET, mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5)),  # RGB in -1…1
     "unit": replace(IMAGENET, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)),  # RGB in 0…1
     "caffe": Preprocessing(channels="BGR", mean=(102.9801, 115.9465, 122.7717), std=(1.0, 1.0, 1.0)),  # MSRA's ResNets
@@ -19,7 +20,8 @@ INPUTS = {
 }
 """The input scalings that `--weights.input` can name (only channels, mean and standard deviation count)."""
 
-FORMULA = re.compile(r"x/(?P<scale>\d+(?:\.\d+)?)(?:-(?P<shift>\d+(?:\.\d+)?))?,(?P<channels>RGB|BGR)")
+_DECIMAL = r"\d+(?:\.\d+)?"
+FORMULA = re.compile(rf"(?:x|\(x-(?P<mean>{_DECIMAL})\))/(?P<scale>{_DECIMAL})(?:-(?P<shift>{_DECIMAL}))?")
 
 
 def replace_scaling(preprocessing: Preprocessing, trained_with: Preprocessing) -> Preprocessing:
@@ -30,7 +32,8 @@ def replace_scaling(preprocessing: Preprocessing, trained_with: Preprocessing) -
 def with_input(preprocessing: Preprocessing, statement: str | None, *, source: str) -> Preprocessing:
     """`preprocessing` with the channels and scaling of `statement`, if there is one; its resize rule stays.
 
-    A statement is a name of `INPUTS` or a formula over pixels x in 0…255, such as `x/127.5-1, RGB`.
+    A statement is a name of `INPUTS` or a formula over pixels x in 0…255, such as `x/127.5-1, RGB` or
+    `RGB, (x - 127) / 128`.
 
     Raises:
         ConfigError: the statement is not understood; names `source`.
@@ -55,12 +58,12 @@ def describe_input(preprocessing: Preprocessing) -> str:
 
 
 def _parse_formula(statement: str) -> Preprocessing | None:
-    """x / scale - shift is (x - mean) / std with std = scale and mean = shift · scale."""
-    match = FORMULA.fullmatch(statement.replace(" ", ""))
-    if match is None or float(match["scale"]) == 0:
+    """(x - mean) / scale - shift is (x - mean - shift · scale) / scale; the channels stand before or after it."""
+    parts = statement.replace(" ", "").split(",")
+    channels = [part for part in parts if part in ("RGB", "BGR")]
+    formulas = [match for part in parts if (match := FORMULA.fullmatch(part))]
+    if (len(parts), len(channels), len(formulas)) != (2, 1, 1) or float(formulas[0]["scale"]) == 0:
         return None
-    scale, shift = float(match["scale"]), float(match["shift"] or 0)
-    mean = shift * scale
-    return replace(
-        IMAGENET, channels="RGB" if match["channels"] == "RGB" else "BGR", mean=(mean,) * 3, std=(scale,) * 3
-    )
+    scale = float(formulas[0]["scale"])
+    mean = float(formulas[0]["mean"] or 0) + float(formulas[0]["shift"] or 0) * scale
+    return replace(IMAGENET, channels="RGB" if channels == ["RGB"] else "BGR", mean=(mean,) * 3, std=(scale,) * 3)

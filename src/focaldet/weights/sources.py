@@ -24,6 +24,10 @@ TORCHVISION_MODELS = (
     *(model for model, _ in TORCHVISION_WEIGHTS.values() if model),
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d", "mobilenet_v2"),
 )
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED_WEIGHTS = {"embedded:efficientnet_lite0": "efficientnet_lite0"}
+"""Names of the weights that come with focaldet, and their backbones."""
+
 RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")
 
 
@@ -43,12 +47,15 @@ class WeightsSource:
 def find_weights(spec: str | Path, *, backbone: str | None = None, progress: Progress | None = None) -> WeightsSource:
     """The file that `spec` means: a path, a run folder (its best weights), or a name such as `torchvision:coco_v1`.
 
-    Only a name downloads, into `cache_folder()`; `torchvision:imagenet_v1` and `_v2` are those of `backbone`.
+    Only a name of torchvision's downloads, into `cache_folder()`; `torchvision:imagenet_v1` and `_v2` are those of
+    `backbone`.
 
     Raises:
         CheckpointError: there is no such file or name, or the download failed.
         ConfigError: the weights of that name do not exist for this backbone.
     """
+    if str(spec) in EMBEDDED_WEIGHTS:
+        return WeightsSource(str(spec), EMBEDDED_FOLDER / f"{EMBEDDED_WEIGHTS[str(spec)]}.safetensors")
     if str(spec) in TORCHVISION_WEIGHTS:
         url = _torchvision_url(str(spec), backbone=backbone)
         return _torchvision_source(str(spec), download(url, cache_folder(), progress=progress))
@@ -56,11 +63,16 @@ def find_weights(spec: str | Path, *, backbone: str | None = None, progress: Pro
     if path.is_dir():
         return WeightsSource(str(spec), _run_weights(path))
     if not path.exists():
-        hint = nearest(str(spec), TORCHVISION_WEIGHTS)
+        hint = nearest(str(spec), [*EMBEDDED_WEIGHTS, *TORCHVISION_WEIGHTS])
         raise CheckpointError(
             f"weights: there is no file or run folder {str(spec)!r}, and no weights have that name{hint}"
         )
     return _torchvision_source(str(spec), path) if _is_torchvision_file(path) else WeightsSource(str(spec), path)
+
+
+def embedded_weights(backbone: str | None) -> str | None:
+    """The name of the weights that come with focaldet for this backbone; None where there are none."""
+    return next((name for name, known in EMBEDDED_WEIGHTS.items() if known == backbone), None)
 
 
 def _torchvision_source(label: str, path: Path) -> WeightsSource:

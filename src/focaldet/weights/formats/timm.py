@@ -1,8 +1,8 @@
-"""timm's Inception-ResNet-v2, an ImageNet classifier, as the trunk and the C4 head of a detector.
+"""timm's ImageNet classifiers: EfficientNet-Lite0 as a backbone, Inception-ResNet-v2 as the trunk and the C4 head.
 
-Cadene's files, which timm's were made from, have the same names but for the classifier's. TensorFlow's BatchNorm had no
-scale in this network: a file converted from it has ones. Other values, of a file that was trained otherwise, are kept
-and never trained.
+Cadene's files, which timm's Inception-ResNet-v2 was made from, have the same names but for the classifier's.
+TensorFlow's BatchNorm had no scale in this network: a file converted from it has ones. Other values, of a file that was
+trained otherwise, are kept and never trained.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,17 @@ TIMM_NORM_EPS = 1e-3
 _HEAD_LAYERS = ("mixed_7a.", "repeat_2.", "block8.", "conv2d_7b.")
 _TIMM_CLASSIFIER = ("classif.", "last_linear.")
 _NORM_SCALE = ".bn.weight"
+_EFFICIENTNET_CLASSIFIER = ("conv_head.", "bn2.", "classifier.")
+
+
+def is_efficientnet(tensors: Mapping[str, Tensor]) -> bool:
+    """True for the names of timm's EfficientNets, with or without the classifier."""
+    return "conv_stem.weight" in tensors and "blocks.0.0.conv_dw.weight" in tensors
+
+
+def efficientnet_classifier(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of the tensors behind an EfficientNet's last block."""
+    return tuple(name for name in tensors if name.startswith(_EFFICIENTNET_CLASSIFIER))
 
 
 def is_inception_resnet(tensors: Mapping[str, Tensor]) -> bool:

@@ -86,10 +86,9 @@ def rename_torchvision_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     return renamed
 
 
-def without_classifier(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """A classifier's tensors without its last layers, and the names of those."""
-    skipped = tuple(name for name in tensors if _CLASSIFIER_LAYERS.fullmatch(name))
-    return {name: value for name, value in tensors.items() if name not in skipped}, skipped
+def classifier_layers(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The names of the tensors of a classifier's last layers."""
+    return tuple(name for name in tensors if _CLASSIFIER_LAYERS.fullmatch(name))
 
 
 def _is_faster_rcnn(tensors: Mapping[str, Tensor]) -> bool:

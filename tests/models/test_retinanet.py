@@ -9,8 +9,8 @@ import torch
 import focaldet
 from focaldet import losses
 from focaldet.models import LossContext, build
-from focaldet.models.retinanet import RetinaNetOutputs
-from focaldet.types import ImageSize, Target
+from focaldet.models.retinanet import LossConfig, RetinaNet, RetinaNetOutputs
+from focaldet.types import ImageSize, Preprocessing, Target
 
 SMALL = {"width": 16, "head_depth": 1}
 ANCHORS = torch.tensor(
@@ -52,6 +52,8 @@ def target(boxes, labels, ignored=None):
         ({"norm": "batch", "norm_eps": 0.0}, "norm_eps: .* must be above 0"),
         ({"width": 97, "head_norm": True}, "width: .* multiple of its 32 groups, got 97"),
         ({"anchors": {"ratios": []}}, "anchors.ratios: .* at least 1 item"),
+        ({"loss": {"quality": True, "mining": {}}}, "quality: .* exclude each other"),
+        ({"loss": {"quality": True}, "classifier": "softmax"}, "loss.quality: .* sigmoid"),
         ({"matching": {"foreground_iou": 0.3, "background_iou": 0.6}}, "background_iou: must be at most"),
     ],
 )
@@ -70,6 +72,13 @@ def test_detections_by_hand():
     assert actual.names == ("cat", "dog", "dog")
     torch.testing.assert_close(actual.scores, torch.tensor([0.9, 0.7, 0.6]))
     assert actual.boxes.tolist() == [[0, 0, 10, 10], [50, 50, 80, 80], [1, 0, 11, 10]], "clipped to the image"
+
+
+def test_one_object_has_one_answer_across_classes():
+    rows = [[logit(0.9), 0.0], [logit(0.8), logit(0.6)], [0.0, logit(0.7)], [logit(0.01)] * 2]
+    settings = {"across_classes": True, "score_threshold": 0.55}
+    (actual,) = detector(detect=settings).detect(outputs(rows), [ImageSize(80, 80)])
+    assert actual.names == ("cat", "dog"), "the dog under the first cat is gone"
 
 
 def test_boxes_are_cut_to_the_image_before_or_behind_suppression():
@@ -105,6 +114,29 @@ def test_losses_by_hand():
     assert actual["class"].item() == pytest.approx(8 * math.log(2) / 2, rel=1e-6)
     # Anchor 1 is a tenth of its side off, below the corner at .11.
     assert actual["box"].item() == pytest.approx(0.5 * 0.1**2 / 0.11 / 2, rel=1e-4)
+
+
+def test_quality_losses_by_hand():
+    """Of the dog's two anchors one lies on it and one shares 9/11: these are what they are to answer."""
+    net = detector(loss={"quality": True, "gamma": 2.0, "box": "giou"})
+    actual = net.losses(outputs([[0.0, 0.0]] * 4), [DOG], LossContext())
+    targets = [0.0] * 6 + [1.0, 9 / 11]
+    expected = sum((y - 0.5) ** 2 * math.log(2) for y in targets) / 2
+    assert actual["class"].item() == pytest.approx(expected, rel=1e-5)
+    crowd = target([[0.0, 0.0, 10.0, 10.0]], [1], [True])
+    assert net.losses(outputs([[0.0, 0.0]] * 4), [crowd], LossContext())["class"].item() == pytest.approx(
+        4 * 0.25 * math.log(2)
+    ), "two anchors are ignored, and no positive counts as one"
+
+
+def test_a_class_loss_of_ones_own_is_not_passed_over():
+    class Own(RetinaNet):
+        def class_loss(self, logits, labels, ignored, normalizers):
+            return logits.sum()
+
+    config = dataclasses.replace(detector().config, loss=LossConfig(quality=True))
+    with pytest.raises(focaldet.ConfigError, match=r"loss\.quality: .*Own overrides"):
+        Own(config, class_names=("cat", "dog"), preprocessing=Preprocessing())
 
 
 def test_ignored_boxes_take_their_anchors_out():

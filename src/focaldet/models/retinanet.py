@@ -18,6 +18,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from focaldet.config import Fraction, validate_fields
+from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
@@ -25,9 +26,10 @@ from focaldet.nets.heads import Subnet, TowerInit, logit, prior_biases
 from focaldet.nets.necks import PYRAMID_STRIDES_PX, FeaturePyramid
 from focaldet.nets.norm import NormKind
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
-from focaldet.ops.boxes import clip, decode, encode
+from focaldet.ops.boxes import clip, decode, elementwise_iou, encode
 from focaldet.ops.classifier import Classifier, class_logits, class_loss_sum, class_losses, decisions
 from focaldet.ops.grids import Grid, pyramid_grids
+from focaldet.ops.losses.focal import quality_focal_loss
 from focaldet.ops.losses.normalize import Normalizer
 from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
@@ -43,6 +45,10 @@ class LossConfig:
 
     `alpha` None leaves the balance out. `beta` is the smooth-L1 corner on encoded boxes. With `across_ranks` the
     normalizer counts the positives of all processes.
+
+    With `quality` an anchor of an object is to answer not 1 but the IoU of its predicted box with the object's: the
+    focal loss for soft targets (Li et al. 2020, eq. 3, its β = `gamma`), without α. The score then says how well the
+    box lies, too, and NMS keeps the best box.
 
     With `mining` only the hardest anchors count in the class loss, which is then their mean as in the paper of OHEM:
     divided by the number of chosen anchors of the batch (where `normalizer` is `image`, of the image, then the mean of
@@ -60,6 +66,11 @@ class LossConfig:
     beta: NonNegativeFloat = 0.11
     box_weight: NonNegativeFloat = 1.0
     mining: MiningConfig | None = None
+    quality: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quality and self.mining is not None:
+            raise ConfigError("quality: soft targets and mining exclude each other")
 
 
 @validate_fields
@@ -67,7 +78,8 @@ class LossConfig:
 class DetectConfig:
     """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class.
 
-    `clip_first` clips boxes to the image before NMS; detectron2 does so after it.
+    `clip_first` clips boxes to the image before NMS; detectron2 does so after it. With `across_classes` a box suppresses
+    those of all classes, so that one object has one answer where classes look alike.
     """
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -75,6 +87,7 @@ class DetectConfig:
     nms_iou: Fraction = 0.5
     max_detections: PositiveInt = 100
     clip_first: bool = True
+    across_classes: bool = False
 
 
 @validate_fields
@@ -110,6 +123,11 @@ class RetinaNetConfig(DetectorConfig):
     loss: LossConfig = field(default_factory=LossConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
 
+    def __post_init__(self) -> None:
+        DetectorConfig.__post_init__(self)
+        if self.loss.quality and self.classifier != "sigmoid":
+            raise ConfigError("loss.quality: soft targets need the sigmoid classifier")
+
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "RetinaNet":
         """The network with random weights."""
         return RetinaNet(self, class_names=class_names, preprocessing=preprocessing)
@@ -139,6 +157,9 @@ class RetinaNet(Detector):
     def __init__(self, config: RetinaNetConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
         super().__init__(config, class_names=class_names, preprocessing=preprocessing)
         c = config
+        if c.loss.quality and type(self).class_loss is not RetinaNet.class_loss:
+            name = type(self).__name__
+            raise ConfigError(f"loss.quality: takes the place of `class_loss`, which {name} overrides; set it to false")
         self.backbone = build_backbone(c.backbone, norm=c.norm, eps=c.norm_eps, stride_in_1x1=c.stride_in_1x1)
         self.backbone.freeze(c.frozen_stages)
         self.pyramid = FeaturePyramid(self.backbone.channels[1:], c.width, p6_from=c.p6_from, p7_relu=c.p7_relu)
@@ -173,15 +194,19 @@ class RetinaNet(Detector):
         box_normalizers = class_normalizers = normalizers(positives, config.normalizer)
         if config.mining is not None:
             class_normalizers = normalizers((~ignored).sum(1), "image" if config.normalizer == "image" else "batch")
-        box_losses = []
+        box_losses, qualities = [], []
         for target, match_, deltas in zip(targets, matches, outputs.deltas, strict=True):
             chosen = match_.foreground.nonzero().squeeze(1)
-            boxes = target.boxes[match_.box_index[chosen]]
-            box_losses.append(self._box_loss(deltas[chosen], outputs.anchors[chosen], boxes))
-        return {
-            "class": self.class_loss(outputs.logits, labels, ignored, class_normalizers),
-            "box": (torch.stack(box_losses) / box_normalizers).sum() * config.box_weight,
-        }
+            boxes, anchors = target.boxes[match_.box_index[chosen]], outputs.anchors[chosen]
+            box_losses.append(self._box_loss(deltas[chosen], anchors, boxes))
+            if config.quality:
+                quality = elementwise_iou(decode(deltas[chosen].detach(), anchors), boxes)
+                qualities.append(quality.new_zeros(len(deltas)).index_put((chosen,), quality))
+        if config.quality:
+            class_loss = self._quality_loss(outputs.logits, labels, torch.stack(qualities), ignored, class_normalizers)
+        else:
+            class_loss = self.class_loss(outputs.logits, labels, ignored, class_normalizers)
+        return {"class": class_loss, "box": (torch.stack(box_losses) / box_normalizers).sum() * config.box_weight}
 
     def margins(self, outputs: RetinaNetOutputs, targets: Sequence[Target]) -> Margins:
         """x_t of every anchor and class, of a softmax of every anchor; without what the class loss ignores."""
@@ -199,7 +224,8 @@ class RetinaNet(Detector):
 
         It ignores what is neither object nor background, and with `mining` what is easy.
         """
-        matches = [match(outputs.anchors, t.boxes, t.ignored, self.config.matching) for t in targets]
+        matching, levels = self.config.matching, outputs.level_sizes
+        matches = [match(outputs.anchors, t.boxes, t.ignored, matching, level_sizes=levels) for t in targets]
         pairs = zip(targets, matches, strict=True)
         labels = torch.stack([m.labels(t.labels, background=self.config.num_classes) for t, m in pairs])
         ignored = torch.stack([m.ignored for m in matches])
@@ -232,7 +258,7 @@ class RetinaNet(Detector):
     ) -> Float[Tensor, ""]:
         """The classification loss of a batch: of each image divided by its own of `normalizers`, then summed.
 
-        Override it to train with a loss of your own. It is one pass where all images have the same normalizer.
+        Override it to train with a loss of your own; `quality` must be off then. It is one pass where all images have the same normalizer.
         """
         config, kind = self.config.loss, self.config.classifier
         total = partial(class_loss_sum, classifier=kind, alpha=config.alpha, gamma=config.gamma)
@@ -241,6 +267,20 @@ class RetinaNet(Detector):
         rows = zip(logits, labels, ignored, strict=True)
         losses = torch.stack([total(row, classes, ignore=skipped) for row, classes, skipped in rows])
         return (losses / normalizers).sum()
+
+    def _quality_loss(
+        self,
+        logits: Float[Tensor, "B A K"],
+        labels: Int64[Tensor, "B A"],
+        qualities: Float[Tensor, "B A"],
+        ignored: Bool[Tensor, "B A"],
+        normalizers: Float[Tensor, " B"],
+    ) -> Float[Tensor, ""]:
+        """As `class_loss`, where the target of an object's class is the quality in [0, 1] of the anchor's box."""
+        is_class = labels[..., None] == torch.arange(self.config.num_classes, device=labels.device)
+        skipped = ignored[..., None].expand_as(logits)
+        losses = quality_focal_loss(logits, is_class * qualities[..., None], beta=self.config.loss.gamma, ignore=skipped)
+        return (losses.sum((1, 2)) / normalizers).sum()
 
     def _box_loss(
         self, deltas: Float[Tensor, "P 4"], anchors: Float[Tensor, "P 4"], boxes: Float[Tensor, "P 4"]
@@ -259,7 +299,8 @@ class RetinaNet(Detector):
         clipped = clip(boxes, height=size.height, width=size.width)
         scores = best.sigmoid()
         compared = clipped if config.clip_first else boxes
-        keep = class_nms(compared, scores, label, iou=config.nms_iou, most=config.max_detections)
+        kinds = torch.zeros_like(label) if config.across_classes else label
+        keep = class_nms(compared, scores, kinds, iou=config.nms_iou, most=config.max_detections)
         return Detections(clipped[keep], scores[keep], label[keep], self.class_names)
 
     def _candidates(

@@ -8,11 +8,12 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from focaldet.config import Fraction, validate_fields
 from focaldet.errors import ConfigError
+from focaldet.ops.adaptive import match_adaptively
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
@@ -32,10 +33,15 @@ class MatchConfig:
     then the highest of the objects and anchors that are left, and so on; such an anchor is assigned to its object. Of
     equal pairs the one with the first anchor comes first, then that with the first object, as in Caffe.
 
+    With `rule` adaptive all this gives way to ATSS (`ops.adaptive`): of the `candidates` anchors of every level that
+    are nearest to an object those whose IoU stands out among them, whatever it is.
+
     Raises:
         ConfigError: `background_iou` is above `foreground_iou`.
     """
 
+    rule: Literal["iou", "adaptive"] = "iou"
+    candidates: PositiveInt = 9
     foreground_iou: PositiveFraction = 0.5
     background_iou: Fraction = 0.4
     low_quality: Literal["none", "above_background", "any", "bipartite"] = "none"
@@ -67,6 +73,8 @@ def match(
     boxes: Float[Tensor, "G 4"],
     ignored_boxes: Bool[Tensor, " G"],
     config: MatchConfig,
+    *,
+    level_sizes: tuple[int, ...] | None = None,
 ) -> Matches:
     """Assign every anchor to an object, to the background, or to neither.
 
@@ -74,11 +82,13 @@ def match(
     ignored where at least `ignore_coverage` of it lies inside such a box, and where it would not be background if
     such boxes were objects: a box too small to cover half of any anchor is not trained as background either.
     `box_index` counts in `boxes` and is 0 where there is none. Without boxes all anchors are background.
+    `level_sizes` is the number of anchors of each level for the adaptive rule; None: they are all of one level.
     """
+    levels = level_sizes or (anchors.shape[0],)
     count = anchors.shape[0]
     regular = (~ignored_boxes).nonzero().squeeze(1)
     if regular.numel() and count:
-        matches = _assign(anchors, boxes[regular], config)
+        matches = _assign(anchors, boxes[regular], config, levels)
         matches = matches._replace(box_index=regular[matches.box_index])
     else:
         nothing = torch.zeros(count, dtype=torch.bool, device=anchors.device)
@@ -87,13 +97,18 @@ def match(
         return matches
     apart = boxes[ignored_boxes]
     hidden = (pairwise_coverage(anchors, apart) >= config.ignore_coverage).any(dim=1)
-    as_objects = _assign(anchors, apart, config)
+    as_objects = _assign(anchors, apart, config, levels)
     skipped = hidden | as_objects.foreground | as_objects.ignored
     return matches._replace(ignored=matches.ignored | (skipped & ~matches.foreground))
 
 
-def _assign(anchors: Float[Tensor, "A 4"], boxes: Float[Tensor, "G 4"], config: MatchConfig) -> Matches:
+def _assign(
+    anchors: Float[Tensor, "A 4"], boxes: Float[Tensor, "G 4"], config: MatchConfig, level_sizes: tuple[int, ...]
+) -> Matches:
     """The rule of `MatchConfig` for boxes that are all objects; at least one."""
+    if config.rule == "adaptive":
+        box_index, foreground = match_adaptively(anchors, boxes, level_sizes=level_sizes, candidates=config.candidates)
+        return Matches(box_index, foreground, torch.zeros_like(foreground))
     iou = pairwise_iou(boxes, anchors)
     best, box_index = iou.max(dim=0)
     foreground = best >= config.foreground_iou

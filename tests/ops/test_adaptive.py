@@ -22,7 +22,7 @@ def iou(a, b):
 
 
 def algorithm_1(anchors, boxes, level_sizes, k):
-    """ATSS as the paper writes it, one object at a time; an object without an anchor gets the best of its candidates."""
+    """ATSS as the paper writes it, one object at a time; an object that gets no anchor takes its best candidate."""
     owners = {}
     for g, box in enumerate(boxes):
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)

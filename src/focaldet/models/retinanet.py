@@ -78,8 +78,8 @@ class LossConfig:
 class DetectConfig:
     """From logits to detections: threshold, best `top_k` pairs of anchor and class per level, NMS per class.
 
-    `clip_first` clips boxes to the image before NMS; detectron2 does so after it. With `across_classes` a box suppresses
-    those of all classes, so that one object has one answer where classes look alike.
+    `clip_first` clips boxes to the image before NMS; detectron2 does so after it. With `across_classes` a box
+    suppresses those of all classes, so that one object has one answer where classes look alike.
     """
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -258,7 +258,8 @@ class RetinaNet(Detector):
     ) -> Float[Tensor, ""]:
         """The classification loss of a batch: of each image divided by its own of `normalizers`, then summed.
 
-        Override it to train with a loss of your own; `quality` must be off then. It is one pass where all images have the same normalizer.
+        Override it to train with a loss of your own; `quality` must be off then. It is one pass where all images have
+        the same normalizer.
         """
         config, kind = self.config.loss, self.config.classifier
         total = partial(class_loss_sum, classifier=kind, alpha=config.alpha, gamma=config.gamma)
@@ -277,9 +278,10 @@ class RetinaNet(Detector):
         normalizers: Float[Tensor, " B"],
     ) -> Float[Tensor, ""]:
         """As `class_loss`, where the target of an object's class is the quality in [0, 1] of the anchor's box."""
-        is_class = labels[..., None] == torch.arange(self.config.num_classes, device=labels.device)
+        config = self.config
+        is_class = labels[..., None] == torch.arange(config.num_classes, device=labels.device)
         skipped = ignored[..., None].expand_as(logits)
-        losses = quality_focal_loss(logits, is_class * qualities[..., None], beta=self.config.loss.gamma, ignore=skipped)
+        losses = quality_focal_loss(logits, is_class * qualities[..., None], beta=config.loss.gamma, ignore=skipped)
         return (losses.sum((1, 2)) / normalizers).sum()
 
     def _box_loss(

@@ -48,7 +48,7 @@ def test_vectors_of_the_appendix(loss, x, value, slope):
     """For y = +1; the mirror image for y = -1."""
     for y in (1.0, -1.0):
         logit = torch.tensor(x * y, dtype=torch.float64, requires_grad=True)
-        actual = loss(logit, torch.tensor(y, dtype=torch.float64))
+        actual = loss(logit, torch.tensor((1 + y) / 2, dtype=torch.float64))
         actual.backward()
         assert actual.item() == pytest.approx(value, abs=1e-6)
         assert logit.grad.item() == pytest.approx(y * slope, abs=1e-6)

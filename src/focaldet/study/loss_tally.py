@@ -52,7 +52,7 @@ class LossTally:
             bins = ((chunk + FARTHEST) * BINS_PER_UNIT).clamp(0, NUM_BINS - 1).long() + side * NUM_BINS
             self.counts += bins.bincount(minlength=self.counts.numel()).view_as(self.counts)
             for losses, gamma in zip(self.losses.unbind(), self.gammas, strict=True):
-                loss = focal_loss(chunk, torch.ones_like(chunk), gamma=gamma)
+                loss = focal_loss(chunk, torch.ones_like(chunk, dtype=torch.bool), gamma=gamma)
                 losses.add_(bins.bincount(loss, minlength=losses.numel()).view_as(losses))
 
     def cumulative(self, side: str, gamma: float) -> "CumulativeLoss | None":

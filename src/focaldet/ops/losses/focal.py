@@ -3,21 +3,25 @@
 Axes: K classes.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from focaldet.ops.losses.cross_entropy import softmax_sum
-from focaldet.ops.losses.inputs import (
+from focaldet.ops.losses.arguments import (
     Alpha,
-    Targets,
-    balance,
-    prepare_logits,
+    check_class_weights,
+    class_targets,
+    require_beta,
+    require_binary,
     require_gamma,
-    sign_logits,
-    upcast,
-    zero_ignored,
+    require_number,
+    require_qualities,
 )
+from focaldet.ops.losses.cross_entropy import softmax_sum
+from focaldet.ops.losses.inputs import Targets, balance, prepare_logits, sign_logits, upcast, zero_ignored
 from focaldet.ops.losses.log_sigmoid import log_sigmoid, log_sigmoids
 
 
@@ -30,9 +34,10 @@ def focal_loss(
     and any finite logit.
 
     Raises:
-        ValueError: γ below 0.
+        ValueError: γ below 0; targets of another shape or value (`arguments`).
     """
     require_gamma(gamma)
+    require_binary(logits, targets, ignore)
     return zero_ignored(_modulate(*log_sigmoids(sign_logits(logits, targets, ignore=ignore)), gamma), ignore)
 
 
@@ -49,7 +54,8 @@ def balanced_focal_loss(
     `targets` are 0 or 1; `alpha` is a number or one per class; where `ignore` is set, loss and gradient are 0.
 
     Raises:
-        ValueError: γ below 0, or a number `alpha` outside [0, 1].
+        ValueError: γ below 0; an `alpha` outside [0, 1] or not one per class; targets of another shape or value
+            (`arguments`).
     """
     loss = focal_loss(logits, targets, gamma=gamma, ignore=ignore)
     return balance(targets, alpha, dtype=loss.dtype) * loss
@@ -68,19 +74,19 @@ def focal_star_loss(
     `targets` are 0 or 1; γ > 0 sets how steep the loss falls, β where; where `ignore` is set, loss and gradient are 0.
 
     Raises:
-        ValueError: γ of 0 or below.
+        ValueError: γ of 0 or below, β that is not finite; targets of another shape or value (`arguments`).
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma must be > 0, got {gamma}")
+    require_star(gamma, beta)
+    require_binary(logits, targets, ignore)
     return zero_ignored(-log_sigmoid(gamma * sign_logits(logits, targets, ignore=ignore) + beta) / gamma, ignore)
 
 
 def softmax_focal_loss(
     logits: Float[Tensor, "*shape K"],
-    targets: Int64[Tensor, "*shape"] | Float[Tensor, "*shape K"],
+    targets: Integer[Tensor, "*shape"] | Float[Tensor, "*shape K"],
     *,
     gamma: float,
-    alpha: Float[Tensor, " K"] | None = None,
+    alpha: Float[Tensor, " K"] | Sequence[float] | None = None,
     ignore: Bool[Tensor, "*shape"] | None = None,
 ) -> Float[Tensor, "*shape"]:
     """-Σ t_k α_k (1 - p_k)^γ log p_k of every row of logits, p = softmax(x), in [0, ∞); γ = 0 is the cross entropy.
@@ -89,14 +95,17 @@ def softmax_focal_loss(
     the classes. Where `ignore` is set, loss and gradient are 0, whatever the target.
 
     Raises:
-        ValueError: γ below 0, or fewer than two classes.
+        ValueError: γ below 0; fewer than two classes; an `alpha` that is not one number ≥ 0 per class; targets of
+            another shape, type or range (`arguments`).
     """
     require_gamma(gamma)
-    if alpha is not None and not targets.is_floating_point():
-        weights = alpha.to(upcast(logits).dtype)[targets if ignore is None else targets.masked_fill(ignore, 0)]
-        return weights * softmax_focal_loss(logits, targets, gamma=gamma, ignore=ignore)
-    weighted = targets if alpha is None else targets * alpha
-    return softmax_sum(logits, weighted, lambda log_p, log_rest: _modulate(log_p, log_rest, gamma), ignore=ignore)
+    targets = class_targets(logits, targets, ignore)
+    weights = None if alpha is None else check_class_weights(alpha, num_classes=logits.shape[-1])
+    if weights is not None:
+        weights = weights.to(device=logits.device, dtype=upcast(logits).dtype)
+    weighted = targets if weights is None or not targets.is_floating_point() else targets * weights
+    loss = softmax_sum(logits, weighted, lambda log_p, log_rest: _modulate(log_p, log_rest, gamma), ignore=ignore)
+    return loss if weights is None or targets.is_floating_point() else weights[targets] * loss
 
 
 def quality_focal_loss(
@@ -111,12 +120,13 @@ def quality_focal_loss(
     With hard targets it is the focal loss with γ = β. Where `ignore` is set, loss and gradient are 0.
 
     Raises:
-        ValueError: β between 0 and 1, where the slope at y = σ is infinite, or below 0.
+        ValueError: β between 0 and 1, where the slope at y = σ is infinite, or below 0; qualities of another shape or
+            outside [0, 1] (`arguments`).
     """
-    if not (beta == 0 or beta >= 1):
-        raise ValueError(f"beta must be 0 or ≥ 1, got {beta}")
+    require_beta(beta)
+    require_qualities(logits, qualities, ignore)
     x = prepare_logits(logits, ignore)
-    y = qualities.to(x.dtype)
+    y = zero_ignored(qualities.to(x.dtype), ignore)
     log_p, log_rest = log_sigmoids(x)
     cross_entropy = -(y * log_p + (1 - y) * log_rest)
     if beta == 0:
@@ -124,6 +134,16 @@ def quality_focal_loss(
     # As y (1 - σ) - (1 - y) σ: the plain difference loses its digits where the answer is sure.
     distance = (y * torch.sigmoid(-x) - (1 - y) * torch.sigmoid(x)).abs()
     return zero_ignored(distance**beta * cross_entropy, ignore)
+
+
+def require_star(gamma: float, beta: float) -> None:
+    """Refuse settings of FL* out of range.
+
+    Raises:
+        ValueError: γ of 0 or below, or one of both is not a finite number.
+    """
+    require_number("gamma", gamma, low=0.0, least=False)
+    require_number("beta", beta, low=-math.inf)
 
 
 def _modulate(

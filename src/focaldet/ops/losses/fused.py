@@ -7,10 +7,18 @@ inputs give an fp32 sum.
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
-from focaldet.ops.losses.inputs import require_gamma, upcast, warn_of_probabilities
+from focaldet.ops.losses.arguments import (
+    require_classes,
+    require_gamma,
+    require_logits,
+    require_mask,
+    require_number,
+    require_tensor,
+)
+from focaldet.ops.losses.inputs import upcast, warn_of_probabilities
 from focaldet.ops.losses.log_sigmoid import log1p
 
 _BLOCK_ELEMENTS = 1 << 16  # 256 KB of fp32: the block's handful of temporaries stays in the second-level cache
@@ -18,7 +26,7 @@ _BLOCK_ELEMENTS = 1 << 16  # 256 KB of fp32: the block's handful of temporaries 
 
 def focal_loss_sum(
     logits: Float[Tensor, "*A K"],
-    labels: Int64[Tensor, "*A"],
+    labels: Integer[Tensor, "*A"],
     *,
     alpha: float | None = 0.25,
     gamma: float = 2.0,
@@ -31,12 +39,13 @@ def focal_loss_sum(
     type of `logits`) nothing of the size of `logits` is allocated. On CUDA it is one Triton kernel.
 
     Raises:
-        ValueError: γ below 0, or (looked at on the CPU only) a label outside [0, K] that is not ignored.
+        ValueError: γ below 0, `alpha` outside [0, 1], labels or `ignore` of another shape or type, or (looked at on the
+            CPU only) a label outside [0, K] that is not ignored.
         RuntimeError: on the attempt to differentiate twice.
     """
-    require_gamma(gamma)
+    _require_arguments(logits, labels, alpha, gamma, ignore)
     warn_of_probabilities(logits)
-    total: Tensor = _FocalLossSum.apply(logits, labels, alpha, gamma, ignore)
+    total: Tensor = _FocalLossSum.apply(logits, labels.long(), alpha, gamma, ignore)
     return total
 
 
@@ -84,7 +93,8 @@ def _sum_and_slope(
         total, slopes = sum_and_slope(rows, classes, ignored, alpha, gamma, with_slope)
         slope = slopes if with_slope else None
     else:
-        _require_labels(classes, ignored, num_classes=rows.shape[1])
+        background = f", {rows.shape[1]} for background"
+        require_classes("labels", classes, ignored, highest=rows.shape[1], meaning=background)
         slope = torch.empty_like(rows) if with_slope else None
         total = torch.zeros((), dtype=torch.float64, device=logits.device)
         for start in range(0, len(rows), step := max(1, _BLOCK_ELEMENTS // max(1, rows.shape[1]))):
@@ -95,13 +105,22 @@ def _sum_and_slope(
     return total, None if slope is None else slope.view(logits.shape)
 
 
-def _require_labels(labels: Int64[Tensor, " A"], ignore: Bool[Tensor, " A"] | None, *, num_classes: int) -> None:
-    outside = (labels < 0) | (labels > num_classes)
-    if ignore is not None:
-        outside &= ~ignore
-    if outside.any():
-        label = int(labels[outside][0])
-        raise ValueError(f"labels must be in [0, {num_classes}], {num_classes} for background, got {label}")
+def _require_arguments(
+    logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, ignore: Tensor | None
+) -> None:
+    """Refuse what `focal_loss_sum` does, but for the values of the labels."""
+    require_gamma(gamma)
+    if alpha is not None:
+        require_number("alpha", alpha, low=0.0, high=1.0)
+    require_logits(logits)
+    require_tensor("labels", labels)
+    is_number = not labels.is_floating_point() and labels.dtype != torch.bool
+    if logits.ndim == 0 or labels.shape != logits.shape[:-1] or not is_number:
+        raise ValueError(
+            f"labels must be class numbers of the shape of logits without its last axis, {list(logits.shape[:-1])}, "
+            f"got {labels.dtype} of shape {list(labels.shape)}: with a column for each class use balanced_focal_loss"
+        )
+    require_mask(ignore, labels.shape)
 
 
 def _block(

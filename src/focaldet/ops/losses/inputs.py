@@ -6,13 +6,13 @@ Inputs are logits; they are computed in fp32 (fp64 stays fp64), whatever their t
 import warnings
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-Targets = Float[Tensor, "*shape"] | Bool[Tensor, "*shape"] | Int64[Tensor, "*shape"]
+from focaldet.ops.losses.arguments import Alpha, check_alpha
+
+Targets = Float[Tensor, "*shape"] | Bool[Tensor, "*shape"] | Integer[Tensor, "*shape"]
 """1 for what an element is, 0 for what it is not."""
-Alpha = float | Float[Tensor, " K"]
-"""The weight of positives in [0, 1], for all classes or for each (the last axis); negatives weigh 1 - α."""
 
 FEWEST_TO_JUDGE = 8  # of fewer logits all may well lie in [0, 1]
 
@@ -52,25 +52,15 @@ def balance(targets: Targets, alpha: Alpha, *, dtype: torch.dtype) -> Float[Tens
     """α_t: α where the targets are 1, 1 - α elsewhere.
 
     Raises:
-        ValueError: an α outside [0, 1].
+        ValueError: an α outside [0, 1], or not one for each class.
     """
+    alpha = check_alpha(alpha, num_classes=targets.shape[-1] if targets.ndim else 0)
     if isinstance(alpha, Tensor):
-        weight, rest = alpha.to(dtype), 1 - alpha.to(dtype)
-    elif 0 <= alpha <= 1:
-        weight, rest = (torch.full((), value, dtype=dtype, device=targets.device) for value in (alpha, 1 - alpha))
+        weight = alpha.to(device=targets.device, dtype=dtype)
+        rest = 1 - weight
     else:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        weight, rest = (torch.full((), value, dtype=dtype, device=targets.device) for value in (alpha, 1 - alpha))
     return torch.where(is_positive(targets), weight, rest)
-
-
-def require_gamma(gamma: float) -> None:
-    """Refuse an exponent below 0.
-
-    Raises:
-        ValueError: it is below 0 or not a number.
-    """
-    if not gamma >= 0:
-        raise ValueError(f"gamma must be ≥ 0, got {gamma}")
 
 
 def warn_of_probabilities(logits: Tensor) -> None:

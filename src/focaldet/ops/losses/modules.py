@@ -6,6 +6,7 @@ Axes: B images (the first axis of whatever is given), K classes.
 import functools
 import warnings
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -13,8 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from focaldet.ops.losses import focal
+from focaldet.ops.losses.arguments import Alpha, check_alpha, check_class_weights, require_beta, require_gamma
 from focaldet.ops.losses.cross_entropy import balanced_cross_entropy, binary_cross_entropy
-from focaldet.ops.losses.inputs import Alpha, is_positive, require_gamma
+from focaldet.ops.losses.inputs import is_positive
 from focaldet.ops.losses.normalize import START, Normalizer, loss_normalizers, sum_over_ranks
 
 Uncounted = Literal["elements", "none"]
@@ -98,7 +100,12 @@ class NormalizedLoss(nn.Module):
 
 
 def keep_alpha(module: nn.Module, alpha: Alpha) -> None:
-    """Set `module.alpha`; a tensor (one per class) becomes a buffer, which moves with the module."""
+    """Set `module.alpha`; one per class becomes a buffer, which moves with the module.
+
+    Raises:
+        ValueError: one is outside [0, 1].
+    """
+    alpha = check_alpha(alpha, num_classes=None)
     if isinstance(alpha, Tensor):
         module.register_buffer("alpha", alpha, persistent=False)
     else:
@@ -166,6 +173,7 @@ class FocalStarLoss(NormalizedLoss):
         self, *, gamma: float = 2.0, beta: float = 1.0, normalizer: LossNormalizer = "batch", across_ranks: bool = False
     ) -> None:
         super().__init__(normalizer=normalizer, across_ranks=across_ranks)
+        focal.require_star(gamma, beta)
         self.gamma, self.beta = gamma, beta
 
     def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
@@ -179,6 +187,7 @@ class QualityFocalLoss(NormalizedLoss):
 
     def __init__(self, *, beta: float = 2.0, normalizer: LossNormalizer = "batch", across_ranks: bool = False) -> None:
         super().__init__(normalizer=normalizer, across_ranks=across_ranks)
+        require_beta(beta)
         self.beta = beta
 
     def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
@@ -194,7 +203,8 @@ class SoftmaxFocalLoss(NormalizedLoss):
     By default it is the mean over rows. `background` is the class that does not count as positive.
 
     Raises:
-        ValueError: a normalizer that counts positives without a `background`.
+        ValueError: a normalizer that counts positives without a `background`, or an `alpha` that is not a number ≥ 0
+            for each class.
     """
 
     alpha: Tensor | None
@@ -203,7 +213,7 @@ class SoftmaxFocalLoss(NormalizedLoss):
         self,
         *,
         gamma: float = 2.0,
-        alpha: Float[Tensor, " K"] | None = None,
+        alpha: Float[Tensor, " K"] | Sequence[float] | None = None,
         background: int | None = None,
         normalizer: LossNormalizer = "elements",
         across_ranks: bool = False,
@@ -213,9 +223,12 @@ class SoftmaxFocalLoss(NormalizedLoss):
         if background is None and normalizer not in get_args(Uncounted):
             raise ValueError(f"normalizer {normalizer!r} counts positives: say which class is the background")
         self.gamma, self.background = gamma, background
-        self.register_buffer("alpha", alpha, persistent=False)
+        weights = None if alpha is None else check_class_weights(alpha, num_classes=None)
+        self.register_buffer("alpha", weights, persistent=False)
 
     def elementwise(self, logits: Tensor, targets: Tensor, ignore: Tensor | None) -> Tensor:
+        if self.background is not None and not 0 <= self.background < logits.shape[-1]:
+            raise ValueError(f"background must be a class in [0, {logits.shape[-1]}), got {self.background}")
         return focal.softmax_focal_loss(logits, targets, gamma=self.gamma, alpha=self.alpha, ignore=ignore)
 
     def positives(self, targets: Tensor) -> Bool[Tensor, "*shape"]:

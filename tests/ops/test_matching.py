@@ -2,11 +2,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from focaldet.config import from_dict
 from focaldet.errors import ConfigError
+from focaldet.ops import matching
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
-from focaldet.ops.matching import MatchConfig, match
+from focaldet.ops.boxes import pairwise_iou
+from focaldet.ops.matching import NO_OVERLAP, MatchConfig, match
 
 NONE = torch.zeros(0, dtype=torch.bool)
 
@@ -166,3 +169,72 @@ def test_thresholds_may_meet():
     config = MatchConfig(foreground_iou=0.5, background_iou=0.5)
     actual = match(torch.tensor([[0.0, 0.0, 10.0, 4.9]]), torch.tensor([[0.0, 0.0, 10.0, 10.0]]), regular(1), config)
     assert not actual.foreground.any() and not actual.ignored.any()
+
+
+def match_at_once(anchors, boxes, config):
+    """The matching with the whole table in memory, each step of it in one line."""
+    iou = pairwise_iou(boxes, anchors)
+    best, box_index = iou.max(0)
+    foreground = best >= config.foreground_iou
+    if config.low_quality == "bipartite":
+        left = iou.clone()
+        for _ in range(min(left.shape)):
+            if left.max() <= NO_OVERLAP:
+                break
+            rows, columns = (left == left.max()).nonzero().unbind(1)
+            order = (columns * len(boxes) + rows).argmin()
+            row, column = int(rows[order]), int(columns[order])
+            box_index[column], foreground[column] = row, True
+            left[row], left[:, column] = -1, -1
+    elif config.low_quality != "none":
+        forced = ((iou == iou.amax(1, keepdim=True)) & (iou > 0)).any(0)
+        foreground |= forced & (best >= (config.background_iou if config.low_quality == "above_background" else 0))
+    return box_index, foreground, (best >= config.background_iou) & ~foreground
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 9),
+    st.sampled_from(["none", "above_background", "any", "bipartite"]),
+    st.sampled_from([1, 7, 40, 1000]),
+    st.booleans(),
+)
+def test_in_blocks_the_answers_are_the_same_to_the_bit(seed, count, low_quality, elements, whole_numbers):
+    """Ties included: whole numbers make many."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n):
+        corner, side = (torch.rand(n, 2, generator=generator) * size for size in (12, 8))
+        boxes = torch.cat([corner, corner + side + 1], 1)
+        return boxes.round() if whole_numbers else boxes
+
+    anchors, boxes, config = draw(37), draw(count), MatchConfig(low_quality=low_quality)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "BLOCK_ELEMENTS", elements)
+        actual = match(anchors, boxes, regular(count), config)
+        hidden = match(anchors, boxes, ~regular(count), config)
+    assert all(map(torch.equal, actual, match_at_once(anchors, boxes, config)))
+    assert all(map(torch.equal, hidden, match(anchors, boxes, ~regular(count), config)))
+
+
+@pytest.mark.parametrize("low_quality", ["none", "any", "bipartite"])
+def test_a_thousand_boxes_need_no_table_of_all_overlaps(low_quality):
+    """Counted over every tensor that is made: none is of the size of the table."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(30_000, 2, generator=generator) * 1000
+    anchors = torch.cat([corner, corner + 40], 1)
+    boxes = anchors[::30] + torch.rand(1000, 1, generator=generator)
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for one in result if isinstance(result, tuple | list) else [result]:
+                largest = max(largest, one.numel() if isinstance(one, torch.Tensor) else 0)
+            return result
+
+    with Sizes():
+        assert match(anchors, boxes, regular(1000), MatchConfig(low_quality=low_quality)).foreground.any()
+    assert largest <= matching.BLOCK_ELEMENTS < len(anchors) * len(boxes)

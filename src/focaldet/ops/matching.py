@@ -1,5 +1,7 @@
 """The assignment of anchors to objects: that of the focal-loss paper (section 4) and its variants.
 
+The table of all overlaps is never whole in memory: an image with 1000 boxes would take gigabytes.
+
 Axes: A anchors, G ground-truth boxes.
 """
 
@@ -17,6 +19,7 @@ from focaldet.ops.adaptive import match_adaptively
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+BLOCK_ELEMENTS = 1 << 22  # overlaps computed at a time; with what they are computed from 16 bytes each
 NO_OVERLAP = 1e-6  # Caffe's bipartite matching passes over pairs that overlap no more than this
 
 
@@ -96,7 +99,11 @@ def match(
     if regular.numel() == boxes.shape[0] or not count:
         return matches
     apart = boxes[ignored_boxes]
-    hidden = (pairwise_coverage(anchors, apart) >= config.ignore_coverage).any(dim=1)
+    covered = [
+        (pairwise_coverage(anchors[block], apart) >= config.ignore_coverage).any(dim=1)
+        for block in _blocks(count, row_elements=len(apart))
+    ]
+    hidden = torch.cat(covered)
     as_objects = _assign(anchors, apart, config, levels)
     skipped = hidden | as_objects.foreground | as_objects.ignored
     return matches._replace(ignored=matches.ignored | (skipped & ~matches.foreground))
@@ -109,36 +116,78 @@ def _assign(
     if config.rule == "adaptive":
         box_index, foreground = match_adaptively(anchors, boxes, level_sizes=level_sizes, candidates=config.candidates)
         return Matches(box_index, foreground, torch.zeros_like(foreground))
-    iou = pairwise_iou(boxes, anchors)
-    best, box_index = iou.max(dim=0)
+    blocks = _blocks(len(anchors), row_elements=len(boxes))
+    whole = pairwise_iou(boxes, anchors) if len(blocks) == 1 else None  # else computed twice rather than kept
+
+    def overlaps(block: slice) -> Float[Tensor, "G a"]:
+        return pairwise_iou(boxes, anchors[block]) if whole is None else whole
+
+    by_box = config.low_quality != "none"
+    bests = [_find_best(overlaps(block), by_box=by_box, start=block.start) for block in blocks]
+    best, box_index = (torch.cat(parts) for parts in ([each.best for each in bests], [each.box for each in bests]))
     foreground = best >= config.foreground_iou
     if config.low_quality == "bipartite":
-        objects, chosen = _best_pairs(iou)
+        objects, chosen = _best_pairs(boxes, anchors, bests)
         box_index = box_index.index_put((chosen,), objects)
         foreground = foreground.index_fill(0, chosen, value=True)
-    elif config.low_quality != "none":
-        forced = ((iou == iou.amax(dim=1, keepdim=True)) & (iou > 0)).any(dim=0)
+    elif by_box:
+        best_of_box = torch.stack([each.best_of_box for each in bests]).amax(dim=0)
+        forced = torch.cat([_reach(overlaps(block), best_of_box) for block in blocks])
         if config.low_quality == "above_background":
             forced &= best >= config.background_iou
         foreground |= forced
     return Matches(box_index, foreground, (best >= config.background_iou) & ~foreground)
 
 
-def _best_pairs(iou: Float[Tensor, "G A"]) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
-    """Objects and anchors of the greedy matching without replacement; pairs that do not meet are not made."""
-    left = iou.clone()
-    best, anchor_index = left.max(dim=1)
+class _Best(NamedTuple):
+    """Of some anchors: the best IoU of each and its box, and the best IoU of each box and its anchor."""
+
+    best: Float[Tensor, " A"]
+    box: Int64[Tensor, " A"]
+    best_of_box: Float[Tensor, " G"]
+    anchor: Int64[Tensor, " G"]
+
+
+def _find_best(iou: Float[Tensor, "G A"], *, by_box: bool, start: int) -> _Best:
+    """The best of a table whose first anchor has the index `start`, of equals the first; boxes only where asked for."""
+    best, box = iou.max(dim=0)
+    best_of_box, anchor = iou.max(dim=1) if by_box else (best[:0], box[:0])
+    return _Best(best, box, best_of_box, anchor + start)
+
+
+def _reach(iou: Float[Tensor, "G A"], best_of_box: Float[Tensor, " G"]) -> Bool[Tensor, " A"]:
+    """Whether an anchor's IoU with some box is the best that this box has, and above 0."""
+    return ((iou == best_of_box[:, None]) & (iou > 0)).any(dim=0)
+
+
+def _best_pairs(
+    boxes: Float[Tensor, "G 4"], anchors: Float[Tensor, "A 4"], bests: list[_Best]
+) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
+    """Objects and anchors of the greedy matching without replacement; pairs that do not meet are not made.
+
+    `bests` are those of blocks of the anchors.
+    """
+    best, block = torch.stack([each.best_of_box for each in bests]).max(dim=0)
+    anchor_index = torch.stack([each.anchor for each in bests]).gather(0, block[None]).squeeze(0)
+    taken = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
     pairs = []
-    for _ in range(min(iou.shape)):
+    for _ in range(min(len(boxes), len(anchors))):
         top = best.max()
         if top <= NO_OVERLAP:
             break
-        row = int(torch.where(best == top, anchor_index, iou.shape[1]).argmin())
+        row = int(torch.where(best == top, anchor_index, len(anchors)).argmin())
         column = int(anchor_index[row])
         pairs.append((row, column))
-        left[:, column] = -1.0
-        left[row] = -1.0
+        taken[column], anchor_index[row], best[row] = True, -1, -1.0
         stale = (anchor_index == column).nonzero().squeeze(1)
-        best[stale], anchor_index[stale] = left[stale].max(dim=1)
-    index_pairs = torch.tensor(pairs, dtype=torch.int64, device=iou.device).reshape(-1, 2)
+        for rows in _blocks(len(stale), row_elements=len(anchors)):
+            left = pairwise_iou(boxes[stale[rows]], anchors).masked_fill_(taken, -1.0)
+            best[stale[rows]], anchor_index[stale[rows]] = left.max(dim=1)
+    index_pairs = torch.tensor(pairs, dtype=torch.int64, device=anchors.device).reshape(-1, 2)
     return index_pairs[:, 0], index_pairs[:, 1]
+
+
+def _blocks(count: int, *, row_elements: int) -> list[slice]:
+    """Slices of `count` rows of a table whose rows are `row_elements` long, of `BLOCK_ELEMENTS` at most."""
+    step = max(1, BLOCK_ELEMENTS // max(1, row_elements))
+    return [slice(start, start + step) for start in range(0, count, step)]

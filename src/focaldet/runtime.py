@@ -3,8 +3,9 @@
 import os
 import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy
@@ -12,9 +13,13 @@ import torch
 from torch import distributed, nn
 
 from focaldet.errors import ConfigError
+from focaldet.types import ImageSize
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Bytes per pixel of the input that the smallest detector takes at the least: pixels, and what a network makes of them.
+INFERENCE_BYTES, TRAINING_BYTES = 25, 200
 
 Progress = Callable[[int, int | None], None]
 """Called with how much of a job is done and how much there is; None where that is not known."""
@@ -211,6 +216,36 @@ def torch_settings(*, threads: int | None, deterministic: bool) -> Iterator[None
     finally:
         torch.set_num_threads(threads_before)
         torch.use_deterministic_algorithms(deterministic_before)
+
+
+def total_memory(device: torch.device) -> int | None:
+    """The bytes that a GPU has, or the machine (or what its container may use of it); None where it is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu":
+        return None
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with suppress(OSError, ValueError):  # no limit is written as "max"
+            limits.append(int(file.read_text()))
+    return min(limits)
+
+
+def require_memory(num_images: int, size: ImageSize, *, device: torch.device, training: bool = False) -> None:
+    """Refuse a batch of images of this size that cannot fit: what any detector keeps of it is more than there is.
+
+    Raises:
+        ConfigError: gives the size, the estimate and the memory.
+    """
+    needed = num_images * size.height * size.width * (TRAINING_BYTES if training else INFERENCE_BYTES)
+    there = total_memory(device)
+    if there is not None and needed > there:
+        where = "the GPU" if device.type == "cuda" else "this machine"
+        smaller = "a smaller size or batch_size, or more accumulate" if training else "a smaller size or batch_size"
+        raise ConfigError(
+            f"size: {num_images} × {size.width} × {size.height} px at once need at least {needed / 1e9:.0f} GB, "
+            f"{where} has {there / 1e9:.0f} GB: take {smaller}"
+        )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,15 @@ from safetensors.torch import load_file
 
 from focaldet import config as configs
 from focaldet.data.config import DataConfig
-from focaldet.errors import CheckpointError, ConfigError, FocaldetError, NonFiniteLossError, OutOfMemoryError
+from focaldet.data.problems import Problem
+from focaldet.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FocaldetError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+)
 from focaldet.models import build
 from focaldet.training import state as states
 from focaldet.training import trainer
@@ -363,11 +371,68 @@ def test_resuming_another_run_is_refused(tmp_path):
         run(dataclasses.replace(config, resume=True), data=squares(8, seed=1))
 
 
-def test_no_gain_for_a_while_stops_the_run(tmp_path, capsys):
-    """With a rate of next to nothing AP stays 0: the first evaluation is the best and two more change nothing."""
-    result = run(small_run(tmp_path, epochs=9, evaluate_every=1, patience=2, learning_rate=1e-12))
-    assert result.epochs == 3 and not result.interrupted
+def fake_ap(monkeypatch, values):
+    """Let the evaluations of a run give these AP, one after another."""
+    plain, left = trainer.evaluate_detections, iter(values)
+
+    def evaluate(*args):
+        return dataclasses.replace(plain(*args), ap=next(left))
+
+    monkeypatch.setattr(trainer, "evaluate_detections", evaluate)
+
+
+def test_no_gain_for_a_while_stops_the_run(tmp_path, monkeypatch, capsys):
+    fake_ap(monkeypatch, [0.0, 0.2, 0.2, 0.1])
+    result = run(small_run(tmp_path, epochs=9, evaluate_every=1, patience=2))
+    assert result.epochs == 4 and not result.interrupted and result.best.ap == 0.2
     assert "no better AP" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [None, None, None], [None, 0.0, 0.0]])
+def test_where_no_evaluation_can_tell_the_last_weights_are_the_best(tmp_path, monkeypatch, capsys, values):
+    """And patience, which would have ended the run after the second, ends nothing."""
+    fake_ap(monkeypatch, values)
+    result = run(small_run(tmp_path, epochs=3, evaluate_every=1, patience=1))
+    folder, told = RunFolder(tmp_path), capsys.readouterr().out
+    assert result.epochs == 3 and equal(load_file(folder.best), load_file(folder.last))
+    assert told.count("best is the last") == 3 and "best.safetensors are the last weights" in told
+
+
+def test_validation_without_a_box_is_told_before_the_first_step(tmp_path, capsys):
+    train(small_run(tmp_path, epochs=1, evaluate_every=1), sources=(EIGHT, squares(2, empty=(0, 1))))
+    before, _, after = capsys.readouterr().out.partition("epoch 1/1")
+    assert '"squares" has no box' in before and "AP could not be computed" in after
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_training_on_nothing_is_refused(tmp_path, ignored):
+    source = squares(4, empty=() if ignored else range(4))
+    source.dataset.flags[:] = 1
+    source.dataset.problems.add(Problem("warning", "box empty", "dropped", "a.csv"))
+    with pytest.raises(DataError, match=r"nothing to train on: no box in 4 images.*1 × box empty") as caught:
+        run(small_run(tmp_path / "run"), data=source)
+    assert ("4 ignored boxes" in str(caught.value)) == ignored and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"batch_size": 1, "size": 32}, r"BatchNorm has one value per channel .* at 32 × 32 px.*architecture.norm"),
+        ({"batch_size": 2, "accumulate": 2, "size": 24}, "batch_size 2 or more"),
+        ({"size": 100_000}, r"size: 4 × 100000 × 100000 px at once need at least \d+ GB, .* has \d+ GB"),
+        ({"multi_scale": (64, 200_000)}, r"size: 4 × 200000 × 200000 px"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_first_step(tmp_path, settings, problem):
+    with pytest.raises(ConfigError, match=problem):
+        run(small_run(tmp_path / "run", **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_image_is_enough_where_norms_have_several_values(tmp_path):
+    run(small_run(tmp_path / "larger", batch_size=1, size=256, epochs=1), data=squares(2))
+    groups = {**ARCHITECTURE, "norm": "group"}
+    run(small_run(tmp_path / "groups", batch_size=1, size=32, epochs=1, architecture=groups), data=squares(2))
 
 
 def test_loss_that_is_not_finite_names_the_images(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import ImageSource
 from focaldet.data.formats.text import quantity
 from focaldet.data.loading.loader import Loader, explain_worker_death
-from focaldet.errors import CheckpointError, OutOfMemoryError
+from focaldet.errors import CheckpointError, ConfigError, OutOfMemoryError
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.evaluate import detect_all
 from focaldet.evaluation.results import write_results
@@ -30,6 +30,13 @@ from focaldet.training.config import BASE_BATCH, RunConfig, check_processes
 from focaldet.training.logs import MetricsFile, RunLog, open_trackers
 from focaldet.training.optim import rate_factor
 from focaldet.training.phases import check_phases, describe_phase
+from focaldet.training.preflight import (
+    ONE_VALUE,
+    describe_one_value,
+    require_norm_values,
+    require_objects,
+    require_training_memory,
+)
 from focaldet.training.run_folder import RunFolder, check_identity, identity, open_folder, write_environment
 from focaldet.training.signals import StopSignal, stop_signal
 from focaldet.training.sources import open_sources
@@ -125,6 +132,7 @@ class Trainer:
         self.config, self.folder, self.fabric, self.stop = config, folder, fabric, stop
         source, validation, notes = open_sources(config, sources)
         self.source, self.validation, self.has_files = source, validation, sources is None
+        require_objects(source.dataset)
         fingerprints = {"train": source.dataset.fingerprint(), "validation": validation.dataset.fingerprint()}
         self.identity = identity(config, fingerprints=fingerprints)
         saved = None
@@ -136,6 +144,7 @@ class Trainer:
         self.state, weights_notes = build_state(settings, classes=classes, fabric=fabric, saved=saved)
         self.notes = [*notes, *weights_notes]
         self.num_steps = [self._steps_per_epoch(number) * phase.epochs for number, phase in enumerate(phases)]
+        require_training_memory(config, self.state.detector, source.dataset, device=fabric.device)
         self._begin_phase()
         self.last_save = time.monotonic()
         self.log: RunLog | None = None
@@ -150,6 +159,7 @@ class Trainer:
         self.settings = phases[number]
         self.end_epoch = sum(phase.epochs for phase in phases[: number + 1])
         self.first_step = sum(self.num_steps[:number])
+        require_norm_values(detector, self.settings, self.source.dataset, autocast=self.state.autocast)
         if self.settings.compile:
             detector.compile()
         self.module = fabric.strategy.setup_module(detector)
@@ -282,7 +292,8 @@ class Trainer:
         state.evaluations_without_gain = 0 if is_best else state.evaluations_without_gain + 1
         if is_best:
             state.best = values
-        text = f"epoch {epoch}/{self.config.epochs}  {_summarize(metrics)}{'  (best so far)' if is_best else ''}"
+        remark = "" if not is_best else "  (best so far)" if metrics.ap else "  (AP tells nothing: best is the last)"
+        text = f"epoch {epoch}/{self.config.epochs}  {_summarize(metrics)}{remark}"
         numbers = {name: value for name, value in values.items() if name in HEADLINES}
         self._write(
             "evaluation", **self._phase_number(), epoch=epoch, step=state.step, best=is_best, text=text, **numbers
@@ -309,8 +320,9 @@ class Trainer:
         return metrics
 
     def _is_best(self, metrics: Metrics) -> bool:
+        """Whether no evaluation was better; while AP is 0 or cannot be computed, the last one is the best."""
         best = self.state.best
-        return best is None or (metrics.ap or 0.0) > (best["ap"] or 0.0)
+        return best is None or not best["ap"] or (metrics.ap or 0.0) > best["ap"]
 
     def _give_up_when_stopped(self, done: int, total: int | None) -> None:
         """Leave the evaluation when the run is asked to stop: a resumed run evaluates again."""
@@ -354,6 +366,10 @@ class Trainer:
         state, epochs = self.state, self.config.epochs
         for line in self.notes:
             self._write("note", text=line)
+        validation = self.validation.dataset
+        if not bool((validation.flags == 0).any()):
+            text = f'warning: "{validation.name}" has no box, so AP tells nothing: the best weights are the last ones'
+            self._write("note", text=f"{text}, and patience ends nothing")
         self._log_phase()
         self._write("resumed" if state.step else "started", step=state.step, epoch=state.epoch)
         if state.epoch >= epochs:
@@ -384,6 +400,8 @@ class Trainer:
             stalled = " (no better AP for a while)" if self._has_stalled() else ""
             epochs = quantity(state.epoch, "epoch")
             text = f"finished after {epochs}{stalled}, {state.seconds_training:.0f} s of training"
+            if best is not None and not best.ap:
+                self._write("note", text=_explain_nothing(best, self.settings))
             self._write("finished", step=state.step, seconds_training=state.seconds_training, text=text)
         return TrainResult(
             out=self.folder.path,
@@ -409,6 +427,10 @@ def explain_errors(config: RunConfig) -> Iterator[None]:
     """
     try:
         yield
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+        raise ConfigError(describe_one_value("met in training")) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -452,6 +474,15 @@ def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, 
         f"{state.autocast.precision}, {quantity(fabric.world_size, 'process', 'processes')}; "
         f"run folder {config.out}",
     ]
+
+
+def _explain_nothing(metrics: Metrics, config: RunConfig) -> str:
+    """Why a run may end without a right detection, and what to try."""
+    if metrics.ap is None:
+        return "AP could not be computed: there was no box to find; best.safetensors are the last weights"
+    tips = ["more epochs"] if config.weights else ["initial weights (weights: from random ones it takes far longer)"]
+    tips += ["focaldet check DATA (do the anchors fit the boxes at this size?)", "overfit: 8 as a test of the set-up"]
+    return f"AP 0 throughout: best.safetensors are the last weights. Try {'; '.join(tips)}"
 
 
 def _summarize(metrics: Metrics) -> str:

@@ -97,8 +97,8 @@ def class_targets(
     """
     require_logits(logits)
     if logits.ndim == 0 or logits.shape[-1] < 2:
-        found = logits.shape[-1] if logits.ndim else "no axis"
-        raise ValueError(f"logits: a softmax needs at least 2 classes on the last axis, got {found}")
+        axes = str(logits.shape[-1]) if logits.ndim else "no axis"
+        raise ValueError(f"logits: a softmax needs at least 2 classes on the last axis, got {axes}")
     require_tensor("targets", targets)
     rows, num_classes = logits.shape[:-1], logits.shape[-1]
     is_distribution = targets.is_floating_point()

@@ -152,7 +152,7 @@ def test_unknown_backbones_are_named() -> None:
 
 def test_timm_backbones_give_four_maps() -> None:
     pytest.importorskip("timm")
-    backbone = build_backbone("timm:resnet18", norm="frozen", eps=1e-5, stride_in_1x1=False)
+    backbone = build_backbone("timm:resnet18", norm="batch", eps=1e-5, stride_in_1x1=False)
     maps = backbone(torch.zeros(1, 3, 64, 96))
     assert [tuple(x.shape) for x in maps] == [(1, 64, 16, 24), (1, 128, 8, 12), (1, 256, 4, 6), (1, 512, 2, 3)]
     assert backbone.channels == (64, 128, 256, 512)
@@ -171,7 +171,7 @@ def test_freezing_timm_backbones_stops_at_the_asked_stage(name: str, first_train
     pytest.importorskip("timm")
     for count, first in zip((1, 2, 4), first_trained, strict=True):
         with torch.device("meta"):
-            backbone = build_backbone(f"timm:{name}", norm="frozen", eps=1e-5, stride_in_1x1=False)
+            backbone = build_backbone(f"timm:{name}", norm="batch", eps=1e-5, stride_in_1x1=False)
         names = [name.removeprefix("model.") for name, _ in backbone.named_parameters()]
         backbone.freeze(count)
         start = next(position for position, name in enumerate(names) if name.startswith(f"{first}."))
@@ -183,7 +183,7 @@ def test_stages_of_timm_backbones_are_what_their_maps_hang_on(name: str) -> None
     """Stage after stage, the parameters so far are those with a gradient from the map that the stage ends in."""
     pytest.importorskip("timm")
     with torch.device("meta"):
-        backbone = build_backbone(f"timm:{name}", norm="frozen", eps=1e-5, stride_in_1x1=False)
+        backbone = build_backbone(f"timm:{name}", norm="batch", eps=1e-5, stride_in_1x1=False)
         maps = backbone(torch.zeros(2, 3, 64, 64))
     parameters = list(backbone.parameters())
     stages = [{id(p) for module in stage for p in module.parameters()} for stage in backbone.stages()]
@@ -198,7 +198,7 @@ def test_timm_backbones_without_known_stages_are_frozen_whole_or_not_at_all() ->
     """HRNet's branches run side by side: no map cuts it in two."""
     pytest.importorskip("timm")
     with torch.device("meta"):
-        backbone = build_backbone("timm:hrnet_w18_small", norm="frozen", eps=1e-5, stride_in_1x1=False)
+        backbone = build_backbone("timm:hrnet_w18_small", norm="batch", eps=1e-5, stride_in_1x1=False)
     for count in (1, 2, 4):
         with pytest.raises(ConfigError, match=r"frozen_stages: .* timm:hrnet_w18_small .* 0 .* or 5"):
             backbone.freeze(count)
@@ -230,4 +230,4 @@ def test_frozen_stages_keep_the_statistics_of_their_norms(name: str, count: int)
 def test_timm_names_that_do_not_exist() -> None:
     pytest.importorskip("timm")
     with pytest.raises(ConfigError, match="timm:no_such_net"):
-        build_backbone("timm:no_such_net", norm="frozen", eps=1e-5, stride_in_1x1=False)
+        build_backbone("timm:no_such_net", norm="batch", eps=1e-5, stride_in_1x1=False)

@@ -1,5 +1,7 @@
 """Statements of what numbers a network was trained to see."""
 
+from dataclasses import replace
+
 import pytest
 
 from focaldet.errors import ConfigError
@@ -41,7 +43,19 @@ def test_imagenet_is_torchvisions_mean_and_std_on_255() -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["", "x/0, RGB", "x/1, RGB, BGR", "(x-1, RGB", "x/127.5-1", "normal", "x/127.5-1, RGBA", "{}"]
+    "statement",
+    [
+        "",
+        "x/0, RGB",
+        "x/1",
+        "RGB, x/1, BGR",
+        "(x-1)/(1,2), RGB",
+        "x/(1,0,1), RGB",
+        "x/127.5-1",
+        "normal",
+        "x/127.5-1, RGBA",
+        "{}",
+    ],
 )
 def test_unknown_statements_are_refused(statement: str) -> None:
     with pytest.raises(ConfigError, match=r"some file: weights\.input: .* is neither"):
@@ -58,5 +72,6 @@ def test_descriptions_name_the_known_inputs(name: str) -> None:
     assert describe_input(with_input(KEPT, name, source="x")).startswith(name)
 
 
-def test_descriptions_of_other_inputs_show_numbers() -> None:
-    assert "BGR" in describe_input(with_input(KEPT, "x/2-1, BGR", source="x"))
+def test_descriptions_of_other_inputs_show_numbers_and_can_be_typed() -> None:
+    other = replace(KEPT, channels="BGR", mean=(1.5, 2.0, 3.0), std=(4.0, 5.25, 6.0))
+    assert with_input(KEPT, describe_input(other), source="x") == other

@@ -37,5 +37,5 @@ def build_backbone(
     if name in DARKNETS:
         return DarkNet19(DARKNETS[name], norm=norm, eps=eps)
     if name.startswith("timm:"):
-        return TimmBackbone(name.removeprefix("timm:"))
+        return TimmBackbone(name.removeprefix("timm:"), norm=norm)
     raise ConfigError(f"backbone {name!r} is unknown (valid: {', '.join(BACKBONES)}, or timm:NAME)")

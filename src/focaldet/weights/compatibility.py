@@ -38,9 +38,18 @@ def require_same_settings(
         CheckpointError: a setting that gives tensors their meaning differs, whether or not a shape does; names
             `source` and the settings.
     """
+    if differences := setting_differences(file_config, config, free=free):
+        same_kind = type(file_config) is type(config)
+        hint = f" (it fits {name})" if same_kind and (name := matching_preset(file_config)) else ""
+        raise CheckpointError(f"{source}: made for another network: {differences}{hint}")
+
+
+def setting_differences(
+    file_config: DetectorConfig, config: DetectorConfig, *, free: AbstractSet[str] = frozenset(FREE)
+) -> str:
+    """The settings but for those in `free` in which a file's config differs from a detector's own, as text; or ""."""
     if type(file_config) is not type(config):
-        kinds = f"{type(file_config).__name__}, not {type(config).__name__}"
-        raise CheckpointError(f"{source}: made for another network: {kinds}")
+        return f"{type(file_config).__name__}, not {type(config).__name__}"
     left, right = _flatten_configs(file_config, config)
     differing = [
         name
@@ -48,10 +57,7 @@ def require_same_settings(
         if left[name] != (value := right.get(name))
         and (not _is_among(name, free) or (name in NORMS and "group" in (left[name], value)))
     ]
-    if differing:
-        pairs = (f"{name} is {left[name]!r} in the file, {right.get(name)!r} here" for name in differing)
-        hint = f" (it fits {name})" if (name := matching_preset(file_config)) else ""
-        raise CheckpointError(f"{source}: made for another network: {'; '.join(pairs)}{hint}")
+    return "; ".join(f"{name} is {left[name]!r} in the file, {right.get(name)!r} here" for name in differing)
 
 
 def matching_preset(config: DetectorConfig, *, free: AbstractSet[str] = frozenset(FREE)) -> str | None:

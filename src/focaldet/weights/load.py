@@ -1,6 +1,5 @@
 """Load the weights of any known file into a detector: checked tensor by tensor, with a report of what was done."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,19 +10,20 @@ from torch import Tensor, nn
 
 from focaldet.data.dataset import Classes
 from focaldet.data.formats.text import list_names, quantity
-from focaldet.errors import CheckpointError, ConfigError
+from focaldet.errors import CheckpointError
 from focaldet.models import Detector, DetectorConfig, build, from_config
-from focaldet.models.base import rename_prefixes
 from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
+from focaldet.weights.backbones import read_backbone
 from focaldet.weights.checkpoint import NO_LICENSE, build_saved, is_checkpoint, parse_metadata, saved_config
-from focaldet.weights.compatibility import BEHIND_ENCODER, FREE, require_same_settings
-from focaldet.weights.formats import darknet, timm, torchvision
+from focaldet.weights.compatibility import BEHIND_ENCODER, FREE, require_same_settings, setting_differences
+from focaldet.weights.formats import darknet
 from focaldet.weights.formats.detector_weights import DetectorWeights
 from focaldet.weights.formats.files import TensorFile, read_tensors
 from focaldet.weights.formats.registry import recognize_format
 from focaldet.weights.normalization import describe_input, replace_scaling, with_input
+from focaldet.weights.parts import shared_names
 from focaldet.weights.sources import WeightsSource, find_weights
 from focaldet.weights.tensor_names import (
     TensorShapes,
@@ -36,8 +36,6 @@ from focaldet.weights.tensor_names import (
     without_counters,
 )
 
-_KEEP_FROZEN = re.compile(r"keep (it|batchnorm|bn) frozen", re.IGNORECASE)
-
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
@@ -46,7 +44,7 @@ class LoadReport:
     """
 
     source: str
-    kind: Literal["detector", "encoder", "backbone"]
+    kind: Literal["detector", "encoder", "backbone and pyramid", "backbone"]
     loaded: tuple[str, ...]
     reset: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -106,6 +104,8 @@ def load_into(
 ) -> LoadReport:
     """Fill a freshly built `detector` with the weights of `spec`: a whole detector's or a backbone's.
 
+    A file of focaldet's of another detector gives its backbone and as much of its pyramid as both have.
+
     `detector.preprocessing` takes the channels and scaling those weights were trained with (`input` overrules what the
     file states) and keeps its resize rule. The class layer stays fresh where the file's classes are others.
 
@@ -121,7 +121,7 @@ def load_into(
     file = read_tensors(source.path)
     stated = stated_input(file, source, input)
     if is_checkpoint(file):
-        return _fill_detector(detector, _read_saved(file, source, input, detector), source)
+        return _fill_from_detector(detector, _read_saved(file, source, input, detector), source)
     if (file_format := recognize_format(file.tensors)) is not None:
         return _fill_detector(detector, file_format.read(file, source, stated, detector), source)
     return _fill_backbone(detector, file, source, stated)
@@ -220,6 +220,32 @@ def _fill_detector(detector: Detector, weights: DetectorWeights, source: Weights
     return replace(report, notes=tuple(notes))
 
 
+def _fill_from_detector(detector: Detector, weights: DetectorWeights, source: WeightsSource) -> LoadReport:
+    """Fill from a detector of focaldet's: the whole if it is the same one, else what both share, if anything."""
+    free = frozenset(FREE | BEHIND_ENCODER if detector.starts_from(weights.config) else FREE)
+    differences = setting_differences(weights.config, detector.config, free=free)
+    shared = shared_names(detector, weights.config, weights.tensors) if differences else {}
+    if not shared:
+        return _fill_detector(detector, weights, source)
+    expected = {name: shape for name, shape in shapes_of(detector, counters=False).items() if name in shared}
+    fresh = [name for name in shapes_of(detector, counters=False) if name not in shared]
+    report = LoadReport(
+        source.label,
+        "backbone and pyramid" if any(name.startswith("pyramid.") for name in shared) else "backbone",
+        loaded=tuple(shared),
+        reset=(),
+        skipped=tuple(name for name in without_counters(weights.tensors) if name not in shared.values()),
+        preprocessing=weights.preprocessing,
+        license=weights.license,
+        notes=(
+            f"that is all that both detectors share: {differences}",
+            f"starts from random weights: {list_names(fresh)}",
+        ),
+    )
+    tensors = {name: weights.tensors[old] for name, old in shared.items()}
+    return _fill(detector, tensors, expected, report, weights.config.norm_eps)
+
+
 def _fill_darknet(
     detector: Detector, numbers: darknet.DarknetFile, source: WeightsSource, stated: str | None
 ) -> LoadReport:
@@ -234,47 +260,18 @@ def _fill_darknet(
 
 def _fill_backbone(detector: Detector, file: TensorFile, source: WeightsSource, stated: str | None) -> LoadReport:
     """Fill the backbone from a classifier of torchvision's or timm's, or both stages from an Inception-ResNet-v2."""
-    is_inception, is_efficientnet = timm.is_inception_resnet(file.tensors), timm.is_efficientnet(file.tensors)
-    if not (is_inception or is_efficientnet or torchvision.is_classifier(file.tensors)):
-        first = list_names(list(file.tensors))
-        raise CheckpointError(f"{source.label}: not a layout that focaldet knows (first tensors: {first})")
-    if stated is None:
-        raise ConfigError(
-            f"{source.label}: does not state what input it was trained on; say it with --weights.input "
-            "(torchvision's ImageNet weights: imagenet; timm's Inception-ResNet-v2 and EfficientNets: symmetric)"
-        )
-    preprocessing = with_input(detector.preprocessing, stated, source=source.label)
-    if is_inception:
-        tensors, expected, skipped = timm.inception_resnet_tensors(detector, file.tensors, source=source.label)
-        notes, norm_eps = timm.unusual_scales(file.tensors), timm.TIMM_NORM_EPS
-    else:
-        notes = _frozen_norm_note(detector, file, source)
-        norm_eps = timm.TIMM_NORM_EPS if is_efficientnet else torchvision.TORCHVISION_NORM_EPS
-        skipped = (timm.efficientnet_classifier if is_efficientnet else torchvision.classifier_layers)(file.tensors)
-        kept = {name: value for name, value in without_counters(file.tensors).items() if name not in skipped}
-        tensors = rename_prefixes(kept, detector.pretrained)
-        expected = shapes_of(detector, counters=False, prefixes=tuple(new for _, new in detector.pretrained))
-    license_ = file.license or source.license
-    report = LoadReport(source.label, "backbone", tuple(expected), (), skipped, preprocessing, license_, notes)
-    return _fill(detector, tensors, expected, report, norm_eps)
-
-
-def _frozen_norm_note(detector: Detector, file: TensorFile, source: WeightsSource) -> tuple[str, ...]:
-    """The note that BatchNorm stays frozen, where the file asks for it.
-
-    Raises:
-        ConfigError: the detector trains what the file wants frozen, or has its strides elsewhere.
-    """
-    keep_frozen = bool(_KEEP_FROZEN.search(file.statements.get("note", "")))
-    filled = tuple(new for _, new in detector.pretrained)
-    modules = (module for name, module in detector.named_modules() if f"{name}.".startswith(filled))
-    if keep_frozen and any(isinstance(module, nn.BatchNorm2d) for module in modules):
-        raise ConfigError(
-            f"{source.label}: asks to keep BatchNorm frozen; this detector trains it (norm: frozen is needed)"
-        )
-    if detector.config.stride_in_1x1:
-        raise ConfigError(f"{source.label}: has its strides in the 3×3 convolutions; stride_in_1x1 must be false")
-    return ("BatchNorm of the backbone stays frozen, as the file asks",) if keep_frozen else ()
+    weights = read_backbone(detector, file, source, stated=stated)
+    report = LoadReport(
+        source.label,
+        "backbone",
+        loaded=tuple(weights.expected),
+        reset=(),
+        skipped=weights.skipped,
+        preprocessing=with_input(detector.preprocessing, weights.input, source=source.label),
+        license=file.license or source.license,
+        notes=weights.notes,
+    )
+    return _fill(detector, weights.tensors, weights.expected, report, weights.norm_eps)
 
 
 def _fill(

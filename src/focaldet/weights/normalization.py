@@ -21,7 +21,11 @@ INPUTS = {
 """The input scalings that `--weights.input` can name (only channels, mean and standard deviation count)."""
 
 _DECIMAL = r"\d+(?:\.\d+)?"
-FORMULA = re.compile(rf"(?:x|\(x-(?P<mean>{_DECIMAL})\))/(?P<scale>{_DECIMAL})(?:-(?P<shift>{_DECIMAL}))?")
+_TRIPLE = rf"{_DECIMAL}|\({_DECIMAL},{_DECIMAL},{_DECIMAL}\)"
+FORMULA = re.compile(
+    rf"(?:(?P<before>RGB|BGR),)?(?:x|\(x-(?P<mean>{_TRIPLE})\))/(?P<scale>{_TRIPLE})(?:-(?P<shift>{_DECIMAL}))?"
+    r"(?:,(?P<after>RGB|BGR))?"
+)
 
 
 def replace_scaling(preprocessing: Preprocessing, trained_with: Preprocessing) -> Preprocessing:
@@ -32,8 +36,8 @@ def replace_scaling(preprocessing: Preprocessing, trained_with: Preprocessing) -
 def with_input(preprocessing: Preprocessing, statement: str | None, *, source: str) -> Preprocessing:
     """`preprocessing` with the channels and scaling of `statement`, if there is one; its resize rule stays.
 
-    A statement is a name of `INPUTS` or a formula over pixels x in 0…255, such as `x/127.5-1, RGB` or
-    `RGB, (x - 127) / 128`.
+    A statement is a name of `INPUTS` or a formula over pixels x in 0…255, such as `x/127.5-1, RGB`,
+    `RGB, (x - 127) / 128` or, for each channel, `(x - (124, 116, 104)) / (58, 57, 57), RGB`.
 
     Raises:
         ConfigError: the statement is not understood; names `source`.
@@ -54,16 +58,31 @@ def describe_input(preprocessing: Preprocessing) -> str:
     for name, known in INPUTS.items():
         if replace_scaling(preprocessing, known) == preprocessing:
             return f"{name} ({known.channels})"
-    return f"(x - {preprocessing.mean}) / {preprocessing.std}, {preprocessing.channels}"
+    return describe_scaling(preprocessing)
+
+
+def describe_scaling(preprocessing: Preprocessing) -> str:
+    """The input scaling as a formula that `with_input` reads."""
+    mean, std = ("({:.9g}, {:.9g}, {:.9g})".format(*values) for values in (preprocessing.mean, preprocessing.std))
+    return f"(x - {mean}) / {std}, {preprocessing.channels}"
 
 
 def _parse_formula(statement: str) -> Preprocessing | None:
     """(x - mean) / scale - shift is (x - mean - shift · scale) / scale; the channels stand before or after it."""
-    parts = statement.replace(" ", "").split(",")
-    channels = [part for part in parts if part in ("RGB", "BGR")]
-    formulas = [match for part in parts if (match := FORMULA.fullmatch(part))]
-    if (len(parts), len(channels), len(formulas)) != (2, 1, 1) or float(formulas[0]["scale"]) == 0:
+    match = FORMULA.fullmatch(statement.replace(" ", ""))
+    if match is None or bool(match["before"]) == bool(match["after"]):
         return None
-    scale = float(formulas[0]["scale"])
-    mean = float(formulas[0]["mean"] or 0) + float(formulas[0]["shift"] or 0) * scale
-    return replace(IMAGENET, channels="RGB" if channels == ["RGB"] else "BGR", mean=(mean,) * 3, std=(scale,) * 3)
+    mean, scale = _three_numbers(match["mean"] or "0"), _three_numbers(match["scale"])
+    if 0 in scale:
+        return None
+    shift = float(match["shift"] or 0)
+    red, green, blue = (m + shift * s for m, s in zip(mean, scale, strict=True))
+    channels = match["before"] or match["after"]
+    return replace(IMAGENET, channels="RGB" if channels == "RGB" else "BGR", mean=(red, green, blue), std=scale)
+
+
+def _three_numbers(text: str) -> tuple[float, float, float]:
+    """A number for each channel; a single one is that of all three."""
+    first, *others = (float(part) for part in text.strip("()").split(","))
+    second, third = others or (first, first)
+    return first, second, third

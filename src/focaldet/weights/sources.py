@@ -7,8 +7,11 @@ from torchvision.models import get_model_weights
 
 from focaldet.config import nearest
 from focaldet.errors import CheckpointError, ConfigError
+from focaldet.nets.timm_backbone import published_weights
 from focaldet.runtime import Progress
+from focaldet.types import Preprocessing
 from focaldet.weights.download import cache_folder, download, sha256, stated_checksum
+from focaldet.weights.normalization import describe_scaling
 
 TORCHVISION_WEIGHTS = {
     "torchvision:coco_v1": ("retinanet_resnet50_fpn", "COCO_V1"),
@@ -28,6 +31,7 @@ EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 EMBEDDED_WEIGHTS = {"embedded:efficientnet_lite0": "efficientnet_lite0"}
 """Names of the weights that come with focaldet, and their backbones."""
 
+_HUB = "https://huggingface.co"
 RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")
 
 
@@ -47,8 +51,8 @@ class WeightsSource:
 def find_weights(spec: str | Path, *, backbone: str | None = None, progress: Progress | None = None) -> WeightsSource:
     """The file that `spec` means: a path, a run folder (its best weights), or a name such as `torchvision:coco_v1`.
 
-    Only a name of torchvision's downloads, into `cache_folder()`; `torchvision:imagenet_v1` and `_v2` are those of
-    `backbone`.
+    Only a name of torchvision's or timm's (`timm:resnet18`, with a tag or without) downloads, into `cache_folder()`;
+    `torchvision:imagenet_v1` and `_v2` are those of `backbone`.
 
     Raises:
         CheckpointError: there is no such file or name, or the download failed.
@@ -56,6 +60,8 @@ def find_weights(spec: str | Path, *, backbone: str | None = None, progress: Pro
     """
     if str(spec) in EMBEDDED_WEIGHTS:
         return WeightsSource(str(spec), EMBEDDED_FOLDER / f"{EMBEDDED_WEIGHTS[str(spec)]}.safetensors")
+    if (name := str(spec)).startswith("timm:"):
+        return _timm_source(name.removeprefix("timm:"), progress=progress)
     if str(spec) in TORCHVISION_WEIGHTS:
         url = _torchvision_url(str(spec), backbone=backbone)
         return _torchvision_source(str(spec), download(url, cache_folder(), progress=progress))
@@ -78,6 +84,15 @@ def embedded_weights(backbone: str | None) -> str | None:
 def _torchvision_source(label: str, path: Path) -> WeightsSource:
     """A file that torchvision published: all of those were trained on RGB with ImageNet's mean and deviation."""
     return WeightsSource(label, path, input="imagenet", license="torchvision (BSD-3-Clause)")
+
+
+def _timm_source(name: str, *, progress: Progress | None) -> WeightsSource:
+    """The weights of a model of timm, as its makers published them on the Hugging Face hub."""
+    published = published_weights(name)
+    folder = cache_folder() / "timm" / published.name
+    path = download(f"{_HUB}/{published.hub_id}/resolve/main/model.safetensors", folder, progress=progress)
+    scaling = Preprocessing(mean=published.mean, std=published.std)
+    return WeightsSource(f"timm:{published.name}", path, input=describe_scaling(scaling), license=published.license)
 
 
 def _run_weights(folder: Path) -> Path:

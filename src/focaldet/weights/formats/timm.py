@@ -1,4 +1,4 @@
-"""timm's ImageNet classifiers: EfficientNet-Lite0 as a backbone, Inception-ResNet-v2 as the trunk and the C4 head.
+"""timm's ImageNet classifiers: as a backbone of timm's or EfficientNet-Lite0; Inception-ResNet-v2 as trunk and C4 head.
 
 Cadene's files, which timm's Inception-ResNet-v2 was made from, have the same names but for the classifier's.
 TensorFlow's BatchNorm had no scale in this network: a file converted from it has ones. Other values, of a file that was
@@ -7,11 +7,14 @@ trained otherwise, are kept and never trained.
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from focaldet.errors import CheckpointError
+from focaldet.data.formats.text import list_names
+from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import Detector
 from focaldet.nets.inception_resnet import InceptionResNetTail, InceptionResNetTrunk
+from focaldet.nets.timm_backbone import TimmBackbone
 from focaldet.weights.tensor_names import shapes_of, without_counters
 
 TIMM_NORM_EPS = 1e-3
@@ -19,6 +22,35 @@ _HEAD_LAYERS = ("mixed_7a.", "repeat_2.", "block8.", "conv2d_7b.")
 _TIMM_CLASSIFIER = ("classif.", "last_linear.")
 _NORM_SCALE = ".bn.weight"
 _EFFICIENTNET_CLASSIFIER = ("conv_head.", "bn2.", "classifier.")
+
+_FIRST_MARK = 2**20  # no weight of a new network is such a number, and all numbers up to 2**24 are exact
+
+
+def feature_tensors(
+    backbone: TimmBackbone, tensors: Mapping[str, Tensor], *, source: str
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of any backbone of timm from those of its classifier, and the names of those skipped.
+
+    timm reads the file and does not say what it used. So it reads a second file, where every tensor is filled with its
+    own number, which tells for each tensor of the network where it came from.
+
+    Raises:
+        CheckpointError: timm cannot read them, or a tensor of the network is not among them.
+    """
+    marked = {
+        name: torch.full_like(value, _FIRST_MARK + i, dtype=torch.float32)
+        for i, (name, value) in enumerate(tensors.items())
+    }
+    try:
+        marks, read = (without_counters(backbone.read_classifier(given)) for given in (marked, tensors))
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: made for another network: {error}") from None
+    origins = {name: set(torch.unique(value).tolist()) for name, value in marks.items() if value.is_floating_point()}
+    known = {_FIRST_MARK + i: name for i, name in enumerate(tensors)}
+    if missing := [name for name, numbers in origins.items() if not numbers <= known.keys()]:
+        raise CheckpointError(f"{source}: made for another network: missing {list_names(missing)}")
+    used = set().union(*origins.values())
+    return read, tuple(name for number, name in known.items() if number not in used)
 
 
 def is_efficientnet(tensors: Mapping[str, Tensor]) -> bool:

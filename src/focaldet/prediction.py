@@ -29,10 +29,11 @@ from focaldet.data.loading.sampler import group_by_size
 from focaldet.errors import ConfigError, DataError
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat
-from focaldet.models import PRESETS, Detector, build, find_preset
+from focaldet.models import PRESETS, Detector, find_preset
 from focaldet.runtime import Process, Progress, gather_objects, join_processes, pick_device, pick_precision
 from focaldet.types import Detections, ImageSize
-from focaldet.weights import Trained, load_detector, load_into
+from focaldet.weights import Trained, load_detector
+from focaldet.weights.compatibility import require_same_settings
 
 READING_THREADS = 4
 ROUND_IMAGES = 32  # of each process, between two exchanges of detections
@@ -359,14 +360,13 @@ def _predict_on_all(
 
 def _load_named(name: str, weights: str | Path | None) -> Trained:
     """The detector of `weights`, after making sure that it is the one called `name`."""
-    find_preset(name)
+    config = find_preset(name).config
     if weights is None:
         raise ConfigError(
             f"{name} has no weights of its own: name a run folder or a weights file (focaldet.build takes random ones)"
         )
     trained = load_detector(weights, model=name)
-    classes = trained.detector.class_names
-    load_into(build(name, num_classes=trained.detector.config.num_classes, class_names=classes), weights)
+    require_same_settings(trained.detector.config, config, source=trained.source)
     return trained
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from focaldet.nets import build_backbone
-from focaldet.nets.norm import FrozenBatchNorm, NormKind, conv_norm
+from focaldet.nets.norm import FrozenBatchNorm, NormKind, conv_norm, norm_layer
 from focaldet.nets.same_padding import SameConv2d
 
 SIZES_PX = ((96, 64), (75, 94))  # even and odd sides: padded otherwise
@@ -74,3 +74,20 @@ def test_same_padding_is_tensorflows(kernel: int, stride: int, size: tuple[int, 
     torch.testing.assert_close(conv(x), expected)
     torch.testing.assert_close(conv_norm(x, conv, norm), norm(expected))
     torch.testing.assert_close(conv_norm(x.requires_grad_(), conv, norm), norm(expected))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (3, 2)])
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_depthwise_gradients_under_autocast_are_those_of_fp32(kernel: int, stride: int, norm: NormKind) -> None:
+    torch.manual_seed(0)
+    conv, layer = SameConv2d(8, 8, kernel, stride=stride, groups=8), norm_layer(norm, 8)
+    x = torch.randn(2, 8, 12, 14).bfloat16().requires_grad_()
+    expected = conv_norm(x.float(), conv, layer)
+    slope = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * slope).sum(), (x, conv.weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv_norm(x, conv, layer)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), expected, rtol=0.01, atol=0.01)
+    for left, right in zip(torch.autograd.grad((y.float() * slope).sum(), (x, conv.weight)), wanted, strict=True):
+        assert (left - right).abs().max() <= 0.02 * right.abs().max()

@@ -4,14 +4,8 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from focaldet.nets.same_padding import SameConv2d
-
-# Larger maps than this are quicker as they are: there the dense convolution costs more than the stride does.
-DENSE_PIXELS = 80 * 80
 
 NormKind = Literal["frozen", "batch", "group"]
 
@@ -61,18 +55,22 @@ def norm_layer(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module
 def conv_norm(x: Float[Tensor, "B C H W"], conv: nn.Conv2d, norm: nn.Module) -> Float[Tensor, "B D h w"]:
     """`norm(conv(x))`; a frozen norm is multiplied into the weights, which saves a pass forward and one backward."""
     if not isinstance(norm, FrozenBatchNorm):
-        y: Tensor = norm(conv(x))
+        y: Tensor = norm(_convolve(x, conv, conv.weight, conv.bias))
         return y
     scale, shift = norm.affine()
-    weight = conv.weight * scale[:, None, None, None]
-    strided_depthwise = conv.groups == conv.in_channels > 1 and conv.stride[0] > 1
-    small = x.shape[-2] * x.shape[-1] <= DENSE_PIXELS
-    if strided_depthwise and small and x.requires_grad and x.device.type == "cpu":
-        # oneDNN's strided depthwise gradient is so slow on small maps that the dense one, of which every other row and
-        # column is the same answer, takes a sixth to two thirds of its time (benchmarks/depthwise.py).
-        dense = F.conv2d(x, weight, shift, 1, conv.padding, conv.dilation, conv.groups)
-        row, column = conv.starts(x) if isinstance(conv, SameConv2d) else (0, 0)
-        every_other = dense[..., row :: conv.stride[0], column :: conv.stride[1]]
-        return every_other.contiguous(memory_format=torch.channels_last)
+    return _convolve(x, conv, conv.weight * scale[:, None, None, None], shift)
+
+
+def _convolve(
+    x: Float[Tensor, "B C H W"], conv: nn.Conv2d, weight: Tensor, bias: Tensor | None
+) -> Float[Tensor, "B D h w"]:
+    """The convolution of `conv` with other weights; in fp32 where its gradient in bf16 is slow."""
     convolve: Callable[..., Tensor] = conv._conv_forward  # which pads as the layer does
-    return convolve(x, weight, shift)
+    depthwise = conv.groups == conv.in_channels > 1 and (conv.kernel_size[0] > 3 or conv.stride[0] > 1)
+    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not (depthwise and trains and x.dtype == torch.bfloat16 and x.device.type == "cpu"):
+        return convolve(x, weight, bias)
+    # oneDNN has no quick gradient in bf16 of depthwise convolutions that are strided or larger than 3 × 3: in fp32 they
+    # take a seventh to a half of its time (benchmarks/depthwise.py).
+    with torch.autocast("cpu", enabled=False):
+        return convolve(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)

@@ -26,23 +26,20 @@ class SameConv2d(nn.Conv2d):
     def __init__(self, channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
         super().__init__(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
 
-    def starts(self, x: Tensor) -> tuple[int, int]:
-        """The row and column that the first kernel is centered on; (0, 0) where both ends get the same zeros."""
-        return self._first_center(x.shape[-2]), self._first_center(x.shape[-1])
-
-    def _first_center(self, side: int) -> int:
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        zeros = max((-(-side // stride) - 1) * stride + kernel - side, 0)
-        return kernel // 2 - zeros // 2
-
     def _conv_forward(
         self, x: Float[Tensor, "B C H W"], weight: Tensor, bias: Tensor | None
     ) -> Float[Tensor, "B D h w"]:
         half, stride = self.kernel_size[0] // 2, self.stride[0]
-        row, column = self.starts(x)
+        row, column = (self._first_center(side) for side in x.shape[-2:])
         # One stride before the first center lies a kernel whose answer is dropped.
         padding = tuple(half + (stride - center if center else 0) for center in (row, column))
         y = functional.conv2d(x, weight, bias, self.stride, padding, groups=self.groups)
         height, width = (-(-side // stride) for side in x.shape[-2:])
         top, left = int(row > 0), int(column > 0)
         return y[..., top : top + height, left : left + width]
+
+    def _first_center(self, side: int) -> int:
+        """The row or column that the first kernel is centered on; 0 where both ends get the same zeros."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        zeros = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+        return kernel // 2 - zeros // 2

@@ -25,7 +25,8 @@ def settings_of(monkeypatch):
     """The `RunConfig` that a `train` line comes to, without training."""
     seen = []
     result = SimpleNamespace(interrupted=False, out=Path("run"), best=None)
-    monkeypatch.setattr("focaldet.cli.train.train", lambda config: seen.append(config) or result)
+    monkeypatch.setattr("focaldet.cli.train.train", lambda config, notes: seen.append(config) or result)
+    monkeypatch.setattr("focaldet.training.auto.AUTO_DEFAULTS", ())  # most of the data are only names
 
     def read(line):
         assert main(["train", *line.split()]) == 0
@@ -242,7 +243,25 @@ class TestDryRun:
         assert re.search(r"^size +320 +typed$", output, re.MULTILINE)
         assert "retinanet_r50_fpn: 38.0 M parameters with the classes of the preset, long side 320 px" in output
 
+    def test_what_is_decided_from_the_data_says_why(self, capsys, demo_data, file):
+        assert main(f"train --data {demo_data} --sampling auto --dry-run".split()) == 0
+        output = capsys.readouterr().out
+        assert re.search(r"^size +320 +auto: 25% of the objects are smaller than \d+ px at 320$", output, re.MULTILINE)
+        assert re.search(r"^model +faster_rcnn_\w+ +auto: ", output, re.MULTILINE)
+        assert re.search(r"^sampling +\w+ +auto: .* boxes of the most frequent class", output, re.MULTILINE)
+        assert re.search(r"^short_side +none +default$", output, re.MULTILINE)
+        assert not re.search(r"^(?!architecture).* null ", output, re.MULTILINE)
+        assert "augmentation light: flip_horizontal 0.5, scale_jitter 0.8 1.25" in output
+        file.write_text("size: auto\nepochs: 7")
+        assert main(f"train {demo_data} --config {file} --minutes 2 --batch-size auto --dry-run".split()) == 0
+        output = capsys.readouterr().out
+        assert re.search(r"^model +retinanet_r50_fpn +default$", output, re.MULTILINE), "a file means what it did"
+        assert re.search(r"^size +320 +auto: ", output, re.MULTILINE)
+        assert re.search(r"^batch_size +4 +auto: for 11 images$", output, re.MULTILINE)
+        assert re.search(r"^minutes +2.0 +typed$", output, re.MULTILINE)
+
     def test_what_training_would_refuse_is_refused(self, capsys):
+        assert "minutes or epochs, not both" in refused(capsys, "train D --minutes 3 --epochs 24")
         assert "unknown detector" in refused(capsys, "train --model retinanet_r --dry-run")
         assert "architecture" in refused(capsys, "train --architecture.widht 3 --dry-run")
         assert "--json is for --dry-run" in refused(capsys, "train DIR --json")
@@ -348,7 +367,7 @@ def test_an_unknown_setting_of_the_architecture_names_the_nearest(capsys, demo_d
 
 
 def test_interruptions_have_their_own_status(monkeypatch, capsys):
-    monkeypatch.setattr("focaldet.cli.train.train", lambda config: SimpleNamespace(interrupted=True))
+    monkeypatch.setattr("focaldet.cli.train.train", lambda config, notes: SimpleNamespace(interrupted=True))
     assert main(["train"]) == 130
 
     def ctrl_c(*arguments, **named):

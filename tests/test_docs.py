@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import focaldet
+from focaldet.config import to_dict
+from focaldet.data.augment.config import AUGMENT_PRESETS, AugmentConfig
 from focaldet.data.formats import registry
 from focaldet.models.presets import PRESETS
 
@@ -112,3 +114,29 @@ def test_every_module_has_a_page_and_a_broken_link_is_found():
         [sys.executable, "-m", "mkdocs", "--version"], capture_output=True, text=True, check=True, timeout=60
     )
     assert "mkdocs" in found.stdout
+
+
+def augmentation_table():
+    """The presets of the augmentation as Markdown: a row for each setting that some preset changes."""
+    names = [name for name in AUGMENT_PRESETS if name != "none"]
+    still, presets = to_dict(AugmentConfig("none")), [to_dict(AugmentConfig(name)) for name in names]
+    rows = [["setting", *names], ["---"] * (len(names) + 1)]
+    for setting, nothing in still.items():
+        values = [preset[setting] for preset in presets]
+        if setting != "preset" and any(value != nothing for value in values):
+            cells = [" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
+            rows.append(
+                [f"`{setting}`", *("" if value == nothing else cell for value, cell in zip(values, cells, strict=True))]
+            )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def test_the_guide_has_the_presets_of_the_augmentation_as_they_are():
+    table, text = augmentation_table(), (GUIDE / "training.md").read_text(encoding="utf-8")
+    assert table in text, f"docs/guide/training.md must have this table:\n{table}"
+    for name in AUGMENT_PRESETS:
+        line = AugmentConfig(name).describe()
+        assert line.startswith(f"{name}: ") and "None" not in line and "null" not in line
+    assert AugmentConfig("light").describe() == (
+        "light: flip_horizontal 0.5, scale_jitter 0.8 1.25, hue 0.015, saturation 0.3, value 0.2"
+    )

@@ -13,11 +13,13 @@ from focaldet.training.logs import MetricsFile, RunLog, clock, memory_gb, open_t
 
 STEP = {
     "seconds": 0.5,
+    "loading_seconds": 0.125,
     "images_per_second": 16.0,
     "learning_rate": 1e-3,
     "gradient_norm": 2.5,
     "loss": 1.25,
     "losses": {"class": 1.0, "box": 0.25},
+    "eta": "0:04",
 }
 
 
@@ -87,11 +89,11 @@ def test_a_later_phase_may_have_other_losses(tmp_path):
     again.write("step", phase=2, epoch=2, step=3, **{**STEP, "losses": {"region": 0.25}})
     again.close()
     assert path.read_text().splitlines() == [
-        "kind,phase,epoch,step,seconds,images_per_second,learning_rate,gradient_norm,loss,class_loss,box_loss,"
+        "kind,phase,epoch,step,seconds,loading_seconds,images_per_second,learning_rate,gradient_norm,loss,class_loss,box_loss,"
         "region_loss,ap",
-        "step,1,1,1,0.5,16,0.001,2.5,1.25,1,0.25,,",
-        "step,2,2,2,0.5,16,0.001,2.5,1.25,1,,0.5,",
-        "step,2,2,3,0.5,16,0.001,2.5,1.25,,,0.25,",
+        "step,1,1,1,0.5,0.125,16,0.001,2.5,1.25,1,0.25,,",
+        "step,2,2,2,0.5,0.125,16,0.001,2.5,1.25,1,,0.5,",
+        "step,2,2,3,0.5,0.125,16,0.001,2.5,1.25,,,0.25,",
     ]
     assert {entry.name for entry in tmp_path.iterdir()} == {"metrics.csv", "events.jsonl"}
 
@@ -130,7 +132,7 @@ def test_plain_lines_without_a_terminal(tmp_path):
     lines = text.getvalue().splitlines()
     assert len(lines) == 2, "the first line is one line, and the second comes at the end, not for every step"
     assert lines[0].startswith("[model] with brackets xx")
-    assert lines[1].startswith("step 3/3  epoch 1  ETA 0:00  class 1.0000  box 0.2500  16.0 images/s  lr 1.00e-03  ")
+    assert lines[1].startswith("step 3/3  epoch 1  ETA 0:04  class 1.0000  box 0.2500  16.0 images/s  lr 1.00e-03  ")
     assert "\x1b" not in text.getvalue()
 
 

@@ -168,10 +168,10 @@ def test_a_run_of_two_phases(tmp_path, capsys):
 def test_a_phase_begins_with_the_weights_that_the_one_before_keeps(tmp_path, monkeypatch, ema):
     begun, plain = [], trainer.next_state
 
-    def seen(state, *args, **named):
-        kept = {name: value.clone() for name, value in state.evaluated.state_dict().items()}
+    def seen(state, *args, kept, **named):
+        saved = {name: value.clone() for name, value in kept.state_dict().items()}
         images = state.context.images_seen
-        begun.append((kept, images, plain(state, *args, **named)))
+        begun.append((saved, images, plain(state, *args, kept=kept, **named)))
         raise SystemExit
 
     monkeypatch.setattr(trainer, "next_state", seen)

@@ -196,7 +196,12 @@ def test_evaluation_takes_as_many_images_at_once_as_a_part_of_an_update(tmp_path
 def test_average_is_what_is_kept(tmp_path):
     run(small_run(tmp_path, ema=0.9, epochs=1))
     state, kept = last_state(tmp_path), load_file(RunFolder(tmp_path).last)
-    assert equal(kept, state["ema"]) and not equal(kept, state["detector"])
+    # The statistics of BatchNorm are measured anew in so short a run.
+    weights, average, detector = (
+        {name: value for name, value in tensors.items() if "running" not in name}
+        for tensors in (kept, state["ema"], state["detector"])
+    )
+    assert equal(weights, average) and not equal(weights, detector)
 
 
 def test_existing_run_is_refused(tmp_path):

@@ -1,10 +1,11 @@
 """`focaldet train --dry-run`: every setting that would hold, and where it comes from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from focaldet import config as configs
+from focaldet.check.advice import Choice
 from focaldet.cli.output import print_table
 from focaldet.models import find_preset
 from focaldet.training.config import RunConfig
@@ -14,20 +15,23 @@ from focaldet.weights.tensor_names import build_on_meta
 
 
 class SettingRow(NamedTuple):
-    """One setting of a run by its dotted name; `source` is typed, file, preset, random weights or default."""
+    """One setting of a run by its dotted name; `source` is auto with the reason, typed, file, preset or default."""
 
     name: str
     value: Any
     source: str
 
 
-def list_settings(run: RunConfig, *, typed: Mapping[str, Any], file: Mapping[str, Any]) -> list[SettingRow]:
+def list_settings(
+    run: RunConfig, *, typed: Mapping[str, Any], file: Mapping[str, Any], choices: Sequence[Choice] = ()
+) -> list[SettingRow]:
     """All settings of `run`, those of its detector and of its augmentation included.
 
     Args:
         run: the settings that hold.
         typed: what was typed, nested as in a file.
         file: what the file of settings says.
+        choices: what was decided from the data.
 
     Raises:
         ConfigError: the detector cannot be built as it is asked for.
@@ -35,6 +39,7 @@ def list_settings(run: RunConfig, *, typed: Mapping[str, Any], file: Mapping[str
     values = {**configs.to_dict(run), "architecture": configs.to_dict(asked_architecture(run))}
     given = configs.current_names(RunConfig, file, source="file", warn=False)
     provenance = {
+        **{f"auto: {choice.reason}": {choice.setting: choice.value} for choice in choices},
         "typed": configs.flatten(typed),
         "file": configs.flatten(given),
         "random weights": configs.flatten({"architecture": initial_architecture(run)}),
@@ -56,7 +61,7 @@ def print_settings(run: RunConfig, settings: list[SettingRow]) -> None:
         ConfigError: a phase cannot be trained.
     """
     check_phases(run)
-    rows = [[setting.name, _setting_text(setting.value), setting.source] for setting in settings]
+    rows = [[setting.name, _setting_text(setting), setting.source] for setting in settings]
     print_table([["SETTING", "VALUE", "FROM"], *rows], left={0, 1, 2})
     print()
     if run.phases:
@@ -65,8 +70,12 @@ def print_settings(run: RunConfig, settings: list[SettingRow]) -> None:
     resize = run.resize(find_preset(run.model).preprocessing.resize)
     print(f"initial weights: {initial_weights(run) or 'random'}")
     print(f"{run.model}: {parameters / 1e6:.1f} M parameters with the classes of the preset, {resize}")
+    print(f"augmentation {run.augment.describe()}")
     print(f"presets: {run.model} of the architecture, {run.augment.preset} of the augmentation; nothing was written")
 
 
-def _setting_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _setting_text(setting: SettingRow) -> str:
+    """The value as it is typed: nothing is `none`, and YAML's null in the architecture."""
+    if setting.value is None and not setting.name.startswith("architecture."):
+        return "none"
+    return setting.value if isinstance(setting.value, str) else json.dumps(setting.value, ensure_ascii=False)

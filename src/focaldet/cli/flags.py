@@ -7,7 +7,7 @@ ones, so that they can be laid over a file of settings, and shows the defaults o
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypedDict, get_args, get_type_hints
 
 import docstring_parser
 import yaml
@@ -18,7 +18,7 @@ from focaldet.cli import flag_name
 from focaldet.data.config import DataConfig
 from focaldet.errors import ConfigError
 from focaldet.evaluation.inference import InferenceOptions
-from focaldet.training.config import RunConfig
+from focaldet.training.config import AUTO, AUTO_DEFAULTS, AUTO_SETTINGS, RunConfig
 
 # The panels of the help of `focaldet train`: each field of RunConfig in one of them, in the order of the help.
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -26,9 +26,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Input size": ("size", "short_side", "max_side", "multi_scale", "multi_scale_end"),
     "Model": ("model", "weights", "weights_input", "architecture", "frozen_stages"),
     "Optimization": (
-        *("epochs", "phases", "batch_size", "accumulate", "optimizer", "learning_rate", "backbone_factor"),
+        *("epochs", "minutes", "phases", "batch_size", "accumulate", "optimizer", "learning_rate", "backbone_factor"),
         *("weight_decay", "momentum", "schedule", "step_at", "warmup_epochs", "warmup_power", "clip_norm", "ema"),
-        *("sampling", "overfit", "patience"),
+        *("sampling", "overfit", "patience", "average_best"),
     ),
     "Augmentation": ("augment",),
     "Run": (
@@ -81,7 +81,13 @@ CONVERTERS = {"architecture": read_architecture, "phases": refuse_phases}
 
 
 def flags_of(
-    cls: Any, *, prefix: str = "", group: Group | None = None, groups: Mapping[str, Group] | None = None
+    cls: Any,
+    *,
+    prefix: str = "",
+    group: Group | None = None,
+    groups: Mapping[str, Group] | None = None,
+    auto: Sequence[str] = (),
+    auto_defaults: Sequence[str] = (),
 ) -> Any:
     """A `TypedDict` with a flag for each field of the dataclass `cls`, explained as the dataclass explains it.
 
@@ -90,21 +96,25 @@ def flags_of(
         prefix: what the flags begin with, such as `data.`.
         group: the panel of the help.
         groups: panels by field, where they are not all in one.
+        auto: the fields, with the prefix, that may also be `auto`, and of these `auto_defaults` those that are.
     """
     hints = get_type_hints(cls, include_extras=True)
     texts = {row.arg_name: row.description or "" for row in docstring_parser.parse_from_object(cls).params}
     flags = {}
     for field in dataclasses.fields(cls):
-        kind, panel = hints[field.name], (groups or {}).get(field.name, group)
+        kind, panel, name = hints[field.name], (groups or {}).get(field.name, group), f"{prefix}{field.name}"
+        text = _flag_text(texts.get(field.name, ""), names=[*hints], prefix=prefix)
         parameter = Parameter(
             group=panel,
-            help=_flag_text(texts.get(field.name, ""), names=[*hints], prefix=prefix),
-            show_default=default_text(field.default),
+            help=f"{text} auto: decided from the data." if name in auto else text,
+            show_default=AUTO if name in auto_defaults else default_text(field.default),
             converter=CONVERTERS.get(field.name),
             negative_iterable="empty-" if get_args(kind)[-1:] == (...,) else "",
         )
         if dataclasses.is_dataclass(kind):
-            kind = flags_of(kind, prefix=f"{prefix}{field.name}.", group=panel)
+            kind = flags_of(kind, prefix=f"{name}.", group=panel, auto=auto)
+        if name in auto:
+            kind = kind | Literal[AUTO]
         flags[field.name] = Annotated[kind, parameter]
     make: Any = TypedDict
     typed = make(f"{cls.__name__}Fields", flags, total=False)
@@ -132,16 +142,19 @@ if TYPE_CHECKING:  # what was typed, by field
     DataFields = dict[str, Any]
     OptionFields = dict[str, Any]
     RunFields = dict[str, Any]
+    TrainFields = dict[str, Any]
 else:
     DataFields = flags_of(DataConfig, prefix="data.", group=PANELS["Data"])
     OptionFields = flags_of(InferenceOptions, group=Group("Inference", sort_key=len(PANELS) + 1))
-    RunFields = flags_of(RunConfig, groups=RUN_GROUPS)
+    RunFields = flags_of(RunConfig, groups=RUN_GROUPS, auto=AUTO_SETTINGS)
+    TrainFields = flags_of(RunConfig, groups=RUN_GROUPS, auto=AUTO_SETTINGS, auto_defaults=AUTO_DEFAULTS)
 
 DATA_HELP = "Folder, or json, yaml or csv file; --data.train and so on name parts of it."
 Data = Annotated[Path | None, Parameter(help=DATA_HELP)]
 DataParts = Annotated[DataFields | None, Parameter(name="--data")]
 Options = Annotated[OptionFields | None, Parameter(name="*")]
 RunFlags = Annotated[RunFields | None, Parameter(name="*")]
+TrainFlags = Annotated[TrainFields | None, Parameter(name="*")]
 ARCHITECTURE_HELP = "Settings of the detector to override, such as --architecture.p6-from P5."
 Architecture = Annotated[dict[str, Any] | None, Parameter(converter=read_architecture, help=ARCHITECTURE_HELP)]
 

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from focaldet.evaluation.coco import Metrics
+    from focaldet.training.rate_finder import RateCurve
+
+RATE_BAR, MOST_RATES = 40, 40  # characters of the longest bar, and lines
 
 CLEAN, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130  # exit statuses
 
@@ -89,6 +92,21 @@ def print_metrics(metrics: "Metrics") -> None:
     print(f"\n{', '.join(counts)}")
     for note in metrics.notes:
         print(f"note: {note}")
+
+
+def print_rates(curve: "RateCurve") -> None:
+    """The loss at each learning rate as a table with bars, and the rate to take."""
+    smooth = [trial.smooth for trial in curve.trials]
+    most = max(smooth, default=1.0)
+    rows = [["LEARNING RATE", "LOSS", "SMOOTHED", ""]]
+    for trial in curve.trials[:: max(1, len(smooth) // MOST_RATES)]:
+        bar = "█" * round(RATE_BAR * trial.smooth / most)
+        rows.append([f"{trial.rate:.1e}", f"{trial.loss:.3f}", f"{trial.smooth:.3f}", bar])
+    print_table(rows, left={3})
+    if curve.suggestion is None:
+        print("\nno rate made the loss fall: see what focaldet check says of the data")
+    else:
+        print(f"\ntake     --learning-rate {curve.suggestion:g}   (a tenth of that at the smallest loss)")
 
 
 def print_table(rows: Sequence[Sequence[str]], *, left: set[int]) -> None:

@@ -129,7 +129,9 @@ def sweep_command(
         softmax: Also softmax cross entropy with a background class.
         config: YAML file of settings; flags that are typed overrule it.
     """
-    settings = run_settings(run, file=config, data=data)
+    settings, choices = run_settings(run, file=config, data=data)
+    for choice in choices:
+        print(f"auto: {choice}")
     if settings.out == RunConfig.out:
         settings = replace(settings, out=SWEEP_OUT)
     result = study_sweep(settings, gammas=gamma, alphas=alpha, ohem=ohem, softmax=softmax, log=print)

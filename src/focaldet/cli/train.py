@@ -4,10 +4,11 @@ from pathlib import Path
 
 from focaldet.cli import Switch
 from focaldet.cli.dry_run import list_settings, print_settings
-from focaldet.cli.flags import Data, RunFlags
-from focaldet.cli.output import CLEAN, INTERRUPTED, print_json
+from focaldet.cli.flags import Data, TrainFlags
+from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_rates
 from focaldet.cli.settings import read_settings, run_settings, with_data
 from focaldet.errors import ConfigError
+from focaldet.training.rate_finder import find_rate
 from focaldet.training.trainer import train
 
 
@@ -15,30 +16,35 @@ def train_command(
     data: Data = None,
     *,
     config: Path | None = None,
-    run: RunFlags = None,
+    run: TrainFlags = None,
     dry_run: Switch = False,
+    find_lr: Switch = False,
     json: Switch = False,
 ) -> int:
-    """Train a detector.
+    """Train a detector. Without --config, what is not typed of --model, --size and --epochs is decided from the data.
 
     Args:
         config: YAML file of settings; flags that are typed overrule it. The run folder keeps one.
         dry_run: Print every setting and where it comes from, and train nothing.
+        find_lr: Try learning rates for some hundred steps, print the loss at each and one to take, and write nothing.
         json: Print the settings of --dry-run as JSON.
     """
-    settings = run_settings(run, file=config, data=data)
-    if settings.resume and data is not None and (data / "config.yaml").exists():
+    if (run or {}).get("resume") and data is not None and (data / "config.yaml").exists():
         raise ConfigError(f"train: {data} is a run folder; --resume takes no value: say --out {data} --resume")
     if json and not dry_run:
         raise ConfigError("train: --json is for --dry-run; a training writes metrics.csv and events.jsonl")
+    settings, choices = run_settings(run, file=config, data=data, auto=True)
     if dry_run:
-        rows = list_settings(settings, typed=with_data(run, data), file=read_settings(config))
+        rows = list_settings(settings, typed=with_data(run, data), file=read_settings(config), choices=choices)
         if json:
             print_json([row._asdict() for row in rows])
         else:
             print_settings(settings, rows)
         return CLEAN
-    result = train(settings)
+    if find_lr:
+        print_rates(find_rate(settings))
+        return CLEAN
+    result = train(settings, notes=[f"auto: {choice}" for choice in choices])
     if result.interrupted:
         return INTERRUPTED
     if result.best is not None:

@@ -27,6 +27,12 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["one_cycle", "cosine", "step", "constant"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 
+# What a file of settings or a flag may leave to `training.auto`, and what `focaldet train` leaves to it where neither
+# says anything. A `RunConfig` holds what was decided.
+AUTO = "auto"
+AUTO_SETTINGS = ("model", "size", "batch_size", "epochs", "augment.preset", "sampling")
+AUTO_DEFAULTS = ("model", "size", "epochs")
+
 # What may change when a run is resumed: where or how fast it computes and what it reports, not what it learns.
 FREE_ON_RESUME = frozenset(
     {"data", "out", "resume", "overwrite", "device", "workers", "threads"}
@@ -92,6 +98,9 @@ class RunConfig:
 
     epochs: PositiveInt = DEFAULT_EPOCHS
     """Passes over the training images; for a recipe with phases, split among them in the recipe's proportions."""
+
+    minutes: PositiveFloat | None = None
+    """Minutes that training and evaluation may take, instead of `epochs`; the schedule is fitted to them."""
 
     phases: tuple[dict[str, Any], ...] = ()
     """Parts of the run, trained one after another, each with its epochs and its own settings. Only in files."""
@@ -159,6 +168,9 @@ class RunConfig:
     evaluate_every: PositiveInt | None = 1
     """Epochs between evaluations; there is always one after the last epoch. None: no evaluation."""
 
+    average_best: Annotated[int, Field(ge=2)] | None = None
+    """Average the weights of this many best evaluations at the end; kept as the best if they evaluate better."""
+
     patience: PositiveInt | None = None
     """Stop after this many evaluations in a row without a better AP."""
 
@@ -197,6 +209,11 @@ class RunConfig:
             "resume and overwrite exclude each other": self.resume and self.overwrite,
             "patience: needs evaluate_every": self.patience and not self.evaluate_every,
             "patience: a run with phases is as long as they say and cannot end early": self.patience and self.phases,
+            "minutes: a run with phases is as long as they say": self.minutes and self.phases,
+            f"minutes: the run is as long as they allow, so epochs cannot be {self.epochs} as well": (
+                self.minutes and self.epochs != DEFAULT_EPOCHS
+            ),
+            "average_best: needs evaluate_every": self.average_best and not self.evaluate_every,
             f"step_at: fractions must rise, got {self.step_at}": list(self.step_at) != sorted({*self.step_at}),
         }
         if not self.phases:  # which may set these otherwise

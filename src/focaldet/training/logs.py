@@ -19,8 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from focaldet.errors import ConfigError
 from focaldet.training.config import Logger
 
-STEP_COLUMNS = ("seconds", "images_per_second", "learning_rate", "gradient_norm", "loss")
-SECONDS_BETWEEN_LINES = 10.0
+STEP_COLUMNS = ("seconds", "loading_seconds", "images_per_second", "learning_rate", "gradient_norm", "loss")
+SECONDS_TO_FIRST_LINE, SECONDS_BETWEEN_LINES = 2.0, 10.0
 
 
 class RunLog:
@@ -28,7 +28,7 @@ class RunLog:
 
     Steps and evaluations go to metrics.csv and to the trackers; evaluations and events, with the time, to
     events.jsonl, which is the history of all starts and never cut. The terminal has a progress bar and a line per
-    event that has a `text`; without a terminal it is a plain line every ten seconds.
+    event that has a `text`; without a terminal it is a plain line every ten seconds, the first one after two.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RunLog:
         self.metrics, self.trackers, self.total_steps = metrics, trackers, total_steps
         self.events = events.open("a", encoding="utf-8", buffering=1)
         self.console = console or Console(file=sys.stdout)
-        self.is_terminal, self.last_line = self.console.is_terminal, time.monotonic()
+        self.is_terminal, self.next_line = self.console.is_terminal, time.monotonic() + SECONDS_TO_FIRST_LINE
         self.progress = Progress(
             TextColumn("[bold]train"),
             BarColumn(bar_width=24),
@@ -67,6 +67,11 @@ class RunLog:
         if kind in ("step", "evaluation"):
             self._track(kind, values)
 
+    def set_total(self, steps: int) -> None:
+        """Say how many steps the run will have, where that has changed."""
+        self.total_steps = steps
+        self.progress.update(self.task, total=steps)
+
     @property
     def num_rows(self) -> int:
         """The rows of metrics.csv so far."""
@@ -83,13 +88,12 @@ class RunLog:
         step = values["step"]
         losses = "  ".join(f"{name} {value:.4f}" for name, value in values["losses"].items())
         status = (
-            f"ETA {clock((self.total_steps - step) * values['seconds'])}  {losses}  "
+            f"ETA {values['eta']}  {losses}  "
             f"{values['images_per_second']:.1f} images/s  lr {values['learning_rate']:.2e}  {memory_gb():.1f} GB"
         )
         self.progress.update(self.task, completed=step, status=status)
-        due = time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES
-        if not self.is_terminal and (due or step == self.total_steps):
-            self.last_line = time.monotonic()
+        if not self.is_terminal and (time.monotonic() > self.next_line or step == self.total_steps):
+            self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             self._print(f"step {step}/{self.total_steps}  epoch {values['epoch']}  {status}")
 
     def _print(self, line: str) -> None:

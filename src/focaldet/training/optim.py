@@ -16,19 +16,22 @@ RISE, START, END = 0.3, 25.0, 1e4
 DROP = 0.1
 
 
-def rate_factor(step: int, config: RunConfig, *, total_steps: int) -> float:
+def rate_factor(step: int, config: RunConfig, *, total_steps: int, progress: float | None = None) -> float:
     """The factor in (0, 1] on the learning rate at `step` in [0, `total_steps`) of a run or phase.
 
     `one_cycle` equals `torch.optim.lr_scheduler.OneCycleLR`, `cosine` is (1 + cos(π · step / total)) / 2, `step` falls
     to a tenth at each fraction of the run in `step_at` (60 000 and 80 000 of 90 000 steps in the paper). The last two
     and `constant` rise over `warmup_epochs` with the power `warmup_power` of the fraction that is done.
+
+    `progress` is the fraction of the run that is done, where its length is not known; `total_steps` are then those of
+    `config.epochs`.
     """
     if config.schedule == "one_cycle":
-        return _one_cycle(step, total_steps=total_steps)
+        return _one_cycle(step if progress is None else progress * total_steps, total_steps=total_steps)
     warmup_steps = total_steps // config.epochs * config.warmup_epochs
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
     warmup = math.pow(warmup, config.warmup_power)
-    done = step / total_steps
+    done = step / total_steps if progress is None else progress
     if config.schedule == "cosine":
         return warmup * (1 + math.cos(math.pi * done)) / 2
     if config.schedule == "step":
@@ -36,7 +39,7 @@ def rate_factor(step: int, config: RunConfig, *, total_steps: int) -> float:
     return warmup
 
 
-def _one_cycle(step: int, *, total_steps: int) -> float:
+def _one_cycle(step: float | int, *, total_steps: int) -> float:
     peak, last = RISE * total_steps - 1, total_steps - 1
     if peak <= 0:  # too short a run to rise
         return _cosine(1.0, 1 / (START * END), step / max(last, 1))

@@ -30,6 +30,7 @@ class RunFolder:
         self.last = path / "weights" / "last.safetensors"
         self.best = path / "weights" / "best.safetensors"
         self.state = path / "state" / "last" / "checkpoint.pt"
+        self.ranked = path / "state" / "best"
 
     def create(self, config: RunConfig) -> None:
         """Create the folders and write the settings; with `overwrite`, first remove what an earlier run left.

@@ -14,6 +14,7 @@ from focaldet.models import Detector, DetectorConfig, LossContext, build, find_p
 from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.runtime import Autocast, build_autocast, seed_everything
 from focaldet.training.config import RunConfig
+from focaldet.training.minutes import Plan
 from focaldet.training.optim import build_ema, build_optimizer
 from focaldet.weights import load_into
 from focaldet.weights.sources import embedded_weights
@@ -24,7 +25,7 @@ RANDOM_NORM_EPS = 1e-5
 # The fields of a state that say how far the run is.
 POSITION = (
     *("phase", "epoch", "batch", "step", "best", "last"),
-    *("evaluations_without_gain", "num_rows", "seconds_training"),
+    *("evaluations_without_gain", "num_rows", "seconds_training", "best_epochs", "has_average", "measures_norm"),
 )
 
 
@@ -42,6 +43,11 @@ class TrainState:
         step: the updates of the whole run.
         best: metrics of the best evaluation as plain values; `last` those of the last one.
         num_rows: the rows of metrics.csv when the state was saved.
+        best_epochs: AP and epoch of the best evaluations whose weights are kept for their average, the best first.
+        has_average: whether their average was evaluated, which ends the run.
+        measures_norm: whether BatchNorm is measured anew early in the run (`batch_norm`), as in version 0.1 it was not.
+        plan: how a run of some minutes goes on, and `seconds_spent` what it has taken of them; None of other runs.
+        evaluation_seconds: the time that the last evaluation took.
     """
 
     detector: Detector
@@ -59,6 +65,12 @@ class TrainState:
     evaluations_without_gain: int = 0
     num_rows: int = 0
     seconds_training: float = 0.0
+    best_epochs: list[tuple[float, int]] = field(default_factory=list)
+    has_average: bool = False
+    measures_norm: bool = True
+    plan: Plan | None = None
+    seconds_spent: float = 0.0
+    evaluation_seconds: float | None = None
     _ema_pairs: list[tuple[Tensor, Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,12 +105,18 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "license": self.license,
+            "time": {
+                "plan": None if self.plan is None else tuple(self.plan),
+                "seconds_spent": self.seconds_spent,
+                "evaluation_seconds": self.evaluation_seconds,
+            },
             "context": {"images_seen": self.context.images_seen, "averages": dict(self.context.averages)},
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Put everything back as it was when `saved` was taken."""
         scaler, context = self.autocast.scaler, self.context
+        self.measures_norm = False  # unless the state says so
         for name, value in saved["position"].items():
             setattr(self, name, value)
         self.detector.load_state_dict(saved["detector"])
@@ -107,6 +125,9 @@ class TrainState:
         self.optimizer.load_state_dict(saved["optimizer"])
         if scaler is not None:
             scaler.load_state_dict(saved["scaler"])
+        if (spent := saved.get("time")) is not None:  # which version 0.1 does not have
+            self.plan = None if spent["plan"] is None else Plan(*spent["plan"])
+            self.seconds_spent, self.evaluation_seconds = spent["seconds_spent"], spent["evaluation_seconds"]
         self.license = saved["license"] if "license" in saved else saved["licence"]  # as version 0.1 spells it
         context.images_seen = saved["context"]["images_seen"]
         context.averages.update(saved["context"]["averages"])
@@ -157,14 +178,13 @@ def start_state(detector: Detector, config: RunConfig, *, context: LossContext, 
     )
 
 
-def next_state(state: TrainState, config: RunConfig, *, before: RunConfig, fabric: Any) -> TrainState:
-    """The state at the start of the phase that `config` describes, from the weights that the phase `before` saves.
+def next_state(state: TrainState, config: RunConfig, *, before: RunConfig, kept: Detector, fabric: Any) -> TrainState:
+    """The state at the start of the phase that `config` describes, from the weights `kept` by the phase `before`.
 
     These are the moving average's where there is one. Optimizer and average are new; what the losses count and
     average is continued.
     """
     seed_everything(config.seed)
-    kept = state.evaluated
     # Only what differs between the phases: the initial weights and the data decided some of the settings that hold.
     changed = _changes(*(configs.to_dict(asked_architecture(settings)) for settings in (before, config)))
     architecture = configs.merge(configs.to_dict(kept.config), changed)

@@ -15,6 +15,7 @@ from focaldet.training.config import RunConfig
 from focaldet.training.optim import clip_gradients, ema_decay, set_rate
 from focaldet.training.signals import StopSignal
 from focaldet.training.state import TrainState
+from focaldet.training.timing import BACKWARD, FORWARD, UPDATE, Stopwatch
 from focaldet.types import Batch
 
 
@@ -28,6 +29,7 @@ def train_step(
     rank: int = 0,
     first_step: int = 0,
     stop: StopSignal | bool = False,
+    stopwatch: Stopwatch | None = None,
 ) -> tuple[dict[str, float], float, bool]:
     """Update the weights once: forward, losses, backward, clipping, optimizer, moving average.
 
@@ -40,6 +42,7 @@ def train_step(
         rank: of this process.
         first_step: the updates of the run before this phase.
         stop: whether this process was asked to stop.
+        stopwatch: counts the seconds of forward, backward and update.
 
     Returns:
         The mean losses over all ranks, the norm of the gradient before clipping, and whether any rank was asked to
@@ -52,7 +55,7 @@ def train_step(
     set_rate(state.optimizer, rate)
     state.optimizer.zero_grad(set_to_none=True)
     means: dict[str, float] = {}
-    scaler, stopping = state.autocast.scaler, False
+    scaler, stopping, stopwatch = state.autocast.scaler, False, stopwatch or Stopwatch()
     for number, batch in enumerate(batches, start=1):
         is_last = number == len(batches)
         with nullcontext() if is_last else _skip_gradient_sync(module):
@@ -60,13 +63,16 @@ def train_step(
             # The engine's one wait for the device in a step (a detector with two stages waits for its proposals). It
             # comes before the backward pass, which then keeps the device busy while the next batch is prepared.
             values, stopping = _mean_over_ranks(losses, stop=bool(stop), num_ranks=state.context.num_ranks)
+            stopwatch.lap(FORWARD)
             _require_finite(losses, values, batch, state=state)
             loss = torch.stack(list(losses.values())).sum() / len(batches)
             torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
+            stopwatch.lap(BACKWARD)
         means = {name: means.get(name, 0.0) + value / len(batches) for name, value in values.items()}
     norm = _apply_gradients(state, batches, max_norm=config.clip_norm)
     if config.ema is not None:
         state.update_ema(decay=ema_decay(state.step - first_step, limit=config.ema))
+    stopwatch.lap(UPDATE)
     state.step += 1
     state.context.images_seen += sum(len(batch.indices) for batch in batches) * state.context.num_ranks
     return means, norm, stopping

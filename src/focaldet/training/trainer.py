@@ -4,11 +4,12 @@ train → Trainer     build   data, initial or saved state, log
         Trainer.run phases → epochs → steps → evaluation → save → end
 """
 
+import copy
 import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,22 @@ from focaldet.errors import CheckpointError, ConfigError, OutOfMemoryError
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.evaluate import detect_all
 from focaldet.evaluation.results import write_results
+from focaldet.models import Detector
 from focaldet.report.run_report import write_report
-from focaldet.runtime import is_out_of_memory, launch_fabric, num_processes, pick_device, torch_settings
+from focaldet.runtime import gather_objects, is_out_of_memory, launch_fabric, num_processes, pick_device, torch_settings
+from focaldet.training.averaging import average_files, rank_evaluation, remove_others, weights_path
+from focaldet.training.batch_norm import (
+    EARLY_UPDATES,
+    NUM_BATCHES,
+    has_trained_norm,
+    measure_norm,
+    share_buffers,
+)
 from focaldet.training.checkpoint import load_state, save_state
 from focaldet.training.config import BASE_BATCH, RunConfig, check_processes
-from focaldet.training.logs import MetricsFile, RunLog, open_trackers
+from focaldet.training.diagnosis import explain_zero_ap
+from focaldet.training.logs import MetricsFile, RunLog, clock, open_trackers
+from focaldet.training.minutes import describe_plan, first_plan, revise_plan
 from focaldet.training.optim import rate_factor
 from focaldet.training.phases import check_phases, describe_phase
 from focaldet.training.preflight import (
@@ -40,9 +52,10 @@ from focaldet.training.preflight import (
 from focaldet.training.run_folder import RunFolder, check_identity, identity, open_folder, write_environment
 from focaldet.training.signals import StopSignal, stop_signal
 from focaldet.training.sources import open_sources
-from focaldet.training.state import TrainState, build_state, next_state
+from focaldet.training.state import TrainState, build_state, initial_weights, next_state
 from focaldet.training.step import train_step
-from focaldet.types import Batch
+from focaldet.training.timing import EVALUATION, LOADING, OTHER, Pace, Stopwatch, describe_epoch, read_clock
+from focaldet.types import Batch, Detections
 from focaldet.weights import save_detector
 
 
@@ -74,7 +87,9 @@ class TrainResult:
         )
 
 
-def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None = None) -> TrainResult:
+def train(
+    config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None = None, notes: Sequence[str] = ()
+) -> TrainResult:
     """Train a detector and write a run folder; with `resume`, continue to the weights that an unbroken run reaches.
 
     Under `torchrun` or SLURM every process calls this and takes its part of each batch. SIGINT and SIGTERM end the
@@ -83,6 +98,7 @@ def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None 
     Args:
         config: all settings.
         sources: images to train on and to evaluate on, instead of those in `config.data`.
+        notes: lines to log at the beginning.
 
     Raises:
         ConfigError: a setting is out of range, or the folder is taken.
@@ -91,6 +107,7 @@ def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None 
         NonFiniteLossError: the loss or its gradient is not finite.
         OutOfMemoryError: out of memory.
     """
+    begin = read_clock()
     check_processes(config, num_processes=num_processes())
     folder = open_folder(config)
     check_phases(config)
@@ -98,7 +115,9 @@ def train(config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None 
     with explain_errors(config), explain_worker_death(), torch_state, stop_signal() as stop:
         # Every process has looked at the folder before the first one changes it: launching waits for all.
         fabric = launch_fabric(pick_device(config.device))
-        return Trainer(config, folder=folder, fabric=fabric, stop=stop, sources=sources).run()
+        trainer = Trainer(config, folder=folder, fabric=fabric, stop=stop, sources=sources, begin=begin)
+        trainer.notes[:0] = notes
+        return trainer.run()
 
 
 class Trainer:
@@ -107,7 +126,12 @@ class Trainer:
     Attributes:
         config: the settings of the whole run; `settings` are those of the phase under way.
         state: all that training changes and that is saved.
-        num_steps: the updates of each phase; `first_step` is the number of those before the phase under way.
+        num_steps: the updates of each phase; `first_step` is the number of those before the phase under way,
+            `epoch_steps` those of an epoch of the first phase. For a run of some minutes they say what `config.epochs`
+            would take, and `state.plan` how long it is.
+        begin: the time of `timing.read_clock` at which the run would have begun without a break.
+        measured: after some step, the detector with BatchNorm measured anew.
+        stopwatch: where the time of the present epoch goes; `pace` is the speed, `epoch_start` the images seen before.
         identity: what must stay the same when the run is resumed.
         log: where the run is written down; None in all processes but the first.
     """
@@ -122,6 +146,7 @@ class Trainer:
         fabric: Any,
         stop: StopSignal,
         sources: tuple[ImageSource, ImageSource] | None,
+        begin: float,
     ) -> None:
         """Load data and weights, then create the run folder.
 
@@ -130,6 +155,8 @@ class Trainer:
             ConfigError, DataError: see `train`.
         """
         self.config, self.folder, self.fabric, self.stop = config, folder, fabric, stop
+        self.log: RunLog | None = None
+        self.has_explained = False
         source, validation, notes = open_sources(config, sources)
         self.source, self.validation, self.has_files = source, validation, sources is None
         require_objects(source.dataset)
@@ -145,9 +172,11 @@ class Trainer:
         self.notes = [*notes, *weights_notes]
         self.num_steps = [self._steps_per_epoch(number) * phase.epochs for number, phase in enumerate(phases)]
         require_training_memory(config, self.state.detector, source.dataset, device=fabric.device)
+        self.epoch_steps = self.num_steps[0] // phases[0].epochs
+        if config.minutes is not None and self.state.plan is None:
+            self.state.plan = first_plan(steps_per_epoch=self.epoch_steps, epochs=config.epochs)
         self._begin_phase()
-        self.last_save = time.monotonic()
-        self.log: RunLog | None = None
+        self.begin, self.last_save = begin - self.state.seconds_spent, time.monotonic()
         if fabric.is_global_zero:
             folder.create(config)
             write_environment(folder.environment, config=config, fingerprints=fingerprints, fabric=fabric)
@@ -157,13 +186,23 @@ class Trainer:
         """Set up what belongs to the phase that the state is in."""
         number, phases, fabric, detector = self.state.phase, self.config.phase_configs, self.fabric, self.state.detector
         self.settings = phases[number]
-        self.end_epoch = sum(phase.epochs for phase in phases[: number + 1])
+        self.first_epoch = sum(phase.epochs for phase in phases[:number])
+        self.end_epoch = self.first_epoch + self.settings.epochs
         self.first_step = sum(self.num_steps[:number])
         require_norm_values(detector, self.settings, self.source.dataset, autocast=self.state.autocast)
         if self.settings.compile:
             detector.compile()
         self.module = fabric.strategy.setup_module(detector)
         self.loader = self._build_loader(number)
+        self.measured: dict[int, Detector] = {}
+        self.stopwatch, context = Stopwatch(), self.state.context
+        self.epoch_start = context.images_seen
+        self.pace = Pace(
+            images_per_step=self.settings.batch_size,
+            validation_images=len(self.validation.dataset),
+            evaluation=self.state.evaluation_seconds,
+        )
+        self._follow_plan()
 
     def _build_loader(self, number: int) -> Loader:
         """The loader of training images of phase `number`, from 0."""
@@ -197,8 +236,19 @@ class Trainer:
         metrics = MetricsFile(
             folder.metrics, evaluation_columns=columns, log_every=config.log_every, keep_rows=state.num_rows
         )
-        total = sum(self.num_steps)
+        total = self.total_steps
         return RunLog(metrics, events=folder.events, total_steps=total, done_steps=state.step, trackers=trackers)
+
+    @property
+    def total_steps(self) -> int:
+        """The updates of the whole run, as far as is known."""
+        plan = self.state.plan
+        return sum(self.num_steps) if plan is None else plan.end_step
+
+    @property
+    def num_epochs(self) -> int:
+        """The epochs of the whole run, as far as is known."""
+        return self.config.epochs if self.state.plan is None else self.end_epoch
 
     # -- phases and epochs ---------------------------------------------------------------------------------------------
 
@@ -209,10 +259,12 @@ class Trainer:
             interrupted = not self._train_phase()
             while not interrupted and self.state.phase + 1 < len(self.num_steps):
                 before, following = self.settings, self.config.phase_configs[self.state.phase + 1]
-                self.state = next_state(self.state, following, before=before, fabric=self.fabric)
+                kept = self._measured_detector()
+                self.state = next_state(self.state, following, before=before, kept=kept, fabric=self.fabric)
                 self._begin_phase()
                 self._log_phase()
                 interrupted = not self._train_phase()
+            interrupted = interrupted or not self._average_best()
             return self._end(interrupted=interrupted)
         finally:
             if self.log is not None:
@@ -223,8 +275,13 @@ class Trainer:
         while self.state.epoch < self.end_epoch and not self._has_stalled():
             if not (self._train_epoch() and self._evaluate()):
                 return False
+            if self.state.epoch + 1 == self.end_epoch:
+                self._measured_detector()
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
+            if self.state.epoch < self.end_epoch:
+                self._revise_plan()
             self.save()
+            self._log_epoch()
         return True
 
     def _has_stalled(self) -> bool:
@@ -233,12 +290,15 @@ class Trainer:
 
     def _train_epoch(self) -> bool:
         """Train to the end of the epoch. False when asked to stop, with everything saved."""
-        state, settings, num_steps = self.state, self.settings, self.num_steps[self.state.phase]
+        state, settings, stopwatch = self.state, self.settings, self.stopwatch
+        self._limit_epochs()
         batches = self.loader.epoch(state.epoch, start_batch=state.batch)
-        begin = time.perf_counter()
+        pause = stopwatch.lap(OTHER)
         for group in _group_batches(batches, settings.accumulate):
-            factor = rate_factor(state.step - self.first_step, settings, total_steps=num_steps)
-            rate = settings.scaled_learning_rate * factor
+            begin, loading_seconds = stopwatch.last, stopwatch.lap(LOADING)
+            if state.step >= self.total_steps:  # of a run of some minutes, within an epoch
+                break
+            rate = self._rate()
             images_before = state.context.images_seen
             losses, gradient_norm, stopping = train_step(
                 state,
@@ -249,62 +309,160 @@ class Trainer:
                 rank=self.fabric.global_rank,
                 first_step=self.first_step,
                 stop=self.stop,
+                stopwatch=stopwatch,
             )
             state.batch += len(group)
-            seconds = time.perf_counter() - begin
+            seconds = stopwatch.last - begin
             state.seconds_training += seconds
+            self.pace.count_step(pause + seconds)
             self._write(
                 "step",
                 **self._phase_number(),
                 epoch=state.epoch + 1,
                 step=state.step,
                 seconds=seconds,
+                loading_seconds=loading_seconds,
                 images_per_second=(state.context.images_seen - images_before) / seconds,
                 learning_rate=rate,
                 gradient_norm=gradient_norm,
                 loss=sum(losses.values()),
                 losses=losses,
+                eta=clock(self._seconds_left()),
             )
+            is_revised = not stopping and self._revision_is_due() and self._revise_plan()
+            if stopping or is_revised or self._save_is_due():
+                self.save()
             if stopping:
-                self.save()
                 return False
-            if self._save_is_due():
-                self.save()
-            begin = time.perf_counter()
+            pause = stopwatch.lap(OTHER)
         return True
+
+    def _rate(self) -> float:
+        """The learning rate of the next step."""
+        state, settings = self.state, self.settings
+        step, total = state.step - self.first_step, self.num_steps[state.phase]
+        progress = None if state.plan is None else state.plan.progress(state.step)
+        return settings.scaled_learning_rate * rate_factor(step, settings, total_steps=total, progress=progress)
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _seconds_left(self) -> float:
+        """Seconds to the end of the run at the present speed, evaluations included."""
+        every, epochs = self.settings.evaluate_every, self.num_epochs - self.state.epoch
+        evaluations = 0 if every is None else math.ceil(epochs / every)
+        return self.pace.seconds_for(steps=self.total_steps - self.state.step, evaluations=evaluations)
+
+    def _revision_is_due(self) -> bool:
+        """Whether the plan of a run of some minutes must be revised within the epoch; it always is after one."""
+        plan, state = self.state.plan, self.state
+        return plan is not None and state.step >= plan.revision_step and state.batch < len(self.loader)
+
+    def _revise_plan(self) -> bool:
+        """Fit a run of some minutes to the time that is left. True if it is one, whose state must be saved then."""
+        state, minutes, before = self.state, self.config.minutes, self.state.plan
+        if before is None or minutes is None:
+            return False
+        total = 60 * minutes
+        plan = revise_plan(
+            before,
+            step=state.step,
+            left=total - (read_clock() - self.begin),
+            total=total,
+            pace=self.pace,
+            steps_per_epoch=self.epoch_steps,
+            evaluate_every=self.config.evaluate_every,
+        )
+        # Each process has its own clock; that of the first one holds.
+        state.plan = gather_objects(plan, num_ranks=self.fabric.world_size)[0]
+        self._follow_plan()
+        if (text := describe_plan(before, plan, pace=self.pace, steps_per_epoch=self.epoch_steps)) is not None:
+            self._write("note", step=state.step, text=text)
+        return True
+
+    def _follow_plan(self) -> None:
+        """End the run where the plan does, if there is one."""
+        if (plan := self.state.plan) is not None:
+            self.end_epoch = plan.num_epochs(self.epoch_steps)
+            if self.log is not None:
+                self.log.set_total(self.total_steps)
+
+    def _limit_epochs(self) -> None:
+        """Tell the loader how long the run was to be when this epoch began: it may leave out mosaics at its end."""
+        state = self.state
+        if state.plan is not None and state.batch == 0:
+            state.plan = state.plan._replace(epoch_limit=self.end_epoch)
+        if state.plan is not None:
+            self.loader.set_num_epochs(state.plan.epoch_limit)
+
+    def _log_epoch(self) -> None:
+        """Say where the time of the epoch went."""
+        self.stopwatch.lap(OTHER)
+        seconds, seen = self.stopwatch.reset(), self.state.context
+        images, self.epoch_start = seen.images_seen - self.epoch_start, seen.images_seen
+        epoch = f"epoch {self.state.epoch}/{self.num_epochs}"
+        text = describe_epoch(
+            seconds, num_images=images, left=self._seconds_left(), workers=self.settings.workers, epoch=epoch
+        )
+        self._write("epoch", **self._phase_number(), epoch=self.state.epoch, seconds=seconds, text=text)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def _evaluate(self) -> bool:
         """Evaluate after this epoch if it is time to. False when asked to stop, with everything saved."""
         every, state, epoch = self.settings.evaluate_every, self.state, self.state.epoch + 1
-        first_epoch = self.end_epoch - self.settings.epochs
-        if every is None or ((epoch - first_epoch) % every and epoch != self.end_epoch):
+        if every is None or ((epoch - self.first_epoch) % every and epoch != self.end_epoch):
             return True
+        self.stopwatch.lap(OTHER)
         try:
-            metrics = self._measure()
+            detector = self._measured_detector()
+            metrics, detections = self._measure(detector)
         except _StopRequestedError:
             self.save()
             return False
         is_best = self._is_best(metrics)
-        values = metrics.to_dict()
+        before, values = state.last, metrics.to_dict()
         state.last = values
         state.evaluations_without_gain = 0 if is_best else state.evaluations_without_gain + 1
         if is_best:
-            state.best = values
+            self._keep_best(metrics, detections, detector)
+        self._rank(metrics.ap or 0.0, epoch, detector)
+        state.evaluation_seconds = self.stopwatch.lap(EVALUATION)
+        self.pace.count_evaluation(state.evaluation_seconds)
         remark = "" if not is_best else "  (best so far)" if metrics.ap else "  (AP tells nothing: best is the last)"
-        text = f"epoch {epoch}/{self.config.epochs}  {_summarize(metrics)}{remark}"
+        text = f"epoch {epoch}/{self.num_epochs}  {_summarize(metrics)}{remark}"
         numbers = {name: value for name, value in values.items() if name in HEADLINES}
         self._write(
             "evaluation", **self._phase_number(), epoch=epoch, step=state.step, best=is_best, text=text, **numbers
         )
+        if metrics.ap == 0 and before is not None and before["ap"] == 0 and not self.has_explained:
+            self._explain_zero_ap()
         return True
 
-    def _measure(self) -> Metrics:
-        """The metrics of the present detector; its detections and weights are saved if they are the best so far."""
-        fabric, settings, dataset, autocast = self.fabric, self.settings, self.validation.dataset, self.state.autocast
+    def _measured_detector(self) -> Detector:
+        """The detector that is evaluated and kept, after an epoch: early in a run with BatchNorm measured anew."""
+        state = self.state
+        if state.step - self.first_step >= EARLY_UPDATES or not state.measures_norm:
+            return state.evaluated
+        if state.step not in self.measured:
+            self.measured = {state.step: self._measure_norm(state.evaluated)}
+        return self.measured[state.step]
+
+    def _measure_norm(self, detector: Detector) -> Detector:
+        """The detector with the statistics of BatchNorm under its weights, if it has trained ones."""
+        if not has_trained_norm(detector):
+            return detector
+        # Those of the epoch that has just ended, also when a run is resumed between two phases.
+        epoch = self.state.epoch if self.state.batch else self.state.epoch - 1
+        batches = itertools.islice(self.loader.epoch(epoch), NUM_BATCHES)
+        measured = measure_norm(detector, batches, autocast=self.state.autocast)
+        share_buffers(measured, num_ranks=self.fabric.world_size)
+        return measured
+
+    def _measure(self, detector: Detector) -> tuple[Metrics, dict[int, Detections]]:
+        """The metrics of `detector` on the validation images, and its detections by the index of the image."""
+        fabric, settings, autocast = self.fabric, self.settings, self.state.autocast
         result = detect_all(
-            self.state.evaluated,
+            detector,
             self.validation,
             batch_size=settings.batch_size // (fabric.world_size * settings.accumulate),
             precision=autocast.precision,
@@ -313,11 +471,58 @@ class Trainer:
             progress=self._give_up_when_stopped if fabric.world_size == 1 else None,
         )
         detections = dict(enumerate(result.detections))
-        metrics = evaluate_detections(dataset, detections)
-        if fabric.is_global_zero and self._is_best(metrics):
-            write_results(self.folder.predictions, dataset, detections)
-            self._save_weights(self.folder.best)
-        return metrics
+        return evaluate_detections(self.validation.dataset, detections), detections
+
+    def _keep_best(self, metrics: Metrics, detections: dict[int, Detections], detector: Detector) -> None:
+        """Write the detections and weights of the best evaluation so far."""
+        self.state.best = metrics.to_dict()
+        if self.fabric.is_global_zero:
+            write_results(self.folder.predictions, self.validation.dataset, detections)
+            self._save_weights(self.folder.best, detector)
+
+    def _rank(self, ap: float, epoch: int, detector: Detector) -> None:
+        """Keep the weights of an evaluation for `average_best` while it is one of the best."""
+        state, most = self.state, self.config.average_best
+        if most is None:
+            return
+        state.best_epochs = rank_evaluation(state.best_epochs, ap=ap, epoch=epoch, most=most)
+        if self.fabric.is_global_zero and epoch in [ranked for _, ranked in state.best_epochs]:
+            configs.make_folder(self.folder.ranked)
+            self._save_weights(weights_path(self.folder.ranked, epoch), detector)
+
+    def _average_best(self) -> bool:
+        """Evaluate the average of the best weights, and keep it if it is better. False when asked to stop."""
+        state, fabric = self.state, self.fabric
+        if self.config.average_best is None or len(state.best_epochs) < 2 or state.has_average:
+            return True
+        gather_objects(None, num_ranks=fabric.world_size)  # the first process has written the last file by then
+        epochs = [epoch for _, epoch in state.best_epochs]
+        average = copy.deepcopy(state.evaluated)
+        tensors = average_files([weights_path(self.folder.ranked, epoch) for epoch in epochs])
+        average.load_state_dict(tensors, strict=False)
+        average = self._measure_norm(average)
+        try:
+            metrics, detections = self._measure(average)
+        except _StopRequestedError:
+            return False
+        is_best = (metrics.ap or 0.0) > max(ap for ap, _ in state.best_epochs)
+        what = "the average of the weights after epochs " + ", ".join(map(str, sorted(epochs)))
+        if is_best:
+            text = f"{what}: {_summarize(metrics)}, better than each; it is best.safetensors"
+            self._keep_best(metrics, detections, average)
+        else:
+            text = f"{what}: {_summarize(metrics)}, not better than the best; best.safetensors stays"
+        state.has_average = True
+        self._write("average", epochs=sorted(epochs), ap=metrics.ap, best=is_best, text=text)
+        self.save()
+        return True
+
+    def _explain_zero_ap(self) -> None:
+        """Say once why two evaluations in a row may have ended at AP 0."""
+        state, self.has_explained = self.state, True
+        from_random = initial_weights(self.config) is None
+        text = explain_zero_ap(state.detector, self.source.dataset, updates=state.step, from_random=from_random)
+        self._write("note", step=state.step, text=text)
 
     def _is_best(self, metrics: Metrics) -> bool:
         """Whether no evaluation was better; while AP is 0 or cannot be computed, the last one is the best."""
@@ -345,12 +550,13 @@ class Trainer:
         self.last_save = time.monotonic()
         if self.log is not None:
             self.state.num_rows = self.log.num_rows
-            self._save_weights(self.folder.last)
+            self.state.seconds_spent = read_clock() - self.begin
+            self._save_weights(self.folder.last, self.measured.get(self.state.step, self.state.evaluated))
             save_state(self.folder.state, {"identity": json.dumps(self.identity), **self.state.state_dict()})
+            remove_others(self.folder.ranked, self.state.best_epochs)
 
-    def _save_weights(self, path: Path) -> None:
-        dataset = self.validation.dataset
-        save_detector(path, self.state.evaluated, classes=dataset.classes, license=self.state.license)
+    def _save_weights(self, path: Path, detector: Detector) -> None:
+        save_detector(path, detector, classes=self.validation.dataset.classes, license=self.state.license)
 
     # -- the log, and the end ------------------------------------------------------------------------------------------
 
@@ -363,7 +569,7 @@ class Trainer:
         return {"phase": self.state.phase + 1} if self.config.phases else {}
 
     def _log_start(self) -> None:
-        state, epochs = self.state, self.config.epochs
+        state, epochs = self.state, self.num_epochs
         for line in self.notes:
             self._write("note", text=line)
         validation = self.validation.dataset
@@ -463,16 +669,22 @@ def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, 
     detector = state.detector
     trained = sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
     ratio = f"{config.batch_size} / {BASE_BATCH}"
+    augment = config.augment if config.overfit is None else AugmentConfig(preset="none")
     scale = f"({ratio})" if config.optimizer == "sgd" else f"√({ratio})"
+    length = f"{quantity(num_steps, 'step')} in {quantity(config.epochs, 'epoch')}"
+    if config.minutes is not None:
+        length = f"as many steps as fit into {config.minutes:g} min"
     return [
         f"model: {config.model}, {quantity(len(detector.class_names), 'class', 'classes')}, "
         f"{trained / 1e6:.1f} M trained parameters, {detector.preprocessing.resize}",
         f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "
         f"for {quantity(config.batch_size, 'image')} per update, {config.optimizer}, {config.schedule}; "
         f"backbone × {config.backbone_factor:g}",
-        f"{quantity(num_steps, 'step')} in {quantity(config.epochs, 'epoch')} on {fabric.device}, "
+        f"{length} on {fabric.device}, "
         f"{state.autocast.precision}, {quantity(fabric.world_size, 'process', 'processes')}; "
         f"run folder {config.out}",
+        f"augmentation {augment.describe()}"
+        + (f"; sampling {config.sampling}" if config.sampling != "uniform" else ""),
     ]
 
 
@@ -480,7 +692,11 @@ def _explain_nothing(metrics: Metrics, config: RunConfig) -> str:
     """Why a run may end without a right detection, and what to try."""
     if metrics.ap is None:
         return "AP could not be computed: there was no box to find; best.safetensors are the last weights"
-    tips = ["more epochs"] if config.weights else ["initial weights (weights: from random ones it takes far longer)"]
+    tips = (
+        ["more epochs"]
+        if initial_weights(config)
+        else ["initial weights (weights: from random ones it takes far longer)"]
+    )
     tips += ["focaldet check DATA (do the anchors fit the boxes at this size?)", "overfit: 8 as a test of the set-up"]
     return f"AP 0 throughout: best.safetensors are the last weights. Try {'; '.join(tips)}"
 

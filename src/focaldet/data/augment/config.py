@@ -142,6 +142,18 @@ class AugmentConfig:
         start, values = to_dict(AugmentConfig(self.preset)), to_dict(self)
         return {name: value for name, value in values.items() if name == "preset" or value != start[name]}
 
+    def describe(self) -> str:
+        """The preset and every setting that changes images, in one line: "light: flip_horizontal 0.5, hue 0.015 …"."""
+        still, values = to_dict(AugmentConfig("none")), to_dict(self)
+        changes = [name for name, value in values.items() if name != "preset" and value != still[name]]
+        words = [f"{name} {_words(values[name])}" for name in changes]
+        return f"{self.preset}: {', '.join(words) or 'images stay as they are'}"
+
     def mosaic_probability(self, *, epoch: int, num_epochs: int) -> float:
         """The probability of a mosaic in `epoch` (counted from 0) of `num_epochs`."""
         return self.mosaic if epoch < num_epochs * (1 - self.mosaic_off_last) else 0.0
+
+
+def _words(value: Any) -> str:
+    """A number or word as it is, a range or list with spaces between."""
+    return " ".join(f"{part:g}" for part in value) if isinstance(value, list) else str(value)

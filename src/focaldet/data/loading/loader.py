@@ -7,7 +7,7 @@ bit at any batch, with any number of workers, and N ranks together see the same 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -90,6 +90,12 @@ class Loader:
         self._samples = Samples(source, self.preprocessing, self.seed, self.augment, self.num_epochs, self.first_epoch)
         self._plan: list[list[Pick]] = []  # the batches that are still to be loaded
         self._torch_loader: DataLoader[Any] | None = None
+
+    def set_num_epochs(self, number: int) -> None:
+        """Change the length of the training from the next `epoch` on; images that are in memory stay there."""
+        if number != self.num_epochs:
+            self.num_epochs, self._samples = number, replace(self._samples, num_epochs=number)
+            self._torch_loader = None  # its processes know the old length
 
     def __len__(self) -> int:
         """Batches per epoch of this rank; in training the same on every rank."""

@@ -1,0 +1,120 @@
+"""Advice on the settings of a training, decided from its images and boxes by the table in `advice.yaml`.
+
+`focaldet train` takes it where a setting is `auto`. Each piece is one value with its reason in one sentence.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from focaldet.check.anchor_fit import resize_boxes
+from focaldet.config import read_mapping
+from focaldet.data.dataset import Dataset
+from focaldet.data.formats.text import quantity
+from focaldet.models import PRESETS
+from focaldet.types import Resize
+
+RULES: Mapping[str, Any] = read_mapping(Path(__file__).with_name("advice.yaml"))
+
+
+class Choice(NamedTuple):
+    """The value that was chosen for a setting, and why: the rest of a sentence that begins with setting and value."""
+
+    setting: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.setting} {self.value}: {self.reason}"
+
+
+def candidate_models() -> tuple[str, ...]:
+    """The detectors that `model: auto` may choose, the best first."""
+    return tuple(name for name in RULES["models"] if name in PRESETS)
+
+
+def small_models() -> tuple[str, ...]:
+    """The detectors made for small data, whose size is chosen from the data unless it is named."""
+    return tuple(RULES["small_models"])
+
+
+def advise_model(candidates: Sequence[str]) -> Choice:
+    """The first of `candidates`: those of `candidate_models` that fit the initial weights, at least one."""
+    return Choice("model", candidates[0], "the most accurate small detector on the data sets that it was tried on")
+
+
+def advise_size(dataset: Dataset, resize: Resize) -> Choice:
+    """The long side in pixels (of a square its side) at which the objects of `dataset` are large enough to detect.
+
+    It is the smallest of those in the table at which few objects are too small, and not larger than the images.
+    `resize` is the detector's rule, whose sides are replaced.
+    """
+    rule = RULES["size"]
+    images_px = _quantile(dataset.sizes.amax(1).double(), 0.5)
+    sides = [side for number, side in enumerate(rule["sides_px"]) if number == 0 or side <= images_px]
+    seen = {side: object_sides(dataset, resize.with_sides(size=side)) for side in sides}
+    if not len(seen[sides[0]]):
+        return Choice("size", sides[0], "there are no boxes to choose by")
+    fraction, least = rule["fraction"], rule["object_px"]
+    small = {side: _quantile(objects, fraction) for side, objects in seen.items()}
+    chosen = next((side for side in sides if small[side] >= least), sides[-1])
+    shown = sides[0] if chosen != sides[0] else chosen
+    parts = [f"{small[side]:.0f} px at {side}" for side in dict.fromkeys((shown, chosen))]
+    reason = f"{fraction:.0%} of the objects are smaller than {', than '.join(parts)}"
+    if small[chosen] < least:
+        limit = "the images are not larger" if chosen != rule["sides_px"][-1] else "more is slow"
+        reason += f", where {least} px would be better, but {limit}"
+    return Choice("size", chosen, reason)
+
+
+def object_sides(dataset: Dataset, resize: Resize) -> Float64[Tensor, " M"]:
+    """The root of the area of each box, without ignored ones, in pixels of the resized image."""
+    boxes, _ = resize_boxes(dataset, resize)
+    return (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(1).sqrt()
+
+
+def advise_epochs(dataset: Dataset, *, batch_size: int) -> Choice:
+    """How often the images are passed through."""
+    epochs = _first_row("epochs", images=len(dataset))["epochs"]
+    updates = epochs * -(-len(dataset) // batch_size)
+    return Choice("epochs", epochs, f"{quantity(len(dataset), 'image')} make {updates} updates")
+
+
+def advise_batch_size(dataset: Dataset) -> Choice:
+    """The images of an update: few where there are few, so that an epoch has some updates."""
+    size = _first_row("batch_size", images=len(dataset))["batch_size"]
+    return Choice("batch_size", size, f"for {quantity(len(dataset), 'image')}")
+
+
+def advise_augmentation(dataset: Dataset, *, epochs: int) -> Choice:
+    """The preset of the augmentation: stronger where few images are seen often."""
+    preset = _first_row("augment", images=len(dataset), epochs=epochs)["preset"]
+    reason = f"{quantity(len(dataset), 'image')}, each seen {quantity(epochs, 'time')}"
+    return Choice("augment.preset", preset, reason)
+
+
+def advise_sampling(dataset: Dataset) -> Choice:
+    """Whether images of rare classes are drawn more often."""
+    boxes = dataset.labels[dataset.flags == 0].long().bincount().tolist()
+    present = [number for number in boxes if number] or [1]
+    imbalance = max(present) / min(present)
+    sampling = _first_row("sampling", imbalance=imbalance)["sampling"]
+    return Choice("sampling", sampling, f"{imbalance:.1f} boxes of the most frequent class for one of the rarest")
+
+
+def _first_row(name: str, **facts: float | int) -> Mapping[str, Any]:
+    """The first row of a list of the table whose conditions hold: `x_below` and `x_from` are compared with fact x."""
+    tests = {"below": lambda fact, limit: fact < limit, "from": lambda fact, limit: fact >= limit}
+    for row in RULES[name]:
+        conditions = [(key.rpartition("_"), limit) for key, limit in row.items() if key.rpartition("_")[2] in tests]
+        if all(tests[test](facts[fact], limit) for (fact, _, test), limit in conditions):
+            return dict(row)
+    raise LookupError(f"advice.yaml: {name}: no row fits {facts}")
+
+
+def _quantile(values: Float64[Tensor, " M"], fraction: float) -> float:
+    """The value below which this fraction lies, without torch's limit of 16 million values."""
+    return float(values.sort().values[int(fraction * (len(values) - 1))]) if len(values) else 0.0

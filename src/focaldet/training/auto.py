@@ -1,0 +1,124 @@
+"""Settings that are `auto`: decided from the training images before a run is made of them.
+
+A `RunConfig` holds decided values only, and so does the `config.yaml` of a run folder.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from focaldet import config as configs
+from focaldet.check import advice
+from focaldet.check.advice import Choice
+from focaldet.data.splits import open_splits
+from focaldet.errors import CheckpointError, ConfigError, FocaldetError
+from focaldet.models import build, find_preset, named_config
+from focaldet.training.config import AUTO, AUTO_DEFAULTS, AUTO_SETTINGS, RunConfig
+from focaldet.training.run_folder import RunFolder
+from focaldet.weights import load_into
+
+
+class DecidedRun(NamedTuple):
+    """Settings without `auto`, and what was chosen for those that were, in the order in which it was decided."""
+
+    config: RunConfig
+    choices: tuple[Choice, ...]
+
+
+def decide_settings(values: Mapping[str, Any], *, source: str = "settings", defaults: bool = False) -> DecidedRun:
+    """The run that `values` describe, nested as in a file of settings, with every `auto` decided from its data.
+
+    A run that is resumed keeps what was decided when it began. Without data nothing can be decided, and the defaults of
+    `RunConfig` hold.
+
+    Args:
+        values: the settings.
+        source: what messages call them.
+        defaults: whether the settings in `AUTO_DEFAULTS` are `auto` where `values` do not name them.
+
+    Raises:
+        ConfigError: a setting that is unknown, out of range or cannot be `auto`, or no detector fits the weights.
+        DataError: the data cannot be read.
+    """
+    given = configs.flatten(configs.current_names(RunConfig, values, source=source))
+    asked = [name for name in AUTO_SETTINGS if given.get(name) == AUTO]
+    plain = configs.from_dict(RunConfig, without_auto(values), source=source)
+    if asked and plain.phases:
+        raise ConfigError(f"{asked[0]}: auto is for a run without phases, which say it themselves")
+    if defaults:
+        asked += [name for name in AUTO_DEFAULTS if name not in given and _is_open(name, plain, given)]
+    if not asked or plain.data == type(plain.data)():
+        return DecidedRun(plain, ())
+    begun = RunFolder(plain.out).config
+    chosen = _read_choices(begun, asked) if plain.resume and begun.exists() else _follow_rules(plain, asked)
+    for choice in chosen:
+        first, _, second = choice.setting.partition(".")
+        change = {first: {second: choice.value} if second else choice.value}
+        values = configs.merge(values, change)
+    return DecidedRun(configs.from_dict(RunConfig, values, source=source), tuple(chosen))
+
+
+def _is_open(name: str, plain: RunConfig, given: Mapping[str, Any]) -> bool:
+    """Whether a default setting is to be decided: nothing else that was given says it."""
+    if name == "size":
+        has_own_size = "model" in given and given["model"] not in (AUTO, *advice.small_models())
+        return plain.short_side is None and not has_own_size
+    return name != "epochs" or (plain.overfit is None and plain.minutes is None)
+
+
+def without_auto(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that are `auto`, whose defaults then hold."""
+    rest = {name: value for name, value in values.items() if name not in AUTO_SETTINGS or value != AUTO}
+    augment = rest.get("augment")
+    if isinstance(augment, Mapping) and augment.get("preset") == AUTO:
+        rest["augment"] = {name: value for name, value in augment.items() if name != "preset"}
+    return rest
+
+
+def _read_choices(file: Any, asked: list[str]) -> list[Choice]:
+    """What was decided when the run of this `config.yaml` began."""
+    begun = configs.flatten(configs.read_mapping(file))
+    return [Choice(name, begun[name], f"as in {file}, with which the run began") for name in asked if name in begun]
+
+
+def _follow_rules(plain: RunConfig, asked: list[str]) -> list[Choice]:
+    """What the table of rules says for each setting, those first on which others depend."""
+    train = open_splits(plain.data, seed=plain.seed).train
+    values: dict[str, Any] = {"model": plain.model, "batch_size": plain.batch_size, "epochs": plain.epochs}
+    rules = {
+        "model": lambda: advice.advise_model(fitting_models(plain)),
+        "size": lambda: advice.advise_size(train, find_preset(values["model"]).preprocessing.resize),
+        "batch_size": lambda: advice.advise_batch_size(train),
+        "epochs": lambda: advice.advise_epochs(train, batch_size=values["batch_size"]),
+        "augment.preset": lambda: advice.advise_augmentation(train, epochs=values["epochs"]),
+        "sampling": lambda: advice.advise_sampling(train),
+    }
+    chosen = []
+    for name in AUTO_SETTINGS:
+        if name in asked:
+            choice = rules[name]()
+            values[name] = choice.value
+            chosen.append(choice)
+    return chosen
+
+
+def fitting_models(config: RunConfig) -> list[str]:
+    """The detectors that `model: auto` may choose, which have the settings of the architecture that are given and can
+    start from the weights that are; the best first.
+
+    Raises:
+        CheckpointError, ConfigError: there is none; says why.
+    """
+    fitting: list[str] = []
+    problem: FocaldetError | None = None
+    for name in advice.candidate_models():
+        try:
+            named_config(name, architecture=config.architecture)
+            if config.weights not in (None, AUTO):
+                detector = build(name, architecture=config.architecture)
+                load_into(detector, str(config.weights), input=config.weights_input)
+            fitting.append(name)
+        except (CheckpointError, ConfigError) as error:
+            problem = error
+    if not fitting and problem is not None:
+        raise type(problem)(f"model: auto knows no detector for these settings; name one with --model ({problem})")
+    return fitting

@@ -1,0 +1,35 @@
+"""Why a detector that trains detects nothing, and what to try."""
+
+from focaldet.check.anchor_fit import anchor_report
+from focaldet.data.dataset import Dataset
+from focaldet.data.formats.text import quantity
+from focaldet.models import Detector
+
+# Fewer boxes than this fraction with an anchor, or fewer updates than these, explain by themselves an AP of 0.
+FEW_COVERED, FEW_UPDATES, FEW_UPDATES_FROM_RANDOM = 0.6, 300, 3000
+
+
+def explain_zero_ap(detector: Detector, train: Dataset, *, updates: int, from_random: bool) -> str:
+    """One line for a run whose first two evaluations ended at AP 0: the likeliest reason, and what to try.
+
+    Args:
+        detector: with the preprocessing that it is trained with.
+        train: the images that it is trained on, some of which have boxes.
+        updates: of the weights so far.
+        from_random: whether it began with random weights.
+    """
+    anchors = anchor_report(train, detector.config, detector.preprocessing)
+    if anchors is not None and anchors.covered < FEW_COVERED:
+        reason = f"only {anchors.covered:.0%} of the boxes reach IoU 0.5 with an anchor at {anchors.resize}"
+        advice = "try --size auto, or anchors that fit (focaldet check)"
+    elif from_random and updates < FEW_UPDATES_FROM_RANDOM:
+        reason, advice = f"{quantity(updates, 'update')} from random weights are few", "try --weights, or more --epochs"
+    elif updates < FEW_UPDATES:
+        reason, advice = (
+            f"{quantity(updates, 'update')} are few",
+            "wait, or try more --epochs, a smaller --batch-size",
+        )
+    else:
+        reason = f"not for want of anchors or updates ({updates})"
+        advice = "try --find-lr for the learning rate, --overfit 8, and focaldet check for the boxes"
+    return f"AP is still 0 after two evaluations: {reason}; {advice}"

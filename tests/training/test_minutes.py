@@ -1,0 +1,126 @@
+"""Runs that are given minutes, on a clock that the test turns: they end in time, and resume to the same weights."""
+
+import csv
+import dataclasses
+import os
+import signal
+
+import pytest
+import torch
+
+from focaldet.errors import ConfigError
+from focaldet.training import timing, trainer
+from focaldet.training.config import RunConfig
+from focaldet.training.minutes import END_SECONDS, Plan, first_plan, revise_plan
+from focaldet.training.run_folder import RunFolder
+from focaldet.training.timing import Pace
+from focaldet.training.trainer import train
+from tests.training.squares import small_run, squares
+
+EIGHT = squares(8)
+
+
+class Clock:
+    """Turned by every step and evaluation; `slower` is the step after which both take twice as long."""
+
+    def __init__(self, monkeypatch, *, step=1.0, evaluation=2.0, slower=1000, stop_at=None):
+        self.now, self.steps = 100.0, 0
+        for module in (timing, trainer):
+            monkeypatch.setattr(module, "read_clock", lambda: self.now)
+        plain_step, plain_detect = trainer.train_step, trainer.detect_all
+
+        def timed_step(state, batches, *, stopwatch, **named):
+            self.steps += 1
+            self.now += step * (1 + (state.step >= slower))
+            if state.step + 1 == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return plain_step(state, batches, stopwatch=stopwatch, **named)
+
+        def timed_detect(detector, *args, **named):
+            self.now += evaluation * (1 + (self.steps >= slower))
+            return plain_detect(detector, *args, **named)
+
+        monkeypatch.setattr(trainer, "train_step", timed_step)
+        monkeypatch.setattr(trainer, "detect_all", timed_detect)
+
+
+def rates_of(out):
+    with RunFolder(out).metrics.open() as file:
+        return [float(row["learning_rate"]) for row in csv.DictReader(file) if row["kind"] == "step"]
+
+
+@pytest.mark.parametrize("slower", [1000, 12])
+def test_a_run_ends_in_its_minutes_and_its_schedule_with_it(tmp_path, monkeypatch, capsys, slower):
+    clock = Clock(monkeypatch, slower=slower)
+    begin = clock.now
+    result = train(small_run(tmp_path, epochs=24, minutes=1.0, evaluate_every=3), sources=(EIGHT, EIGHT))
+    spent = clock.now - begin
+    assert 54 <= spent + END_SECONDS <= 61 and result.last is not None and not result.interrupted
+    rates = rates_of(tmp_path)
+    assert len(rates) == clock.steps and rates[-1] < 0.1 * max(rates)
+    peak = rates.index(max(rates)) / len(rates)
+    # Where the machine has become slow after the peak, what is left after it is shorter.
+    assert 0.25 < peak < (0.35 if slower == 1000 else 0.5)
+    printed = capsys.readouterr().out
+    assert "as many steps as fit into 1 min" in printed
+    assert "1 s a step and " in printed and " epochs\n" in printed
+
+
+def test_a_run_of_minutes_that_is_stopped_keeps_to_what_is_left_and_ends_alike(tmp_path, monkeypatch):
+    config = small_run(tmp_path / "straight", epochs=24, minutes=0.5, evaluate_every=2, ema=0.9)
+    Clock(monkeypatch)
+    train(config, sources=(EIGHT, EIGHT))
+    monkeypatch.undo()
+    config = dataclasses.replace(config, out=tmp_path / "stopped")
+    Clock(monkeypatch, stop_at=9)
+    assert train(config, sources=(EIGHT, EIGHT)).interrupted
+    monkeypatch.undo()
+    clock = Clock(monkeypatch)
+    begin = clock.now
+    train(dataclasses.replace(config, resume=True), sources=(EIGHT, EIGHT))
+    assert clock.now - begin < 20
+    states = [torch.load(RunFolder(tmp_path / name).state, weights_only=True) for name in ("straight", "stopped")]
+    assert states[0]["time"]["plan"] == states[1]["time"]["plan"]
+    assert rates_of(tmp_path / "straight") == rates_of(tmp_path / "stopped")
+    for first, second in zip(*(state["ema"].values() for state in states), strict=True):
+        assert torch.equal(first, second)
+
+
+def pace_of(*, step, evaluation):
+    pace = Pace(images_per_step=8, validation_images=8, evaluation=evaluation)
+    pace.count_step(step)
+    return pace
+
+
+def plan_from(step, *, left, every=1, total=600.0, step_seconds=1.0, evaluation=5.0):
+    before = first_plan(steps_per_epoch=20, epochs=24)
+    pace = pace_of(step=step_seconds, evaluation=evaluation)
+    return revise_plan(before, step=step, left=left, total=total, pace=pace, steps_per_epoch=20, evaluate_every=every)
+
+
+def test_a_plan_counts_every_evaluation():
+    """From step 20 on 60 steps and three evaluations take 75 s; whole epochs are kept where that costs little."""
+    assert plan_from(20, left=75 + END_SECONDS).end_step == 80
+    assert plan_from(20, left=75 + END_SECONDS - 0.5).end_step == 79
+    assert plan_from(20, left=75 + END_SECONDS + 7).end_step == 80
+    assert plan_from(20, left=75 + END_SECONDS + 7, total=60.0).end_step == 82
+    assert plan_from(20, left=70 + END_SECONDS, every=3).end_step == 80
+    assert plan_from(20, left=60 + END_SECONDS, every=None).end_step == 80
+    assert plan_from(25, left=1.0).end_step == 25, "no time is left"
+    assert plan_from(20, left=1.0, every=3).end_step == 21, "an epoch without an evaluation cannot be the last"
+
+
+def test_progress_never_jumps_and_ends_with_the_plan():
+    first = Plan(0, 0.0, 100, 5, 5)
+    second = first._replace(start_step=40, start_progress=first.progress(40), end_step=60)
+    assert (first.progress(40), second.progress(40), second.progress(50), second.progress(60)) == (0.4, 0.4, 0.7, 1.0)
+    assert second.num_epochs(25) == 3
+
+
+def test_minutes_exclude_what_says_the_length_otherwise():
+    with pytest.raises(ConfigError, match="epochs cannot be 7 as well"):
+        RunConfig(minutes=5.0, epochs=7)
+    with pytest.raises(ConfigError, match="a run with phases is as long as they say"):
+        RunConfig(minutes=5.0, phases=({"epochs": 1},))
+    with pytest.raises(ConfigError, match="minutes"):
+        RunConfig(minutes=0.0)

@@ -556,7 +556,8 @@ class Trainer:
             remove_others(self.folder.ranked, self.state.best_epochs)
 
     def _save_weights(self, path: Path, detector: Detector) -> None:
-        save_detector(path, detector, classes=self.validation.dataset.classes, license=self.state.license)
+        dataset = self.validation.dataset
+        save_detector(path, detector, classes=dataset.classes, license=self.state.license)
 
     # -- the log, and the end ------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
     from focaldet.check.check import check_data
     from focaldet.data.augment.config import AugmentConfig
     from focaldet.data.config import DataConfig
+    from focaldet.data.convert.convert_data import convert_data
     from focaldet.evaluation.coco import Metrics, evaluate_files
     from focaldet.evaluation.evaluate import evaluate
     from focaldet.evaluation.inference import InferenceOptions
@@ -43,6 +44,7 @@ MODULES = {
     "check.check": ("check_data",),
     "data.augment.config": ("AugmentConfig",),
     "data.config": ("DataConfig",),
+    "data.convert.convert_data": ("convert_data",),
     "evaluation.coco": ("Metrics", "evaluate_files"),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.inference": ("InferenceOptions",),
@@ -86,6 +88,7 @@ __all__ = [
     "build",
     "check_data",
     "convert",
+    "convert_data",
     "draw",
     "evaluate",
     "evaluate_files",

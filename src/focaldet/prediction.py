@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, count, islice
 from operator import itemgetter
 from pathlib import Path
@@ -27,8 +28,9 @@ from focaldet.data.images import SUFFIXES, read_image, to_pixels
 from focaldet.data.loading.collate import pad_images
 from focaldet.data.loading.sampler import group_by_size
 from focaldet.errors import ConfigError, DataError
+from focaldet.evaluation.image_list import ListedCocoWriter, read_image_list
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
-from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat
+from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat, PredictionWriter
 from focaldet.models import PRESETS, Detector, find_preset
 from focaldet.runtime import Process, Progress, gather_objects, join_processes, pick_device, pick_precision
 from focaldet.types import Detections, ImageSize
@@ -180,12 +182,13 @@ class _ResizedImage:
 
 @dataclass(frozen=True, slots=True)
 class PredictResult:
-    """What `predict_files` did; `failed` are the errors of the images that could not be read."""
+    """What `predict_files` did; `failed` are the errors of the images that could not be read, `notes` are on `like`."""
 
     out: Path
     num_images: int
     num_detections: int
     failed: tuple[DataError, ...]
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -221,6 +224,7 @@ def predict_files(
     formats: Sequence[PredictionFormat] = ("json",),
     drawn: bool = True,
     batch_size: int | None = None,
+    like: Path | None = None,
     progress: Progress | None = None,
 ) -> PredictResult:
     """Detect in many images; draw the boxes on each and write all detections into the folder `out`.
@@ -239,15 +243,17 @@ def predict_files(
         formats: which files to write: json, coco, yolo, csv.
         drawn: whether to write the images with their boxes.
         batch_size: images per batch; that of the predictor by default.
+        like: a COCO file that lists images, such as an evaluation server's `image_info.json`: only these are taken, and
+            the format `coco` has its ids (`evaluation.image_list`).
         progress: called after each image.
 
     Raises:
-        DataError: an input does not exist or has no images.
+        DataError: an input does not exist or has no images, or none of them is in `like`.
         ConfigError: `out` cannot be made, a drawing would replace one of the images, or `score` is not in 0…1.
     """
     if not 0 <= score <= 1:
         raise ConfigError(f"score: must be in 0…1, got {score:g}")
-    paths = find_images(inputs, exclude=out)
+    paths, notes, coco_writer = _select_listed(find_images(inputs, exclude=out), like)
     names = output_names(paths)
     drawings = [out / f"{name}.jpg" for name in names]
     if drawn:
@@ -267,8 +273,9 @@ def predict_files(
     with join_processes(predictor.device) as process, ExitStack() as stack:
         # Closed in any case: interrupting a long job keeps the detections so far.
         writers = [
-            stack.enter_context(closing(WRITERS[name](out, predictor.class_names, predictor.category_ids)))
+            stack.enter_context(closing(make(out, predictor.class_names, predictor.category_ids)))
             for name in dict.fromkeys(formats)
+            for make in [coco_writer if name == "coco" else WRITERS[name]]
             if process.global_rank == 0
         ]
         for index, result in _predict_on_all(predictor, paths, draw_best, process=process, batch_size=batch_size):
@@ -281,7 +288,18 @@ def predict_files(
             num_done += 1
             if progress is not None and process.global_rank == 0:
                 progress(num_done, len(paths))
-    return PredictResult(out, len(paths), num_detections, tuple(failed))
+    return PredictResult(out, len(paths), num_detections, tuple(failed), tuple(notes))
+
+
+def _select_listed(
+    paths: list[Path], like: Path | None
+) -> tuple[list[Path], list[str], Callable[..., PredictionWriter]]:
+    """The images that a list names, notes on the others, and the writer of COCO files with its ids; else all images."""
+    if like is None:
+        return paths, [], WRITERS["coco"]
+    images = read_image_list(like)
+    chosen, ids, notes = images.select(paths)
+    return chosen, notes, partial(ListedCocoWriter, images=images, ids=ids)
 
 
 def find_images(inputs: Sequence[str | Path], *, exclude: Path | None = None) -> list[Path]:

@@ -9,10 +9,12 @@ import torch
 
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Classes
+from focaldet.data.formats.listing import stem_of
 from focaldet.data.formats.records import BoxRows, DatasetLayout, Records
 from focaldet.data.formats.registry import FORMATS, AnnotationFormat
 from focaldet.data.problems import Location
-from focaldet.data.splits import find_parts, hold_out, open_parts, open_split, open_splits, with_classes
+from focaldet.data.select_classes import with_classes
+from focaldet.data.splits import find_parts, hold_out, open_parts, open_split, open_splits
 from focaldet.errors import ConfigError, DataError
 from tests.data.datasets import IMAGES, coco_document, write_coco, write_csv, write_images, write_voc, write_yolo
 
@@ -138,8 +140,10 @@ def test_validation_has_the_labels_of_training(tmp_path):
     assert splits.val.labels.unique().tolist() == splits.train.labels.unique().tolist() == [1]
     document["annotations"][0]["category_id"] = 1
     file.write_text(json.dumps(document))
+    val = open_splits(DataConfig(path=folder), seed=0).val
+    assert len(val.boxes) == 19 and val.problems.counts["warning", "class not trained"] == 1
     with pytest.raises(DataError, match=r"split .val. has boxes of classes that are not in the training split: 'ant'"):
-        open_splits(DataConfig(path=folder), seed=0)
+        open_splits(DataConfig(path=folder, strict=True), seed=0)
 
 
 def test_a_split_of_the_same_numbers_has_equal_classes_whatever_else_its_file_names(tmp_path):
@@ -173,7 +177,9 @@ def test_nothing_named_nothing_there_nothing_known(tmp_path):
         open_splits(DataConfig(), seed=0)
     with pytest.raises(DataError, match="no such file or folder"):
         open_splits(DataConfig(path=tmp_path / "gone"), seed=0)
-    with pytest.raises(DataError, match="has no COCO, VOC, CSV, YOLO data"):
+    with pytest.raises(
+        DataError, match=r"has no COCO, VOC, LABELME, VOTT, IMAGEFOLDER, CSV, YOLO data .*there is no file in it"
+    ):
         open_splits(DataConfig(path=tmp_path), seed=0)
     with pytest.raises(DataError, match="has no VOC data"):
         open_splits(DataConfig(path=write_coco(tmp_path).parent, format="voc"), seed=0)
@@ -189,18 +195,18 @@ def test_real_data(real_data, name, train, val, classes):
 
 
 def test_a_format_is_one_row_of_the_table(tmp_path, monkeypatch):
-    def find_toy(path):
-        files = {file.stem: (file,) for file in path.glob("*.toy")}
-        return DatasetLayout("toy", path, files) if files else None
+    def find_toy(listing, file):
+        files = {stem_of(path): (listing.root / path,) for path in listing.with_suffix(".toy")}
+        return DatasetLayout("toy", listing.root, files) if files else None
 
-    def read_toy(layout, splits, *, images):
+    def read_toy(layout, splits, reading):
         def records(split):
             (file,), rows = layout.splits[split], BoxRows()
             rows.add(0, [float(number) for number in file.read_text().split()], 0, Location(file, "line 1"))
             return Records(
                 name=split,
                 source=file,
-                root=images or layout.root,
+                root=reading.images or layout.root,
                 classes=Classes(("toy",), (1,)),
                 image_ids=[1],
                 paths=["a.png"],

@@ -14,7 +14,7 @@ from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Dataset
 from focaldet.data.images import read_image
 from focaldet.data.problems import Location, Problem, Problems
-from focaldet.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Part, find_parts, first_known, open_parts
+from focaldet.data.splits import inspect_splits
 from focaldet.errors import DataError
 from focaldet.models.base import DetectorConfig
 from focaldet.runtime import Progress
@@ -42,31 +42,16 @@ def check_data(
         DataError: the annotations cannot be read at all.
         ConfigError: no data is given.
     """
-    parts = _roles(find_parts(config))
-    datasets = open_parts(config, parts, lenient=True)
-    problems = Problems()
+    inspection = inspect_splits(config, seed=seed)
+    datasets, problems = inspection.datasets, inspection.problems
     for dataset in datasets.values():
-        problems.extend(dataset.problems)
         _note_oddities(dataset, problems)
     _note_damaged_images(list(datasets.values()), problems, progress=progress)
     _note_repeated_images(list(datasets.values()), problems)
     prepared = preprocessing or Preprocessing()
     splits = tuple(_describe(dataset, detector, prepared) for dataset in datasets.values())
     source = config.path or config.train or config.val or config.test
-    return Report(str(source), splits, _chosen(parts, seed), problems)
-
-
-def _roles(parts: dict[str, Part]) -> dict[str, Part]:
-    """One part for each role, so that VOC's `trainval` does not repeat its `train`; all where no role is known."""
-    chosen = [first_known(parts, names) for names in (TRAIN_NAMES, VAL_NAMES, TEST_NAMES)]
-    return {name: parts[name] for name in chosen if name} or parts
-
-
-def _chosen(parts: dict[str, Part], seed: int) -> str:
-    names = ", ".join(f'"{name}"' for name in parts)
-    if first_known(parts, VAL_NAMES) or not first_known(parts, TRAIN_NAMES):
-        return f"splits {names}"
-    return f"splits {names}; none for validation, so training would hold out a tenth, drawn with seed {seed}"
+    return Report(str(source), splits, inspection.chosen, problems)
 
 
 def _describe(dataset: Dataset, detector: DetectorConfig | None, preprocessing: Preprocessing) -> SplitReport:

@@ -1,6 +1,7 @@
-"""`focaldet check` and `focaldet anchors`: what the data is like, and which anchors suit it."""
+"""`focaldet check`, `anchors` and `convert-data`: what the data is like, which anchors suit it, other formats."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -10,6 +11,8 @@ from focaldet.check.check import check_data
 from focaldet.cli import Switch
 from focaldet.cli.flags import SPLIT_HELP, Architecture, Data, DataParts, data_config
 from focaldet.cli.output import UNREADABLE, print_error, print_json, print_table, progress
+from focaldet.data.convert.convert_data import ImagePlacing, convert_data
+from focaldet.data.convert.writers import TargetFormat
 from focaldet.data.formats.text import quantity
 from focaldet.data.splits import open_split
 from focaldet.errors import DataError
@@ -99,3 +102,26 @@ def anchors_command(
     print(f"\naverage IoU {shapes.average_iou:.3f} of {boxes}")
     cells = ",".join(f"[{width:.5g},{height:.5g}]" for width, height in shapes.cells)
     print(f"for YOLOv2: --architecture.anchors [{cells}]")
+
+
+def convert_data_command(
+    data: Data = None,
+    *,
+    to: TargetFormat,
+    out: Path,
+    parts: DataParts = None,
+    images: ImagePlacing = "hardlink",
+) -> None:
+    """Write a data set of any layout as COCO, Pascal VOC or YOLO, and say what the format cannot hold.
+
+    Args:
+        to: Format to write: coco, voc or yolo.
+        out: A new folder.
+        images: Whether images are linked (hardlink, symlink) or copied (copy).
+    """
+    with progress("convert") as seen:
+        converted = convert_data(data_config(data, parts), to=to, out=out, images=images, progress=seen)
+    for note in converted.notes:
+        print(note)
+    counts = f"{quantity(converted.num_images, 'image')}, {quantity(converted.num_boxes, 'box', 'boxes')}"
+    print(f"{counts}; look at  {converted.out}")

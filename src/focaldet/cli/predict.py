@@ -21,6 +21,7 @@ def predict_command(
     score: float = 0.3,
     formats: Annotated[tuple[PredictionFormat, ...], Parameter(show_default="json")] = ("json",),
     drawn: bool = True,
+    like: Path | None = None,
     weights: str | None = None,
     options: Options = None,
 ) -> int:
@@ -32,13 +33,18 @@ def predict_command(
         score: Detections below it are dropped.
         formats: Files to write: json, coco, yolo, csv.
         drawn: Write the images with their boxes.
+        like: COCO file that lists the images of an evaluation server; with --formats coco the results have its ids.
         weights: Weights for `run` where that is the name of a detector.
     """
     if not images:
         raise ConfigError("predict: say which images, folders or patterns")
     predictor = load(run, weights=weights, **(options or {}))
     with progress("predict") as seen:
-        result = predict_files(predictor, images, out, score=score, formats=formats, drawn=drawn, progress=seen)
+        result = predict_files(
+            predictor, images, out, score=score, formats=formats, drawn=drawn, like=like, progress=seen
+        )
+    for note in result.notes:
+        print(note)
     for error in result.failed:
         print_error(error)
     unreadable = f", {len(result.failed)} of them unreadable" if result.failed else ""

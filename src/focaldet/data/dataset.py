@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float32, Float64, Int32, Int64, UInt8
+from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
 from focaldet.data.images import read_image
@@ -24,6 +24,7 @@ from focaldet.types import ImageSize, Target
 
 CROWD = 1
 DIFFICULT = 2
+OTHER_CLASS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class Dataset:
         offsets: first box of each image; the last entry is M.
         boxes: xyxy pixels inside the image, at full precision for the evaluator.
         labels: contiguous class indices in [0, K).
-        flags: sums of `CROWD` and `DIFFICULT`; any flag makes a box `ignored`.
+        flags: sums of `CROWD`, `DIFFICULT` and `OTHER_CLASS` (of a class that is not trained on, whose label says
+            nothing); any flag makes a box `ignored`.
         areas: COCO's `area` of the mask where a file states it, else that of the box; square pixels.
         path_bytes: all paths below `root`, UTF-8, one after the other.
         path_offsets: first byte of each path; the last entry is P.
@@ -121,6 +123,21 @@ class Dataset:
             path_bytes=self.path_bytes[letters],
             path_offsets=path_offsets,
             side_remainders=None if self.side_remainders is None else self.side_remainders[rows],
+        )
+
+    def select_boxes(self, keep: Bool[Tensor, " M"]) -> "Dataset":
+        """The same images with the marked boxes alone."""
+        if bool(keep.all()):
+            return self
+        owners = torch.arange(len(self)).repeat_interleave(self.offsets.diff())[keep]
+        return replace(
+            self,
+            offsets=starts(owners.bincount(minlength=len(self))),
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            flags=self.flags[keep],
+            areas=self.areas[keep],
+            side_remainders=None if self.side_remainders is None else self.side_remainders[keep],
         )
 
     @property

@@ -1,25 +1,37 @@
 """The splits of a data set: finding them, choosing those to train and validate on, and opening them."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
 from focaldet.config import nearest
 from focaldet.data.config import DataConfig
-from focaldet.data.dataset import Classes, Dataset
+from focaldet.data.dataset import Dataset
 from focaldet.data.formats.assemble import build_dataset
+from focaldet.data.formats.json_files import json_kind
+from focaldet.data.formats.listing import Listing, suffix_of
+from focaldet.data.formats.locate import locate_images
+from focaldet.data.formats.reading import Reading
 from focaldet.data.formats.records import DatasetLayout, Records
 from focaldet.data.formats.registry import FORMATS
-from focaldet.data.formats.text import brief, hint, list_names, quantity, what_is_at
+from focaldet.data.formats.split_names import ALIASES, Role, pick, role_of
+from focaldet.data.formats.text import list_names, quantity, what_is_at
+from focaldet.data.formats.unused import note_unused
 from focaldet.data.problems import Problem, Problems
+from focaldet.data.select_classes import select_classes, with_classes
 from focaldet.errors import ConfigError, DataError
 
-TRAIN_NAMES = ("train", "train2017", "train2014", "training", "trainval", "all")
-VAL_NAMES = ("val", "valid", "validation", "val2017")
-TEST_NAMES = ("test", "test2017", "testing")
 HELD_OUT_FRACTION = 0.1
+GUIDE = "docs/guide/data.md"
+_ADVICE = {
+    "label studio": ": export it as COCO",
+    "fiftyone": ": export it as COCODetectionDataset",
+    "coco results": ": detections, not annotations",
+    "coco images": ": images without annotations",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +51,21 @@ class Part:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The splits for training, validation and testing as a check sees them: what is wrong is among `problems`, and what
+    could be read is in `datasets`, by its own name. `chosen` is the sentence that training would say.
+    """
+
+    datasets: dict[str, Dataset]
+    chosen: str
+    problems: Problems
+
+
 def open_splits(config: DataConfig, *, seed: int) -> Splits:
     """The training and validation splits of a data set.
 
-    Validation is `config.val`, else the split named val, valid, validation or val2017, else a tenth of the training
+    Validation is `config.val`, else the split of such a name (`formats.split_names`), else a tenth of the training
     images drawn by the seed. A test split is never taken. Both have the classes of the training split; each keeps the
     ids of its own file (`Classes.own_ids`).
 
@@ -51,19 +74,67 @@ def open_splits(config: DataConfig, *, seed: int) -> Splits:
         ConfigError: there is no split to train on.
     """
     parts = find_parts(config)
-    train_name = first_known(parts, TRAIN_NAMES)
+    train_name, val_name = pick(parts, "train"), pick(parts, "val")
     if train_name is None:
-        raise ConfigError(
-            f"data: there is no split to train on (splits: {list_names(parts) or 'none'}; name one with data.train)"
-        )
-    val_name = first_known(parts, VAL_NAMES)
+        raise ConfigError(_no_training_split(config, parts))
     if val_name is None:
         whole = open_parts(config, {train_name: parts[train_name]})[train_name]
         train, val = hold_out(whole, seed=seed)
-        return Splits(train, val, _sentence(train, val) + _why_held_out(parts, seed))
+        return Splits(train, val, _sentence(train, val) + _why_held_out(parts, seed) + _unused_splits(parts))
     opened = open_parts(config, {name: parts[name] for name in (train_name, val_name)})
-    train, val = opened[train_name], with_classes(opened[val_name], opened[train_name].classes)
-    return Splits(train, val, _sentence(train, val) + ".")
+    train, val = opened[train_name], with_classes(opened[val_name], opened[train_name].classes, strict=config.strict)
+    return Splits(train, val, f"{_sentence(train, val)}.{_unused_splits(parts)}")
+
+
+def inspect_splits(config: DataConfig, *, seed: int) -> Inspection:
+    """The splits that training would take, and the test split, opened as a check does; see `Inspection`.
+
+    Raises:
+        DataError: nothing can be read at all.
+        ConfigError: nothing is named.
+    """
+    parts = find_parts(config)
+    names = {role: name for role in ALIASES if (name := pick(parts, role)) is not None}
+    chosen = {name: parts[name] for name in names.values()} or dict(parts)
+    datasets, problems = _open_parts(config, chosen, lenient=True)
+    source = str(config.path or config.train or config.val or config.test)
+    train = datasets.get(names.get("train", ""))
+    if "train" not in names:
+        problems.add(Problem("error", "no training split", _no_training_split(config, parts), source))
+    for role in ("val", "test"):
+        name = names.get(role, "")
+        if train is not None and name in datasets:
+            problem = f'split "{name}"'
+            try:
+                datasets[name] = with_classes(datasets[name], train.classes, strict=config.strict and role == "val")
+            except DataError as error:
+                problems.add(Problem("error", "classes differ", error.problem, error.file, problem))
+    if train is not None and "val" not in names and len(train) < 2:
+        message = "has one image only, which cannot be divided; name other data with data.val"
+        problems.add(Problem("error", "no validation split", message, str(train.root)))
+    every = Problems()
+    for each in (problems, *(dataset.problems for dataset in datasets.values())):
+        every.extend(each)
+    return Inspection(datasets, _inspection_sentence(names, parts, chosen, seed), every)
+
+
+def _inspection_sentence(
+    names: Mapping[Role, str], parts: Mapping[str, Part], chosen: Mapping[str, Part], seed: int
+) -> str:
+    quoted = ", ".join(f'"{name}"' for name in chosen)
+    if "train" in names and "val" not in names:
+        end = f"; none for validation, so training would hold out a tenth, drawn with seed {seed}"
+        return f"splits {quoted}{end}{_unused_splits(parts)}"
+    return f"splits {quoted}{_unused_splits(parts)}"
+
+
+def _no_training_split(config: DataConfig, parts: Mapping[str, Part]) -> str:
+    name = next(iter(parts), None)
+    where = f"--data {config.path} --data.train {name}" if config.path and name else "name one with data.train"
+    return (
+        f"data: there is no split to train on (splits: {list_names(parts) or 'none'}; name one with data.train: "
+        f"{where}; {GUIDE}#splits)"
+    )
 
 
 def _sentence(train: Dataset, val: Dataset) -> str:
@@ -74,9 +145,17 @@ def _sentence(train: Dataset, val: Dataset) -> str:
 
 
 def _why_held_out(parts: Mapping[str, Part], seed: int) -> str:
-    test = first_known(parts, TEST_NAMES)
+    test = pick(parts, "test")
     kept = f'; "{test}" stays untouched for testing' if test else ""
-    return f", drawn with seed {seed}, because no split is called {', '.join(VAL_NAMES[:-1])} or {VAL_NAMES[-1]}{kept}."
+    first, *others = ALIASES["val"]
+    return f", drawn with seed {seed}, because no split is called {', '.join([first, *others[:1]])} or the like{kept}."
+
+
+def _unused_splits(parts: Mapping[str, Part]) -> str:
+    """A sentence on the splits that have no part; empty where there are none."""
+    chosen = {pick(parts, role) for role in ALIASES}
+    others = [name for name in parts if name not in chosen]
+    return f" Not used: {list_names(others)}." if others else ""
 
 
 def open_split(config: DataConfig, name: str, *, seed: int) -> Dataset:
@@ -87,10 +166,10 @@ def open_split(config: DataConfig, name: str, *, seed: int) -> Dataset:
         ConfigError: there is no such split.
     """
     parts = find_parts(config)
-    if name in ("train", "val") and (name not in parts or first_known(parts, VAL_NAMES) is None):
+    if name in ("train", "val") and (name not in parts or pick(parts, "val") is None):
         splits = open_splits(config, seed=seed)
         return splits.train if name == "train" else splits.val
-    own = name if name in parts else first_known(parts, TEST_NAMES) if name == "test" else None
+    own = name if name in parts else pick(parts, "test") if name == "test" else None
     if own is None:
         raise ConfigError(f'data: there is no split "{name}"{nearest(name, parts)}')
     return open_parts(config, {own: parts[own]})[own]
@@ -105,36 +184,108 @@ def find_parts(config: DataConfig) -> dict[str, Part]:
     """
     if config.path is config.train is config.val is config.test is None:
         raise ConfigError("data: name a folder or file (--data PATH)")
-    parts: dict[str, Part] = {}
+    every: dict[str, Part] = {}
     if config.path is not None:
-        layout = _recognize(config.path, config.format)
-        parts = {name: Part(layout, name) for name in layout.splits}
-    for role, names, path in (
-        ("train", TRAIN_NAMES, config.train),
-        ("val", VAL_NAMES, config.val),
-        ("test", TEST_NAMES, config.test),
-    ):
+        layout = _recognize(config.path, config)
+        every = {name: Part(layout, name) for name in layout.splits}
+    parts = dict(every)
+    named: tuple[tuple[Role, Path | None], ...] = (("train", config.train), ("val", config.val), ("test", config.test))
+    for role, path in named:
         if path is not None:
-            parts = {name: part for name, part in parts.items() if name not in names}
-            layout = _recognize(path, config.format)
-            own = first_known(layout.splits, (role, *names, "all"))
-            if own is None:
-                raise DataError(f'has no split for "{role}" (splits: {list_names(layout.splits)})', file=path)
-            parts[role] = Part(layout, own)
+            parts = {name: part for name, part in parts.items() if not _has_role(name, role)}
+            parts[role] = _named_part(config, every, role, path)
     return parts
 
 
-def open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool = False) -> dict[str, Dataset]:
-    """The datasets of some parts; parts of one layout are read in one pass. For `lenient` see `build_dataset`."""
-    records: dict[str, Records] = {}
-    for layout in {id(part.layout): part.layout for part in parts.values()}.values():
-        names = [name for name, part in parts.items() if part.layout is layout]
-        own = [parts[name].name for name in names]
-        records |= zip(names, FORMATS[layout.format].read(layout, own, images=config.images), strict=True)
-    datasets = {}
-    for name, record in records.items():
-        datasets[name] = build_dataset(replace(record, name=name), bad_boxes=config.bad_boxes, lenient=lenient)
+def _has_role(name: str, role: Role) -> bool:
+    return role_of(name) == role or (role == "train" and pick([name], role) is not None)
+
+
+def _named_part(config: DataConfig, every: Mapping[str, Part], role: Role, path: Path) -> Part:
+    """What `--data.train` and so on name: a path, a split of `--data`, or a path below it."""
+    if not what_is_at(path) and config.path is not None:
+        by_case = {name.casefold(): part for name, part in every.items()}
+        if (part := every.get(str(path)) or by_case.get(str(path).casefold())) is not None:
+            return part
+        path = config.path / path if what_is_at(config.path / path) else path
+    layout = _recognize(path, config)
+    own = pick(layout.splits, role) or next((name for name in layout.splits if len(layout.splits) == 1), None)
+    own = own or ("all" if "all" in layout.splits else None)
+    if own is None:
+        raise DataError(f'has no split for "{role}" (splits: {list_names(layout.splits)})', file=path)
+    return Part(layout, own)
+
+
+def open_parts(config: DataConfig, parts: Mapping[str, Part]) -> dict[str, Dataset]:
+    """The datasets of some parts; parts of one layout are read in one pass. What is not used is among the problems of
+    the first.
+    """
+    datasets, problems = _open_parts(config, parts, lenient=False)
+    first = next(iter(datasets.values()))
+    first.problems.extend(problems)
     return datasets
+
+
+def _open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool) -> tuple[dict[str, Dataset], Problems]:
+    """The datasets, and problems of none of them. With `lenient` a split that cannot be read is such a problem, as long
+    as any can be.
+    """
+    reading, problems = config.reading(lenient=lenient), Problems()
+    datasets: dict[str, Dataset] = {}
+    errors: list[DataError] = []
+    read: list[tuple[DatasetLayout, list[Records]]] = []
+    for layout in {id(part.layout): part.layout for part in parts.values()}.values():
+        names = {part.name: name for name, part in parts.items() if part.layout is layout}
+        records = []
+        for record in _read_layout(layout, list(names), reading, errors):
+            try:
+                located = locate_images(replace(record, name=names[record.name]), reading)
+                records.append(located)
+                dataset = build_dataset(located, reading)
+                datasets[located.name] = select_classes(dataset, config.classes, config.other_classes)
+            except DataError as error:
+                _keep_or_raise(_with_page(error, layout.format), errors, lenient=lenient)
+        read.append((layout, records))
+    if not datasets:
+        raise errors[0]
+    note_unused(read, problems, images=config.images, follow_links=config.follow_links)
+    for each in errors:
+        problems.add(Problem("error", "split unreadable", each.problem, each.file, each.record, each.field))
+    return {name: datasets[name] for name in parts if name in datasets}, problems
+
+
+def _read_layout(layout: DatasetLayout, names: list[str], reading: Reading, errors: list[DataError]) -> list[Records]:
+    """The records of some splits; with a lenient reading those that can be read, and the errors of the others."""
+    read = FORMATS[layout.format].read
+    try:
+        return read(layout, names, _fresh(reading))
+    except DataError as error:
+        explained = _with_page(error, layout.format)
+        if not reading.lenient:
+            raise explained from None
+        if len(names) == 1:
+            errors.append(explained)
+            return []
+    records = []
+    for name in names:
+        records += _read_layout(layout, [name], reading, errors)
+    return records
+
+
+def _fresh(reading: Reading) -> Reading:
+    return replace(reading, problems=Problems())
+
+
+def _keep_or_raise(error: DataError, errors: list[DataError], *, lenient: bool) -> None:
+    if not lenient:
+        raise error from None
+    errors.append(error)
+
+
+def _with_page(error: DataError, section: str) -> DataError:
+    """The error with the place in the guide that shows the format."""
+    problem = f"{error.problem} ({GUIDE}#{section})"
+    return DataError(problem, file=error.file, record=error.record, field=error.field)
 
 
 def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
@@ -153,55 +304,44 @@ def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
     return whole.subset(kept, whole.name), tenth
 
 
-def with_classes(dataset: Dataset, classes: Classes) -> Dataset:
-    """The dataset with its labels renumbered by `classes`; classes of equal names are the same.
-
-    `Classes.own_ids` stay those of the dataset's own file. A note names the classes that have none there.
-
-    Raises:
-        DataError: the dataset has boxes of a class that is not in `classes`.
-    """
-    if dataset.classes == classes:
-        return dataset
-    known = {name: label for label, name in enumerate(classes.names)}
-    present = set(dataset.labels.tolist())
-    strange = [name for label, name in enumerate(dataset.classes.names) if label in present and name not in known]
-    if strange:
-        names = list_names(map(brief, strange))
-        problem = f'split "{dataset.name}" has boxes of classes that are not in the training split: {names}'
-        raise DataError(problem + hint(strange[0], known), file=dataset.root)
-    labels = torch.tensor([known.get(name, -1) for name in dataset.classes.names], dtype=torch.int32)
-    numbers = {
-        known.get(name): number for name, number in zip(dataset.classes.names, dataset.classes.own_ids, strict=True)
-    }
-    own_ids = tuple(numbers.get(label) for label in range(len(classes)))
-    problems = Problems()
-    problems.extend(dataset.problems)
-    if absent := [name for name, own in zip(classes.names, own_ids, strict=True) if own is None]:
-        message = f"result files omit detections of classes that only the training split has: {list_names(absent)}"
-        problems.add(Problem("note", "class absent", message, str(dataset.root), f'split "{dataset.name}"'))
-    return replace(
-        dataset,
-        classes=replace(classes, file_ids=None if own_ids == classes.category_ids else own_ids),
-        labels=labels[dataset.labels.long()],
-        problems=problems,
+def _recognize(path: Path, config: DataConfig) -> DatasetLayout:
+    kind = what_is_at(path)
+    if not kind:
+        raise DataError("there is no such file or folder", file=path)
+    formats = [FORMATS[config.format]] if config.format else list(FORMATS.values())
+    listing = Listing(path if kind == "folder" else path.parent, follow_links=config.follow_links)
+    file = path if kind == "file" else None
+    layouts, errors = [], []
+    for each in formats:
+        try:
+            layout = each.find(listing, file)
+        except DataError as error:
+            errors.append(_with_page(error, "layouts"))
+            continue
+        if layout is not None and pick(layout.splits, "train") is not None:
+            return layout
+        layouts += [layout] if layout is not None else []
+    if layouts:
+        return layouts[0]
+    if errors:
+        raise errors[0]
+    names = (config.format or ", ".join(FORMATS)).upper()
+    raise DataError(
+        f"has no {names} data that is recognized; {_describe_contents(path, listing, kind)}; name its json, yaml or "
+        f"csv file instead, or its parts one by one (--data.train, --data.val, --data.images); {GUIDE}#layouts",
+        file=path,
     )
 
 
-def _recognize(path: Path, wanted: str | None) -> DatasetLayout:
-    if not what_is_at(path):
-        raise DataError("there is no such file or folder", file=path)
-    formats = [FORMATS[wanted]] if wanted else list(FORMATS.values())
-    layout = next((layout for each in formats if (layout := each.find(path)) is not None), None)
-    if layout is None:
-        raise DataError(
-            f"has no {(wanted or ', '.join(FORMATS)).upper()} data that is recognized; name its json, yaml or csv file "
-            "instead, or its parts one by one",
-            file=path,
-        )
-    return layout
-
-
-def first_known(available: Mapping[str, object], names: Sequence[str]) -> str | None:
-    """The first of these names that is available."""
-    return next((name for name in names if name in available), None)
+def _describe_contents(path: Path, listing: Listing, kind: str) -> str:
+    """What lies at a path that is not recognized."""
+    if kind == "file":
+        what = json_kind(path)
+        return f"it looks like {what}{_ADVICE.get(what, '')}" if what else "it is a file of another kind"
+    if not listing.files:
+        return "there is no file in it"
+    counts = Counter(suffix_of(name) or PurePosixPath(name).name for name in listing.sorted_files)
+    seen = [f"{quantity(number, 'file')} {suffix}" for suffix, number in counts.most_common(4)]
+    kinds = {name: json_kind(listing.root / name) for name in listing.with_suffix(".json")[:4]}
+    texts = [f"{name} ({kind}{_ADVICE.get(kind, '')})" if kind else f"{name} (unknown)" for name, kind in kinds.items()]
+    return f"there are {', '.join(seen)}" + (f"; {', '.join(texts)}" if texts else "")

@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float64, Int64
 
 from focaldet import config as configs
 from focaldet.data.config import DataConfig
-from focaldet.data.dataset import Classes, Dataset
+from focaldet.data.dataset import OTHER_CLASS, Classes, Dataset
 from focaldet.data.formats.coco import read_coco_file
-from focaldet.data.splits import open_split
+from focaldet.data.formats.split_names import ALIASES, pick
+from focaldet.data.splits import find_parts, open_split
 from focaldet.evaluation.results import ResultRows, read_results, result_rows
 from focaldet.types import Detections
 
@@ -146,26 +147,38 @@ def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split:
 
     Args:
         predictions: a JSON list of records with `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`.
-        ground_truth: a COCO annotation file, whose boxes count exactly as stated; or a data folder of any format, whose
-            boxes count as in training (clipped to their images).
+        ground_truth: a COCO annotation file, or a folder with one for the split: its boxes count exactly as stated, and
+            no image need be there; or a data folder of another format, whose boxes count as in training (clipped to
+            their images).
         split: which part of a folder.
 
     Raises:
         DataError: a record is malformed or names an image or category that the ground truth lacks.
     """
     data = ground_truth if isinstance(ground_truth, DataConfig) else DataConfig(path=ground_truth)
-    if data.path is not None and data.path.suffix.lower() == ".json":
-        truth = read_ground_truth(data.path)
-    else:
-        truth = ground_truth_of(open_split(data, split, seed=0))
+    file = _coco_file(data, split)
+    truth = ground_truth_of(open_split(data, split, seed=0)) if file is None else read_ground_truth(file)
     return _compute_metrics(truth, read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes))
+
+
+def _coco_file(data: DataConfig, split: str) -> Path | None:
+    """The COCO file of a split, whose images need not be there; None where the split is in no such file."""
+    if data.path is not None and data.path.is_file() and data.path.suffix.lower() == ".json":
+        return data.path
+    parts = find_parts(data)
+    role = next((role for role in ALIASES if role == split), None)
+    part = parts.get(split) or (parts.get(pick(parts, role) or "") if role else None)
+    return part.layout.splits[part.name][0] if part is not None and part.layout.format == "coco" else None
 
 
 def ground_truth_of(dataset: Dataset) -> CocoGroundTruth:
     """The boxes of a dataset as training uses them: inside their images, none of them empty.
 
+    Boxes of classes that are not trained on are left out, since they say nothing on any other class.
+
     Sides that were not clipped are those of the file to the last digit, as in `read_ground_truth`.
     """
+    dataset = dataset.select_boxes((dataset.flags & OTHER_CLASS) == 0)
     boxes = dataset.boxes.numpy()
     sides = boxes[:, 2:] - boxes[:, :2]
     if dataset.side_remainders is not None:
@@ -190,7 +203,7 @@ def read_ground_truth(path: Path) -> CocoGroundTruth:
     Raises:
         DataError: the file is not well-formed COCO json, or a box is not finite.
     """
-    records = read_coco_file(path, images=path.parent, name=path.stem)
+    records = read_coco_file(path, name=path.stem, look_up=False)
     boxes, areas = records.boxes.numpy(), records.areas.numpy()
     if not numpy.isfinite(boxes).all():
         row = int(numpy.flatnonzero(~numpy.isfinite(boxes).all(axis=1))[0])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from focaldet.data.formats.assemble import build_dataset
 from focaldet.data.formats.coco import read_coco_file
+from focaldet.data.formats.reading import Reading
 from focaldet.data.images import read_header
 from focaldet.errors import DataError
 from tests.data.datasets import coco_document, write_coco, write_images
@@ -22,7 +23,7 @@ def read(folder, boxes, *, bad_boxes="clip", lenient=False, **image):
         for i, (x1, y1, x2, y2) in enumerate(boxes)
     ]
     return build_dataset(
-        read_coco_file(write_coco(folder, document), images=None, name="train"), bad_boxes=bad_boxes, lenient=lenient
+        read_coco_file(write_coco(folder, document), name="train"), Reading(bad_boxes=bad_boxes, lenient=lenient)
     )
 
 
@@ -110,9 +111,7 @@ def test_an_exif_rotation_that_the_annotations_ignore_is_reported(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (64, 48)).save(index_folder / "a.png", exif=exif)
-    dataset = build_dataset(
-        read_coco_file(tmp_path / "instances_train.json", images=None, name="train"), bad_boxes="clip"
-    )
+    dataset = build_dataset(read_coco_file(tmp_path / "instances_train.json", name="train"))
     assert dataset.sizes[0].tolist() == [64, 48]
     assert "EXIF" in dataset.problems.examples[0].message and "exchanged" in dataset.problems.examples[0].message
 
@@ -124,13 +123,13 @@ def test_links_that_lead_out_are_refused(tmp_path):
     (inside / "images" / "a.png").unlink()
     (inside / "images" / "a.png").symlink_to(outside / "a.png")
     with pytest.raises(DataError, match="link that leads out of the image folder"):
-        build_dataset(read_coco_file(file, images=None, name="train"), bad_boxes="clip")
+        build_dataset(read_coco_file(file, name="train"))
     document = coco_document()
     document["images"][0]["file_name"] = "linked/a.png"
     file = write_coco(tmp_path / "second", document)
     (tmp_path / "second" / "images" / "linked").symlink_to(outside)
     with pytest.raises(DataError, match="link that leads out of the image folder"):
-        build_dataset(read_coco_file(file, images=None, name="train"), bad_boxes="clip")
+        build_dataset(read_coco_file(file, name="train"))
 
 
 def test_links_that_stay_inside_and_linked_folders_are_fine(tmp_path):
@@ -140,32 +139,29 @@ def test_links_that_stay_inside_and_linked_folders_are_fine(tmp_path):
     document["images"][1]["file_name"] = "b2.png"
     write_coco(tmp_path / "real", document)
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    assert (
-        len(build_dataset(read_coco_file(tmp_path / "link" / file.name, images=None, name="train"), bad_boxes="clip"))
-        == 3
-    )
+    assert len(build_dataset(read_coco_file(tmp_path / "link" / file.name, name="train"))) == 3
 
 
 def test_lenient_lists_unusable_images_and_keeps_the_rest(tmp_path):
     file = write_coco(tmp_path)
     (tmp_path / "images" / "a.png").write_bytes(b"")
-    records = read_coco_file(file, images=None, name="train")
+    records = read_coco_file(file, name="train")
     with pytest.raises(DataError, match="is empty"):
-        build_dataset(records, bad_boxes="clip")
-    dataset = build_dataset(records, bad_boxes="clip", lenient=True)
+        build_dataset(records)
+    dataset = build_dataset(records, Reading(lenient=True))
     assert dataset.image_ids.tolist() == [101, 102]
     assert dataset.boxes.tolist() == [[12, 16, 36, 48]]
     assert kinds(dataset) == {"image unusable": 1}
     for name in ("b.png", "c.png"):
         (tmp_path / "images" / name).unlink()
-    with pytest.raises(DataError, match="3 images like this of 3"):
-        build_dataset(read_coco_file(file, images=None, name="train"), bad_boxes="clip", lenient=True)
+    with pytest.raises(DataError, match="is empty"):
+        build_dataset(read_coco_file(file, name="train"), Reading(lenient=True))
 
 
 def test_an_image_listed_twice_is_reported(tmp_path):
     document = coco_document()
     document["images"].append({"id": 7, "file_name": "a.png"})
-    dataset = build_dataset(read_coco_file(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
+    dataset = build_dataset(read_coco_file(write_coco(tmp_path, document), name="train"))
     assert kinds(dataset) == {"image listed twice": 1} and len(dataset) == 4
 
 
@@ -175,7 +171,7 @@ def test_many_images_are_measured_in_threads_and_stay_in_order(tmp_path):
     document = coco_document()
     document["images"] = [{"id": i, "file_name": name} for i, name in enumerate(sizes)]
     document["annotations"] = []
-    dataset = build_dataset(read_coco_file(write_coco(tmp_path, document), images=None, name="train"), bad_boxes="clip")
+    dataset = build_dataset(read_coco_file(write_coco(tmp_path, document), name="train"))
     assert dataset.sizes[:, 1].tolist() == [20 + i for i in range(80)]
     assert dataset.sizes[7].tolist() == list(read_header(tmp_path / "images" / "7.png"))
     assert torch.equal(dataset.offsets, torch.zeros(81, dtype=torch.int64))

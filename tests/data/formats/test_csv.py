@@ -4,13 +4,19 @@ import pytest
 
 from focaldet.data.formats import csv
 from focaldet.data.formats.assemble import build_dataset
+from focaldet.data.formats.listing import Listing
+from focaldet.data.formats.reading import Reading
 from focaldet.errors import DataError
 from tests.data.datasets import write_csv, write_images
 
 
+def find(path):
+    return csv.find_csv(Listing(path), path if path.is_file() else None)
+
+
 def read(path, split="train", *, images=None):
-    (records,) = csv.read_csv(csv.find_csv(path), [split], images=images)
-    return build_dataset(records, bad_boxes="clip")
+    (records,) = csv.read_csv(find(path), [split], Reading(images=images))
+    return build_dataset(records)
 
 
 def test_a_csv_folder(tmp_path):
@@ -76,7 +82,7 @@ ROWS = [
     ("a.png,inf,2,3,4,cat", "x1: got 'inf'"),
     ("a.png,1,2,3,4,cta", r'class: got \'cta\'; must be a class \(did you mean "cat"\?\)'),
     (",1,2,3,4,cat", "path: got ''; must be the name of an image file"),
-    ("../a.png,1,2,3,4,cat", "path: '../a.png' leads out of the image folder"),
+    ("../x.png,1,2,3,4,cat", "path: '../x.png' leads out of the image folder"),
     ("/etc/passwd,1,2,3,4,cat", "leads out of the image folder"),
     ("gone.png,1,2,3,4,cat", "no such file"),
     ("a.png,1,2,1e308,4,cat", "not pixel coordinates"),
@@ -115,8 +121,8 @@ def test_faults_in_the_class_file(tmp_path, text, message):
 
 
 def test_two_files_for_one_split_and_no_file(tmp_path):
-    assert csv.find_csv(tmp_path) is None
+    assert find(tmp_path) is None
     write_csv(tmp_path)
     (tmp_path / "train_annotations.csv").write_text("")
     with pytest.raises(DataError, match="two files"):
-        csv.find_csv(tmp_path)
+        find(tmp_path)

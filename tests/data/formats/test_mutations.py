@@ -12,9 +12,10 @@ from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Dataset
 from focaldet.data.formats import assemble as assembling
 from focaldet.data.images import read_header
-from focaldet.data.splits import open_splits
+from focaldet.data.splits import inspect_splits, open_splits
 from focaldet.errors import FocaldetError
 from tests.data.datasets import write_coco, write_csv, write_voc, write_yolo
+from tests.data.layouts import LAYOUTS
 
 FILES = {
     "json": (write_coco, "instances_train.json"),
@@ -24,6 +25,16 @@ FILES = {
     "yaml": (write_yolo, "data.yaml"),
     "csv": (write_csv, "train.csv"),
     "classes": (write_csv, "classes.csv"),
+    "CVAT json": (LAYOUTS["cvat_coco_project"].write, "annotations/instances_Train.json"),
+    "VOC devkit": (LAYOUTS["voc_devkit"].write, "VOCdevkit/VOC2007/Annotations/f0.xml"),
+    "darknet": (LAYOUTS["darknet"].write, "obj.data"),
+    "darknet list": (LAYOUTS["darknet"].write, "train.txt"),
+    "OpenImages": (LAYOUTS["open_images"].write, "train-annotations-bbox.csv"),
+    "OpenImages classes": (LAYOUTS["open_images"].write, "class-descriptions-boxable.csv"),
+    "Label Studio csv": (LAYOUTS["label_studio_csv"].write, "project-4-at-2024-05-01.csv"),
+    "LabelMe": (LAYOUTS["labelme"].write, "f0.json"),
+    "VoTT": (LAYOUTS["vott"].write, "Street-export.json"),
+    "jsonl": (LAYOUTS["imagefolder"].write, "train/metadata.jsonl"),
 }
 TOKEN = re.compile(rb"-?\d+(?:\.\d+)?|\"[^\"]*\"|[A-Za-z_]+|[^\sA-Za-z0-9]")
 WORDS = """null true -1 0 NaN Infinity -1e308 1e308 1e-320 0.5 [] {} "" "\\ud800" "../../x" "/etc/passwd" ../a.png
@@ -96,15 +107,21 @@ def mutate_and_open(kind: str, folder: Path, number: int, seed: int, monkeypatch
     for step in range(number):
         draw = random.Random(f"{kind} {seed} {step}")
         (folder / name).write_bytes(mutated(original, draw))
-        bad_boxes = draw.choice(("clip", "drop", "error"))
+        bad_boxes, missing = draw.choice(("clip", "drop", "error")), draw.choice(("error", "skip"))
+        strict, lenient = draw.random() < 0.2, draw.random() < 0.2
+        config = DataConfig(path=folder, bad_boxes=bad_boxes, missing=missing, strict=strict)
         try:
-            splits = open_splits(DataConfig(path=folder, bad_boxes=bad_boxes), seed=0)
+            if lenient:
+                datasets = list(inspect_splits(config, seed=0).datasets.values())
+            else:
+                splits = open_splits(config, seed=0)
+                datasets = [splits.train, splits.val]
         except FocaldetError as error:
             assert "\n" not in str(error) and len(str(error)) < 2000
             outcomes["refused"] += 1
             continue
         outcomes["read"] += 1
-        for dataset in (splits.train, splits.val):
+        for dataset in datasets:
             assert_holds_together(dataset)
             assert all(dataset.problems.lines(listed=True))
     return outcomes

@@ -1,17 +1,19 @@
 """Building a `Dataset` of the records of a reader: every image's header is read, every box is checked against it."""
 
 import functools
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from focaldet.data.dataset import Dataset, pack_paths, starts
+from focaldet.data.formats.locate import locate_images
+from focaldet.data.formats.reading import Reading
 from focaldet.data.formats.records import Records
 from focaldet.data.formats.text import brief, show_path
 from focaldet.data.images import read_header
@@ -20,37 +22,45 @@ from focaldet.errors import DataError
 from focaldet.ops.boxes import areas
 from focaldet.types import ImageSize
 
-BadBoxes = Literal["clip", "drop", "error"]
-
 # No image is this large: a coordinate beyond it is an error of the tool that wrote the file, not a box to clip.
 MAX_COORDINATE = 1e6
 # Tools round to a few digits, so boxes at the border end up slightly outside: clipped in every mode, and not a fault.
 ROUNDING_PX = 0.5
 # Doubles below `MAX_COORDINATE` are rounded by less, and no file states a side more finely.
 FINEST_PX = 1e-9
+# How far fractions may lie outside of 0…1.
+FRACTION_ROUNDING = 1e-3
 _THREADS = 8
 
 
-def build_dataset(records: Records, *, bad_boxes: BadBoxes, read_images: bool = True, lenient: bool = False) -> Dataset:
+def build_dataset(records: Records, reading: Reading | None = None, *, read_images: bool = True) -> Dataset:
     """The dataset of a split: sizes from the image files, boxes clipped to the images, and `problems` of both.
 
-    Without `read_images` no file is opened and the stated sizes are used. With `lenient` images that cannot be read and
-    boxes that would be refused are listed as errors and ignored, so that a check can report all of them at once; it
-    still raises where no image can be read.
+    Without `read_images` no file is looked for or opened and the stated sizes are used. With a lenient reading images
+    that cannot be read and boxes that would be refused are listed as errors and ignored, so that a check can report all
+    of them at once; it still raises where no image can be read.
 
     Raises:
-        DataError: there are no images; one is missing, unreadable or outside its folder (unless `lenient`); a box
-            cannot be one of pixels (unless `lenient` or they are dropped); any bad box if `bad_boxes` is "error"
-            (unless `lenient`).
+        DataError: there are no images; one is missing, unreadable or outside its folder (unless lenient); a box cannot
+            be one of pixels (unless lenient or they are dropped); any bad box if `bad_boxes` is "error" (unless
+            lenient).
     """
+    reading = reading or Reading()
+    lenient = reading.lenient
     if not records.paths:
         raise DataError(f'no images in the split "{records.name}"', file=records.source)
+    records = locate_images(records, reading) if read_images else records
+    records = take_fractions(records, reading)
     indices = range(len(records.paths))
-    measured = _measure_images(records) if read_images else [_stated_size(records, i) for i in indices]
+    measured = (
+        _measure_images(records, follow_links=reading.follow_links)
+        if read_images
+        else [_stated_size(records, i) for i in indices]
+    )
     keep = _note_failures(records, measured, lenient=lenient)
     sizes = torch.tensor([[0, 0] if isinstance(size, DataError) else size for size in measured], dtype=torch.int32)
     _note_repeated_paths(records)
-    rows, boxes = _check_boxes(records, sizes, keep, bad_boxes=bad_boxes, lenient=lenient)
+    rows, boxes = _check_boxes(records, sizes, keep, reading)
     images = keep.nonzero()[:, 0]
     owners = (keep.cumsum(0) - 1)[records.owners[rows]]
     order = owners.argsort(stable=True)
@@ -75,26 +85,46 @@ def build_dataset(records: Records, *, bad_boxes: BadBoxes, read_images: bool = 
     )
 
 
+def take_fractions(records: Records, reading: Reading) -> Records:
+    """The records with boxes taken as fractions of the image where all of them can be nothing else.
+
+    Boxes in pixels that all lie within the first pixel of their images are not annotations of anything.
+
+    Raises:
+        DataError: such boxes, with a strict reading.
+    """
+    boxes = records.boxes
+    within = len(boxes) > 0 and bool(((boxes >= -FRACTION_ROUNDING) & (boxes <= 1 + FRACTION_ROUNDING)).all())
+    if records.fractions or not within or bool((boxes == boxes.round()).all()):
+        return records
+    message = f"all {len(boxes)} boxes lie in 0…1: taken as fractions of the image's width and height, not pixels"
+    strict = replace(reading, problems=records.problems)
+    strict.accept_loosely(records.box_location(0), "boxes are fractions", message)
+    return replace(records, fractions=True, sides=None, areas=torch.full_like(records.areas, math.nan))
+
+
 def _remainders(sides: Float64[Tensor, "R 2"], boxes: Float64[Tensor, "R 4"]) -> Float32[Tensor, "R 2"]:
     """The rounding errors of the sides; 0 for sides that were clipped, whose difference is more than rounding."""
     lacking = sides - (boxes[:, 2:] - boxes[:, :2])
     return lacking.masked_fill(lacking.abs() > FINEST_PX, 0).float()
 
 
-def _measure_images(records: Records) -> list[ImageSize | DataError]:
+def _measure_images(records: Records, *, follow_links: bool) -> list[ImageSize | DataError]:
     """The size of every image after EXIF rotation, or the error that it cannot be read with."""
     root = Path(os.path.realpath(records.root))
+    bounds = root if records.bounds is None else Path(os.path.realpath(records.bounds))
 
     @functools.cache  # a folder has many images
     def is_inside(path: Path) -> bool:
-        return Path(os.path.realpath(path)).is_relative_to(root)
+        return follow_links or Path(os.path.realpath(path)).is_relative_to(bounds)
 
     def measure(i: int) -> ImageSize | DataError:
         path = root / records.paths[i]
         try:
             if not is_inside(path.parent) or (path.is_symlink() and not is_inside(path)):
                 return records.image_location(i).error(
-                    f"{show_path(path)} is a link that leads out of the image folder {root}"
+                    f"{show_path(path)} is a link that leads out of the image folder {bounds}; "
+                    "--data.follow-links takes it"
                 )
             return read_header(path)
         except DataError as error:
@@ -145,9 +175,10 @@ def _note_repeated_paths(records: Records) -> None:
 
 
 def _check_boxes(
-    records: Records, sizes: Int32[Tensor, "N 2"], keep: Bool[Tensor, " N"], *, bad_boxes: BadBoxes, lenient: bool
+    records: Records, sizes: Int32[Tensor, "N 2"], keep: Bool[Tensor, " N"], reading: Reading
 ) -> tuple[Int64[Tensor, " R"], Float64[Tensor, "R 4"]]:
     """The rows of the boxes that are kept, and these boxes clipped to their images; adds problems for the others."""
+    bad_boxes, lenient = reading.bad_boxes, reading.lenient
     rows = keep[records.owners].nonzero()[:, 0]
     limits = sizes[records.owners[rows]].flip(1).double().repeat(1, 2)
     boxes = records.boxes[rows] * limits if records.fractions else records.boxes[rows]

@@ -1,190 +1,257 @@
-"""COCO json: finding such files in a folder, and reading them.
+"""COCO json under any name: finding such files below a folder, and reading them.
 
-Recognized are `annotations/instances_train2017.json` with the images in `train2017/`, `instances_train.json` with
-`images/`, Roboflow's `train/_annotations.coco.json` with the images beside it, and any single file.
+The split of a file is in its name (`instances_train2017.json`, `val.json`, `my-train.json`) or in that of a folder
+above it (`train/_annotations.coco.json`, `train/labels.json`); a file whose path names none is the split `all`. Images
+are looked for in the folder that is named after the split, in `images/` or `data/`, and beside the file.
 """
 
-import gc
-import json
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from focaldet.data.dataset import CROWD, Classes
-from focaldet.data.formats.records import DatasetLayout, Records, path_inside
+from focaldet.data.dataset import CROWD, DIFFICULT, Classes
+from focaldet.data.formats.image_folders import look_near, usual_folders
+from focaldet.data.formats.json_files import json_kind, read_json
+from focaldet.data.formats.listing import Listing
+from focaldet.data.formats.reading import Reading
+from focaldet.data.formats.records import DatasetLayout, Lookup, Records
+from focaldet.data.formats.split_names import role_in_path, split_word
 from focaldet.data.formats.table import Table
-from focaldet.data.formats.text import brief, list_names, unreadable
-from focaldet.data.problems import Location, Problems
+from focaldet.data.formats.text import brief, list_names, plain_numbers
+from focaldet.data.problems import Problems
 from focaldet.errors import DataError
 from focaldet.types import ImageSize
 
-_ROBOFLOW = "_annotations.coco.json"
-_FILE_NAME = re.compile(
-    r"(?:instances|annotations)(?:_(?P<named>.+))?|(?P<bare>(?:train|val|valid|validation|test)\d{0,4})"
-)
-_TRIED_IMAGES = 20
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # nothing that could lead out of a folder
+_NAMED = re.compile(r"(?:instances|annotations)_(?P<named>.+)")
+# Files of one set, of which the first kind that there is holds the boxes.
+_OTHER_TASKS = re.compile(r"(?:person_keypoints|captions|stuff|panoptic|image_info)_", re.IGNORECASE)
+# What Label Studio, FiftyOne, Roboflow and others call the one file of an export.
+_EXPORTS = ("result.json", "labels.json", "coco.json", "annotations.json", "_annotations.coco.json", "instances.json")
+_ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "json")
+_MOST_JSON_FILES = 200  # more json files in a folder than this are one for each image
+_WHOLE_PIXELS = re.compile(r"\s*(\d{1,9})(?:\.0*)?\s*", re.ASCII)
 
 
-def find_coco(path: Path) -> DatasetLayout | None:
-    """The COCO files in a folder, or the one file that `path` is; None where there is none.
+def find_coco(listing: Listing, file: Path | None = None) -> DatasetLayout | None:
+    """The COCO files below a folder, or the one file `file`; None where there is none.
 
     Raises:
         DataError: there are two files for one split.
     """
-    if path.is_file():
-        return DatasetLayout("coco", path.parent, {"all": (path,)}) if path.suffix.lower() == ".json" else None
-    return DatasetLayout.of_files("coco", path, _candidates(path))
+    if file is not None:
+        if file.suffix.lower() != ".json" or json_kind(file) not in ("coco", None):
+            return None
+        inside = file.parent.name.lower() in _ANNOTATION_FOLDERS
+        base = Listing(file.parent.parent if inside else file.parent, follow_links=listing.follow_links)
+        return DatasetLayout("coco", base.root, {"all": (file,)}, listing=base)
+    files = list(_candidates(listing))
+    kept = [pair for pair in files if not _OTHER_TASKS.match(pair[1].name)] or files
+    unnamed = [pair for pair in kept if pair[0] == "all" and pair[1].name.lower() in _EXPORTS]
+    if len(unnamed) == 1:
+        kept = [pair for pair in kept if pair[0] != "all" or pair is unnamed[0]]
+    layout = DatasetLayout.of_files("coco", listing.root, kept, listing=listing)
+    chosen = {file for _, file in kept}
+    ignored = tuple(file for _, file in files if file not in chosen and not _OTHER_TASKS.match(file.name))
+    return replace(layout, ignored=ignored) if layout and ignored else layout
 
 
-def _candidates(folder: Path) -> Iterator[tuple[str, Path]]:
-    for file in sorted((*folder.glob("*.json"), *folder.glob("annotations/*.json"))):
-        if match := _FILE_NAME.fullmatch(file.stem):
-            yield match["named"] or match["bare"] or "all", file
-    for file in sorted(folder.glob(f"*/{_ROBOFLOW}")):
-        yield file.parent.name, file
-    if (folder / _ROBOFLOW).is_file():
-        yield "all", folder / _ROBOFLOW
+def _candidates(listing: Listing) -> Iterator[tuple[str, Path]]:
+    by_folder: dict[str, list[str]] = {}
+    for path in listing.with_suffix(".json"):
+        by_folder.setdefault(path.rpartition("/")[0], []).append(path)
+    for paths in by_folder.values():
+        for path in paths if len(paths) <= _MOST_JSON_FILES else ():
+            if json_kind(listing.root / path) == "coco":
+                yield split_of(path), listing.root / path
 
 
-def read_coco(layout: DatasetLayout, splits: Sequence[str], *, images: Path | None) -> list[Records]:
+def split_of(path: str) -> str:
+    """The split that a file's name or, failing that, its folders name, as they spell it; `all` where none is named."""
+    stem = PurePosixPath(path).stem.removesuffix(".coco").strip("_-. ")
+    if match := _NAMED.fullmatch(stem):
+        return match["named"]
+    return split_word(stem) or role_in_path(path) or "all"
+
+
+def read_coco(layout: DatasetLayout, splits: Sequence[str], reading: Reading) -> list[Records]:
     """The records of some splits of a layout from `find_coco`.
 
     Raises:
         DataError: the file is not well-formed COCO json; names the record and field.
     """
-    return [read_coco_file(layout.splits[split][0], images=images, name=split) for split in splits]
+    listing = layout.listing or Listing(layout.root, follow_links=reading.follow_links)
+    return [
+        read_coco_file(layout.splits[split][0], replace(reading, problems=Problems()), name=split, listing=listing)
+        for split in splits
+    ]
 
 
-def read_coco_file(file: Path, *, images: Path | None, name: str) -> Records:
-    """The records of one COCO json. `images` is their folder; with None it is looked for beside the file.
+def read_coco_file(
+    file: Path, reading: Reading | None = None, *, name: str, listing: Listing | None = None, look_up: bool = True
+) -> Records:
+    """The records of one COCO json. `reading.images` is their folder; with None it is looked for near the file.
+
+    Without `look_up` no image is looked for, and names may be anything.
 
     Crowd regions are flagged. Category ids may be sparse: labels are their positions in ascending order of ids.
 
     Raises:
         DataError: the file is not well-formed COCO json; names the record and field.
     """
-    document = _read_json(file)
-    image_rows = Table(document, "images", file=file)
-    annotations = Table(document, "annotations", file=file)
-    problems = Problems()
-    classes = _coco_classes(Table(document, "categories", file=file), problems)
+    reading = reading or Reading()
+    document = read_json(file, _slim)
+    image_rows = Table(document, "images", file=file, reading=reading)
+    annotations = Table(document, "annotations", file=file, reading=reading)
+    classes = _coco_classes(Table(document, "categories", file=file, reading=reading), reading)
     image_ids = image_rows.identifiers()
-    names = image_rows.column("file_name", (str,), "the name of an image file")
-    root = _image_folder(file, names[:_TRIED_IMAGES], images)
-    annotations.identifiers(default=None)
-    xywh = annotations.boxes("bbox")
-    origin, sides = xywh[:, :2], xywh[:, 2:]
+    names = image_rows.column("file_name", (str,), "the name of an image file", stand_in="")
+    sizes = _stated_sizes(image_rows)
+    images = image_rows.good
+    owners = {image_ids[i]: k for k, i in enumerate(images)}
     labels = {category: label for label, category in enumerate(classes.category_ids)}
-    owners = {image: i for i, image in enumerate(image_ids)}
+    annotations.identifiers(default=None)
+    _take_polygons(annotations, reading)
+    xywh = annotations.boxes("bbox")
+    owner_column = annotations.references("image_id", owners, "images", gone="box without image")
+    label_column = annotations.references("category_id", labels, "categories")
+    origin, sides = xywh[:, :2], xywh[:, 2:]
+    flags, areas = _flags(annotations, reading), annotations.numbers("area")
+    stated = [names[i] for i in images]
+    root, lookup = _find_images(file, name, stated, reading, listing) if look_up else (file.parent, None)
+    rows = annotations.good
+    kept = slice(None) if len(rows) == len(annotations.rows) else torch.tensor(rows, dtype=torch.int64)
     return Records(
         name=name,
         source=file,
         root=root,
         classes=classes,
-        image_ids=image_ids,
-        paths=[
-            value if _PLAIN_NAME.fullmatch(value) else path_inside(root, value, image_rows.location(i, "file_name"))
-            for i, value in enumerate(names)
-        ],
-        stated_sizes=_stated_sizes(image_rows),
-        owners=torch.tensor(annotations.references("image_id", owners, "images"), dtype=torch.int64),
-        boxes=torch.cat([origin, origin + sides], 1),
-        sides=sides,
-        labels=torch.tensor(annotations.references("category_id", labels, "categories"), dtype=torch.int64),
-        flags=_crowds(annotations),
-        areas=annotations.numbers("area"),
-        image_location=lambda i: image_rows.location(i, "file_name"),
-        box_location=lambda row: annotations.location(row, "bbox"),
-        problems=problems,
+        image_ids=[image_ids[i] for i in images],
+        paths=stated,
+        stated_sizes=[sizes[i] for i in images],
+        owners=torch.tensor(owner_column, dtype=torch.int64)[kept],
+        boxes=torch.cat([origin, origin + sides], 1)[kept],
+        sides=sides[kept],
+        labels=torch.tensor(label_column, dtype=torch.int64)[kept],
+        flags=flags[kept],
+        areas=areas[kept],
+        image_location=lambda k: image_rows.location(images[k], "file_name"),
+        box_location=lambda k: annotations.location(rows[k], "bbox"),
+        problems=reading.problems,
+        lookup=lookup,
+        annotation_files=(file,),
     )
 
 
-def _read_json(file: Path) -> Any:
-    collecting = gc.isenabled()
-    gc.disable()  # millions of new containers, none of them garbage: collecting would take a fifth of the time
-    try:
-        return json.loads(file.read_bytes(), object_hook=_slim)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise DataError(f"is not valid JSON: {error.msg}", file=file, record=where) from None
-    except RecursionError:
-        raise DataError("is not a valid data set: nested too deeply", file=file) from None
-    except OSError as error:
-        raise unreadable(file, error) from None
-    except ValueError as error:  # not UTF-8, or a number of thousands of digits
-        raise DataError(f"is not valid JSON: {error}", file=file) from None
-    finally:
-        if collecting:
-            gc.enable()
-
-
 def _slim(record: dict[str, Any]) -> dict[str, Any]:
-    """The record without masks and key points, which are nine tenths of COCO's file and of the memory for it."""
-    record.pop("segmentation", None)
+    """The record without masks and key points, which are nine tenths of COCO's file and of the memory for it.
+
+    Of a polygon without a box the box around it stays, as `polygon`.
+    """
+    polygons = record.pop("segmentation", None)
     record.pop("keypoints", None)
+    if polygons and not record.get("bbox") and (box := _polygon_box(polygons)) is not None:
+        record["polygon"] = box
     return record
 
 
-def _coco_classes(categories: Table, problems: Problems) -> Classes:
+def _polygon_box(polygons: Any) -> list[float] | None:
+    """The box x, y, width, height around COCO's polygons, lists of x, y, x, y …; None for anything else."""
+    if not isinstance(polygons, list) or not all(isinstance(each, list) for each in polygons):
+        return None
+    xs, ys = ([value for each in polygons for value in each[start::2]] for start in (0, 1))
+    if not ys or len(xs) != len(ys) or plain_numbers([*xs, *ys]) is None:
+        return None
+    return [float(value) for value in (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))]
+
+
+def _take_polygons(annotations: Table, reading: Reading) -> None:
+    """Give the annotations that have a polygon and no box the box around it."""
+    for i, row in enumerate(annotations.rows):
+        if "polygon" in row and not row.get("bbox") and isinstance(row["polygon"], list):
+            message = "there is a polygon and no box; the box around the polygon is taken"
+            reading.accept_loosely(annotations.location(i, "bbox"), "box from polygon", message)
+            row["bbox"] = row["polygon"]
+
+
+def _coco_classes(categories: Table, reading: Reading) -> Classes:
     ids = categories.identifiers()
-    names = categories.column("name", (str,), "a text")
+    names = categories.column("name", (str,), "a text", stand_in="")
     if not ids:
         raise DataError("is empty; a data set needs at least one class", file=categories.file, field="categories")
-    categories.require(names, str.strip, "name", "a text that is not empty")
-    for i, name in enumerate(names):
-        if name in names[:i]:
-            message = f"{brief(name)} is the name of two classes; they stay two classes"
-            problems.add(categories.location(i, "name").problem("warning", "class name twice", message))
-    order = sorted(range(len(ids)), key=ids.__getitem__)
+    categories.require(names, str.strip, "name", "a text that is not empty", stand_in="")
+    known = categories.good
+    seen: set[str] = set()
+    for i in known:
+        if names[i] in seen:
+            message = f"{brief(names[i])} is the name of two classes; they stay two classes"
+            reading.problems.add(categories.location(i, "name").problem("warning", "class name twice", message))
+        seen.add(names[i])
+    order = sorted(known, key=ids.__getitem__)
     return Classes(tuple(names[i] for i in order), tuple(ids[i] for i in order))
 
 
 def _stated_sizes(images: Table) -> list[ImageSize | None]:
-    heights, widths = (images.integers(key, default=None) for key in ("height", "width"))
-    for key, values in (("height", heights), ("width", widths)):
-        images.require(values, lambda value: value is None or 1 <= value < 2**31, key, "at least 1 pixel")
-    pairs = zip(heights, widths, strict=True)
+    """The sizes that the file states, which only serve to tell what differs; None where it states none or nonsense."""
+    columns = [_pixel_column(images, key) for key in ("height", "width")]
+    pairs = zip(*columns, strict=True)
     return [None if height is None or width is None else ImageSize(height, width) for height, width in pairs]
 
 
-def _crowds(annotations: Table) -> UInt8[Tensor, " M"]:
-    values = annotations.column("iscrowd", (int, bool), "0 or 1", default=0)
-    annotations.require(values, (0, 1).__contains__, "iscrowd", "0 or 1")
-    return torch.tensor(values, dtype=torch.uint8) * CROWD
+def _pixel_column(images: Table, key: str) -> list[int | None]:
+    values = [row.get(key) for row in images.rows]
+    if set(map(type, values)) <= {int} and all(1 <= value < 2**31 for value in values):
+        return values
+    for i, value in enumerate(values):
+        if value is None or (type(value) is int and 1 <= value < 2**31):
+            continue
+        match = _WHOLE_PIXELS.fullmatch(value if isinstance(value, str) else repr(value))
+        pixels = int(match[1]) or None if match else None
+        outcome = f"taken as {pixels}" if pixels else "no number of pixels; the size of the image file counts"
+        images.reading.accept_loosely(images.location(i, key), "loose value", f"got {brief(value)}: {outcome}")
+        values[i] = pixels
+    return values
 
 
-def _image_folder(file: Path, names: Sequence[str], images: Path | None) -> Path:
-    """The first of the usual folders that holds any of the first few images.
-
-    Where none does, it is the most likely one, and opening the images reports what is missing.
-    """
-    candidates = [folder for folder in _image_folders(file, images) if folder.is_dir()]
-    if not candidates:
-        raise DataError(
-            f"has no folder of images; there is no {list_names(map(str, _image_folders(file, images)))}", file=file
-        )
-    return next((folder for folder in candidates if any(_exists(folder, name) for name in names)), candidates[0])
-
-
-def _image_folders(file: Path, images: Path | None) -> list[Path]:
-    match = _FILE_NAME.fullmatch(file.stem)
-    split = (match["named"] or match["bare"] if match else None) or file.stem
-    if images is not None:
-        return [images, images / split]
-    base = file.parent.parent if file.parent.name == "annotations" else file.parent
-    if file.name == _ROBOFLOW:
-        return [file.parent]
-    return [base / split, base / "images" / split, base / "images", base]
+def _flags(annotations: Table, reading: Reading) -> UInt8[Tensor, " M"]:
+    """Crowds, and objects with the flag `ignore`, which are neither object nor background."""
+    crowds, ignored = (torch.tensor(annotations.flags(key), dtype=torch.uint8) for key in ("iscrowd", "ignore"))
+    rows = (ignored * (1 - crowds)).nonzero()[:, 0].tolist()
+    message = "has the flag ignore: neither object nor background"
+    reading.problems.add_all(
+        "note",
+        "box ignored by flag",
+        len(rows),
+        lambda k: annotations.location(rows[k], "ignore").problem("note", "box ignored by flag", message),
+    )
+    return crowds * CROWD + ignored * DIFFICULT * (1 - crowds)
 
 
-def _exists(folder: Path, name: str) -> bool:
-    try:
-        return (folder / path_inside(folder, name, Location(folder))).is_file()
-    except (DataError, OSError):
-        return False
+def _find_images(
+    file: Path, name: str, names: Sequence[str], reading: Reading, listing: Listing | None
+) -> tuple[Path, Lookup]:
+    """The folder of the images, and where else to look for them."""
+    if reading.images is not None:
+        listing, bases = Listing(reading.images, follow_links=reading.follow_links), [""]
+    else:
+        listing = listing or Listing(_base_of(file), follow_links=reading.follow_links)
+        near = (listing.relative(path) for path in (_base_of(file), file.parent))
+        bases = [*(base for base in near if base is not None), ""]
+    split = split_of(file.name)
+    others = split_of(listing.relative(file) or file.name)
+    splits = [file.stem if split == "all" else split, others]
+    placed = look_near(listing, bases, splits, names)
+    if placed is None:
+        usual = list_names(str(listing.root / path) for path in usual_folders(bases[0], splits))
+        raise DataError(f"has no folder of images; there is no {usual}", file=file)
+    root, lookup = placed
+    return root, replace(lookup, split=name)
+
+
+def _base_of(file: Path) -> Path:
+    return file.parent.parent if file.parent.name.lower() in _ANNOTATION_FOLDERS else file.parent

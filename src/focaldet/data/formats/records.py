@@ -4,7 +4,7 @@ import math
 import os
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64, UInt8
 from torch import Tensor
 
 from focaldet.data.dataset import Classes
+from focaldet.data.formats.listing import Listing
 from focaldet.data.formats.text import brief
 from focaldet.data.images import SUFFIXES
 from focaldet.data.problems import Location, Problems
@@ -25,17 +26,27 @@ class DatasetLayout:
     """The splits of a data set and the files to read for them.
 
     `splits` maps the names that the folder itself uses to annotation files, list files or image folders. `description`
-    is the file that names the classes, for formats that have one.
+    is the file that names the classes, for formats that have one. `listing` are the files below `root`; where a reader
+    did not need them to recognize the layout, they are listed when they are first asked for. `ignored` are annotation
+    files that were passed over for others, `extra` is whatever else the reader of the format wants to remember.
     """
 
     format: str
     root: Path
     splits: Mapping[str, tuple[Path, ...]]
     description: Path | None = None
+    listing: Listing | None = None
+    ignored: tuple[Path, ...] = ()
+    extra: Any = None
 
     @classmethod
     def of_files(
-        cls, format_name: str, root: Path, files: Iterable[tuple[str, Path]], description: Path | None = None
+        cls,
+        format_name: str,
+        root: Path,
+        files: Iterable[tuple[str, Path]],
+        description: Path | None = None,
+        listing: Listing | None = None,
     ) -> "DatasetLayout | None":
         """The layout of annotation files with the names of their splits; None where there are no files.
 
@@ -47,14 +58,17 @@ class DatasetLayout:
             if name in splits:
                 raise DataError(f'two files for the split "{name}": {splits[name][0]} and {file}; name one', file=root)
             splits[name] = (file,)
-        return cls(format_name, root, splits, description) if splits else None
+        return cls(format_name, root, splits, description, listing) if splits else None
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
     """One split as its annotation files describe it: well-formed, but not yet compared with the images.
 
-    `source` is the file or folder that was read, `root` the folder of the image files, `paths` their paths below it.
+    `source` is the file or folder that was read, `root` the folder of the image files, `paths` their paths below it;
+    or, with `lookup`, the names that the file states, which are then looked for (see `formats.locate`).
+    `annotation_files` are the files that were read, `bounds` is the folder that links may not leave (`root` where it is
+    None).
     `stated_sizes` are the image sizes that the files state. `boxes` are xyxy pixels, or fractions of the image's width
     and height if `fractions`. `owners` is the image index of each box. `areas` are NaN where the file states none.
     `image_location` and `box_location` say where a record stands in the files. `sides` are the widths and heights where
@@ -79,6 +93,50 @@ class Records:
     fractions: bool = False
     sides: Float64[Tensor, "M 2"] | None = None
     problems: Problems = field(default_factory=Problems)
+    lookup: "Lookup | None" = None
+    annotation_files: Sequence[Path] = ()
+    bounds: Path | None = None
+
+    def select_images(self, images: Sequence[int]) -> "Records":
+        """The records of the images at these indices, in this order, and of their boxes."""
+        new_index = torch.full((len(self.paths),), -1, dtype=torch.int64)
+        new_index[torch.tensor(images, dtype=torch.int64)] = torch.arange(len(images))
+        rows = (new_index[self.owners] >= 0).nonzero()[:, 0] if len(self.owners) else self.owners
+        chosen = replace(
+            self,
+            image_ids=[self.image_ids[i] for i in images],
+            paths=[self.paths[i] for i in images],
+            stated_sizes=[self.stated_sizes[i] for i in images],
+            image_location=lambda i: self.image_location(images[i]),
+        )
+        return replace(chosen.select_boxes(rows), owners=new_index[self.owners[rows]])
+
+    def select_boxes(self, rows: Int64[Tensor, " R"]) -> "Records":
+        """The records with the boxes at these rows alone."""
+        return replace(
+            self,
+            owners=self.owners[rows],
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            flags=self.flags[rows],
+            areas=self.areas[rows],
+            sides=None if self.sides is None else self.sides[rows],
+            box_location=lambda row: self.box_location(int(rows[row])),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Where the names of images are looked for: below `listing`, first in `folders` of it, likeliest first.
+
+    With `by_stem` names have no suffix. Files in a folder that is named after another split than `split` are not taken
+    for a name that does not say so itself.
+    """
+
+    listing: Listing
+    folders: Sequence[str] = ("",)
+    by_stem: bool = False
+    split: str = ""
 
 
 class BoxRows:
@@ -124,6 +182,12 @@ def path_inside(root: Path, name: Any, location: Location, *, absolute: bool = F
     if plain.startswith("/") or plain.split("/", 1)[0] == ".." or PureWindowsPath(plain).drive:
         raise location.error(f"{brief(name)} leads out of the image folder {root}; must be a path inside it")
     return plain
+
+
+def stated_size(height: Any, width: Any) -> ImageSize | None:
+    """The size that two values of a file state; None where they are no numbers of pixels."""
+    whole = all(type(side) is int and 0 < side < 2**31 for side in (height, width))
+    return ImageSize(height, width) if whole else None
 
 
 def list_images(folder: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from focaldet.errors import DataError
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlong = 40
+_LARGEST = 1e9
+_FLOAT_LIMIT = 1e300
 _LONGEST_HINT = _LONGEST_PATH = 300
 
 
@@ -58,6 +60,23 @@ def as_number(text: str, location: Location, allowed: str = "a finite number") -
     if not math.isfinite(number):
         raise location.error(f"got {brief(text)}; must be {allowed}")
     return number
+
+
+def loose_number(value: Any) -> float | None:
+    """The finite number that a JSON value of another type stands for, such as `"12.5"`; None where it is none."""
+    if isinstance(value, str) and len(value) < 40 and value.isascii() and "_" not in value:
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        return number if math.isfinite(number) else None
+    return float(value) if type(value) in (int, float) and abs(value) < _FLOAT_LIMIT else None
+
+
+def plain_numbers(values: Sequence[Any]) -> list[float] | None:
+    """Values of a JSON file as numbers; None where one is no number, or larger than any coordinate."""
+    numbers = [float(v) for v in values if type(v) in (int, float) and abs(v) <= _LARGEST]
+    return numbers if len(numbers) == len(values) else None
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -150,7 +150,7 @@ def _locate(listing: Listing, folder: Path, entry: str) -> Path:
     parts = [part for part in plain.split("/") if part not in ("", ".", "..")]
     says_which = [i for i, part in enumerate(parts) if role_of(PurePosixPath(part).stem)]
     longest = max(says_which, default=len(parts) - 1)  # the folder of another split is not taken for this one
-    for tail in ("/".join(parts[start:]) for start in range(1, longest + 1)):
+    for tail in ("/".join(parts[start:]) for start in range(longest + 1)):
         if (name := listing.folder(tail) or (tail if tail in listing.files else None)) is not None:
             return listing.root / name
     return tries[0]

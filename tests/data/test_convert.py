@@ -66,7 +66,7 @@ def test_coco_to_coco_loses_nothing(tmp_path):
             "voc",
             3,
             [2, 2, 0],
-            ['1 crowds, written as "difficult"', "3 image ids", "1 areas of masks", "3 boxes with frac"],
+            ['1 crowds, written as "difficult"', "3 image ids", "3 areas of masks", "3 boxes with frac"],
         ),
         ("yolo", 1, [0], ["2 crowds, difficult and ignored boxes left out", "3 image ids"]),
     ],

@@ -20,7 +20,7 @@ def write_list(file, names, **more):
 
 
 def predictor():
-    return Predictor(BrightDetector(), device="cpu", precision="fp32", category_ids=(7,))
+    return Predictor(BrightDetector(), device="cpu", precision="fp32", category_ids=(7, 9))
 
 
 def save(folder, *names):

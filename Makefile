@@ -5,6 +5,8 @@ VENV := .venv
 RUN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := src tests benchmarks examples docs
+# Tests start many programs: what one has compiled, the next need not.
+test: export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test check prove bench docs figures
 

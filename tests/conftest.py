@@ -9,6 +9,12 @@ from jaxtyping import install_import_hook
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCKED_NETWORK = Path(__file__).parent / "blocked_network"
 
+# The hook compiles anew, in every process, whatever is imported for the first time by a file that it changes.
+import beartype  # noqa: E402, F401
+import cyclopts  # noqa: E402, F401
+import pydantic  # noqa: E402, F401
+import torchvision  # noqa: E402, F401
+
 install_import_hook("focaldet", "beartype.beartype")
 sys.path.insert(0, str(BLOCKED_NETWORK))
 # Programs that a test starts are cut off as well (Python imports `sitecustomize` first of all) and find `tests`.

@@ -1,6 +1,7 @@
 """The command line: what is typed, what is called, what is printed, and the exit status."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -17,7 +18,16 @@ from focaldet.cli import build_app, main
 from focaldet.cli.flags import GROUPS
 from focaldet.cli.peers import read_answers
 from focaldet.models import named_config
+from focaldet.models.published import detector_rows
 from focaldet.runtime import pick_device
+
+
+@pytest.fixture(scope="module", autouse=True)
+def the_table_of_detectors_is_made_once():
+    """It builds them all, in seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("focaldet.cli.models.detector_rows", functools.cache(detector_rows))
+        yield
 
 
 @pytest.fixture

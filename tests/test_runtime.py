@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import socket
 
 import numpy
 import pytest
@@ -108,6 +107,7 @@ def work_as_rank(rank, port, folder, out):
     torch.set_num_threads(1)
     predict.ROUND_IMAGES = 2
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
+    ranks |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
     os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     (out.parent / f"{rank}.json").write_text(json.dumps(work(folder, out)))
 
@@ -120,10 +120,9 @@ def test_two_processes_do_the_work_of_one(tmp_path, start):
     for index, box in enumerate(BOXES[:7]):
         Image.fromarray(make_image(box=box).permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
     (folder / "5.png").write_bytes(b"not an image")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(work_as_rank, args=(port, folder, tmp_path / "two"), nprocs=2)
+    # As torchrun does it: the parent has the port, so nobody can take it before the two are there.
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    multiprocessing.spawn(work_as_rank, args=(store.port, folder, tmp_path / "two"), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     alone = json.loads(json.dumps(work(folder, tmp_path / "one")))
 

@@ -151,7 +151,7 @@ def test_twelve_numbers_and_every_class_equal_pycocotools(seed, crowds, ties):
     assert_equals_referee(dataset, detections)
 
 
-def test_the_random_cases_are_no_trivial_ones():
+def test_the_random_cases_are_not_trivial():
     metrics = [evaluate_detections(*random_case(seed)) for seed in range(20)]
     assert numpy.mean([one.ap50 for one in metrics]) > 0.1
     assert len({one.ap for one in metrics}) > 15

@@ -85,7 +85,7 @@ def test_the_better_detection_takes_the_object_and_each_takes_one():
     assert [round(one.probability, 3) for one in outcomes] == [0.8, 0.9]
 
 
-def test_ignored_boxes_are_no_examples_and_take_detections_that_lie_on_them():
+def test_ignored_boxes_are_not_examples_and_take_detections_that_lie_on_them():
     target = truth((HERE, CELL), ((40.0, 40.0, 100.0, 100.0), CELL, True))
     assert kinds(outcomes_of([(HERE, 0.9, CELL), (FAR, 0.9, CELL)], target)) == [("found", 0)]
     covered = truth(((0.0, 0.0, 50.0, 50.0), CELL, True), (HERE, CELL))

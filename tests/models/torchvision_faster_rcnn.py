@@ -26,7 +26,7 @@ LOGIT_STD, REGION_STD = 1.0, 1.0  # the latter is divided by the weights 10, 10,
 
 
 @torch.no_grad()
-def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
+def lively(name: str, *, size_px: int, proposals: int, seed: int = 0) -> nn.Module:
     """The torchvision model that a user gets with `weights=COCO_V1`, but with lively random weights.
 
     BatchNorm statistics are measured on photographs; the last layers are scaled so that objectness, class logits and
@@ -34,7 +34,8 @@ def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
     """
     torch.manual_seed(seed)
     builder, published = EQUIVALENTS[name]
-    model = builder(weights=None, weights_backbone=None, min_size=size_px, max_size=size_px * 5 // 3).eval()
+    limits = {"min_size": size_px, "max_size": size_px * 5 // 3, "rpn_post_nms_top_n_test": proposals}
+    model = builder(weights=None, weights_backbone=None, **limits).eval()
     prepared = [model.transform([image / 255])[0] for image in photographs()[:2]]
     calibrate_norms(model.backbone, [one.tensors for one in prepared])
     pyramids = [model.backbone(one.tensors) for one in prepared]
@@ -64,9 +65,7 @@ def lively(name: str, *, size_px: int, seed: int = 0) -> nn.Module:
     state = model.state_dict()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: state)
-        equivalent: nn.Module = builder(
-            weights=published, min_size=size_px, max_size=size_px * 5 // 3, box_detections_per_img=KEPT
-        )
+        equivalent: nn.Module = builder(weights=published, **limits, box_detections_per_img=KEPT)
     return equivalent.eval()
 
 

@@ -132,7 +132,7 @@ def test_the_last_convolutions_start_as_caffes_xavier_or_normal():
     assert predictor().classes.bias.tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_groups_are_no_single_numbers():
+def test_groups_are_not_single_numbers():
     """GroupNorm of one number is always 0, and what comes before it would never learn."""
     unit = ProjectedBottleneck(8, 32, kernel=2, stride=2, padding=0, layers=SSDLayers("group", 1e-3, "he"))
     groups = [module for module in unit.modules() if isinstance(module, nn.GroupNorm)]

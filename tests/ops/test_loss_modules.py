@@ -1,7 +1,6 @@
 """The losses as modules: what they divide by, what they keep, and that a rank is a part."""
 
 import json
-import socket
 
 import pytest
 import torch
@@ -95,10 +94,10 @@ def test_nothing_to_find_divides_by_one_and_an_unknown_normalizer_is_refused():
         FocalLoss(normalizer="mean")
 
 
-def gradient_of_part(rank, port, out):
+def gradient_of_part(rank, out):
     """What each of two processes does with its part; at module level so that a fresh interpreter finds it."""
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", init_method=f"file://{out}/joined", rank=rank, world_size=2)
     part = slice(0, 2) if rank == 0 else slice(2, 3)
     actual = {}
     for normalizer in ("batch", "image", "elements"):
@@ -110,10 +109,7 @@ def gradient_of_part(rank, port, out):
 
 
 def test_two_processes_that_average_gradients_are_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(gradient_of_part, args=(port, tmp_path), nprocs=2)
+    multiprocessing.spawn(gradient_of_part, args=(tmp_path,), nprocs=2)
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for normalizer in ("batch", "image", "elements"):
         x = X.clone().requires_grad_()

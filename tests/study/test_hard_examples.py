@@ -119,7 +119,7 @@ def test_easy_is_one_and_hard_near_zero():
     assert easiness(hard) < 0.01
 
 
-def test_boxes_of_classes_that_the_detector_does_not_know_are_no_examples():
+def test_boxes_of_classes_that_the_detector_does_not_know_are_not_examples():
     dataset = make_dataset([[(BOX, 0, 0), ((30.0, 30.0, 40.0, 40.0), 2, 0)]], names=("cell", "dog", "cat"))
     detector = BrightDetector(names=("dog", "cell"))
     matched = match_classes(("dog", "cell"), dataset.classes, num_classes=2)

@@ -109,7 +109,7 @@ class TestTheDoor:
             run(small_run(tmp_path / "run", phases=({"epochs": 1}, {"epochs": 1, **change})))
         assert not (tmp_path / "run").exists()
 
-    def test_counters_of_batches_are_no_tensors_of_the_network(self):
+    def test_counters_of_batches_are_not_tensors_of_the_network(self):
         check_phases(small_run("run", phases=PHASES))
 
     def test_a_phase_says_when_it_is_and_what_differs(self):

@@ -18,12 +18,13 @@ from focaldet.nets.norm import NormKind, conv_norm, norm_layer
 
 @dataclass(frozen=True, slots=True)
 class ResNetShape:
-    """Blocks per stage, and the width of their inner convolutions."""
+    """Blocks per stage, the width of their inner convolutions, and that of the stem, which stages after C2 double."""
 
     depths: tuple[int, int, int, int]
     bottleneck: bool = True
     groups: int = 1
     width_per_group: int = 64
+    stem_width: int = 64
 
 
 RESNETS = {
@@ -110,18 +111,18 @@ class ResNet(Backbone):
         super().__init__()
         shape = RESNETS[name]
         self.ceil_pool = ceil_pool
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = norm_layer(norm, 64, eps=eps)
+        self.conv1 = nn.Conv2d(3, shape.stem_width, 7, 2, 3, bias=False)
+        self.bn1 = norm_layer(norm, shape.stem_width, eps=eps)
         block: Callable[..., nn.Module] = BasicBlock
         if shape.bottleneck:
             block = partial(Bottleneck, shape=shape, stride_in_1x1=stride_in_1x1)
         expansion = Bottleneck.expansion if shape.bottleneck else BasicBlock.expansion
-        channels = 64
+        channels = shape.stem_width
         widths = []
         for number, depth in enumerate(shape.depths):
             blocks: list[nn.Module] = []
             dilation = 2 if dilated_c5 and number == len(shape.depths) - 1 else 1
-            planes = 64 * 2**number
+            planes = shape.stem_width * 2**number
             for index in range(depth):
                 stride = 2 if number and not index and dilation == 1 else 1
                 blocks.append(block(channels, planes, stride=stride, dilation=dilation, norm=norm, eps=eps))

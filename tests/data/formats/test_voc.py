@@ -58,7 +58,7 @@ def test_difficult_objects_are_flagged(tmp_path):
     assert read(tmp_path).target(1).ignored.tolist() == [True]
 
 
-def test_lists_of_single_classes_are_no_splits_but_can_be_read(tmp_path):
+def test_lists_of_single_classes_are_not_splits_but_can_be_read(tmp_path):
     write_voc(tmp_path, {"train": ["a"], "cat_train": ["a  1", "b -1", "c.png"]})
     assert set(find(tmp_path).splits) == {"train"}
     layout = find(tmp_path / "ImageSets" / "Main" / "cat_train.txt")
@@ -167,7 +167,7 @@ def test_deep_nesting_is_read_or_refused(tmp_path):
         assert error.file.endswith("a.xml")
 
 
-def test_parts_of_objects_are_no_objects(tmp_path):
+def test_parts_of_objects_are_not_objects(tmp_path):
     write_voc(tmp_path)
     corners = "<xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax>"
     part = f"<part><name>head</name><bndbox>{corners}</bndbox></part></object>"

@@ -236,7 +236,7 @@ def test_bad_arrays_give_one_clear_error(files, changes, words):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_outputs_that_are_no_whole_number_of_classes(files):
+def test_outputs_that_are_not_a_whole_number_of_classes(files):
     layer = "resres3b3_relu_inter16_mbox_conf"
     path = files("ssd321", **{f"{layer}.0": np.zeros((170, 64, 5, 5), np.float32)})
     with pytest.raises(CheckpointError, match=rf"{layer}.0 has shape \(170, 64, 5, 5\) in the file, \(168, 64, 5, 5\)"):

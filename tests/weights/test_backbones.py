@@ -134,7 +134,7 @@ def test_another_detector_gives_backbone_and_pyramid(
     report = load_into(detector, retinanet)
     assert (report.kind, report.license) == (kind, "MIT")
     text = " ".join(report.sentences())
-    assert "that is all that both detectors share: " in text and "starts from random weights: " in text
+    assert "the file is of another detector: " in text and "starts from random weights: " in text
     file = read_tensors(retinanet).tensors
     now = detector.state_dict()
     for name, value in now.items():

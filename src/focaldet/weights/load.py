@@ -238,7 +238,7 @@ def _fill_from_detector(detector: Detector, weights: DetectorWeights, source: We
         preprocessing=weights.preprocessing,
         license=weights.license,
         notes=(
-            f"that is all that both detectors share: {differences}",
+            f"the file is of another detector: {differences}",
             f"starts from random weights: {list_names(fresh)}",
         ),
     )

@@ -118,8 +118,8 @@ class DetectorConfig:
         return replace(self, **changes)  # type: ignore[type-var]
 
 
-def level_cells(config: DetectorConfig, *, per_cell: int, image: ImageSize) -> tuple[tuple[int, int], ...]:
-    """Rows and columns of every map with anchors, as the network itself makes them of an input of this size.
+def level_cells(config: DetectorConfig, *, per_cell: Sequence[int], image: ImageSize) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of every map with `per_cell` anchors, as the network itself makes them of an input of this size.
 
     It is built on the device "meta", which computes shapes alone, and given squares: rows come from the height as
     columns come from the width.
@@ -127,7 +127,9 @@ def level_cells(config: DetectorConfig, *, per_cell: int, image: ImageSize) -> t
     with torch.device("meta"), torch.no_grad():
         detector = config.build(class_names=(), preprocessing=Preprocessing()).eval()
         rows, columns = (detector(torch.zeros(1, 3, side, side), [ImageSize(side, side)]).level_sizes for side in image)
-    sides = [tuple(math.isqrt(number // per_cell) for number in sizes) for sizes in (rows, columns)]
+    sides = [
+        tuple(math.isqrt(n // count) for n, count in zip(sizes, per_cell, strict=True)) for sizes in (rows, columns)
+    ]
     return tuple(zip(*sides, strict=True))
 
 

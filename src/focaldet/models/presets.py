@@ -8,6 +8,7 @@ from focaldet.models.faster_rcnn import variants as faster_rcnn
 from focaldet.models.faster_rcnn.model import FasterRCNNConfig
 from focaldet.models.retinanet import DetectConfig, LossConfig, RetinaNetConfig
 from focaldet.models.ssd import DecoderConfig, SSDConfig
+from focaldet.models.ssd_tf import TensorFlowSSDConfig
 from focaldet.models.yolov2 import YOLOv2Config, YOLOv2LossConfig
 from focaldet.nets.tdm import WIDTHS_TO_STRIDE_8
 from focaldet.ops.anchors import AnchorConfig
@@ -100,6 +101,14 @@ _SSD321_PREPROCESSING = replace(_SSD_PREPROCESSING, resize=Resize(mode="warp", s
 _LONG_320 = Preprocessing(resize=Resize(mode="long", size=320, max_size=None))
 _WARP_320 = Preprocessing(resize=Resize(mode="warp", size=320, max_size=None))
 
+# As the TF Object Detection API scales; resized as OpenCV does for it, by the mean of the nearest pixels.
+_TENSORFLOW_SSD_PREPROCESSING = Preprocessing(
+    mean=(127.5, 127.5, 127.5),
+    std=(127.5, 127.5, 127.5),
+    resize=Resize(mode="warp", size=300, max_size=None, antialias=False),
+    size_divisor=1,
+)
+
 _DARKNET_PREPROCESSING = Preprocessing(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
 
 # Lin et al. 2017, "Focal Loss for Dense Object Detection", table 2: RetinaNet with scale jitter and the 1.5× schedule,
@@ -162,6 +171,7 @@ PRESETS: dict[str, Preset] = {
     "ssd_r18": Preset(_SSD_R18, _WARP_320),
     "ssd_mobilenet_v2": Preset(_SMALL_SSD, _WARP_320),
     "ssd_efficientnet_lite0": Preset(replace(_SMALL_SSD, **_LITE0), _WARP_320),
+    "ssd_mobilenet_v2_tf": Preset(TensorFlowSSDConfig(), _TENSORFLOW_SSD_PREPROCESSING),
     "dssd513_r101": Preset(
         SSDConfig(module_widths=(256,), decoder=DecoderConfig()),
         _SSD_PREPROCESSING,

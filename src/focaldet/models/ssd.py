@@ -33,7 +33,7 @@ from focaldet.ops.grids import Grid, prior_grids
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
-from focaldet.ops.priors import PriorConfig, all_priors
+from focaldet.ops.priors import PriorConfig, Priors, all_priors
 from focaldet.ops.sampling import hardest_negatives
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
@@ -93,9 +93,45 @@ class DecoderConfig:
     frozen_encoder: bool = False
 
 
+class SSDSettings(DetectorConfig):
+    """What is the same in every SSD, whatever its layers; the configs derived from it explain the settings."""
+
+    __slots__ = ()
+
+    num_classes: int
+    sources: tuple[str, ...]
+    prior: float
+    variances: tuple[float, float, float, float]
+    priors: Priors
+    matching: MatchConfig
+    loss: SSDLossConfig
+    detect: SSDDetectConfig
+
+    @property
+    def classifier(self) -> Classifier:
+        """Whether classes have sigmoids or a softmax: by the loss."""
+        return "sigmoid" if self.loss.kind == "focal" else "softmax"
+
+    @property
+    def first_probability(self) -> float:
+        """What a fresh network gives every class at every prior."""
+        return 1 / (self.num_classes + 1) if self.loss.kind == "mining" else self.prior
+
+    @property
+    def strides_px(self) -> tuple[int, ...]:
+        """The distance of the cells of each map."""
+        raise NotImplementedError
+
+    def grids(self, image: ImageSize) -> tuple[Grid, ...]:
+        """The priors of all maps: those of the backbone by name, then E1, E2… of the extra layers."""
+        cells = level_cells(self, per_cell=self.priors.counts, image=image)
+        names = (*self.sources, *(f"E{number}" for number in range(1, len(cells) - len(self.sources) + 1)))
+        return prior_grids(self.priors, names=names, strides_px=self.strides_px, cells=cells, image=image)
+
+
 @validate_fields
 @dataclass(frozen=True, slots=True)
-class SSDConfig(DetectorConfig):
+class SSDConfig(SSDSettings):
     """Everything that defines an SSD; the defaults are SSD513's.
 
     `stride_in_1x1`, `ceil_pool` and `dilated_c5` make the backbone the original's. `sources` are the maps of the
@@ -134,7 +170,7 @@ class SSDConfig(DetectorConfig):
     detect: SSDDetectConfig = field(default_factory=SSDDetectConfig)
 
     def __post_init__(self) -> None:
-        DetectorConfig.__post_init__(self)
+        SSDSettings.__post_init__(self)
         if list(self.sources) != sorted(set(self.sources)):
             raise ConfigError(f"sources: must go from fine to coarse, each once, got {', '.join(self.sources)}")
         if self.priors.num_levels < len(self.sources):
@@ -144,16 +180,6 @@ class SSDConfig(DetectorConfig):
             )
         if self.decoder and self.decoder.frozen_encoder and "batch" in (self.norm, self.extra_norm):
             raise ConfigError("decoder.frozen_encoder: norm and extra_norm must be frozen as well, or group")
-
-    @property
-    def classifier(self) -> Classifier:
-        """Whether classes have sigmoids or a softmax: by the loss."""
-        return "sigmoid" if self.loss.kind == "focal" else "softmax"
-
-    @property
-    def first_probability(self) -> float:
-        """What a fresh network gives every class at every prior."""
-        return 1 / (self.num_classes + 1) if self.loss.kind == "mining" else self.prior
 
     @property
     def strides_px(self) -> tuple[int, ...]:
@@ -166,12 +192,6 @@ class SSDConfig(DetectorConfig):
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "SSD":
         """The network with random weights."""
         return SSD(self, class_names=class_names, preprocessing=preprocessing)
-
-    def grids(self, image: ImageSize) -> tuple[Grid, ...]:
-        """The priors of all maps: those of the backbone by name, then E1, E2… of the extra layers."""
-        cells = level_cells(self, per_cell=self.priors.per_cell, image=image)
-        names = (*self.sources, *(f"E{number}" for number in range(1, len(cells) - len(self.sources) + 1)))
-        return prior_grids(self.priors, names=names, strides_px=self.strides_px, cells=cells, image=image)
 
 
 class SSDOutputs(NamedTuple):
@@ -189,11 +209,17 @@ class SSDOutputs(NamedTuple):
 class SSD(Detector):
     """Backbone, extra layers, and a predictor on each map."""
 
-    config: SSDConfig
+    config: SSDSettings
+    predictors: nn.ModuleList
 
-    def __init__(self, config: SSDConfig, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
+    def __init__(self, config: SSDSettings, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:
         super().__init__(config, class_names=class_names, preprocessing=preprocessing)
-        c = config
+        self.add_layers()
+
+    def add_layers(self) -> None:
+        """Add everything that has weights."""
+        c = self.config
+        assert isinstance(c, SSDConfig)
         self.backbone = build_backbone(
             c.backbone,
             norm=c.norm,
@@ -220,34 +246,35 @@ class SSD(Detector):
             self.backbone.requires_grad_(not decoder.frozen_encoder)
             self.extras.requires_grad_(not decoder.frozen_encoder)
         self.backbone.freeze(c.frozen_stages)
-        self.predictors = nn.ModuleList(self._predictor(level, width, layers) for level, width in enumerate(widths))
-
-    def _predictor(self, level: int, channels: int, layers: SSDLayers) -> LevelPredictor:
-        """What predicts on the map of one level."""
-        c = self.config
-        return LevelPredictor(
-            channels,
-            at_level(c.module_widths, level),
-            kernel=at_level(c.kernels, level),
-            per_cell=c.priors.per_cell,
-            biases=prior_biases(c.classifier, num_classes=c.num_classes, prior=c.first_probability),
-            std=None if c.loss.kind == "mining" else PREDICTOR_STD,
-            inter_width=c.decoder.inter_width if c.decoder else None,
-            layers=layers,
+        self.predictors = nn.ModuleList(
+            LevelPredictor(
+                width,
+                at_level(c.module_widths, level),
+                kernel=at_level(c.kernels, level),
+                per_cell=c.priors.counts[level],
+                biases=prior_biases(c.classifier, num_classes=c.num_classes, prior=c.first_probability),
+                std=None if c.loss.kind == "mining" else PREDICTOR_STD,
+                inter_width=c.decoder.inter_width if c.decoder else None,
+                layers=layers,
+            )
+            for level, width in enumerate(widths)
         )
 
     def starts_from(self, other: Any) -> tuple[str, ...]:
         """A DSSD starts from the encoder of a trained SSD."""
-        is_encoder = isinstance(other, SSDConfig) and other.decoder is None and self.config.decoder is not None
-        return ("backbone.", "extras.") if is_encoder else ()
+        is_encoder = isinstance(other, SSDConfig) and other.decoder is None
+        return ("backbone.", "extras.") if is_encoder and self.decoder is not None else ()
+
+    def levels(self, x: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
+        """The maps of normalized images that are predicted on, finest first."""
+        maps = self.backbone(x)
+        levels = [maps[number] for number in self.source_maps]
+        levels += self.extras(levels[-1])
+        return self.decoder(levels) if self.decoder is not None else levels
 
     def forward(self, images: Images, sizes: ImageSizes, targets: Sequence[Target] | None = None) -> SSDOutputs:
         """Logits and encoded boxes of all priors for padded RGB images in 0…255."""
-        maps = self.backbone(self.normalize(images))
-        levels = [maps[number] for number in self.source_maps]
-        levels += self.extras(levels[-1])
-        if self.decoder is not None:
-            levels = self.decoder(levels)
+        levels = self.levels(self.normalize(images))
         cells = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         priors = all_priors(
             self.config.priors,
@@ -259,8 +286,8 @@ class SSD(Detector):
         logits, deltas = zip(
             *(predict(level) for predict, level in zip(self.predictors, levels, strict=True)), strict=True
         )
-        config = self.config
-        level_sizes = tuple(height * width * config.priors.per_cell for height, width in cells)
+        counts = self.config.priors.counts
+        level_sizes = tuple(height * width * count for (height, width), count in zip(cells, counts, strict=True))
         return SSDOutputs(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), priors, level_sizes)
 
     def losses(self, outputs: SSDOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:

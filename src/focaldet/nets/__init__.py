@@ -4,12 +4,12 @@ from focaldet.errors import ConfigError
 from focaldet.nets.backbone import Backbone
 from focaldet.nets.darknet import DARKNETS, DarkNet19
 from focaldet.nets.efficientnet_lite import EfficientNetLite0
-from focaldet.nets.mobilenet import MobileNetV2
+from focaldet.nets.mobilenet import MobileNetV2, TensorFlowMobileNetV2
 from focaldet.nets.norm import NormKind
 from focaldet.nets.resnet import RESNETS, ResNet
 from focaldet.nets.timm_backbone import TimmBackbone
 
-BACKBONES = (*RESNETS, "mobilenet_v2", "efficientnet_lite0", *DARKNETS)
+BACKBONES = (*RESNETS, "mobilenet_v2", "mobilenet_v2_tf", "efficientnet_lite0", *DARKNETS)
 
 
 def build_backbone(
@@ -32,6 +32,8 @@ def build_backbone(
         raise ConfigError(f"backbone {name!r}: only ResNets have ceil_pool and dilated_c5; set both to false")
     if name == "mobilenet_v2":
         return MobileNetV2(norm=norm, eps=eps)
+    if name == "mobilenet_v2_tf":
+        return TensorFlowMobileNetV2(norm=norm, eps=eps)
     if name == "efficientnet_lite0":
         return EfficientNetLite0(norm=norm, eps=eps)
     if name in DARKNETS:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
 from focaldet.nets.heads import TowerInit, initialize_tower
-from focaldet.nets.initialize import initialize_normal, initialize_xavier, set_biases
+from focaldet.nets.initialize import initialize_he, initialize_normal, initialize_xavier, set_biases
+from focaldet.nets.mobilenet import ConvNorm, MobileLayers
 from focaldet.nets.norm import NormKind, conv_norm, norm_layer
 
 EXPANSION = 4
@@ -88,16 +89,23 @@ class ProjectedBottleneck(nn.Module):
         return F.pad(x, (0, right, 0, down)) if down or right else x
 
     def _require_statistics(self, x: Float[Tensor, "B C H W"]) -> None:
-        if not (self.training and isinstance(self.norm1, nn.BatchNorm2d)):
-            return
         kernel, stride, padding = self.conv1.kernel_size[0], self.conv1.stride[0], int(self.conv1.padding[0])
         rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[-2:])
-        if len(x) * rows * columns < 2:  # a single number has no deviation
-            raise ConfigError(
-                "batch_size: BatchNorm cannot be trained on the map of 1 × 1 cells of a single image; give every "
-                "process and every accumulated part at least 2 images (the original took 5 and more), or set "
-                "architecture.extra_norm to group, which needs no batch"
-            )
+        require_statistics(self.norm1, len(x) * rows * columns)
+
+
+def require_statistics(norm: nn.Module, count: int) -> None:
+    """Refuse to train BatchNorm on `count` numbers of a channel, one of which has no deviation.
+
+    Raises:
+        ConfigError: that is so.
+    """
+    if norm.training and isinstance(norm, nn.BatchNorm2d) and count < 2:
+        raise ConfigError(
+            "batch_size: BatchNorm cannot be trained on the map of 1 × 1 cells of a single image; give every "
+            "process and every accumulated part at least 2 images (the original took 5 and more), or set "
+            "architecture.extra_norm to group, which needs no batch"
+        )
 
 
 class ExtraLayers(nn.ModuleList):
@@ -177,6 +185,50 @@ class LevelPredictor(nn.Module):
         of_classes = x if self.class_inter is None else self.class_inter(x)
         of_boxes = x if self.box_inter is None else self.box_inter(x)
         return _per_prior(self.classes(of_classes), self.values), _per_prior(self.boxes(of_boxes), 4)
+
+
+class HalvingLayers(nn.ModuleList):
+    """The extra layers of TensorFlow's SSD, one for each of `widths`: 1×1 to half of it, 3×3 depthwise, 1×1.
+
+    The second one has stride 2, so that H cells become ⌈H / 2⌉; each has a normalization and ReLU6.
+    """
+
+    def __init__(self, channels: int, widths: Sequence[int], *, layers: MobileLayers) -> None:
+        super().__init__()
+        for width in widths:
+            half = width // 2
+            first = ConvNorm(channels, half, 1, layers=layers)
+            halving = ConvNorm(half, half, 3, stride=2, groups=half, layers=layers)
+            self.append(nn.Sequential(first, halving, ConvNorm(half, width, 1, layers=layers)))
+            channels = width
+        initialize_he(self.modules(), mode="fan_out")
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> list[Tensor]:
+        """The map after each layer, finest first."""
+        maps = []
+        for layer in self:
+            assert isinstance(layer, nn.Sequential) and isinstance(layer[1], ConvNorm)
+            rows, columns = (-(-side // 2) for side in x.shape[-2:])
+            require_statistics(layer[1][1], len(x) * rows * columns)
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+class MapPredictor(nn.Module):
+    """One convolution each for classes and boxes on a map. Weights start from N(0, `std`²), classes from `biases`."""
+
+    def __init__(self, channels: int, *, kernel: int, per_cell: int, biases: Sequence[float], std: float) -> None:
+        super().__init__()
+        self.values = len(biases)
+        self.classes = nn.Conv2d(channels, per_cell * len(biases), kernel, padding=kernel // 2)
+        self.boxes = nn.Conv2d(channels, per_cell * 4, kernel, padding=kernel // 2)
+        initialize_normal([self.classes, self.boxes], std=std)
+        set_biases(self.classes, biases)
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B A V"], Float[Tensor, "B A 4"]]:
+        """Class values and encoded boxes: cells row by row, the priors of a cell together; fp32."""
+        return _per_prior(self.classes(x), self.values), _per_prior(self.boxes(x), 4)
 
 
 def _per_prior(x: Float[Tensor, "B C H W"], values: int) -> Float[Tensor, "B A V"]:

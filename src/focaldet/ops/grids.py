@@ -13,7 +13,7 @@ from torch import Tensor
 
 from focaldet.ops.anchors import AnchorConfig, cell_anchors
 from focaldet.ops.boxes import areas
-from focaldet.ops.priors import PriorConfig, level_priors
+from focaldet.ops.priors import Priors, level_priors
 from focaldet.types import ImageSize
 
 
@@ -65,7 +65,7 @@ def pyramid_grids(config: AnchorConfig, *, strides_px: tuple[int, ...], image: I
 
 
 def prior_grids(
-    config: PriorConfig,
+    config: Priors,
     *,
     names: tuple[str, ...],
     strides_px: tuple[int, ...],
@@ -76,7 +76,7 @@ def prior_grids(
     grids = []
     for level, (name, stride, shape) in enumerate(zip(names, strides_px, cells, strict=True)):
         priors = level_priors(config, level=level, stride_px=stride, cells=shape, image=image)
-        laid = priors.reshape(*shape, config.per_cell, 4)
+        laid = priors.reshape(*shape, config.counts[level], 4)
         rows, columns = shape
         x = float(laid[0, 1, 0, 0] - laid[0, 0, 0, 0]) if columns > 1 else float(image.width)
         y = float(laid[1, 0, 0, 1] - laid[0, 0, 0, 1]) if rows > 1 else float(image.height)

@@ -60,16 +60,76 @@ class PriorConfig:
         return 2 + 2 * len(self.elongations)
 
     @property
+    def counts(self) -> tuple[int, ...]:
+        """The number of priors of one cell of each level."""
+        return (self.per_cell,) * self.num_levels
+
+    @property
     def num_levels(self) -> int:
         """L, the number of maps."""
         return len(self.starts_px)
 
 
-def prior_shapes(config: PriorConfig, *, level: int, side_px: int) -> Float[Tensor, "S 2"]:
-    """The shapes of one level in an image `side_px` wide and high, in the order of Caffe's channels.
+@validate_fields
+@dataclass(frozen=True, slots=True)
+class ScalePriorConfig:
+    """Priors of L levels as TensorFlow's Object Detection API lays them, on cells spread evenly over the image.
 
-    Min square, square of the geometric mean, then of each elongation the wide one and the high one.
+    Level l has the scale s_l, L of them evenly from `min_scale` to `max_scale` of the image's side, and behind them 1:
+    of each of `ratios` (width / height) a box as large as the square of s_l, and last a square of √(s_l s_l+1). With
+    `few_on_first` the first level has three: a square of `first_scale`, and its scale stretched to 2 : 1 and 1 : 2.
+
+    Raises:
+        ConfigError: `max_scale` is not above `min_scale`.
     """
+
+    num_levels: Annotated[int, Field(ge=2, le=16)] = 6
+    min_scale: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    max_scale: Annotated[float, Field(gt=0, le=1)] = 0.95
+    ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0, 2.0, 0.5, 3.0, 0.3333)
+    few_on_first: bool = True
+    first_scale: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+    def __post_init__(self) -> None:
+        if self.max_scale <= self.min_scale:
+            raise ConfigError(f"max_scale: must be above min_scale, {self.min_scale:g}, got {self.max_scale:g}")
+
+    @property
+    def starts_px(self) -> tuple[None, ...]:
+        """None for each level: its cells are spread evenly."""
+        return (None,) * self.num_levels
+
+    @property
+    def centers(self) -> Literal["start"]:
+        """As in `PriorConfig`."""
+        return "start"
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The number of priors of one cell of each level."""
+        return tuple(len(self.ratios_of(level)) for level in range(self.num_levels))
+
+    def ratios_of(self, level: int) -> list[tuple[float, float]]:
+        """Scale and ratio (width / height) of every prior of a cell."""
+        step = (self.max_scale - self.min_scale) / (self.num_levels - 1)
+        scales = [*(self.min_scale + step * number for number in range(self.num_levels)), 1.0]
+        scale, further = scales[level : level + 2]
+        if level == 0 and self.few_on_first:
+            return [(self.first_scale, 1.0), (scale, 2.0), (scale, 0.5)]
+        return [*((scale, ratio) for ratio in self.ratios), ((scale * further) ** 0.5, 1.0)]
+
+
+Priors = PriorConfig | ScalePriorConfig
+
+
+def prior_shapes(config: Priors, *, level: int, side_px: int) -> Float[Tensor, "S 2"]:
+    """The shapes of one level in an image `side_px` wide and high, in the order of the channels.
+
+    Caffe's are min square, square of the geometric mean, then of each elongation the wide one and the high one.
+    """
+    if isinstance(config, ScalePriorConfig):
+        rows = [(scale * ratio**0.5, scale / ratio**0.5) for scale, ratio in config.ratios_of(level)]
+        return torch.tensor(rows, dtype=torch.float32) * side_px
     low, high = (side_px * percent / 100 for percent in config.percents[level : level + 2])
     if config.whole_px:
         low, high = max(1, int(low)), max(1, int(high))
@@ -81,7 +141,7 @@ def prior_shapes(config: PriorConfig, *, level: int, side_px: int) -> Float[Tens
     return torch.tensor(shapes, dtype=torch.float32)
 
 
-def _centers(config: PriorConfig, *, level: int, stride_px: int, cells: int, side_px: int) -> Float[Tensor, " cells"]:
+def _centers(config: Priors, *, level: int, stride_px: int, cells: int, side_px: int) -> Float[Tensor, " cells"]:
     """Where the cells of one axis of a map lie, in pixels."""
     start, step = config.starts_px[level], float(stride_px)
     if start is None:
@@ -92,7 +152,7 @@ def _centers(config: PriorConfig, *, level: int, stride_px: int, cells: int, sid
 
 
 def level_priors(
-    config: PriorConfig, *, level: int, stride_px: int, cells: tuple[int, int], image: tuple[int, int]
+    config: Priors, *, level: int, stride_px: int, cells: tuple[int, int], image: tuple[int, int]
 ) -> Float[Tensor, "A 4"]:
     """The priors (xyxy pixels) of a map of `cells` (rows, columns), row by row, column by column, the S of a cell
     together.
@@ -112,7 +172,7 @@ def level_priors(
 
 @cache_constants
 def all_priors(
-    config: PriorConfig,
+    config: Priors,
     *,
     strides_px: tuple[int, ...],
     cells: tuple[tuple[int, int], ...],

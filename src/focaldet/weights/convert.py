@@ -34,7 +34,7 @@ DARKNET = "darknet"
 SHORT_PROGRAM_NAMES = {"mmdet": "mmdetection"}
 NO_BACKGROUND = "none, each class is decided by itself"
 BACKGROUND = {
-    **dict.fromkeys(("torchvision", "caffe"), "first in the file, last here"),
+    **dict.fromkeys(("torchvision", "caffe", "tensorflow"), "first in the file, last here"),
     **dict.fromkeys(("detectron2", "mmdetection"), "last in the file and here"),
     DARKNET: "none, the objectness decides",
 }

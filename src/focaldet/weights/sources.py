@@ -11,6 +11,7 @@ from focaldet.nets.timm_backbone import published_weights
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
 from focaldet.weights.download import cache_folder, download, sha256, stated_checksum
+from focaldet.weights.formats.tensorflow_checkpoint import INDEX_SUFFIX
 from focaldet.weights.normalization import describe_scaling
 
 TORCHVISION_WEIGHTS = {
@@ -68,6 +69,9 @@ def find_weights(spec: str | Path, *, backbone: str | None = None, progress: Pro
     path = Path(spec)
     if path.is_dir():
         return WeightsSource(str(spec), _run_weights(path))
+    index = path.with_name(f"{path.name}{INDEX_SUFFIX}")
+    if not path.exists() and index.is_file():  # how TensorFlow calls a checkpoint
+        return WeightsSource(str(spec), index)
     if not path.exists():
         hint = nearest(str(spec), [*EMBEDDED_WEIGHTS, *TORCHVISION_WEIGHTS])
         raise CheckpointError(

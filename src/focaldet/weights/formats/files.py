@@ -19,6 +19,8 @@ from torch import Tensor
 
 from focaldet.errors import CheckpointError
 from focaldet.weights.formats.pickles import read_pickle
+from focaldet.weights.formats.tensorflow_checkpoint import is_checkpoint_index, read_checkpoint
+from focaldet.weights.formats.tensorflow_graph import is_graph, read_graph
 
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
@@ -47,7 +49,7 @@ class TensorFile:
     """Named tensors and what their file states about itself.
 
     That is the metadata of safetensors; of the files of training programs `STATED`, and `meta`: a mapping in JSON of
-    `META` and `classes`, as far as they are there.
+    `META` and `classes`, as far as they are there; of a graph of TensorFlow what `read_graph` says.
     """
 
     tensors: dict[str, Tensor]
@@ -60,7 +62,7 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """The tensors of a file by safetensors, `torch.save`, `numpy.savez` or detectron2, recognized by its content.
+    """The tensors of a file by safetensors, `torch.save`, `numpy.savez`, detectron2 or TensorFlow, told by content.
 
     A dictionary under `model`, `state_dict` or `blobs` is unwrapped and the prefix `module.` of distributed training
     removed. Optimizer and schedule are skipped, and so is the momentum that Detectron1 keeps among its blobs.
@@ -76,6 +78,10 @@ def read_tensors(path: Path) -> TensorFile:
             return _extract_tensors(_read_torch(path), path)
         if start.startswith(PICKLE_START) or path.suffix == ".pkl":
             return _extract_tensors(read_pickle(path), path)
+        if is_graph(start):
+            return TensorFile(*read_graph(path))
+        if is_checkpoint_index(path):
+            return TensorFile(read_checkpoint(path), {})
     with open_safetensors(path) as content:
         return TensorFile({name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {})  # noqa: SIM118
 

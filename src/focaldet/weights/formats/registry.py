@@ -11,6 +11,7 @@ from focaldet.weights.formats.detector_weights import DetectorWeights
 from focaldet.weights.formats.detectron2 import is_detectron2, read_detectron2
 from focaldet.weights.formats.files import TensorFile
 from focaldet.weights.formats.mmdetection import is_mmdetection, read_mmdetection
+from focaldet.weights.formats.tensorflow import is_tensorflow, read_tensorflow
 from focaldet.weights.formats.torchvision import is_torchvision, read_torchvision
 from focaldet.weights.sources import WeightsSource
 
@@ -34,6 +35,7 @@ FILE_FORMATS = (
     FileFormat("mmdetection", is_mmdetection, read_mmdetection),
     FileFormat("torchvision", is_torchvision, read_torchvision),
     FileFormat("caffe", is_caffe, read_caffe),
+    FileFormat("tensorflow", is_tensorflow, read_tensorflow),
 )
 
 

@@ -6,7 +6,7 @@ import torch
 from focaldet.config import from_dict, to_dict
 from focaldet.errors import ConfigError
 from focaldet.models import find_preset
-from focaldet.ops.priors import PriorConfig, all_priors, level_priors, prior_shapes
+from focaldet.ops.priors import PriorConfig, ScalePriorConfig, all_priors, level_priors, prior_shapes
 
 SSD513 = PriorConfig()
 CELLS_513 = tuple((side, side) for side in (64, 32, 16, 8, 4, 2, 1))
@@ -130,3 +130,28 @@ def test_a_config_survives_plain_values():
 def test_bad_priors_give_one_clear_error(settings, words):
     with pytest.raises(ConfigError, match=words):
         PriorConfig(**settings)
+
+
+def test_tensorflows_priors():
+    """1917 at 300 px; the numbers of the released ssd_mobilenet_v2_coco, whose first map has three of a cell."""
+    config, cells = ScalePriorConfig(), (19, 10, 5, 3, 2, 1)
+    assert config.counts == (3, 6, 6, 6, 6, 6) and config.num_levels == len(config.starts_px) == 6
+    strides = find_preset("ssd_mobilenet_v2_tf").config.strides_px
+    assert strides == (16, 32, 64, 128, 256, 512)
+    priors = all_priors(config, strides_px=strides, cells=tuple((n, n) for n in cells), image=(300, 300))
+    assert len(priors) == 1917
+    expected = {0: [(30, 30), (84.8528, 42.4264), (42.4264, 84.8528)]}
+    expected[1] = [(105, 105), (148.4924, 74.2462), (74.2462, 148.4924), (181.8653, 60.6218)]
+    expected[1] += [(60.6187, 181.8744), (125.4990, 125.4990)]
+    for level, rows in expected.items():
+        torch.testing.assert_close(
+            prior_shapes(config, level=level, side_px=300), torch.tensor(rows), rtol=1e-5, atol=0
+        )
+    last = prior_shapes(config, level=5, side_px=300)
+    torch.testing.assert_close(last[[0, -1]], torch.tensor([[285.0] * 2, [292.4038] * 2]))
+    centers = (priors[:, :2] + priors[:, 2:]) / 2
+    torch.testing.assert_close(
+        centers[[0, 3, -1]], torch.tensor([[150 / 19, 150 / 19], [450 / 19, 150 / 19], [150, 150]])
+    )
+    with pytest.raises(ConfigError, match=r"max_scale: must be above min_scale, 0\.2, got 0\.1"):
+        ScalePriorConfig(max_scale=0.1)

@@ -101,8 +101,8 @@ def strided_slice(attr, x, begin, end, strides):
         if attr["shrink_axis_mask"].i & bit:
             index.append(int(start))
             continue
-        start, stop = (None if attr[mask].i & bit else int(n) for mask, n in (("begin_mask", start), ("end_mask", stop)))
-        index.append(slice(start, stop, int(step)))
+        first = None if attr["begin_mask"].i & bit else int(start)
+        index.append(slice(first, None if attr["end_mask"].i & bit else int(stop), int(step)))
     return np.asarray(x[tuple(index)])
 
 
@@ -121,7 +121,7 @@ OPERATIONS = {
     "Relu": lambda attr, x: np.maximum(x, 0),
     "Relu6": lambda attr, x: np.clip(x, 0, 6),
     "BiasAdd": lambda attr, x, bias: x + bias,
-    "Conv2D": lambda attr, x, kernel: convolve(attr, x, kernel),
+    "Conv2D": convolve,
     "DepthwiseConv2dNative": lambda attr, x, kernel: convolve(attr, x, kernel, groups=x.shape[-1]),
     "MaxPool": pool,
     "Cast": lambda attr, x: np.asarray(x).astype(FLOAT_TYPES[attr["DstT"].type]),

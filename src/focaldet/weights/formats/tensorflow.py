@@ -43,8 +43,8 @@ SSD_BACKBONE, FASTER_RCNN_BACKBONE = (
     "FeatureExtractor/MobilenetV2/Conv/weights",
     "FirstStageFeatureExtractor/InceptionResnetV2/Conv2d_1a_3x3/weights",
 )
-HALVING = "/Mixed_6a/Branch_0/Conv2d_1a_3x3/Conv2D"
-"""End of the name of the convolution whose stride says what the trunk's is."""
+HALVING = "/Mixed_6a/Branch_0/Conv2d_1a_3x3/"
+"""Part of the name of the convolution whose stride says what the trunk's is."""
 
 PARTS = {
     "weights": "weight",
@@ -62,7 +62,8 @@ ARGUMENTS = re.compile(
     r"(Pre|Post|SecondStagePost)processor/.+|(Multiple)?GridAnchorGenerator/.+|Const(_\d+)?|global_step"
     r"|.+/(Momentum|RMSProp|RMSProp_1|Adam|Adam_1|ExponentialMovingAverage)"
 )
-"""Constants of a graph's own preparation and postprocessing, and an optimizer's state: no weights. Nor is a scalar."""
+"""Constants of a graph's own preparation and postprocessing, and an optimizer's state: no weights."""
+ONES = re.compile(r".+/BatchNorm/Const(_\d+)?")
 
 
 class TensorFlowSettings(NamedTuple):
@@ -96,7 +97,7 @@ def read_tensorflow(
             "Inception-ResNet-v2, this is another one"
         )
     preset = find_preset(TENSORFLOW_SSD if is_ssd else TENSORFLOW_FASTER_RCNN)
-    skipped = tuple(name for name, value in file.tensors.items() if not value.ndim or ARGUMENTS.fullmatch(name))
+    skipped = tuple(name for name, value in file.tensors.items() if _is_argument(name, value))
     tensors = _rename_tensors({name: value for name, value in file.tensors.items() if name not in skipped})
     settings, notes = _infer_settings(file, detector, source=label)
     config: Any = replace(preset.config, norm_eps=settings.eps)
@@ -114,6 +115,12 @@ def read_tensorflow(
         license=file.license or TENSORFLOW_LICENSE,
         skipped=skipped,
     )
+
+
+def _is_argument(name: str, value: Tensor) -> bool:
+    """True for what is not a weight: scalars, `ARGUMENTS`, and ones in place of the scale that a BatchNorm lacks."""
+    is_scale = ONES.fullmatch(name) is not None and bool((value == 1).all())
+    return not value.ndim or is_scale or ARGUMENTS.fullmatch(name) is not None
 
 
 def _rename_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -158,7 +165,7 @@ def _infer_settings(
     epsilons = {*named, *graph.get("epsilons", ())}
     if len(epsilons) > 1:
         raise CheckpointError(f"{source}: its BatchNorms have ε of {', '.join(f'{eps:g}' for eps in sorted(epsilons))}")
-    strides = [value for name, value in graph.get("strides", {}).items() if name.endswith(HALVING)]
+    strides = [value for name, value in graph.get("strides", {}).items() if HALVING in name]
     output_stride = 8 * strides[0] if strides else getattr(detector and detector.config, "output_stride", 8)
     if output_stride not in (8, 16):
         raise CheckpointError(f"{source}: its trunk has a stride of {output_stride}, must be 8 or 16")

@@ -26,7 +26,7 @@ from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.dssd import Decoder
 from focaldet.nets.heads import TowerInit, prior_biases
 from focaldet.nets.norm import NormKind
-from focaldet.nets.ssd import ExtraLayers, LevelPredictor, SSDLayers, at_level, extra_strides
+from focaldet.nets.ssd import ExtraLayers, HalvingLayers, LevelPredictor, SSDLayers, at_level, extra_strides
 from focaldet.ops.boxes import clip, decode, encode
 from focaldet.ops.classifier import Classifier, class_loss_sum, decisions
 from focaldet.ops.grids import Grid, prior_grids
@@ -210,6 +210,7 @@ class SSD(Detector):
     """Backbone, extra layers, and a predictor on each map."""
 
     config: SSDSettings
+    extras: ExtraLayers | HalvingLayers
     predictors: nn.ModuleList
 
     def __init__(self, config: SSDSettings, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> None:

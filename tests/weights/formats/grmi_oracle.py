@@ -158,13 +158,13 @@ class FasterRCNNOracle:
         scores = softmax(values)[:, 1:]
         boxes = decode(encoded, np.repeat(regions[:, None], encoded.shape[1], 1))
         clipped = np.clip(boxes, 0, [*frame, *frame])
-        found = []
+        rows = []
         for number in range(scores.shape[1]):
             real = np.flatnonzero((clipped[:, number, 2:] > clipped[:, number, :2]).all(1))
             kept = real[suppress(clipped[real, number], scores[real, number], 0.6)][:100]
-            found += [(scores[i, number], number + 1, clipped[i, number]) for i in kept]
-        found.sort(key=lambda row: -row[0])
-        score, ids, best = zip(*found[:100], strict=True)
+            rows += [(scores[i, number], number + 1, clipped[i, number]) for i in kept]
+        rows.sort(key=lambda row: -row[0])
+        score, ids, best = zip(*rows[:100], strict=True)
         return np.stack(best), np.array(score), np.array(ids)
 
 

@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -100,14 +99,14 @@ def read_tensorflow(
     skipped = tuple(name for name, value in file.tensors.items() if _is_argument(name, value))
     tensors = _rename_tensors({name: value for name, value in file.tensors.items() if name not in skipped})
     settings, notes = _infer_settings(file, detector, source=label)
-    config: Any = replace(preset.config, norm_eps=settings.eps)
+    config: Any = preset.config.replace(norm_eps=settings.eps)
     if is_ssd:
         tensors, classes = _convert_ssd(tensors, config, source=label)
     else:
-        config = replace(config, output_stride=settings.output_stride)
+        config = config.replace(output_stride=settings.output_stride)
         tensors, classes = _convert_faster_rcnn(tensors, config, source=label)
     return DetectorWeights(
-        config=replace(config, num_classes=len(classes.category_ids)),
+        config=config.replace(num_classes=len(classes.category_ids)),
         tensors=tensors,
         preprocessing=with_input((detector or preset).preprocessing, stated or "symmetric", source=label),
         classes=classes,
@@ -169,8 +168,9 @@ def _infer_settings(
     output_stride = 8 * strides[0] if strides else getattr(detector and detector.config, "output_stride", 8)
     if output_stride not in (8, 16):
         raise CheckpointError(f"{source}: its trunk has a stride of {output_stride}, must be 8 or 16")
-    settings = TensorFlowSettings(*epsilons or [TENSORFLOW_EPS], output_stride)
-    return settings, () if epsilons else (CHECKPOINT_NOTE,)
+    eps = epsilons.pop() if epsilons else None
+    settings = TensorFlowSettings(TENSORFLOW_EPS if eps is None else eps, output_stride)
+    return settings, (CHECKPOINT_NOTE,) if eps is None else ()
 
 
 def _convert_ssd(

@@ -157,9 +157,8 @@ def _read_constant(name: str, node: memoryview, graph: _Graph) -> None:
     shape = read_shape(bytes_value(fields.get(SHAPE, memoryview(b""))))
     size = math.prod(shape) * FLOATS[kind].itemsize
     content = bytes_value(fields.get(CONTENT, memoryview(b"")))
-    if not content:
-        content = _repeat_values(tensor, kind, size, graph)
-    graph.tensors[name] = make_tensor(content, shape, FLOATS[kind])
+    numbers = content or _repeat_values(tensor, kind, size, graph)
+    graph.tensors[name] = make_tensor(numbers, shape, FLOATS[kind])
 
 
 def read_shape(data: memoryview) -> tuple[int, ...]:

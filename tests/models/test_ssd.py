@@ -9,7 +9,8 @@ import torch
 from focaldet import config as configs
 from focaldet.errors import ConfigError
 from focaldet.models import LossContext, SSDConfig, build, find_preset, named_config
-from focaldet.models.ssd import DecoderConfig, SSDDetectConfig, SSDLossConfig, SSDOutputs
+from focaldet.models.ssd import DecoderConfig, SSDOutputs
+from focaldet.models.ssd_settings import SSDDetectConfig, SSDLossConfig
 from focaldet.ops.boxes import encode
 from focaldet.ops.priors import PriorConfig, all_priors
 from focaldet.training.config import RunConfig

@@ -13,9 +13,9 @@ from focaldet.nets.inception_resnet import (
     InceptionResNetTail,
     InceptionResNetTrunk,
     max_pool,
+    pad_for_halving,
 )
 from focaldet.nets.norm import NormKind
-from focaldet.nets.padding import pad_for_halving
 
 PUBLISHED = INCEPTION_RESNETS["inception_resnet_v2"]
 THIN = InceptionResNetShape(factor=0.25, repeats=(1, 2, 1))

@@ -8,9 +8,9 @@ With a decoder it is a DSSD: the maps go once more from coarse to fine before th
 Axes: B images, A priors of all maps, K classes, V class values per prior, N chosen priors, G objects.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from focaldet.config import Fraction, validate_fields
+from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
-from focaldet.models.base import Detector, DetectorConfig, LossContext, Margins, level_cells
+from focaldet.models.base import Detector, LossContext, Margins
+from focaldet.models.ssd_settings import SSDDetectConfig, SSDLossConfig, SSDSettings
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.dssd import Decoder
@@ -28,51 +29,17 @@ from focaldet.nets.heads import TowerInit, prior_biases
 from focaldet.nets.norm import NormKind
 from focaldet.nets.ssd import ExtraLayers, HalvingLayers, LevelPredictor, SSDLayers, at_level, extra_strides
 from focaldet.ops.boxes import clip, decode, encode
-from focaldet.ops.classifier import Classifier, class_loss_sum, decisions
-from focaldet.ops.grids import Grid, prior_grids
+from focaldet.ops.classifier import class_loss_sum, decisions
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
-from focaldet.ops.priors import PriorConfig, Priors, all_priors
+from focaldet.ops.priors import PriorConfig, all_priors
 from focaldet.ops.sampling import hardest_negatives
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 BACKBONE_STRIDES_PX = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
 DILATED_STRIDE_PX = 16  # of a C5 that is dilated in place of halved
 PREDICTOR_STD = 0.01  # of the last convolutions under the focal loss, as RetinaNet's
-
-
-@validate_fields
-@dataclass(frozen=True, slots=True)
-class SSDLossConfig:
-    """The class loss, and smooth L1 with its corner at `beta` on the encoded boxes, over the matches of the batch.
-
-    `kind` "mining" is the paper's: softmax cross entropy of the matched priors and of the hardest others, `ratio` to
-    one in every image. "focal" is the focal loss of all priors instead, with a sigmoid for every class,
-    "softmax_focal" that of a softmax; both take `alpha` and `gamma`. With `across_ranks` the matches of all processes
-    count.
-    """
-
-    renamed_keys: ClassVar[Mapping[str, str]] = {"over_ranks": "across_ranks"}
-
-    kind: Literal["mining", "focal", "softmax_focal"] = "mining"
-    ratio: PositiveFloat = 3.0
-    alpha: Fraction | None = 0.25
-    gamma: NonNegativeFloat = 2.0
-    beta: NonNegativeFloat = 1.0
-    box_weight: NonNegativeFloat = 1.0
-    across_ranks: bool = True
-
-
-@validate_fields
-@dataclass(frozen=True, slots=True)
-class SSDDetectConfig:
-    """From logits to detections: threshold, the best `top_k` priors of each class, NMS per class, the best of all."""
-
-    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    top_k: PositiveInt = 400
-    nms_iou: Fraction = 0.45
-    max_detections: PositiveInt = 200
 
 
 @validate_fields
@@ -91,42 +58,6 @@ class DecoderConfig:
     inter_width: PositiveInt | None = 512
     norm: NormKind | None = None
     frozen_encoder: bool = False
-
-
-class SSDSettings(DetectorConfig):
-    """What is the same in every SSD, whatever its layers; the configs derived from it explain the settings."""
-
-    __slots__ = ()
-
-    num_classes: int
-    sources: tuple[str, ...]
-    prior: float
-    variances: tuple[float, float, float, float]
-    priors: Priors
-    matching: MatchConfig
-    loss: SSDLossConfig
-    detect: SSDDetectConfig
-
-    @property
-    def classifier(self) -> Classifier:
-        """Whether classes have sigmoids or a softmax: by the loss."""
-        return "sigmoid" if self.loss.kind == "focal" else "softmax"
-
-    @property
-    def first_probability(self) -> float:
-        """What a fresh network gives every class at every prior."""
-        return 1 / (self.num_classes + 1) if self.loss.kind == "mining" else self.prior
-
-    @property
-    def strides_px(self) -> tuple[int, ...]:
-        """The distance of the cells of each map."""
-        raise NotImplementedError
-
-    def grids(self, image: ImageSize) -> tuple[Grid, ...]:
-        """The priors of all maps: those of the backbone by name, then E1, E2… of the extra layers."""
-        cells = level_cells(self, per_cell=self.priors.counts, image=image)
-        names = (*self.sources, *(f"E{number}" for number in range(1, len(cells) - len(self.sources) + 1)))
-        return prior_grids(self.priors, names=names, strides_px=self.strides_px, cells=cells, image=image)
 
 
 @validate_fields

@@ -17,14 +17,8 @@ from torch import nn
 
 from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
-from focaldet.models.ssd import (
-    BACKBONE_STRIDES_PX,
-    PREDICTOR_STD,
-    SSD,
-    SSDDetectConfig,
-    SSDLossConfig,
-    SSDSettings,
-)
+from focaldet.models.ssd import BACKBONE_STRIDES_PX, PREDICTOR_STD, SSD
+from focaldet.models.ssd_settings import SSDDetectConfig, SSDLossConfig, SSDSettings
 from focaldet.nets import build_backbone
 from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.heads import prior_biases

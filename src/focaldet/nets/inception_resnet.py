@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from focaldet.nets.backbone import Staged
 from focaldet.nets.initialize import initialize_he
 from focaldet.nets.norm import FrozenBatchNorm, NormKind, conv_norm
-from focaldet.nets.padding import pad_for_halving
 
 INCEPTION_EPS = 1e-3
 """What all of the network's BatchNorms add to the variance."""
@@ -264,6 +263,16 @@ class InceptionResNetTail(nn.Module):
 def trunk_width(shape: InceptionResNetShape) -> int:
     """The channels of the trunk's last map: Mixed_6a's two branches and all that Mixed_5b has."""
     return sum(shape.width(published) for published in (384, 384, 96, 64, 96, 64))
+
+
+def pad_for_halving(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+    """`x` with TensorFlow's SAME padding for a 3×3 kernel of stride 2, in zeros.
+
+    H cells must become ⌈H / 2⌉, which takes 1 more row for even H and 2 for odd H. Of an odd number of rows the larger
+    part lies behind: none before and 1 behind where H is even, 1 on each side where it is odd.
+    """
+    rows, columns = x.shape[-2:]
+    return F.pad(x, (columns % 2, 1, rows % 2, 1))
 
 
 def max_pool(x: Float[Tensor, "B C H W"], *, stride: int, padding: Padding) -> Float[Tensor, "B C h w"]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from focaldet.nets.backbone import Backbone
 from focaldet.nets.initialize import initialize_he
 from focaldet.nets.norm import NormKind, conv_norm, norm_layer
-from focaldet.nets.padding import pad_for_halving
+from focaldet.nets.same_padding import SameConv2d
 
 # expansion, channels, blocks, stride of the first block: table 2 of the paper
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -36,16 +36,16 @@ class ConvNorm(nn.Sequential):
     def __init__(
         self, channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, layers: MobileLayers
     ) -> None:
-        pads_before = layers.same and stride == 2
-        padding = 0 if pads_before else kernel // 2
-        conv = nn.Conv2d(channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+        conv = (
+            SameConv2d(channels, out_channels, kernel, stride=stride, groups=groups)
+            if layers.same
+            else nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        )
         super().__init__(conv, norm_layer(layers.norm, out_channels, eps=layers.eps))
-        self.pads_before = pads_before
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D h w"]:
         conv = self[0]
         assert isinstance(conv, nn.Conv2d)
-        x = pad_for_halving(x) if self.pads_before else x
         return F.relu6(conv_norm(x, conv, self[1]), inplace=True)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector, DetectorConfig, SSDConfig, find_preset
-from focaldet.models.ssd import SSDLossConfig
+from focaldet.models.ssd_settings import SSDLossConfig
 from focaldet.nets.resnet import RESNETS
 from focaldet.nets.ssd import at_level
 from focaldet.weights.formats.detector_weights import DetectorWeights, coco_classes

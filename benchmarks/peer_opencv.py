@@ -22,7 +22,7 @@ from google.protobuf import text_format
 from PIL import Image
 from tensorboard.compat.proto.graph_pb2 import GraphDef
 
-from focaldet.evaluation.results import evaluate_files
+from focaldet.evaluation.coco import evaluate_files
 from focaldet.prediction import load
 from focaldet.types import ImageSize
 from focaldet.weights import load_detector

@@ -159,6 +159,7 @@ PRESETS: dict[str, Preset] = {
     "faster_rcnn_inception_resnet_v2": Preset(
         faster_rcnn.GRMI, _GRMI_PREPROCESSING, published=PublishedAP(34.7, 55.5, 36.7, 13.5, 38.1, 52.0)
     ),
+    "faster_rcnn_inception_resnet_v2_atrous": Preset(faster_rcnn.GRMI_ATROUS, _GRMI_PREPROCESSING),
     "faster_rcnn_inception_resnet_v2_tdm": Preset(
         replace(faster_rcnn.GRMI, top_down=WIDTHS_TO_STRIDE_8),
         _GRMI_PREPROCESSING,

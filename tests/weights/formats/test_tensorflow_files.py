@@ -25,7 +25,7 @@ from tests.weights.formats import grmi_oracle, tensorflow_oracle
 from tests.weights.formats import tensorflow_files as files
 
 SMALL = {"a/weights": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "a/biases": np.array([1.5], np.float32)}
-SSD, GRMI = "ssd_mobilenet_v2_tf", "faster_rcnn_inception_resnet_v2"
+SSD, GRMI, ATROUS = "ssd_mobilenet_v2_tf", "faster_rcnn_inception_resnet_v2", "faster_rcnn_inception_resnet_v2_atrous"
 
 
 def equal(tensors, arrays):
@@ -258,9 +258,10 @@ def test_the_published_ssd_is_converted(ssd_file, tmp_path):
 def thin(monkeypatch):
     """The preset with a quarter of the channels and few repeated blocks."""
     monkeypatch.setitem(INCEPTION_RESNETS, "inception_resnet_v2", InceptionResNetShape(1 / files.THIN, (1, 2, 1)))
-    preset = find_preset(GRMI)
-    config = preset.config.replace(rpn_head=RPNHeadConfig(width=512 // files.THIN, relu6=True, softmax=True))
-    monkeypatch.setitem(PRESETS, GRMI, replace(preset, config=config))
+    for name in (GRMI, ATROUS):
+        preset = find_preset(name)
+        config = preset.config.replace(rpn_head=RPNHeadConfig(width=512 // files.THIN, relu6=True, softmax=True))
+        monkeypatch.setitem(PRESETS, name, replace(preset, config=config))
 
 
 def test_the_list_is_that_of_the_published_network():
@@ -269,7 +270,7 @@ def test_the_list_is_that_of_the_published_network():
     statistics = sum(np.prod(shape) for name, shape in shapes.items() if "/moving_" in name)
     assert (len(shapes), sum(np.prod(shape) for shape in shapes.values()) - statistics) == (906, 60_020_331)
     with torch.device("meta"):
-        detector = build(GRMI, num_classes=90, architecture={"norm": "batch"})
+        detector = build(ATROUS, num_classes=90, architecture={"norm": "batch"})
     assert sum(parameter.numel() for parameter in detector.parameters()) == 60_020_331
 
 
@@ -279,7 +280,7 @@ def require_equal_detector(path, arrays, *, stride, size, keep):
     trained = load_detector(path)
     detector, (height, width) = trained.detector.eval(), size
     config = detector.config
-    assert (config.output_stride, config.num_classes, config.norm_eps) == (stride, 90, 1e-3)
+    assert config == find_preset(ATROUS if stride == 8 else GRMI).config.replace(num_classes=90)
     assert trained.category_ids == tuple(range(1, 91)) and detector.class_names[0] == "person"
     limits = replace(config.proposals, detect=ProposalLimits(config.proposals.detect.top_k, keep))
     detector.config = config.replace(proposals=limits)

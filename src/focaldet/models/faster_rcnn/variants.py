@@ -69,6 +69,14 @@ GRMI = FasterRCNNConfig(
     detect=FasterRCNNDetectConfig(score_threshold=0.0, nms_iou=0.6),
 )
 
+# The one that its authors released.
+GRMI_ATROUS = replace(
+    GRMI,
+    output_stride=8,
+    rpn=replace(GRMI.rpn, box_weight=2.0),
+    region=replace(GRMI.region, box_weight=2.0),
+)
+
 # Made for small data at 320 px: anchors of 16…128 px, few regions of few cells, BatchNorm that learns.
 _SMALL_C4: dict[str, Any] = {
     "norm": "batch",

@@ -32,7 +32,9 @@ from focaldet.weights.normalization import with_input
 from focaldet.weights.sources import WeightsSource
 from focaldet.weights.tensor_names import num_rows
 
-TENSORFLOW_SSD, TENSORFLOW_FASTER_RCNN = "ssd_mobilenet_v2_tf", "faster_rcnn_inception_resnet_v2"
+TENSORFLOW_SSD = "ssd_mobilenet_v2_tf"
+TENSORFLOW_FASTER_RCNN = {8: "faster_rcnn_inception_resnet_v2_atrous", 16: "faster_rcnn_inception_resnet_v2"}
+"""The presets that are the same networks, of the Faster R-CNN by its trunk's stride."""
 TENSORFLOW_EPS = 1e-3
 TENSORFLOW_LICENSE = "TensorFlow's detection model zoo (its published weights: Apache-2.0)"
 CHECKPOINT_NOTE = "the file states neither ε of BatchNorm nor strides: they are those of the published networks"
@@ -95,15 +97,14 @@ def read_tensorflow(
             f"{label}: of TensorFlow's detectors focaldet has SSD with MobileNetV2 and Faster R-CNN with "
             "Inception-ResNet-v2, this is another one"
         )
-    preset = find_preset(TENSORFLOW_SSD if is_ssd else TENSORFLOW_FASTER_RCNN)
+    settings, notes = _infer_settings(file, detector, source=label)
+    preset = find_preset(TENSORFLOW_SSD if is_ssd else TENSORFLOW_FASTER_RCNN[settings.output_stride])
     skipped = tuple(name for name, value in file.tensors.items() if _is_argument(name, value))
     tensors = _rename_tensors({name: value for name, value in file.tensors.items() if name not in skipped})
-    settings, notes = _infer_settings(file, detector, source=label)
     config: Any = preset.config.replace(norm_eps=settings.eps)
     if is_ssd:
         tensors, classes = _convert_ssd(tensors, config, source=label)
     else:
-        config = config.replace(output_stride=settings.output_stride)
         tensors, classes = _convert_faster_rcnn(tensors, config, source=label)
     return DetectorWeights(
         config=config.replace(num_classes=len(classes.category_ids)),
@@ -166,7 +167,7 @@ def _infer_settings(
         raise CheckpointError(f"{source}: its BatchNorms have ε of {', '.join(f'{eps:g}' for eps in sorted(epsilons))}")
     strides = [value for name, value in graph.get("strides", {}).items() if HALVING in name]
     output_stride = 8 * strides[0] if strides else getattr(detector and detector.config, "output_stride", 8)
-    if output_stride not in (8, 16):
+    if output_stride not in TENSORFLOW_FASTER_RCNN:
         raise CheckpointError(f"{source}: its trunk has a stride of {output_stride}, must be 8 or 16")
     eps = epsilons.pop() if epsilons else None
     settings = TensorFlowSettings(TENSORFLOW_EPS if eps is None else eps, output_stride)

@@ -11,7 +11,6 @@ from focaldet.nets.timm_backbone import published_weights
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
 from focaldet.weights.download import cache_folder, download, sha256, stated_checksum
-from focaldet.weights.formats.tensorflow_checkpoint import INDEX_SUFFIX
 from focaldet.weights.normalization import describe_scaling
 
 TORCHVISION_WEIGHTS = {
@@ -33,6 +32,7 @@ EMBEDDED_WEIGHTS = {"embedded:efficientnet_lite0": "efficientnet_lite0"}
 """Names of the weights that come with focaldet, and their backbones."""
 
 _HUB = "https://huggingface.co"
+INDEX_SUFFIX = ".index"  # of the file that stands for a checkpoint of TensorFlow
 RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")
 
 

@@ -22,8 +22,8 @@ from focaldet.weights.formats.tensorflow_graph import (
     make_tensor,
     read_shape,
 )
+from focaldet.weights.sources import INDEX_SUFFIX
 
-INDEX_SUFFIX = ".index"
 TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 FOOTER_BYTES, HANDLES_BYTES = 48, 40
 COMPRESSIONS = {1: "Snappy", 2: "zlib"}

@@ -22,7 +22,6 @@ from focaldet.weights.formats.tensorflow_graph import (
     make_tensor,
     read_shape,
 )
-from focaldet.weights.sources import INDEX_SUFFIX
 
 TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
 FOOTER_BYTES, HANDLES_BYTES = 48, 40
@@ -140,7 +139,7 @@ def _find_shards(path: Path, header: memoryview) -> list[_Shard]:
         raise CheckpointError("it is big-endian, which is not read")
     if not 1 <= count <= MOST_SHARDS:
         raise CheckpointError(f"it has {count} files of data, must be 1 to {MOST_SHARDS}")
-    stem = path.name.removesuffix(INDEX_SUFFIX)
+    stem = path.name.removesuffix(".index")
     files = [path.with_name(f"{stem}.data-{number:05d}-of-{count:05d}") for number in range(count)]
     if missing := [file.name for file in files if not file.is_file()]:
         raise CheckpointError(f"there is no {missing[0]} beside it")

@@ -208,8 +208,9 @@ class SSD(Detector):
         """Logits and encoded boxes of all priors for padded RGB images in 0…255."""
         levels = self.levels(self.normalize(images))
         cells = tuple((level.shape[-2], level.shape[-1]) for level in levels)
+        config = self.config.priors
         priors = all_priors(
-            self.config.priors,
+            config,
             strides_px=self.config.strides_px,
             cells=cells,
             image=(images.shape[-2], images.shape[-1]),
@@ -218,8 +219,8 @@ class SSD(Detector):
         logits, deltas = zip(
             *(predict(level) for predict, level in zip(self.predictors, levels, strict=True)), strict=True
         )
-        counts = self.config.priors.counts
-        level_sizes = tuple(height * width * count for (height, width), count in zip(cells, counts, strict=True))
+        pairs = zip(cells, config.counts, strict=True)
+        level_sizes = tuple(height * width * count for (height, width), count in pairs)
         return SSDOutputs(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), priors, level_sizes)
 
     def losses(self, outputs: SSDOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:

@@ -50,7 +50,6 @@ def target(boxes, labels, ignored=None):
         ({"frozen_stages": 9}, "frozen_stages: Input should be less than or equal to 5"),
         ({"backbone": "resnet19"}, "resnet19"),
         ({"norm": "batch", "norm_eps": 0.0}, "norm_eps: .* must be above 0"),
-        ({"width": 97, "head_norm": True}, "width: .* multiple of its 32 groups, got 97"),
         ({"anchors": {"ratios": []}}, "anchors.ratios: .* at least 1 item"),
         ({"loss": {"quality": True, "mining": {}}}, "quality: .* exclude each other"),
         ({"loss": {"quality": True}, "classifier": "softmax"}, "loss.quality: .* sigmoid"),

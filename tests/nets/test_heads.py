@@ -8,10 +8,10 @@ from focaldet.errors import ConfigError
 from focaldet.nets.heads import Subnet, prior_biases
 
 
-@pytest.mark.parametrize("width", [97, 16])
-def test_group_norm_wants_a_multiple_of_its_groups(width: int) -> None:
-    with pytest.raises(ConfigError, match=f"width: .* multiple of its 32 groups, got {width}"):
-        Subnet(width, depth=1, per_cell=1, values=4, norm=True)
+@pytest.mark.parametrize(("width", "groups"), [(96, 32), (48, 16), (97, 1)])
+def test_group_norm_has_32_groups_or_as_many_as_divide_the_width(width: int, groups: int) -> None:
+    subnet = Subnet(width, depth=1, per_cell=1, values=1, norm=True)
+    assert [norm.num_groups for norm in subnet.norms] == [groups]
 
 
 def test_any_width_does_without_norm() -> None:

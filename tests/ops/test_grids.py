@@ -6,9 +6,9 @@ import torch
 from focaldet.models import build, find_preset, named_config
 from focaldet.models.yolov2 import STRIDE_PX
 from focaldet.nets.necks import PYRAMID_STRIDES_PX
-from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
+from focaldet.ops.anchors import AnchorConfig, level_anchors, pyramid_anchors
 from focaldet.ops.boxes import pairwise_iou
-from focaldet.ops.grids import best_overlaps, prior_grids, pyramid_grids
+from focaldet.ops.grids import best_overlaps, hold_centers, prior_grids, pyramid_grids
 from focaldet.ops.priors import PriorConfig, level_priors
 from focaldet.types import ImageSize, Preprocessing
 
@@ -119,3 +119,15 @@ def test_every_detector_has_grids_from_fine_to_coarse():
 
 def test_no_boxes():
     assert best_overlaps(torch.zeros(0, 4), find_preset("yolov2").config.grids(ImageSize(320, 320))[0]).shape == (0,)
+
+
+def test_a_box_holds_the_center_of_an_anchor():
+    (grid, *_) = find_preset("retinanet_mobilenet_v2_fpn").config.grids(ImageSize(64, 96))
+    assert grid.by_center
+    anchors = level_anchors(AnchorConfig(base_scale=8.0, scales=(1.0,), ratios=(1.0,)), stride_px=8, height=8, width=12)
+    centers = ((anchors[:, :2] + anchors[:, 2:]) / 2).double()
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(300, 2, generator=generator, dtype=torch.float64) * torch.tensor([92, 60])
+    boxes = torch.cat([corner, corner + 4], dim=1)
+    inside = ((centers > boxes[:, None, :2]) & (centers < boxes[:, None, 2:])).all(-1).any(1)
+    assert hold_centers(boxes, grid).equal(inside) and 0 < inside.sum() < 300

@@ -1,6 +1,7 @@
 """Figure 4 on your own data: what is counted, what the numbers mean, and the files."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -132,6 +133,8 @@ class TestWhatIsCounted:
         """α times the sum of the positives and 1 - α times that of the negatives."""
         opened = set_up_evaluation(tiny_run, None, split="val")
         detector = opened.detector.eval()
+        # The paper's loss, whose targets are 0 and 1.
+        detector.config = detector.config.replace(loss=dataclasses.replace(detector.config.loss, quality=False))
         total = 0.0
         loader = Loader(FileSource(opened.dataset), preprocessing=detector.preprocessing, batch_size=1, seed=0)
         for batch in loader.epoch(0):

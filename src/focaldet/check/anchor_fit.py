@@ -3,6 +3,7 @@
 Axes: M boxes, L levels.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from focaldet.data.dataset import Dataset
 from focaldet.models.base import DetectorConfig
 from focaldet.ops.boxes import areas
-from focaldet.ops.grids import best_overlaps
+from focaldet.ops.grids import best_overlaps, hold_centers
 from focaldet.types import ImageSize, Preprocessing, Resize
 
 FOREGROUND_IOU = 0.5
@@ -26,6 +27,8 @@ class AnchorReport:
     `average_iou` the mean over the boxes of the IoU with the best anchor. With `by_shape` all are IoUs of width and
     height at a common center. `resize` says the size.
     `too_small` counts boxes of less than half the area of the smallest anchor: no anchor can reach IoU 0.5 with them.
+    With `by_center` (adaptive matching) a box is covered that has the center of an anchor inside, and too small if it
+    is less than a cell of the finest map in area; `smallest_anchor_px` is then the side of that cell.
     """
 
     resize: str
@@ -33,6 +36,7 @@ class AnchorReport:
     covered_per_level: dict[str, float]
     average_iou: float
     by_shape: bool
+    by_center: bool
     too_small: int
     smallest_anchor_px: float
 
@@ -46,16 +50,21 @@ def anchor_report(dataset: Dataset, detector: DetectorConfig, preprocessing: Pre
     if not grids:
         return None
     fit = level_overlaps(boxes, frames, detector)
-    fractions = (fit >= FOREGROUND_IOU).double().mean(0).tolist()
-    smallest = min(grid.smallest_area for grid in grids)
-    best = fit.amax(1)
+    by_center = all(grid.by_center for grid in grids)
+    if by_center:
+        covered = torch.stack([hold_centers(boxes, grid) for grid in grids], dim=1)
+        smallest, limit = min(math.prod(grid.step_px) for grid in grids), 1.0
+    else:
+        covered = fit >= FOREGROUND_IOU
+        smallest, limit = min(grid.smallest_area for grid in grids), FOREGROUND_IOU
     return AnchorReport(
         resize=str(preprocessing.resize),
-        covered=float((best >= FOREGROUND_IOU).double().mean()),
-        covered_per_level={grid.name: fraction for grid, fraction in zip(grids, fractions, strict=True)},
-        average_iou=float(best.double().mean()),
+        covered=float(covered.any(1).double().mean()),
+        covered_per_level=dict(zip((grid.name for grid in grids), covered.double().mean(0).tolist(), strict=True)),
+        average_iou=float(fit.amax(1).double().mean()),
         by_shape=all(grid.by_shape for grid in grids),
-        too_small=int((areas(boxes) < FOREGROUND_IOU * smallest).sum()),
+        by_center=by_center,
+        too_small=int((areas(boxes) < limit * smallest).sum()),
         smallest_anchor_px=smallest**0.5,
     )
 

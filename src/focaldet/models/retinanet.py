@@ -134,7 +134,8 @@ class RetinaNetConfig(DetectorConfig):
 
     def grids(self, image: ImageSize) -> tuple[Grid, ...]:
         """The anchors of P3…P7."""
-        return pyramid_grids(self.anchors, strides_px=PYRAMID_STRIDES_PX, image=image)
+        by_center = self.matching.rule == "adaptive"
+        return pyramid_grids(self.anchors, strides_px=PYRAMID_STRIDES_PX, image=image, by_center=by_center)
 
 
 class RetinaNetOutputs(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
 from focaldet.nets.initialize import initialize_he, initialize_normal, set_biases
+from focaldet.nets.norm import GroupNorm
 from focaldet.ops.classifier import Classifier
 
 NORM_GROUPS = 32
@@ -27,10 +28,8 @@ class Subnet(nn.Module):
     each (Focal Loss paper, section 4.1).
     `tower_init` "he" starts the tower's weights from N(0, 2 / fan-in) instead: with the paper's number every layer
     shrinks the signal, at 256 channels to a third, at 96 to a fifth, and a short training never gets going.
-    `norm` puts GroupNorm (`NORM_GROUPS` groups) between convolution and ReLU, whose bias it makes needless.
-
-    Raises:
-        ConfigError: `norm` with a `width` that is not a multiple of `NORM_GROUPS`.
+    `norm` puts GroupNorm (`NORM_GROUPS` groups, fewer where they do not divide the width) between convolution and
+    ReLU, whose bias it makes needless.
     """
 
     def __init__(
@@ -45,13 +44,9 @@ class Subnet(nn.Module):
         tower_init: TowerInit = "normal",
     ) -> None:
         super().__init__()
-        if norm and depth and width % NORM_GROUPS:
-            raise ConfigError(
-                f"width: GroupNorm in the subnets needs a multiple of its {NORM_GROUPS} groups, got {width}"
-            )
         self.values = values
         self.tower = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=not norm) for _ in range(depth))
-        self.norms = nn.ModuleList(nn.GroupNorm(NORM_GROUPS, width) for _ in range(depth if norm else 0))
+        self.norms = nn.ModuleList(GroupNorm(math.gcd(NORM_GROUPS, width), width) for _ in range(depth if norm else 0))
         self.predict = nn.Conv2d(width, per_cell * values, 3, padding=1)
         initialize_tower(self.tower, tower_init)
         initialize_normal([self.predict])

@@ -43,13 +43,23 @@ class FrozenBatchNorm(nn.Module):
         return f"{len(self.weight)}, eps={self.eps}"
 
 
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` that also takes a group of one value, which becomes the bias.
+
+    torch refuses one image whose map is a single cell with one channel to a group; P7 of a small image is such a map.
+    """
+
+    def forward(self, x: Float[Tensor, "B C *HW"]) -> Float[Tensor, "B C *HW"]:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def norm_layer(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module:
     """A normalization of `channels` channels: frozen or trained BatchNorm, or GroupNorm with 32 groups."""
     if kind == "frozen":
         return FrozenBatchNorm(channels, eps=eps)
     if kind == "batch":
         return nn.BatchNorm2d(channels, eps=eps)
-    return nn.GroupNorm(32 if channels % 32 == 0 else 8, channels, eps=eps)
+    return GroupNorm(32 if channels % 32 == 0 else 8, channels, eps=eps)
 
 
 def conv_norm(x: Float[Tensor, "B C H W"], conv: nn.Conv2d, norm: nn.Module) -> Float[Tensor, "B D h w"]:

@@ -8,7 +8,7 @@ nearest to the box, and M × S overlaps say exactly what all anchors would.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from focaldet.ops.anchors import AnchorConfig, cell_anchors
@@ -22,7 +22,8 @@ class Grid(NamedTuple):
     number of cells (rows, columns).
 
     With `by_shape` an object belongs to the cell of its center and its box may lie anywhere in it, as in YOLOv2: then
-    only width and height decide how well an anchor fits.
+    only width and height decide how well an anchor fits. With `by_center` an object takes anchors whose centers lie in
+    its box, whatever their shape, as adaptive matching does.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Grid(NamedTuple):
     step_px: tuple[float, float]
     cells: tuple[int, int]
     by_shape: bool = False
+    by_center: bool = False
 
     @property
     def smallest_area(self) -> float:
@@ -53,14 +55,27 @@ def best_overlaps(boxes: Float[Tensor, "M 4"], grid: Grid) -> Float[Tensor, " M"
     return (shared / union).amax(1)
 
 
-def pyramid_grids(config: AnchorConfig, *, strides_px: tuple[int, ...], image: ImageSize) -> tuple[Grid, ...]:
+def hold_centers(boxes: Float[Tensor, "M 4"], grid: Grid) -> Bool[Tensor, " M"]:
+    """Whether each box (xyxy pixels) has the center of an anchor of the grid inside."""
+    anchor = grid.first[0].to(boxes.dtype)
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    origin, step = (anchor[:2] + anchor[2:]) / 2, anchor.new_tensor(grid.step_px)
+    last = anchor.new_tensor([side - 1 for side in reversed(grid.cells)])
+    cell = ((center - origin) / step).round().clamp(min=0).minimum(last)
+    return ((center - origin - cell * step).abs() < half).all(1)
+
+
+def pyramid_grids(
+    config: AnchorConfig, *, strides_px: tuple[int, ...], image: ImageSize, by_center: bool = False
+) -> tuple[Grid, ...]:
     """The grids of a pyramid over an input of this size; torchvision's cells lie as far apart as the map divides it."""
     grids = []
     for stride in strides_px:
         rows, columns = (-(-side // stride) for side in image)
         is_divided = config.flavor == "torchvision"
         step = (image.width // columns, image.height // rows) if is_divided else (stride, stride)
-        grids.append(Grid(f"stride {stride}", cell_anchors(config, stride_px=stride), step, (rows, columns)))
+        first = cell_anchors(config, stride_px=stride)
+        grids.append(Grid(f"stride {stride}", first, step, (rows, columns), by_center=by_center))
     return tuple(grids)
 
 

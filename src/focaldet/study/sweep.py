@@ -148,9 +148,12 @@ def _plan_trainings(run: RunConfig, settings: Sequence[SweepRow]) -> list[RunCon
     for name in VARIED:
         if any(f"{key}.".startswith(f"{name}.") for key in given):
             raise ConfigError(f"architecture.{name}: is varied by the sweep; remove it")
+    asked = configs.to_dict(named_config(run.model, architecture=run.architecture))
+    # γ, α and mining are those of targets 0 and 1.
+    hard_targets = {"loss": {"quality": False}} if asked.get("loss", {}).get("quality") else {}
     plans = []
     for setting in settings:
-        architecture = configs.merge(run.architecture, setting.architecture())
+        architecture = configs.merge(configs.merge(run.architecture, hard_targets), setting.architecture())
         named_config(run.model, architecture=architecture)
         out = run.out / RUNS / setting.name
         plans.append(replace(run, out=out, architecture=architecture, resume=False, overwrite=False))

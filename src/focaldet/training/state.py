@@ -10,12 +10,13 @@ from torch import Tensor
 from focaldet import config as configs
 from focaldet.data.dataset import Classes
 from focaldet.data.formats.text import quantity
-from focaldet.models import Detector, DetectorConfig, LossContext, build, find_preset, named_config
+from focaldet.models import Detector, DetectorConfig, LossContext, build, find_preset, from_config, named_config
 from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.runtime import Autocast, build_autocast, seed_everything
 from focaldet.training.config import RunConfig
 from focaldet.training.minutes import Plan
 from focaldet.training.optim import build_ema, build_optimizer
+from focaldet.types import Preprocessing
 from focaldet.weights import load_into
 from focaldet.weights.sources import embedded_weights
 
@@ -147,8 +148,11 @@ def build_state(
     context = LossContext(all_reduce_sum=sum_over_ranks if ranks > 1 else None, num_ranks=ranks)
     if saved is not None:
         # Initial weights may have changed the settings: BatchNorm's epsilon is that of the program that trained them.
-        detector = build(config.model, class_names=classes.names, architecture=saved["architecture"])
-        detector.preprocessing = configs.from_dict(type(detector.preprocessing), saved["preprocessing"])
+        # What an earlier version did not know has its default then, not what the preset has now.
+        kind, source = type(find_preset(config.model).config), f"architecture of {config.model}"
+        architecture = configs.from_dict(kind, saved["architecture"], source=source, warn_renamed=False)
+        preprocessing = configs.from_dict(Preprocessing, saved["preprocessing"], source="preprocessing")
+        detector = from_config(architecture, class_names=classes.names, preprocessing=preprocessing)
         state = start_state(detector, config, context=context, device=fabric.device)
         state.load_state_dict(saved)
         return state, ()  # the notes on the initial weights were logged when the run began

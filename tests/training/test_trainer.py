@@ -319,8 +319,11 @@ def test_stopped_evaluation_is_made_again(tmp_path, monkeypatch):
 
 
 def test_parts_and_half_precision_resume_too(tmp_path, monkeypatch):
-    # Without norms, whose gradients on maps of one cell overflow fp16 until the scale has fallen.
-    architecture = {**ARCHITECTURE, "head_norm": False}
+    # The paper's head: gradients through norms on maps of one cell overflow fp16 until the scale has fallen.
+    loss = {**ARCHITECTURE["loss"], "quality": False}
+    anchors = {"base_scale": 2.0, "scales": [1.0, 1.26, 1.59], "ratios": [0.5, 1.0, 2.0]}
+    classic = {"head_norm": False, "matching": {"rule": "iou", "low_quality": "any"}, "loss": loss, "anchors": anchors}
+    architecture = {**ARCHITECTURE, **classic}
     half = {"precision": "fp16", "optimizer": "sgd", "learning_rate": 1e-4}
     config = small_run(tmp_path / "straight", epochs=2, accumulate=2, architecture=architecture, **half)
     run(config)

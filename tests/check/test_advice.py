@@ -1,6 +1,7 @@
 """What `auto` chooses: the rules of the table on data whose answer is known by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,3 +66,20 @@ def test_models_of_the_table_exist_once_their_backbone_does():
 def test_real_data_get_the_size_that_was_measured_to_suit_them(real_data, name, size):
     train = open_splits(DataConfig(path=real_data / name), seed=0).train
     assert advice.advise_size(train, PRESETS["faster_rcnn_mobilenet_v2_fpn"].preprocessing.resize).value == size
+
+
+def test_the_guide_states_the_rules_as_they_are():
+    guide = Path(__file__).parents[2] / "docs" / "guide" / "training.md"
+    text = " ".join(guide.read_text(encoding="utf-8").split())
+    *sides, last = advice.RULES["size"]["sides_px"]
+    assert f"the smallest of {', '.join(map(str, sides))} and {last} px" in text
+    assert f"smaller than {advice.RULES['size']['object_px']} px" in text and advice.RULES["size"]["fraction"] == 0.25
+    first, *rows, other = advice.RULES["epochs"]
+    counts = [f"{first['epochs']} below {first['images_below']} images"]
+    counts += [f"{row['epochs']} below {row['images_below']}" for row in rows]
+    assert f"{', '.join(counts)}, else {other['epochs']}".replace("20000", "20 000") in text
+    few = advice.RULES["batch_size"][0]
+    assert f"8; {few['batch_size']} below {few['images_below']} images" in text
+    strong = advice.RULES["augment"][0]
+    assert f"fewer than {strong['images_below']} images are seen {strong['epochs_from']} times" in text
+    assert advice.RULES["sampling"][0]["imbalance_from"] == 10 and "ten times as many boxes" in text

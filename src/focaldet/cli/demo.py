@@ -34,7 +34,6 @@ def demo_command(
         f"\nlook at  {result.report} and {result.drawings}\n"
         f"next     focaldet eval {out}\n"
         "         focaldet check YOUR_DATA\n"
-        "         focaldet train --data YOUR_DATA --model retinanet_mobilenet_v2_fpn --size 320 --out runs/mine \\\n"
-        "           --weights torchvision:imagenet_v1"
+        "         focaldet train --data YOUR_DATA --out runs/mine"
     )
     return CLEAN

@@ -11,9 +11,9 @@ def curve(losses):
     return [RateTrial(rate, loss, loss) for rate, loss in zip(rates_to_try(len(losses)), losses, strict=True)]
 
 
-def test_the_suggestion_is_a_tenth_of_the_rate_at_the_smallest_loss():
+def test_the_suggestion_is_a_third_of_the_rate_at_the_smallest_loss():
     assert rates_to_try(6) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1])
-    assert suggest_rate(curve([5, 4, 3, 2, 9, 50])) == 1e-3
+    assert suggest_rate(curve([5, 4, 3, 2, 9, 50])) == 3e-3
     assert suggest_rate(curve([1, 2, 3, 4, 5, 6])) is None
     assert suggest_rate(curve([2, 1])) is None
 

@@ -106,7 +106,7 @@ def print_rates(curve: "RateCurve") -> None:
     if curve.suggestion is None:
         print("\nno rate made the loss fall: see what focaldet check says of the data")
     else:
-        print(f"\ntake     --learning-rate {curve.suggestion:g}   (a tenth of that at the smallest loss)")
+        print(f"\ntake     --learning-rate {curve.suggestion:g}   (a third of that at the smallest loss)")
 
 
 def print_table(rows: Sequence[Sequence[str]], *, left: set[int]) -> None:

@@ -36,10 +36,11 @@ def decide_settings(values: Mapping[str, Any], *, source: str = "settings", defa
         defaults: whether the settings in `AUTO_DEFAULTS` are `auto` where `values` do not name them.
 
     Raises:
-        ConfigError: a setting that is unknown, out of range or cannot be `auto`, or no detector fits the weights.
+        ConfigError: a setting that is unknown, out of range or cannot be `auto`, or no detector fits what is given.
         DataError: the data cannot be read.
     """
-    given = configs.flatten(configs.current_names(RunConfig, values, source=source))
+    values = configs.current_names(RunConfig, values, source=source)
+    given = configs.flatten(values)
     asked = [name for name in AUTO_SETTINGS if given.get(name) == AUTO]
     plain = configs.from_dict(RunConfig, without_auto(values), source=source)
     if asked and plain.phases:

@@ -25,9 +25,9 @@ LOWEST_RATE, HIGHEST_RATE, NUM_RATES = 1e-5, 1.0, 100
 # Weight of the past in the moving average of the loss; the search ends where this is as many times the smallest one.
 SMOOTHING, DIVERGED = 0.9, 4.0
 
-# The suggestion is the rate of the smallest loss, divided by this: the loss is about to rise there, and a run stays at
-# its largest rate for long.
-MARGIN = 10.0
+# The suggestion is the rate of the smallest loss, divided by this: the loss is about to rise there. Less than the usual
+# 10, because the schedules reach their largest rate slowly and the gradient is clipped.
+MARGIN = 3.0
 
 
 class RateTrial(NamedTuple):
@@ -99,7 +99,7 @@ def rates_to_try(number: int) -> list[float]:
 
 
 def suggest_rate(trials: list[RateTrial]) -> float | None:
-    """A tenth of the rate at the smallest smoothed loss; None where that is the first loss, or there are few trials."""
+    """A third of the rate at the smallest smoothed loss; None where that is the first loss, or there are few trials."""
     if len(trials) < 3:
         return None
     best = min(range(len(trials)), key=lambda i: trials[i].smooth)

@@ -281,6 +281,8 @@ def test_what_to_type_where_no_split_is_for_training_works(tmp_path):
         open_splits(DataConfig(path=tmp_path), seed=0)
     splits = open_splits(DataConfig(path=tmp_path, train="siteV", val="SITET"), seed=0)
     assert (splits.train.name, len(splits.train), len(splits.val)) == ("train", 2, 3)
+    same = open_splits(DataConfig(path=tmp_path, train="siteV", val="siteV"), seed=0)
+    assert (same.train.name, same.val.name, len(same.train), len(same.val)) == ("train", "val", 2, 2)
 
 
 def test_names_that_may_be_of_several_images_are_refused(tmp_path):

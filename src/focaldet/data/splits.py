@@ -235,14 +235,19 @@ def _open_parts(config: DataConfig, parts: Mapping[str, Part], *, lenient: bool)
     errors: list[DataError] = []
     read: list[tuple[DatasetLayout, list[Records]]] = []
     for layout in {id(part.layout): part.layout for part in parts.values()}.values():
-        names = {part.name: name for name, part in parts.items() if part.layout is layout}
+        names: dict[str, list[str]] = {}  # one split may be taken twice
+        for name, part in parts.items():
+            if part.layout is layout:
+                names.setdefault(part.name, []).append(name)
         records = []
         for record in _read_layout(layout, list(names), reading, errors):
             try:
-                located = locate_images(replace(record, name=names[record.name]), reading)
+                located = locate_images(replace(record, name=names[record.name][0]), reading)
                 records.append(located)
                 dataset = build_dataset(located, reading)
-                datasets[located.name] = select_classes(dataset, config.classes, config.other_classes)
+                chosen = select_classes(dataset, config.classes, config.other_classes)
+                datasets |= {name: replace(chosen, name=name, problems=Problems()) for name in names[record.name]}
+                datasets[located.name] = chosen
             except DataError as error:
                 _keep_or_raise(_with_page(error, layout.format), errors, lenient=lenient)
         read.append((layout, records))

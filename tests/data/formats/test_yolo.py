@@ -45,9 +45,14 @@ def test_a_yolo_folder_and_its_yaml(tmp_path):
         "path: ../datasets/elsewhere\ntrain: images/train\nnames: {'0': cat, '1': dog}\n",
         "train: [images/train]\nnames: [cat, dog]\n",
         "train: list.txt\nnames: [cat, dog]\n",
+        "train: images\\train\nnames: [cat, dog]\n",
+        'train: "images\\train"\nnames: [cat, dog]\n',  # a tab to YAML
+        "train: /content/set/images/train\nnames: [cat, dog]\n",
+        "path: /\ntrain: images/train\nnames: [cat, dog]\n",
     ],
 )
-def test_forms_of_yaml(tmp_path, text):
+def test_forms_of_yaml(tmp_path, text, monkeypatch):
+    monkeypatch.setattr("focaldet.data.formats.listing.MAX_FILES", 100)  # a stated path is not listed as a whole
     write_yolo(tmp_path)
     (tmp_path / "data.yaml").write_text(text)
     lines = [
@@ -169,6 +174,13 @@ def test_faults_in_the_yaml(tmp_path, text, message):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=message):
         read(tmp_path)
+
+
+def test_the_folder_of_another_split_is_not_taken_for_one_that_is_gone(tmp_path):
+    write_yolo(tmp_path)
+    (tmp_path / "data.yaml").write_text("train: images/train\ntest: ../test/images\nnames: [cat, dog]\n")
+    with pytest.raises(DataError, match=r"test: .*test/images is neither a folder nor a list file"):
+        read(tmp_path, "test")
 
 
 @pytest.mark.parametrize("line", ["../x.png", "/etc/passwd", "images/../../x.png", "a\0.png"])

@@ -129,7 +129,10 @@ class _Walk:
             for child in children:
                 path, is_hidden = prefix + child.name, hidden or child.name.startswith(".")
                 if child.is_symlink():
-                    waiting += self._follow(path, chain, hidden=is_hidden)
+                    try:
+                        waiting += self._follow(path, chain, hidden=is_hidden)
+                    except OSError:
+                        entries.unreadable.append(path)
                 elif not child.is_dir(follow_symlinks=False):
                     self._add(path, hidden=is_hidden, target=_target(path, chain))
                 elif child.name not in _SKIPPED_FOLDERS:

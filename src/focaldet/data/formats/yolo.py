@@ -72,6 +72,7 @@ class _YOLOSplit:
         self.reading = replace(reading, problems=self.problems)
         self.base = _normal(reading.images or layout.root)
         self.listing = (layout.listing if reading.images is None else None) or self._list(self.base)
+        self.is_elsewhere = layout.listing is None and reading.images is None
         self._labels: dict[int, _LabelFiles] = {}
         lists = [source for source in self.sources if what_is_at(source) == "file"]
         folders = [source for source in self.sources if what_is_at(source) == "folder"]
@@ -98,7 +99,8 @@ class _YOLOSplit:
 
     def _images_in(self, folder: Path) -> Iterator[_YOLOImage]:
         """The images below a folder; of one that lies elsewhere its own files are listed, and the labels near it."""
-        listing, relative = self.listing, self.listing.relative(folder)
+        listing = self.listing
+        relative = None if self.is_elsewhere else listing.relative(folder)
         if relative is None:
             parts = folder.parts
             above = len(parts) - 1 - parts[::-1].index("images") if "images" in parts else len(parts)

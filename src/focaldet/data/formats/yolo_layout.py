@@ -10,7 +10,7 @@ from focaldet.data.formats.locate import ImageFinder
 from focaldet.data.formats.pairs import group_by_split, pair_key
 from focaldet.data.formats.records import DatasetLayout, Lookup
 from focaldet.data.formats.split_names import role_of
-from focaldet.data.formats.text import brief, read_lines, what_is_at
+from focaldet.data.formats.text import brief, read_lines, show_path, what_is_at
 from focaldet.data.formats.voc import common_folder
 from focaldet.errors import DataError
 
@@ -29,16 +29,24 @@ def find_yolo(listing: Listing, file: Path | None = None) -> DatasetLayout | Non
     if file is not None:
         suffix = file.suffix.lower()
         if suffix in YAML_SUFFIXES:
-            return _from_yaml(file, listing)
+            return _from_yaml(file, _near(listing, file))
         if suffix == ".data":
-            return _from_darknet(Listing(file.parent, follow_links=listing.follow_links), file)
+            return _from_darknet(_near(listing, file), file)
         return _from_above(listing, file) if suffix == ".txt" else None
     description = _description(listing)
     if description is None:
         return _from_above(listing, listing.root)
     if description.suffix.lower() in YAML_SUFFIXES:
-        return _from_yaml(description, listing)
-    return _from_darknet(listing, description) if description.suffix == ".data" else _from_folder(listing, description)
+        return _from_yaml(description, _near(listing, description))
+    if description.suffix == ".data":
+        return _from_darknet(_near(listing, description), description)
+    return _from_folder(listing, description)
+
+
+def _near(listing: Listing, file: Path) -> Listing:
+    """The files below the folder of a file."""
+    same = listing.relative(file.parent) == ""
+    return listing if same else Listing(file.parent, follow_links=listing.follow_links)
 
 
 def _from_above(listing: Listing, path: Path) -> DatasetLayout | None:
@@ -115,14 +123,16 @@ def _from_yaml(file: Path, near: Listing) -> DatasetLayout:
     # Data sets move between machines: where the stated folder does not exist, the yaml's own counts.
     there = file.parent / _slashes(stated)
     base = there if what_is_at(there) == "folder" else file.parent
-    listing = near if near.relative(base) == "" else Listing(base, follow_links=near.follow_links)
-    splits = {key: _parts(file, listing, key, value) for key, value in values.items() if value and role_of(key)}
+    below = near.relative(base)
+    listing = near if below == "" else Listing(base, follow_links=near.follow_links)
+    splits = {key: _parts(file, near, base, key, value) for key, value in values.items() if value and role_of(key)}
     if not splits:
         raise DataError("names no split; must have train, and val where there is one", file=file)
-    return DatasetLayout("yolo", base, splits, file, listing=listing)
+    # What lies below a folder that the file alone names, and which may be anything, is not listed as a whole.
+    return DatasetLayout("yolo", base, splits, file, listing=None if below is None else listing)
 
 
-def _parts(file: Path, listing: Listing, key: str, value: Any) -> tuple[Path, ...]:
+def _parts(file: Path, near: Listing, base: Path, key: str, value: Any) -> tuple[Path, ...]:
     """The folders or list files of one split."""
     entries = value if isinstance(value, list) else [value]
     for entry in entries:
@@ -130,7 +140,7 @@ def _parts(file: Path, listing: Listing, key: str, value: Any) -> tuple[Path, ..
             raise DataError(
                 f"got {brief(entry)}; must be a folder, a list file or a list of these", file=file, field=key
             )
-    return tuple(_locate(listing, file.parent, entry) for entry in entries)
+    return tuple(_locate(near, base, entry) for entry in entries)
 
 
 def _slashes(entry: str) -> str:
@@ -139,20 +149,22 @@ def _slashes(entry: str) -> str:
     return entry.replace("\\", "/")
 
 
-def _locate(listing: Listing, folder: Path, entry: str) -> Path:
-    """The path of an entry. Roboflow writes `../train/images` for `train/images` here, other tools the path of the
-    machine that they ran on: leading folders are left out until there is something.
+def _locate(near: Listing, base: Path, entry: str) -> Path:
+    """The path of an entry, from `base` or the folder of the file.
+
+    Roboflow writes `../train/images` for `train/images` here, other tools the path of the machine that they ran on:
+    leading folders are left out until there is something.
     """
     plain = _slashes(entry)
-    tries = [listing.root / plain, folder / plain, listing.root / plain.removeprefix("../")]
+    tries = [base / plain, near.root / plain, base / plain.removeprefix("../")]
     if (path := next((path for path in tries if what_is_at(path)), None)) is not None:
         return path
     parts = [part for part in plain.split("/") if part not in ("", ".", "..")]
     says_which = [i for i, part in enumerate(parts) if role_of(PurePosixPath(part).stem)]
     longest = max(says_which, default=len(parts) - 1)  # the folder of another split is not taken for this one
     for tail in ("/".join(parts[start:]) for start in range(longest + 1)):
-        if (name := listing.folder(tail) or (tail if tail in listing.files else None)) is not None:
-            return listing.root / name
+        if (name := near.folder(tail) or (tail if tail in near.files else None)) is not None:
+            return near.root / name
     return tries[0]
 
 
@@ -167,13 +179,16 @@ def _from_darknet(listing: Listing, file: Path) -> DatasetLayout:
     if "names" not in values:
         raise DataError("is missing; must be the file with the names of the classes", file=file, field="names")
     splits = {
-        key: (_locate(listing, file.parent, value),)
+        key: (_locate(listing, listing.root, value),)
         for key, value in values.items()
         if key not in _NO_SPLITS and (role_of(key) or value.endswith(".txt"))
     }
     if not splits:
         raise DataError("names no list of images; must have train, and valid where there is one", file=file)
-    return DatasetLayout("yolo", listing.root, splits, _locate(listing, file.parent, values["names"]), listing=listing)
+    names = _locate(listing, listing.root, values["names"])
+    if what_is_at(names) != "file":
+        raise DataError(f"{show_path(names)} is not a file", file=file, field="names")
+    return DatasetLayout("yolo", listing.root, splits, names, listing=listing)
 
 
 def _from_folder(listing: Listing, description: Path) -> DatasetLayout:

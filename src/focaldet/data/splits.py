@@ -26,6 +26,7 @@ from focaldet.errors import ConfigError, DataError
 
 HELD_OUT_FRACTION = 0.1
 GUIDE = "docs/guide/data.md"
+_CVAT_IMAGES = " (of CVAT for images, probably: export it as COCO 1.0)"
 _ADVICE = {
     "label studio": ": export it as COCO",
     "fiftyone": ": export it as COCODetectionDataset",
@@ -343,10 +344,13 @@ def _describe_contents(path: Path, listing: Listing, kind: str) -> str:
     if kind == "file":
         what = json_kind(path)
         return f"it looks like {what}{_ADVICE.get(what, '')}" if what else "it is a file of another kind"
+    links = quantity(len(listing.outside), "link")
+    hint = f"{links} that lead out are not followed: --data.follow-links takes them" if listing.outside else ""
     if not listing.files:
-        return "there is no file in it"
+        return hint or "there is no file in it"
     counts = Counter(suffix_of(name) or PurePosixPath(name).name for name in listing.sorted_files)
     seen = [f"{quantity(number, 'file')} {suffix}" for suffix, number in counts.most_common(4)]
     kinds = {name: json_kind(listing.root / name) for name in listing.with_suffix(".json")[:4]}
     texts = [f"{name} ({kind}{_ADVICE.get(kind, '')})" if kind else f"{name} (unknown)" for name, kind in kinds.items()]
-    return f"there are {', '.join(seen)}" + (f"; {', '.join(texts)}" if texts else "")
+    texts += [f"{name}{_CVAT_IMAGES}" for name in listing.with_suffix(".xml")[:4] if name.endswith("annotations.xml")]
+    return f"there are {', '.join(seen)}" + "".join(f"; {text}" for text in (*texts, hint) if text)

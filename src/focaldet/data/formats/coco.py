@@ -21,7 +21,7 @@ from focaldet.data.formats.json_files import json_kind, read_json
 from focaldet.data.formats.listing import Listing
 from focaldet.data.formats.reading import Reading
 from focaldet.data.formats.records import DatasetLayout, Lookup, Records
-from focaldet.data.formats.split_names import role_in_path, split_word
+from focaldet.data.formats.split_names import role_in_path, role_of, split_word
 from focaldet.data.formats.table import Table
 from focaldet.data.formats.text import brief, list_names, plain_numbers
 from focaldet.data.problems import Problems
@@ -67,8 +67,22 @@ def _candidates(listing: Listing) -> Iterator[tuple[str, Path]]:
         by_folder.setdefault(path.rpartition("/")[0], []).append(path)
     for paths in by_folder.values():
         for path in paths if len(paths) <= _MOST_JSON_FILES else ():
-            if json_kind(listing.root / path) == "coco":
-                yield split_of(path), listing.root / path
+            file = listing.root / path
+            kind = json_kind(file)
+            if kind == "coco" or (kind is None and _is_damaged(file)):
+                yield split_of(path), file
+
+
+def _is_damaged(file: Path) -> bool:
+    """Whether a file that is named as one with annotations is no JSON, which has to be said and not passed over."""
+    stem = file.stem.removesuffix(".coco")
+    if not (_NAMED.fullmatch(stem) or role_of(stem) or stem.endswith("annotations")):
+        return False
+    try:
+        read_json(file, _slim)
+    except DataError:
+        return True
+    return False
 
 
 def split_of(path: str) -> str:

@@ -74,13 +74,14 @@ class _YOLOSplit:
         self.listing = (layout.listing if reading.images is None else None) or self._list(self.base)
         self.is_elsewhere = layout.listing is None and reading.images is None
         self._labels: dict[int, _LabelFiles] = {}
+        extra = layout.extra or {}
         lists = [source for source in self.sources if what_is_at(source) == "file"]
         folders = [source for source in self.sources if what_is_at(source) == "folder"]
         if len(lists) + len(folders) < len(self.sources):
             missing = next(source for source in self.sources if not what_is_at(source))
             problem = f"{show_path(missing)} is neither a folder nor a list file"
-            raise DataError(problem, file=layout.description or layout.root, field=split)
-        groups = (layout.extra or {}).get("groups", {})
+            raise DataError(problem, file=extra.get("lists") or layout.description or layout.root, field=split)
+        groups = extra.get("groups", {})
         chosen = [_YOLOImage(self.listing, path) for path in groups.get(split, ())]
         if not chosen:
             chosen = [image for folder in folders for image in self._images_in(_normal(folder))]

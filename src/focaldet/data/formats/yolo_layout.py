@@ -188,7 +188,7 @@ def _from_darknet(listing: Listing, file: Path) -> DatasetLayout:
     names = _locate(listing, listing.root, values["names"])
     if what_is_at(names) != "file":
         raise DataError(f"{show_path(names)} is not a file", file=file, field="names")
-    return DatasetLayout("yolo", listing.root, splits, names, listing=listing)
+    return DatasetLayout("yolo", listing.root, splits, names, listing=listing, extra={"lists": file})
 
 
 def _from_folder(listing: Listing, description: Path) -> DatasetLayout:

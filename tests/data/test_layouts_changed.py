@@ -157,11 +157,12 @@ def openimages_of_fiftyone(folder):
     header = (
         "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
     )
-    put(
-        folder / "labels" / "detections.csv",
-        f"{header}\nstreet 1,x,/m/015qff,1,0.1875,0.5625,{1 / 3},{44 / 48},0,0,0,0,0\n",
-    )
-    return {"all": {"street 1.jpg": TRAIN["street 1.jpg"]}}
+    rows = [
+        f"street 1,x,/m/015qff,1,0.1875,0.5625,{1 / 3},{44 / 48},0,0,0,0,0",
+        "f2,x,/m/01yrx,1,0,0.5,0,0.5,0,0,0,0,0",
+    ]
+    put(folder / "labels" / "detections.csv", "\n".join([header, *rows]))
+    return {"all": {"street 1.jpg": TRAIN["street 1.jpg"], "f2.jpg": [("cat", (0, 0, 32, 24))]}}
 
 
 def labelme_with_a_stray_file(folder):

@@ -5,6 +5,7 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ FINEST_PX = 1e-9
 # How far fractions may lie outside of 0…1.
 FRACTION_ROUNDING = 1e-3
 _THREADS = 8
+_IMAGES_AT_ONCE = 64  # a task for each image would take longer than its header
 
 
 def build_dataset(records: Records, reading: Reading | None = None, *, read_images: bool = True) -> Dataset:
@@ -132,8 +134,11 @@ def _measure_images(records: Records, *, follow_links: bool) -> list[ImageSize |
         except OSError as error:  # such as a file name that is too long
             return records.image_location(i).error(f"{show_path(path)} cannot be read: {error.strerror}")
 
+    def measure_some(start: int) -> list[ImageSize | DataError]:
+        return [measure(i) for i in range(start, min(start + _IMAGES_AT_ONCE, len(records.paths)))]
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(measure, range(len(records.paths))))
+        return list(chain.from_iterable(pool.map(measure_some, range(0, len(records.paths), _IMAGES_AT_ONCE))))
 
 
 def _stated_size(records: Records, i: int) -> ImageSize | DataError:

@@ -45,7 +45,8 @@ def find_imagefolder(listing: Listing, file: Path | None = None) -> DatasetLayou
 
 
 def _names_file(listing: Listing) -> Path | None:
-    return next((listing.root / name for name in ("classes.txt", "labels.txt") if name in listing.files), None)
+    names = [path for path in listing.with_suffix(".txt") if path.rpartition("/")[2] in ("classes.txt", "labels.txt")]
+    return listing.root / min(names, key=lambda path: (path.count("/"), path)) if names else None
 
 
 def _stated_names(file: Path) -> Iterator[str]:

@@ -78,7 +78,9 @@ class Table:
     def integers(self, key: str, *, default: Any = ..., stand_in: Any = None) -> list[Any]:
         """A column of whole numbers that fit into 64 bits; `3.0` and `"3"` are taken with a warning."""
         values = self.column(key, (int,), "a whole number", default=default, loosen=_whole_number, stand_in=stand_in)
-        self.require(values, lambda v: v is None or -_INT64 <= v < _INT64, key, "a whole number of at most 64 bits")
+        numbers = [value for value in values if value is not None]
+        if numbers and not -_INT64 <= min(numbers) <= max(numbers) < _INT64:
+            self.require(values, lambda v: v is None or -_INT64 <= v < _INT64, key, "a whole number of at most 64 bits")
         return values
 
     def identifiers(self, *, default: Any = ...) -> list[Any]:

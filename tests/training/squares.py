@@ -12,9 +12,11 @@ from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import Classes, Dataset, pack_paths, starts
 from focaldet.data.problems import Problems
 from focaldet.training.config import RunConfig
+from tests import tiny_backbones  # noqa: F401  ARCHITECTURE names one
 
 SIDE = 64
 ARCHITECTURE = {
+    "backbone": "resnet_tiny",
     "width": 16,
     "head_depth": 1,
     "tower_init": "normal",

@@ -1,8 +1,9 @@
-"""Writers of TensorFlow's files for tests, and the layers of its published Faster R-CNN.
+"""Writers of TensorFlow's files for tests, and the variables of its two published networks.
 
-`tensorflow_faster_rcnn_inception_resnet_v2_atrous.txt` has the names and shapes of all variables, as the released code
-makes them for faster_rcnn_inception_resnet_v2_atrous_coco (tensorflow/models at 332061a: slim/nets/inception_resnet_v2,
-object_detection/models and meta_architectures/faster_rcnn_meta_arch): 90 classes, 12 anchors of a cell.
+`tensorflow_ssd_mobilenet_v2.txt` and `tensorflow_faster_rcnn_inception_resnet_v2_atrous.txt` have the names and shapes
+of all variables, as the released code makes them for ssd_mobilenet_v2_coco and
+faster_rcnn_inception_resnet_v2_atrous_coco (tensorflow/models at 332061a: slim/nets, object_detection/models and
+meta_architectures): 90 classes.
 """
 
 import re
@@ -11,6 +12,7 @@ import numpy as np
 
 from tests.weights.formats.peer_oracle import tensor_shapes
 
+SSD = "tensorflow_ssd_mobilenet_v2"
 GRMI = "tensorflow_faster_rcnn_inception_resnet_v2_atrous"
 THIN = 4
 

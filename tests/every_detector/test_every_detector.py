@@ -32,6 +32,7 @@ from focaldet.models import (
 )
 from focaldet.models.faster_rcnn.model import FasterRCNN
 from focaldet.models.retinanet import RetinaNetConfig
+from focaldet.models.ssd_tf import TensorFlowSSDConfig
 from focaldet.training.config import RunConfig
 from focaldet.training.state import start_state
 from focaldet.training.step import train_step
@@ -84,7 +85,7 @@ MOBILE = ("mobilenet_v2", "efficientnet_lite0")
 FEW = {"top_k": 100, "keep": 30}
 WIDE = " at full width"
 # What the widest of the proofs are made of: these backbones as they are, and of the larger ones another.
-AS_THEY_ARE = (*MOBILE, "resnet18", "darknet19_quarter", "inception_resnet_small")
+AS_THEY_ARE = (*MOBILE, "mobilenet_v2_tf", "resnet18", "darknet19_quarter", "inception_resnet_small")
 WIDE_CHANGES: dict[type, dict[str, Any]] = {
     SSDConfig: {"backbone": "resnet18", "extra_width": 64, "module_widths": (16,)},
     YOLOv2Config: {"backbone": "darknet19_quarter", "width": 128},
@@ -96,7 +97,7 @@ WIDE_CHANGES: dict[type, dict[str, Any]] = {
 NARROW_RATES = {RetinaNetConfig: 1e-3, SSDConfig: 1e-2, FasterRCNNConfig: 3e-3}
 WIDE_LEARNERS = {
     *(name for name in VARIANTS if not name.startswith("SSD")),
-    *("yolov2", "yolov2_tiny", "retinanet_r18_fpn", "faster_rcnn_r50_fpn_v2_tv"),
+    *("yolov2", "yolov2_tiny", "retinanet_r18_fpn", "faster_rcnn_r50_fpn_v2_tv", "ssd_mobilenet_v2_tf"),
 }
 
 
@@ -111,6 +112,8 @@ def small_change(config: Any) -> dict[str, Any]:
         change = {"backbone": backbone, "extra_width": 32, "module_widths": (16,)}
         if config.decoder:
             change["decoder"] = {"width": 16, "inter_width": config.decoder.inter_width and 16}
+    if isinstance(config, TensorFlowSSDConfig):
+        change = {"backbone": "resnet_tiny", "extra_widths": (32, 16, 16, 16)}
     if isinstance(config, FasterRCNNConfig):
         change |= {"head_width": 64, "proposals": {"detect": FEW, "train": FEW}}
         if config.trunk == "c4":

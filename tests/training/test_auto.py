@@ -86,5 +86,8 @@ def test_the_model_fits_the_initial_weights(demo_data, tmp_path):
     save_detector(path, build("ssd_r18", num_classes=3))
     with pytest.raises((ConfigError, CheckpointError), match="auto knows no detector for these settings; name one"):
         decide(demo_data, weights=str(path))
+    save_detector(path, build("ssd_mobilenet_v2_tf", num_classes=3))
+    decided = decide(demo_data, weights=str(path))
+    assert (decided.config.model, decided.config.size) == ("ssd_mobilenet_v2_tf", None), "its own size"
     with pytest.raises(CheckpointError, match="nowhere"):
         decide(demo_data, weights=str(Path("nowhere")))

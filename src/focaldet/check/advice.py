@@ -43,7 +43,10 @@ def small_models() -> tuple[str, ...]:
 
 def advise_model(candidates: Sequence[str]) -> Choice:
     """The first of `candidates`: those of `candidate_models` that fit the initial weights, at least one."""
-    return Choice("model", candidates[0], "the most accurate small detector on the data sets that it was tried on")
+    reason = "the most accurate small detector on the data sets that it was tried on"
+    if candidates[0] != candidate_models()[0]:
+        reason = "the first that fits the weights and the architecture that are given"
+    return Choice("model", candidates[0], reason)
 
 
 def advise_size(dataset: Dataset, resize: Resize) -> Choice:

@@ -50,7 +50,12 @@ def decide_settings(values: Mapping[str, Any], *, source: str = "settings", defa
     if not asked or plain.data == type(plain.data)():
         return DecidedRun(plain, ())
     begun = RunFolder(plain.out).config
-    chosen = _read_choices(begun, asked) if plain.resume and begun.exists() else _follow_rules(plain, asked)
+    if plain.resume and begun.exists():
+        chosen = _read_choices(begun, asked)
+    else:
+        chosen = _follow_rules(plain, asked)
+        if given.get("size") != AUTO and "model" in asked and chosen[0].value not in advice.small_models():
+            chosen = [choice for choice in chosen if choice.setting != "size"]  # it has a size of its own
     for choice in chosen:
         first, _, second = choice.setting.partition(".")
         change = {first: {second: choice.value} if second else choice.value}
@@ -61,8 +66,7 @@ def decide_settings(values: Mapping[str, Any], *, source: str = "settings", defa
 def _is_open(name: str, plain: RunConfig, given: Mapping[str, Any]) -> bool:
     """Whether a default setting is to be decided: nothing else that was given says it."""
     if name == "size":
-        has_own_size = "model" in given and given["model"] not in (AUTO, *advice.small_models())
-        return plain.short_side is None and not has_own_size
+        return plain.short_side is None and ("model" not in given or given["model"] in (AUTO, *advice.small_models()))
     return name != "epochs" or (plain.overfit is None and plain.minutes is None)
 
 

@@ -1,7 +1,6 @@
 """A run that is given minutes instead of epochs: its schedule is fitted to the time as the speed is measured.
 
-What was decided is a `Plan`, a part of the saved state. Wherever a plan is revised the state is saved, so that a run
-that is killed goes on by the plan that its last steps were made by.
+What was decided is a `Plan`, a part of the saved state: a run that is resumed goes on by the plan it was saved with.
 """
 
 import bisect

@@ -329,8 +329,9 @@ class Trainer:
                 losses=losses,
                 eta=clock(self._seconds_left()),
             )
-            is_revised = not stopping and self._revision_is_due() and self._revise_plan()
-            if stopping or is_revised or self._save_is_due():
+            if not stopping and self._revision_is_due():
+                self._revise_plan()
+            if stopping or self._save_is_due():
                 self.save()
             if stopping:
                 return False
@@ -357,11 +358,11 @@ class Trainer:
         plan, state = self.state.plan, self.state
         return plan is not None and state.step >= plan.revision_step and state.batch < len(self.loader)
 
-    def _revise_plan(self) -> bool:
-        """Fit a run of some minutes to the time that is left. True if it is one, whose state must be saved then."""
+    def _revise_plan(self) -> None:
+        """Fit the rest of a run of some minutes to the time that is left."""
         state, minutes, before = self.state, self.config.minutes, self.state.plan
         if before is None or minutes is None:
-            return False
+            return
         total = 60 * minutes
         plan = revise_plan(
             before,
@@ -377,7 +378,6 @@ class Trainer:
         self._follow_plan()
         if (text := describe_plan(before, plan, pace=self.pace, steps_per_epoch=self.epoch_steps)) is not None:
             self._write("note", step=state.step, text=text)
-        return True
 
     def _follow_plan(self) -> None:
         """End the run where the plan does, if there is one."""

@@ -51,6 +51,17 @@ def test_label_files_without_an_image(tmp_path):
         assert "gone" in next(problem.file for problem in train.problems if problem.kind == "label without image")
 
 
+def test_entries_of_lists_that_stand_twice(tmp_path):
+    write_voc(tmp_path / "voc", {"train": ["a", "b", "a", "c"]})
+    write_yolo(tmp_path / "yolo")
+    (tmp_path / "yolo" / "data.yaml").write_text("train: train.txt\nnames: [cat, dog]\n")
+    lines = ["images/train/a.png", "images\\train\\b.png", "./images/train/a.png"]
+    (tmp_path / "yolo" / "train.txt").write_text("\n".join(lines))
+    for folder, number in (("voc", 3), ("yolo", 2)):
+        train, told = read(tmp_path / folder)
+        assert told == {"image listed twice": 1} and len(train) == number - 1
+
+
 def test_an_image_in_another_folder_and_another_file_of_annotations(tmp_path):
     write_coco(tmp_path)
     (tmp_path / "instances_train.json").rename(tmp_path / "result.json")
@@ -304,7 +315,7 @@ def test_an_image_of_another_split_is_not_taken_for_one_that_is_missing(tmp_path
 
 def test_every_refusal_names_its_place_in_the_guide(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"there are 1 file .png; .*docs/guide/data.md#layouts"):
+    with pytest.raises(DataError, match=r"in it: 1 file .png; .*docs/guide/data.md#layouts"):
         open_splits(DataConfig(path=tmp_path), seed=0)
     write_yolo(tmp_path / "yolo")
     (tmp_path / "yolo" / "labels" / "train" / "a.txt").write_text("x\n")

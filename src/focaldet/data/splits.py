@@ -353,4 +353,4 @@ def _describe_contents(path: Path, listing: Listing, kind: str) -> str:
     kinds = {name: json_kind(listing.root / name) for name in listing.with_suffix(".json")[:4]}
     texts = [f"{name} ({kind}{_ADVICE.get(kind, '')})" if kind else f"{name} (unknown)" for name, kind in kinds.items()]
     texts += [f"{name}{_CVAT_IMAGES}" for name in listing.with_suffix(".xml")[:4] if name.endswith("annotations.xml")]
-    return f"there are {', '.join(seen)}" + "".join(f"; {text}" for text in (*texts, hint) if text)
+    return f"in it: {', '.join(seen)}" + "".join(f"; {text}" for text in (*texts, hint) if text)

@@ -194,7 +194,12 @@ class _VOCReader:
                     self._note_alone(label, problems)
 
     def _take_list(self, source: Path, members: _Members, *, strict: bool) -> None:
-        names = dict.fromkeys(line for _, line in read_lines(source))
+        names: dict[str, None] = {}
+        for number, line in read_lines(source):
+            if line in names:
+                location = Location(source, f"line {number}")
+                members.problems.add(location.problem("warning", "image listed twice", f"{brief(line)} counts once"))
+            names[line] = None
         labels = {name: self._label(name, source) for name in names}
         no_file = [name for name, label in labels.items() if label is None]
         known = {name: label for name, label in labels.items() if label is not None}

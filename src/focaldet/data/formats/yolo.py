@@ -88,7 +88,13 @@ class _YOLOSplit:
         chosen += [image for file in lists for image in self._images_of_list(file)]
         starts = [_normal(folder) for folder in folders]
         self.root = Path(commonpath([*starts, self.base] if lists or not starts or groups else starts))
-        by_path = {self._below_root(image): image for image in chosen}
+        by_path: dict[str, _YOLOImage] = {}
+        for image in chosen:
+            path = self._below_root(image)
+            if path in by_path:
+                location = Location(self.sources[0], path)
+                self.problems.add(location.problem("warning", "image listed twice", "it counts once"))
+            by_path[path] = image
         self.paths = sorted(by_path)
         self.images = [by_path[path] for path in self.paths]
 

@@ -214,9 +214,12 @@ def test_a_check_lists_every_bad_record_file_and_split(tmp_path):
     document = coco_document()
     document["annotations"][0]["bbox"] = document["annotations"][1]["category_id"] = "nothing"
     document["images"][2]["file_name"] = 5
+    document["annotations"].append(
+        {"id": "x", "image_id": [], "category_id": {}, "bbox": [1, 2], "iscrowd": 7, "area": "?"}
+    )
     write_coco(tmp_path / "coco", document)
     inspection = inspect_splits(DataConfig(path=tmp_path / "coco"), seed=0)
-    assert kinds(inspection.problems, "error") == {"record unreadable": 3}
+    assert kinds(inspection.problems, "error") == {"record unreadable": 4}
     assert inspection.datasets["train"].boxes.tolist() == [[12, 16, 36, 48]]
 
 

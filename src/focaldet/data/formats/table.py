@@ -159,7 +159,10 @@ class Table:
     ) -> None:
         """Refuse the values of a column that are not accepted, in place: a loose one becomes what it is taken for."""
         for i, value in enumerate(values):
-            if i in self.bad or accepts(value):
+            if i in self.bad:
+                values[i] = stand_in
+                continue
+            if accepts(value):
                 continue
             loose = None if loosen is None or value is ... else loosen(value)
             if loose is not None and accepts(loose):

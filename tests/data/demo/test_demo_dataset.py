@@ -32,9 +32,11 @@ def test_index_and_loaded_scenes_agree(scenes):
         assert torch.equal(target.labels, scenes.dataset.target(i).labels)
 
 
-def test_scenes_hold_all_classes_and_from_none_to_eight_digits(scenes):
-    counts = scenes.dataset.offsets.diff().tolist()
-    assert min(counts) == 0 and max(counts) == 8
+def test_scenes_hold_all_classes_and_sizes_and_from_none_to_eight_digits(scenes):
+    counts, areas = scenes.dataset.offsets.diff().tolist(), scenes.dataset.areas
+    assert min(counts) == 0 and 7 <= max(counts) <= 8
+    small, large = ((areas < 32**2).sum(), (areas > 96**2).sum())
+    assert min(small, len(areas) - small - large, large) > 0.05 * len(areas)
     assert scenes.dataset.labels.unique().tolist() == list(range(10))
     assert scenes.dataset.classes.names == tuple("0123456789")
 
@@ -43,7 +45,7 @@ def test_boxes_are_large_enough_inside_and_hardly_overlap(scenes):
     boxes = scenes.dataset.boxes
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     assert (boxes >= 0).all() and (boxes[:, 2] <= SCENE_SIZE.width).all() and (boxes[:, 3] <= SCENE_SIZE.height).all()
-    assert height.min() >= 20 and width.min() >= 6 and height.max() <= 130
+    assert height.min() >= 20 and width.min() >= 6 and height.max() <= SCENE_SIZE.height
     assert height.median() > 40
     for i in range(SCENES):
         one = scenes.dataset.target(i).boxes

@@ -16,7 +16,7 @@ from focaldet.types import ImageSize, Target
 
 SCENE_SIZE = ImageSize(192, 256)
 MAX_DIGITS = 8
-DIGIT_HEIGHT_PX = (26.0, 88.0)
+DIGIT_HEIGHT_PX = (26.0, 150.0)  # small, medium and large ones in the sense of COCO
 STRETCH = (0.85, 1.15)
 # A photograph's window is at least this fraction of what would fit: a smaller one is a blur of two or three colors.
 WINDOW_FRACTION = (0.6, 1.0)

@@ -10,6 +10,7 @@ from focaldet.cli import Switch
 from focaldet.cli.output import print_json, print_table, progress
 from focaldet.models.published import detector_rows
 from focaldet.weights.convert import convert
+from focaldet.weights.sources import EMBEDDED_WEIGHTS
 
 
 def models_command(*, json: Switch = False) -> None:
@@ -25,6 +26,7 @@ def models_command(*, json: Switch = False) -> None:
     columns = ["NAME", "BACKBONE", "CLASSES", "PARAMETERS", "AP", "AP50", "AP75", "APS", "APM", "APL", "INPUT"]
     print_table([columns, *(row.cells() for row in rows)], left={0, 1, 10})
     print("AP: percent on COCO test-dev, as Lin et al. 2017 print it in table 2")
+    print(f"ImageNet weights come with focaldet for: {', '.join(EMBEDDED_WEIGHTS.values())}")
     print("any backbone of timm: --architecture.backbone timm:NAME")
 
 

@@ -66,7 +66,7 @@ def test_the_command_says_where_to_look_and_what_comes_next(shortened, monkeypat
 
 @pytest.mark.prove
 def test_it_learns_to_read(tmp_path):
-    """The whole demonstration, on digits of other writers: AP50 of at least .90, large ones no worse than the others."""
+    """The whole demonstration on digits of other writers: AP50 of at least .90, and large ones no worse than others."""
     metrics = demo.run_demo(tmp_path / "run").metrics
     assert metrics.ap50 >= 0.90
     assert metrics.ap_large >= 0.75

@@ -21,9 +21,12 @@ EIGHT = squares(8)
 
 
 class Clock:
-    """Turned by every step and evaluation; `slower` is the step after which both take twice as long."""
+    """Turned by every step and evaluation; `slower` is the step after which both take twice as long.
 
-    def __init__(self, monkeypatch, *, step=1.0, evaluation=2.0, slower=1000, stop_at=None):
+    With `idle` a step does nothing else.
+    """
+
+    def __init__(self, monkeypatch, *, step=1.0, evaluation=2.0, slower=1000, stop_at=None, idle=False):
         self.now, self.steps = 100.0, 0
         for module in (timing, trainer):
             monkeypatch.setattr(module, "read_clock", lambda: self.now)
@@ -32,6 +35,9 @@ class Clock:
         def timed_step(state, batches, *, stopwatch, **named):
             self.steps += 1
             self.now += step * (1 + (state.step >= slower))
+            if idle:
+                state.step += 1
+                return {"class": 1.0}, 1.0, False
             if state.step + 1 == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain_step(state, batches, stopwatch=stopwatch, **named)
@@ -51,7 +57,7 @@ def rates_of(out):
 
 @pytest.mark.parametrize("slower", [1000, 12])
 def test_a_run_ends_in_its_minutes_and_its_schedule_with_it(tmp_path, monkeypatch, capsys, slower):
-    clock = Clock(monkeypatch, slower=slower)
+    clock = Clock(monkeypatch, slower=slower, idle=True)
     begin = clock.now
     result = train(small_run(tmp_path, epochs=24, minutes=1.0, evaluate_every=3), sources=(EIGHT, EIGHT))
     spent = clock.now - begin
@@ -67,18 +73,18 @@ def test_a_run_ends_in_its_minutes_and_its_schedule_with_it(tmp_path, monkeypatc
 
 
 def test_a_run_of_minutes_that_is_stopped_keeps_to_what_is_left_and_ends_alike(tmp_path, monkeypatch):
-    config = small_run(tmp_path / "straight", epochs=24, minutes=0.5, evaluate_every=2, ema=0.9)
+    config = small_run(tmp_path / "straight", epochs=24, minutes=0.35, evaluate_every=2, ema=0.9)
     Clock(monkeypatch)
     train(config, sources=(EIGHT, EIGHT))
     monkeypatch.undo()
     config = dataclasses.replace(config, out=tmp_path / "stopped")
-    Clock(monkeypatch, stop_at=9)
+    Clock(monkeypatch, stop_at=7)
     assert train(config, sources=(EIGHT, EIGHT)).interrupted
     monkeypatch.undo()
     clock = Clock(monkeypatch)
     begin = clock.now
     train(dataclasses.replace(config, resume=True), sources=(EIGHT, EIGHT))
-    assert clock.now - begin < 20
+    assert clock.now - begin < 15
     states = [torch.load(RunFolder(tmp_path / name).state, weights_only=True) for name in ("straight", "stopped")]
     assert states[0]["time"]["plan"] == states[1]["time"]["plan"]
     assert rates_of(tmp_path / "straight") == rates_of(tmp_path / "stopped")

@@ -329,7 +329,7 @@ class Trainer:
                 losses=losses,
                 eta=clock(self._seconds_left()),
             )
-            if not stopping and self._revision_is_due():
+            if self._revision_is_due():  # also when it is to stop: an unbroken run would do so here
                 self._revise_plan()
             if stopping or self._save_is_due():
                 self.save()

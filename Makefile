@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 	$(RUN)/focaldet demo $(DEMO)
 
 test: $(INSTALLED)
-	$(RUN)/python -m pytest -m "not prove" -n auto --maxprocesses 8 --dist loadfile $(TESTS)
+	$(RUN)/python -m pytest -m "not prove" -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(INSTALLED)
 	$(RUN)/ruff check $(SOURCES)

@@ -30,6 +30,20 @@ from sitecustomize import block_network  # noqa: E402
 block_network()
 
 
+# The files that take longest: a process that begins one of them last would leave the others waiting.
+LONGEST = """
+every_detector/test_every_detector models/test_faster_rcnn_equivalence training/test_trainer study/test_sweep test_cli
+training/test_kills training/test_ranks weights/test_convert every_detector/test_plain_torch test_examples
+weights/formats/test_detectron2 models/test_retinanet_equivalence weights/formats/test_mmdetection training/test_phases
+""".split()  # noqa: SIM905  a column of 14 lines tells no more
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; `make test` tells xdist to keep to the order."""
+    order = {Path(__file__).parent / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets (`bccd`, `coco_mini`, …); the test is skipped where there is none."""

@@ -1,6 +1,7 @@
 """The examples run as they stand, with little data and few steps; the recipes are settings that load."""
 
 import ast
+import json
 import re
 import runpy
 import subprocess
@@ -53,23 +54,43 @@ def test_train_on_your_data(run, demo_data, tmp_path):
     assert (out / "weights" / "best.safetensors").exists()
 
 
+# Each command in a fork of one process that has imported what they need, as if it had been started anew.
+FORKS = """
+import json, os, runpy, sys
+import focaldet.cli.data, focaldet.cli.evaluate, focaldet.cli.predict, focaldet.cli.train
+import hotcoco, lightning.fabric, matplotlib.pyplot
+folder, program, commands = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+for name, words in commands.items():
+    if not os.fork():
+        for number, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{folder}/{name}.{stream}", os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = [program, *words]
+        runpy.run_path(program, run_name="__main__")
+        raise SystemExit(99)  # the program itself exits
+    print(name, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
 def test_new_detector(demo_data, tmp_path):
     """Every command takes it, in processes of their own: its name must not stay registered for the other tests."""
-
-    def run_command(*arguments):
-        command = [sys.executable, str(REPOSITORY / "examples" / "03_new_detector.py"), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
     out, image = tmp_path / "run", next((demo_data / "images").glob("*.png"))
-    settings = ("--epochs", 1, "--size", 64, "--out", out)
-    checked = run_command("check", demo_data, "--model", "center_net")
-    assert checked.returncode in (0, 1) and "train" in checked.stdout, checked.stderr
-    trained = run_command("train", demo_data, "--model", "center_net", *settings)
-    assert trained.returncode == 0, trained.stderr
-    evaluated = run_command("eval", out)
-    assert evaluated.returncode == 0 and "AP50" in evaluated.stdout, evaluated.stderr
-    predicted = run_command("predict", out, image, "--out", tmp_path / "drawn", "--score", 0)
-    assert predicted.returncode == 0, predicted.stderr
+    commands = {
+        "check": ("check", demo_data, "--model", "center_net"),
+        "train": ("train", demo_data, "--model", "center_net", "--epochs", 1, "--size", 64, "--out", out),
+        "eval": ("eval", out),
+        "predict": ("predict", out, image, "--out", tmp_path / "drawn", "--score", 0),
+    }
+    typed = json.dumps({name: [*map(str, words)] for name, words in commands.items()})
+    program = [sys.executable, "-c", FORKS, tmp_path, REPOSITORY / "examples" / "03_new_detector.py", typed]
+    ended = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
+    status = {name: int(code) for name, code in map(str.split, ended.stdout.splitlines())}
+    printed, errors = (
+        {name: (tmp_path / f"{name}.{stream}").read_text() for name in commands} for stream in ("out", "err")
+    )
+    assert status["check"] in (0, 1) and "train" in printed["check"], errors["check"]
+    assert status["train"] == 0, errors["train"]
+    assert status["eval"] == 0 and "AP50" in printed["eval"], errors["eval"]
+    assert status["predict"] == 0, errors["predict"]
     with pytest.raises(CheckpointError, match=r"'CenterNetConfig' is unknown.*; focaldet\.register one of your own"):
         focaldet.load(out)
 

@@ -55,21 +55,22 @@ def test_every_public_name_is_listed_before_it_is_used():
     assert printed(program) == "\nFalse\n"
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        "focaldet.train, focaldet.training.config, focaldet.evaluate, focaldet.evaluation",
-        "focaldet.training.config, focaldet.evaluation, focaldet.train, focaldet.evaluate",
-    ],
+ORDERS = (
+    "focaldet.train, focaldet.training.config, focaldet.evaluate, focaldet.evaluation",
+    "focaldet.training.config, focaldet.evaluation, focaldet.train, focaldet.evaluate",
 )
-def test_functions_and_packages_do_not_hide_each_other(order):
-    """Imported as modules where they are packages, in any order."""
-    modules = [name for name in order.split(", ") if name not in ("focaldet.train", "focaldet.evaluate")]
-    lines = [f"import {name}" if name in modules else f"assert callable({name})" for name in order.split(", ")]
-    kinds = "print(focaldet.training.config.__name__, focaldet.evaluation.__name__, focaldet.train.__name__)"
-    assert printed("\n".join(["import focaldet", *lines, kinds])) == (
-        "focaldet.training.config focaldet.evaluation train\n"
-    )
+
+
+def test_functions_and_packages_do_not_hide_each_other():
+    """Imported as modules where they are packages, in any order, each time without a module of focaldet before."""
+    forget = "for name in [name for name in sys.modules if name.split('.')[0] == 'focaldet']: del sys.modules[name]"
+    program = ["import sys"]
+    for order in ORDERS:
+        modules = [name for name in order.split(", ") if name not in ("focaldet.train", "focaldet.evaluate")]
+        lines = [f"import {name}" if name in modules else f"assert callable({name})" for name in order.split(", ")]
+        kinds = "print(focaldet.training.config.__name__, focaldet.evaluation.__name__, focaldet.train.__name__)"
+        program += [forget, "import focaldet", *lines, kinds]
+    assert printed("\n".join(program)) == "focaldet.training.config focaldet.evaluation train\n" * 2
 
 
 def test_old_names_answer_with_a_warning(tmp_path):
@@ -98,9 +99,13 @@ def printed(program: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("module", "heavy"), [("focaldet", (*HEAVY, "torch", "pydantic")), ("focaldet.prediction", HEAVY)]
+    ("modules", "heavy"),
+    [
+        (("focaldet",), (*HEAVY, "torch", "pydantic")),
+        (("focaldet.prediction", "focaldet.training.trainer"), HEAVY),  # only a run needs Lightning
+    ],
 )
-def test_heavy_libraries_wait_until_they_are_needed(module, heavy):
-    loaded = printed(f"import sys, {module}; print(*sys.modules)").split()
+def test_heavy_libraries_wait_until_they_are_needed(modules, heavy):
+    loaded = printed(f"import sys, {', '.join(modules)}; print(*sys.modules)").split()
     assert [name for name in heavy if name in loaded] == []
-    assert module in loaded
+    assert {*modules} <= {*loaded}

@@ -18,9 +18,11 @@ from focaldet.models.faster_rcnn import model
 from focaldet.models.faster_rcnn.model import FasterRCNN
 from focaldet.ops.losses.normalize import sum_over_ranks
 from focaldet.types import ImageSize, Target
+from tests import tiny_backbones  # noqa: F401  ARCHITECTURE names one
 
 EVERY = {"count": 10_000, "positives": 1.0}
 ARCHITECTURE = {
+    "backbone": "resnet_tiny",
     "width": 8,
     "head_width": 16,
     "rpn": {"sampling": EVERY},

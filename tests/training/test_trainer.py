@@ -6,8 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -516,11 +514,3 @@ def test_small_network_overfits_eight_images(tmp_path):
 
 def test_errors_of_the_user_share_a_base():
     assert issubclass(OutOfMemoryError, FocaldetError)
-
-
-def test_importing_training_is_cheap():
-    """Lightning takes seconds to import: only a run needs it."""
-    heavy = ("lightning", "matplotlib", "hotcoco")
-    code = f"import sys, focaldet.training.trainer; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
-    assert done.stdout.strip() == "[]"

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -422,10 +423,16 @@ class TestCheck:
         content = json.loads(file.read_text())
         content["annotations"][0]["bbox"] = [-5, -5, 50, 50]
         file.write_text(json.dumps(content))
-        assert main(["check", str(tmp_path / "data"), "--json"]) == 1
+        assert main(["check", str(tmp_path / "data"), "--json"]) == 0
         counts = json.loads(capsys.readouterr().out)["findings"]["counts"]
         assert any(row["severity"] == "warning" and row["count"] == 1 for row in counts)
-        assert main(["check", str(tmp_path / "data"), "--list"]) == 1
+        assert main(["check", str(tmp_path / "data"), "--list", "--strict"]) == 1
+        page = tmp_path / "page.html"
+        assert main(["check", str(tmp_path / "data"), "--skip", "box-clipped", "--strict", "--html", str(page)]) == 0
+        output = capsys.readouterr().out
+        assert f"look at  {page}" in output and page.read_text().startswith("<!doctype html>")
+        command = next(line for line in output.splitlines() if line.startswith("next     focaldet train "))
+        assert main([*shlex.split(command)[2:], "--dry-run"]) == 0
 
     def test_unreadable(self, capsys, tmp_path):
         (tmp_path / "instances_train.json").write_text("{")

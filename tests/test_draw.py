@@ -1,5 +1,8 @@
 """Images with boxes: the right pixels, the right colors, and nothing that a class name or a size can break."""
 
+from pathlib import Path
+
+import matplotlib
 import numpy
 import pytest
 import torch
@@ -81,6 +84,7 @@ def test_any_class_name_is_drawn(name):
 
 def test_a_name_without_a_font_shows_its_label(monkeypatch):
     monkeypatch.setattr(draw, "WIDE_FONTS", ())
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", list)
     draw._font_with.cache_clear()
     bare = detections_of([40, 60, 150, 140], labels=[0], names=("#0",))
     assert (
@@ -150,3 +154,15 @@ def test_names_of_version_0_1_still_work_with_a_warning():
             assert getattr(draw, old) is getattr(draw, new)
     with pytest.raises(AttributeError, match="no attribute 'to_pixels'"):
         draw.to_pixels  # noqa: B018
+
+
+def test_a_font_of_the_system_is_searched_for_letters_that_the_usual_ones_lack(monkeypatch):
+    """Greek, Cyrillic and anything else that some installed font has; what none has is told with its label."""
+    draw._font_with.cache_clear()
+    monkeypatch.setattr(draw, "WIDE_FONTS", ())
+    dejavu = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [str(dejavu)])
+    names = ("cat", "кошка", "γάτα", "\U00012000 \U00012001")
+    assert draw.undrawable_names(names) == {3: names[3]}
+    assert draw.font_for("кошка", 12).path == str(dejavu)
+    draw._font_with.cache_clear()

@@ -418,3 +418,35 @@ def test_a_detector_without_names_writes_labels(tmp_path):
     coco = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert coco["categories"] == [{"id": 7, "name": "0"}, {"id": 9, "name": "1"}]
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["names"] == ["0"]
+
+
+def test_every_file_says_which_image_it_belongs_to(tmp_path):
+    """Of images of one name in folders of one name: the folders above tell them apart."""
+    for place in ("north", "south"):
+        save(make_image(), tmp_path / "in" / place / "cam" / "Image1.png")
+    save(make_image(), tmp_path / "in" / "Other.png")
+    for other in ("in/north/notes.txt", "in/north/.hidden.png", "in/.cache/a.png", "in/south/a.xml", "in/b.xml"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_text("")
+    out = tmp_path / "in" / "out"
+    for _ in range(2):  # the second time what the first one wrote is passed over
+        result = predict_files(predictor(), [tmp_path / "in"], out, formats=("yolo", "json"))
+    names = {"north_cam_Image1", "south_cam_Image1", "Other"}
+    assert {path.stem for path in (out / "labels").iterdir()} == names == {path.stem for path in out.glob("*.jpg")}
+    with (out / "images.csv").open() as file:
+        files = {row["name"]: row["file"] for row in csv.DictReader(file)}
+    assert {name: Path(file).relative_to(tmp_path / "in").as_posix() for name, file in files.items()} == {
+        "north_cam_Image1": "north/cam/Image1.png",
+        "south_cam_Image1": "south/cam/Image1.png",
+        "Other": "Other.png",
+    }
+    entries = json.loads((out / "predictions.json").read_text())
+    assert {entry["name"]: entry["file"] for entry in entries} == files
+    with Image.open(out / "north_cam_Image1.jpg") as drawing:
+        assert drawing.info["comment"].decode() == files["north_cam_Image1"]
+    assert result.skipped == {".txt": 1, ".xml": 2, "hidden": 2, "in out": 9}
+
+
+def test_a_size_that_cannot_fit_is_refused_with_the_estimate(shots):
+    with pytest.raises(ConfigError, match=r"size: 1 × 1000000 × 7\d+ px at once need at least \d+ GB, .* has \d+ GB"):
+        predictor(resize=Resize("long", 1_000_000)).predict(shots / "left" / "001.png")

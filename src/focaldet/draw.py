@@ -6,7 +6,8 @@ Axes: H W pixels of the image.
 import colorsys
 import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
@@ -72,6 +73,15 @@ def boxes(image: AnyImage, detections: Detections, *, min_score: float = 0.0, sh
     for label, color in reversed(list(zip(labels, colors, strict=True))):
         drawing.rectangle(label.rectangle, fill=color)
         drawing.text(label.rectangle[:2], label.text, fill=text_color(color), font=font_for(label.text, font_px))
+    return canvas
+
+
+def frames(image: Image.Image, detections: Detections) -> Image.Image:
+    """A copy of `image` with the boxes of `detections` alone, in the color of their class."""
+    canvas = image.copy()
+    drawing, line_px = ImageDraw.Draw(canvas), line_width(canvas.size)
+    for box, label in zip(detections.boxes.tolist(), detections.labels.tolist(), strict=True):
+        _draw_box(drawing, _to_corners(box), class_color(label), line_px)
     return canvas
 
 
@@ -156,8 +166,21 @@ def _drawable_names(detections: Detections, font_px: int) -> list[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _font_with(letters: str, font_px: int) -> Font | None:
-    candidates = (_default_font(font_px), *(_system_font(name, font_px) for name in WIDE_FONTS))
+    names = chain(WIDE_FONTS, _font_files())
+    candidates = chain([_default_font(font_px)], (_system_font(name, font_px) for name in names))
     return next((font for font in candidates if font is not None and _has_letters(font, letters)), None)
+
+
+def _font_files() -> Iterator[str]:
+    """All fonts of the system, plain ones first; they are looked for when no other has the letters."""
+    from matplotlib.font_manager import findSystemFonts
+
+    yield from sorted(findSystemFonts(), key=lambda path: ("Regular" not in path, path))
+
+
+def undrawable_names(names: Sequence[str]) -> dict[int, str]:
+    """The class names, by label, whose letters no font of this system has; they are drawn as `#label`."""
+    return {label: name for label, name in enumerate(names) if _font_with("".join(sorted({*name})), 12) is None}
 
 
 def _has_letters(font: Font, letters: str) -> bool:

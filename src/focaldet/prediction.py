@@ -3,28 +3,29 @@
 Axes: H W pixels.
 """
 
-import glob
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, overload
 
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from focaldet import draw
 from focaldet.config import make_folder
 from focaldet.data.augment.geometry import resize_image
-from focaldet.data.formats.records import list_images
-from focaldet.data.formats.text import quantity, read_lines
-from focaldet.data.images import SUFFIXES, read_image, to_pixels
+from focaldet.data.formats.text import quantity
+from focaldet.data.images import read_reduced, to_pixels
+from focaldet.data.inputs import count_skipped, find_images, output_names, resolve_links
 from focaldet.data.loading.collate import pad_images
 from focaldet.data.loading.sampler import group_by_size
 from focaldet.errors import ConfigError, DataError
@@ -32,7 +33,15 @@ from focaldet.evaluation.image_list import ListedCocoWriter, read_image_list
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat, PredictionWriter
 from focaldet.models import PRESETS, Detector, find_preset
-from focaldet.runtime import Process, Progress, gather_objects, join_processes, pick_device, pick_precision
+from focaldet.runtime import (
+    Process,
+    Progress,
+    gather_objects,
+    join_processes,
+    pick_device,
+    pick_precision,
+    require_memory,
+)
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import Trained, load_detector
 from focaldet.weights.compatibility import require_same_settings
@@ -138,13 +147,18 @@ class Predictor:
 
     def _read_resized(self, image: Any) -> "_ResizedImage | DataError":
         """An image at the network's input size, still unpadded."""
+        preprocessing = self.detector.preprocessing
+        resize = preprocessing.resize
         try:
-            pixels = to_pixels(image)
+            if isinstance(image, str | Path):
+                pixels, size = read_reduced(Path(image), least_px=resize.size)
+            else:
+                pixels = to_pixels(image)
+                size = ImageSize(*pixels.shape[1:])
         except DataError as error:
             return error
-        preprocessing = self.detector.preprocessing
-        resized = resize_image(pixels, preprocessing.resize)
-        return _ResizedImage(resized, ImageSize(*pixels.shape[1:]))
+        require_memory(1, preprocessing.padded_size(resize.target(size)), device=self.device)
+        return _ResizedImage(resize_image(pixels, resize, original=size), size)
 
     def _detect_window(
         self, window: Sequence["_ResizedImage | DataError"], *, batch_size: int
@@ -182,13 +196,17 @@ class _ResizedImage:
 
 @dataclass(frozen=True, slots=True)
 class PredictResult:
-    """What `predict_files` did; `failed` are the errors of the images that could not be read, `notes` are on `like`."""
+    """What `predict_files` did; `failed` are the errors of the images that could not be read, `notes` are on `like`.
+
+    `skipped` counts what was passed over in folders, by kind: a suffix, or "hidden", "in out", "folder unreadable".
+    """
 
     out: Path
     num_images: int
     num_detections: int
     failed: tuple[DataError, ...]
     notes: tuple[str, ...] = ()
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 def load(
@@ -231,8 +249,9 @@ def predict_files(
 
     Under `torchrun` or SLURM every process takes a part of the images; files and result are the same as of one process.
 
-    `<name>.jpg` is the image with its boxes; `evaluation.writers` describes the other files. Names are those of the
-    images; where two are equal, the folder's name or a number is added. An image that cannot be read is reported in the
+    `<name>.jpg` is the image with its boxes, its JPEG comment the path of the image; `evaluation.writers` describes the
+    other files, of which `images.csv` says which name stands for which image. Names are those of the images; where two
+    are equal, the names of their folders or a number are added. An image that cannot be read is reported in the
     result and the others are still processed.
 
     Args:
@@ -267,14 +286,16 @@ def predict_files(
             return result
         best = ImageDetections(result.size, result.detections.above(score))
         if drawn:
-            draw.boxes(read_image(paths[index]), best.detections).save(drawings[index], quality=DRAWING_QUALITY)
+            _draw_file(paths[index], best).save(
+                drawings[index], quality=DRAWING_QUALITY, comment=os.fsencode(paths[index])
+            )
         return best
 
     with join_processes(predictor.device) as process, ExitStack() as stack:
         # Closed in any case: interrupting a long job keeps the detections so far.
         writers = [
             stack.enter_context(closing(make(out, predictor.class_names, predictor.category_ids)))
-            for name in dict.fromkeys(formats)
+            for name in (*dict.fromkeys(formats), *(["names"] if drawn or "yolo" in formats else []))
             for make in [coco_writer if name == "coco" else WRITERS[name]]
             if process.global_rank == 0
         ]
@@ -288,7 +309,8 @@ def predict_files(
             num_done += 1
             if progress is not None and process.global_rank == 0:
                 progress(num_done, len(paths))
-    return PredictResult(out, len(paths), num_detections, tuple(failed), tuple(notes))
+    skipped = count_skipped(inputs, exclude=out)
+    return PredictResult(out, len(paths), num_detections, tuple(failed), tuple(notes), skipped)
 
 
 def _select_listed(
@@ -302,58 +324,18 @@ def _select_listed(
     return chosen, notes, partial(ListedCocoWriter, images=images, ids=ids)
 
 
-def find_images(inputs: Sequence[str | Path], *, exclude: Path | None = None) -> list[Path]:
-    """The paths of the images that files, folders, patterns and `.txt` lists stand for, each once, in their order.
-
-    What lies in `exclude`, the folder of an earlier run's results, is not taken from folders; patterns and lists are
-    taken literally.
-
-    Raises:
-        DataError: an input does not exist, has or matches no images, or none outside `exclude`.
-    """
-    images: dict[Path, Path] = {}
-    for source in inputs:
-        try:
-            listed, exists = _list_input(source), Path(source).exists()
-            paths = _outside(exclude, listed, folder=Path(source)) if Path(source).is_dir() else listed
-        except (OSError, ValueError) as error:  # a name too long, or one that no disk can have
-            raise DataError(f"cannot be read: {error}", file=str(source)) from None
-        if listed and not paths:
-            raise DataError(
-                f"all its images lie in out, {exclude}, and are skipped as results of an earlier run: "
-                "choose another out, or give the images themselves or a pattern",
-                file=str(source),
-            )
-        if not paths:
-            raise DataError("no images in it" if exists else "there is no such file", file=str(source))
-        for path in paths:
-            images.setdefault(path.absolute(), path)
-    return list(images.values())
-
-
-def output_names(paths: Sequence[Path]) -> list[str]:
-    """A name for the results of each image: its stem; with its folder before it, then a number, where that is taken.
-
-    No two are equal, not even on a disk that does not distinguish upper and lower case.
-    """
-    stems = Counter(path.stem.casefold() for path in paths)
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        unique = stems[path.stem.casefold()] == 1 or not path.absolute().parent.name
-        base = path.stem if unique else f"{path.absolute().parent.name}_{path.stem}"
-        candidates = chain([base], (f"{base}_{number}" for number in count(2)))
-        name = next(name for name in candidates if name.casefold() not in taken)
-        taken.add(name.casefold())
-        names.append(name)
-    return names
+def _draw_file(path: Path, result: ImageDetections) -> Image.Image:
+    """The image with its boxes; a very large one as it was read, reduced."""
+    pixels, size = read_reduced(path)
+    detections = result.detections.scale(pixels.shape[2] / size.width, pixels.shape[1] / size.height)
+    return draw.boxes(pixels, detections)
 
 
 def _refuse_replacing(paths: Sequence[Path], drawings: Sequence[Path]) -> None:
     """Raise a `ConfigError` where the drawing of one image is the same file as that or another image."""
-    images = {_resolve_links(path): path for path in paths}
+    images = {resolve_links(path): path for path in paths}
     for path, drawing in zip(paths, drawings, strict=True):
-        replaced = images.get(_resolve_links(drawing))
+        replaced = images.get(resolve_links(drawing))
         if replaced is not None:
             raise ConfigError(f"out: the drawing of {path} would replace the image {replaced}: choose another folder")
 
@@ -400,32 +382,3 @@ def _map_ahead(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _list_input(source: str | Path) -> list[Path]:
-    """The images of one input; a file that is named counts as an image whatever its name is."""
-    path = Path(source)
-    if path.is_dir():
-        return [path / name for name in list_images(path)]
-    if path.suffix.lower() == ".txt" and path.is_file():
-        return [path.parent / line for _, line in read_lines(path)]
-    if path.exists():
-        return [path]
-    matches = sorted(glob.glob(str(source), recursive=True))  # noqa: PTH207  Path.glob takes no absolute pattern
-    return [Path(match) for match in matches if Path(match).suffix.lower() in SUFFIXES]
-
-
-def _outside(excluded: Path | None, paths: list[Path], *, folder: Path) -> list[Path]:
-    """Those of the `paths` below `folder` that do not lie in `excluded`, however the two folders are written."""
-    if excluded is None:
-        return paths
-    base, outer = _resolve_links(folder), _resolve_links(excluded)
-    return [path for path in paths if not (base / path.relative_to(folder)).is_relative_to(outer)]
-
-
-def _resolve_links(path: Path) -> Path:
-    """The path without links; as it is where the links form a circle or no disk can have such a path."""
-    try:
-        return path.resolve()
-    except (OSError, ValueError, RuntimeError):
-        return path.absolute()

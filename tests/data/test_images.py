@@ -1,7 +1,9 @@
 """Every kind of image file gives the right pixels or a `DataError` that names the file."""
 
 import io
+import json
 import struct
+import sys
 import threading
 import time
 import warnings
@@ -11,12 +13,17 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from focaldet.data import images
-from focaldet.data.images import MAX_PIXELS, from_array, read_header, read_image
-from focaldet.errors import DataError
-from focaldet.types import ImageSize
+from focaldet.data.augment.geometry import resize_image
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import FileSource
+from focaldet.data.images import MAX_PIXELS, from_array, read_header, read_image, read_reduced
+from focaldet.data.splits import find_parts, open_parts
+from focaldet.errors import ConfigError, DataError
+from focaldet.types import ImageSize, Resize
+from tests.data.datasets import coco_document, write_coco
 
 
 def photo(width: int = 24, height: int = 16) -> Image.Image:
@@ -255,3 +262,87 @@ def test_real_photographs_equal_pillow(real_data):
     for path in files:
         with Image.open(path) as image:
             assert torch.equal(read_image(path), pixels(image))
+
+
+@pytest.fixture
+def small_limits(monkeypatch):
+    """Images of more than 20 000 pixels are read reduced, JPEG up to 80 000, others only if the environment says so."""
+    monkeypatch.setattr(images, "MAX_PIXELS", 20_000)
+    monkeypatch.setattr(images, "MAX_JPEG_PIXELS", 80_000)
+
+
+@pytest.mark.parametrize(("kind", "width", "height"), [("jpg", 300, 200), ("jpg", 199, 399), ("png", 300, 200)])
+def test_a_large_image_is_read_reduced_with_its_boxes_in_place(
+    tmp_path, small_limits, monkeypatch, kind, width, height
+):
+    """A bright square stays where the box says, to a pixel, through reading, resizing and back."""
+    pixels = numpy.zeros((height, width, 3), numpy.uint8)
+    pixels[60:120, 90:150] = 255
+    path = saved(tmp_path / f"large.{kind}", Image.fromarray(pixels))
+    if kind == "png":
+        with pytest.raises(DataError, match=r"300 × 200 pixels, allowed are 0.02 mega.*FOCALDET_MAX_MEGAPIXELS"):
+            read_image(path)
+        monkeypatch.setenv("FOCALDET_MAX_MEGAPIXELS", "0.07")
+    assert read_header(path) == ImageSize(height, width)
+    reduced, size = read_reduced(path)
+    assert size == (height, width) and reduced.shape[1] * reduced.shape[2] <= 20_000
+    rows, columns = (reduced[0] > 127).nonzero().unbind(1)
+    x, y = width / reduced.shape[2], height / reduced.shape[1]
+    edges = [columns.min() * x, rows.min() * y, (columns.max() + 1) * x, (rows.max() + 1) * y]
+    assert [float(edge) for edge in edges] == pytest.approx([90, 60, 150, 120], abs=2)
+    assert read_reduced(path, least_px=min(size))[0].shape[1:] == size
+    whole = resize_image(read_reduced(path, least_px=min(size))[0], Resize("letterbox", 64))
+    assert resize_image(reduced, Resize("letterbox", 64), original=size).shape == whole.shape
+    monkeypatch.setenv("FOCALDET_MAX_MEGAPIXELS", "many")
+    with pytest.raises(ConfigError, match="FOCALDET_MAX_MEGAPIXELS: must be a number"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_the_boxes_of_a_reduced_image_are_scaled_in_training(tmp_path, small_limits, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    write_coco(tmp_path)
+    Image.new("RGB", (400, 150)).save(tmp_path / "images" / "big.jpg", exif=exif)
+    document = coco_document()
+    document["images"][0]["file_name"] = "big.jpg"
+    (tmp_path / "instances_train.json").write_text(json.dumps(document))
+    (dataset,) = open_parts(DataConfig(path=tmp_path), find_parts(DataConfig(path=tmp_path))).values()
+    i = next(i for i in range(len(dataset)) if dataset.path(i).name == "big.jpg")
+    pixels, target = FileSource(dataset).load(i, epoch=0)
+    assert dataset.size(i) == ((150, 400) if orientation == 1 else (400, 150)) and max(pixels.shape[1:]) == 200
+    torch.testing.assert_close(target.boxes, dataset.target(i).boxes / 2)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "jp2", "j2k", "avif", "pbm"])
+def test_more_kinds_of_images_are_read(tmp_path, suffix):
+    assert f".{suffix}" in images.SUFFIXES
+    if suffix == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    path, form = tmp_path / f"a.{suffix}", {"jfif": "JPEG", "jpe": "JPEG", "pbm": "PPM"}.get(suffix)
+    picture = Image.new("1", (24, 16), 1) if suffix == "pbm" else photo()
+    picture.save(path, form)
+    assert read_header(path) == ImageSize(16, 24)
+    difference = (from_array(picture.convert("RGB")).int() - read_image(path).int()).abs()
+    assert difference.float().mean() < 12
+
+
+def test_heic_is_read_with_its_package_and_named_without_it(tmp_path, monkeypatch):
+    path = tmp_path / "phone.jpg"  # phones name some of their HEIC so
+    path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(16))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    images._teach_heif.cache_clear()
+    with pytest.raises(DataError, match=r"HEIC image: install the package pillow-heif"):
+        read_header(path)
+    monkeypatch.undo()
+    images._teach_heif.cache_clear()
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(photo(64, 48)).save(tmp_path / "a.heic")
+    assert read_header(tmp_path / "a.heic") == ImageSize(48, 64)
+    difference = (from_array(photo(64, 48)).int() - read_image(tmp_path / "a.heic").int()).abs()
+    assert difference.float().mean() < 12
+
+
+def test_pillows_own_limit_is_left_as_it_was(tmp_path):
+    read_image(saved(tmp_path / "a.png", photo()))
+    assert Image.MAX_IMAGE_PIXELS == 1024 * 1024 * 1024 // 4 // 3

@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from focaldet.data.config import DataConfig
 from focaldet.data.splits import open_split
+from focaldet.errors import ConfigError
 from focaldet.evaluation import coco
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, evaluate_files
 from focaldet.evaluation.results import write_results
@@ -340,3 +341,23 @@ def test_half_a_million_detections_take_two_seconds_of_two_cores():
 
 def test_ranks_keep_the_order():
     assert coco._ranks(numpy.array([50, 7, 1000])).tolist() == [1, 0, 2]
+
+
+def test_what_the_limit_of_detections_cuts_is_told_and_the_limit_can_be_raised():
+    """150 objects of one class in an image, all detected, and 20 of another class."""
+    boxes = [([x * 20.0, y * 20.0, x * 20.0 + 10, y * 20.0 + 10], 0, 0) for x in range(15) for y in range(10)]
+    boxes += [([x * 20.0, 300.0, x * 20.0 + 10, 310.0], 1, 0) for x in range(20)]
+    dataset = make_dataset([boxes])
+    detections = {0: make_detections(*((box, 0.9, label) for box, label, _ in boxes))}
+    limited = evaluate_detections(dataset, detections)
+    assert limited.max_detections == 100 and limited.per_class[0].ar100 == pytest.approx(100 / 150)
+    assert limited.notes == (
+        "the best 100 detections of each image and class count in COCO: 1 image with more than 100 objects of a class: "
+        "50 of 170 objects are out of reach; 50 of 170 detections do not count; --max-detections raises the limit",
+    )
+    raised = evaluate_detections(dataset, detections, max_detections=150)
+    assert (raised.ap, raised.ar100, raised.max_detections, raised.notes) == (ONE, ONE, 150, ())
+    assert coco.headline("ar100", max_detections=150) == ("AR150", "recall with 150")
+    assert Metrics.from_dict(raised.to_dict()) == raised
+    with pytest.raises(ConfigError, match="max_detections: must be at least 11"):
+        evaluate_detections(dataset, detections, max_detections=10)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from focaldet.ops import adaptive
 from focaldet.ops.adaptive import match_adaptively
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.matching import MatchConfig, match
@@ -85,3 +86,15 @@ def test_without_levels_all_anchors_are_of_one(shape):
     anchors = pyramid_anchors(ONE_PER_CELL, strides_px=(8,), shapes=(shape,), image=(40, 40))
     box = torch.tensor([[2.0, 2.0, 20.0, 20.0]])
     assert match(anchors, box, torch.tensor([False]), MatchConfig(rule="adaptive")).foreground.any()
+
+
+def test_in_blocks_of_boxes_the_answers_are_the_same(monkeypatch):
+    anchors, boxes = random_boxes(200, 0), random_boxes(12, 1)
+    whole = match_adaptively(anchors, boxes, level_sizes=(150, 50), candidates=9)
+    monkeypatch.setattr(adaptive, "TABLE_ELEMENTS", 450)
+    assert all(map(torch.equal, whole, match_adaptively(anchors, boxes, level_sizes=(150, 50), candidates=9)))
+
+
+def random_boxes(number, seed):
+    corner = torch.rand(number, 2, generator=torch.Generator().manual_seed(seed)) * 90
+    return torch.cat([corner, corner + 10], 1)

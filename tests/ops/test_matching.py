@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -238,3 +241,22 @@ def test_a_thousand_boxes_need_no_table_of_all_overlaps(low_quality):
     with Sizes():
         assert match(anchors, boxes, regular(1000), MatchConfig(low_quality=low_quality)).foreground.any()
     assert largest <= matching.BLOCK_ELEMENTS < len(anchors) * len(boxes)
+
+
+def test_a_thousand_boxes_take_less_than_200_megabytes():
+    """In a process of its own, whose memory at its largest is that of the machine, not of torch's own count."""
+    program = """
+import resource, torch
+from focaldet.ops.matching import MatchConfig, match
+def boxes(number, side):
+    corner = torch.rand(number, 2, generator=torch.Generator().manual_seed(number)) * 1000
+    return torch.cat([corner, corner + 4 + side * torch.rand(number, 2)], 1)
+torch.set_num_threads(1)
+anchors, objects = boxes(100_000, 200), boxes(1000, 30)
+match(anchors[:10], objects[:2], torch.zeros(2, dtype=torch.bool), MatchConfig())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+match(anchors, objects, torch.zeros(1000, dtype=torch.bool), MatchConfig(low_quality="any"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    taken = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert int(taken) < 200_000  # kilobytes; the whole table has 400 000

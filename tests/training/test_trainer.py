@@ -416,7 +416,8 @@ def test_training_on_nothing_is_refused(tmp_path, ignored):
     source = squares(4, empty=() if ignored else range(4))
     source.dataset.flags[:] = 1
     source.dataset.problems.add(Problem("warning", "box empty", "dropped", "a.csv"))
-    with pytest.raises(DataError, match=r"nothing to train on: no box in 4 images.*1 × box empty") as caught:
+    problem = r"nothing to train on: no box in 4 images.* \(1 × box empty\); focaldet check"
+    with pytest.raises(DataError, match=problem) as caught:
         run(small_run(tmp_path / "run"), data=source)
     assert ("4 ignored boxes" in str(caught.value)) == ignored and not (tmp_path / "run").exists()
 

@@ -86,12 +86,13 @@ def level_overlaps(
 
 def resize_boxes(dataset: Dataset, resize: Resize) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
     """The boxes of a split, without ignored ones, in pixels of the resized images, and the sizes of these images."""
-    sizes = [dataset.size(i) for i in range(len(dataset))]
-    placed = [(*resize.target(size), *resize.content(size), *resize.corner(size)) for size in sizes]
+    sizes, kinds = torch.unique(dataset.sizes, dim=0, return_inverse=True)
+    originals = [ImageSize(*size) for size in sizes.tolist()]
+    placed = [(*resize.target(size), *resize.content(size), *resize.corner(size)) for size in originals]
     owners = torch.arange(len(dataset)).repeat_interleave(dataset.offsets.diff())
     counted = dataset.flags == 0
     images, contents, corners = torch.split(
-        torch.tensor(placed, dtype=torch.int64).reshape(-1, 6)[owners][counted], 2, dim=1
+        torch.tensor(placed, dtype=torch.int64).reshape(-1, 6)[kinds[owners]][counted], 2, dim=1
     )
     scale = contents.double() / dataset.sizes[owners][counted].double()
     return dataset.boxes[counted] * scale.flip(1).repeat(1, 2) + corners.repeat(1, 2), images

@@ -1,21 +1,25 @@
 """`check_data`: the contents of a data set, its problems, and how anchors fit it, before any training."""
 
-import hashlib
-import os
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import torch
+from collections.abc import Sequence
 
 from focaldet.check.anchor_fit import anchor_report
+from focaldet.check.box_checks import note_box_sizes, note_crowded_images, note_repeated_boxes, repeated_labels
+from focaldet.check.findings import Findings
+from focaldet.check.fit import advise
+from focaldet.check.image_checks import (
+    Pair,
+    exact_copies,
+    look_at_images,
+    near_copies,
+    note_damage,
+    note_turned,
+)
 from focaldet.check.report import Report, SplitReport
+from focaldet.check.split_checks import note_class_skew, note_classes, note_names
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Dataset
-from focaldet.data.images import read_image
-from focaldet.data.problems import Location, Problem, Problems
+from focaldet.data.problems import Location, Severity
 from focaldet.data.splits import inspect_splits
-from focaldet.errors import DataError
 from focaldet.models.base import DetectorConfig
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
@@ -28,30 +32,99 @@ def check_data(
     *,
     detector: DetectorConfig | None = None,
     preprocessing: Preprocessing | None = None,
+    decode: bool = True,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Report:
-    """A report on the contents and problems of a data set. Every image is decoded, as in training.
+    """A report on the contents and problems of a data set.
 
     It covers the splits for training, validation and testing. The anchors of `detector`, if there is one, are compared
     with the boxes of images resized as `preprocessing` says (the paper's short side 800 where it is None). Images that
-    cannot be read and boxes that training would refuse are listed as errors. `progress` is called with the number of
-    images decoded so far and of all images.
+    cannot be read and boxes that training would refuse are listed as errors.
+
+    Args:
+        config: the images and annotations.
+        detector: whose anchors and limit of detections are compared with the boxes.
+        preprocessing: how large the images enter the network.
+        decode: decode every image, as training does, and look for damage, copies and near duplicates; without, only the
+            headers are read.
+        only: the kinds of problems to report (`kinds.MEANINGS`), all where there are none.
+        skip: kinds not to report.
+        seed: of the sample that training would hold out.
+        progress: called with the number of images decoded so far and of all images.
 
     Raises:
         DataError: the annotations cannot be read at all.
-        ConfigError: no data is given.
+        ConfigError: no data is given, or a kind does not exist.
     """
+    Findings().select(only=only, skip=skip)  # before the long work
     inspection = inspect_splits(config, seed=seed)
-    datasets, problems = inspection.datasets, inspection.problems
+    datasets = inspection.datasets
+    findings, prepared = Findings(inspection.problems), preprocessing or Preprocessing()
     for dataset in datasets.values():
-        _note_oddities(dataset, problems)
-    _note_damaged_images(list(datasets.values()), problems, progress=progress)
-    _note_repeated_images(list(datasets.values()), problems)
-    prepared = preprocessing or Preprocessing()
+        _note_boxes_and_names(dataset, detector, prepared, findings)
+    note_class_skew(datasets, findings)
+    copies = _note_images(list(datasets.values()), findings, progress=progress) if decode else set()
+    for dataset in datasets.values():
+        _note_repeated_labels(dataset, copies, findings)
+    findings = findings.select(only=only, skip=skip)
     splits = tuple(_describe(dataset, detector, prepared) for dataset in datasets.values())
     source = config.path or config.train or config.val or config.test
-    return Report(str(source), splits, inspection.chosen, problems)
+    advice = advise(next(iter(datasets.values())), detector, prepared) if detector is not None else None
+    return Report(str(source), splits, inspection.chosen, findings.problems, findings.exhibits, advice)
+
+
+def _note_boxes_and_names(
+    dataset: Dataset, detector: DetectorConfig | None, preprocessing: Preprocessing, findings: Findings
+) -> None:
+    note_classes(dataset, findings)
+    note_names(dataset, findings)
+    note_repeated_boxes(dataset, findings)
+    limit = getattr(getattr(detector, "detect", None), "max_detections", None)
+    note_crowded_images(dataset, findings, limit=limit)
+    if detector is not None:
+        note_box_sizes(dataset, preprocessing.resize, findings)
+
+
+def _note_images(
+    datasets: list[Dataset], findings: Findings, *, progress: Progress | None
+) -> set[tuple[str, int, str, int]]:
+    """Add what the pixels say; the pairs of images that are copies or look the same."""
+    facts = look_at_images(datasets, progress=progress)
+    for dataset in datasets:
+        note_damage(dataset, facts, findings)
+        note_turned(dataset, facts, findings)
+    exact = exact_copies(datasets)
+    near = near_copies(datasets, facts, exact)
+    by_name = {dataset.name: dataset for dataset in datasets}
+    for pairs, kind, sure in ((exact, "image twice", True), (near, "near duplicate", False)):
+        for pair in pairs:
+            _note_pair(pair, by_name, findings, kind=kind, sure=sure)
+    return {(pair.split, pair.image, pair.original_split, pair.original) for pair in (*exact, *near)}
+
+
+def _note_pair(pair: Pair, datasets: dict[str, Dataset], findings: Findings, *, kind: str, sure: bool) -> None:
+    image = datasets[pair.split].path(pair.image)
+    original = datasets[pair.original_split].path(pair.original)
+    if pair.crosses:
+        kind = "image in two splits" if sure else f"{kind} in two splits"
+    same = "the same image as" if sure else "looks the same as"
+    message = f'{same} {original} of split "{pair.original_split}"'
+    severity: Severity = "warning" if sure or pair.crosses else "note"
+    findings.add_pair(Location(image, f'split "{pair.split}"').problem(severity, kind, message), original)
+
+
+def _note_repeated_labels(dataset: Dataset, copies: set[tuple[str, int, str, int]], findings: Findings) -> None:
+    """Add warnings of different images with the same boxes."""
+    alike = {(image, original) for split, image, other, original in copies if split == other == dataset.name}
+    alike_images = {image for pair in alike for image in pair}
+    for image, original in repeated_labels(dataset):
+        if not {image, original} <= alike_images:
+            location = Location(dataset.path(image), f'split "{dataset.name}"')
+            message = f"the same boxes as {dataset.path(original).name}, which is another image"
+            findings.add_pair(location.problem("warning", "labels twice", message), dataset.path(original))
 
 
 def _describe(dataset: Dataset, detector: DetectorConfig | None, preprocessing: Preprocessing) -> SplitReport:
@@ -76,66 +149,3 @@ def _describe(dataset: Dataset, detector: DetectorConfig | None, preprocessing: 
 def _by_class(names: tuple[str, ...], numbers: list[int]) -> dict[str, int]:
     """Counts by class name; two classes of one name are distinguished by their label."""
     return {name if names.count(name) == 1 else f"{name} ({label})": numbers[label] for label, name in enumerate(names)}
-
-
-def _note_oddities(dataset: Dataset, problems: Problems) -> None:
-    """Add notes on classes and splits without boxes, and warnings of boxes that are in the files twice."""
-    where = f'split "{dataset.name}"'
-    present = set(dataset.labels.tolist())
-    for label, name in enumerate(dataset.classes.names):
-        if label not in present:
-            problems.add(Problem("note", "class without boxes", f'"{name}" has no box', str(dataset.root), where))
-    if not len(dataset.boxes):
-        problems.add(Problem("warning", "no boxes", "no image has a box", str(dataset.root), where))
-    owners = torch.arange(len(dataset)).repeat_interleave(dataset.offsets.diff())
-    rows = torch.cat([owners[:, None].double(), dataset.labels[:, None].double(), dataset.boxes], 1)
-    _, inverse = torch.unique(rows, dim=0, return_inverse=True)
-    seen: set[int] = set()
-    for row, group in enumerate(inverse.tolist()):
-        if group in seen:
-            record = f"box {[round(value, 2) for value in dataset.boxes[row].tolist()]}"
-            location = Location(dataset.path(int(owners[row])), record)
-            problems.add(location.problem("warning", "box twice", "the same box and class again"))
-        seen.add(group)
-
-
-def _note_damaged_images(datasets: list[Dataset], problems: Problems, *, progress: Progress | None) -> None:
-    """Add errors for images with an intact header and damaged pixels, such as truncated files."""
-    splits = {dataset.path(i): dataset.name for dataset in reversed(datasets) for i in range(len(dataset))}
-
-    def damage(path: Path) -> str | None:
-        try:
-            read_image(path)
-        except DataError as error:
-            return error.problem
-        return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = zip(splits.items(), pool.map(damage, splits), strict=True)
-        for done, ((path, split), problem) in enumerate(results, start=1):
-            if progress is not None:
-                progress(done, len(splits))
-            if problem is not None:
-                problems.add(Problem("error", "image unusable", problem, str(path), f'split "{split}"'))
-
-
-def _note_repeated_images(datasets: list[Dataset], problems: Problems) -> None:
-    """Add warnings of image files of equal content, in one split or two. Only files of equal length are read."""
-    lengths: dict[int, list[tuple[str, Path]]] = defaultdict(list)
-    for dataset in datasets:
-        for path in dict.fromkeys(dataset.path(i) for i in range(len(dataset))):
-            lengths[path.stat().st_size].append((dataset.name, path))
-    contents: dict[str, list[tuple[str, Path]]] = defaultdict(list)
-    for group in lengths.values():
-        for split, path in group if len(group) > 1 else ():
-            contents[_digest(path)].append((split, path))
-    for (first, original), *copies in contents.values():
-        for split, path in copies:
-            kind = "image twice" if split == first else "image in two splits"
-            message = f'the same image as {original} of split "{first}"'
-            problems.add(Problem("warning", kind, message, str(path), f'split "{split}"'))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,11 +1,13 @@
 """The report of `check_data`, as values and as text."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from focaldet.check.anchor_fit import AnchorReport
+from focaldet.check.findings import Exhibit
+from focaldet.check.fit import Advice
 from focaldet.data.formats.text import quantity
 from focaldet.data.problems import Problems
 
@@ -32,12 +34,14 @@ class SplitReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The report of `check_data`."""
+    """The report of `check_data`: the splits, all problems, images that show them by kind, and advice on the size."""
 
     source: str
     splits: tuple[SplitReport, ...]
     chosen: str
     problems: Problems = field(default_factory=Problems)
+    exhibits: Mapping[str, Sequence[Exhibit]] = field(default_factory=dict)
+    advice: Advice | None = None
 
     @property
     def findings(self) -> Problems:
@@ -47,13 +51,19 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 where nothing is wrong (notes are not), 1 where there are warnings or errors."""
-        return 1 if self.problems.count("error", "warning") else 0
+        """0 where training takes the data, 1 where there is an error."""
+        return self.exit_status(strict=False)
+
+    def exit_status(self, *, strict: bool) -> int:
+        """1 where there is an error or, with `strict`, a warning; else 0. Notes are never wrong."""
+        return 1 if self.problems.count("error", *(("warning",) if strict else ())) else 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         splits = [asdict(split) for split in self.splits]
-        return {"source": self.source, "chosen": self.chosen, "splits": splits, "findings": self.problems.to_dict()}
+        advice = None if self.advice is None else self.advice.to_dict()
+        problems = self.problems.to_dict()
+        return {"source": self.source, "chosen": self.chosen, "splits": splits, "findings": problems, "advice": advice}
 
     def lines(self, *, listed: bool = False, all_classes: bool = False) -> list[str]:
         """The report as text; with `listed` every problem by itself, with `all_classes` every class."""

@@ -20,6 +20,9 @@ Switch = Annotated[bool, Parameter(negative="", show_default=False)]
 """A flag that is off unless it is typed."""
 
 
+TRACEBACK_VARIABLE = "FOCALDET_TRACEBACK"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     words = rename_old(sys.argv[1:] if arguments is None else arguments)
@@ -37,6 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("focaldet: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:  # a fault of focaldet, or of a file in a way nobody thought of
+        if os.environ.get(TRACEBACK_VARIABLE) or arguments is not None:  # a program that calls may catch it
+            raise
+        kind = type(error).__name__
+        print_error(f"unexpected {kind}: {error or kind} ({TRACEBACK_VARIABLE}=1 shows where; please report it)")
+        return USAGE
 
 
 def build_app() -> App:

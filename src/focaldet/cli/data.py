@@ -1,11 +1,14 @@
 """`focaldet check`, `anchors` and `convert-data`: what the data is like, which anchors suit it, other formats."""
 
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from focaldet.check.advice import advise_model, candidate_models
 from focaldet.check.anchor_clusters import anchor_shapes
 from focaldet.check.check import check_data
 from focaldet.cli import Switch
@@ -17,7 +20,7 @@ from focaldet.data.formats.text import quantity
 from focaldet.data.splits import open_split
 from focaldet.errors import DataError
 from focaldet.models import find_preset, named_config
-from focaldet.training.config import RunConfig
+from focaldet.report.check_page import write_check_page
 from focaldet.types import Resize
 
 
@@ -25,26 +28,37 @@ def check_command(
     data: Data = None,
     *,
     parts: DataParts = None,
-    model: str = RunConfig.model,
+    model: str | None = None,
     architecture: Architecture = None,
     size: int | None = None,
     short_side: int | None = None,
     max_side: int | None = None,
     all_classes: Annotated[bool, Parameter(name="--all", negative="")] = False,
     listed: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    decode: bool = True,
+    strict: Switch = False,
+    only: tuple[str, ...] = (),
+    skip: tuple[str, ...] = (),
+    html: Path | None = None,
     json: Switch = False,
 ) -> int:
     """Say what is in a data set, what is wrong with it, and how the anchors of a detector fit its boxes.
 
     Args:
-        model: Detector whose anchors are measured against the boxes.
+        model: Detector whose anchors are measured against the boxes; by default the one that training would choose.
         size: Long side in pixels of the image that the anchors meet, instead of the detector's own.
         short_side: Short side in pixels, the paper's form.
         max_side: Limit of the long side with --short-side.
         all_classes: Count the boxes of every class, not only of the most and the least frequent.
         listed: List every problem, not only how many there are of each kind.
+        decode: Decode every image, which also finds damage, copies and near duplicates; --no-decode reads headers only.
+        strict: End with status 1 where there are warnings, not only for errors.
+        only: Kinds of problems to report, such as box-tiny; by default all.
+        skip: Kinds of problems not to report.
+        html: Write the report as a page with images of each kind of problem.
         json: Print JSON.
     """
+    model = model or str(advise_model(candidate_models()).value)
     detector, preprocessing = named_config(model, architecture=architecture or {}), find_preset(model).preprocessing
     resize = preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     try:
@@ -53,6 +67,9 @@ def check_command(
                 data_config(data, parts),
                 detector=detector,
                 preprocessing=replace(preprocessing, resize=resize),
+                decode=decode,
+                only=only,
+                skip=skip,
                 progress=seen,
             )
     except DataError as error:
@@ -63,7 +80,14 @@ def check_command(
     else:
         print(*report.lines(listed=listed, all_classes=all_classes), sep="\n")
         print(f"\nanchors are those of {model}; others: --model, --size, --architecture")
-    return report.exit_code
+        if report.advice is not None:
+            place = shlex.quote(str(data)) if data is not None else "DIR"
+            print(*report.advice.lines(), sep="\n")
+            print(f"next     focaldet train {place} --model {model} {report.advice.flags()} --out runs/mine")
+    if html is not None:
+        write_check_page(report, html)
+        print(f"look at  {html}", file=sys.stderr if json else sys.stdout)
+    return report.exit_status(strict=strict)
 
 
 def anchors_command(

@@ -10,7 +10,7 @@ from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, data_config
 from focaldet.cli.output import json_text, print_json, print_metrics, progress
 from focaldet.config import make_folder
 from focaldet.errors import ConfigError
-from focaldet.evaluation.coco import evaluate_files
+from focaldet.evaluation.coco import MAX_DETECTIONS, evaluate_files
 from focaldet.evaluation.evaluate import evaluate, evaluation_folder
 
 
@@ -23,6 +23,7 @@ def evaluate_command(
     predictions: Path | None = None,
     out: Path | None = None,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
+    max_detections: int = MAX_DETECTIONS,
     options: Options = None,
     json: Switch = False,
 ) -> None:
@@ -31,6 +32,8 @@ def evaluate_command(
     Args:
         run: Run folder, weights file, or a name such as torchvision:coco_v1.
         predictions: COCO result file to score against the ground truth `--data`, instead of a detector.
+        max_detections: How many detections of each image and class count, the best ones; COCO's numbers are with 100.
+            A detector that answers with fewer is let answer with so many.
         out: Folder for metrics.json and predictions.json; by default a folder within the run.
         json: Print JSON.
     """
@@ -40,13 +43,21 @@ def evaluate_command(
         folder: Path | None = evaluation_folder(str(run), split=split, out=out)
         chosen = optional_data_config(data, parts)
         with progress("evaluate") as seen:
-            metrics = evaluate(str(run), chosen, split=split, out=out, progress=seen, **(options or {}))
+            metrics = evaluate(
+                str(run),
+                chosen,
+                split=split,
+                out=out,
+                max_detections=max_detections,
+                progress=seen,
+                **(options or {}),
+            )
     else:
         for name in options or {}:
             text = "is for a detector; it changes nothing in a file of --predictions"
             raise ConfigError(f"eval: --{flag_name(name)} {text}")
         folder = None if out is None else make_folder(out)
-        metrics = evaluate_files(predictions, data_config(data, parts), split=split)
+        metrics = evaluate_files(predictions, data_config(data, parts), split=split, max_detections=max_detections)
         if folder is not None:
             (folder / "metrics.json").write_text(json_text(metrics.to_dict()) + "\n", encoding="utf-8")
     if json:

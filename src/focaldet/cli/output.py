@@ -74,9 +74,10 @@ def print_json(value: Any) -> None:
 def print_metrics(metrics: "Metrics") -> None:
     """The 12 numbers in percent, then a line per class."""
     from focaldet.data.formats.text import quantity
-    from focaldet.evaluation.coco import HEADLINES, percent
+    from focaldet.evaluation.coco import HEADLINES, headline, percent
 
-    lines = [[name, percent(getattr(metrics, field)), meaning] for field, (name, meaning) in HEADLINES.items()]
+    names = {field: headline(field, max_detections=metrics.max_detections) for field in HEADLINES}
+    lines = [[name, percent(getattr(metrics, field)), meaning] for field, (name, meaning) in names.items()]
     print_table(lines, left={0, 2})
     classes = [[row.name, str(row.num_boxes), *map(percent, (row.ap, row.ap50, row.ap75))] for row in metrics.per_class]
     if len(classes) > 1:

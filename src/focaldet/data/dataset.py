@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int32, Int64, UInt8
 from torch import Tensor
 
-from focaldet.data.images import read_image
+from focaldet.data.images import read_reduced
 from focaldet.data.problems import Problems
 from focaldet.errors import DataError
 from focaldet.types import ImageSize, Target
@@ -206,15 +206,21 @@ class FileSource:
     dataset: Dataset
 
     def load(self, i: int, *, epoch: int) -> tuple[UInt8[Tensor, "3 H W"], Target]:
-        """Image i at full size and its boxes in its pixels, the same in every epoch.
+        """Image i and its boxes in its pixels, the same in every epoch; at full size unless it is very large.
 
         Raises:
             DataError: the file is damaged, or no longer has the size that it had when the dataset was read.
         """
         del epoch
         path, size = self.dataset.path(i), self.dataset.size(i)
-        pixels = read_image(path)
-        if tuple(pixels.shape[1:]) != size:
-            now = f"{pixels.shape[2]} × {pixels.shape[1]}"
-            raise DataError(f"has changed to {now} pixels since it was read as {size.width} × {size.height}", file=path)
-        return pixels, self.dataset.target(i)
+        pixels, now = read_reduced(path)
+        if now != size:
+            problem = (
+                f"has changed to {now.width} × {now.height} pixels since it was read as {size.width} × {size.height}"
+            )
+            raise DataError(problem, file=path)
+        target, (height, width) = self.dataset.target(i), pixels.shape[1:]
+        if (height, width) != size:
+            scale = target.boxes.new_tensor([width / size.width, height / size.height]).repeat(2)
+            target = replace(target, boxes=target.boxes * scale)
+        return pixels, target

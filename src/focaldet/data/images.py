@@ -6,9 +6,13 @@ The rules for each kind of file:
 * 16 bits per channel keep their high byte (65535 becomes 255): the contrast of single images is not stretched.
 * Transparent pixels are laid over white. Gray, palette, 1-bit and CMYK images become RGB.
 * Of an animation or a file with several pages the first image is taken.
-* 32-bit and floating-point pixels have no known range and are refused, as is more than `MAX_PIXELS`.
+* 32-bit and floating-point pixels have no known range and are refused.
+* An image of more than `MAX_PIXELS` is read reduced; one of more than `largest_pixels` is refused.
+* HEIC needs the package pillow-heif (extra `heic`), AVIF Pillow 11.3.
 """
 
+import functools
+import os
 import struct
 import threading
 import warnings
@@ -20,22 +24,49 @@ from typing import Any
 import numpy
 import torch
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from focaldet.errors import DataError
+from focaldet.errors import ConfigError, DataError
 from focaldet.types import ImageSize
 
 MAX_PIXELS = 50_000_000
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+MAX_JPEG_PIXELS = 200_000_000  # of which no more than a quarter is decoded
+MEGAPIXELS_VARIABLE = "FOCALDET_MAX_MEGAPIXELS"
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"}
+    | {".jp2", ".j2k", ".jpx", ".avif", ".heic", ".heif"}
+)
 
-_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"mif1"), "HEIF")
+_JPEG = ("JPEG", "MPO")
+_OPTIONAL = ("AVIF", "HEIF")
+_NEW_SUFFIXES = (".avif", ".heic", ".heif", ".jpg", ".jpeg")  # phones also call their HEIC images jpg
 _SIDEWAYS = (5, 6, 7, 8)
 
 
+def largest_pixels(image_format: str | None) -> int:
+    """The pixels of the largest image of a format that is read, or what FOCALDET_MAX_MEGAPIXELS says of all formats.
+
+    Raises:
+        ConfigError: the variable is not a number above 0.
+    """
+    text = os.environ.get(MEGAPIXELS_VARIABLE)
+    if not text:
+        return MAX_JPEG_PIXELS if image_format in _JPEG else MAX_PIXELS
+    try:
+        megapixels = float(text)
+    except ValueError:
+        megapixels = -1.0
+    if not 0 < megapixels < 1e6:
+        raise ConfigError(f"{MEGAPIXELS_VARIABLE}: must be a number of megapixels above 0, got {text!r}")
+    return round(megapixels * 1e6)
+
+
 class _Quiet:
-    """A context without Pillow's warnings, as long as any thread is inside; what matters becomes a `DataError`.
+    """A context without Pillow's warnings and its own limit of pixels, as long as any thread is inside.
 
     `warnings.catch_warnings` alone is not safe here: two threads that leave in the wrong order would restore each
     other's filters for good.
@@ -43,6 +74,7 @@ class _Quiet:
 
     def __init__(self) -> None:
         self._lock, self._inside, self._filters = threading.Lock(), 0, warnings.catch_warnings()
+        self._limit = Image.MAX_IMAGE_PIXELS
 
     def __enter__(self) -> None:
         with self._lock:
@@ -50,6 +82,7 @@ class _Quiet:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL\.")
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -57,6 +90,7 @@ class _Quiet:
             self._inside -= 1
             if self._inside == 0:
                 self._filters.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = self._limit
 
 
 _QUIET = _Quiet()
@@ -66,24 +100,56 @@ def read_header(path: Path) -> ImageSize:
     """Height and width of an image after EXIF rotation, without decoding it.
 
     Raises:
-        DataError: the file is missing or not an image, or it has more than `MAX_PIXELS`.
+        DataError: the file is missing or not an image, or it has more than `largest_pixels`.
     """
     with _open_image(path) as image:
-        width, height = image.size
-        return ImageSize(width, height) if _orientation(image) in _SIDEWAYS else ImageSize(height, width)
+        return _upright_size(image)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether the EXIF orientation of an image file says that its pixels are not stored upright.
+
+    Raises:
+        DataError: the file is missing or not an image.
+    """
+    with _open_image(path) as image:
+        return _orientation(image) != 1
 
 
 def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
-    """The pixels of an image file, upright. The memory lies as H × W × 3, which is how decoders write it.
+    """The pixels of an image file, upright; those of a very large one are reduced (`read_reduced`).
+
+    The memory lies as H × W × 3, which is how decoders write it.
 
     Raises:
         DataError: the file is missing, damaged or not an image, its range of values is unknown, or it has more than
-            `MAX_PIXELS`.
+            `largest_pixels`.
+    """
+    return read_reduced(path)[0]
+
+
+def read_reduced(path: Path, *, least_px: int = 0) -> tuple[UInt8[Tensor, "3 h w"], ImageSize]:
+    """The pixels of an image file, upright, and the size of the whole image.
+
+    Only an image of more than `MAX_PIXELS` is reduced: by the smallest whole factor that brings it below, as long as
+    its short side keeps `least_px`. Of a JPEG the decoder computes no more than that.
+
+    Raises:
+        DataError: see `read_image`.
     """
     with _open_image(path) as image:
-        orientation = _orientation(image)
-        pixels = _decode_jpeg(image)
-        return _upright(_decode(image, name=path) if pixels is None else pixels, orientation)
+        orientation, size = _orientation(image), _upright_size(image)
+        if image.width * image.height <= MAX_PIXELS:
+            pixels = _decode_jpeg(image)
+            return _upright(_decode(image, name=path) if pixels is None else pixels, orientation), size
+        factor = 1
+        while -(-image.width // factor) * -(-image.height // factor) > MAX_PIXELS:
+            factor += 1
+        factor = max(1, min(factor, min(size) // max(1, least_px)))
+        width, height = (-(-side // factor) for side in image.size)
+        image.draft("RGB", (width, height))  # halves, quarters or eighths of a JPEG, never less than this
+        rest = max(1, round(image.width / width))
+        return _upright(_decode(image.reduce(rest) if rest > 1 else image, name=path), orientation), size
 
 
 def from_array(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 H W"]:
@@ -143,28 +209,64 @@ def _round_to_bytes(image: Float[Tensor, "*axes"]) -> UInt8[Tensor, "*axes"]:
     return image.round().to(torch.uint8)
 
 
+def _upright_size(image: Image.Image) -> ImageSize:
+    width, height = image.size
+    return ImageSize(width, height) if _orientation(image) in _SIDEWAYS else ImageSize(height, width)
+
+
 @contextmanager
 def _open_image(path: Path) -> Iterator[Image.Image]:
     """The opened image, its header read; whatever fails inside becomes a `DataError` that names the file."""
     try:
         if not path.is_file():  # also keeps out pipes and devices, which would block
             raise DataError("there is no such file", file=path)
-        with _QUIET, Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(_too_large(f"{image.width} × {image.height}"), file=path)
+        formats = _FORMATS if path.suffix.lower() not in _NEW_SUFFIXES else _formats_for(path)
+        with _QUIET, Image.open(path, formats=formats) as image:
+            if image.width * image.height > largest_pixels(image.format):
+                raise DataError(_too_large(image), file=path)
             yield image
-    except DataError:
+    except (DataError, ConfigError):
         raise
-    except Image.DecompressionBombError:
-        raise DataError(_too_large("too many"), file=path) from None
     except UnidentifiedImageError:
         raise DataError(_describe_unknown(path), file=path) from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
         raise DataError(f"is damaged: {error or type(error).__name__}", file=path) from None
 
 
-def _too_large(size: str) -> str:
-    return f"has {size} pixels, allowed are {MAX_PIXELS // 1_000_000} megapixels"
+def _too_large(image: Image.Image) -> str:
+    allowed = f"{largest_pixels(image.format) / 1e6:g} megapixels"
+    return (
+        f"has {image.width} × {image.height} pixels, allowed are {allowed}; the environment variable "
+        f"{MEGAPIXELS_VARIABLE} sets another limit"
+    )
+
+
+def _formats_for(path: Path) -> tuple[str, ...]:
+    """The formats with the one that the first bytes of the file say, where Pillow can be taught it.
+
+    Raises:
+        DataError: it cannot; says which package is missing.
+    """
+    with path.open("rb") as file:
+        start = file.read(12)
+    kind = _BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
+    if kind == "AVIF" and not features.check("avif"):
+        raise DataError("is an AVIF image, which this Pillow cannot read: install pillow 11.3 or later", file=path)
+    if kind == "HEIF" and not _teach_heif():
+        problem = "is a HEIC image: install the package pillow-heif (pip install 'focaldet[heic]') to read such images"
+        raise DataError(problem, file=path)
+    return (*_FORMATS, kind) if kind else _FORMATS
+
+
+@functools.cache
+def _teach_heif() -> bool:
+    """Teach Pillow to read HEIC; False where the package for it is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _describe_unknown(path: Path) -> str:
@@ -172,7 +274,7 @@ def _describe_unknown(path: Path) -> str:
         start = file.read(12)
     if not start:
         return "is empty (0 bytes)"
-    return f"is not an image in a known format ({', '.join(_FORMATS)}); it starts with {start!r}"
+    return f"is not an image in a known format ({', '.join((*_FORMATS, *_OPTIONAL))}); it starts with {start!r}"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -200,7 +302,7 @@ def _decode_jpeg(image: Image.Image) -> UInt8[Tensor, "3 H W"] | None:
 
     Also None where torchvision refuses, so that Pillow decides, and its message says what is wrong.
     """
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+    if image.format not in _JPEG or image.mode not in ("RGB", "L"):
         return None
     if not isinstance(image, ImageFile.ImageFile) or image.fp is None:
         return None

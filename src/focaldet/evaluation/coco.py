@@ -16,13 +16,17 @@ from focaldet.data.config import DataConfig
 from focaldet.data.dataset import OTHER_CLASS, Classes, Dataset
 from focaldet.data.formats.coco import read_coco_file
 from focaldet.data.formats.split_names import ALIASES, pick
+from focaldet.data.formats.text import quantity
 from focaldet.data.splits import find_parts, open_split
+from focaldet.errors import ConfigError
 from focaldet.evaluation.results import ResultRows, read_results, result_rows
 from focaldet.types import Detections
 
 SIZE_RANGES = ("all", "small", "medium", "large")  # by area: below 32², to 96², above, in pixels of the original image
 AP50, AP75 = 0, 5  # indices on axis T
-LIMIT_100 = 2  # index on axis M of the limit of 100 detections
+HIGHEST_LIMIT = 2  # index on axis M of the highest limit of detections
+LOWER_LIMITS = (1, 10)
+MAX_DETECTIONS = 100  # of each image and class, as COCO counts
 
 HEADLINES: dict[str, tuple[str, str]] = {
     "ap": ("AP", "mean over IoU .50 to .95"),
@@ -39,6 +43,13 @@ HEADLINES: dict[str, tuple[str, str]] = {
     "ar_large": ("AR large", "recall with 100, area above 96² px"),
 }
 """The twelve numbers in COCO's order: field of `Metrics` → name and meaning for people."""
+
+
+def headline(field: str, *, max_detections: int) -> tuple[str, str]:
+    """Name and meaning of one of the twelve numbers, with the limit that was used in place of COCO's 100."""
+    name, meaning = HEADLINES[field]
+    limit = str(max_detections)
+    return name.replace("AR100", f"AR{limit}"), meaning.replace("with 100", f"with {limit}")
 
 
 def percent(value: float | None) -> str:
@@ -73,7 +84,9 @@ class Metrics:
     """The metrics of COCO, each in [0, 1].
 
     A metric is None where COCO's own tool prints −1: there is no box of that size or class. A class without boxes has
-    no part in the means. `notes` say what a reader must know, such as classes that the detector does not have.
+    no part in the means. `max_detections` is how many detections of each image and class count, the best ones; where it
+    is not COCO's 100, it takes the place of 100 in `ar100` and the three after it. `notes` say what a reader must know,
+    such as classes that the detector does not have, or what the limit has cut.
     """
 
     ap: float | None
@@ -93,6 +106,7 @@ class Metrics:
     num_boxes: int = 0
     num_detections: int = 0
     milliseconds_per_image: float | None = None
+    max_detections: int = MAX_DETECTIONS
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,16 +134,19 @@ class CocoGroundTruth(NamedTuple):
     ignored: Bool[numpy.ndarray, " G"]
 
 
-def evaluate_detections(dataset: Dataset, detections: Mapping[int, Detections]) -> Metrics:
+def evaluate_detections(
+    dataset: Dataset, detections: Mapping[int, Detections], *, max_detections: int = MAX_DETECTIONS
+) -> Metrics:
     """The COCO metrics of `detections`, given by the index of their image, in pixels of the stored images.
 
-    An image that is not among them counts as one without detections. Labels are those of the dataset. As in COCO, at
-    most the 100 best detections per image and class count. Boxes flagged as crowd or difficult are ignored: missing
-    them costs nothing, and detections that lie on them (intersection over the area of the detection, any number of
-    them) are neither right nor wrong.
+    An image that is not among them counts as one without detections. Labels are those of the dataset. At most the
+    `max_detections` best detections per image and class count; what that cuts is in the notes. Boxes flagged as crowd
+    or difficult are ignored: missing them costs nothing, and detections that lie on them (intersection over the area of
+    the detection, any number of them) are neither right nor wrong.
 
     Raises:
         IndexError: an index or label is not in the dataset.
+        ConfigError: `max_detections` is below 11, COCO's next limit being 10.
     """
     rows = result_rows(detections)
     for name, values, limit in [
@@ -139,10 +156,12 @@ def evaluate_detections(dataset: Dataset, detections: Mapping[int, Detections]) 
         lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, -1)
         if lowest < 0 or highest >= limit:
             raise IndexError(f"{name} must be in 0…{limit - 1}, got {lowest}…{highest}")
-    return _compute_metrics(ground_truth_of(dataset), rows)
+    return _compute_metrics(ground_truth_of(dataset), rows, max_detections=max_detections)
 
 
-def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split: str = "val") -> Metrics:
+def evaluate_files(
+    predictions: Path, ground_truth: Path | DataConfig, *, split: str = "val", max_detections: int = MAX_DETECTIONS
+) -> Metrics:
     """The COCO metrics of a COCO result file, of any program, against annotations in any format that can be read.
 
     Args:
@@ -151,14 +170,17 @@ def evaluate_files(predictions: Path, ground_truth: Path | DataConfig, *, split:
             no image need be there; or a data folder of another format, whose boxes count as in training (clipped to
             their images).
         split: which part of a folder.
+        max_detections: how many detections of each image and class count.
 
     Raises:
         DataError: a record is malformed or names an image or category that the ground truth lacks.
+        ConfigError: see `evaluate_detections`.
     """
     data = ground_truth if isinstance(ground_truth, DataConfig) else DataConfig(path=ground_truth)
     file = _coco_file(data, split)
     truth = ground_truth_of(open_split(data, split, seed=0)) if file is None else read_ground_truth(file)
-    return _compute_metrics(truth, read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes))
+    rows = read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes)
+    return _compute_metrics(truth, rows, max_detections=max_detections)
 
 
 def _coco_file(data: DataConfig, split: str) -> Path | None:
@@ -220,16 +242,18 @@ def read_ground_truth(path: Path) -> CocoGroundTruth:
     )
 
 
-def _compute_metrics(truth: CocoGroundTruth, rows: ResultRows) -> Metrics:
+def _compute_metrics(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int) -> Metrics:
     """The metrics of `rows` against `truth`, computed by hotcoco.
 
     Ids are replaced by their ranks: COCO breaks ties between equal scores by the order of the image ids, and ranks keep
     that order whatever the ids are.
     """
+    if max_detections <= LOWER_LIMITS[-1]:
+        raise ConfigError(f"max_detections: must be at least {LOWER_LIMITS[-1] + 1}, got {max_detections}")
     image_rank, class_rank = _ranks(truth.image_ids), _ranks(numpy.array(truth.classes.category_ids, dtype=numpy.int64))
     ranked_truth = truth._replace(image_indices=image_rank[truth.image_indices], labels=class_rank[truth.labels])
     ranked_rows = rows._replace(image_indices=image_rank[rows.image_indices], labels=class_rank[rows.labels])
-    evaluator = _run_hotcoco(ranked_truth, ranked_rows)
+    evaluator = _run_hotcoco(ranked_truth, ranked_rows, max_detections=max_detections)
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     counts = numpy.bincount(truth.labels[~truth.ignored], minlength=len(class_rank))
     classes = zip(truth.classes.names, truth.classes.own_ids, counts.tolist(), class_rank, strict=True)
@@ -243,10 +267,34 @@ def _compute_metrics(truth: CocoGroundTruth, rows: ResultRows) -> Metrics:
         num_images=len(image_rank),
         num_boxes=int(counts.sum()),
         num_detections=len(rows.scores),
+        max_detections=max_detections,
+        notes=_describe_cut(truth, rows, max_detections=max_detections),
     )
 
 
-def _run_hotcoco(truth: CocoGroundTruth, rows: ResultRows) -> Any:
+def _describe_cut(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int) -> tuple[str, ...]:
+    """What the limit takes away: objects that cannot all be detected, and detections that do not count."""
+    num_classes = max(1, len(truth.classes))
+    regular = ~truth.ignored
+    objects = numpy.bincount(truth.image_indices[regular] * num_classes + truth.labels[regular])
+    detections = numpy.bincount(rows.image_indices * num_classes + rows.labels)
+    out_of_reach, cut = (int((counts - max_detections).clip(min=0).sum()) for counts in (objects, detections))
+    parts = []
+    if out_of_reach:
+        images = len(numpy.unique(numpy.flatnonzero(objects > max_detections) // num_classes))
+        parts.append(
+            f"{quantity(images, 'image')} with more than {max_detections} objects of a class: "
+            f"{out_of_reach} of {int(regular.sum())} objects are out of reach"
+        )
+    if cut:
+        parts.append(f"{cut} of {len(rows.scores)} detections do not count")
+    if not parts:
+        return ()
+    limit = f"the best {max_detections} detections of each image and class count{' in COCO' * (max_detections == 100)}"
+    return (f"{limit}: {'; '.join(parts)}; --max-detections raises the limit",)
+
+
+def _run_hotcoco(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int) -> Any:
     """hotcoco's evaluator with its results, for indices and labels that are ids; it writes nothing to the terminal."""
     from hotcoco import COCO, COCOeval
 
@@ -261,6 +309,7 @@ def _run_hotcoco(truth: CocoGroundTruth, rows: ResultRows) -> Any:
     )
     columns = rows.image_indices, rows.xywh, rows.scores, rows.labels
     evaluator = COCOeval(ground_truth, ground_truth.load_res(numpy.column_stack(columns)), "bbox")
+    evaluator.params.max_dets = [*LOWER_LIMITS, max_detections]
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summary_lines()
@@ -271,10 +320,10 @@ def _class_metrics(
     precision: Float64[numpy.ndarray, "T R S M"], recall: Float64[numpy.ndarray, "T S M"]
 ) -> dict[str, float | None]:
     """Mean precision and recall of one class, all sizes first; −1 in the arrays is "no such box"."""
-    values = {"ap50": precision[AP50, :, 0, LIMIT_100], "ap75": precision[AP75, :, 0, LIMIT_100]}
+    values = {"ap50": precision[AP50, :, 0, HIGHEST_LIMIT], "ap75": precision[AP75, :, 0, HIGHEST_LIMIT]}
     for index, size in enumerate(SIZE_RANGES):
-        values["ap" if size == "all" else f"ap_{size}"] = precision[:, :, index, LIMIT_100]
-        values["ar100" if size == "all" else f"ar_{size}"] = recall[:, index, LIMIT_100]
+        values["ap" if size == "all" else f"ap_{size}"] = precision[:, :, index, HIGHEST_LIMIT]
+        values["ar100" if size == "all" else f"ar_{size}"] = recall[:, index, HIGHEST_LIMIT]
     return {name: float(each[each > -1].mean()) if (each > -1).any() else None for name, each in values.items()}
 
 

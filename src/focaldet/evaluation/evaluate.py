@@ -14,7 +14,7 @@ from focaldet.data.formats.text import list_names, quantity
 from focaldet.data.loading.loader import Loader, explain_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
-from focaldet.evaluation.coco import Metrics, evaluate_detections
+from focaldet.evaluation.coco import MAX_DETECTIONS, Metrics, evaluate_detections
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
@@ -27,9 +27,10 @@ from focaldet.runtime import (
     join_processes,
     pick_device,
     pick_precision,
+    require_memory,
 )
-from focaldet.types import Detections, Target
-from focaldet.weights import load_detector
+from focaldet.types import Detections, ImageSize, Target
+from focaldet.weights import load_detector, override_postprocess
 
 UNNAMED_NOTE = "the detector has no class names: its classes are taken in the order of the data's"
 
@@ -91,6 +92,7 @@ def detect_all(
     ranks = fabric or Process(0, 1, device)
     precision = pick_precision(options.precision, device=device)
     loader = open_loader(detector, source, options=options, ranks=ranks)
+    _require_room(detector, source.dataset, batch_size=options.batch_size, device=device)
     num_images = sum(map(len, loader.picks(0)))
     detections: dict[int, Detections] = {}
     timings: list[tuple[int, float]] = []
@@ -113,6 +115,21 @@ def detect_all(
     return TimedDetections([detections[index] for index in range(len(detections))], milliseconds)
 
 
+def _require_room(detector: Detector, dataset: Dataset, *, batch_size: int, device: torch.device) -> None:
+    """Refuse batches that cannot fit in memory.
+
+    Raises:
+        ConfigError: gives the estimate.
+    """
+    preprocessing = detector.preprocessing
+    resize = preprocessing.resize
+    originals = (ImageSize(*size) for size in torch.unique(dataset.sizes, dim=0).tolist())
+    sizes = [preprocessing.padded_size(resize.target(original)) for original in originals]
+    if sizes:
+        largest = max(sizes, key=lambda size: size.height * size.width)
+        require_memory(min(batch_size, len(dataset)), largest, device=device)
+
+
 def open_loader(detector: Detector, source: ImageSource, *, options: InferenceOptions, ranks: Ranks) -> Loader:
     """The batches of this process: with those of the other `ranks`, every image of `source` once."""
     return Loader(
@@ -132,6 +149,7 @@ def evaluate(
     *,
     split: str = "val",
     out: Path | None = None,
+    max_detections: int = MAX_DETECTIONS,
     options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
     progress: Progress | None = None,
     **fields: Unpack[InferenceFields],
@@ -146,6 +164,8 @@ def evaluate(
         data: the images and annotations; by default those of the run.
         split: train, val, test, or a split's own name in the data; a single annotation file is taken whole.
         out: folder for the files; `eval-<split>` in the run folder by default. Weights without a run folder write none.
+        max_detections: how many detections of each image and class count, the best ones; a detector that answers with
+            fewer is let answer with so many.
         options: size, device, precision and so on.
         progress: called with the images done and the images there are.
         fields: fields of `InferenceOptions` by keyword, laid over `options`.
@@ -158,6 +178,7 @@ def evaluate(
     # Checked before the long work, and by every process, so that none waits for another that stopped.
     options = replace(options, **fields)
     setup = set_up_evaluation(run, data, split=split, options=options)
+    raise_limit(setup.detector, max_detections)
     folder = evaluation_folder(run, split=split, out=out)
     if folder is not None:
         configs.make_folder(folder)
@@ -171,12 +192,20 @@ def evaluate(
         )
         match, dataset = setup.class_match, setup.dataset
         detections = [relabel_detections(each, match, dataset.classes) for each in timed.detections]
-        metrics = evaluate_detections(dataset, dict(enumerate(detections)))
-        metrics = replace(metrics, milliseconds_per_image=timed.milliseconds_per_image, notes=match.notes)
+        metrics = evaluate_detections(dataset, dict(enumerate(detections)), max_detections=max_detections)
+        notes = (*match.notes, *metrics.notes)
+        metrics = replace(metrics, milliseconds_per_image=timed.milliseconds_per_image, notes=notes)
         if folder is not None and ranks.global_rank == 0:
             write_results(folder / "predictions.json", dataset, dict(enumerate(detections)))
             configs.write_json(folder / "metrics.json", {"split": dataset.name} | metrics.to_dict())
     return metrics
+
+
+def raise_limit(detector: Detector, max_detections: int) -> None:
+    """Let a detector answer with at least so many objects an image, where more than COCO's limit are asked for."""
+    own = getattr(getattr(detector.config, "detect", None), "max_detections", max_detections)
+    if own < max_detections != MAX_DETECTIONS:
+        detector.config = override_postprocess(detector.config, {"detect": {"max_detections": max_detections}})
 
 
 def set_up_evaluation(

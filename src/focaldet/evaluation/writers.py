@@ -37,12 +37,14 @@ class PredictionWriter(ABC):
 
 
 class JsonWriter(PredictionWriter):
-    """`predictions.json`: for each image its file, height, width, and lists of boxes, scores, labels and names."""
+    """`predictions.json`: for each image its file, its name in the other files, height, width, and lists of boxes,
+    scores, labels and names.
+    """
 
     def close(self) -> None:
         entries = [
-            {"file": str(path)} | result.size._asdict() | result.detections.to_dict()
-            for path, _, result in self.results
+            {"file": str(path), "name": name} | result.size._asdict() | result.detections.to_dict()
+            for path, name, result in self.results
         ]
         write_json(self.out / "predictions.json", entries)
 
@@ -97,9 +99,20 @@ class CsvWriter(PredictionWriter):
                     rows.writerow([path, *(f"{side:.2f}" for side in box), name, label, f"{score:.6f}"])
 
 
-WRITERS: dict[PredictionFormat, type[PredictionWriter]] = {
+class NamesWriter(PredictionWriter):
+    """`images.csv`: which name stands for which image in drawings and label files; written in any case."""
+
+    def close(self) -> None:
+        with (self.out / "images.csv").open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file, lineterminator="\n")
+            rows.writerow(("name", "file"))
+            rows.writerows((name, path) for path, name, _ in self.results)
+
+
+WRITERS: dict[str, type[PredictionWriter]] = {
     "json": JsonWriter,
     "coco": CocoWriter,
     "yolo": YoloWriter,
     "csv": CsvWriter,
+    "names": NamesWriter,
 }

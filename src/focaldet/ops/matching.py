@@ -99,11 +99,9 @@ def match(
     if regular.numel() == boxes.shape[0] or not count:
         return matches
     apart = boxes[ignored_boxes]
-    covered = [
-        (pairwise_coverage(anchors[block], apart) >= config.ignore_coverage).any(dim=1)
-        for block in _blocks(count, row_elements=len(apart))
-    ]
-    hidden = torch.cat(covered)
+    hidden = torch.empty(count, dtype=torch.bool, device=anchors.device)
+    for block in _blocks(count, row_elements=len(apart)):
+        hidden[block] = (pairwise_coverage(anchors[block], apart) >= config.ignore_coverage).any(dim=1)
     as_objects = _assign(anchors, apart, config, levels)
     skipped = hidden | as_objects.foreground | as_objects.ignored
     return matches._replace(ignored=matches.ignored | (skipped & ~matches.foreground))
@@ -123,36 +121,33 @@ def _assign(
         return pairwise_iou(boxes, anchors[block]) if whole is None else whole
 
     by_box = config.low_quality != "none"
-    bests = [_find_best(overlaps(block), by_box=by_box, start=block.start) for block in blocks]
-    best, box_index = (torch.cat(parts) for parts in ([each.best for each in bests], [each.box for each in bests]))
+    # Made before the tables: small results between large ones would tear the memory into pieces too small for them.
+    best, forced = anchors.new_empty(len(anchors)), torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
+    box_index = torch.empty(len(anchors), dtype=torch.int64, device=anchors.device)
+    best_of_box, anchor_index = anchors.new_full((len(boxes),), -1.0), box_index.new_zeros(len(boxes))
+    for block in blocks:
+        iou = overlaps(block)
+        best[block], box_index[block] = iou.max(dim=0)
+        if by_box:
+            top, index = iou.max(dim=1)
+            better = top > best_of_box  # of equals the first stays
+            best_of_box, anchor_index = (
+                top.where(better, best_of_box),
+                (index + block.start).where(better, anchor_index),
+            )
+        del iou
     foreground = best >= config.foreground_iou
     if config.low_quality == "bipartite":
-        objects, chosen = _best_pairs(boxes, anchors, bests)
+        objects, chosen = _best_pairs(boxes, anchors, best_of_box, anchor_index)
         box_index = box_index.index_put((chosen,), objects)
         foreground = foreground.index_fill(0, chosen, value=True)
     elif by_box:
-        best_of_box = torch.stack([each.best_of_box for each in bests]).amax(dim=0)
-        forced = torch.cat([_reach(overlaps(block), best_of_box) for block in blocks])
+        for block in blocks:
+            forced[block] = _reach(overlaps(block), best_of_box)
         if config.low_quality == "above_background":
             forced &= best >= config.background_iou
         foreground |= forced
     return Matches(box_index, foreground, (best >= config.background_iou) & ~foreground)
-
-
-class _Best(NamedTuple):
-    """Of some anchors: the best IoU of each and its box, and the best IoU of each box and its anchor."""
-
-    best: Float[Tensor, " A"]
-    box: Int64[Tensor, " A"]
-    best_of_box: Float[Tensor, " G"]
-    anchor: Int64[Tensor, " G"]
-
-
-def _find_best(iou: Float[Tensor, "G A"], *, by_box: bool, start: int) -> _Best:
-    """The best of a table whose first anchor has the index `start`, of equals the first; boxes only where asked for."""
-    best, box = iou.max(dim=0)
-    best_of_box, anchor = iou.max(dim=1) if by_box else (best[:0], box[:0])
-    return _Best(best, box, best_of_box, anchor + start)
 
 
 def _reach(iou: Float[Tensor, "G A"], best_of_box: Float[Tensor, " G"]) -> Bool[Tensor, " A"]:
@@ -161,14 +156,15 @@ def _reach(iou: Float[Tensor, "G A"], best_of_box: Float[Tensor, " G"]) -> Bool[
 
 
 def _best_pairs(
-    boxes: Float[Tensor, "G 4"], anchors: Float[Tensor, "A 4"], bests: list[_Best]
+    boxes: Float[Tensor, "G 4"],
+    anchors: Float[Tensor, "A 4"],
+    best: Float[Tensor, " G"],
+    anchor_index: Int64[Tensor, " G"],
 ) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
     """Objects and anchors of the greedy matching without replacement; pairs that do not meet are not made.
 
-    `bests` are those of blocks of the anchors.
+    `best` and `anchor_index` are the best IoU of each box and its first anchor; both are overwritten.
     """
-    best, block = torch.stack([each.best_of_box for each in bests]).max(dim=0)
-    anchor_index = torch.stack([each.anchor for each in bests]).gather(0, block[None]).squeeze(0)
     taken = torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device)
     pairs = []
     for _ in range(min(len(boxes), len(anchors))):

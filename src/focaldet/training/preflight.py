@@ -24,9 +24,9 @@ def require_objects(dataset: Dataset) -> None:
     """
     if bool((dataset.flags == 0).any()):
         return
-    counts = [
+    counts = ", ".join(
         f"{number} × {kind}" for (severity, kind), number in dataset.problems.counts.items() if severity != "note"
-    ]
+    )
     ignored = f", {quantity(len(dataset.boxes), 'ignored box', 'ignored boxes')}" if len(dataset.boxes) else ""
     raise DataError(
         f"nothing to train on: no box in {quantity(len(dataset), 'image')}{ignored}"

@@ -118,9 +118,14 @@ def check_identity(now: Mapping[str, Any], then: Mapping[str, Any], *, folder: P
     if not has_end and new["epochs"] >= old.get("epochs", 0):
         then = {**then, "settings": {**old, "epochs": new["epochs"]}}
     if changed := differences(now, then):
+        way = f"Its settings are in {folder / 'config.yaml'}"
+        if new["epochs"] > old.get("epochs", 0):
+            more, last = new["epochs"] - old.get("epochs", 0), folder / "weights" / "last.safetensors"
+            longer = f"start a new run from its weights: --weights {last} --out ANOTHER --epochs {more}"
+            way = f"To train on, {longer} (only a schedule of constant can be made longer). {way}"
         raise CheckpointError(
             f"{folder}: cannot be resumed with other settings or data than it was started with: {'; '.join(changed)}. "
-            f"Its settings are in {folder / 'config.yaml'}"
+            f"{way}"
         )
 
 

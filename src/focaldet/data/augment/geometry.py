@@ -77,14 +77,17 @@ def resize_sample(sample: Sample, resize: Resize) -> Sample:
     return Sample(resize_image(sample.image, resize), target)
 
 
-def resize_image(image: UInt8[Tensor, "3 H W"], resize: Resize) -> UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]:
+def resize_image(
+    image: UInt8[Tensor, "3 H W"], resize: Resize, *, original: ImageSize | None = None
+) -> UInt8[Tensor, "3 h w"] | Float[Tensor, "3 h w"]:
     """The image resized to the network's input, between its bars where that is a letterbox.
 
     With antialiasing it stays in bytes, as in training. Without, it is interpolated in floating point, as torchvision's
-    own detectors do it: rounding to bytes would change their logits by more than 1e-4.
+    own detectors do it: rounding to bytes would change their logits by more than 1e-4. An image that was read reduced
+    gets the size that its `original` would have got.
     """
-    size = ImageSize(*image.shape[1:])
-    view = _whole(size, resize)
+    size = original or ImageSize(*image.shape[1:])
+    view = replace(_whole(size, resize), window=ImageSize(*image.shape[1:]))
     if resize.antialias:
         shown = resample_window(image, view=view, antialias=True)
     else:

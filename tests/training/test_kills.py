@@ -23,21 +23,33 @@ def carry_out(folder, plan, *, seconds):
     return json.loads((folder / "report.json").read_text())
 
 
-def test_killed_in_a_step_and_in_a_save(tmp_path):
-    report = carry_out(tmp_path, {"straight": [], "killed": [{"write": 4, "fraction": 0.5}, {"step": 8}]}, seconds=500)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder of runs that were left alone and of those that were killed, and what was reported of them."""
+    folder = tmp_path_factory.mktemp("kills")
+    plan = {
+        "straight": [],
+        "killed": [{"write": 4, "fraction": 0.5}, {"step": 8}],
+        "phases_straight": [],
+        "phases_killed": [{"step": 4}, {"phase": 2}, {"step": 14}],
+    }
+    return folder, carry_out(folder, plan, seconds=500)
+
+
+def test_killed_in_a_step_and_in_a_save(killed):
+    folder, report = killed
     assert report["killed"]["hits"] == [True, True]
-    assert last_state(tmp_path / "straight")["position"]["step"] == 12
-    assert_same_end(tmp_path / "straight", tmp_path / "killed")
+    assert last_state(folder / "straight")["position"]["step"] == 12
+    assert_same_end(folder / "straight", folder / "killed")
 
 
-def test_killed_in_every_phase_and_between_them(tmp_path):
+def test_killed_in_every_phase_and_between_them(killed):
     """3 steps an epoch in the first, 6 in the second phase; the border is passed again after the kill on it."""
-    kills = [{"step": 4}, {"phase": 2}, {"step": 14}]
-    report = carry_out(tmp_path, {"phases_straight": [], "phases_killed": kills}, seconds=500)
+    folder, report = killed
     assert report["phases_killed"]["hits"] == [True] * 3
-    position = last_state(tmp_path / "phases_straight")["position"]
+    position = last_state(folder / "phases_straight")["position"]
     assert (position["phase"], position["epoch"], position["step"]) == (1, 4, 18)
-    assert_same_end(tmp_path / "phases_straight", tmp_path / "phases_killed")
+    assert_same_end(folder / "phases_straight", folder / "phases_killed")
 
 
 @pytest.mark.prove

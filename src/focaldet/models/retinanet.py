@@ -70,7 +70,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if self.quality and self.mining is not None:
-            raise ConfigError("quality: soft targets and mining exclude each other")
+            raise ConfigError("quality: soft targets and mining exclude each other; set it to false to mine")
 
 
 @validate_fields
@@ -126,7 +126,7 @@ class RetinaNetConfig(DetectorConfig):
     def __post_init__(self) -> None:
         DetectorConfig.__post_init__(self)
         if self.loss.quality and self.classifier != "sigmoid":
-            raise ConfigError("loss.quality: soft targets need the sigmoid classifier")
+            raise ConfigError("loss.quality: soft targets need the sigmoid classifier; set it to false")
 
     def build(self, *, class_names: tuple[str, ...], preprocessing: Preprocessing) -> "RetinaNet":
         """The network with random weights."""

@@ -8,8 +8,8 @@ from focaldet.errors import ConfigError
 from focaldet.nets.heads import Subnet, prior_biases
 
 
-@pytest.mark.parametrize(("width", "groups"), [(96, 32), (48, 16), (97, 1)])
-def test_group_norm_has_32_groups_or_as_many_as_divide_the_width(width: int, groups: int) -> None:
+@pytest.mark.parametrize(("width", "groups"), [(96, 32), (48, 4), (16, 4), (97, 1)])
+def test_group_norm_has_32_groups_or_fewer_of_four_channels(width: int, groups: int) -> None:
     subnet = Subnet(width, depth=1, per_cell=1, values=1, norm=True)
     assert [norm.num_groups for norm in subnet.norms] == [groups]
 

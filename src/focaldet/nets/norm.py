@@ -65,7 +65,7 @@ def norm_layer(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module
 def conv_norm(x: Float[Tensor, "B C H W"], conv: nn.Conv2d, norm: nn.Module) -> Float[Tensor, "B D h w"]:
     """`norm(conv(x))`; a frozen norm is multiplied into the weights, which saves a pass forward and one backward."""
     if not isinstance(norm, FrozenBatchNorm):
-        y: Tensor = norm(_convolve(x, conv, conv.weight, conv.bias))
+        y: Tensor = norm(_convolve(x, conv, conv.weight, conv.bias) if _is_slow(x, conv) else conv(x))
         return y
     scale, shift = norm.affine()
     return _convolve(x, conv, conv.weight * scale[:, None, None, None], shift)
@@ -76,11 +76,18 @@ def _convolve(
 ) -> Float[Tensor, "B D h w"]:
     """The convolution of `conv` with other weights; in fp32 where its gradient in bf16 is slow."""
     convolve: Callable[..., Tensor] = conv._conv_forward  # which pads as the layer does
-    depthwise = conv.groups == conv.in_channels > 1 and (conv.kernel_size[0] > 3 or conv.stride[0] > 1)
-    trains = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not (depthwise and trains and x.dtype == torch.bfloat16 and x.device.type == "cpu"):
+    if not _is_slow(x, conv):
         return convolve(x, weight, bias)
-    # oneDNN has no quick gradient in bf16 of depthwise convolutions that are strided or larger than 3 × 3: in fp32 they
-    # take a seventh to a half of its time (benchmarks/depthwise.py).
     with torch.autocast("cpu", enabled=False):
         return convolve(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
+
+
+def _is_slow(x: Float[Tensor, "B C H W"], conv: nn.Conv2d) -> bool:
+    """Whether the convolution's gradient in bf16 is slow.
+
+    oneDNN has no quick one of depthwise convolutions that are strided or larger than 3 × 3: in fp32 they take a seventh
+    to a half of its time (benchmarks/depthwise.py).
+    """
+    depthwise = conv.groups == conv.in_channels > 1 and (conv.kernel_size[0] > 3 or conv.stride[0] > 1)
+    trains = torch.is_grad_enabled() and (x.requires_grad or conv.weight.requires_grad)
+    return depthwise and trains and x.dtype == torch.bfloat16 and x.device.type == "cpu"

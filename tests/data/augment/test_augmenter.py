@@ -271,6 +271,8 @@ def test_a_phase_and_a_flag_lay_another_preset_over_the_numbers_of_the_first(tmp
     assert [phase.augment for phase in run.phase_configs] == [run.augment, AugmentConfig("none", hue=0.1)]
     save(RunConfig(augment=AugmentConfig("light", hue=0.1)), tmp_path / "config.yaml")
     assert "null" not in (tmp_path / "config.yaml").read_text().split("augment:")[1].split("sampling:")[0]
-    typed = run_settings({"augment": {"preset": "strong", "mosaic": 0.25}}, file=tmp_path / "config.yaml", data=None)
+    typed, _ = run_settings({"augment": {"preset": "strong", "mosaic": 0.25}}, file=tmp_path / "config.yaml", data=None)
     assert typed.augment == AugmentConfig("strong", hue=0.1, mosaic=0.25)
-    assert run_settings(None, file=tmp_path / "config.yaml", data=None).augment == AugmentConfig("light", hue=0.1)
+    assert run_settings(None, file=tmp_path / "config.yaml", data=None).config.augment == AugmentConfig(
+        "light", hue=0.1
+    )

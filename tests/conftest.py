@@ -4,7 +4,10 @@ import os
 import sys
 from pathlib import Path
 
-from jaxtyping import install_import_hook
+# Small products gain nothing from threads and lose much to waiting on a busy machine; the tests run in processes.
+os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCKED_NETWORK = Path(__file__).parent / "blocked_network"
@@ -21,8 +24,6 @@ sys.path.insert(0, str(BLOCKED_NETWORK))
 _PATHS = [str(BLOCKED_NETWORK), str(REPOSITORY), os.environ.get("PYTHONPATH")]
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, _PATHS))
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Small products gain nothing from threads and lose much to waiting on a busy machine; the tests run in processes.
-os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
 from sitecustomize import block_network  # noqa: E402

@@ -161,21 +161,17 @@ def launch_fabric(device: torch.device) -> Any:
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[Process]:
-    """Join the processes that were started together, each with a GPU of its own if there are any; leave at the end.
+    """Join the processes that were started together, each with a GPU of its own if there are any.
 
-    A single process joins nothing. A group that the caller has joined before is used and left as it is.
+    A single process joins nothing. A group that was joined before is used, and no group is left before the program ends:
+    torchrun's store keeps what a group has written there, and a second one that finds it waits for ever.
     """
     if num_processes() == 1:
         yield Process(0, 1, device)
         return
-    is_new_group = not distributed.is_initialized()
-    if is_new_group:
+    if not distributed.is_initialized():
         device = launch_fabric(device).device
-    try:
-        yield Process(distributed.get_rank(), distributed.get_world_size(), device)
-    finally:
-        if is_new_group:
-            distributed.destroy_process_group()
+    yield Process(distributed.get_rank(), distributed.get_world_size(), device)
 
 
 def gather_objects(part: Any, *, num_ranks: int) -> list[Any]:

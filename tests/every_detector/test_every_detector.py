@@ -470,12 +470,12 @@ def test_one_batch_is_learned_through_the_training_step(name: str) -> None:
     learner = name + WIDE if name in WIDE_LEARNERS else name
     detector = copy.deepcopy(fresh(learner)).train()
     rate = 3e-4 if learner.endswith(WIDE) else NARROW_RATES[type(detector.config)]
-    if isinstance(detector.config, RetinaNetConfig) and detector.config.loss.quality:
-        rate *= 2  # toward soft targets the gradients are smaller
+    # Soft targets rise only as the boxes fit.
+    is_soft = isinstance(detector.config, RetinaNetConfig) and detector.config.loss.quality
     config = RunConfig(model=entry_of(name)[0], channels_last=False, ema=None, precision="fp32")
     state = start_state(detector, config, context=LossContext(), device=torch.device("cpu"))
     batch = Batch(images(), WHOLE, TARGETS, (0, 1), WHOLE, ("a", "b"))
-    steps = [train_step(state, [batch], module=detector, config=config, rate=rate) for _ in range(8)]
+    steps = [train_step(state, [batch], module=detector, config=config, rate=rate) for _ in range(24 if is_soft else 8)]
     totals = [sum(losses.values()) for losses, *_ in steps]
     assert min(totals[-2:]) < 0.7 * totals[0], totals
 

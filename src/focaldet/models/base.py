@@ -3,6 +3,7 @@
 Axes: B images, H W pixels.
 """
 
+import functools
 import importlib
 import math
 import warnings
@@ -118,6 +119,7 @@ class DetectorConfig:
         return replace(self, **changes)  # type: ignore[type-var]
 
 
+@functools.lru_cache(maxsize=1024)  # images of a data set have few sizes, and the network takes time to build
 def level_cells(config: DetectorConfig, *, per_cell: Sequence[int], image: ImageSize) -> tuple[tuple[int, int], ...]:
     """Rows and columns of every map with `per_cell` anchors, as the network itself makes them of an input of this size.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 # Small products gain nothing from threads and lose much to waiting on a busy machine; the tests run in processes.
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCKED_NETWORK = Path(__file__).parent / "blocked_network"

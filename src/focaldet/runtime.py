@@ -163,7 +163,7 @@ def launch_fabric(device: torch.device) -> Any:
 def join_processes(device: torch.device) -> Iterator[Process]:
     """Join the processes that were started together, each with a GPU of its own if there are any.
 
-    A single process joins nothing. A group that was joined before is used, and no group is left before the program ends:
+    A single process joins nothing. A group that was joined before is used, and none is left before the program ends:
     torchrun's store keeps what a group has written there, and a second one that finds it waits for ever.
     """
     if num_processes() == 1:

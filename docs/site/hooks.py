@@ -21,6 +21,7 @@ PAGES = {
     "CHANGELOG.md": "CHANGELOG.md",
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "LICENSE": "LICENSE.md",
+    "src/focaldet/weights/embedded/NOTICE": "NOTICE.md",
 }
 FOLDERS = {"recipes": "*.yaml", "examples": "*.py", "benchmarks": "*.py"}
 LINK = re.compile(r"(\]\()(\.\./|)([\w./-]+)(#[\w-]+)?(\))")
@@ -44,7 +45,7 @@ def on_files(files: Files, *, config: Any) -> Files:
         files.append(File.generated(config, page_of(name), content=f"::: {name}\n"))
     for name, page in PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
-        content = text if name.endswith(".md") else f"# {name}\n\n```\n{text}\n```\n"
+        content = text if name.endswith(".md") else f"# {Path(name).name}\n\n```\n{text}\n```\n"
         files.append(File.generated(config, page, content=content))
     for folder, pattern in FOLDERS.items():
         for path in sorted((ROOT / folder).glob(pattern)):

@@ -244,6 +244,7 @@ def test_images_are_shown_and_the_page_fits_a_phone(study, browser):
     page.close()
 
 
+@pytest.mark.prove
 def test_five_thousand_images_stay_quick(browser, tmp_path):
     """Reading, filtering and paging of 5 000 images with 100 000 examples, each within a second."""
     generator = torch.Generator().manual_seed(0)

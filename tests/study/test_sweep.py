@@ -130,6 +130,7 @@ def test_again_trains_nothing_and_leaves_the_same_bytes(unbroken, monkeypatch):
     run_sweep(result.out, ohem=True, softmax=True)
 
 
+@pytest.mark.prove
 def test_a_killed_sweep_goes_on_where_it_was(unbroken, tmp_path, monkeypatch):
     """Four updates a setting: killed in the third one's third, which was saved after its second."""
     out = tmp_path / "out"

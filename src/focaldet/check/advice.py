@@ -43,7 +43,7 @@ def small_models() -> tuple[str, ...]:
 
 def advise_model(candidates: Sequence[str]) -> Choice:
     """The first of `candidates`: those of `candidate_models` that fit the initial weights, at least one."""
-    reason = "the most accurate small detector on the data sets that it was tried on"
+    reason = "small, with ImageNet weights that come with focaldet"
     if candidates[0] != candidate_models()[0]:
         reason = "the first that fits the weights and the architecture that are given"
     return Choice("model", candidates[0], reason)

@@ -40,6 +40,13 @@ class AnchorReport:
     too_small: int
     smallest_anchor_px: float
 
+    @property
+    def criterion(self) -> str:
+        """What a covered box does, as the rest of a sentence."""
+        if self.by_center:
+            return "hold the center of an anchor"
+        return f"reach IoU 0.5 {'in width and height ' if self.by_shape else ''}with an anchor"
+
 
 def anchor_report(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> AnchorReport | None:
     """How the anchors fit the boxes of a split that has any; None of a detector without anchors."""

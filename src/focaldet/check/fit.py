@@ -5,13 +5,7 @@ from typing import Any, cast
 
 import torch
 
-from focaldet.check.advice import (
-    Choice,
-    advise_augmentation,
-    advise_epochs,
-    advise_sampling,
-    advise_size,
-)
+from focaldet.check.advice import Choice, advise_augmentation, advise_epochs, advise_size
 from focaldet.check.anchor_fit import anchor_report
 from focaldet.check.box_checks import box_owners
 from focaldet.config import to_dict
@@ -35,8 +29,7 @@ class Advice:
 
     `choices` are settings with their reasons, the long side in pixels first. `covered` are the fractions at each long
     side that was tried. `asked` is the long side that was asked for, None where the short side decides; `resize` says
-    it in words, and `covered_now` is the fraction there. With `by_center` a box is covered by the center of an anchor
-    inside it, which is what adaptive matching needs, else by IoU 0.5 with one.
+    it in words, and `covered_now` is the fraction there. `by_center` and `criterion` are those of `AnchorReport`.
     """
 
     choices: tuple[Choice, ...]
@@ -45,6 +38,7 @@ class Advice:
     covered: dict[int, float]
     covered_now: float
     by_center: bool
+    criterion: str
 
     @property
     def size(self) -> int:
@@ -59,8 +53,7 @@ class Advice:
 
     def lines(self) -> list[str]:
         """What fits and why, a line for each setting."""
-        anchor = "hold the center of an anchor" if self.by_center else "reach IoU 0.5 with an anchor"
-        now = f"at {self.resize} {self.covered_now:.0%} of the boxes {anchor}"
+        now = f"at {self.resize} {self.covered_now:.0%} of the boxes {self.criterion}"
         if self.is_fine:
             return [f"{now}: this size fits", *map(str, self.choices[1:])]
         return [f"{now}, at {self.size} px {self.covered[self.size]:.0%}", *map(str, self.choices)]
@@ -90,10 +83,10 @@ def advise(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocess
     sides = sorted({*SIZES, int(size.value)})
     covered = {side: _coverage(dataset, detector, preprocessing, size=side) for side in sides}
     asked = None if resize.mode == "short" else resize.size
-    advice = Advice((size,), asked, str(resize), covered, now.covered, now.by_center)
+    advice = Advice((size,), asked, str(resize), covered, now.covered, now.by_center, now.criterion)
     used = asked if advice.is_fine and asked is not None else int(size.value)
     epochs = advise_epochs(whole, batch_size=BATCH_SIZE)
-    others = (epochs, advise_augmentation(whole, epochs=epochs.value), advise_sampling(whole))
+    others = (epochs, advise_augmentation(whole, epochs=epochs.value))
     return replace(advice, choices=(size, *_advise_anchors(dataset, detector, preprocessing, size=used), *others))
 
 

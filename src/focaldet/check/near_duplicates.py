@@ -1,7 +1,7 @@
 """Images that look the same, among any number of them, without comparing all with all.
 
-Own code and not a library: the hash is three lines, and what libraries for it lack is the second look that keeps
-images of one scene apart. Axes: N images.
+Own code and not a library: the hash is three lines, and what libraries for it lack is the comparison of thumbnails
+that keeps images of one scene apart. Axes: N images.
 """
 
 from typing import NamedTuple

@@ -111,12 +111,9 @@ def _anchor_lines(splits: Sequence[SplitReport]) -> list[str]:
     for name, fit in fits:
         levels = [f"{fraction:.0%}" for fraction in fit.covered_per_level.values()]
         rows.append([name, f"{fit.covered:.1%}", f"{fit.average_iou:.2f}", *levels, str(fit.too_small)])
-    measure = "IoU 0.5 in width and height" if first.by_shape else "IoU 0.5"
-    covered, too_small = f"reach {measure} with one", "half of the smallest anchor"
-    if first.by_center:
-        covered, too_small = "hold the center of one, whose shape then adapts", "a cell of the finest map"
+    too_small = "a cell of the finest map" if first.by_center else "half of the smallest anchor"
     return [
-        f"anchors at {first.resize}; covered: boxes that {covered}, at all and map by map",
+        f"anchors at {first.resize}; covered: boxes that {first.criterion}, at all and map by map",
         *align_columns(rows, left={0}),
         f"too small: boxes of less than {too_small} ({first.smallest_anchor_px:.0f} px)",
     ]

@@ -105,10 +105,10 @@ def _labels_of(dataset: Dataset, classes: Classes, problems: Problems, *, strict
     for label, name in enumerate(dataset.classes.names):
         if label not in present or name in known:
             continue
-        twin = by_case.get(name.casefold())
-        if twin is not None and twin not in taken:
-            known[name] = known[twin]
-            message = f"{brief(name)} is taken for {brief(twin)} of the training split, which differs in case alone"
+        trained = by_case.get(name.casefold())
+        if trained is not None and trained not in taken:
+            known[name] = known[trained]
+            message = f"{brief(name)} is taken for {brief(trained)} of the training split, which differs in case alone"
             problems.add(Problem("warning", "class differs in case", message, str(dataset.root), where))
         else:
             number = quantity(boxes[label], "box", "boxes")

@@ -10,7 +10,7 @@ FEW_COVERED, FEW_UPDATES, FEW_UPDATES_FROM_RANDOM = 0.6, 300, 3000
 
 
 def explain_zero_ap(detector: Detector, train: Dataset, *, updates: int, from_random: bool) -> str:
-    """One line for a run whose first two evaluations ended at AP 0: the likeliest reason, and what to try.
+    """One line for a run whose AP is still 0: the likeliest reason, and what to try.
 
     Args:
         detector: with the preprocessing that it is trained with.
@@ -20,7 +20,7 @@ def explain_zero_ap(detector: Detector, train: Dataset, *, updates: int, from_ra
     """
     anchors = anchor_report(train, detector.config, detector.preprocessing)
     if anchors is not None and anchors.covered < FEW_COVERED:
-        reason = f"only {anchors.covered:.0%} of the boxes reach IoU 0.5 with an anchor at {anchors.resize}"
+        reason = f"only {anchors.covered:.0%} of the boxes {anchors.criterion} at {anchors.resize}"
         advice = "try --size auto, or anchors that fit (focaldet check)"
     elif from_random and updates < FEW_UPDATES_FROM_RANDOM:
         reason, advice = f"{quantity(updates, 'update')} from random weights are few", "try --weights, or more --epochs"
@@ -32,4 +32,4 @@ def explain_zero_ap(detector: Detector, train: Dataset, *, updates: int, from_ra
     else:
         reason = f"not for want of anchors or updates ({updates})"
         advice = "try --find-lr for the learning rate, --overfit 8, and focaldet check for the boxes"
-    return f"AP is still 0 after two evaluations: {reason}; {advice}"
+    return f"AP is still 0: {reason}; {advice}"

@@ -16,7 +16,7 @@ RECENT_STEPS, WARM_UP_STEPS = 64, 2
 # Of an evaluation before there has been one: its seconds for an image, in those of training on one.
 EVALUATION_GUESS = 0.75
 
-# A part that takes less of an epoch is not told.
+# A part that takes less of an epoch is not printed.
 WORTH_TELLING = 0.01
 
 # Loading that takes more than this fraction of an epoch is worth processes of its own.

@@ -518,7 +518,7 @@ class Trainer:
         return True
 
     def _explain_zero_ap(self) -> None:
-        """Say once why two evaluations in a row may have ended at AP 0."""
+        """Say once why AP may still be 0."""
         state, self.has_explained = self.state, True
         from_random = initial_weights(self.config) is None
         text = explain_zero_ap(state.detector, self.source.dataset, updates=state.step, from_random=from_random)
@@ -608,7 +608,10 @@ class Trainer:
             epochs = quantity(state.epoch, "epoch")
             text = f"finished after {epochs}{stalled}, {state.seconds_training:.0f} s of training"
             if best is not None and not best.ap:
-                self._write("note", text=_explain_nothing(best, self.settings))
+                ap = "could not be computed without a box" if best.ap is None else "was 0 throughout"
+                self._write("note", text=f"AP {ap}; best.safetensors are the last weights")
+                if best.ap == 0 and not self.has_explained:
+                    self._explain_zero_ap()
             self._write("finished", step=state.step, seconds_training=state.seconds_training, text=text)
         return TrainResult(
             out=self.folder.path,
@@ -687,19 +690,6 @@ def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, 
         f"augmentation {augment.describe()}"
         + (f"; sampling {config.sampling}" if config.sampling != "uniform" else ""),
     ]
-
-
-def _explain_nothing(metrics: Metrics, config: RunConfig) -> str:
-    """Why a run may end without a right detection, and what to try."""
-    if metrics.ap is None:
-        return "AP could not be computed: there was no box to find; best.safetensors are the last weights"
-    tips = (
-        ["more epochs"]
-        if initial_weights(config)
-        else ["initial weights (weights: from random ones it takes far longer)"]
-    )
-    tips += ["focaldet check DATA (do the anchors fit the boxes at this size?)", "overfit: 8 as a test of the set-up"]
-    return f"AP 0 throughout: best.safetensors are the last weights. Try {'; '.join(tips)}"
 
 
 def _summarize(metrics: Metrics) -> str:

@@ -74,7 +74,7 @@ def _candidates(listing: Listing) -> Iterator[tuple[str, Path]]:
 
 
 def _is_damaged(file: Path) -> bool:
-    """Whether a file that is named as one with annotations is no JSON, which has to be said and not passed over."""
+    """Whether a file that is named as one with annotations is not JSON, which has to be said and not passed over."""
     stem = file.stem.removesuffix(".coco")
     if not (_NAMED.fullmatch(stem) or role_of(stem) or stem.endswith("annotations")):
         return False

@@ -84,7 +84,7 @@ def read_imagefolder(layout: DatasetLayout, splits: Sequence[str], reading: Read
     for split in splits:
         own = lines[layout.splits[split][0]]
         records.append(_line_records(split, own, classes, listing, reading, shared=layout.extra == "shared"))
-        own.problems = Problems()  # those of a file are told once
+        own.problems = Problems()  # those of a file are reported once
     return records
 
 

@@ -24,7 +24,7 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]')
 
 
 def json_kind(file: Path) -> JsonKind | None:
-    """What a json file holds, or None where it cannot be told or read."""
+    """What a json file holds, or None where it is not recognized or read."""
     try:
         with file.open("rb") as stream:
             head = stream.read(_HEAD_BYTES + 1)

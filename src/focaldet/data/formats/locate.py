@@ -1,4 +1,4 @@
-"""From the names that annotation files state to image files: one step for all formats, told where it had to search.
+"""From the names that annotation files state to image files: one step for all formats, which says where it searched.
 
 A name is taken as it stands below the image folder. Where there is no such file, it is looked for in this order:
 an absolute name inside the folder; the name without leading folders (`data/obj_train_data/a.jpg`, `../upload/a.jpg`),

@@ -74,7 +74,7 @@ def loose_number(value: Any) -> float | None:
 
 
 def plain_numbers(values: Sequence[Any]) -> list[float] | None:
-    """Values of a JSON file as numbers; None where one is no number, or larger than any coordinate."""
+    """Values of a JSON file as numbers; None where one is not a number, or larger than any coordinate."""
     numbers = [float(v) for v in values if type(v) in (int, float) and abs(v) <= _LARGEST]
     return numbers if len(numbers) == len(values) else None
 

@@ -85,7 +85,7 @@ def _size_in_xml(root: Element, location: Location, reading: Reading) -> ImageSi
             return None
         number = loose_number(text.strip())
         if number is None or not 0 <= number < 2**31:
-            message = f"got {brief(text)}, which is no number of pixels; the size of the image file counts"
+            message = f"got {brief(text)}, not a number of pixels; the size of the image file counts"
             reading.accept_loosely(location._replace(field=field), "loose value", message)
             return None
         sides.append(int(number))

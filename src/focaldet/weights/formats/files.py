@@ -62,7 +62,7 @@ class TensorFile:
 
 
 def read_tensors(path: Path) -> TensorFile:
-    """The tensors of a file by safetensors, `torch.save`, `numpy.savez`, detectron2 or TensorFlow, told by content.
+    """The tensors of a file by safetensors, `torch.save`, `numpy.savez`, detectron2 or TensorFlow, by its content.
 
     A dictionary under `model`, `state_dict` or `blobs` is unwrapped and the prefix `module.` of distributed training
     removed. Optimizer and schedule are skipped, and so is the momentum that Detectron1 keeps among its blobs.

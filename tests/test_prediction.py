@@ -18,6 +18,7 @@ from focaldet.models import build
 from focaldet.prediction import Predictor, find_images, load, output_names, predict_files
 from focaldet.types import Preprocessing, Resize
 from focaldet.weights import save_detector
+from focaldet.weights.thresholds import ScoreThreshold, ScoreThresholds
 from tests.evaluation.cases import BrightDetector, make_image
 
 
@@ -293,6 +294,32 @@ def test_the_drawn_image_shows_the_box_above_the_score_only(shots, tmp_path):
     assert drawn.shape == plain.shape == (48, 64, 3)
     assert abs(drawn[40, 8:24] - plain[40, 8:24]).mean() > 40
     assert json.loads((tmp_path / "high" / "predictions.json").read_text())[0]["boxes"] == []
+
+
+def test_without_a_score_that_of_the_weights_holds_by_class_and_is_told(shots, tmp_path):
+    """The detector is sure of a cell and of a dog as 0.9; the best score of a dog is higher."""
+    overall = ScoreThreshold(None, 0.5, 0.8, 0.8, 0.8, 90)
+    best = ScoreThresholds(overall, (ScoreThreshold("dog", 0.95, 0.9, 0.9, 0.9, 40),), "val")
+
+    def names(out, **settings):
+        doubtful = Predictor(Doubtful(), device="cpu", precision="fp32", thresholds=best)
+        result = predict_files(doubtful, [shots], tmp_path / out, drawn=False, **settings)
+        rows = json.loads((tmp_path / out / "predictions.json").read_text())
+        return [name for row in rows for name in row["names"]], result.notes
+
+    told = ("score ≥ 0.50 (cell), 0.95 (dog): the largest F1 on val",)
+    assert names("best") == (["cell"], told)
+    assert names("typed", score=0.3) == (["cell", "dog"], ())
+
+
+def test_weights_without_thresholds_take_the_default(shots, tmp_path):
+    class Weak(BrightDetector):
+        def detect(self, outputs, sizes):
+            return [replace(each, scores=0.29 * each.scores) for each in super().detect(outputs, sizes)]
+
+    weak = Predictor(Weak(), device="cpu", precision="fp32")
+    assert predict_files(weak, [shots / "left"], tmp_path / "out", drawn=False).num_detections == 0
+    assert predict_files(weak, [shots / "left"], tmp_path / "out", drawn=False, score=0.2).num_detections == 1
 
 
 @pytest.mark.parametrize("score", [30.0, 1.5, -1.0, float("nan")])

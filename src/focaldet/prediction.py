@@ -45,8 +45,10 @@ from focaldet.runtime import (
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import Trained, load_detector
 from focaldet.weights.compatibility import require_same_settings
+from focaldet.weights.thresholds import ScoreThresholds
 
 READING_THREADS = 4
+DEFAULT_SCORE = 0.3  # where the weights keep no better one
 ROUND_IMAGES = 32  # of each process, between two exchanges of detections
 WINDOW_BATCHES = 4  # so many batches of images are held at a time, to group those of equal size
 DRAWING_QUALITY = 92  # of the JPEG files
@@ -65,6 +67,8 @@ class Predictor:
     Args:
         detector: changed in place by the options, moved to the device and set to evaluation mode.
         category_ids: the ids that the files of its data set use, by label; may be empty.
+        thresholds: the scores from which on its detections are best taken, if they were measured; `predict_files` drops
+            those below, `predict` gives all.
         options: size, device, precision and so on.
         fields: fields of `InferenceOptions` by keyword, laid over `options`.
 
@@ -77,6 +81,7 @@ class Predictor:
         detector: Detector,
         *,
         category_ids: tuple[int, ...] = (),
+        thresholds: ScoreThresholds | None = None,
         options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
         **fields: Unpack[InferenceFields],
     ) -> None:
@@ -85,7 +90,7 @@ class Predictor:
         self.precision = pick_precision(self.options.precision, device=self.device)
         detector = apply_options(detector, self.options).to(self.device)
         self.detector = detector.to(memory_format=torch.channels_last).eval()
-        self.category_ids = category_ids
+        self.category_ids, self.thresholds = category_ids, thresholds
 
     def __repr__(self) -> str:
         """Model, number of classes, input size, device and precision."""
@@ -196,7 +201,9 @@ class _ResizedImage:
 
 @dataclass(frozen=True, slots=True)
 class PredictResult:
-    """What `predict_files` did; `failed` are the errors of the images that could not be read, `notes` are on `like`.
+    """What `predict_files` did; `failed` are the errors of the images that could not be read.
+
+    `notes` say from which score on detections were taken where none was given, and what `like` lists.
 
     `skipped` counts what was passed over in folders, by kind: a suffix, or "hidden", "in out", "folder unreadable".
     """
@@ -230,7 +237,9 @@ def load(
     """
     is_name = weights is not None or (str(spec) in PRESETS and not Path(spec).exists())
     trained = _load_named(str(spec), weights) if is_name else load_detector(spec)
-    return Predictor(trained.detector, category_ids=trained.category_ids, options=options, **fields)
+    return Predictor(
+        trained.detector, category_ids=trained.category_ids, thresholds=trained.thresholds, options=options, **fields
+    )
 
 
 def predict_files(
@@ -238,7 +247,7 @@ def predict_files(
     inputs: Sequence[str | Path],
     out: Path,
     *,
-    score: float = 0.3,
+    score: float | None = None,
     formats: Sequence[PredictionFormat] = ("json",),
     drawn: bool = True,
     batch_size: int | None = None,
@@ -258,7 +267,8 @@ def predict_files(
         predictor: the detector.
         inputs: images, folders (with all below them), patterns such as `shots/*.png`, and `.txt` lists of paths.
         out: a folder, made if it is missing; files of the same names are replaced, but never one of the images.
-        score: detections below it are dropped.
+        score: detections below it are dropped; by default below the scores that the weights file keeps, those of the
+            largest F1 of each class, and below .3 where it keeps none.
         formats: which files to write: json, coco, yolo, csv.
         drawn: whether to write the images with their boxes.
         batch_size: images per batch; that of the predictor by default.
@@ -270,8 +280,7 @@ def predict_files(
         DataError: an input does not exist or has no images, or none of them is in `like`.
         ConfigError: `out` cannot be made, a drawing would replace one of the images, or `score` is not in 0…1.
     """
-    if not 0 <= score <= 1:
-        raise ConfigError(f"score: must be in 0…1, got {score:g}")
+    select, score_notes = _score_filter(predictor, score)
     paths, notes, coco_writer = _select_listed(find_images(inputs, exclude=out), like)
     names = output_names(paths)
     drawings = [out / f"{name}.jpg" for name in names]
@@ -284,7 +293,7 @@ def predict_files(
     def draw_best(index: int, result: ImageDetections | DataError) -> ImageDetections | DataError:
         if isinstance(result, DataError):
             return result
-        best = ImageDetections(result.size, result.detections.above(score))
+        best = ImageDetections(result.size, select(result.detections))
         if drawn:
             _draw_file(paths[index], best).save(
                 drawings[index], quality=DRAWING_QUALITY, comment=os.fsencode(paths[index])
@@ -310,7 +319,23 @@ def predict_files(
             if progress is not None and process.global_rank == 0:
                 progress(num_done, len(paths))
     skipped = count_skipped(inputs, exclude=out)
-    return PredictResult(out, len(paths), num_detections, tuple(failed), tuple(notes), skipped)
+    return PredictResult(out, len(paths), num_detections, tuple(failed), (*score_notes, *notes), skipped)
+
+
+def _score_filter(predictor: Predictor, score: float | None) -> tuple[Callable[[Detections], Detections], list[str]]:
+    """What drops the detections below `score`, or by default those below the scores of the weights; and a note on them.
+
+    Raises:
+        ConfigError: `score` is not in 0…1.
+    """
+    thresholds, names = predictor.thresholds, predictor.class_names
+    if score is not None and not 0 <= score <= 1:
+        raise ConfigError(f"score: must be in 0…1, got {score:g}")
+    if score is not None or thresholds is None:
+        least = DEFAULT_SCORE if score is None else score
+        return (lambda detections: detections.above(least)), []
+    scores = torch.tensor(thresholds.for_classes(names or [""] * predictor.detector.config.num_classes))
+    return (lambda detections: detections[detections.scores >= scores[detections.labels]]), [thresholds.describe(names)]
 
 
 def _select_listed(

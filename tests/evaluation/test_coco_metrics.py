@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from focaldet.data.config import DataConfig
 from focaldet.data.splits import open_split
 from focaldet.errors import ConfigError
-from focaldet.evaluation import coco
+from focaldet.evaluation import coco, evaluator
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, evaluate_files
 from focaldet.evaluation.results import write_results
 from focaldet.types import Detections
@@ -340,7 +340,7 @@ def test_half_a_million_detections_take_two_seconds_of_two_cores():
 
 
 def test_ranks_keep_the_order():
-    assert coco._ranks(numpy.array([50, 7, 1000])).tolist() == [1, 0, 2]
+    assert evaluator.rank_ids(numpy.array([50, 7, 1000])).tolist() == [1, 0, 2]
 
 
 def test_what_the_limit_of_detections_cuts_is_told_and_the_limit_can_be_raised():

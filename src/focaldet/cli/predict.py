@@ -19,7 +19,7 @@ def predict_command(
     /,
     *images: Annotated[str, Parameter(help="Images, folders, patterns, and .txt lists of paths.")],
     out: Path = Path("drawn"),
-    score: float = 0.3,
+    score: float | None = None,
     formats: Annotated[tuple[PredictionFormat, ...], Parameter(show_default="json")] = ("json",),
     drawn: bool = True,
     like: Path | None = None,
@@ -31,7 +31,8 @@ def predict_command(
     Args:
         run: Run folder, weights file, or a name such as torchvision:coco_v1.
         out: Folder for the drawn images and the files beside them.
-        score: Detections below it are dropped.
+        score: Detections below it are dropped. By default the scores with the largest F1, by class, that the weights
+            file keeps; .3 where it keeps none.
         formats: Files to write: json, coco, yolo, csv.
         drawn: Write the images with their boxes.
         like: COCO file that lists the images of an evaluation server; with --formats coco the results have its ids.

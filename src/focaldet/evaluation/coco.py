@@ -6,27 +6,36 @@ Axes: N images, K classes, D detections, T IoU thresholds, R recall thresholds, 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64
 
 from focaldet import config as configs
 from focaldet.data.config import DataConfig
-from focaldet.data.dataset import OTHER_CLASS, Classes, Dataset
-from focaldet.data.formats.coco import read_coco_file
+from focaldet.data.dataset import Dataset
 from focaldet.data.formats.split_names import ALIASES, pick
 from focaldet.data.formats.text import quantity
 from focaldet.data.splits import find_parts, open_split
 from focaldet.errors import ConfigError
+from focaldet.evaluation.diagnostics import ConfusionMatrix, count_confusion
+from focaldet.evaluation.evaluator import (
+    LOWER_LIMITS,
+    MAX_DETECTIONS,
+    CocoGroundTruth,
+    ground_truth_of,
+    open_evaluator,
+    rank_classes,
+    read_ground_truth,
+)
 from focaldet.evaluation.results import ResultRows, read_results, result_rows
+from focaldet.evaluation.score_curves import measure_curves
 from focaldet.types import Detections
+from focaldet.weights.thresholds import ScoreThresholds
 
 SIZE_RANGES = ("all", "small", "medium", "large")  # by area: below 32², to 96², above, in pixels of the original image
 AP50, AP75 = 0, 5  # indices on axis T
 HIGHEST_LIMIT = 2  # index on axis M of the highest limit of detections
-LOWER_LIMITS = (1, 10)
-MAX_DETECTIONS = 100  # of each image and class, as COCO counts
 
 HEADLINES: dict[str, tuple[str, str]] = {
     "ap": ("AP", "mean over IoU .50 to .95"),
@@ -87,6 +96,9 @@ class Metrics:
     no part in the means. `max_detections` is how many detections of each image and class count, the best ones; where it
     is not COCO's 100, it takes the place of 100 in `ar100` and the three after it. `notes` say what a reader must know,
     such as classes that the detector does not have, or what the limit has cut.
+
+    `score_thresholds` are the scores with the largest F1, None where no detection is right; `confusion` counts which
+    classes are taken for which at the one over all classes.
     """
 
     ap: float | None
@@ -108,6 +120,8 @@ class Metrics:
     milliseconds_per_image: float | None = None
     max_detections: int = MAX_DETECTIONS
     notes: tuple[str, ...] = ()
+    score_thresholds: ScoreThresholds | None = None
+    confusion: ConfusionMatrix | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; inverse of `from_dict`."""
@@ -117,21 +131,6 @@ class Metrics:
     def from_dict(values: Mapping[str, Any]) -> "Metrics":
         """The metrics that `to_dict` wrote."""
         return configs.from_dict(Metrics, values, source="metrics")
-
-
-class CocoGroundTruth(NamedTuple):
-    """The boxes of all images, as columns; `image_indices` and `labels` are indices into `image_ids` and `classes`.
-
-    `ignored` boxes need not be detected.
-    """
-
-    image_ids: Int64[numpy.ndarray, " N"]
-    classes: Classes
-    image_indices: Int64[numpy.ndarray, " G"]
-    labels: Int64[numpy.ndarray, " G"]
-    xywh: Float64[numpy.ndarray, "G 4"]
-    areas: Float64[numpy.ndarray, " G"]
-    ignored: Bool[numpy.ndarray, " G"]
 
 
 def evaluate_detections(
@@ -156,7 +155,7 @@ def evaluate_detections(
         lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, -1)
         if lowest < 0 or highest >= limit:
             raise IndexError(f"{name} must be in 0…{limit - 1}, got {lowest}…{highest}")
-    return _compute_metrics(ground_truth_of(dataset), rows, max_detections=max_detections)
+    return compute_metrics(ground_truth_of(dataset), rows, max_detections=max_detections, data=dataset.name)
 
 
 def evaluate_files(
@@ -180,7 +179,7 @@ def evaluate_files(
     file = _coco_file(data, split)
     truth = ground_truth_of(open_split(data, split, seed=0)) if file is None else read_ground_truth(file)
     rows = read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes)
-    return _compute_metrics(truth, rows, max_detections=max_detections)
+    return compute_metrics(truth, rows, max_detections=max_detections, data=split)
 
 
 def _coco_file(data: DataConfig, split: str) -> Path | None:
@@ -193,82 +192,34 @@ def _coco_file(data: DataConfig, split: str) -> Path | None:
     return part.layout.splits[part.name][0] if part is not None and part.layout.format == "coco" else None
 
 
-def ground_truth_of(dataset: Dataset) -> CocoGroundTruth:
-    """The boxes of a dataset as training uses them: inside their images, none of them empty.
-
-    Boxes of classes that are not trained on are left out, since they say nothing on any other class.
-
-    Sides that were not clipped are those of the file to the last digit, as in `read_ground_truth`.
-    """
-    dataset = dataset.select_boxes((dataset.flags & OTHER_CLASS) == 0)
-    boxes = dataset.boxes.numpy()
-    sides = boxes[:, 2:] - boxes[:, :2]
-    if dataset.side_remainders is not None:
-        sides += dataset.side_remainders.numpy()
-    return CocoGroundTruth(
-        image_ids=dataset.image_ids.numpy(),
-        classes=dataset.classes,
-        image_indices=numpy.repeat(numpy.arange(len(dataset)), numpy.diff(dataset.offsets.numpy())),
-        labels=dataset.labels.numpy().astype(numpy.int64),
-        xywh=numpy.concatenate([boxes[:, :2], sides], axis=1),
-        areas=dataset.areas.numpy(),
-        ignored=dataset.flags.numpy() != 0,
-    )
-
-
-def read_ground_truth(path: Path) -> CocoGroundTruth:
-    """The boxes of a COCO annotation file exactly as it states them, as COCO's own tool takes them.
-
-    Their sides do not come from corners: (x + w) − x is not w in floating point, and an IoU that lies on a threshold
-    would fall on its other side. The image files need not exist.
+def compute_metrics(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int, data: str = "") -> Metrics:
+    """The metrics of `rows` against `truth`, computed by hotcoco; `data` names the images.
 
     Raises:
-        DataError: the file is not well-formed COCO json, or a box is not finite.
-    """
-    records = read_coco_file(path, name=path.stem, look_up=False)
-    boxes, areas = records.boxes.numpy(), records.areas.numpy()
-    if not numpy.isfinite(boxes).all():
-        row = int(numpy.flatnonzero(~numpy.isfinite(boxes).all(axis=1))[0])
-        raise records.box_location(row).error(f"must be four finite numbers, got {boxes[row].tolist()}")
-    sides = boxes[:, 2:] - boxes[:, :2] if records.sides is None else records.sides.numpy()
-    return CocoGroundTruth(
-        image_ids=numpy.array(records.image_ids, dtype=numpy.int64),
-        classes=records.classes,
-        image_indices=records.owners.numpy(),
-        labels=records.labels.numpy(),
-        xywh=numpy.concatenate([boxes[:, :2], sides], axis=1),
-        areas=numpy.where(numpy.isnan(areas), sides.prod(axis=1), areas),
-        ignored=records.flags.numpy() != 0,
-    )
-
-
-def _compute_metrics(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int) -> Metrics:
-    """The metrics of `rows` against `truth`, computed by hotcoco.
-
-    Ids are replaced by their ranks: COCO breaks ties between equal scores by the order of the image ids, and ranks keep
-    that order whatever the ids are.
+        ConfigError: see `evaluate_detections`.
     """
     if max_detections <= LOWER_LIMITS[-1]:
         raise ConfigError(f"max_detections: must be at least {LOWER_LIMITS[-1] + 1}, got {max_detections}")
-    image_rank, class_rank = _ranks(truth.image_ids), _ranks(numpy.array(truth.classes.category_ids, dtype=numpy.int64))
-    ranked_truth = truth._replace(image_indices=image_rank[truth.image_indices], labels=class_rank[truth.labels])
-    ranked_rows = rows._replace(image_indices=image_rank[rows.image_indices], labels=class_rank[rows.labels])
-    evaluator = _run_hotcoco(ranked_truth, ranked_rows, max_detections=max_detections)
+    evaluator = open_evaluator(truth, rows, max_detections=max_detections)
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
+    class_rank = rank_classes(truth)
     counts = numpy.bincount(truth.labels[~truth.ignored], minlength=len(class_rank))
     classes = zip(truth.classes.names, truth.classes.own_ids, counts.tolist(), class_rank, strict=True)
     headlines: dict[str, Any] = dict(zip(HEADLINES, map(_none_if_negative, evaluator.stats), strict=True))
+    thresholds = measure_curves(evaluator, truth, rows).thresholds(data)
     return Metrics(
         **headlines,
         per_class=tuple(
             ClassMetrics(name, category, count, **_class_metrics(precision[:, :, rank], recall[:, rank]))
             for name, category, count, rank in classes
         ),
-        num_images=len(image_rank),
+        num_images=len(truth.image_ids),
         num_boxes=int(counts.sum()),
         num_detections=len(rows.scores),
         max_detections=max_detections,
         notes=_describe_cut(truth, rows, max_detections=max_detections),
+        score_thresholds=thresholds,
+        confusion=thresholds and count_confusion(evaluator, truth, score=thresholds.overall.score),
     )
 
 
@@ -294,28 +245,6 @@ def _describe_cut(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: i
     return (f"{limit}: {'; '.join(parts)}; --max-detections raises the limit",)
 
 
-def _run_hotcoco(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int) -> Any:
-    """hotcoco's evaluator with its results, for indices and labels that are ids; it writes nothing to the terminal."""
-    from hotcoco import COCO, COCOeval
-
-    ground_truth = COCO.from_arrays(
-        [{"id": index} for index in range(len(truth.image_ids))],
-        [{"id": label, "name": str(label)} for label in range(len(truth.classes))],
-        truth.image_indices,
-        truth.labels,
-        truth.xywh,
-        area=truth.areas,
-        iscrowd=truth.ignored,
-    )
-    columns = rows.image_indices, rows.xywh, rows.scores, rows.labels
-    evaluator = COCOeval(ground_truth, ground_truth.load_res(numpy.column_stack(columns)), "bbox")
-    evaluator.params.max_dets = [*LOWER_LIMITS, max_detections]
-    evaluator.evaluate()
-    evaluator.accumulate()
-    evaluator.summary_lines()
-    return evaluator
-
-
 def _class_metrics(
     precision: Float64[numpy.ndarray, "T R S M"], recall: Float64[numpy.ndarray, "T S M"]
 ) -> dict[str, float | None]:
@@ -329,8 +258,3 @@ def _class_metrics(
 
 def _none_if_negative(number: float) -> float | None:
     return float(number) if number > -1 else None
-
-
-def _ranks(ids: Int64[numpy.ndarray, " N"]) -> Int64[numpy.ndarray, " N"]:
-    """The rank of every id in sorted order, from 0."""
-    return numpy.argsort(numpy.argsort(ids, kind="stable"))

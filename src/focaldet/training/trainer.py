@@ -57,6 +57,7 @@ from focaldet.training.step import train_step
 from focaldet.training.timing import EVALUATION, LOADING, OTHER, Pace, Stopwatch, describe_epoch, read_clock
 from focaldet.types import Batch, Detections
 from focaldet.weights import save_detector
+from focaldet.weights.thresholds import THRESHOLDS_KEY
 
 
 @dataclass(frozen=True)
@@ -478,7 +479,7 @@ class Trainer:
         self.state.best = metrics.to_dict()
         if self.fabric.is_global_zero:
             write_results(self.folder.predictions, self.validation.dataset, detections)
-            self._save_weights(self.folder.best, detector)
+            self._save_weights(self.folder.best, detector, metrics)
 
     def _rank(self, ap: float, epoch: int, detector: Detector) -> None:
         """Keep the weights of an evaluation for `average_best` while it is one of the best."""
@@ -555,9 +556,11 @@ class Trainer:
             save_state(self.folder.state, {"identity": json.dumps(self.identity), **self.state.state_dict()})
             remove_others(self.folder.ranked, self.state.best_epochs)
 
-    def _save_weights(self, path: Path, detector: Detector) -> None:
-        dataset = self.validation.dataset
-        save_detector(path, detector, classes=dataset.classes, license=self.state.license)
+    def _save_weights(self, path: Path, detector: Detector, metrics: Metrics | None = None) -> None:
+        """Write a detector and, where `metrics` are its own, the scores with the largest F1."""
+        classes, thresholds = self.validation.dataset.classes, metrics and metrics.score_thresholds
+        extra = {THRESHOLDS_KEY: thresholds.to_text()} if thresholds is not None else {}
+        save_detector(path, detector, classes=classes, license=self.state.license, extra=extra)
 
     # -- the log, and the end ------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from focaldet.weights.tensor_names import (
     tensor_shapes,
     without_counters,
 )
+from focaldet.weights.thresholds import ScoreThresholds, read_thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +65,15 @@ class LoadReport:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A detector as its file describes it, and the ids that its data set's files use for its classes (may be empty)."""
+    """A detector as its file describes it, and the ids that its data set's files use for its classes (may be empty).
+
+    `thresholds` are the scores from which on its detections are best taken, where the file says so.
+    """
 
     detector: Detector
     category_ids: tuple[int, ...]
     source: str
+    thresholds: ScoreThresholds | None = None
 
 
 def load_detector(
@@ -90,7 +95,8 @@ def load_detector(
     if file is not None and is_checkpoint(file):
         detector, metadata = build_saved(file, source.path)
         detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
-        return Trained(detector, metadata.category_ids, source.label)
+        thresholds = read_thresholds(metadata.extra, source=str(source.path))
+        return Trained(detector, metadata.category_ids, source.label, thresholds)
     weights = read_foreign(source, file, model=model, named_input=input)
     return Trained(build_detector(weights, source), weights.classes.category_ids, source.label)
 

@@ -104,6 +104,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     for path in (folder.last, folder.best):
         assert read_metadata(path).category_ids == (3, 7)
         assert load_detector(path).detector.preprocessing.resize.size == 64
+    assert load_detector(folder.best).thresholds == result.best.score_thresholds
     printed = capsys.readouterr().out
     assert "learning rate: 0.000707 = 0.001 × √(4 / 8) for 4 images per update" in printed
     assert "epoch 3/3  AP" in printed and "\x1b" not in printed

@@ -10,8 +10,9 @@ from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, data_config
 from focaldet.cli.output import json_text, print_json, print_metrics, progress
 from focaldet.config import make_folder
 from focaldet.errors import ConfigError
-from focaldet.evaluation.coco import MAX_DETECTIONS, evaluate_files
+from focaldet.evaluation.coco import evaluate_files
 from focaldet.evaluation.evaluate import evaluate, evaluation_folder
+from focaldet.evaluation.evaluator import MAX_DETECTIONS
 
 
 def evaluate_command(

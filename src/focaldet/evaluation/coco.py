@@ -219,7 +219,7 @@ def compute_metrics(truth: CocoGroundTruth, rows: ResultRows, *, max_detections:
         max_detections=max_detections,
         notes=_describe_cut(truth, rows, max_detections=max_detections),
         score_thresholds=thresholds,
-        confusion=thresholds and count_confusion(evaluator, truth, score=thresholds.overall.score),
+        confusion=None if thresholds is None else count_confusion(evaluator, truth, score=thresholds.overall.score),
     )
 
 

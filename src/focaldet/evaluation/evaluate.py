@@ -14,7 +14,8 @@ from focaldet.data.formats.text import list_names, quantity
 from focaldet.data.loading.loader import Loader, explain_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
-from focaldet.evaluation.coco import MAX_DETECTIONS, Metrics, evaluate_detections
+from focaldet.evaluation.coco import Metrics, evaluate_detections
+from focaldet.evaluation.evaluator import MAX_DETECTIONS
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector

@@ -558,7 +558,7 @@ class Trainer:
 
     def _save_weights(self, path: Path, detector: Detector, metrics: Metrics | None = None) -> None:
         """Write a detector and, where `metrics` are its own, the scores with the largest F1."""
-        classes, thresholds = self.validation.dataset.classes, metrics and metrics.score_thresholds
+        classes, thresholds = self.validation.dataset.classes, None if metrics is None else metrics.score_thresholds
         extra = {THRESHOLDS_KEY: thresholds.to_text()} if thresholds is not None else {}
         save_detector(path, detector, classes=classes, license=self.state.license, extra=extra)
 

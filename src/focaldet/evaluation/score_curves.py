@@ -38,7 +38,8 @@ class ScoreCurve:
     def f1(self) -> Float64[numpy.ndarray, " P"]:
         """2 · precision · recall / (precision + recall), 0 where nothing is right."""
         total = self.precision + self.recall
-        return numpy.divide(2 * self.precision * self.recall, numpy.where(total > 0, total, 1.0))
+        f1: Float64[numpy.ndarray, " P"] = 2 * self.precision * self.recall / numpy.where(total > 0, total, 1.0)
+        return f1
 
     def best(self, name: str | None = None) -> ScoreThreshold | None:
         """The score with the largest F1, between the lowest score it keeps and the next; None where nothing is right.

@@ -58,7 +58,7 @@ def test_confusion_by_hand_in_the_order_of_the_classes():
 
 def test_too_many_classes_have_no_matrix(monkeypatch):
     truth, _, evaluator = oracle.columns(*oracle.scenes(0))
-    monkeypatch.setattr(diagnostics, "MOST_CLASSES", 2)
+    monkeypatch.setattr(diagnostics, "MOST_CONFUSION_CLASSES", 2)
     assert count_confusion(evaluator, truth, score=0.5) is None
 
 

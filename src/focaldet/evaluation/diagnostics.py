@@ -17,8 +17,8 @@ from focaldet.evaluation.score_curves import MATCH_IOU
 
 NEAR_IOU = 0.1  # a box that overlaps every object by less lies on the background
 NO_LIMIT = 2**31 - 1  # of detections in an image
-NUM_BINS = 10  # of scores, each .1 wide
-MOST_CLASSES = 200  # of a confusion matrix: a larger one tells nobody anything
+CALIBRATION_BINS = 10  # of scores, each .1 wide
+MOST_CONFUSION_CLASSES = 200  # of a confusion matrix: a larger one tells nobody anything
 ERROR_MEANINGS: dict[str, str] = {
     "Cls": "right box, wrong class",
     "Loc": "right class, poor box (IoU .1 to .5)",
@@ -94,9 +94,9 @@ class ImageScore:
 
 
 def count_confusion(evaluator: Any, truth: CocoGroundTruth, *, score: float) -> ConfusionMatrix | None:
-    """The confusion matrix of the detections of at least `score`; None with more than `MOST_CLASSES` classes."""
+    """The confusion matrix of the detections of at least `score`; None with more than `MOST_CONFUSION_CLASSES` classes."""
     names = truth.classes.names
-    if not 0 < len(names) <= MOST_CLASSES:
+    if not 0 < len(names) <= MOST_CONFUSION_CLASSES:
         return None
     result = evaluator.confusion_matrix(iou_thr=MATCH_IOU, max_det=NO_LIMIT, min_score=score)
     order = [*(result["cat_ids"].index(rank) for rank in rank_classes(truth).tolist()), len(names)]
@@ -113,7 +113,7 @@ def count_error_kinds(evaluator: Any) -> tuple[ErrorKind, ...]:
 
 def measure_calibration(evaluator: Any, truth: CocoGroundTruth) -> Calibration:
     """How far the scores of all detections are from the fraction that is right."""
-    result = evaluator.calibration(n_bins=NUM_BINS, iou_threshold=MATCH_IOU)
+    result = evaluator.calibration(n_bins=CALIBRATION_BINS, iou_threshold=MATCH_IOU)
     bins = tuple(
         ScoreBin(each["bin_lower"], each["bin_upper"], each["count"], each["avg_confidence"], each["avg_accuracy"])
         for each in result["bins"]

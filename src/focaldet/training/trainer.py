@@ -558,9 +558,9 @@ class Trainer:
 
     def _save_weights(self, path: Path, detector: Detector, metrics: Metrics | None = None) -> None:
         """Write a detector and, where `metrics` are its own, the scores with the largest F1."""
-        classes, thresholds = self.validation.dataset.classes, None if metrics is None else metrics.score_thresholds
+        dataset, thresholds = self.validation.dataset, None if metrics is None else metrics.score_thresholds
         extra = {THRESHOLDS_KEY: thresholds.to_text()} if thresholds is not None else {}
-        save_detector(path, detector, classes=classes, license=self.state.license, extra=extra)
+        save_detector(path, detector, classes=dataset.classes, license=self.state.license, extra=extra)
 
     # -- the log, and the end ------------------------------------------------------------------------------------------
 

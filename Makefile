@@ -8,13 +8,14 @@ SOURCES := src tests benchmarks examples docs
 # Tests start many programs: what one has compiled, the next need not.
 test: export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test check prove bench docs figures
+.PHONY: help demo test check prove fuzz bench docs figures
 
 help:
 	@echo "make demo    set up, train a small RetinaNet on the embedded data, evaluate, draw: runs/demo/report.html"
 	@echo "make test    the tests (long proofs left out; no network but loopback)"
 	@echo "make check   style, types, layers, sizes, names"
 	@echo "make prove   the long proofs: kills, mutations, overfits"
+	@echo "make fuzz SECONDS=60    open damaged files of every kind, each read or refused: failures in build/fuzz"
 	@echo "make bench DATA=folder WEIGHTS=file    side by side with torchvision: results in benchmarks/results/"
 	@echo "make docs    build the documentation as a site, every link checked: build/docs/index.html"
 	@echo "make figures    redraw the images in docs/"
@@ -35,6 +36,9 @@ check: $(INSTALLED)
 
 prove: $(INSTALLED)
 	$(RUN)/python -m pytest -m prove --timeout=0 $(TESTS)
+
+fuzz: $(INSTALLED)
+	$(RUN)/python -m tests.fuzz.run --seconds $(or $(SECONDS),60) $(FUZZ)
 
 bench: $(INSTALLED)
 	@test -n "$(DATA)" && test -n "$(WEIGHTS)" || { echo "make bench DATA=folder/of/bccd WEIGHTS=mobilenet_v2.safetensors"; exit 2; }

@@ -21,6 +21,7 @@ from focaldet.config import Fraction, validate_fields
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.errors import ConfigError
 from focaldet.models.retinanet import LossConfig, RetinaNetConfig
+from focaldet.text import printable
 from focaldet.training.config import RunConfig
 
 
@@ -174,7 +175,7 @@ class TestMakeFolder:
         (tmp_path / "loose").symlink_to("nowhere")
         with pytest.raises(ConfigError, match=r"^cache: .*: no folder can be made there: \w+") as raised:
             configs.make_folder(tmp_path / name, setting="cache")
-        assert str(tmp_path / name) in str(raised.value)
+        assert printable(tmp_path / name, most=2000) in str(raised.value)
 
     def test_no_permission(self, tmp_path, monkeypatch):
         """Simulated, because nothing is forbidden to root."""

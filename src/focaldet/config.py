@@ -1,14 +1,12 @@
 """Typed configurations: frozen dataclasses that check themselves, to and from YAML and JSON."""
 
-import csv
 import dataclasses
 import difflib
 import errno
 import functools
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -16,9 +14,13 @@ import pydantic
 import yaml
 from pydantic_core import ArgsKwargs
 
+from focaldet import files
 from focaldet.errors import ConfigError
+from focaldet.text import printable
 
 Config = TypeVar("Config")
+
+write_json, write_csv = files.write_json, files.write_csv
 
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 """The type of a setting in 0…1."""
@@ -29,9 +31,15 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 WRONG_CALLS = ("missing", "unexpected_keyword_argument", "unexpected_positional_argument", "multiple_argument_values")
 """pydantic's names for arguments that do not fit the signature."""
 
+MOST_YAML_BYTES, MOST_YAML_VALUES, DEEPEST_YAML = 4_000_000, 500_000, 50
+"""What a file of settings or of class names may have: bytes, values (an alias counts as what it stands for), levels."""
+
 NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError)
 """What PyYAML raises: more than its own errors, for dates such as `2020-99-99` or tags such as `!!bool x`."""
 
+
+LEAST_JUDGED, LEAST_FAST, MOST_YAML_ERROR, KEPT = 100, 100_000, 1000, "\n"
+FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML was built with it
 
 _adapter: Callable[[Any], Any] = functools.cache(pydantic.TypeAdapter)
 """pydantic's checks of a dataclass, built when the class is first used."""
@@ -141,31 +149,62 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, unreadable or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(files.read_text(path, most=MOST_YAML_BYTES))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except NOT_YAML as error:
-        raise ConfigError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: is not valid YAML: {printable(error, most=MOST_YAML_ERROR, keep=KEPT)}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: must be a mapping of settings, got {type(values).__name__}")
     return values
 
 
+def parse_yaml(text: str) -> Any:
+    """The value that YAML has in `text`: plain values alone, and no more of them than `MOST_YAML_VALUES`.
+
+    Raises:
+        yaml.YAMLError: not YAML, nested more than `DEEPEST_YAML` levels, or with aliases that stand for too much.
+        ValueError, LookupError, AttributeError, TypeError: see `NOT_YAML`.
+    """
+    if len(text) > LEAST_JUDGED:  # a shorter one cannot stand for much: no alias, nothing deep
+        _judge_yaml(text)
+    return yaml.load(text, Loader=FAST_LOADER if len(text) > LEAST_FAST else yaml.SafeLoader)
+
+
+def _judge_yaml(text: str) -> None:
+    """Refuse what would take long or much memory, from the events of the parser alone: nothing is built.
+
+    Raises:
+        yaml.YAMLError: too deep, or too many values once every alias is counted as what it stands for.
+    """
+    values, sizes = 0, dict[str, int]()
+    opened: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, Loader=FAST_LOADER):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            values += sizes.get(str(event.anchor), MOST_YAML_VALUES)  # one that is still open contains itself
+            continue
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, values))
+            values += 1
+            if len(opened) > DEEPEST_YAML:
+                raise yaml.YAMLError(f"nested more than {DEEPEST_YAML} levels deep")
+            continue
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, before, values = event.anchor, values, values + 1
+        else:
+            continue
+        if anchor is not None:
+            sizes[anchor] = values - before
+        if values > MOST_YAML_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_YAML_VALUES:,} values, aliases counted as what they stand for")
+
+
 def save(config: Any, path: Path) -> None:
     """Write `config`, which may be a mapping of plain values, as YAML, keys in their declared order."""
     values = dict(config) if isinstance(config, Mapping) else to_dict(config)
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write plain values as indented JSON, in UTF-8."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a table as CSV, in UTF-8, with the names of its columns in the first line."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
+    files.write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def make_folder(path: Path, *, setting: str = "out") -> Path:
@@ -190,7 +229,7 @@ def make_folder(path: Path, *, setting: str = "out") -> Path:
 
 def to_json(config: Any) -> str:
     """`config` as one line of JSON, for the metadata of a checkpoint."""
-    return json.dumps(to_dict(config), ensure_ascii=False)
+    return files.to_json_text(to_dict(config))
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

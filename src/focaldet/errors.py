@@ -2,9 +2,17 @@
 
 from pathlib import Path
 
+from focaldet.text import LONGEST_MESSAGE, printable
+
 
 class FocaldetError(Exception):
-    """Base of every error that stands for a user's mistake or a broken file; the command line prints it as one line."""
+    """Base of every error that stands for a user's mistake or a broken file; the command line prints it as one line.
+
+    Its message can be shown on any terminal, whatever the names in it are, and is never longer than a screen.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message, most=LONGEST_MESSAGE, keep="\n"))
 
 
 class DataError(FocaldetError):
@@ -15,7 +23,8 @@ class DataError(FocaldetError):
 
     def __init__(self, problem: str, *, file: str | Path, record: str | None = None, field: str | None = None) -> None:
         self.file, self.record, self.field, self.problem = str(file), record, field, problem
-        super().__init__(f"{' · '.join(part for part in (self.file, record, field) if part)}: {problem}")
+        where = " · ".join(printable(part) for part in (self.file, record, field) if part)
+        super().__init__(f"{where}: {problem}")
 
     def __reduce__(self) -> tuple[object, ...]:
         """How to pickle the error, as a data-loading process does to hand it over."""

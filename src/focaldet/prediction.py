@@ -3,6 +3,8 @@
 Axes: H W pixels.
 """
 
+import io
+import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,11 +34,14 @@ from focaldet.errors import ConfigError, DataError
 from focaldet.evaluation.image_list import ListedCocoWriter, read_image_list
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.writers import WRITERS, ImageDetections, PredictionFormat, PredictionWriter
+from focaldet.files import write_bytes
 from focaldet.models import PRESETS, Detector, find_preset
+from focaldet.outputs import begin_call
 from focaldet.runtime import (
     Process,
     Progress,
     gather_objects,
+    is_first_process,
     join_processes,
     pick_device,
     pick_precision,
@@ -51,7 +56,14 @@ READING_THREADS = 4
 DEFAULT_SCORE = 0.3  # where the weights keep no better one
 ROUND_IMAGES = 32  # of each process, between two exchanges of detections
 WINDOW_BATCHES = 4  # so many batches of images are held at a time, to group those of equal size
-DRAWING_QUALITY = 92  # of the JPEG files
+DRAWING_QUALITY, MOST_JPEG_SIDE_PX, PNG = 92, 65_500, ".png"
+FORMAT_FILES = {
+    "json": ("predictions.json",),
+    "coco": ("coco.json", "results.json"),
+    "yolo": ("classes.txt",),
+    "csv": ("predictions.csv",),
+}
+"""What each format writes once."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -236,9 +248,11 @@ def load(
         ConfigError: a name without weights, or a setting out of range.
     """
     is_name = weights is not None or (str(spec) in PRESETS and not Path(spec).exists())
-    trained = _load_named(str(spec), weights) if is_name else load_detector(spec)
+    options = replace(options, **fields)
+    allow = options.allow_nonfinite
+    trained = _load_named(str(spec), weights, allow) if is_name else load_detector(spec, allow_nonfinite=allow)
     return Predictor(
-        trained.detector, category_ids=trained.category_ids, thresholds=trained.thresholds, options=options, **fields
+        trained.detector, category_ids=trained.category_ids, thresholds=trained.thresholds, options=options
     )
 
 
@@ -258,15 +272,15 @@ def predict_files(
 
     Under `torchrun` or SLURM every process takes a part of the images; files and result are the same as of one process.
 
-    `<name>.jpg` is the image with its boxes, its JPEG comment the path of the image; `evaluation.writers` describes the
-    other files, of which `images.csv` says which name stands for which image. Names are those of the images; where two
+    `<name>.jpg` is the image with its boxes, its JPEG comment the path of the image (`.png` where a side is longer than
+    JPEG can hold); `evaluation.writers` describes the other files, of which `images.csv` says which name stands for which image. Names are those of the images; where two
     are equal, the names of their folders or a number are added. An image that cannot be read is reported in the
     result and the others are still processed.
 
     Args:
         predictor: the detector.
         inputs: images, folders (with all below them), patterns such as `shots/*.png`, and `.txt` lists of paths.
-        out: a folder, made if it is missing; files of the same names are replaced, but never one of the images.
+        out: a folder, made if it is missing; what an earlier call left there is replaced, but never one of the images.
         score: detections below it are dropped; by default below the scores that the weights file keeps, those of the
             largest F1 of each class, and below .3 where it keeps none.
         formats: which files to write: json, coco, yolo, csv.
@@ -285,8 +299,9 @@ def predict_files(
     names = output_names(paths)
     drawings = [out / f"{name}.jpg" for name in names]
     if drawn:
-        _refuse_replacing(paths, drawings)
+        _refuse_replacing(paths, [*drawings, *(path.with_suffix(PNG) for path in drawings)])
     make_folder(out)
+    notes += _replace_earlier(out, _result_files(names, formats, drawn=drawn), paths)
     failed: list[DataError] = []
     num_detections = num_done = 0
 
@@ -295,9 +310,7 @@ def predict_files(
             return result
         best = ImageDetections(result.size, select(result.detections))
         if drawn:
-            _draw_file(paths[index], best).save(
-                drawings[index], quality=DRAWING_QUALITY, comment=os.fsencode(paths[index])
-            )
+            _write_drawing(drawings[index], paths[index], _draw_file(paths[index], best))
         return best
 
     with join_processes(predictor.device) as process, ExitStack() as stack:
@@ -356,10 +369,39 @@ def _draw_file(path: Path, result: ImageDetections) -> Image.Image:
     return draw.boxes(pixels, detections)
 
 
+def _write_drawing(target: Path, source: Path, drawing: Image.Image) -> None:
+    """Write a drawing as JPEG, its comment the path of the image; as PNG where a side is too long for JPEG."""
+    buffer = io.BytesIO()
+    if max(drawing.size) > MOST_JPEG_SIDE_PX:
+        drawing.save(buffer, "PNG")
+        write_bytes(target.with_suffix(PNG), buffer.getvalue())
+    else:
+        drawing.save(buffer, "JPEG", quality=DRAWING_QUALITY, comment=os.fsencode(source))
+        write_bytes(target, buffer.getvalue())
+
+
+def _replace_earlier(out: Path, files: Sequence[str], images: Sequence[Path]) -> list[str]:
+    """Remove what an earlier call left in `out`, but none of the images; a note on what that was."""
+    if not is_first_process():  # which does it before the processes join: none has written yet
+        return []
+    earlier = begin_call(out, "predict", files, keep=set(map(resolve_links, images)))
+    return [] if earlier is None else [f"{earlier} in {out}"]
+
+
+def _result_files(names: Sequence[str], formats: Sequence[PredictionFormat], *, drawn: bool) -> list[str]:
+    """All files that a call may write into its folder."""
+    files = [file for name in formats for file in FORMAT_FILES[name]]
+    files += ["images.csv"] if drawn or "yolo" in formats else []
+    for name in names:
+        files += [f"{name}.jpg", f"{name}{PNG}"] if drawn else []
+        files += [f"labels/{name}.txt"] if "yolo" in formats else []
+    return files
+
+
 def _refuse_replacing(paths: Sequence[Path], drawings: Sequence[Path]) -> None:
-    """Raise a `ConfigError` where the drawing of one image is the same file as that or another image."""
+    """Raise a `ConfigError` where a drawing, of which each image has its own in turn, is the same file as an image."""
     images = {resolve_links(path): path for path in paths}
-    for path, drawing in zip(paths, drawings, strict=True):
+    for path, drawing in zip(itertools.cycle(paths), drawings, strict=False):
         replaced = images.get(resolve_links(drawing))
         if replaced is not None:
             raise ConfigError(f"out: the drawing of {path} would replace the image {replaced}: choose another folder")
@@ -383,14 +425,14 @@ def _predict_on_all(
         yield from sorted(chain(*gather_objects(part, num_ranks=process.world_size)), key=itemgetter(0))
 
 
-def _load_named(name: str, weights: str | Path | None) -> Trained:
+def _load_named(name: str, weights: str | Path | None, allow_nonfinite: bool) -> Trained:
     """The detector of `weights`, after making sure that it is the one called `name`."""
     config = find_preset(name).config
     if weights is None:
         raise ConfigError(
             f"{name} has no weights of its own: name a run folder or a weights file (focaldet.build takes random ones)"
         )
-    trained = load_detector(weights, model=name)
+    trained = load_detector(weights, model=name, allow_nonfinite=allow_nonfinite)
     require_same_settings(trained.detector.config, config, source=trained.source)
     return trained
 

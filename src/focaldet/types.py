@@ -4,7 +4,6 @@ Axes: B images, H W pixels, G ground-truth boxes of one image, D detections of o
 Boxes are xyxy float32 pixels with the origin at the top left corner, everywhere.
 """
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from focaldet.errors import ConfigError
+from focaldet.ranges import LARGEST, MOST_DIVISOR, MOST_SIDE_PX, SMALLEST
 
 
 class ImageSize(NamedTuple):
@@ -43,6 +43,11 @@ RENAMED_METHODS = {
     "Detections.clipped": "clip",
     "Preprocessing.padded": "padded_size",
 }
+
+
+def _require_between(name: str, value: int, most: int) -> None:
+    if not 1 <= value <= most:
+        raise ConfigError(f"{name}: must be at {'least 1' if value < 1 else f'most {most}'}, got {value}")
 
 
 def _read_renamed(value: Any, name: str) -> Any:
@@ -320,7 +325,7 @@ class Resize:
     they are, as in darknet.
 
     Raises:
-        ConfigError: `size` or `max_size` is below 1.
+        ConfigError: `size` or `max_size` is below 1 or above `ranges.MOST_SIDE_PX`.
     """
 
     mode: Literal["short", "long", "warp", "letterbox"] = "short"
@@ -332,8 +337,7 @@ class Resize:
 
     def __post_init__(self) -> None:
         for name, side in (("size", self.size), ("max_size", self.max_size)):
-            if side is not None and side < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {side}")
+            _require_between(name, 1 if side is None else side, MOST_SIDE_PX)
 
     def __str__(self) -> str:
         """In words, such as "short side 800, long ≤ 1333 px"."""
@@ -399,7 +403,7 @@ class Preprocessing:
     gray like the bars.
 
     Raises:
-        ConfigError: `mean` is not finite, `std` is not above 0 and finite, or `size_divisor` is below 1.
+        ConfigError: `mean` is not finite, `std` not above 0 and finite, or `size_divisor` is out of range.
     """
 
     channels: Literal["RGB", "BGR"] = "RGB"
@@ -409,12 +413,11 @@ class Preprocessing:
     size_divisor: int = 32
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, self.mean)):
-            raise ConfigError(f"mean: must be finite, got {self.mean}")
-        if not all(0 < deviation < math.inf for deviation in self.std):
-            raise ConfigError(f"std: must be above 0 and finite, got {self.std}")
-        if self.size_divisor < 1:
-            raise ConfigError(f"size_divisor: must be at least 1, got {self.size_divisor}")
+        if not all(-LARGEST <= mean <= LARGEST for mean in self.mean):
+            raise ConfigError(f"mean: must be finite and within ±{LARGEST:g}, got {self.mean}")
+        if not all(SMALLEST <= deviation <= LARGEST for deviation in self.std):
+            raise ConfigError(f"std: must be above 0 and finite, in {SMALLEST:g}…{LARGEST:g}, got {self.std}")
+        _require_between("size_divisor", self.size_divisor, MOST_DIVISOR)
 
     @property
     def rgb_mean(self) -> tuple[float, float, float]:

@@ -136,7 +136,7 @@ CASES: dict[str, tuple[Change, str]] = {
             description["config"].update(num_classes=10**9),
             description.update(class_names=[], category_ids=[]),
         ),
-        r"describes no network: num_classes must be at least 1 and at most 100000, got 1000000000",
+        r"config: num_classes: Input should be less than or equal to 100000, got 1000000000",
     ),
     "names of other classes": (
         lambda _, description: description.update(class_names=["one"]),

@@ -51,8 +51,8 @@ def note_crowded_images(dataset: Dataset, findings: Findings, *, limit: int | No
     owners = box_owners(dataset)[counted]
     num_classes = max(1, len(dataset.classes))
     totals = owners.bincount(minlength=len(dataset))
-    of_class = (owners * num_classes + dataset.labels[counted].long()).bincount(minlength=len(dataset) * num_classes)
-    most = of_class.view(-1, num_classes).amax(1) if len(of_class) else totals
+    keys, of_class = torch.unique(owners * num_classes + dataset.labels[counted].long(), return_counts=True)
+    most = torch.zeros_like(totals).scatter_reduce(0, keys // num_classes, of_class, "amax")
     marked = (most > 100) | (totals > limit if limit is not None else torch.zeros_like(totals, dtype=torch.bool))
     images = marked.nonzero()[:, 0].tolist()
 

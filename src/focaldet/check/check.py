@@ -1,5 +1,6 @@
 """`check_data`: the contents of a data set, its problems, and how anchors fit it, before any training."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from focaldet.check.anchor_fit import anchor_report
@@ -148,4 +149,5 @@ def _describe(dataset: Dataset, detector: DetectorConfig | None, preprocessing: 
 
 def _by_class(names: tuple[str, ...], numbers: list[int]) -> dict[str, int]:
     """Counts by class name; two classes of one name are distinguished by their label."""
-    return {name if names.count(name) == 1 else f"{name} ({label})": numbers[label] for label, name in enumerate(names)}
+    times = Counter(names)
+    return {name if times[name] == 1 else f"{name} ({label})": numbers[label] for label, name in enumerate(names)}

@@ -21,6 +21,7 @@ from focaldet.data.dataset import Dataset
 from focaldet.data.images import is_turned, read_image
 from focaldet.data.problems import Location
 from focaldet.errors import DataError
+from focaldet.files import open_plain
 from focaldet.runtime import Progress
 
 THUMBNAIL = 32
@@ -137,5 +138,5 @@ def near_copies(datasets: Sequence[Dataset], facts: dict[Path, ImageFacts], exac
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,6 +10,7 @@ from focaldet.check.findings import Exhibit
 from focaldet.check.fit import Advice
 from focaldet.data.formats.text import quantity
 from focaldet.data.problems import Problems
+from focaldet.text import printable
 
 LISTED_CLASSES = 10  # at each end of the list, where not all are asked for
 
@@ -80,6 +81,7 @@ class Report:
 
 def align_columns(rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
     """The rows of a table as lines: columns two spaces apart, at the left where in `left`, else at the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

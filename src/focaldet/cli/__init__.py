@@ -12,7 +12,17 @@ from typing import Annotated
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 
-from focaldet.cli.output import CLEAN, INTERRUPTED, USAGE, print_error, quiet_unless_first
+from focaldet.cli.output import (
+    CLEAN,
+    INTERRUPTED,
+    USAGE,
+    describe_system_error,
+    drop_output,
+    open_streams,
+    print_error,
+    quiet_unless_first,
+    say,
+)
 from focaldet.cli.peers import explain, rename_old
 from focaldet.errors import FocaldetError
 
@@ -25,6 +35,7 @@ TRACEBACK_VARIABLE = "FOCALDET_TRACEBACK"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
+    open_streams()
     words = rename_old(sys.argv[1:] if arguments is None else arguments)
     try:
         with quiet_unless_first():
@@ -35,17 +46,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(explain(error, words) or error)
         return USAGE
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
+        return USAGE
+    except OSError as error:  # a full disk, a folder that is gone, no permission
+        drop_output()
+        print_error(describe_system_error(error))
         return USAGE
     except KeyboardInterrupt:
-        print("focaldet: interrupted", file=sys.stderr)
+        say("focaldet: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # a fault of focaldet, or of a file in a way nobody thought of
+        if _is_out_of_memory(error):
+            print_error(f"out of memory: {error or 'the machine has no more'}: take a smaller --size or --batch-size")
+            return USAGE
         if os.environ.get(TRACEBACK_VARIABLE) or arguments is not None:  # a program that calls may catch it
             raise
         kind = type(error).__name__
         print_error(f"unexpected {kind}: {error or kind} ({TRACEBACK_VARIABLE}=1 shows where; please report it)")
         return USAGE
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from focaldet.runtime import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def build_app() -> App:

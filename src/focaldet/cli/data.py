@@ -13,7 +13,7 @@ from focaldet.check.anchor_clusters import anchor_shapes
 from focaldet.check.check import check_data
 from focaldet.cli import Switch
 from focaldet.cli.flags import SPLIT_HELP, Architecture, Data, DataParts, data_config
-from focaldet.cli.output import UNREADABLE, print_error, print_json, print_table, progress
+from focaldet.cli.output import UNREADABLE, print_error, print_json, print_table, progress, say
 from focaldet.data.convert.convert_data import ImagePlacing, convert_data
 from focaldet.data.convert.writers import TargetFormat
 from focaldet.data.formats.text import quantity
@@ -78,15 +78,15 @@ def check_command(
     if json:
         print_json(report.to_dict())
     else:
-        print(*report.lines(listed=listed, all_classes=all_classes), sep="\n")
-        print(f"\nanchors are those of {model}; others: --model, --size, --architecture")
+        say(*report.lines(listed=listed, all_classes=all_classes))
+        say(f"\nanchors are those of {model}; others: --model, --size, --architecture")
         if report.advice is not None:
             place = shlex.quote(str(data)) if data is not None else "DIR"
-            print(*report.advice.lines(), sep="\n")
-            print(f"next     focaldet train {place} --model {model} {report.advice.flags()} --out runs/mine")
+            say(*report.advice.lines())
+            say(f"next     focaldet train {place} --model {model} {report.advice.flags()} --out runs/mine")
     if html is not None:
         write_check_page(report, html)
-        print(f"look at  {html}", file=sys.stderr if json else sys.stdout)
+        say(f"look at  {html}", file=sys.stderr if json else sys.stdout)
     return report.exit_status(strict=strict)
 
 
@@ -123,9 +123,9 @@ def anchors_command(
     rows = [[f"{side:.2f}" for side in pixels] + [f"{side:.5g}" for side in cells] for pixels, cells in shapes.pairs()]
     print_table([["WIDTH PX", "HEIGHT PX", "WIDTH / 32", "HEIGHT / 32"], *rows], left=set())
     boxes = f'{quantity(shapes.num_boxes, "box", "boxes")} of "{shapes.split}" at {shapes.resize}'
-    print(f"\naverage IoU {shapes.average_iou:.3f} of {boxes}")
+    say(f"\naverage IoU {shapes.average_iou:.3f} of {boxes}")
     cells = ",".join(f"[{width:.5g},{height:.5g}]" for width, height in shapes.cells)
-    print(f"for YOLOv2: --architecture.anchors [{cells}]")
+    say(f"for YOLOv2: --architecture.anchors [{cells}]")
 
 
 def convert_data_command(
@@ -146,6 +146,6 @@ def convert_data_command(
     with progress("convert") as seen:
         converted = convert_data(data_config(data, parts), to=to, out=out, images=images, progress=seen)
     for note in converted.notes:
-        print(note)
+        say(note)
     counts = f"{quantity(converted.num_images, 'image')}, {quantity(converted.num_boxes, 'box', 'boxes')}"
-    print(f"{counts}; look at  {converted.out}")
+    say(f"{counts}; look at  {converted.out}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from focaldet.cli.output import CLEAN, INTERRUPTED, print_metrics
+from focaldet.cli.output import CLEAN, INTERRUPTED, print_metrics, say
 from focaldet.study.demo import run_demo
 
 
@@ -27,10 +27,10 @@ def demo_command(
     given = {name: value for name, value in sizes.items() if value is not None}
     result = run_demo(out, seed=seed, device=device, **given)
     if result.metrics is None:
-        print("the scenes are made as training goes on, so the demo cannot: `focaldet demo` begins again")
+        say("the scenes are made as training goes on, so the demo cannot: `focaldet demo` begins again")
         return INTERRUPTED
     print_metrics(result.metrics)
-    print(
+    say(
         f"\nlook at  {result.report} and {result.drawings}\n"
         f"next     focaldet eval {out}\n"
         "         focaldet check YOUR_DATA\n"

@@ -1,12 +1,12 @@
 """`focaldet train --dry-run`: every setting that would hold, and where it comes from."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from focaldet import config as configs
 from focaldet.check.advice import Choice
-from focaldet.cli.output import print_table
+from focaldet.cli.output import print_table, say
+from focaldet.files import to_json_text
 from focaldet.models import find_preset
 from focaldet.training.config import RunConfig
 from focaldet.training.phases import check_phases, describe_phase
@@ -63,19 +63,19 @@ def print_settings(run: RunConfig, settings: list[SettingRow]) -> None:
     check_phases(run)
     rows = [[setting.name, _setting_text(setting), setting.source] for setting in settings]
     print_table([["SETTING", "VALUE", "FROM"], *rows], left={0, 1, 2})
-    print()
+    say()
     if run.phases:
-        print(*(describe_phase(run, number) for number in range(1, len(run.phases) + 1)), sep="\n")
+        say(*(describe_phase(run, number) for number in range(1, len(run.phases) + 1)))
     parameters = sum(parameter.numel() for parameter in build_on_meta(asked_architecture(run)).parameters())
     resize = run.resize(find_preset(run.model).preprocessing.resize)
-    print(f"initial weights: {initial_weights(run) or 'random'}")
-    print(f"{run.model}: {parameters / 1e6:.1f} M parameters with the classes of the preset, {resize}")
-    print(f"augmentation {run.augment.describe()}")
-    print(f"presets: {run.model} of the architecture, {run.augment.preset} of the augmentation; nothing was written")
+    say(f"initial weights: {initial_weights(run) or 'random'}")
+    say(f"{run.model}: {parameters / 1e6:.1f} M parameters with the classes of the preset, {resize}")
+    say(f"augmentation {run.augment.describe()}")
+    say(f"presets: {run.model} of the architecture, {run.augment.preset} of the augmentation; nothing was written")
 
 
 def _setting_text(setting: SettingRow) -> str:
     """The value as it is typed: nothing is `none`, and YAML's null in the architecture."""
     if setting.value is None and not setting.name.startswith("architecture."):
         return "none"
-    return setting.value if isinstance(setting.value, str) else json.dumps(setting.value, ensure_ascii=False)
+    return setting.value if isinstance(setting.value, str) else to_json_text(setting.value)

@@ -7,12 +7,14 @@ from cyclopts import Parameter
 
 from focaldet.cli import Switch, flag_name
 from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, data_config, optional_data_config
-from focaldet.cli.output import json_text, print_json, print_metrics, progress
+from focaldet.cli.output import print_json, print_metrics, progress, say
 from focaldet.config import make_folder
 from focaldet.errors import ConfigError
 from focaldet.evaluation.coco import evaluate_files
 from focaldet.evaluation.evaluate import evaluate, evaluation_folder
 from focaldet.evaluation.evaluator import MAX_DETECTIONS
+from focaldet.files import write_json
+from focaldet.outputs import begin_call, earlier_call
 
 
 def evaluate_command(
@@ -42,6 +44,7 @@ def evaluate_command(
         raise ConfigError("eval: give either a run folder, weights file or name, or --predictions RESULTS.json")
     if predictions is None:
         folder: Path | None = evaluation_folder(str(run), split=split, out=out)
+        earlier = None if folder is None else earlier_call(folder)
         chosen = optional_data_config(data, parts)
         with progress("evaluate") as seen:
             metrics = evaluate(
@@ -58,12 +61,15 @@ def evaluate_command(
             text = "is for a detector; it changes nothing in a file of --predictions"
             raise ConfigError(f"eval: --{flag_name(name)} {text}")
         folder = None if out is None else make_folder(out)
+        earlier = None if folder is None else begin_call(folder, "eval", ["metrics.json"])
         metrics = evaluate_files(predictions, data_config(data, parts), split=split, max_detections=max_detections)
         if folder is not None:
-            (folder / "metrics.json").write_text(json_text(metrics.to_dict()) + "\n", encoding="utf-8")
+            write_json(folder / "metrics.json", metrics.to_dict())
     if json:
         print_json(metrics.to_dict())
         return
     print_metrics(metrics)
+    if earlier is not None:
+        say(f"note: {earlier} in {folder}")
     if folder is not None:
-        print(f"look at  {folder}")
+        say(f"look at  {folder}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypedDict, get_args, get_type_hints
 
 import docstring_parser
-import yaml
 from cyclopts import Group, Parameter, Token
 
 from focaldet import config as configs
@@ -45,7 +44,7 @@ SPLIT_HELP = "Which split: train, val, test, or its name in the data."
 def read_value(text: str) -> Any:
     """What YAML reads in `text`: a number, list, true, null; all else stays text."""
     try:
-        return yaml.safe_load(text)
+        return configs.parse_yaml(text)
     except configs.NOT_YAML:
         return text
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from focaldet.cli import Switch
-from focaldet.cli.output import print_json, print_table, progress
+from focaldet.cli.output import print_json, print_table, progress, say
 from focaldet.models.published import detector_rows
 from focaldet.weights.convert import convert
 from focaldet.weights.sources import EMBEDDED_WEIGHTS
@@ -25,9 +25,9 @@ def models_command(*, json: Switch = False) -> None:
         return
     columns = ["NAME", "BACKBONE", "CLASSES", "PARAMETERS", "AP", "AP50", "AP75", "APS", "APM", "APL", "INPUT"]
     print_table([columns, *(row.cells() for row in rows)], left={0, 1, 10})
-    print("AP: percent on COCO test-dev, as Lin et al. 2017 print it in table 2")
-    print(f"ImageNet weights come with focaldet for: {', '.join(EMBEDDED_WEIGHTS.values())}")
-    print("any backbone of timm: --architecture.backbone timm:NAME")
+    say("AP: percent on COCO test-dev, as Lin et al. 2017 print it in table 2")
+    say(f"ImageNet weights come with focaldet for: {', '.join(EMBEDDED_WEIGHTS.values())}")
+    say("any backbone of timm: --architecture.backbone timm:NAME")
 
 
 def convert_command(
@@ -76,5 +76,5 @@ def convert_command(
             for tensor in done.tensors
         ]
         print_table([["TENSOR", "SHAPE", "FROM"], *rows], left={0, 1, 2})
-        print()
+        say()
     print_table(done.rows(), left={0, 1})

@@ -3,18 +3,27 @@
 Nothing here imports torch before it is needed: `focaldet --help` is quick.
 """
 
+import errno
+import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from focaldet.files import to_json_text
+from focaldet.text import LONGEST_MESSAGE, printable
 
 if TYPE_CHECKING:
     from focaldet.evaluation.coco import Metrics
     from focaldet.training.rate_finder import RateCurve
 
+LONGEST_LINE = 4 * LONGEST_MESSAGE  # characters; a table of many columns has some hundred
+UNPRINTABLE = re.compile(r"[\x7f-\xa0\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
+"""What JSON may hold as it is, and no terminal should get."""
 RATE_BAR, MOST_RATES = 40, 40  # characters of the longest bar, and lines
 
 CLEAN, FAILED, USAGE, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130  # exit statuses
@@ -51,6 +60,31 @@ def _is_first() -> bool:
     return is_first_process()
 
 
+def open_streams() -> None:
+    """Make sure that stdout and stderr can be written to: what their encoding lacks is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the program began
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  to the end of the program
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_output() -> None:
+    """Write what is left for stdout; where nobody reads it, or its disk is full, it goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(*lines: object, file: TextIO | None = None) -> None:
+    """Lines of text on stdout or `file`; whatever names are in them, no terminal takes them for a command."""
+    for line in lines or ("",):
+        print(printable(line, most=LONGEST_LINE, keep="\n\t"), file=file or sys.stdout)
+
+
 def print_error(error: Exception | str) -> None:
     """One line on stderr."""
     import pydantic
@@ -58,17 +92,25 @@ def print_error(error: Exception | str) -> None:
     text, cause = str(error), getattr(error, "__cause__", None)
     if isinstance(cause, pydantic.ValidationError):  # of a flag's range; its own text takes four lines
         text = f"{text.partition('. ')[0]}: {cause.errors()[0]['msg']}"
-    print("focaldet:", " ".join(text.split()), file=sys.stderr)
+    say(f"focaldet: {printable(' '.join(text.split()), most=LONGEST_MESSAGE)}", file=sys.stderr)
+
+
+def describe_system_error(error: OSError) -> str:
+    """What the system refused, in one line: the file and the reason."""
+    file = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{file}no space left on the disk; what was written before is whole"
+    return f"{file}{error.strerror or error}"
 
 
 def json_text(value: Any) -> str:
     """`value` as JSON, as all files and output of the commands have it."""
-    return json.dumps(value, ensure_ascii=False, indent=1)
+    return to_json_text(value, indent=1)
 
 
 def print_json(value: Any) -> None:
     """`value` on stdout for programs."""
-    print(json_text(value))
+    print(UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], json_text(value)))
 
 
 def print_metrics(metrics: "Metrics") -> None:
@@ -81,7 +123,7 @@ def print_metrics(metrics: "Metrics") -> None:
     print_table(lines, left={0, 2})
     classes = [[row.name, str(row.num_boxes), *map(percent, (row.ap, row.ap50, row.ap75))] for row in metrics.per_class]
     if len(classes) > 1:
-        print()
+        say()
         print_table([["CLASS", "BOXES", "AP", "AP50", "AP75"], *classes], left={0})
     counts = [
         quantity(metrics.num_images, "image"),
@@ -90,9 +132,9 @@ def print_metrics(metrics: "Metrics") -> None:
     ]
     if metrics.milliseconds_per_image is not None:
         counts.append(f"{metrics.milliseconds_per_image:.1f} ms per image")
-    print(f"\n{', '.join(counts)}")
+    say(f"\n{', '.join(counts)}")
     for note in metrics.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def print_rates(curve: "RateCurve") -> None:
@@ -105,13 +147,13 @@ def print_rates(curve: "RateCurve") -> None:
         rows.append([f"{trial.rate:.1e}", f"{trial.loss:.3f}", f"{trial.smooth:.3f}", bar])
     print_table(rows, left={3})
     if curve.suggestion is None:
-        print("\nno rate made the loss fall: see what focaldet check says of the data")
+        say("\nno rate made the loss fall: see what focaldet check says of the data")
     else:
-        print(f"\ntake     --learning-rate {curve.suggestion:g}   (a third of that at the smallest loss)")
+        say(f"\ntake     --learning-rate {curve.suggestion:g}   (a third of that at the smallest loss)")
 
 
 def print_table(rows: Sequence[Sequence[str]], *, left: set[int]) -> None:
     """Columns two spaces apart; those in `left` start at the left, numbers end at the right."""
     from focaldet.check.report import align_columns
 
-    print(*align_columns(rows, left=left), sep="\n")
+    say(*align_columns(rows, left=left))

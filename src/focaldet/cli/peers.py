@@ -12,6 +12,8 @@ from importlib.resources import files
 import yaml
 from cyclopts import UnknownOptionError
 
+from focaldet.cli.output import say
+
 OLD_FLAGS = {
     "--licence": "--license",
     "--picture-px": "--image-px",
@@ -53,7 +55,7 @@ def rename_old(arguments: Sequence[str]) -> list[str]:
         old = argument if argument in OLD_FLAGS else flag
         new = OLD_FLAGS.get(old, old)
         if new != old:
-            print(f"focaldet: {old} is now called {new}", file=sys.stderr)
+            say(f"focaldet: {old} is now called {new}", file=sys.stderr)
         words.append(new if old == argument else new + equals + value)
     return words
 

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from focaldet import draw
 from focaldet.cli.flags import Options
-from focaldet.cli.output import CLEAN, FAILED, print_error, progress
+from focaldet.cli.output import CLEAN, FAILED, print_error, progress, say
 from focaldet.data.formats.text import quantity
 from focaldet.errors import ConfigError
 from focaldet.evaluation.writers import PredictionFormat
@@ -46,16 +46,16 @@ def predict_command(
             predictor, images, out, score=score, formats=formats, drawn=drawn, like=like, progress=seen
         )
     for note in result.notes:
-        print(note)
+        say(note)
     for error in result.failed:
         print_error(error)
     unreadable = f", {len(result.failed)} of them unreadable" if result.failed else ""
     if drawn and (undrawn := draw.undrawable_names(predictor.class_names)):
         names = ", ".join(f"#{label} is {name}" for label, name in undrawn.items())
-        print(f"no font of this system has the letters of some class names: in the drawings {names}")
+        say(f"no font of this system has the letters of some class names: in the drawings {names}")
     if result.skipped:
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(result.skipped.items()))
-        print(f"not images, passed over: {kinds}")
+        say(f"not images, passed over: {kinds}")
     counts = f"{quantity(result.num_images, 'image')}{unreadable}, {quantity(result.num_detections, 'detection')}"
-    print(f"{counts}; look at  {result.out}")
+    say(f"{counts}; look at  {result.out}")
     return FAILED if result.failed else CLEAN

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from focaldet.cli import Switch
 from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, RunFlags, default_text, optional_data_config
-from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_table, progress
+from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_table, progress, say
 from focaldet.cli.settings import run_settings
 from focaldet.data.formats.text import quantity
 from focaldet.evaluation.coco import percent
@@ -29,7 +29,7 @@ def losses_command(*, out: Path = Path("runs/study/losses")) -> None:
     Args:
         out: Folder for the figures (svg, png), tables (csv, json) and the page that shows them.
     """
-    print(f"look at  {study_losses(out).page}")
+    say(f"look at  {study_losses(out).page}")
 
 
 def imbalance_command(
@@ -61,7 +61,7 @@ def imbalance_command(
         print_json(result.imbalance.to_dict())
     else:
         _print_imbalance(result.imbalance)
-        print(f"look at  {result.page}")
+        say(f"look at  {result.page}")
 
 
 def _print_imbalance(imbalance: Imbalance) -> None:
@@ -71,8 +71,8 @@ def _print_imbalance(imbalance: Imbalance) -> None:
         ratio = "-" if row.negatives_over_positives is None else f"{row.negatives_over_positives:.3g}"
         rows.append([f"{row.gamma:g}", percent(row.hardest_positives), percent(row.hardest_negatives), ratio])
     print_table(rows, left=set())
-    print("\npercent of the loss of all positives and of all negatives; last column: loss over loss\n")
-    print(*imbalance.meaning, *(f"note: {note}" for note in imbalance.notes), sep="\n")
+    say("\npercent of the loss of all positives and of all negatives; last column: loss over loss\n")
+    say(*imbalance.meaning, *(f"note: {note}" for note in imbalance.notes))
 
 
 def hard_command(
@@ -106,8 +106,8 @@ def hard_command(
 def _print_hard(result: HardStudy) -> None:
     rows = [[kind, *map(str, numbers)] for kind, numbers in result.counts.items()]
     print_table([["KIND", "OBJECTS", "FALSE POSITIVES"], *rows], left={0})
-    print(f"\n{quantity(len(result.suspects), 'suspected label error')}: {result.page.with_name('suspects.csv')}")
-    print(*(f"note: {note}" for note in result.notes), f"look at  {result.page}", sep="\n")
+    say(f"\n{quantity(len(result.suspects), 'suspected label error')}: {result.page.with_name('suspects.csv')}")
+    say(*(f"note: {note}" for note in result.notes), f"look at  {result.page}")
 
 
 def sweep_command(
@@ -131,14 +131,14 @@ def sweep_command(
     """
     settings, choices = run_settings(run, file=config, data=data)
     for choice in choices:
-        print(f"auto: {choice}")
+        say(f"auto: {choice}")
     if settings.out == RunConfig.out:
         settings = replace(settings, out=SWEEP_OUT)
-    result = study_sweep(settings, gammas=gamma, alphas=alpha, ohem=ohem, softmax=softmax, log=print)
+    result = study_sweep(settings, gammas=gamma, alphas=alpha, ohem=ohem, softmax=softmax, log=say)
     if result.interrupted:
         return INTERRUPTED
     _print_sweep(result.rows)
-    print("", *result.sentences, f"look at  {result.page}", sep="\n")
+    say("", *result.sentences, f"look at  {result.page}")
     return CLEAN
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from focaldet.cli import Switch
 from focaldet.cli.dry_run import list_settings, print_settings
 from focaldet.cli.flags import Data, TrainFlags
-from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_rates
+from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_rates, say
 from focaldet.cli.settings import read_settings, run_settings, with_data
 from focaldet.errors import ConfigError
 from focaldet.training.rate_finder import find_rate
@@ -48,6 +48,6 @@ def train_command(
     if result.interrupted:
         return INTERRUPTED
     if result.best is not None:
-        print(f"look at  {result.out / 'report.html'}")
-    print(f"next     focaldet predict {result.out} IMAGE --out drawn/")
+        say(f"look at  {result.out / 'report.html'}")
+    say(f"next     focaldet predict {result.out} IMAGE --out drawn/")
     return CLEAN

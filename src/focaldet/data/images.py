@@ -29,10 +29,14 @@ from torch import Tensor
 from torchvision.io import ImageReadMode
 
 from focaldet.errors import ConfigError, DataError
+from focaldet.files import open_plain
 from focaldet.types import ImageSize
 
 MAX_PIXELS = 50_000_000
 MAX_JPEG_PIXELS = 200_000_000  # of which no more than a quarter is decoded
+START_OF_SCAN = b"\xff\xda"  # its two bytes cannot stand within the data of a scan
+USUAL_SCANS, MOST_SCANS, MOST_SCANNED_PIXELS = 16, 200, 1_000_000_000
+"""Scans of a JPEG that are read at any size and at most; and pixels times scans between the two."""
 MEGAPIXELS_VARIABLE = "FOCALDET_MAX_MEGAPIXELS"
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm"}
@@ -139,6 +143,7 @@ def read_reduced(path: Path, *, least_px: int = 0) -> tuple[UInt8[Tensor, "3 h w
     """
     with _open_image(path) as image:
         orientation, size = _orientation(image), _upright_size(image)
+        _refuse_many_scans(image, path)
         if image.width * image.height <= MAX_PIXELS:
             pixels = _decode_jpeg(image)
             return _upright(_decode(image, name=path) if pixels is None else pixels, orientation), size
@@ -209,6 +214,20 @@ def _round_to_bytes(image: Float[Tensor, "*axes"]) -> UInt8[Tensor, "*axes"]:
     return image.round().to(torch.uint8)
 
 
+def _refuse_many_scans(image: Image.Image, path: Path) -> None:
+    """Refuse a JPEG whose scans would take minutes: each goes over all pixels, and takes but a few bytes of the file.
+
+    Raises:
+        DataError: gives the number of scans.
+    """
+    if image.format not in _JPEG or not isinstance(image, ImageFile.ImageFile) or image.fp is None:
+        return
+    image.fp.seek(0)
+    scans = image.fp.read().count(START_OF_SCAN)
+    if scans > USUAL_SCANS and (scans > MOST_SCANS or scans * image.width * image.height > MOST_SCANNED_PIXELS):
+        raise DataError(f"is a JPEG of {scans} scans, which would take very long; usual are at most 10", file=path)
+
+
 def _upright_size(image: Image.Image) -> ImageSize:
     width, height = image.size
     return ImageSize(width, height) if _orientation(image) in _SIDEWAYS else ImageSize(height, width)
@@ -219,7 +238,8 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
     """The opened image, its header read; whatever fails inside becomes a `DataError` that names the file."""
     try:
         if not path.is_file():  # also keeps out pipes and devices, which would block
-            raise DataError("there is no such file", file=path)
+            problem = "is a folder, pipe or device, not a file" if path.exists() else "there is no such file"
+            raise DataError(problem, file=path)
         formats = _FORMATS if path.suffix.lower() not in _NEW_SUFFIXES else _formats_for(path)
         with _QUIET, Image.open(path, formats=formats) as image:
             if image.width * image.height > largest_pixels(image.format):
@@ -247,7 +267,7 @@ def _formats_for(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: it cannot; says which package is missing.
     """
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         start = file.read(12)
     kind = _BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
     if kind == "AVIF" and not features.check("avif"):
@@ -270,7 +290,7 @@ def _teach_heif() -> bool:
 
 
 def _describe_unknown(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         start = file.read(12)
     if not start:
         return "is empty (0 bytes)"

@@ -11,6 +11,7 @@ from focaldet.data.formats.records import list_images
 from focaldet.data.formats.text import read_lines
 from focaldet.data.images import SUFFIXES
 from focaldet.errors import DataError
+from focaldet.outputs import MANIFEST
 
 
 def find_images(inputs: Sequence[str | Path], *, exclude: Path | None = None) -> list[Path]:
@@ -55,6 +56,8 @@ def count_skipped(inputs: Sequence[str | Path], *, exclude: Path | None = None) 
             is_result = outer is not None and resolve_links(Path(parent)).is_relative_to(outer)
             for name in names:
                 suffix = Path(name).suffix.lower()
+                if is_result and name == MANIFEST:
+                    continue
                 if is_hidden or name.startswith("."):
                     counts["hidden"] += 1
                 elif is_result or suffix not in SUFFIXES:

@@ -19,12 +19,14 @@ from focaldet.evaluation.evaluator import MAX_DETECTIONS
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
+from focaldet.outputs import begin_call
 from focaldet.runtime import (
     Process,
     Progress,
     Ranks,
     eval_mode,
     gather_objects,
+    is_first_process,
     join_processes,
     pick_device,
     pick_precision,
@@ -33,6 +35,7 @@ from focaldet.runtime import (
 from focaldet.types import Detections, ImageSize, Target
 from focaldet.weights import load_detector, override_postprocess
 
+RESULT_FILES = ("predictions.json", "metrics.json")
 UNNAMED_NOTE = "the detector has no class names: its classes are taken in the order of the data's"
 
 
@@ -183,6 +186,8 @@ def evaluate(
     folder = evaluation_folder(run, split=split, out=out)
     if folder is not None:
         configs.make_folder(folder)
+        if is_first_process():
+            begin_call(folder, "eval", RESULT_FILES)
     with join_processes(pick_device(options.device)) as ranks:
         timed = detect_all(
             setup.detector.to(ranks.device),
@@ -225,7 +230,8 @@ def set_up_evaluation(
         DataError: data that cannot be read.
         ConfigError: a setting out of range, or no class in common between detector and data.
     """
-    detector = apply_options(load_detector(run).detector, options)
+    detector = load_detector(run, allow_nonfinite=options.allow_nonfinite).detector
+    detector = apply_options(detector, options)
     settings = read_run_settings(run)
     dataset = open_evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
     class_match = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)

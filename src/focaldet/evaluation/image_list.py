@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from focaldet.config import write_json
 from focaldet.data.formats.json_files import read_json
 from focaldet.data.formats.locate import plain_name
 from focaldet.data.formats.reading import Reading
@@ -14,6 +13,7 @@ from focaldet.data.formats.table import Table
 from focaldet.data.formats.text import list_names, quantity
 from focaldet.errors import DataError
 from focaldet.evaluation.writers import ImageDetections, PredictionWriter
+from focaldet.files import write_json
 
 
 @dataclass(frozen=True, slots=True)

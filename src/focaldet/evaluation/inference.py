@@ -11,11 +11,11 @@ from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float, UInt8
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from focaldet.config import validate_fields
 from focaldet.models import Detector
+from focaldet.ranges import BatchSize, ProcessCount, SidePx
 from focaldet.runtime import Precision, autocast
 from focaldet.types import Detections, ImageSize, Resize
 from focaldet.weights import override_postprocess
@@ -29,16 +29,16 @@ class InferenceOptions:
     Whatever takes `options` also takes these fields by keyword, which are laid over `options`.
     """
 
-    size: PositiveInt | None = None
+    size: SidePx | None = None
     """Long side of the resized image in pixels, instead of what the detector was trained with."""
 
-    short_side: PositiveInt | None = None
+    short_side: SidePx | None = None
     """Short side of the resized image in pixels (the paper's form), instead of what the detector was trained with."""
 
-    max_side: PositiveInt | None = None
+    max_side: SidePx | None = None
     """Limit of the long side in pixels where the short side is given."""
 
-    batch_size: PositiveInt = 8
+    batch_size: BatchSize = 8
     """Images per batch of one process."""
 
     device: str | None = None
@@ -47,8 +47,11 @@ class InferenceOptions:
     precision: Precision | None = None
     """Type of the network's products; by default bf16 where the hardware has it, else fp32."""
 
-    workers: NonNegativeInt = 0
+    workers: ProcessCount = 0
     """Processes that load images, 0 for none; predict reads files with as many threads, 0 for four."""
+
+    allow_nonfinite: bool = False
+    """Take weights that hold NaN, infinite numbers or negative variances, to look at them."""
 
     architecture: dict[str, Any] = field(default_factory=dict)
     """Settings under detect, proposals, plus.refine and plus.scales to override, such as a detect.nms_iou of 0.4."""
@@ -64,6 +67,7 @@ class InferenceFields(TypedDict, total=False):
     device: str | None
     precision: Precision | None
     workers: int
+    allow_nonfinite: bool
     architecture: dict[str, Any]
 
 

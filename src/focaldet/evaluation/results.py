@@ -3,7 +3,6 @@
 Axes: D detections.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,11 @@ import torch
 from jaxtyping import Float64, Int64
 
 from focaldet.data.dataset import Classes, Dataset
+from focaldet.data.formats.json_files import read_json
 from focaldet.data.formats.text import brief
 from focaldet.data.problems import Location
 from focaldet.errors import DataError
+from focaldet.files import to_json_text, write_text
 from focaldet.types import Detections
 
 FIELDS = ("image_id", "category_id", "bbox", "score")
@@ -68,21 +69,16 @@ def write_results(path: Path, dataset: Dataset, detections: Mapping[int, Detecti
     image_ids, category_ids = dataset.image_ids.tolist(), dataset.classes.own_ids
     labels = tuple(range(len(category_ids)))
     lines = [
-        json.dumps(record | {"category_id": category})
+        to_json_text(record | {"category_id": category})
         for index in sorted(detections)
         for record in detections[index].to_coco(image_id=image_ids[index], category_ids=labels)
         if (category := category_ids[record["category_id"]]) is not None
     ]
-    path.write_text("[" + ",\n".join(lines) + "]\n", encoding="utf-8")
+    write_text(path, "[" + ",\n".join(lines) + "]\n")
 
 
 def _read_list(path: Path) -> list[Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", file=path) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is not valid JSON: {error}", file=path) from None
+    content = read_json(path)
     if not isinstance(content, list):
         hint = "; these are annotations, not results" if isinstance(content, dict) and "annotations" in content else ""
         raise DataError(f"must be a list of detections, got {brief(content)}{hint}", file=path)

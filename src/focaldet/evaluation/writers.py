@@ -1,12 +1,12 @@
 """Files of detections in the formats that other programs read."""
 
-import csv
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from focaldet.config import make_folder, write_json
+from focaldet.config import make_folder
+from focaldet.files import write_csv, write_json, write_text
 from focaldet.types import Detections, ImageSize
 
 PredictionFormat = Literal["json", "coco", "yolo", "csv"]
@@ -79,10 +79,10 @@ class YoloWriter(PredictionWriter):
             fractions = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
             lines.append(f"{label} {' '.join(f'{value:.6f}' for value in fractions)} {score:.6f}\n")
         folder = make_folder(self.out / "labels")
-        (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+        write_text(folder / f"{name}.txt", "".join(lines))
 
     def close(self) -> None:
-        (self.out / "classes.txt").write_text("".join(f"{name}\n" for name in self.class_names), encoding="utf-8")
+        write_text(self.out / "classes.txt", "".join(f"{name}\n" for name in self.class_names))
 
 
 class CsvWriter(PredictionWriter):
@@ -91,22 +91,20 @@ class CsvWriter(PredictionWriter):
     columns: ClassVar = ("file", "x1", "y1", "x2", "y2", "name", "label", "score")
 
     def close(self) -> None:
-        with (self.out / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(self.columns)
-            for path, _, result in self.results:
-                for box, score, label, name in zip(*result.detections.to_dict().values(), strict=True):
-                    rows.writerow([path, *(f"{side:.2f}" for side in box), name, label, f"{score:.6f}"])
+        rows = (
+            [path, *(f"{side:.2f}" for side in box), name, label, f"{score:.6f}"]
+            for path, _, result in self.results
+            for box, score, label, name in zip(*result.detections.to_dict().values(), strict=True)
+        )
+        write_csv(self.out / "predictions.csv", self.columns, rows, newline="\n")
 
 
 class NamesWriter(PredictionWriter):
     """`images.csv`: which name stands for which image in drawings and label files; written in any case."""
 
     def close(self) -> None:
-        with (self.out / "images.csv").open("w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            rows.writerow(("name", "file"))
-            rows.writerows((name, path) for path, name, _ in self.results)
+        rows = ((name, path) for path, name, _ in self.results)
+        write_csv(self.out / "images.csv", ("name", "file"), rows, newline="\n")
 
 
 WRITERS: dict[str, type[PredictionWriter]] = {

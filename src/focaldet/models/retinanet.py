@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from focaldet.config import Fraction, validate_fields
@@ -35,6 +35,7 @@ from focaldet.ops.losses.regression import giou_loss, smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
 from focaldet.ops.sampling import MiningConfig, hardest
+from focaldet.ranges import BackboneName, Channels, ClassCount, LayerCount, NonNegativeFloat, PositiveInt
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 
@@ -104,16 +105,16 @@ class RetinaNetConfig(DetectorConfig):
     cross entropy, and `prior` leaves 1 - K π to the background, which must be above 0.
     """
 
-    num_classes: PositiveInt = 80
-    backbone: str = "resnet50"
+    num_classes: ClassCount = 80
+    backbone: BackboneName = "resnet50"
     norm: NormKind = "frozen"
     norm_eps: NonNegativeFloat = 1e-5
     stride_in_1x1: bool = False
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 2
-    width: PositiveInt = 256
+    width: Channels = 256
     p6_from: Literal["C5", "P5"] = "C5"
     p7_relu: bool = True
-    head_depth: NonNegativeInt = 4
+    head_depth: LayerCount = 4
     head_norm: bool = False
     tower_init: TowerInit = "normal"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from focaldet.config import validate_fields
@@ -35,6 +35,7 @@ from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
 from focaldet.ops.priors import PriorConfig, all_priors
 from focaldet.ops.sampling import hardest_negatives
+from focaldet.ranges import BackboneName, Channels, ClassCount, Factor, LayerCount, NonNegativeFloat, PerLevel
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 BACKBONE_STRIDES_PX = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
@@ -53,9 +54,9 @@ class DecoderConfig:
     the first of the two stages of training; their BatchNorm is then to be `frozen`, too.
     """
 
-    width: PositiveInt = 512
+    width: Channels = 512
     top_kernel: Literal[2, 3] = 2
-    inter_width: PositiveInt | None = 512
+    inter_width: Channels | None = 512
     norm: NormKind | None = None
     frozen_encoder: bool = False
 
@@ -76,25 +77,25 @@ class SSDConfig(SSDSettings):
     the focal loss; with mining the softmax begins even, as in Caffe.
     """
 
-    num_classes: PositiveInt = 80
-    backbone: str = "resnet101"
+    num_classes: ClassCount = 80
+    backbone: BackboneName = "resnet101"
     norm: NormKind = "batch"
     norm_eps: NonNegativeFloat = 1e-3
     stride_in_1x1: bool = True
     ceil_pool: bool = True
     dilated_c5: bool = True
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 0
-    sources: Annotated[tuple[Literal["C2", "C3", "C4", "C5"], ...], Field(min_length=1)] = ("C3", "C5")
-    extra_width: Annotated[int, Field(gt=0, multiple_of=4)] = 1024
-    extra_kernels: Annotated[tuple[Literal[2, 3], ...], Field(min_length=1)] = (2,)
-    extra_paddings: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    sources: Annotated[tuple[Literal["C2", "C3", "C4", "C5"], ...], PerLevel] = ("C3", "C5")
+    extra_width: Annotated[int, Field(gt=0, le=16_384, multiple_of=4)] = 1024
+    extra_kernels: Annotated[tuple[Literal[2, 3], ...], PerLevel] = (2,)
+    extra_paddings: Annotated[tuple[LayerCount, ...], PerLevel] = (0,)
     extra_norm: NormKind | None = None
-    module_widths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (128, 512, 256)
-    kernels: Annotated[tuple[Literal[1, 3, 5], ...], Field(min_length=1)] = (5, 5, 3)
+    module_widths: Annotated[tuple[Channels, ...], PerLevel] = (128, 512, 256)
+    kernels: Annotated[tuple[Literal[1, 3, 5], ...], PerLevel] = (5, 5, 3)
     tower_init: TowerInit = "normal"
     decoder: DecoderConfig | None = None
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    variances: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (0.1, 0.1, 0.2, 0.2)
+    variances: tuple[Factor, Factor, Factor, Factor] = (0.1, 0.1, 0.2, 0.2)
     priors: PriorConfig = field(default_factory=PriorConfig)
     matching: MatchConfig = field(default_factory=lambda: MatchConfig(background_iou=0.5, low_quality="bipartite"))
     loss: SSDLossConfig = field(default_factory=SSDLossConfig)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from focaldet.config import Fraction, validate_fields
 from focaldet.models.base import DetectorConfig, level_cells
@@ -12,6 +12,7 @@ from focaldet.ops.classifier import Classifier
 from focaldet.ops.grids import Grid, prior_grids
 from focaldet.ops.matching import MatchConfig
 from focaldet.ops.priors import Priors
+from focaldet.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from focaldet.types import ImageSize
 
 

@@ -12,7 +12,7 @@ Axes: B images, A priors of all maps, K classes.
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import nn
 
 from focaldet.config import validate_fields
@@ -27,9 +27,8 @@ from focaldet.nets.norm import NormKind
 from focaldet.nets.ssd import HalvingLayers, MapPredictor
 from focaldet.ops.matching import MatchConfig
 from focaldet.ops.priors import ScalePriorConfig
+from focaldet.ranges import BackboneName, ClassCount, EvenChannels, Factor, NonNegativeFloat, PerLevel
 from focaldet.types import Preprocessing
-
-EvenWidth = Annotated[int, Field(gt=0, multiple_of=2)]
 
 
 @validate_fields
@@ -43,17 +42,17 @@ class TensorFlowSSDConfig(SSDSettings):
     network gives every class under the focal loss.
     """
 
-    num_classes: PositiveInt = 80
-    backbone: str = "mobilenet_v2_tf"
+    num_classes: ClassCount = 80
+    backbone: BackboneName = "mobilenet_v2_tf"
     norm: NormKind = "frozen"
     norm_eps: NonNegativeFloat = 1e-3
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 0
-    sources: Annotated[tuple[Literal["C2", "C3", "C4", "C5"], ...], Field(min_length=1)] = ("C4", "C5")
-    extra_widths: tuple[EvenWidth, ...] = (512, 256, 256, 128)
+    sources: Annotated[tuple[Literal["C2", "C3", "C4", "C5"], ...], PerLevel] = ("C4", "C5")
+    extra_widths: Annotated[tuple[EvenChannels, ...], Field(max_length=16)] = (512, 256, 256, 128)
     extra_norm: NormKind | None = None
     kernel: Literal[1, 3] = 3
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    variances: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (0.1, 0.1, 0.2, 0.2)
+    variances: tuple[Factor, Factor, Factor, Factor] = (0.1, 0.1, 0.2, 0.2)
     priors: ScalePriorConfig = field(default_factory=ScalePriorConfig)
     matching: MatchConfig = field(default_factory=lambda: MatchConfig(background_iou=0.5, low_quality="bipartite"))
     loss: SSDLossConfig = field(default_factory=lambda: SSDLossConfig(kind="focal"))

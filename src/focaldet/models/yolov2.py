@@ -16,7 +16,7 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from focaldet.config import Fraction, validate_fields
@@ -39,19 +39,29 @@ from focaldet.ops.region import (
     match_cells,
     responsible_anchors,
 )
+from focaldet.ranges import (
+    BackboneName,
+    Channels,
+    ClassCount,
+    Factor,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Shapes,
+)
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 STRIDE_PX = 32
 
-Shapes = Annotated[tuple[tuple[PositiveFloat, PositiveFloat], ...], Field(min_length=1)]
-COCO_ANCHORS: Shapes = (
+AnchorShapes = Annotated[tuple[tuple[Factor, Factor], ...], Shapes]
+COCO_ANCHORS: AnchorShapes = (
     (0.57273, 0.677385),
     (1.87446, 2.06253),
     (3.33843, 5.47434),
     (7.88282, 3.52778),
     (9.77052, 9.16828),
 )
-VOC_ANCHORS: Shapes = (
+VOC_ANCHORS: AnchorShapes = (
     (1.3221, 1.73145),
     (3.19275, 4.00944),
     (5.05587, 8.09892),
@@ -114,16 +124,16 @@ class YOLOv2Config(DetectorConfig):
     which darknet starts from a bias of 0.
     """
 
-    num_classes: PositiveInt = 80
-    backbone: str = "darknet19"
+    num_classes: ClassCount = 80
+    backbone: BackboneName = "darknet19"
     norm: NormKind = "batch"
     norm_eps: NonNegativeFloat = 1e-5
     norm_momentum: Annotated[float, Field(gt=0, le=1)] = 0.01
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 0
-    width: PositiveInt = 1024
-    passthrough: PositiveInt = 64
+    width: Channels = 1024
+    passthrough: Channels = 64
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    anchors: Shapes = COCO_ANCHORS
+    anchors: AnchorShapes = COCO_ANCHORS
     loss: YOLOv2LossConfig = field(default_factory=YOLOv2LossConfig)
     detect: YOLOv2DetectConfig = field(default_factory=YOLOv2DetectConfig)
 

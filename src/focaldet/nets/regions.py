@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from focaldet.config import validate_fields
@@ -18,6 +17,7 @@ from focaldet.nets.backbone import Staged
 from focaldet.nets.heads import TowerInit
 from focaldet.nets.initialize import initialize_he, initialize_normal, initialize_xavier, set_biases
 from focaldet.nets.norm import NormKind, norm_layer
+from focaldet.ranges import Channels, SomeLayers
 
 BOX_STD = 0.001  # of the box layer's first weights (Girshick 2015, section 3.1)
 
@@ -31,8 +31,8 @@ class RPNHeadConfig:
     R-CNN's first programs and in the TF Object Detection API; their difference is the logit.
     """
 
-    depth: PositiveInt = 1
-    width: PositiveInt | None = None
+    depth: SomeLayers = 1
+    width: Channels | None = None
     relu6: bool = False
     softmax: bool = False
 

@@ -9,13 +9,13 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveFloat
 from torch import Tensor
 
 from focaldet.config import validate_fields
 from focaldet.ops.constants import cache_constants
+from focaldet.ranges import Factor, Shapes
 
-PositiveFloats = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+Factors = Annotated[tuple[Factor, ...], Shapes]
 Flavor = Literal["continuous", "torchvision", "detectron1"]
 
 
@@ -31,9 +31,9 @@ class AnchorConfig:
 
     renamed_keys: ClassVar[Mapping[str, str]] = {"flavour": "flavor"}
 
-    base_scale: PositiveFloat = 4.0
-    scales: PositiveFloats = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
-    ratios: PositiveFloats = (0.5, 1.0, 2.0)
+    base_scale: Factor = 4.0
+    scales: Factors = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    ratios: Factors = (0.5, 1.0, 2.0)
     flavor: Flavor = "continuous"
     order: Literal["ratio, scale", "scale, ratio"] = "ratio, scale"
 

@@ -10,13 +10,14 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from focaldet.config import Fraction, validate_fields
 from focaldet.errors import ConfigError
 from focaldet.ops.adaptive import match_adaptively
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
+from focaldet.ranges import PositiveInt
 
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 BLOCK_ELEMENTS = 1 << 22  # overlaps computed at a time; with what they are computed from 16 bytes each

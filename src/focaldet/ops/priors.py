@@ -10,15 +10,16 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 
 from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
 from focaldet.ops.constants import cache_constants
+from focaldet.ranges import AnyFloat, Factor, PositiveFloat, Shapes
 
-Percents = Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
-Elongations = tuple[Annotated[float, Field(gt=1)], ...]
+Percents = Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=17)]
+Elongations = Annotated[tuple[Annotated[float, Field(gt=1, le=1000)], ...], Field(max_length=16)]
 
 
 @validate_fields
@@ -43,7 +44,7 @@ class PriorConfig:
     percents: Percents = (4.0, 10.0, 27.0, 44.0, 61.0, 78.0, 95.0, 112.0)
     elongations: Elongations = (1.6, 2.0, 3.0)
     whole_px: bool = True
-    starts_px: tuple[float | None, ...] = (2.5, 2.5, 10.5, 26.5, 58.5, 122.5, None)
+    starts_px: Annotated[tuple[AnyFloat | None, ...], Field(max_length=16)] = (2.5, 2.5, 10.5, 26.5, 58.5, 122.5, None)
     centers: Literal["start", "offset"] = "start"
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class ScalePriorConfig:
     num_levels: Annotated[int, Field(ge=2, le=16)] = 6
     min_scale: Annotated[float, Field(gt=0, lt=1)] = 0.2
     max_scale: Annotated[float, Field(gt=0, le=1)] = 0.95
-    ratios: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0, 2.0, 0.5, 3.0, 0.3333)
+    ratios: Annotated[tuple[Factor, ...], Shapes] = (1.0, 2.0, 0.5, 3.0, 0.3333)
     few_on_first: bool = True
     first_scale: Annotated[float, Field(gt=0, lt=1)] = 0.1
 

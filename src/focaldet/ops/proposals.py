@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import PositiveInt
 from torch import Tensor
 
 from focaldet.config import Fraction, validate_fields
 from focaldet.ops.boxes import decode
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
+from focaldet.ranges import PositiveInt
 
 MIN_REGION_SIDE_PX = 1e-3  # a region that the image's border cut to nothing shows nothing; torchvision's number
 

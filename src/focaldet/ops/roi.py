@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
 from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
+from focaldet.ranges import Cells, LayerCount, SidePx
 
 CANONICAL_LEVEL = 4  # an object of `canonical_px`, ImageNet's usual size, is read from the map of stride 16
 LEVEL_EPS = 1e-6  # Detectron's: a region of exactly 224 px belongs to the upper of the two levels
@@ -34,9 +34,9 @@ class PoolConfig:
     """
 
     kind: Literal["align", "align_legacy", "max", "crop_resize"] = "align"
-    size: PositiveInt = 7
-    sampling_ratio: NonNegativeInt = 2
-    canonical_px: PositiveInt = 224
+    size: Cells = 7
+    sampling_ratio: LayerCount = 2
+    canonical_px: SidePx = 224
 
 
 def region_levels(

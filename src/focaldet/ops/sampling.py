@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 from torchvision.ops import nms
 
 from focaldet.config import Fraction, validate_fields
+from focaldet.ranges import PositiveFloat, PositiveInt
 
 FIRST, GROWTH = 8, 4  # of the anchors sorted by loss, first so many minibatches are looked at, then that times more
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy
 
-from focaldet.config import write_csv
+from focaldet.files import write_bytes, write_csv
 from focaldet.report.page import LIGHT, section
 
 COLORS = tuple(LIGHT[f"c{number}"] for number in range(6))
@@ -124,8 +124,8 @@ def chart_section(heading: str, charts: Sequence[Chart]) -> str:
 
 def write_chart(chart: Chart, path: Path) -> None:
     """Write `path`.svg and `path`.png, dark on white."""
-    path.with_suffix(".svg").write_bytes(_render(chart, "svg", title=chart.title, look={"svg.fonttype": "path"}))
-    path.with_suffix(".png").write_bytes(_render(chart, "png", title=chart.title))
+    write_bytes(path.with_suffix(".svg"), _render(chart, "svg", title=chart.title, look={"svg.fonttype": "path"}))
+    write_bytes(path.with_suffix(".png"), _render(chart, "png", title=chart.title))
 
 
 def write_curves(charts: Mapping[str, Chart], path: Path) -> None:

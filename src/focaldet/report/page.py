@@ -14,6 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from focaldet.files import write_text
+
 LIGHT = {
     "page": "#fafaf8",
     "sheet": "#ffffff",
@@ -82,7 +84,7 @@ def write_page(path: Path, title: str, *html: str, style: str = "", script: str 
         + (f"<script>{script}</script>\n" if script else "")
         + "</body>\n</html>\n"
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def header(title: str, *html: str, model: str = "", notes: Sequence[str] = ()) -> str:

@@ -1,7 +1,7 @@
 """`report.html`: a training run on one page that needs no network, no script and no other file."""
 
 import csv
-import json
+import io
 import math
 from collections.abc import Sequence
 from html import escape
@@ -15,6 +15,7 @@ from focaldet.data.dataset import Dataset, ImageSource
 from focaldet.data.formats.text import quantity
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.results import ResultRows, read_results
+from focaldet.files import read_text, to_json_text
 from focaldet.report.charts import Chart, Curve, chart_section
 from focaldet.report.page import embed_image, header, section, table, write_page
 from focaldet.types import Detections, Target
@@ -126,7 +127,7 @@ def _phase_list(phases: object) -> str:
     items, begin = [], 1
     for phase in phases:
         changes = {name: value for name, value in phase.items() if name != "epochs"}
-        text = json.dumps(changes, ensure_ascii=False) if changes else "as the run"
+        text = to_json_text(changes) if changes else "as the run"
         items.append(f"<li>epochs {begin} to {begin + phase['epochs'] - 1}: <code>{escape(text)}</code></li>")
         begin += phase["epochs"]
     return f"<ol>{''.join(items)}</ol>"
@@ -136,8 +137,7 @@ def _metric_curves(path: Path) -> str:
     """Losses by step and AP by epoch; nothing where there is no `metrics.csv`."""
     if not path.is_file():
         return ""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     steps, evaluations = ([row for row in rows if row.get("kind") == kind] for kind in ("step", "evaluation"))
     parts = [name for name in (steps[0] if steps else {}) if name.endswith("_loss")]
     losses = [
@@ -221,5 +221,5 @@ def _file_block(path: Path) -> str:
     """The text of a file behind its name; nothing where there is no such file."""
     if not path.is_file():
         return ""
-    state, text = " open" if path.name == "config.yaml" else "", escape(path.read_text(encoding="utf-8"))
+    state, text = " open" if path.name == "config.yaml" else "", escape(read_text(path))
     return f'<details{state}><summary>{path.name}</summary><pre tabindex="0">{text}</pre></details>'

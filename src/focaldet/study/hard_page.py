@@ -1,6 +1,5 @@
 """The page of the hard-outcome explorer: data, style and script in one file, beside it only the images."""
 
-import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -10,6 +9,7 @@ from typing import Any
 from focaldet.data.dataset import Dataset
 from focaldet.data.formats.text import quantity
 from focaldet.evaluation.error_kinds import OUTCOME_KINDS, Outcome
+from focaldet.files import to_json_text
 from focaldet.report.page import write_page
 from focaldet.study.suspects import SUSPECT_KINDS, LabeledBox, Suspect, image_name
 
@@ -48,7 +48,7 @@ def write_hard_page(
         "images": [_image_row(dataset, index, several) for index, several in enumerate(outcomes)],
         "suspects": [_suspect_row(suspect) for suspect in suspects],
     }
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = to_json_text(data, separators=(",", ":"))
     text = text.replace("</", "<\\/").replace("<!--", "<\\u0021--")
     folder = files("focaldet.study")
     html, style, script = (

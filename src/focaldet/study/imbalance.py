@@ -1,7 +1,6 @@
 """Figure 4 of the paper on your own detector and data: does the loss come from many easy examples or few hard ones?"""
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from focaldet.evaluation.evaluate import (
     set_up_evaluation,
 )
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions
+from focaldet.files import to_json_text, write_text
 from focaldet.report.charts import Chart, Curve, chart_section, write_chart, write_curves
 from focaldet.report.page import header, section, table, write_page
 from focaldet.runtime import (
@@ -311,8 +311,7 @@ def _write_imbalance(out: Path, tally: LossTally, imbalance: Imbalance, *, subje
     for side, chart in charts.items():
         write_chart(chart, out / side)
     write_curves(charts, out / "curves.csv")
-    numbers = json.dumps(imbalance.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
-    (out / "imbalance.json").write_text(numbers + "\n", encoding="utf-8")
+    write_text(out / "imbalance.json", to_json_text(imbalance.to_dict(), indent=1, allow_nan=False) + "\n")
     meaning = escape(" ".join(imbalance.meaning))
     write_page(
         out / "index.html",

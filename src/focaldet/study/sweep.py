@@ -1,7 +1,6 @@
 """Tables 1a, 1b and 1d of the paper on your own data: a short training for every γ and α, and for OHEM."""
 
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from focaldet import config as configs
 from focaldet.data.dataset import ImageSource
 from focaldet.errors import ConfigError, NonFiniteLossError
+from focaldet.files import write_json
 from focaldet.models import named_config
 from focaldet.ops.sampling import MiningConfig
 from focaldet.runtime import num_processes
@@ -20,7 +20,6 @@ from focaldet.training.config import RunConfig
 from focaldet.training.run_folder import RunFolder, differences, identity
 from focaldet.training.sources import open_sources
 from focaldet.training.trainer import train
-from focaldet.weights.formats.files import write_atomically
 
 SWEEP_GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 SWEEP_ALPHAS = (0.25, 0.5, 0.75, None)
@@ -190,7 +189,7 @@ def _open_sweep(out: Path, sweep_identity: Mapping[str, Any], *, overwrite: bool
 
 
 def _write_sweep_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
+    write_json(path, value)
 
 
 def _read_result(path: Path, setting: SweepRow) -> SweepRow | None:

@@ -14,6 +14,7 @@ import torch
 
 from focaldet.errors import CheckpointError
 from focaldet.weights.formats.files import write_atomically
+from focaldet.weights.formats.torch_files import judge_file
 
 STATE_FORMAT = 1
 
@@ -36,6 +37,7 @@ def load_state(path: Path, *, device: torch.device) -> dict[str, Any]:
         CheckpointError: the file is damaged or from another version of focaldet.
     """
     try:
+        judge_file(path)
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     # The restricted unpickler raises whatever the bytes of a strange file lead it to.
     except Exception as error:

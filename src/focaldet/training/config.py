@@ -7,13 +7,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from focaldet.config import Fraction, current_names, from_dict, merge, to_dict, validate_fields
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.config import DataConfig
 from focaldet.data.loading.loader import Sampling
 from focaldet.errors import ConfigError
+from focaldet.ranges import (
+    BatchSize,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ProcessCount,
+    Seed,
+    SidePx,
+    ThreadCount,
+)
 from focaldet.runtime import Precision
 from focaldet.types import Resize
 
@@ -81,16 +91,16 @@ class RunConfig:
     overwrite: bool = False
     """Replace the run in `out`."""
 
-    size: PositiveInt | None = None
+    size: SidePx | None = None
     """Long side of the resized image in pixels; the side of the square for a detector with square input."""
 
-    short_side: PositiveInt | None = None
+    short_side: SidePx | None = None
     """Short side of the resized image in pixels, instead of `size`; the paper uses it together with `max_side`."""
 
-    max_side: PositiveInt | None = None
+    max_side: SidePx | None = None
     """Largest long side in pixels when `short_side` is given."""
 
-    multi_scale: tuple[PositiveInt, PositiveInt] | None = None
+    multi_scale: tuple[SidePx, SidePx] | None = None
     """Smallest and largest size in pixels; every 10 batches use another random multiple of 32 between them."""
 
     multi_scale_end: Fraction = 0.0
@@ -102,10 +112,10 @@ class RunConfig:
     minutes: PositiveFloat | None = None
     """Minutes that training and evaluation may take, instead of `epochs`; the schedule is fitted to them."""
 
-    phases: tuple[dict[str, Any], ...] = ()
+    phases: Annotated[tuple[dict[str, Any], ...], Field(max_length=1000)] = ()
     """Parts of the run, trained one after another, each with its epochs and its own settings. Only in files."""
 
-    batch_size: PositiveInt = 8
+    batch_size: BatchSize = 8
     """Images per update of the weights, over all processes and accumulated parts."""
 
     accumulate: PositiveInt = 1
@@ -129,7 +139,7 @@ class RunConfig:
     schedule: Schedule = "one_cycle"
     """How the learning rate changes over the run. Only a `constant` run can get more epochs when it is resumed."""
 
-    step_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (2 / 3, 8 / 9)
+    step_at: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=1000)] = (2 / 3, 8 / 9)
     """Fractions of the run at which the `step` schedule divides the learning rate by 10."""
 
     warmup_epochs: NonNegativeFloat = 1.0
@@ -168,13 +178,13 @@ class RunConfig:
     evaluate_every: PositiveInt | None = 1
     """Epochs between evaluations; there is always one after the last epoch. None: no evaluation."""
 
-    average_best: Annotated[int, Field(ge=2)] | None = None
+    average_best: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Average the weights of this many best evaluations at the end; kept as the best if they evaluate better."""
 
     patience: PositiveInt | None = None
     """Stop after this many evaluations in a row without a better AP."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of all random numbers."""
 
     deterministic: bool = False
@@ -183,10 +193,10 @@ class RunConfig:
     device: str | None = None
     """Device, such as cpu, cuda, cuda:1 or mps. None: the best there is."""
 
-    workers: NonNegativeInt = 0
+    workers: ProcessCount = 0
     """Processes that load images; 0 loads in the main process. The result does not depend on it."""
 
-    threads: PositiveInt | None = None
+    threads: ThreadCount | None = None
     """CPU threads for the network. None: as many as torch chooses."""
 
     log_every: PositiveInt = 1

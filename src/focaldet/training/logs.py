@@ -4,7 +4,7 @@ A record has a kind: "step", "evaluation", or the name of an event.
 """
 
 import csv
-import json
+import io
 import resource
 import sys
 import time
@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from focaldet.errors import ConfigError
+from focaldet.files import open_growing, read_text, to_json_text, write_csv
+from focaldet.text import LONGEST_MESSAGE, printable
 from focaldet.training.config import Logger
 
 STEP_COLUMNS = ("seconds", "loading_seconds", "images_per_second", "learning_rate", "gradient_norm", "loss")
@@ -42,7 +44,7 @@ class RunLog:
         console: Console | None = None,
     ) -> None:
         self.metrics, self.trackers, self.total_steps = metrics, trackers, total_steps
-        self.events = events.open("a", encoding="utf-8", buffering=1)
+        self.events = open_growing(events)
         self.console = console or Console(file=sys.stdout)
         self.is_terminal, self.next_line = self.console.is_terminal, time.monotonic() + SECONDS_TO_FIRST_LINE
         self.progress = Progress(
@@ -79,7 +81,7 @@ class RunLog:
 
     def _write_event(self, kind: str, values: Mapping[str, Any]) -> None:
         record = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **values}
-        self.events.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+        self.events.write(to_json_text(record, default=str) + "\n")
         if "text" in values:
             self._print(values["text"])
 
@@ -97,7 +99,8 @@ class RunLog:
             self._print(f"step {step}/{self.total_steps}  epoch {values['epoch']}  {status}")
 
     def _print(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        shown = printable(line, most=LONGEST_MESSAGE, keep="\n")
+        self.console.print(shown, soft_wrap=True, markup=False, highlight=False)
 
     def _track(self, kind: str, values: Mapping[str, Any]) -> None:
         numbers = {name: value for name, value in loss_columns(values).items() if isinstance(value, int | float)}
@@ -160,18 +163,13 @@ class MetricsFile:
         position = max(number for number, name in enumerate(self.columns, start=1) if name.endswith("loss"))
         self.columns[position:position] = losses
         self.file.close()
-        with self.path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        part = self.path.with_name(f".{self.path.name}.partial")
-        with part.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(self.path)
+        rows = list(csv.DictReader(io.StringIO(read_text(self.path), newline="")))
+        values = ([row.get(column) or "" for column in self.columns] for row in rows)
+        write_csv(self.path, self.columns, values, newline="\n")
         self.file = self._open()
 
     def _open(self) -> TextIO:
-        return self.path.open("a", encoding="utf-8", newline="", buffering=1)
+        return open_growing(self.path)
 
     def close(self) -> None:
         self.file.close()

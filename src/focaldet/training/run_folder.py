@@ -2,18 +2,27 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from focaldet import config as configs
 from focaldet.errors import CheckpointError, ConfigError
+from focaldet.files import read_bytes, to_json_text, write_json, write_text
+from focaldet.text import printable
 from focaldet.training.config import FREE_ON_RESUME, RunConfig
 from focaldet.training.state import initial_weights
+
+LOCK, HOLDER, MOST_HOLDER_BYTES = ".training.lock", ".training.json", 10_000
+"""The hidden files of a run folder that a training holds, and that says which one it is."""
 
 
 class RunFolder:
@@ -41,10 +50,7 @@ class RunFolder:
         configs.make_folder(self.path)
         if config.overwrite:
             self._clear()
-        # In one move, because the settings are also written again when a run is resumed.
-        part = self.path / ".config.yaml.partial"
-        configs.save({**configs.to_dict(config), "resume": False, "overwrite": False}, part)
-        part.replace(self.config)
+        configs.save({**configs.to_dict(config), "resume": False, "overwrite": False}, self.config)
         configs.make_folder(self.last.parent)
         configs.make_folder(self.state.parent)
 
@@ -78,6 +84,75 @@ def open_folder(config: RunConfig) -> RunFolder:
             f"out: {config.out} already exists; continue it with --resume, or replace it with --overwrite"
         )
     return folder
+
+
+@contextmanager
+def lock_run(out: Path) -> Iterator[None]:
+    """Hold the folder of a run for this process alone; the lock of a process that is dead is taken over.
+
+    A folder that was made for the lock and has nothing else in the end is removed again.
+
+    Raises:
+        ConfigError: another training writes to it, whose process, machine and start are named; or no folder can be
+            made there.
+    """
+    is_new, lock, holder = not out.exists(), FileLock(out / LOCK), out / HOLDER
+    configs.make_folder(out)
+    if not _acquire(lock):
+        if not _is_dead(holder):
+            raise ConfigError(f"out: another training writes to {out}: {_describe_holder(holder)}; take another --out")
+        (out / LOCK).unlink(missing_ok=True)  # its children still have it, and end on their own
+        if not _acquire(lock):
+            raise ConfigError(f"out: another training has just begun to write to {out}; take another --out")
+    start = time.strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        write_json(holder, {"process": os.getpid(), "machine": platform.node(), "start": start})
+        yield
+    finally:
+        for file in (holder, out / LOCK):
+            with suppress(OSError):
+                file.unlink()
+        lock.release()
+        if is_new:
+            with suppress(OSError):
+                out.rmdir()
+
+
+def _acquire(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+def _read_holder(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(read_bytes(file, most=MOST_HOLDER_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _describe_holder(file: Path) -> str:
+    known = {name: printable(value) for name, value in _read_holder(file).items()}
+    process, machine, start = (known.get(name, "?") for name in ("process", "machine", "start"))
+    return f"process {process} on {machine}, since {start}"
+
+
+def _is_dead(file: Path) -> bool:
+    """Whether the process that holds a lock was of this machine and is no more."""
+    known = _read_holder(file)
+    process = known.get("process")
+    if known.get("machine") != platform.node() or type(process) is not int or not 0 < process < 2**31:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _visible_names(out: Path) -> list[str]:
@@ -170,7 +245,7 @@ def write_environment(path: Path, *, config: RunConfig, fingerprints: Mapping[st
         "platform": platform.platform(),
         "data": dict(fingerprints),
     }
-    path.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+    write_text(path, to_json_text(environment, indent=2) + "\n")
 
 
 def source_commit() -> str | None:

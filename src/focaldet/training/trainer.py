@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,15 @@ from focaldet.evaluation.evaluate import detect_all
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
 from focaldet.report.run_report import write_report
-from focaldet.runtime import gather_objects, is_out_of_memory, launch_fabric, num_processes, pick_device, torch_settings
+from focaldet.runtime import (
+    gather_objects,
+    is_first_process,
+    is_out_of_memory,
+    launch_fabric,
+    num_processes,
+    pick_device,
+    torch_settings,
+)
 from focaldet.training.averaging import average_files, rank_evaluation, remove_others, weights_path
 from focaldet.training.batch_norm import (
     EARLY_UPDATES,
@@ -49,7 +57,7 @@ from focaldet.training.preflight import (
     require_objects,
     require_training_memory,
 )
-from focaldet.training.run_folder import RunFolder, check_identity, identity, open_folder, write_environment
+from focaldet.training.run_folder import RunFolder, check_identity, identity, lock_run, open_folder, write_environment
 from focaldet.training.signals import StopSignal, stop_signal
 from focaldet.training.sources import open_sources
 from focaldet.training.state import TrainState, build_state, initial_weights, next_state
@@ -113,7 +121,10 @@ def train(
     folder = open_folder(config)
     check_phases(config)
     torch_state = torch_settings(threads=config.threads, deterministic=config.deterministic)
-    with explain_errors(config), explain_worker_death(), torch_state, stop_signal() as stop:
+    held = lock_run(config.out) if is_first_process() else nullcontext()
+    with explain_errors(config), explain_worker_death(), held, torch_state, stop_signal() as stop:
+        if is_first_process():
+            open_folder(config)  # as it is now that no other training changes it
         # Every process has looked at the folder before the first one changes it: launching waits for all.
         fabric = launch_fabric(pick_device(config.device))
         trainer = Trainer(config, folder=folder, fabric=fabric, stop=stop, sources=sources, begin=begin)

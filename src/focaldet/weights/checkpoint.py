@@ -1,6 +1,7 @@
 """focaldet's own weights file: safetensors with all it takes to rebuild the detector and to read its detections."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +14,23 @@ from focaldet import config as configs
 from focaldet.data.dataset import Classes
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import PRESETS, Detector, DetectorConfig, from_config
+from focaldet.ranges import MOST_FILE_SIDE_PX
+from focaldet.text import printable
 from focaldet.types import Preprocessing
 from focaldet.weights.formats.files import TensorFile, open_safetensors, write_atomically
-from focaldet.weights.tensor_names import build_on_meta, require_fit, shapes_of, tensor_shapes
+from focaldet.weights.tensor_names import (
+    build_on_meta,
+    require_fit,
+    require_room,
+    shapes_of,
+    tensor_shapes,
+)
 
 KEY = "focaldet"
 """The key of the description in the metadata of a safetensors file."""
 VERSION = 2  # 1: tensors, settings and metadata have the names of version 0.1
+TIMM, PLAIN_TIMM = "timm:", re.compile(r"timm:\w{1,80}(\.\w{1,80})?", re.ASCII)
+"""What a file may name as a backbone of timm: an architecture, with a tag or without; nothing is fetched for it."""
 NO_LICENSE = "not stated by whoever trained these weights"
 
 
@@ -97,6 +108,7 @@ def build_saved(file: TensorFile, path: Path) -> tuple[Detector, Metadata]:
         actual = tensors[name].dtype
         if actual != expected.dtype and not (actual.is_floating_point and expected.is_floating_point()):
             raise CheckpointError(f"{path}: {name}: is {actual}, must be {expected.dtype}")
+    require_room(sketch, source=str(path))
     # The random weights that the file's replace must not cost the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         detector = from_config(config, class_names=metadata.class_names, preprocessing=metadata.preprocessing)
@@ -130,6 +142,13 @@ def saved_config(metadata: Metadata, path: Path) -> DetectorConfig:
         )
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+    if (config.backbone or "").startswith(TIMM) and not PLAIN_TIMM.fullmatch(config.backbone or ""):
+        raise CheckpointError(
+            f"{path}: config: backbone {printable(config.backbone)}: a weights file may name an architecture of timm, "
+            "not a hub or folder: build that detector yourself, then fill it with focaldet.load_into"
+        )
+    if (side := metadata.preprocessing.resize.size) > MOST_FILE_SIDE_PX:
+        raise CheckpointError(f"{path}: preprocessing.resize.size: must be at most {MOST_FILE_SIDE_PX} px, got {side}")
     for key in ("class_names", "category_ids"):
         if (values := getattr(metadata, key)) and len(values) != config.num_classes:
             raise CheckpointError(f"{path}: {key}: {len(values)} entries for {config.num_classes} classes")

@@ -28,7 +28,7 @@ from focaldet.weights.load import build_detector, read_foreign
 from focaldet.weights.normalization import describe_input
 from focaldet.weights.provenance import source_names, track_names
 from focaldet.weights.sources import WeightsSource, find_weights
-from focaldet.weights.tensor_names import COUNTER, shapes_of
+from focaldet.weights.tensor_names import COUNTER, require_finite, shapes_of
 
 DARKNET = "darknet"
 SHORT_PROGRAM_NAMES = {"mmdet": "mmdetection"}
@@ -181,6 +181,7 @@ def convert(
     source = find_weights(spec, progress=progress)
     _require_free_path(out, source, overwrite=overwrite)
     foreign = _read_foreign(source, layout=layout, model=model, named_input=input)
+    require_finite(foreign.weights.tensors, source=source.label)
     detector = build_detector(foreign.weights, source)
     conversion = _report(detector, foreign, out=out, model=model, stated_license=license)
     extra = {"converted_from": source.path.name, "layout": conversion.layout, "source_sha256": sha256(source.path)}

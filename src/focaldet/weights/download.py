@@ -11,8 +11,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from focaldet.errors import CheckpointError
+from focaldet.files import open_plain, sync_folder
 from focaldet.runtime import Progress
-from focaldet.weights.formats.files import sync_folder
 
 ATTEMPTS = 3
 CHUNK_BYTES = 1 << 20
@@ -32,7 +32,7 @@ def stated_checksum(name: str) -> str | None:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content in hexadecimal digits."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -29,6 +29,7 @@ from focaldet.weights.tensor_names import (
     TensorShapes,
     build_on_meta,
     class_layer_tensors,
+    require_finite,
     require_fit,
     require_numbers,
     shapes_of,
@@ -82,23 +83,30 @@ def load_detector(
     model: str | None = None,
     input: str | None = None,  # noqa: A002  what users write: --weights.input
     progress: Progress | None = None,
+    allow_nonfinite: bool = False,
 ) -> Trained:
     """Build the trained detector that a file, run folder or name describes; `load_into` fills a given one.
 
-    A darknet file describes nothing, it has only numbers: only there `model` names the preset that is built.
+    A darknet file describes nothing, it has only numbers: only there `model` names the preset that is built. Weights
+    with which nothing can be computed (NaN, infinite, a negative variance) are taken with `allow_nonfinite` only.
 
     Raises:
-        CheckpointError: missing, damaged, or a backbone alone, which detects nothing.
+        CheckpointError: missing, damaged, a backbone alone, which detects nothing, or weights that are not finite.
     """
     source = find_weights(spec, progress=progress)
     file = None if darknet.is_darknet(source.path) else read_tensors(source.path)
+    if file is not None:
+        _require_sound(file.tensors, source, allow_nonfinite)
     if file is not None and is_checkpoint(file):
         detector, metadata = build_saved(file, source.path)
         detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
         thresholds = read_thresholds(metadata.extra, source=str(source.path))
         return Trained(detector, metadata.category_ids, source.label, thresholds)
     weights = read_foreign(source, file, model=model, named_input=input)
-    return Trained(build_detector(weights, source), weights.classes.category_ids, source.label)
+    if file is None:
+        _require_sound(weights.tensors, source, allow_nonfinite)
+    detector = build_detector(weights, source)
+    return Trained(detector, weights.classes.category_ids, source.label)
 
 
 def load_into(
@@ -107,6 +115,7 @@ def load_into(
     *,
     input: str | None = None,  # noqa: A002  what users write: --weights.input
     progress: Progress | None = None,
+    allow_nonfinite: bool = False,
 ) -> LoadReport:
     """Fill a freshly built `detector` with the weights of `spec`: a whole detector's or a backbone's.
 
@@ -123,14 +132,22 @@ def load_into(
     if darknet.is_darknet(source.path):
         numbers = darknet.read_darknet(source.path)
         weights = darknet.read_yolov2(numbers, source, input, detector)
+        _require_sound(weights.tensors if weights else {"numbers": numbers.numbers}, source, allow_nonfinite)
         return _fill_detector(detector, weights, source) if weights else _fill_darknet(detector, numbers, source, input)
     file = read_tensors(source.path)
+    _require_sound(file.tensors, source, allow_nonfinite)
     stated = stated_input(file, source, input)
     if is_checkpoint(file):
         return _fill_from_detector(detector, _read_saved(file, source, input, detector), source)
     if (file_format := recognize_format(file.tensors)) is not None:
         return _fill_detector(detector, file_format.read(file, source, stated, detector), source)
     return _fill_backbone(detector, file, source, stated)
+
+
+def _require_sound(tensors: Mapping[str, Tensor], source: WeightsSource, allow_nonfinite: bool) -> None:
+    """Refuse weights with which nothing can be computed, unless they are asked for."""
+    if not allow_nonfinite:
+        require_finite(tensors, source=source.label)
 
 
 def stated_input(file: TensorFile, source: WeightsSource, named: str | None) -> str | None:

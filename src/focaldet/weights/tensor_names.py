@@ -1,5 +1,6 @@
 """Compare the names and shapes of a file's tensors with those of a network, before anything is allocated or copied."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -8,10 +9,15 @@ from torch import Tensor
 from focaldet.data.formats.text import list_names
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector, DetectorConfig, from_config
+from focaldet.runtime import total_memory
+from focaldet.text import printable
 from focaldet.types import Preprocessing
 
 COUNTER = ".num_batches_tracked"
 """End of the names of BatchNorm's batch counters: other programs keep or drop them, inference never reads them."""
+
+VARIANCES = (".running_var", "moving_variance")
+"""Ends of the names of what BatchNorm takes the root of."""
 
 TensorShapes = Mapping[str, tuple[int, ...]]
 
@@ -74,6 +80,40 @@ def require_fit(expected: TensorShapes, actual: TensorShapes, *, source: str) ->
         problems.append(f"{first} has shape {actual[first]} in the file, {expected[first]} in the network{more}")
     if problems:
         raise CheckpointError(f"{source}: made for another network: {'; '.join(problems)}")
+
+
+def require_finite(tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Refuse weights with which nothing can be computed: NaN, infinite, too large for float32, negative variances.
+
+    Raises:
+        CheckpointError: names `source` and the tensor.
+    """
+    for name, value in tensors.items():
+        if not value.is_floating_point() or not value.numel():
+            continue
+        low, high = (float(bound) for bound in value.float().aminmax())
+        problem = "NaN" if math.isnan(low) else "infinite numbers" if max(-low, high) == math.inf else None
+        if problem is None and name.endswith(VARIANCES) and low < 0:
+            problem = "a negative variance"
+        if problem is not None:
+            raise CheckpointError(
+                f"{source}: {printable(name)}: has {problem}, with which nothing can be computed (to look at it "
+                "nevertheless: --allow-nonfinite)"
+            )
+
+
+def require_room(sketch: torch.nn.Module, *, source: str) -> None:
+    """Refuse a detector that does not fit into the memory of the machine.
+
+    Raises:
+        CheckpointError: gives the estimate.
+    """
+    needed = sum(value.numel() * value.element_size() for value in sketch.state_dict().values())
+    there = total_memory(torch.device("cpu"))
+    if there is not None and needed > there:
+        raise CheckpointError(
+            f"{source}: its detector needs {needed / 1e9:.1f} GB, this machine has {there / 1e9:.1f} GB"
+        )
 
 
 def require_numbers(tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -56,7 +56,7 @@ class AugmentConfig:
     expand_ratio: tuple[ChangeFactor, ChangeFactor] = (1.0, 4.0)
     """Range, in 1…10, of the canvas's sides divided by the image's; drawn uniformly."""
 
-    crop_overlaps: tuple[Fraction, ...] = ()
+    crop_overlaps: Annotated[tuple[Fraction, ...], Field(max_length=64)] = ()
     """SSD's crops, one drawn of: a window with at least this IoU with some box, for each number; the whole image."""
 
     crop_scale: tuple[CropScale, CropScale] = (0.3, 1.0)

@@ -1,6 +1,5 @@
 """Writers of COCO, Pascal VOC and YOLO data sets: one class each, which says what its format cannot hold."""
 
-import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from focaldet.data.dataset import CROWD, DIFFICULT, OTHER_CLASS, Dataset
 from focaldet.data.formats.split_names import role_of
 from focaldet.data.formats.text import brief
 from focaldet.errors import ConfigError, DataError
+from focaldet.files import to_json_text, write_text
 
 TargetFormat = Literal["coco", "voc", "yolo"]
 
@@ -118,7 +118,7 @@ class CocoDataWriter(DataWriter):
         document = {"images": files, "annotations": rows, "categories": categories}
         file = self.out / "annotations" / f"instances_{dataset.name}.json"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+        write_text(file, to_json_text(document))
 
 
 def _id_pairs(dataset: Dataset) -> Iterator[tuple[int | None, int]]:
@@ -140,11 +140,11 @@ class VocDataWriter(DataWriter):
             name = f"{dataset.name}/{PurePosixPath(image.name).with_suffix('')}"
             file = self.out / "Annotations" / f"{name}.xml"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self._xml(dataset, image), encoding="utf-8")
+            write_text(file, self._xml(dataset, image))
             names.append(name)
         lists = self.out / "ImageSets" / "Main"
         lists.mkdir(parents=True, exist_ok=True)
-        (lists / f"{dataset.name}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        write_text(lists / f"{dataset.name}.txt", "".join(f"{name}\n" for name in names))
         present = set(dataset.labels.tolist())
         self.lost["classes without a box, of which VOC keeps no record"] += len(dataset.classes) - len(present)
 
@@ -207,7 +207,7 @@ class YoloDataWriter(DataWriter):
             name = PurePosixPath(image.name).with_suffix(".txt")
             file = self.out / "labels" / self.keys_of[dataset.name] / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(self._rows(dataset, image)), encoding="utf-8")
+            write_text(file, "".join(self._rows(dataset, image)))
 
     def _rows(self, dataset: Dataset, image: Exported) -> Iterator[str]:
         height, width = dataset.size(image.i)
@@ -225,7 +225,7 @@ class YoloDataWriter(DataWriter):
         splits = {key: f"images/{key}" for key in self.keys_of.values()}
         document = {"path": ".", **splits, "names": dict(enumerate(self.classes))}
         text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
-        (self.out / "data.yaml").write_text(text, encoding="utf-8")
+        write_text(self.out / "data.yaml", text)
 
 
 SPLIT_WRITERS: dict[TargetFormat, type[DataWriter]] = {

@@ -5,7 +5,6 @@ and the others test; a photograph's left part trains and its right part tests. N
 """
 
 import functools
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from focaldet.data.demo.scenes import SCENE_SIZE, Material, draw_layout, draw_sc
 from focaldet.data.loading.rng import generator
 from focaldet.data.problems import Problems
 from focaldet.errors import ConfigError
+from focaldet.files import to_json_text, write_text
 from focaldet.ops.boxes import areas
 from focaldet.types import Target
 
@@ -83,7 +83,7 @@ def _write_split(folder: Path, split: str, scenes: DemoScenes) -> None:
         image, _ = scenes.load(i, epoch=0)
         pixels = image.permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(folder / "images" / scenes.dataset.path(i).name, compress_level=1)
-    (folder / f"instances_{split}.json").write_text(json.dumps(_coco(scenes.dataset)), encoding="utf-8")
+    write_text(folder / f"instances_{split}.json", to_json_text(_coco(scenes.dataset)))
 
 
 def _dataset(split: str, targets: Sequence[Target]) -> Dataset:

@@ -19,7 +19,7 @@ from focaldet.data.formats.image_folders import look_near
 from focaldet.data.formats.listing import Listing
 from focaldet.data.formats.reading import Reading
 from focaldet.data.formats.records import BoxRows, DatasetLayout, Lookup, Records
-from focaldet.data.formats.text import as_number, brief, hint, loose_number, read_text
+from focaldet.data.formats.text import as_number, brief, hint, loose_number, read_head, read_text
 from focaldet.data.problems import Location, Problems
 from focaldet.errors import DataError
 
@@ -67,8 +67,7 @@ def _is_table(file: Path) -> bool:
     what it is.
     """
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            first = next(csv.reader(io.StringIO(stream.read(_HEAD_CHARACTERS), newline="")), None)
+        first = next(csv.reader(io.StringIO(read_head(file, _HEAD_CHARACTERS), newline="")), None)
     except (OSError, ValueError, csv.Error):
         return _split_of(file.name) != "all"
     if not first:
@@ -99,8 +98,7 @@ def _priority(path: str) -> int:
 def _has_two_columns(file: Path) -> bool:
     """Whether a file is one of classes and not, as Roboflow's `_classes.csv` of another task, a wide table."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            return stream.readline().count(",") < 3
+        return read_head(file, _HEAD_CHARACTERS).partition("\n")[0].count(",") < 3
     except (OSError, ValueError):
         return True
 

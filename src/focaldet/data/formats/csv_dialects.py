@@ -9,12 +9,12 @@
 | Label Studio | `image,id,label,…`, where `label` is a JSON list of rectangles in percent |
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from focaldet.data.dataset import CROWD
+from focaldet.data.formats.json_files import parse_json
 from focaldet.data.formats.reading import Reading
 from focaldet.data.formats.text import as_number, brief, plain_numbers
 from focaldet.data.problems import Location
@@ -83,7 +83,7 @@ class CsvDialect:
         if not text:
             return
         try:
-            shapes = json.loads(text)
+            shapes = parse_json(text)
         except (ValueError, RecursionError):
             raise location.error(f"got {brief(text)}; must be a JSON list of rectangles") from None
         if not isinstance(shapes, list):

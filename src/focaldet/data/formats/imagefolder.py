@@ -6,7 +6,6 @@ The files lie in the folders of the splits, or one at the top names images in th
 at the top, one name in each line; without it class 3 is called "3".
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from focaldet.data.dataset import Classes
 from focaldet.data.formats.coco import split_of
+from focaldet.data.formats.json_files import parse_json
 from focaldet.data.formats.listing import Listing
 from focaldet.data.formats.reading import Reading
 from focaldet.data.formats.records import BoxRows, DatasetLayout, Lookup, Records
@@ -52,7 +52,7 @@ def _names_file(listing: Listing) -> Path | None:
 def _stated_names(file: Path) -> Iterator[str]:
     try:
         for _, line in read_lines(file):
-            value = json.loads(line)
+            value = parse_json(line)
             if isinstance(value, dict) and isinstance(value.get("file_name"), str):
                 yield value["file_name"].replace("\\", "/")
     except (ValueError, RecursionError, DataError):
@@ -110,7 +110,7 @@ def _read_lines(file: Path, reading: Reading) -> _Lines:
         location = Location(file, f"line {number}")
         with reading.record():
             try:
-                value = json.loads(text)
+                value = parse_json(text)
             except (ValueError, RecursionError) as error:
                 raise location.error(f"is not valid JSON: {brief(str(error))}") from None
             name = value.get("file_name") if isinstance(value, dict) else None

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from focaldet.data.formats.text import unreadable
+from focaldet.data.formats.text import brief, unreadable
 from focaldet.errors import DataError
+from focaldet.files import open_plain, read_bytes
 
 JsonKind = Literal["coco", "coco results", "coco images", "labelme", "vott", "vott asset", "fiftyone", "label studio"]
 
 _HEAD_BYTES = 1 << 16
+MOST_JSON_BYTES = 4_000_000_000
+"""Of one file; the annotations of COCO's 118 000 images have 450 million."""
 _KEYS: tuple[tuple[frozenset[str], JsonKind], ...] = (
     (frozenset({"shapes", "imagePath"}), "labelme"),
     (frozenset({"assets", "tags"}), "vott"),
@@ -26,7 +29,7 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]')
 def json_kind(file: Path) -> JsonKind | None:
     """What a json file holds, or None where it is not recognized or read."""
     try:
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             head = stream.read(_HEAD_BYTES + 1)
     except (OSError, ValueError):
         return None
@@ -73,12 +76,22 @@ def read_json(file: Path, slim: Callable[[dict[str, Any]], dict[str, Any]] | Non
     """The value in a json file; `slim` may take from every object what is not needed, as soon as it is read.
 
     Raises:
-        DataError: it cannot be read or is not JSON.
+        DataError: it cannot be read, is not JSON, has more than `MOST_JSON_BYTES`, or says something twice.
     """
+
+    def take(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            raise DataError(f"has the key {brief(_first_twice(pairs))} twice in one object", file=file)
+        return slim(record) if slim is not None else record
+
     collecting = gc.isenabled()
     gc.disable()  # millions of new containers, none of them garbage: collecting would take a fifth of the time
     try:
-        return json.loads(file.read_bytes(), object_hook=slim)
+        content = read_bytes(file, most=MOST_JSON_BYTES)
+        if content[:1] == b"\0":  # a file of zeros may have any size
+            raise DataError("is not valid JSON: it begins with zeros", file=file)
+        return json.loads(content, object_pairs_hook=take)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"is not valid JSON: {error.msg}", file=file, record=where) from None
@@ -91,3 +104,27 @@ def read_json(file: Path, slim: Callable[[dict[str, Any]], dict[str, Any]] | Non
     finally:
         if collecting:
             gc.enable()
+
+
+def parse_json(text: str) -> Any:
+    """The value that a line or a field of a table has in JSON.
+
+    Raises:
+        ValueError: not JSON, nested too deeply, or an object has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise ValueError(f"the key {brief(_first_twice(pairs))} is there twice")
+    return record
+
+
+def _first_twice(pairs: list[tuple[str, Any]]) -> str:
+    keys: set[str] = set()
+    return next(key for key, _ in pairs if key in keys or keys.add(key))  # type: ignore[func-returns-value]

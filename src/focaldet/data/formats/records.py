@@ -18,6 +18,7 @@ from focaldet.data.formats.text import brief
 from focaldet.data.images import SUFFIXES
 from focaldet.data.problems import Location, Problems
 from focaldet.errors import DataError
+from focaldet.text import is_whole
 from focaldet.types import ImageSize
 
 
@@ -96,6 +97,14 @@ class Records:
     lookup: "Lookup | None" = None
     annotation_files: Sequence[Path] = ()
     bounds: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not is_whole("".join(self.classes.names)):
+            name = next(name for name in self.classes.names if not is_whole(name))
+            problem = (
+                f"got the class name {brief(name)}; must be text of whole characters (a lone surrogate is half of one)"
+            )
+            raise DataError(problem, file=self.source)
 
     def select_images(self, images: Sequence[int]) -> "Records":
         """The records of the images at these indices, in this order, and of their boxes."""

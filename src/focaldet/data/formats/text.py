@@ -1,5 +1,6 @@
 """Reading text files and numbers in them, and quoting their values in messages."""
 
+import codecs
 import math
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,11 +10,15 @@ from typing import Any, Literal
 from focaldet.config import nearest
 from focaldet.data.problems import Location
 from focaldet.errors import DataError
+from focaldet.files import open_plain, read_bytes
+from focaldet.text import printable
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlong = 40
 _LARGEST = 1e9
+MOST_TEXT_BYTES = 2_000_000_000
+"""Of a list, table or label file."""
 _FLOAT_LIMIT = 1e300
 _LONGEST_HINT = _LONGEST_PATH = 300
 
@@ -26,7 +31,7 @@ def brief(value: Any) -> str:
 def show_path(path: Path) -> str:
     """A path as text for a message: whole if it is one line of moderate length, else quoted and shortened."""
     text = str(path)
-    return text if len(text) <= _LONGEST_PATH and text.isprintable() else brief(text)
+    return text if len(text) <= _LONGEST_PATH and text.isprintable() else printable(text)
 
 
 def hint(name: str, valid: Iterable[str]) -> str:
@@ -97,11 +102,22 @@ def read_text(file: Path) -> str:
         DataError: the file cannot be read or is not text.
     """
     try:
-        return file.read_bytes().decode("utf-8-sig")
+        return read_bytes(file, most=MOST_TEXT_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"is not UTF-8 text: {error.reason} at byte {error.start}", file=file) from None
     except (OSError, ValueError) as error:
         raise unreadable(file, error) from None
+
+
+def read_head(file: Path, most: int) -> str:
+    """The first `most` bytes of a plain file as text in UTF-8, without a byte order mark; the last letter may be cut.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8.
+    """
+    with open_plain(file) as stream:
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(stream.read(most))
 
 
 def unreadable(file: Path, error: Exception) -> DataError:

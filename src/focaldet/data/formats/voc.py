@@ -27,6 +27,7 @@ from focaldet.data.formats.text import brief, list_names, read_lines
 from focaldet.data.formats.voc_xml import Annotation, read_xml, stated_image
 from focaldet.data.problems import Location, Problem, Problems, Severity
 from focaldet.errors import DataError
+from focaldet.files import open_plain
 
 _OF_ONE_CLASS = re.compile(r".+_(train|val|trainval|test)")
 _LIST_FOLDERS = ("ImageSets/Main", "ImageSets")
@@ -55,7 +56,7 @@ def _has_annotations(folder: Path) -> bool:
 def _is_voc(file: Path) -> bool:
     """Whether a file begins as a VOC annotation, or cannot be read and so has to be reported."""
     try:
-        with file.open("rb") as stream:
+        with open_plain(file) as stream:
             head = stream.read(4096)
     except OSError:
         return True

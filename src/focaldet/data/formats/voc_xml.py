@@ -12,6 +12,7 @@ from focaldet.data.formats.reading import Reading
 from focaldet.data.formats.text import as_number, brief, loose_number, unreadable
 from focaldet.data.problems import Location
 from focaldet.errors import DataError
+from focaldet.files import read_bytes
 from focaldet.types import ImageSize
 
 _VOC_DATABASE = re.compile(r"\bVOC\s?\d{4}\b", re.IGNORECASE)
@@ -35,6 +36,10 @@ class Annotation(NamedTuple):
     stated_size: ImageSize | None
     objects: tuple[VocObject, ...]
     one_based: bool
+
+
+MOST_XML_BYTES = 50_000_000
+"""Of the annotations of one image."""
 
 
 def read_xml(file: Path, reading: Reading) -> Annotation:
@@ -62,7 +67,7 @@ def stated_image(file: Path) -> str | None:
 
 def _parse_xml(file: Path) -> Element:
     try:
-        root: Element = fromstring(file.read_bytes(), forbid_dtd=True)
+        root: Element = fromstring(read_bytes(file, most=MOST_XML_BYTES), forbid_dtd=True)
     except ParseError as error:
         raise DataError(f"is not valid XML: {error}", file=file) from None
     except DefusedXmlException as error:

@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from focaldet.config import Fraction, validate_fields
@@ -23,6 +22,7 @@ from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, match
 from focaldet.ops.proposals import ProposalConfig, match_inside, propose
 from focaldet.ops.sampling import SampleConfig, sample_balanced
+from focaldet.ranges import NonNegativeFloat
 from focaldet.types import Target
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from focaldet.config import validate_fields
@@ -61,9 +61,10 @@ from focaldet.ops.classifier import Classifier, decisions
 from focaldet.ops.grids import Grid, pyramid_grids
 from focaldet.ops.proposals import ProposalConfig
 from focaldet.ops.roi import PoolConfig, pool_pyramid
+from focaldet.ranges import BackboneName, Channels, ClassCount, Factor, NonNegativeFloat
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
-Four = tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat]
+Four = tuple[Factor, Factor, Factor, Factor]
 
 
 @validate_fields
@@ -88,16 +89,16 @@ class FasterRCNNConfig(ComponentsConfig):
     renamed_keys: ClassVar[Mapping[str, str]] = {"proposal_head": "rpn_head"}
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"trunk": {"halves": "c4"}}
 
-    num_classes: PositiveInt = 80
-    backbone: str = "resnet50"
+    num_classes: ClassCount = 80
+    backbone: BackboneName = "resnet50"
     norm: NormKind = "frozen"
     norm_eps: NonNegativeFloat = 1e-5
     stride_in_1x1: bool = False
     frozen_stages: Annotated[int, Field(ge=0, le=NUM_STAGES)] = 2
     trunk: Trunk = "pyramid"
     output_stride: Literal[8, 16] = 16
-    top_down: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
-    width: PositiveInt = 256
+    top_down: Annotated[tuple[Channels, ...], Field(max_length=2)] = ()
+    width: Channels = 256
     neck_norm: bool = False
     rpn_head: RPNHeadConfig = field(default_factory=RPNHeadConfig)
     tower_init: TowerInit = "normal"
@@ -105,7 +106,7 @@ class FasterRCNNConfig(ComponentsConfig):
     anchor_weights: Four = (1.0, 1.0, 1.0, 1.0)
     pooling: PoolConfig = field(default_factory=PoolConfig)
     head: Head = "2fc"
-    head_width: PositiveInt = 1024
+    head_width: Channels = 1024
     region_weights: Four = (10.0, 10.0, 5.0, 5.0)
     background_box: bool = True
     plus: PlusConfig = field(default_factory=PlusConfig)

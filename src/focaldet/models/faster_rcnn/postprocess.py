@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from jaxtyping import Float, Int64
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from focaldet.config import Fraction, validate_fields
@@ -17,6 +17,7 @@ from focaldet.models.faster_rcnn.plus import RefineConfig
 from focaldet.ops.boxes import clip, decode
 from focaldet.ops.nms import class_nms, vote
 from focaldet.ops.proposals import has_sides
+from focaldet.ranges import PositiveInt
 from focaldet.types import ImageSize
 
 MIN_DETECTION_SIDE_PX = 1e-2  # boxes that clipping leaves without area are dropped; torchvision's number

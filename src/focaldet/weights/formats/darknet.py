@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
+from focaldet.files import read_bytes
 from focaldet.models import Detector
 from focaldet.models.yolov2 import YOLOv2
 from focaldet.nets.darknet import ConvLeaky, DarkNet19
@@ -58,7 +59,7 @@ def read_darknet(path: Path) -> DarknetFile:
         CheckpointError: missing, of an unknown version, or not a whole number of float32.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     if len(content) < 12:

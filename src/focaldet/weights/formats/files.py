@@ -1,13 +1,7 @@
 """Weights files of any program as named tensors, read without running anything; and writing that outlives a crash."""
 
-import argparse
-import json
-import os
-import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +12,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
+from focaldet.files import open_plain, require_plain, to_json_text, write_bytes
+from focaldet.text import printable
+from focaldet.weights.formats.archives import ZIP_START, is_npz, read_npz
 from focaldet.weights.formats.pickles import read_pickle
 from focaldet.weights.formats.tensorflow_checkpoint import is_checkpoint_index, read_checkpoint
 from focaldet.weights.formats.tensorflow_graph import is_graph, read_graph
+from focaldet.weights.formats.torch_files import OLD_TORCH_START, read_torch
 
-ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
-OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-"""How old files of `torch.save` begin: a pickle of a certain number, with others behind it."""
+PICKLE_START = b"\x80"
 WRAPPERS = ("model", "state_dict", "blobs")
 """Keys under which training programs put the weights, beside optimizer and schedule; the last is Detectron1's."""
 STATED = ("__author__", "matching_heuristics")
@@ -35,13 +31,6 @@ LONGEST_NAMES = 100_000
 """The most characters of all class names together that are read; a small file could repeat one name endlessly."""
 MOMENTUM = "_momentum"
 """End of the names of the optimizer's state that Detectron1 keeps among the weights."""
-
-BESIDE = (
-    "mmengine.logging.history_buffer.HistoryBuffer",
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *("numpy.ndarray", "numpy.dtype"),
-)
-"""What training checkpoints of mmdetection 3 keep beside the weights: curves of the losses, in arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +61,10 @@ def read_tensors(path: Path) -> TensorFile:
     """
     start = _read_start(path)
     if not is_safetensors(path):
-        if start.startswith(ZIP_START) and _is_npz(path):
-            return TensorFile(_read_npz(path), {})
+        if start.startswith(ZIP_START) and is_npz(path):
+            return TensorFile(read_npz(path), {})
         if start.startswith((ZIP_START, OLD_TORCH_START)):
-            return _extract_tensors(_read_torch(path), path)
+            return _extract_tensors(read_torch(path), path)
         if start.startswith(PICKLE_START) or path.suffix == ".pkl":
             return _extract_tensors(read_pickle(path), path)
         if is_graph(start):
@@ -94,6 +83,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
         CheckpointError: missing, truncated, another kind of file, or a header that does not fit the file.
     """
     try:
+        require_plain(path)
         with safe_open(path, framework="pt") as content:
             yield content
     except SafetensorError as error:
@@ -109,29 +99,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         CheckpointError: nothing could be written (disk full, no permission); the old file is intact.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
+        write_bytes(path, content, sync=True)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise CheckpointError(f"{path}: cannot be written: {error.strerror}; what was there before is intact") from None
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync a folder's own entries to disk, so that a renamed file is there after a power cut."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def is_safetensors(path: Path) -> bool:
@@ -142,60 +114,10 @@ def is_safetensors(path: Path) -> bool:
 
 def _read_start(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             return file.read(len(OLD_TORCH_START))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _is_npz(path: Path) -> bool:
-    """True for a zip archive of arrays alone; what `torch.save` writes has a pickle."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    # zipfile raises whatever the bytes of a strange file lead it to.
-    except Exception:
-        return False
-    return bool(names) and all(name.endswith(".npy") for name in names)
-
-
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    """The arrays of a file by `numpy.savez`; pickled ones are refused, they could run anything."""
-    tensors = {}
-    with numpy.load(path, allow_pickle=False) as archive:
-        for name in archive.files:
-            try:
-                array = archive[name]
-                tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
-            # zipfile, zlib and numpy raise whatever the bytes of a strange file lead them to.
-            except Exception as error:
-                is_object = "allow_pickle" in str(error)
-                reason = "it holds pickled objects, which are never read" if is_object else f"damaged: {error}"
-                raise CheckpointError(f"{path}: {name}: refused: {reason}; plain numbers are allowed") from None
-    return tensors
-
-
-class IgnoredObject:
-    """Stands for everything in `BESIDE`: nothing is made of what the file says of it."""
-
-    def __init__(self, *_arguments: object) -> None:
-        pass
-
-    def __setstate__(self, _state: object) -> None:
-        pass
-
-
-def _read_torch(path: Path) -> object:
-    # argparse.Namespace, a set of plain values, is in the files of torchvision's own training script.
-    known: list[Any] = [argparse.Namespace, *((IgnoredObject, name) for name in BESIDE)]
-    try:
-        with torch.serialization.safe_globals(known), warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    # The restricted unpickler raises whatever the bytes of a strange file lead it to.
-    except Exception as error:
-        blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it holds code ({blocked[1]}), which is never run" if blocked else "damaged, or no weights file"
-        raise CheckpointError(f"{path}: refused: {reason}; plain tensors by name are allowed") from None
 
 
 def _extract_tensors(content: Any, path: Path) -> TensorFile:
@@ -209,10 +131,10 @@ def _extract_tensors(content: Any, path: Path) -> TensorFile:
     for name, value in inner.items():
         tensor = torch.from_numpy(value) if isinstance(value, numpy.ndarray) else value
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {str(name)[:80]}: must be a tensor, got {type(value).__name__}")
+            raise CheckpointError(f"{path}: {printable(name)}: must be a tensor, got {type(value).__name__}")
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.device.type != "cpu":
             raise CheckpointError(
-                f"{path}: {name[:80]}: must be a plain tensor, got one that is sparse or has no memory"
+                f"{path}: {printable(name)}: must be a plain tensor, got one that is sparse or has no memory"
             )
         if not name.endswith(MOMENTUM):
             tensors[name] = tensor
@@ -228,7 +150,7 @@ def _statements(content: Mapping[Any, Any]) -> dict[str, str]:
     plain: dict[str, Any] = {key: meta[key] for key in META if isinstance(meta.get(key), str)}
     if names := _read_class_names(meta):
         plain["classes"] = names
-    return stated | ({"meta": json.dumps(plain)} if plain else {})
+    return stated | ({"meta": to_json_text(plain)} if plain else {})
 
 
 def _read_class_names(meta: Mapping[Any, Any]) -> list[str]:

@@ -20,6 +20,7 @@ import numpy
 from numpy.typing import NDArray
 
 from focaldet.errors import CheckpointError
+from focaldet.files import open_plain
 
 PICKLE_DTYPES = tuple(f"{kind}{size}" for kind, sizes in (("f", "248"), ("i", "1248"), ("u", "1248")) for size in sizes)
 """Admitted types of numbers, `b1` (truth values) beside them: never objects, structures or text."""
@@ -94,7 +95,7 @@ def read_pickle(path: Path) -> Any:
         CheckpointError: missing, damaged, or holding anything else; names the file and what was refused.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_plain(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             value = _Machine(len(content)).run(_opcodes(content))
             return value if content.tell() == len(content) else _refuse("it goes on after its end")
     except _RefusedPickle as refusal:

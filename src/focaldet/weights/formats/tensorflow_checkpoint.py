@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
+from focaldet.files import open_plain, read_bytes
 from focaldet.weights.formats.protobuf import bytes_value, int_value, read_fields, read_varint
 from focaldet.weights.formats.tensorflow_graph import (
     FLOATS,
@@ -45,7 +46,7 @@ class _Shard:
 
 def is_checkpoint_index(path: Path) -> bool:
     """True for a file that ends as LevelDB's tables do."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - len(TABLE_MAGIC)))
         return size >= FOOTER_BYTES and file.read() == TABLE_MAGIC
@@ -58,7 +59,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         CheckpointError: damaged, of a kind that is not read, or data that are missing or too short.
     """
     try:
-        entries = dict(_read_table(memoryview(path.read_bytes())))
+        entries = dict(_read_table(memoryview(read_bytes(path))))
         shards = _find_shards(path, entries.pop(b"", memoryview(b"")))
         left = sum(shard.size for shard in shards)
         tensors: dict[str, Tensor] = {}
@@ -164,7 +165,7 @@ def _read_entry(entry: memoryview, shards: list[_Shard], left: int) -> Tensor | 
         raise CheckpointError(f"{size} bytes at {offset} are not within the {shards[shard].size} of the data")
     shape = read_shape(bytes_value(fields.get(ENTRY_SHAPE, memoryview(b""))))
     try:
-        with shards[shard].path.open("rb") as file:
+        with open_plain(shards[shard].path) as file:
             file.seek(offset)
             content = bytearray(file.read(size))
     except OSError as error:

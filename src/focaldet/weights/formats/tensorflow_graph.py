@@ -6,7 +6,6 @@ strides of a convolution. Sizes are judged before anything is allocated: a tenso
 those that repeat one number have at most as many bytes together as the file.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from focaldet.errors import CheckpointError
+from focaldet.files import read_bytes, to_json_text
 from focaldet.weights.formats.protobuf import bytes_value, int_value, read_fields, read_varint, text_value
 
 FLOATS = {1: torch.float32, 2: torch.float64, 14: torch.bfloat16, 19: torch.float16}
@@ -66,13 +66,13 @@ def read_graph(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: damaged, a tensor that is larger than its bytes, or variables that are not frozen.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         graph = _Graph(spare=len(content) + SPARE_BYTES)
         _read_nodes(memoryview(content), graph)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: damaged, or not a frozen graph of TensorFlow: {error}") from None
     stated = {"strides": graph.strides, "epsilons": sorted(graph.epsilons)}
-    return graph.tensors, {"graph": json.dumps(stated)}
+    return graph.tensors, {"graph": to_json_text(stated)}
 
 
 def _read_nodes(data: memoryview, graph: _Graph) -> None:

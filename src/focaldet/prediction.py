@@ -273,9 +273,9 @@ def predict_files(
     Under `torchrun` or SLURM every process takes a part of the images; files and result are the same as of one process.
 
     `<name>.jpg` is the image with its boxes, its JPEG comment the path of the image (`.png` where a side is longer than
-    JPEG can hold); `evaluation.writers` describes the other files, of which `images.csv` says which name stands for which image. Names are those of the images; where two
-    are equal, the names of their folders or a number are added. An image that cannot be read is reported in the
-    result and the others are still processed.
+    JPEG can hold); `evaluation.writers` describes the other files, of which `images.csv` says which name stands for
+    which image. Names are those of the images; where two are equal, the names of their folders or a number are added.
+    An image that cannot be read is reported in the result and the others are still processed.
 
     Args:
         predictor: the detector.

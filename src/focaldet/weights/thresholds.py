@@ -78,11 +78,14 @@ def read_thresholds(extra: Mapping[str, str], *, source: str) -> ScoreThresholds
         values = json.loads(text)
         if not isinstance(values, dict):
             raise CheckpointError(f"{source}: {THRESHOLDS_KEY}: must be a mapping, got {type(values).__name__}")
-        return configs.from_dict(ScoreThresholds, values, source=f"{source}: {THRESHOLDS_KEY}", warn_renamed=False)
+        read = configs.from_dict(ScoreThresholds, values, source=f"{source}: {THRESHOLDS_KEY}", warn_renamed=False)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source}: {THRESHOLDS_KEY}: not valid JSON: {error}") from None
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
+    if not all(0 <= each.score <= 1 for each in (read.overall, *read.per_class)):
+        raise CheckpointError(f"{source}: {THRESHOLDS_KEY}: every score must be in 0…1")
+    return read
 
 
 def _short(score: float) -> str:

@@ -29,7 +29,7 @@ def make(kind: str, folder: Path) -> Path:
         ("nothing", "No such file or directory"),
     ],
 )
-@pytest.mark.parametrize("read", [files.read_bytes, files.read_text, files.require_plain])
+@pytest.mark.parametrize("read", [files.read_bytes, files.read_utf8, files.require_plain])
 def test_only_plain_files_are_read(tmp_path, kind, reason, read):
     path = make(kind, tmp_path)
     with pytest.raises(OSError, match=reason) as caught:

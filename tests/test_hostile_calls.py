@@ -119,7 +119,7 @@ def test_no_terminal_gets_a_command_from_a_class(tmp_path, capsys):
 def test_half_a_character_in_a_class_name_is_one_line(tmp_path, capsys):
     folder = data_set(tmp_path / "data", classes=("\ud800x", "b"))
     assert main(["check", str(folder)]) == 3
-    assert "got the class name '\\ud800x'; must be whole characters" in one_line(capsys)
+    assert "got the class name '\\ud800x'; must be text of whole characters" in one_line(capsys)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
@@ -137,6 +137,8 @@ def test_a_closed_terminal(tmp_path, monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
     assert main(["check", str(folder), "--model", "yolov2_tiny"]) in (0, 1)
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
 
 
 def test_a_terminal_whose_disk_is_full(tmp_path, monkeypatch, capsys):
@@ -208,7 +210,8 @@ def test_a_side_that_jpeg_cannot_hold_is_drawn_as_png(weights, images, tmp_path)
         "a.jpg",
         "long.png",
     }
-    assert Image.open(tmp_path / "out" / "long.png").size == (65_501, 2)
+    with Image.open(tmp_path / "out" / "long.png") as drawn:
+        assert drawn.size == (65_501, 2)
 
 
 def test_a_png_drawing_replaces_no_image(weights, images, tmp_path, capsys):

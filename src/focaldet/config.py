@@ -38,7 +38,7 @@ NOT_YAML = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeEr
 """What PyYAML raises: more than its own errors, for dates such as `2020-99-99` or tags such as `!!bool x`."""
 
 
-LEAST_JUDGED, LEAST_FAST, MOST_YAML_ERROR, KEPT = 100, 100_000, 1000, "\n"
+LEAST_FAST, MOST_YAML_ERROR = 100_000, 1000
 FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML was built with it
 
 _adapter: Callable[[Any], Any] = functools.cache(pydantic.TypeAdapter)
@@ -149,11 +149,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, unreadable or not a mapping.
     """
     try:
-        values = parse_yaml(files.read_text(path, most=MOST_YAML_BYTES))
-    except (OSError, UnicodeDecodeError) as error:
+        values = parse_yaml(files.read_utf8(path, most=MOST_YAML_BYTES))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except NOT_YAML as error:
-        raise ConfigError(f"{path}: is not valid YAML: {printable(error, most=MOST_YAML_ERROR, keep=KEPT)}") from None
+        raise ConfigError(
+            f"{path}: is not valid YAML: {printable(' '.join(str(error).split()), most=MOST_YAML_ERROR)}"
+        ) from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: must be a mapping of settings, got {type(values).__name__}")
     return values
@@ -166,8 +170,7 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: not YAML, nested more than `DEEPEST_YAML` levels, or with aliases that stand for too much.
         ValueError, LookupError, AttributeError, TypeError: see `NOT_YAML`.
     """
-    if len(text) > LEAST_JUDGED:  # a shorter one cannot stand for much: no alias, nothing deep
-        _judge_yaml(text)
+    _judge_yaml(text)
     return yaml.load(text, Loader=FAST_LOADER if len(text) > LEAST_FAST else yaml.SafeLoader)
 
 
@@ -183,8 +186,8 @@ def _judge_yaml(text: str) -> None:
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, before = opened.pop()
         elif isinstance(event, yaml.AliasEvent):
-            values += sizes.get(str(event.anchor), MOST_YAML_VALUES)  # one that is still open contains itself
-            continue
+            anchor, before = None, values
+            values += sizes.get(str(event.anchor), MOST_YAML_VALUES + 1)  # one that is still open contains itself
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, values))
             values += 1

@@ -60,7 +60,7 @@ def read_bytes(path: Path, *, most: int | None = None) -> bytes:
         return file.read()
 
 
-def read_text(path: Path, *, most: int | None = None) -> str:
+def read_utf8(path: Path, *, most: int | None = None) -> str:
     """The text of a plain file in UTF-8.
 
     Raises:

@@ -45,7 +45,7 @@ RENAMED_METHODS = {
 }
 
 
-def _require_between(name: str, value: int, most: int) -> None:
+def _require_in_range(name: str, value: int, most: int) -> None:
     if not 1 <= value <= most:
         raise ConfigError(f"{name}: must be at {'least 1' if value < 1 else f'most {most}'}, got {value}")
 
@@ -337,7 +337,7 @@ class Resize:
 
     def __post_init__(self) -> None:
         for name, side in (("size", self.size), ("max_size", self.max_size)):
-            _require_between(name, 1 if side is None else side, MOST_SIDE_PX)
+            _require_in_range(name, 1 if side is None else side, MOST_SIDE_PX)
 
     def __str__(self) -> str:
         """In words, such as "short side 800, long ≤ 1333 px"."""
@@ -417,7 +417,7 @@ class Preprocessing:
             raise ConfigError(f"mean: must be finite and within ±{LARGEST:g}, got {self.mean}")
         if not all(SMALLEST <= deviation <= LARGEST for deviation in self.std):
             raise ConfigError(f"std: must be above 0 and finite, in {SMALLEST:g}…{LARGEST:g}, got {self.std}")
-        _require_between("size_divisor", self.size_divisor, MOST_DIVISOR)
+        _require_in_range("size_divisor", self.size_divisor, MOST_DIVISOR)
 
     @property
     def rgb_mean(self) -> tuple[float, float, float]:

@@ -147,7 +147,7 @@ def run(tmp_path, data, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"val": str(data / "instances_val.json")}, "seed": 3}))
-    monkeypatch.setattr(module, "load_detector", lambda spec: Trained(BrightDetector(), (1, 2), str(spec)))
+    monkeypatch.setattr(module, "load_detector", lambda spec, **_: Trained(BrightDetector(), (1, 2), str(spec)))
     return folder
 
 
@@ -198,7 +198,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(run, tmp_path):
 
 def test_classes_that_do_not_match_are_an_error_before_anything_is_detected(run, data, monkeypatch):
     strange = Trained(BrightDetector(names=("bus", "tram")), (), "strange")
-    monkeypatch.setattr(module, "load_detector", lambda spec: strange)
+    monkeypatch.setattr(module, "load_detector", lambda spec, **_: strange)
     seen = []
     with pytest.raises(ConfigError, match="no class in common"):
         evaluate(run, data / "instances_val.json", device="cpu", progress=lambda *counts: seen.append(counts))

@@ -55,7 +55,7 @@ def data(tmp_path):
 @pytest.fixture
 def study(data, tmp_path, monkeypatch):
     """The study of these images with a detector that detects what is bright."""
-    monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(BrightDetector(), (1, 2), "bright"))
+    monkeypatch.setattr(evaluation, "load_detector", lambda spec, **_: Trained(BrightDetector(), (1, 2), "bright"))
     return study_hard("bright", data / "instances_val.json", out=tmp_path / "out", precision="fp32", score=0.5)
 
 
@@ -144,7 +144,7 @@ def test_settings_out_of_range_are_refused_before_the_work(setting, value, tmp_p
 
 
 def test_the_command_prints_counts_and_where_to_look(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(BrightDetector(), (1, 2), "bright"))
+    monkeypatch.setattr(evaluation, "load_detector", lambda spec, **_: Trained(BrightDetector(), (1, 2), "bright"))
     line = ["study", "hard", "bright", "--data", str(data / "instances_val.json"), "--out", str(tmp_path / "cells")]
     assert main([*line, "--precision", "fp32"]) == 0
     printed = capsys.readouterr().out
@@ -159,7 +159,7 @@ def test_a_set_without_boxes_or_findings_still_has_a_page(tmp_path, monkeypatch)
     text = {"images": [{"id": 1, "file_name": "black.png", "width": 64, "height": 48}], "annotations": []}
     categories = [{"id": 1, "name": "cell"}, {"id": 2, "name": "dog"}]
     (folder / "instances_val.json").write_text(json.dumps(text | {"categories": categories}))
-    monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(BrightDetector(), (1, 2), "bright"))
+    monkeypatch.setattr(evaluation, "load_detector", lambda spec, **_: Trained(BrightDetector(), (1, 2), "bright"))
     result = study_hard("bright", folder / "instances_val.json", out=tmp_path / "out", precision="fp32")
     assert (result.outcomes, result.suspects) == (((),), ())
 

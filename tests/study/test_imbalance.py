@@ -73,7 +73,7 @@ def write_data(folder, images, *, names=("cell", "dog", "cat")):
 def detector(monkeypatch):
     """A detector that knows other classes in another order; every weights file is it."""
     one = MarginDetector(names=("dog", "bus", "cell"))
-    monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(one, (), str(spec)))
+    monkeypatch.setattr(evaluation, "load_detector", lambda spec, **_: Trained(one, (), str(spec)))
     return one
 
 
@@ -170,7 +170,7 @@ class TestWithoutSomething:
             study_imbalance("weights", out=tmp_path / "out")
 
     def test_a_detector_without_margins_is_refused(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(evaluation, "load_detector", lambda spec: Trained(BrightDetector(), (), str(spec)))
+        monkeypatch.setattr(evaluation, "load_detector", lambda spec, **_: Trained(BrightDetector(), (), str(spec)))
         with pytest.raises(ConfigError, match="BrightDetector has no method `margins`"):
             study_imbalance("weights", write_data(tmp_path / "data", [[]]), out=tmp_path / "out", device="cpu")
 

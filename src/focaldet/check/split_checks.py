@@ -17,9 +17,12 @@ def note_classes(dataset: Dataset, findings: Findings) -> None:
     """Classes without boxes, classes whose names differ in case only, and a split without any box."""
     where, root = f'split "{dataset.name}"', str(dataset.root)
     present = {*dataset.labels.tolist()}
-    for label, name in enumerate(dataset.classes.names):
-        if label not in present:
-            findings.problems.add(Problem("note", "class without boxes", f'"{name}" has no box', root, where))
+    absent = [name for label, name in enumerate(dataset.classes.names) if label not in present]
+
+    def describe(k: int) -> Problem:
+        return Problem("note", "class without boxes", f'"{absent[k]}" has no box', root, where)
+
+    findings.problems.add_all("note", "class without boxes", len(absent), describe)
     for first, second in same_but_for_case(dataset.classes.names):
         message = f'"{first}" and "{second}" differ in case or spaces only'
         findings.problems.add(Problem("warning", "class in two cases", message, root, where))

@@ -57,7 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:  # a fault of focaldet, or of a file in a way nobody thought of
         if _is_out_of_memory(error):
-            print_error(f"out of memory: {error or 'the machine has no more'}: take a smaller --size or --batch-size")
+            print_error(
+                f"out of memory: {str(error) or 'the machine has no more'}: take a smaller --size or --batch-size"
+            )
             return USAGE
         if os.environ.get(TRACEBACK_VARIABLE) or arguments is not None:  # a program that calls may catch it
             raise

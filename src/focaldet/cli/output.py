@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from focaldet.files import to_json_text
 from focaldet.text import LONGEST_MESSAGE, printable
@@ -79,7 +79,7 @@ def drop_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say(*lines: object, file: TextIO | None = None) -> None:
+def say(*lines: object, file: Any = None) -> None:
     """Lines of text on stdout or `file`; whatever names are in them, no terminal takes them for a command."""
     for line in lines or ("",):
         print(printable(line, most=LONGEST_LINE, keep="\n\t"), file=file or sys.stdout)

@@ -53,15 +53,15 @@ from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocess
 
 STRIDE_PX = 32
 
-AnchorShapes = Annotated[tuple[tuple[Factor, Factor], ...], Shapes]
-COCO_ANCHORS: AnchorShapes = (
+CellShapes = Annotated[tuple[tuple[Factor, Factor], ...], Shapes]
+COCO_ANCHORS: CellShapes = (
     (0.57273, 0.677385),
     (1.87446, 2.06253),
     (3.33843, 5.47434),
     (7.88282, 3.52778),
     (9.77052, 9.16828),
 )
-VOC_ANCHORS: AnchorShapes = (
+VOC_ANCHORS: CellShapes = (
     (1.3221, 1.73145),
     (3.19275, 4.00944),
     (5.05587, 8.09892),
@@ -133,7 +133,7 @@ class YOLOv2Config(DetectorConfig):
     width: Channels = 1024
     passthrough: Channels = 64
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    anchors: AnchorShapes = COCO_ANCHORS
+    anchors: CellShapes = COCO_ANCHORS
     loss: YOLOv2LossConfig = field(default_factory=YOLOv2LossConfig)
     detect: YOLOv2DetectConfig = field(default_factory=YOLOv2DetectConfig)
 

@@ -15,7 +15,7 @@ from focaldet.data.dataset import Dataset, ImageSource
 from focaldet.data.formats.text import quantity
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.results import ResultRows, read_results
-from focaldet.files import read_text, to_json_text
+from focaldet.files import read_utf8, to_json_text
 from focaldet.report.charts import Chart, Curve, chart_section
 from focaldet.report.page import embed_image, header, section, table, write_page
 from focaldet.types import Detections, Target
@@ -137,7 +137,7 @@ def _metric_curves(path: Path) -> str:
     """Losses by step and AP by epoch; nothing where there is no `metrics.csv`."""
     if not path.is_file():
         return ""
-    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    rows = list(csv.DictReader(io.StringIO(read_utf8(path), newline="")))
     steps, evaluations = ([row for row in rows if row.get("kind") == kind] for kind in ("step", "evaluation"))
     parts = [name for name in (steps[0] if steps else {}) if name.endswith("_loss")]
     losses = [
@@ -221,5 +221,5 @@ def _file_block(path: Path) -> str:
     """The text of a file behind its name; nothing where there is no such file."""
     if not path.is_file():
         return ""
-    state, text = " open" if path.name == "config.yaml" else "", escape(read_text(path))
+    state, text = " open" if path.name == "config.yaml" else "", escape(read_utf8(path))
     return f'<details{state}><summary>{path.name}</summary><pre tabindex="0">{text}</pre></details>'

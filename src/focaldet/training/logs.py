@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from focaldet.errors import ConfigError
-from focaldet.files import open_growing, read_text, to_json_text, write_csv
+from focaldet.files import open_growing, read_bytes, read_utf8, to_json_text, write_csv
 from focaldet.text import LONGEST_MESSAGE, printable
 from focaldet.training.config import Logger
 
@@ -130,7 +130,7 @@ class MetricsFile:
     ) -> None:
         self.evaluation_columns, self.log_every, self.num_rows = tuple(evaluation_columns), log_every, keep_rows
         self.path = path
-        kept = path.read_bytes().splitlines(keepends=True)[: keep_rows + 1] if keep_rows else []
+        kept = read_bytes(path).splitlines(keepends=True)[: keep_rows + 1] if keep_rows else []
         self.columns = next(csv.reader([kept[0].decode()]), []) if kept else []
         self.losses: list[str] = []
         self.file = self._open()
@@ -163,7 +163,7 @@ class MetricsFile:
         position = max(number for number, name in enumerate(self.columns, start=1) if name.endswith("loss"))
         self.columns[position:position] = losses
         self.file.close()
-        rows = list(csv.DictReader(io.StringIO(read_text(self.path), newline="")))
+        rows = list(csv.DictReader(io.StringIO(read_utf8(self.path), newline="")))
         values = ([row.get(column) or "" for column in self.columns] for row in rows)
         write_csv(self.path, self.columns, values, newline="\n")
         self.file = self._open()

@@ -11,7 +11,6 @@ from focaldet.config import nearest
 from focaldet.data.problems import Location
 from focaldet.errors import DataError
 from focaldet.files import open_plain, read_bytes
-from focaldet.text import printable
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -31,7 +30,7 @@ def brief(value: Any) -> str:
 def show_path(path: Path) -> str:
     """A path as text for a message: whole if it is one line of moderate length, else quoted and shortened."""
     text = str(path)
-    return text if len(text) <= _LONGEST_PATH and text.isprintable() else printable(text)
+    return text if len(text) <= _LONGEST_PATH and text.isprintable() else brief(text)
 
 
 def hint(name: str, valid: Iterable[str]) -> str:

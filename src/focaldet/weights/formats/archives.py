@@ -18,13 +18,13 @@ from focaldet.errors import CheckpointError
 ZIP_START = b"PK\x03\x04"
 CEILING = 4
 """So many times its size is what a file may take while it is read; weights cannot be compressed by a factor of 2."""
-SPARE_BYTES = 1 << 20
+SLACK_BYTES = 1 << 20
 MOST_ENTRIES = 100_000
 
 
 def allowed_bytes(path: Path) -> int:
     """The most bytes that what is in a file may take together."""
-    return CEILING * path.stat().st_size + SPARE_BYTES
+    return CEILING * path.stat().st_size + SLACK_BYTES
 
 
 def judge_entries(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:

@@ -8,7 +8,6 @@ stack where a tensor is its shape and nothing is made: what it names, and how mu
 import argparse
 import io
 import math
-import pickletools
 import re
 import warnings
 import zipfile
@@ -22,6 +21,7 @@ import torch
 from focaldet.errors import CheckpointError
 from focaldet.files import open_plain
 from focaldet.weights.formats.archives import CEILING, ZIP_START, allowed_bytes, judge_entries
+from focaldet.weights.formats.pickles import OPCODES
 
 OLD_TORCH_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """How old files of `torch.save` begin: a pickle of a certain number, with others behind it."""
@@ -52,16 +52,15 @@ PARAMETERS = {f"torch._utils.{name}" for name in ("_rebuild_parameter", "_rebuil
 COPIES = {"collections.OrderedDict", "collections.Counter", "builtins.set", "__builtin__.set"}
 ODD = {"torch._utils._rebuild_sparse_tensor", "torch._utils._rebuild_meta_tensor_no_storage"}
 """Tensors that take no memory; who asked for plain ones says so by name."""
-SMALL = {"torch.Size", "torch.device", "builtins.complex", "__builtin__.complex", "torch.serialization._get_layout"}
-SMALL |= {*BESIDE, *ODD}
+HARMLESS = {"torch.Size", "torch.device", "builtins.complex", "__builtin__.complex", "torch.serialization._get_layout"}
+HARMLESS |= {*BESIDE, *ODD}
 OBJECTS = {"argparse.Namespace", *BESIDE}
 DTYPES = {str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)}
-NAMES = TENSORS | PARAMETERS | COPIES | SMALL | OBJECTS | DTYPES | {f"torch.{name}" for name in ITEM_BYTES}
+NAMES = TENSORS | PARAMETERS | COPIES | HARMLESS | OBJECTS | DTYPES | {f"torch.{name}" for name in ITEM_BYTES}
 NAMES |= {"_codecs.encode"}
 """What a file of weights may name."""
 
-OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-LITERALS = {"BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1"}
+VALUES = {"BININT", "BININT1", "BININT2", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "LONG1"}
 
 
 class IgnoredObject:
@@ -137,31 +136,31 @@ def judge_file(path: Path) -> None:
         if file.read(len(ZIP_START)) != ZIP_START:  # as torch tells them apart
             file.seek(0)
             for _ in range(OLD_PICKLES):
-                _Judge(None, allowed).run(_opcodes(file))
+                _Judge(None, allowed).run(_read_opcodes(file))
             return
     with zipfile.ZipFile(path) as archive:
         entries = judge_entries(archive, path)
         pickles = [name for name in entries if name.casefold().rpartition("/")[2] == "data.pkl"]
         if len(pickles) != 1:
-            _refuse("damaged, or no weights file")
+            _refuse_file("damaged, or no weights file")
         prefix = pickles[0].removesuffix("data.pkl") + "data/"
         sizes = {name.removeprefix(prefix): e.file_size for name, e in entries.items() if name.startswith(prefix)}
         with archive.open(pickles[0]) as file:
-            _Judge(sizes, allowed).run(_opcodes(cast("io.BufferedIOBase", file)))
+            _Judge(sizes, allowed).run(_read_opcodes(cast("io.BufferedIOBase", file)))
 
 
-def _opcodes(file: io.BufferedIOBase) -> Iterator[tuple[str, Any]]:
+def _read_opcodes(file: io.BufferedIOBase) -> Iterator[tuple[str, Any]]:
     """The names of a pickle's opcodes with their arguments, up to its end."""
     for _ in range(MOST_PARTS):
-        opcode = OPCODES.get(file.read(1)) or _refuse("damaged, or no weights file")
+        opcode = OPCODES.get(file.read(1)) or _refuse_file("damaged, or no weights file")
         argument = opcode.arg and opcode.arg.reader(cast("IO[bytes]", file))
         yield opcode.name, argument
         if opcode.name == "STOP":
             return
-    _refuse(f"it has more than {MOST_PARTS:,} parts")
+    _refuse_file(f"it has more than {MOST_PARTS:,} parts")
 
 
-def _refuse(reason: str) -> NoReturn:
+def _refuse_file(reason: str) -> NoReturn:
     raise _RefusedFile(reason)
 
 
@@ -182,22 +181,22 @@ class _Judge:
     def run(self, opcodes: Iterator[tuple[str, Any]]) -> None:
         """Go through a whole pickle."""
         for name, argument in opcodes:
-            if name in LITERALS:
+            if name in VALUES:
                 self.stack.append(argument)
             elif name == "GLOBAL":
                 self.push_name(argument)
             elif (act := getattr(self, f"on_{name.lower()}", None)) is not None:
                 act(argument)
             elif name not in ("PROTO", "STOP"):
-                _refuse(f"it uses the opcode {name}")
+                _refuse_file(f"it uses the opcode {name}")
 
     def push_name(self, pair: str) -> None:
         name = pair.replace(" ", ".", 1)
         if name not in NAMES:
             readable = re.sub(r"[^\w.]", "?", name)[:80]
             if name.startswith(("torch.", "builtins.", "__builtin__.")) and not name.endswith(RUN):
-                _refuse(f"it asks for something other than plain tensors ({readable})")
-            _refuse(f"it holds code ({readable}), which is never run")
+                _refuse_file(f"it asks for something other than plain tensors ({readable})")
+            _refuse_file(f"it holds code ({readable}), which is never run")
         self.stack.append(_GlobalName(name))
 
     def above_mark(self) -> list[Any]:
@@ -213,13 +212,13 @@ class _Judge:
             if isinstance(value, str | bytes):
                 self.parts -= len(value)
         if self.parts < 0:
-            _refuse(f"more than {MOST_PARTS:,} values, the same ones again and again")
+            _refuse_file(f"more than {MOST_PARTS:,} values, the same ones again and again")
 
     def on_reduce(self, _: object) -> None:
         """A call: of what makes tensors, or of something small."""
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, _GlobalName) or not isinstance(arguments, tuple):
-            _refuse("it calls something that is not a name")
+            _refuse_file("it calls something that is not a name")
         self.copy(arguments)
         if function.text in TENSORS:
             self.claim(*arguments[:4])
@@ -230,23 +229,23 @@ class _Judge:
             self.stack.append(_Container(sum(value.members for value in arguments if isinstance(value, _Container))))
         elif function.text == "torch.Size" and len(arguments) == 1 and isinstance(arguments[0], tuple):
             self.stack.append(arguments[0])
-        elif function.text in SMALL | {"_codecs.encode"}:
+        elif function.text in HARMLESS | {"_codecs.encode"}:
             self.stack.append(_OTHER)
         else:
-            _refuse(f"it calls {function.text} with what that does not take")
+            _refuse_file(f"it calls {function.text} with what that does not take")
 
     def claim(self, storage: Any, offset: Any = 0, size: Any = (), stride: Any = ()) -> None:
         """Make sure that a tensor lies within its storage, and that its numbers are there and not one repeated."""
         sides = (*size, *stride, offset) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
         if not isinstance(storage, _Storage) or not all(type(side) is int and side >= 0 for side in sides):
-            _refuse("a tensor whose shape is not a list of sides, or that has no storage")
+            _refuse_file("a tensor whose shape is not a list of sides, or that has no storage")
         numbers = math.prod(size)
         end = offset + 1 + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) if numbers else 0
         if end > storage.numbers or numbers > storage.numbers:
-            _refuse(f"a tensor of {numbers:,} numbers, of which only {storage.numbers:,} are in the file")
+            _refuse_file(f"a tensor of {numbers:,} numbers, of which only {storage.numbers:,} are in the file")
         self.claimed += numbers * storage.item_bytes
         if self.claimed > self.allowed:
-            _refuse(f"its tensors claim more than {CEILING} times the size of the file")
+            _refuse_file(f"its tensors claim more than {CEILING} times the size of the file")
 
     def on_binpersid(self, _: object) -> None:
         """A storage: "storage", its type, its key, where it was, its numbers, and for old files a part of it."""
@@ -254,13 +253,13 @@ class _Judge:
             case ("storage" | b"storage", _GlobalName() as kind, str() | bytes() as key, _, int() as numbers, *view):
                 item_bytes = ITEM_BYTES.get(kind.text.removeprefix("torch."), 0)
             case _:
-                _refuse("it refers to something outside the file")
+                _refuse_file("it refers to something outside the file")
         text = key if isinstance(key, str) else key.decode("latin-1")
         if not item_bytes or numbers < 0:
-            _refuse("a storage of an unknown kind")
+            _refuse_file("a storage of an unknown kind")
         there = self.sizes.get(text, 0) if self.sizes is not None else self.allowed - sum(self.stored.values())
         if numbers * item_bytes > there + self.stored.get(text, 0) * (self.sizes is None):
-            _refuse(f"a storage that claims {numbers * item_bytes:,} bytes, which are not in the file")
+            _refuse_file(f"a storage that claims {numbers * item_bytes:,} bytes, which are not in the file")
         self.stored[text] = max(numbers * item_bytes, self.stored.get(text, 0))
         match view:
             case [] | [None]:
@@ -268,13 +267,13 @@ class _Judge:
             case [(_, int() as offset, int() as part)] if offset >= 0 and part >= 0 and offset + part <= numbers:
                 numbers = part
             case _:
-                _refuse("a part of a storage that is not within it")
+                _refuse_file("a part of a storage that is not within it")
         self.stack.append(_Storage(numbers, item_bytes))
 
     def on_newobj(self, _: object) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
         if not isinstance(kind, _GlobalName) or kind.text not in OBJECTS:
-            _refuse("it makes an object of a class")
+            _refuse_file("it makes an object of a class")
         self.copy(arguments)
         self.stack.append(_OTHER)
 
@@ -282,7 +281,7 @@ class _Judge:
         """The state of an object; a tensor takes none, it would get another storage."""
         state = self.stack.pop()
         if self.stack[-1] is _TENSOR:
-            _refuse("it changes a tensor after it was made")
+            _refuse_file("it changes a tensor after it was made")
         self.copy(state)
 
     def on_append(self, _: object) -> None:
@@ -301,7 +300,7 @@ class _Judge:
 
     def grow(self, members: int) -> None:
         if not isinstance(self.stack[-1], _Container):
-            _refuse("it adds to something that is not a list or mapping")
+            _refuse_file("it adds to something that is not a list or mapping")
         self.stack[-1].members += members
 
     def on_mark(self, _: object) -> None:

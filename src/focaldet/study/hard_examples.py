@@ -4,6 +4,7 @@ Every object and every false positive gets its loss under the trained detector; 
 red (hard), and lists suspected errors in the annotations.
 """
 
+import io
 import itertools
 import math
 from collections import Counter
@@ -31,6 +32,7 @@ from focaldet.evaluation.evaluate import (
     set_up_evaluation,
 )
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions
+from focaldet.files import write_bytes
 from focaldet.models import Detector
 from focaldet.report.charts import Chart, Curve, write_chart, write_curves
 from focaldet.runtime import Progress, join_processes, pick_device
@@ -168,7 +170,9 @@ def _write_images(dataset: Dataset, folder: Path, *, longest_px: int, progress: 
     for index in range(len(dataset)):
         pixels = read_image(dataset.path(index))
         resize = Resize(mode="long", size=min(longest_px, max(pixels.shape[1:])))
-        draw.to_image(resize_image(pixels, resize)).save(folder / f"{index}.jpg", quality=IMAGE_QUALITY)
+        buffer = io.BytesIO()
+        draw.to_image(resize_image(pixels, resize)).save(buffer, "JPEG", quality=IMAGE_QUALITY)
+        write_bytes(folder / f"{index}.jpg", buffer.getvalue())
         if progress is not None:
             progress(index + 1, len(dataset))
 

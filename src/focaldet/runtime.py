@@ -249,4 +249,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
-    return any(sign in text for sign in ("can't allocate memory", "not enough memory", "out of memory"))
+    signs = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread")
+    return any(sign in text for sign in signs)

@@ -116,7 +116,7 @@ def expected_yolo(rng, box_list):
 def test_boxes_are_the_original_corners_after_every_step(name, expected):
     source = random.Random(0)
     kept, flips = 0, 0
-    for seed in range(500):
+    for seed in range(150):
         corners = [(source.uniform(0, 200), source.uniform(0, 140)) for _ in range(source.randint(1, 5))]
         corners = [(x, y, source.uniform(x + 3, 240), source.uniform(y + 3, 180)) for x, y in corners]
         count = len(corners)
@@ -129,7 +129,7 @@ def test_boxes_are_the_original_corners_after_every_step(name, expected):
         assert torch.allclose(out.target.boxes, want, rtol=0, atol=1e-3), seed
         assert torch.equal(out.target.ignored, out.target.labels % 2 == 0)
         kept, flips = kept + len(want), flips + flip
-    assert kept > 500 and 210 < flips < 290
+    assert kept > 150 and 55 < flips < 95
 
 
 def test_around_an_expanded_image_lies_the_mean_and_around_darknets_the_gray():

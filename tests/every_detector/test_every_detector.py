@@ -2,7 +2,7 @@
 
 Every entry is followed by shape at its own size. All settings also really run, on small images: the backbone is then
 replaced by a small one of the same blocks, and entries that become equal by that run once. The variants of the class
-loss run too. `make prove` repeats it with networks that are as wide as the smaller entries.
+loss run too. `make prove` adds the larger siblings, and repeats it with networks as wide as the smaller entries.
 """
 
 import copy
@@ -46,7 +46,9 @@ WHOLE = (ImageSize(*PADDED),) * 2
 SIZES = (ImageSize(64, 96), ImageSize(50, 80))
 
 
+@functools.cache
 def on_meta(name: str) -> Detector:
+    """The detector without numbers. Shared: never change it."""
     with torch.device("meta"):
         return build(name, class_names=CLASSES)
 
@@ -165,9 +167,32 @@ def distinct(names: Iterable[str]) -> list[str]:
     return list({running_config(name): name for name in names}.values())
 
 
+# Larger networks that differ from a smaller one in size, widths and published settings alone: they run in `make prove`.
+SIBLINGS = {
+    "retinanet_r50_fpn",
+    "retinanet_r50_fpn_tv",
+    "retinanet_r50_fpn_v2_tv",
+    "faster_rcnn_r50_fpn",
+    "faster_rcnn_r50_fpn_tv",
+    "faster_rcnn_r50_fpn_v2_tv",
+    "faster_rcnn_x101_32x8d_fpn",
+    "faster_rcnn_r101_c4",
+    "faster_rcnn_inception_resnet_v2",
+    "faster_rcnn_inception_resnet_v2_atrous",
+    "faster_rcnn_inception_resnet_v2_tdm",
+    "ssd321_r101",
+    "ssd513_r101",
+    "dssd321_r101",
+    "dssd513_r101",
+    "softmax with mining",
+    "mining 1:3",
+}
 EVERY_NAME = [*VARIANTS, *reversed(PRESETS)]
 RUNNING = [
-    *distinct(EVERY_NAME),
+    *(
+        pytest.param(name, marks=pytest.mark.prove) if name in SIBLINGS else name
+        for name in distinct(sorted(EVERY_NAME, key=lambda name: name not in SIBLINGS))
+    ),
     *(pytest.param(name, marks=pytest.mark.prove) for name in distinct(name + WIDE for name in EVERY_NAME)),
 ]
 every = pytest.mark.parametrize("name", PRESETS)

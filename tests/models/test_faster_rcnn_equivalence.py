@@ -37,7 +37,13 @@ def paired(name: str, folder: Path, *, size_px: int, proposals: int = 1000) -> P
     return reference, detector
 
 
-@pytest.fixture(scope="module", params=EQUIVALENTS)
+EVERYDAY = ("faster_rcnn_r50_fpn_tv",)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in EVERYDAY else pytest.param(name, marks=pytest.mark.prove) for name in EQUIVALENTS],
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return paired(request.param, tmp_path_factory.mktemp("weights"), size_px=EVERYDAY_PX, proposals=EVERYDAY_PROPOSALS)
 
@@ -110,6 +116,7 @@ def test_detections_on_photographs(pair: Pair) -> None:
     compare(pair, photographs(), wanted=1, size_px=EVERYDAY_PX)
 
 
+@pytest.mark.prove
 def test_detections_on_coco_images(pair: Pair, real_data: Path) -> None:
     compare(pair, coco_images(real_data / "coco_mini" / "val2017"), wanted=2, size_px=EVERYDAY_PX)
 

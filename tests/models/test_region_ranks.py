@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from focaldet.models import LossContext
 from tests.models import region_ranks
 
 
+@pytest.mark.prove
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(

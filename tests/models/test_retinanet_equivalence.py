@@ -27,7 +27,13 @@ from tests.models.torchvision_retinanet import (
 EVERYDAY_PX = 160
 
 
-@pytest.fixture(scope="module", params=EQUIVALENTS)
+EVERYDAY = ("retinanet_r50_fpn_tv",)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in EVERYDAY else pytest.param(name, marks=pytest.mark.prove) for name in EQUIVALENTS],
+)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Detector]:
     """A lively torchvision model and our detector with its weights, read from a file."""
     reference = lively(request.param, size_px=EVERYDAY_PX)
@@ -65,6 +71,7 @@ def test_detections_on_photographs(pair: tuple[Any, Detector]) -> None:
     compare(pair, photographs(), wanted=2, size_px=EVERYDAY_PX)
 
 
+@pytest.mark.prove
 def test_detections_on_coco_images(pair: tuple[Any, Detector], real_data: Path) -> None:
     compare(pair, coco_images(real_data / "coco_mini" / "val2017"), wanted=2, size_px=EVERYDAY_PX)
 

@@ -17,7 +17,7 @@ from focaldet.ops.losses.fused import _sum_and_slope
 from focaldet.ops.losses.fused_cuda import sum_and_slope
 for dtype, limit in ((torch.float32, 3e-6), (torch.float64, 1e-13), (torch.bfloat16, 8e-3)):
     generator = torch.Generator().manual_seed(0)
-    for rows, classes in ((1, 1), (5, 3), (700, 7), (0, 4)):
+    for rows, classes in ((1, 1), (5, 3), (300, 7), (0, 4)):
         logits = (torch.randn(rows, classes, generator=generator) * 20).to(dtype)
         labels = torch.randint(0, classes + 1, (rows,), generator=generator)
         ignore = torch.rand(rows, generator=generator) < 0.3

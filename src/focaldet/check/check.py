@@ -71,6 +71,7 @@ def check_data(
     for dataset in datasets.values():
         _note_repeated_labels(dataset, copies, findings)
     findings = findings.select(only=only, skip=skip)
+    findings.show_problems()
     splits = tuple(_describe(dataset, detector, prepared) for dataset in datasets.values())
     source = config.path or config.train or config.val or config.test
     advice = advise(next(iter(datasets.values())), detector, prepared) if detector is not None else None

@@ -7,11 +7,13 @@ from pathlib import Path
 from focaldet.check.kinds import MEANINGS
 from focaldet.config import nearest
 from focaldet.data.dataset import Dataset
+from focaldet.data.images import SUFFIXES
 from focaldet.data.problems import Location, Problem, Problems, Severity
 from focaldet.errors import ConfigError
 from focaldet.types import BoxCorners
 
 SHOWN_PER_KIND = 6
+FARTHEST_PX = 1e5  # boxes with coordinates beyond it, or NaN, are not drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,15 @@ class Findings:
         shown, image = self.exhibits.setdefault(problem.kind, []), Path(problem.file)
         if len(shown) < SHOWN_PER_KIND:
             shown += [Exhibit(image, (), ""), Exhibit(original, (), "the other one")]
+
+    def show_problems(self) -> None:
+        """Show also the kinds that the readers met: those of their problems that name an image, or stand in one."""
+        for problem in self.problems:
+            image, shown = Path(problem.image or problem.file), self.exhibits.setdefault(problem.kind, [])
+            is_new = image.suffix.lower() in SUFFIXES and image not in [exhibit.path for exhibit in shown]
+            if is_new and len(shown) < SHOWN_PER_KIND:
+                drawable = problem.box is not None and all(abs(value) < FARTHEST_PX for value in problem.box)
+                shown.append(Exhibit(image, (problem.box,) if problem.box and drawable else (), problem.message))
 
     def select(self, *, only: Collection[str], skip: Collection[str]) -> "Findings":
         """The findings of the kinds in `only` (all where there are none) that are not in `skip`.

@@ -1,12 +1,13 @@
 """Problems of data files and where they stand: each one is counted, none is repaired silently."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from focaldet.errors import DataError
+from focaldet.types import BoxCorners
 
 Severity = Literal["error", "warning", "note"]
 
@@ -20,7 +21,8 @@ class Problem:
     """One problem of the data and its location.
 
     `error`: the image or record cannot be used. `warning`: something was changed or ignored. `note`: worth knowing,
-    nothing was lost. `kind` is a short fixed name (`box clipped`, `size differs`, …).
+    nothing was lost. `kind` is a short fixed name (`box clipped`, `size differs`, …). `image` is the image file that
+    shows it and `box` the box in question (xyxy, the image's pixels), where the reader knows them.
     """
 
     severity: Severity
@@ -29,6 +31,8 @@ class Problem:
     file: str
     record: str | None = None
     field: str | None = None
+    image: str | None = None
+    box: BoxCorners | None = None
 
     def __str__(self) -> str:
         where = " · ".join(part for part in (self.file, self.record, self.field) if part)
@@ -46,9 +50,12 @@ class Location(NamedTuple):
         """A `DataError` about this location."""
         return DataError(problem, file=self.file, record=self.record, field=self.field)
 
-    def problem(self, severity: Severity, kind: str, message: str) -> Problem:
-        """A `Problem` at this location."""
-        return Problem(severity, kind, message, str(self.file), self.record, self.field)
+    def problem(
+        self, severity: Severity, kind: str, message: str, *, image: Path | None = None, box: BoxCorners | None = None
+    ) -> Problem:
+        """A `Problem` at this location; `image` and `box` (xyxy, pixels) show it."""
+        shown = None if image is None else str(image)
+        return Problem(severity, kind, message, str(self.file), self.record, self.field, shown, box)
 
 
 @dataclass(slots=True)
@@ -78,6 +85,12 @@ class Problems:
             if sum(known.kind == problem.kind for known in self.examples) < LISTED_PER_KIND:
                 self.examples.append(problem)
         self.counts.update(other.counts)
+
+    def name_images(self, images: Mapping[str, Path]) -> None:
+        """Give the problems in annotation files that belong to one image that image; `images` is by annotation file."""
+        for k, problem in enumerate(self.examples):
+            if problem.image is None and problem.file in images:
+                self.examples[k] = replace(problem, image=str(images[problem.file]))
 
     def __iter__(self) -> Iterator[Problem]:
         return iter(self.examples)

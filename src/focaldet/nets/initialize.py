@@ -32,7 +32,8 @@ def set_biases(layer: nn.Conv2d | nn.Linear, biases: Sequence[float]) -> None:
 
 def _initialize(modules: Iterable[nn.Module], draw: Callable[[Tensor], object]) -> None:
     for module in modules:
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        # On the device "meta", which has shapes alone, torch takes longer to draw nothing than to build the network.
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
             draw(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -129,7 +129,7 @@ def mutate_and_open(kind: str, folder: Path, number: int, seed: int, monkeypatch
 
 @pytest.mark.parametrize("kind", FILES)
 def test_a_few_mutations(tmp_path, monkeypatch, kind):
-    outcomes = mutate_and_open(kind, tmp_path, 40, 0, monkeypatch)
+    outcomes = mutate_and_open(kind, tmp_path, 25, 0, monkeypatch)
     assert min(outcomes.values()) > 0  # both ends are reached, so the mutations are neither too mild nor too wild
 
 

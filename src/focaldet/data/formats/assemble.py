@@ -63,6 +63,7 @@ def build_dataset(records: Records, reading: Reading | None = None, *, read_imag
     sizes = torch.tensor([[0, 0] if isinstance(size, DataError) else size for size in measured], dtype=torch.int32)
     _note_repeated_paths(records)
     rows, boxes = _check_boxes(records, sizes, keep, reading)
+    records.problems.name_images(_images_by_file(records))
     images = keep.nonzero()[:, 0]
     owners = (keep.cumsum(0) - 1)[records.owners[rows]]
     order = owners.argsort(stable=True)
@@ -158,7 +159,8 @@ def _note_failures(records: Records, measured: list[ImageSize | DataError], *, l
         if isinstance(size, DataError):
             records.problems.add(location.problem("error", "image unusable", size.problem))
         elif stated is not None and stated != size:
-            records.problems.add(location.problem("warning", "size differs", _size_difference(stated, size)))
+            image, message = records.root / records.paths[i], _size_difference(stated, size)
+            records.problems.add(location.problem("warning", "size differs", message, image=image))
     return torch.tensor([not isinstance(size, DataError) for size in measured])
 
 
@@ -177,6 +179,24 @@ def _note_repeated_paths(records: Records) -> None:
         if path in seen:
             records.problems.add(records.image_location(i).problem("warning", "image listed twice", brief(path)))
         seen.add(path)
+
+
+def _images_by_file(records: Records) -> dict[str, Path]:
+    """The image of each annotation file that describes one image; empty for files that describe many."""
+    if not records.problems.examples:
+        return {}
+    last_image, last_row = len(records.paths) - 1, len(records.owners) - 1
+    ends = [records.image_location(0), records.image_location(last_image)]
+    ends += [records.box_location(0), records.box_location(last_row)] if last_row >= 0 else []
+    if last_image and len({location.file for location in ends}) == 1:
+        return {}  # one file for all images, as COCO's and CSV's are
+    first_rows = dict(reversed(list(zip(records.owners.tolist(), range(len(records.owners)), strict=True))))
+    images: dict[str, set[str]] = {}
+    for i, path in enumerate(records.paths):
+        locations = [records.image_location(i)] + [records.box_location(first_rows[i])] * (i in first_rows)
+        for location in locations:
+            images.setdefault(str(location.file), set()).add(path)
+    return {file: records.root / paths.pop() for file, paths in images.items() if len(paths) == 1}
 
 
 def _check_boxes(
@@ -235,7 +255,7 @@ class _BoxReport:
         chosen = bad.nonzero()[:, 0].tolist()
 
         def problem(k: int) -> Problem:
-            return self._location(chosen[k]).problem(severity, kind, f"{self._describe(chosen[k])}: {outcome}")
+            return self._problem(chosen[k], severity, kind, f"{self._describe(chosen[k])}: {outcome}")
 
         problems = self.records.problems
         problems.add_all(severity, kind, len(chosen), problem)
@@ -243,10 +263,15 @@ class _BoxReport:
     def note_rounded(self, shifted: Bool[Tensor, " R"]) -> None:
         """Add one note on all boxes that are outside by no more than rounding."""
         if number := int(shifted.sum()):
-            location = self._location(int(shifted.nonzero()[0, 0]))
             message = f"{number} boxes extend beyond their image by at most {ROUNDING_PX} px; clipped"
+            first = int(shifted.nonzero()[0, 0])
             problems = self.records.problems
-            problems.add(location.problem("note", "box rounded", message))
+            problems.add(self._problem(first, "note", "box rounded", message))
+
+    def _problem(self, i: int, severity: Severity, kind: str, message: str) -> Problem:
+        x1, y1, x2, y2 = self.boxes[i].tolist()
+        image = self.records.root / self.records.paths[int(self.records.owners[self.rows[i]])]
+        return self._location(i).problem(severity, kind, message, image=image, box=(x1, y1, x2, y2))
 
     def _location(self, i: int) -> Location:
         return self.records.box_location(int(self.rows[i]))

@@ -115,7 +115,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(records=st.lists(VALUES | st.fixed_dictionaries({key: VALUES | st.just(GOOD[key]) for key in GOOD}), max_size=3))
 def test_nothing_but_a_data_error_leaves(tmp_path_factory, records):
     path = written(tmp_path_factory.getbasetemp(), records)

@@ -111,7 +111,8 @@ print("right")
 WITH_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.prove, WITH_COMPILER])])
+@pytest.mark.prove
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=WITH_COMPILER)])
 def test_torch_compile_keeps_to_the_rule_of_errors_in_one_graph(backend, tmp_path, monkeypatch):
     """In a process of its own, as users have it: here each call is checked, which is no part of the graph."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

@@ -108,6 +108,7 @@ def gradient_of_part(rank, out):
     distributed.destroy_process_group()
 
 
+@pytest.mark.prove
 def test_two_processes_that_average_gradients_are_one(tmp_path):
     multiprocessing.spawn(gradient_of_part, args=(tmp_path,), nprocs=2)
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]

@@ -30,8 +30,6 @@ def killed(tmp_path_factory):
     plan = {
         "straight": [],
         "killed": [{"write": 4, "fraction": 0.5}, {"step": 8}],
-        "phases_straight": [],
-        "phases_killed": [{"step": 4}, {"phase": 2}, {"step": 14}],
     }
     return folder, carry_out(folder, plan, seconds=500)
 
@@ -43,13 +41,15 @@ def test_killed_in_a_step_and_in_a_save(killed):
     assert_same_end(folder / "straight", folder / "killed")
 
 
-def test_killed_in_every_phase_and_between_them(killed):
+@pytest.mark.prove
+def test_killed_in_every_phase_and_between_them(tmp_path):
     """3 steps an epoch in the first, 6 in the second phase; the border is passed again after the kill on it."""
-    folder, report = killed
+    plan = {"phases_straight": [], "phases_killed": [{"step": 4}, {"phase": 2}, {"step": 14}]}
+    report = carry_out(tmp_path, plan, seconds=500)
     assert report["phases_killed"]["hits"] == [True] * 3
-    position = last_state(folder / "phases_straight")["position"]
+    position = last_state(tmp_path / "phases_straight")["position"]
     assert (position["phase"], position["epoch"], position["step"]) == (1, 4, 18)
-    assert_same_end(folder / "phases_straight", folder / "phases_killed")
+    assert_same_end(tmp_path / "phases_straight", tmp_path / "phases_killed")
 
 
 @pytest.mark.prove

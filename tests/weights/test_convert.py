@@ -124,12 +124,13 @@ def require_same(path, out, *, model=None, size=None):
             tuple(range(91)),
             {"backbone": 265, "pyramid": 16, "class_subnet": 10, "box_subnet": 10},
         ),
-        (
+        pytest.param(
             "fasterrcnn_resnet50_fpn",
             "faster_rcnn_r50_fpn_tv",
             "first in the file, last here",
             tuple(range(1, 91)),
             {"backbone": 265, "pyramid": 16, "rpn_head": 6, "roi_head": 4, "predictor": 4},
+            marks=pytest.mark.prove,
         ),
     ],
 )
@@ -153,7 +154,7 @@ def test_torchvision(folder, builder, model, background, ids, parts):
 @pytest.mark.parametrize(
     ("written", "name", "layout", "model", "anchors", "background", "terms"),
     [
-        (
+        pytest.param(
             of_detectron2,
             "retinanet_r50",
             "detectron2",
@@ -161,6 +162,7 @@ def test_torchvision(folder, builder, model, background, ids, parts):
             "scale, ratio",
             "none, each",
             "CC BY-SA 3.0",
+            marks=pytest.mark.prove,
         ),
         (
             of_mmdetection,

@@ -17,6 +17,7 @@ from focaldet.errors import ConfigError
 from focaldet.models import find_preset, named_config
 from focaldet.report.check_page import write_check_page
 from focaldet.types import Preprocessing, Resize
+from tests.data.datasets import write_voc
 
 MODEL = "retinanet_mobilenet_v2_fpn"
 EACH = 20
@@ -247,3 +248,25 @@ def test_no_advice_without_boxes_or_anchors(tmp_path):
     report = report_on(data.write())
     assert report.advice is None and counts(report)["no boxes"] == 2
     assert callable(advise)
+
+
+def test_the_images_of_the_problems_that_readers_meet_are_shown(tmp_path):
+    """A clipped box, one that cannot be drawn and another size in COCO; a loose value in VOC's file of an image."""
+    (tmp_path / "coco").mkdir()
+    data = Faulty(tmp_path / "coco", 3, num_images=9, num_val=3)
+    clipped, impossible, resized = data.images["train"][:3]
+    data.add_box(clipped, box=[-5, 10, 50, 40])
+    data.add_box(impossible, box=[10, 10, 1e9, 40])
+    resized["width"] += 7
+    report = report_on(data.write())
+    shown = {kind: report.exhibits[kind][0] for kind in ("box clipped", "box impossible", "size differs")}
+    names = [shown[kind].path.name for kind in shown]
+    assert names == [image["file_name"] for image in (clipped, impossible, resized)]
+    assert [exhibit.boxes for exhibit in shown.values()] == [((-5, 10, 45, 50),), (), ()]
+    write_voc(tmp_path / "voc")
+    file = tmp_path / "voc" / "Annotations" / "b.xml"
+    file.write_text(file.read_text().replace("</name>", "</name><difficult>Unspecified</difficult>", 1))
+    report = report_on(DataConfig(path=tmp_path / "voc"))
+    assert [exhibit.path.name for exhibit in report.exhibits["loose value"]] == ["b.png"]
+    write_check_page(report, tmp_path / "page.html")
+    assert "data:image/jpeg" in (tmp_path / "page.html").read_text().split("<h3>loose value")[1].split("<h3>")[0]

@@ -43,13 +43,13 @@ def digest(path):
 
 
 def assert_same_weights(path, expected_path):
-    """Equal to the last bit on a machine like the one that made the fixtures, else within 1e-6."""
+    """Equal to the last bit on a machine like the one that made the fixtures; elsewhere a thousandth of an update apart."""
     weights, expected = (load_detector(file).detector.state_dict() for file in (path, expected_path))
     is_same_machine = (torch.__version__, torch.backends.cpu.get_cpu_capability()) == (
         EXPECTED["torch"],
         EXPECTED["cpu"],
     )
-    tolerance = 0.0 if is_same_machine else 1e-6
+    tolerance = 0.0 if is_same_machine else 1e-5
     assert weights.keys() == expected.keys()
     for name, value in weights.items():
         torch.testing.assert_close(value, expected[name], rtol=tolerance, atol=tolerance, msg=name)

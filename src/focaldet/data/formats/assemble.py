@@ -193,7 +193,8 @@ def _images_by_file(records: Records) -> dict[str, Path]:
     first_rows = dict(reversed(list(zip(records.owners.tolist(), range(len(records.owners)), strict=True))))
     images: dict[str, set[str]] = {}
     for i, path in enumerate(records.paths):
-        locations = [records.image_location(i)] + [records.box_location(first_rows[i])] * (i in first_rows)
+        locations = [records.image_location(i)]
+        locations += [records.box_location(first_rows[i])] if i in first_rows else []
         for location in locations:
             images.setdefault(str(location.file), set()).add(path)
     return {file: records.root / paths.pop() for file, paths in images.items() if len(paths) == 1}

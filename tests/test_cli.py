@@ -608,7 +608,7 @@ def test_as_a_module_and_with_a_closed_pipe():
     """A reader that has seen enough ends it quietly, with a status that leaves the process."""
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "focaldet", "--help"]
+    command = [sys.executable, "-m", "focaldet", "models", "--json"]
     ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert ended.returncode == 2

@@ -43,7 +43,7 @@ def digest(path):
 
 
 def assert_same_weights(path, expected_path):
-    """Equal to the last bit on a machine like the one that made the fixtures; elsewhere a thousandth of an update apart."""
+    """Equal to the last bit on a machine like the one that made the fixtures, elsewhere much less than an update."""
     weights, expected = (load_detector(file).detector.state_dict() for file in (path, expected_path))
     is_same_machine = (torch.__version__, torch.backends.cpu.get_cpu_capability()) == (
         EXPECTED["torch"],

@@ -133,7 +133,7 @@ def test_two_processes_do_the_work_of_one(tmp_path, start):
         shares = [one["seen"][kind] for one in (first, second)]
         assert sum(shares) == alone["seen"][kind] and min(shares) >= 2
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 9
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 10
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 

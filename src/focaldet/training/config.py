@@ -30,6 +30,8 @@ from focaldet.types import Resize
 # The number of images per update for which `learning_rate` is stated.
 BASE_BATCH = 8
 
+MOST_PARTS_OF_A_RUN = 1000  # phases, and steps of the learning rate
+
 # Of a run without phases; one with phases is as long as they say.
 DEFAULT_EPOCHS = 24
 
@@ -112,7 +114,7 @@ class RunConfig:
     minutes: PositiveFloat | None = None
     """Minutes that training and evaluation may take, instead of `epochs`; the schedule is fitted to them."""
 
-    phases: Annotated[tuple[dict[str, Any], ...], Field(max_length=1000)] = ()
+    phases: tuple[dict[str, Any], ...] = ()
     """Parts of the run, trained one after another, each with its epochs and its own settings. Only in files."""
 
     batch_size: BatchSize = 8
@@ -139,7 +141,7 @@ class RunConfig:
     schedule: Schedule = "one_cycle"
     """How the learning rate changes over the run. Only a `constant` run can get more epochs when it is resumed."""
 
-    step_at: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(max_length=1000)] = (2 / 3, 8 / 9)
+    step_at: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (2 / 3, 8 / 9)
     """Fractions of the run at which the `step` schedule divides the learning rate by 10."""
 
     warmup_epochs: NonNegativeFloat = 1.0
@@ -216,6 +218,9 @@ class RunConfig:
             object.__setattr__(self, "weights", None)  # of a frozen value, while it is made
         has_rest = self.batch_size % self.accumulate
         contradictions: dict[str, object] = {
+            f"phases, step_at: must have at most {MOST_PARTS_OF_A_RUN}": (
+                max(len(self.phases), len(self.step_at)) > MOST_PARTS_OF_A_RUN
+            ),
             "resume and overwrite exclude each other": self.resume and self.overwrite,
             "patience: needs evaluate_every": self.patience and not self.evaluate_every,
             "patience: a run with phases is as long as they say and cannot end early": self.patience and self.phases,

@@ -128,7 +128,7 @@ def test_missing_and_left_over_tensors_are_named(first, tmp_path, change, proble
 @pytest.mark.parametrize("count", [0, 1, 1_000_000])
 def test_a_class_layer_of_no_classes_or_too_many_names_the_file(first, tmp_path, count):
     layer = "roi_heads.box_predictor.cls_score.weight"
-    torch.save(first | {layer: torch.zeros(1).expand(count, 1)}, tmp_path / "odd.pth")
+    torch.save(first | {layer: torch.zeros(count, 1)}, tmp_path / "odd.pth")
     with pytest.raises(CheckpointError, match=r"odd\.pth: its class and box layers are not of a whole number"):
         load_detector(tmp_path / "odd.pth")
 

@@ -19,6 +19,7 @@ ChangeFactor = Annotated[float, Field(ge=1, le=10)]
 Scale = Annotated[float, Field(ge=0.05, le=20)]
 CropScale = Annotated[float, Field(ge=0.01, le=1)]
 
+MOST_OVERLAPS = 64
 RANGES = ("expand_ratio", "crop_scale", "crop_aspect", "scale_jitter")
 
 AUGMENT_PRESETS: Mapping[str, Mapping[str, Any]] = read_mapping(Path(__file__).with_name("presets.yaml"))
@@ -56,7 +57,7 @@ class AugmentConfig:
     expand_ratio: tuple[ChangeFactor, ChangeFactor] = (1.0, 4.0)
     """Range, in 1…10, of the canvas's sides divided by the image's; drawn uniformly."""
 
-    crop_overlaps: Annotated[tuple[Fraction, ...], Field(max_length=64)] = ()
+    crop_overlaps: tuple[Fraction, ...] = ()
     """SSD's crops, one drawn of: a window with at least this IoU with some box, for each number; the whole image."""
 
     crop_scale: tuple[CropScale, CropScale] = (0.3, 1.0)
@@ -134,6 +135,8 @@ class AugmentConfig:
             first, last = getattr(self, name)
             if first > last:
                 raise ConfigError(f"augment.{name}: the first number must be at most the second, got {first}, {last}")
+        if len(self.crop_overlaps) > MOST_OVERLAPS:
+            raise ConfigError(f"augment.crop_overlaps: must have at most {MOST_OVERLAPS} members")
         if self.crop + self.zoom_out > 1:
             raise ConfigError(f"augment.crop + augment.zoom_out: must be ≤ 1, got {self.crop} + {self.zoom_out}")
 

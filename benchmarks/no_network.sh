@@ -23,7 +23,7 @@ watch predict $focaldet predict "$weights" "$images" --out "$folder/drawn" --siz
 import sys
 from pathlib import Path
 from tests import hostile
-for number, (write, _) in enumerate(list(hostile.NAMES.values())[:8]):
+for number, (write, _) in enumerate(list(hostile.NAMES.values())[:4]):
     path = Path(sys.argv[1]) / f"hostile{number}"
     path.mkdir()
     write(path)

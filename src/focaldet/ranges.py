@@ -6,7 +6,7 @@ beyond them it takes hours or all memory, or every result is 0 or NaN. `docs/lim
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 MOST_SIDE_PX, MOST_DIVISOR, LARGEST, SMALLEST = 1_000_000, 1024, 1e6, 1e-6
 MOST_FILE_SIDE_PX = 16_384
@@ -17,7 +17,16 @@ NonNegativeInt = Annotated[int, Field(ge=0, le=10_000_000)]
 PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
 AnyFloat = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-Factor = Annotated[float, Field(gt=0, ge=SMALLEST, le=LARGEST)]
+
+
+def _refuse_tiny(value: float) -> float:
+    """`value`, unless boxes that are multiplied or divided by it would be lost to rounding."""
+    if value < SMALLEST:
+        raise ValueError(f"must be at least {SMALLEST:g}")
+    return value
+
+
+Factor = Annotated[float, Field(gt=0, le=LARGEST), AfterValidator(_refuse_tiny)]
 """A size or ratio that boxes are multiplied or divided by."""
 
 ClassCount = Annotated[int, Field(gt=0, le=100_000)]

@@ -188,8 +188,8 @@ def test_the_command_tells_a_bad_file_in_one_line(capsys, demo_data, tmp_path, c
     ("anchors", "words"),
     [
         ("[[1,2],[3,4]]", "with 2 anchors, 10 classes"),
-        ("[[1,-2]]", "anchors.0.1: Input should be greater than or equal to 0.000001, got -2"),
-        ("[[0,2]]", "anchors.0.0: Input should be greater than or equal to 0.000001, got 0"),
+        ("[[1,-2]]", "anchors.0.1: Input should be greater than 0, got -2"),
+        ("[[0,2]]", "anchors.0.0: Input should be greater than 0, got 0"),
         ("[[1,.nan]]", "anchors.0.1: Input should be a finite number, got nan"),
         ("[[1,.inf]]", "anchors.0.1: Input should be a finite number, got inf"),
         ("[[1]]", "anchors.0.1: Field required, got [1]"),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -313,6 +314,9 @@ def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
 def _recognize(path: Path, config: DataConfig) -> DatasetLayout:
     kind = what_is_at(path)
     if not kind:
+        with suppress(OSError):  # a name too long for any disk
+            if path.exists():  # a pipe or device, which may never begin or end
+                raise DataError("is neither a file nor a folder", file=path)
         raise DataError("there is no such file or folder", file=path)
     formats = [FORMATS[config.format]] if config.format else list(FORMATS.values())
     listing = Listing(path if kind == "folder" else path.parent, follow_links=config.follow_links)

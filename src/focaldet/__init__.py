@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
     from focaldet.evaluation.inference import InferenceOptions
     from focaldet.models import Detector, DetectorConfig, Preset, build, register
     from focaldet.prediction import Predictor, load
+    from focaldet.report.report_runs import report_runs
     from focaldet.training.config import RunConfig
     from focaldet.training.trainer import TrainResult, train
     from focaldet.types import Batch, Detection, Detections, ImageSize, Preprocessing, Resize, Target
@@ -50,6 +51,7 @@ MODULES = {
     "evaluation.inference": ("InferenceOptions",),
     "models": ("Detector", "DetectorConfig", "Preset", "build", "register"),
     "prediction": ("Predictor", "load"),
+    "report.report_runs": ("report_runs",),
     "training.config": ("RunConfig",),
     "training.trainer": ("TrainResult", "train"),
     "types": ("Batch", "Detection", "Detections", "ImageSize", "Preprocessing", "Resize", "Target"),
@@ -95,6 +97,7 @@ __all__ = [
     "load",
     "losses",
     "register",
+    "report_runs",
     "train",
 ]
 

@@ -1,5 +1,6 @@
 """The report: what it says, that it needs nothing from elsewhere, and how a real browser shows it."""
 
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -11,16 +12,17 @@ from focaldet.data.problems import Problem
 from focaldet.errors import DataError
 from focaldet.evaluation.coco import evaluate_detections
 from focaldet.evaluation.results import write_results
+from focaldet.report.image_pairs import NUM_IMAGES, NUM_WORST, target_as_detections
 from focaldet.report.page import DARK, LIGHT
-from focaldet.report.run_report import NUM_IMAGES, target_as_detections, write_report
+from focaldet.report.run_report import write_report
 from focaldet.types import Target
 from tests.evaluation.cases import make_dataset, make_detections, make_image
 
 EVIL = "<script>alert(1)</script>"
-METRICS = """kind,epoch,step,loss,class_loss,box_loss,ap,ap50,ap75
-step,1,1,2.0,1.5,0.5,,,
-step,1,2,1.0,0.8,0.2,,,
-evaluation,1,2,,,,0.25,0.5,
+METRICS = """kind,epoch,step,learning_rate,loss,class_loss,box_loss,ap,ap50,ap75
+step,1,1,0.01,2.0,1.5,0.5,,,
+step,1,2,0.02,1.0,0.8,0.2,,,
+evaluation,1,2,,,,,0.25,0.5,
 """
 
 
@@ -55,7 +57,7 @@ def test_phases_are_shown_with_their_settings(run):
     page = Seen(write_report(run, Scenes()).read_text())
     assert "Phases" in page.text
     assert "epochs 1 to 4: as the run" in page.text
-    assert 'epochs 5 to 6: {"model_note": "<b>", "ema": null}' in page.text
+    assert "epochs 5 to 6: model_note <b>, ema off" in page.text
 
 
 class Seen(HTMLParser):
@@ -93,10 +95,14 @@ def page_of(run, source=None, **settings):
 def test_it_has_numbers_curves_images_and_settings(run):
     seen = Seen(page_of(run))
     assert seen.open == []
-    for text in ("cells", "retinanet_r18_fpn", "AP75", "area below 32² px", "seed: 7", '"torch": "2.14"', "20 images"):
+    for text in ("cells", "retinanet_r18_fpn", "AP75", "area below 32² px", "seed7", "torch2.14", "20 images"):
         assert text in seen.text
-    assert len(seen.all("img")) == 2 * NUM_IMAGES
-    assert len([one for one in seen.all("svg") if one.get("role") == "img"]) == 2
+    assert len(seen.all("img")) == 2 * NUM_IMAGES + 2 * 4  # four images have an error: nothing but an ignored object
+    charts = [one["aria-label"].partition(".")[0] for one in seen.all("svg") if one.get("role") == "img"]
+    assert charts == [
+        *("Precision, recall and F1", "F1 of each class", "Precision at each recall", "Reliability"),
+        *("Training loss", "Learning rate", "Average precision"),
+    ]
 
 
 def test_numbers_are_those_of_the_predictions(run):
@@ -106,7 +112,7 @@ def test_numbers_are_those_of_the_predictions(run):
         {k: make_detections(([8, 8, 24, 40], 0.9, k % 2), ([0, 0, 9, 9], 0.2, 0)) for k in range(20)},
     )
     assert f'<p class="value">{100 * expected.ap:.1f}</p>' in page
-    assert '<th scope="row" class="text">AP large</th><td>-</td>' in page
+    assert '<th scope="row" class="text">AP large</th><td>-</td><td>-</td>' in page
     assert "16 boxes of 2 classes, 40 detections" in page
 
 
@@ -137,9 +143,42 @@ def test_every_image_has_a_text_and_a_size(run):
         assert (one["width"], one["height"]) == ("64", "48")
 
 
-def test_detections_below_the_score_are_not_shown(run):
-    assert "detections: 1 cell" in page_of(run)
-    assert "detections: 2 cell" in page_of(run, score=0.1)
+def test_detections_below_the_best_score_are_not_shown(run):
+    """Of the two detections in each image that of .2 is wrong: the best score lies between."""
+    page = page_of(run)
+    assert "detections with a score of at least 0.55" in page
+    assert "detections: 1 cell" in page and "detections: 2 cell" not in page
+
+
+def test_where_the_time_went_is_the_sum_of_the_epochs(run):
+    seconds = {"loading": 1.0, "forward and losses": 2.0, "evaluation": 1.0}
+    lines = [json.dumps({"event": "epoch", "seconds": seconds})] * 2 + ['{"half', json.dumps({"event": "note"})]
+    (run / "events.jsonl").write_text("\n".join(lines))
+    page = page_of(run)
+    bar = '<div class="bar" style="--length:50.0%">50.0'
+    assert f'<th scope="row" class="text">forward and losses</th><td>4.0</td><td>{bar}' in page
+    assert '<th scope="row" class="text">all epochs</th><td>8.0</td>' in page
+
+
+def test_the_worst_images_come_first_and_link_to_the_explorer(run):
+    """Image 7 has a wrong detection and a missed object, image 3 a missed object."""
+    detections = {k: make_detections(([8, 8, 24, 40], 0.9, k % 2)) for k in range(20) if k != 3}
+    detections[7] = make_detections(([30, 8, 46, 40], 0.8, 1))
+    write_results(run / "predictions.json", Scenes().dataset, detections)
+    worst = page_of(run).partition("The worst images")[2].partition("Images</h2>")[0]
+    captions = re.findall(r"<figcaption>(\d+)\.png: [^<]*; (\d wrong detections?, \d missed)", worst)
+    assert captions == [("7", "1 wrong detection, 1 missed"), ("3", "0 wrong detections, 1 missed")]
+    assert f"focaldet study hard {run}" in worst
+    (run / "hard-val").mkdir()
+    (run / "hard-val" / "index.html").write_text("")
+    assert '<a href="hard-val/index.html">hard-val</a>' in page_of(run)
+
+
+def test_settings_without_a_value_say_what_that_means(run):
+    (run / "config.yaml").write_text("model: m\nsize: null\nema: null\nprecision: null\nloggers: []\nphases: []\n")
+    page = page_of(run)
+    assert "null" not in Seen(page).text and "None" not in Seen(page).text
+    assert "bf16 where the hardware has it" in page
 
 
 def test_names_from_the_data_cannot_become_markup(run):
@@ -162,8 +201,8 @@ def test_a_folder_with_predictions_alone_is_enough(run):
     for name in ("metrics.csv", "config.yaml", "environment.json"):
         (run / name).unlink()
     seen = Seen(page_of(run))
-    assert "Curves" not in seen.text
-    assert "Settings" not in seen.text
+    assert "Training loss" not in seen.text
+    assert "Settings of the training" not in seen.text
 
 
 def test_a_damaged_history_is_survived(run):
@@ -173,7 +212,9 @@ def test_a_damaged_history_is_survived(run):
 
 def test_fewer_images_than_the_page_shows(run):
     write_results(run / "predictions.json", Scenes(num_images=3).dataset, {})
-    assert len(Seen(page_of(run, Scenes(num_images=3))).all("img")) == 6
+    pairs = 3 + 3  # all three have a missed object
+    assert len(Seen(page_of(run, Scenes(num_images=3))).all("img")) == 2 * pairs
+    assert NUM_WORST > 3
 
 
 def test_predictions_of_other_images_are_refused(run):

@@ -198,7 +198,6 @@ def test_a_reader_filters_steps_and_exports_in_a_real_browser(study, browser, sc
     page.locator("[name=label]").select_option("dog")
     assert page.locator(".tile").count() == 1
     page.locator("[name=label]").select_option("all")
-    page.get_by_label("False positives from score").fill("1")
     page.locator("[name=order]").select_option("file name")
     assert page.locator(".tile figcaption").first.inner_text().startswith("a dog called cell.png")
     page.reload()

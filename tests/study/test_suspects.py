@@ -56,6 +56,16 @@ def test_a_missed_object_counts_by_the_recall_of_its_class():
     assert summarize(suspects_of([], objects=[[(HERE, CELL)]])[0]) == [(0, "nothing there", 0.0)]
 
 
+def test_one_place_is_named_once():
+    """Two classes and a shifted double where the file has nothing, an object that is missed under another's box."""
+    near = (51.0, 50.0, 61.0, 60.0)
+    doubled = [(FAR, 0.9, DOG), (near, 0.8, CELL), (FAR, 0.7, CELL), (HERE, 0.6, CELL)]
+    several, _ = suspects_of(doubled, [(FAR, 0.5, CELL)], objects=[[], []])
+    assert summarize(several) == [(0, "missing box", 0.9), (0, "missing box", 0.6), (1, "missing box", 0.5)]
+    several, _ = suspects_of([(HERE, 0.9, DOG)], objects=[[(HERE, CELL), (near, CELL), ((0.0, 0.0, 10.0, 9.0), CELL)]])
+    assert [one.problem for one in several if one.annotated and one.annotated.box != near] == ["wrong class"]
+
+
 def test_an_unsure_detector_suspects_nothing_is_missing():
     assert suspects_of([(FAR, 0.29, CELL)], objects=[[]])[0] == ()
     assert len(suspects_of([(FAR, 0.31, CELL)], objects=[[]])[0]) == 1

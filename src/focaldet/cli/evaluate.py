@@ -1,5 +1,6 @@
 """`focaldet eval`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -7,14 +8,17 @@ from cyclopts import Parameter
 
 from focaldet.cli import Switch, flag_name
 from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, data_config, optional_data_config
-from focaldet.cli.output import print_json, print_metrics, progress, say
+from focaldet.cli.output import is_first, print_json, print_metrics, progress, say
 from focaldet.config import make_folder
+from focaldet.data.dataset import FileSource
 from focaldet.errors import ConfigError
-from focaldet.evaluation.coco import evaluate_files
-from focaldet.evaluation.evaluate import evaluate, evaluation_folder
+from focaldet.evaluation.coco import Metrics, evaluate_files
+from focaldet.evaluation.evaluate import Evaluation, run_evaluation
 from focaldet.evaluation.evaluator import MAX_DETECTIONS
+from focaldet.evaluation.inference import InferenceOptions
 from focaldet.files import write_json
-from focaldet.outputs import begin_call, earlier_call
+from focaldet.outputs import begin_call
+from focaldet.report.run_report import write_report
 
 
 def evaluate_command(
@@ -37,26 +41,13 @@ def evaluate_command(
         predictions: COCO result file to score against the ground truth `--data`, instead of a detector.
         max_detections: How many detections of each image and class count, the best ones; COCO's numbers are with 100.
             A detector that answers with fewer is let answer with so many.
-        out: Folder for metrics.json and predictions.json; by default a folder within the run.
+        out: Folder for metrics.json, predictions.json and report.html; by default one within the run, with the name of
+            the data where they are others than those of the run. With --predictions only metrics.json is written.
         json: Print JSON.
     """
     if (run is None) == (predictions is None):
         raise ConfigError("eval: give either a run folder, weights file or name, or --predictions RESULTS.json")
-    if predictions is None:
-        folder: Path | None = evaluation_folder(str(run), split=split, out=out)
-        earlier = None if folder is None else earlier_call(folder)
-        chosen = optional_data_config(data, parts)
-        with progress("evaluate") as seen:
-            metrics = evaluate(
-                str(run),
-                chosen,
-                split=split,
-                out=out,
-                max_detections=max_detections,
-                progress=seen,
-                **(options or {}),
-            )
-    else:
+    if predictions is not None:
         for name in options or {}:
             text = "is for a detector; it changes nothing in a file of --predictions"
             raise ConfigError(f"eval: --{flag_name(name)} {text}")
@@ -65,11 +56,44 @@ def evaluate_command(
         metrics = evaluate_files(predictions, data_config(data, parts), split=split, max_detections=max_detections)
         if folder is not None:
             write_json(folder / "metrics.json", metrics.to_dict())
+        notes = () if earlier is None else (f"{earlier} in {folder}",)
+        _print_result(metrics, notes=notes, page=None if folder is None else folder / "metrics.json", json=json)
+        return
+    with progress("evaluate") as seen:
+        done = run_evaluation(
+            str(run),
+            optional_data_config(data, parts),
+            split=split,
+            out=out,
+            max_detections=max_detections,
+            options=InferenceOptions(**(options or {})),
+            progress=seen,
+        )
+    page = _write_page(str(run), done) if is_first() else None
+    _print_result(done.metrics, notes=done.notes, page=page, json=json)
+
+
+def _write_page(run: str, done: Evaluation) -> Path | None:
+    """The page of an evaluation beside its files; None where none were written."""
+    folder = done.folder
+    if folder is None:
+        return None
+    return write_report(
+        Path(run) if Path(run).is_dir() else folder,
+        FileSource(done.dataset),
+        metrics=done.metrics,
+        predictions=folder / "predictions.json",
+        out=folder / "report.html",
+    )
+
+
+def _print_result(metrics: Metrics, *, notes: Sequence[str], page: Path | None, json: bool) -> None:
+    """The numbers, for people or for programs, and where the rest is."""
     if json:
         print_json(metrics.to_dict())
         return
     print_metrics(metrics)
-    if earlier is not None:
-        say(f"note: {earlier} in {folder}")
-    if folder is not None:
-        say(f"look at  {folder}")
+    for note in notes:
+        say(f"note: {note}")
+    if page is not None:
+        say(f"look at  {page}")

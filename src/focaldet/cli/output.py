@@ -45,14 +45,15 @@ def progress(text: str) -> Iterator[Callable[[int, int | None], None]]:
 @contextmanager
 def quiet_unless_first() -> Iterator[None]:
     """Of the processes that `torchrun` or SLURM started, only the first one writes to stdout."""
-    if _is_first():
+    if is_first():
         yield
         return
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         yield
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
+    """Whether this is the first of the processes that `torchrun` or SLURM started, or the only one."""
     if not {"TORCHELASTIC_RUN_ID", "SLURM_JOB_NAME"} & {*os.environ}:
         return True
     from focaldet.runtime import is_first_process

@@ -82,7 +82,7 @@ def hard_command(
     data: Data = None,
     parts: DataParts = None,
     out: Path | None = None,
-    score: float = 0.3,
+    score: float | None = None,
     image_px: int = IMAGE_PX,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
     options: Options = None,
@@ -92,7 +92,8 @@ def hard_command(
     Args:
         run: Run folder, weights file, or a name such as torchvision:coco_v1.
         out: Folder for the page, its images and the tables; a folder within the run by default.
-        score: Smallest score of a detection that counts.
+        score: Smallest score of a detection that counts. By default the one with the largest F1 that the weights file
+            keeps; .3 where it keeps none.
         image_px: Long side of the page's images in pixels.
     """
     chosen = optional_data_config(data, parts)
@@ -105,6 +106,7 @@ def hard_command(
 
 def _print_hard(result: HardStudy) -> None:
     rows = [[kind, *map(str, numbers)] for kind, numbers in result.counts.items()]
+    print(f"detections of a score of at least {result.score:.2f}")
     print_table([["KIND", "OBJECTS", "FALSE POSITIVES"], *rows], left={0})
     say(f"\n{quantity(len(result.suspects), 'suspected label error')}: {result.page.with_name('suspects.csv')}")
     say(*(f"note: {note}" for note in result.notes), f"look at  {result.page}")

@@ -94,7 +94,7 @@ class ImageScore:
 
 
 def count_confusion(evaluator: Any, truth: CocoGroundTruth, *, score: float) -> ConfusionMatrix | None:
-    """The confusion matrix of detections of at least `score`; None with more than `MOST_CONFUSION_CLASSES` classes."""
+    """The confusion matrix of the detections of at least `score`; None with very many classes."""
     names = truth.classes.names
     if not 0 < len(names) <= MOST_CONFUSION_CLASSES:
         return None

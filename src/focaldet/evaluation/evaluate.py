@@ -1,5 +1,6 @@
 """A trained detector on a whole split: its detections, the COCO numbers, and the files that keep both."""
 
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,8 +35,12 @@ from focaldet.runtime import (
 )
 from focaldet.types import Detections, ImageSize, Target
 from focaldet.weights import load_detector, override_postprocess
+from focaldet.weights.thresholds import ScoreThresholds
 
 RESULT_FILES = ("predictions.json", "metrics.json")
+FINGERPRINT = "data"  # the name in metrics.json of what tells data from all others
+EVALUATION_KINDS = ("eval", "hard", "imbalance")  # what the names of the folders in a run folder begin with
+PATH_SETTINGS = ("path", "train", "val", "test", "images")  # of the data
 UNNAMED_NOTE = "the detector has no class names: its classes are taken in the order of the data's"
 
 
@@ -52,11 +57,15 @@ class ClassMatch:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSetup:
-    """A detector, the images to evaluate it on, and which of their classes its classes are."""
+    """A detector, the images to evaluate it on, and which of their classes its classes are.
+
+    `thresholds` are the scores from which on its detections are best taken, where its weights file says so.
+    """
 
     detector: Detector
     dataset: Dataset
     class_match: ClassMatch
+    thresholds: ScoreThresholds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,19 @@ class TimedDetections:
 
     detections: list[Detections]
     milliseconds_per_image: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What `run_evaluation` computed: the metrics, the images, and the folder that was written, if one was.
+
+    `notes` say where the files are if they are of other data than the run's own, and what they replaced.
+    """
+
+    metrics: Metrics
+    dataset: Dataset
+    folder: Path | None
+    notes: tuple[str, ...]
 
 
 def detect_all(
@@ -160,14 +182,13 @@ def evaluate(
 ) -> Metrics:
     """The COCO metrics of a trained detector on a split, written to `out` together with all detections.
 
-    `metrics.json` has the metrics, `predictions.json` the detections as a COCO result file with the image and category
-    ids of the data. Under `torchrun` every process takes a part of the images and returns the same metrics.
+    As `run_evaluation`, which also says where the files are.
 
     Args:
         run: a run folder (its best weights), a weights file, or a name such as `torchvision:coco_v1`.
         data: the images and annotations; by default those of the run.
         split: train, val, test, or a split's own name in the data; a single annotation file is taken whole.
-        out: folder for the files; `eval-<split>` in the run folder by default. Weights without a run folder write none.
+        out: folder for the files; by default that of `evaluation_folder`. Weights without a run folder write none.
         max_detections: how many detections of each image and class count, the best ones; a detector that answers with
             fewer is let answer with so many.
         options: size, device, precision and so on.
@@ -179,32 +200,58 @@ def evaluate(
         DataError: data that cannot be read.
         ConfigError: a setting out of range, no class in common between detector and data, or `out` cannot be made.
     """
+    return run_evaluation(
+        run,
+        data,
+        split=split,
+        out=out,
+        max_detections=max_detections,
+        options=replace(options, **fields),
+        progress=progress,
+    ).metrics
+
+
+def run_evaluation(
+    run: str | Path,
+    data: DataConfig | str | Path | None,
+    *,
+    split: str,
+    out: Path | None,
+    max_detections: int = MAX_DETECTIONS,
+    options: InferenceOptions,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a trained detector on a split, and write its metrics and detections into a folder.
+
+    `metrics.json` has the metrics, `predictions.json` the detections as a COCO result file with the image and category
+    ids of the data. Under `torchrun` every process takes a part of the images and returns the same metrics.
+
+    The arguments and the errors are those of `evaluate`.
+    """
     # Checked before the long work, and by every process, so that none waits for another that stopped.
-    options = replace(options, **fields)
     setup = set_up_evaluation(run, data, split=split, options=options)
     raise_limit(setup.detector, max_detections)
-    folder = evaluation_folder(run, split=split, out=out)
+    match, dataset = setup.class_match, setup.dataset
+    folder = evaluation_folder(run, dataset, data, split=split, out=out)
+    note = describe_folder(run, folder, out=out, split=split)
+    earlier = None
     if folder is not None:
         configs.make_folder(folder)
-        if is_first_process():
-            begin_call(folder, "eval", RESULT_FILES)
+        earlier = begin_call(folder, "eval", RESULT_FILES) if is_first_process() else None
     with join_processes(pick_device(options.device)) as ranks:
         timed = detect_all(
-            setup.detector.to(ranks.device),
-            FileSource(setup.dataset),
-            options=options,
-            fabric=ranks,
-            progress=progress,
+            setup.detector.to(ranks.device), FileSource(dataset), options=options, fabric=ranks, progress=progress
         )
-        match, dataset = setup.class_match, setup.dataset
         detections = [relabel_detections(each, match, dataset.classes) for each in timed.detections]
         metrics = evaluate_detections(dataset, dict(enumerate(detections)), max_detections=max_detections)
         notes = (*match.notes, *metrics.notes)
         metrics = replace(metrics, milliseconds_per_image=timed.milliseconds_per_image, notes=notes)
         if folder is not None and ranks.global_rank == 0:
             write_results(folder / "predictions.json", dataset, dict(enumerate(detections)))
-            configs.write_json(folder / "metrics.json", {"split": dataset.name} | metrics.to_dict())
-    return metrics
+            about = {"split": dataset.name, FINGERPRINT: dataset.fingerprint()}
+            configs.write_json(folder / "metrics.json", about | metrics.to_dict())
+    notes = tuple(filter(None, [note, earlier and f"{earlier} in {folder}"]))
+    return Evaluation(metrics, dataset, folder, notes)
 
 
 def raise_limit(detector: Detector, max_detections: int) -> None:
@@ -230,21 +277,75 @@ def set_up_evaluation(
         DataError: data that cannot be read.
         ConfigError: a setting out of range, or no class in common between detector and data.
     """
-    detector = load_detector(run, allow_nonfinite=options.allow_nonfinite).detector
-    detector = apply_options(detector, options)
+    trained = load_detector(run, allow_nonfinite=options.allow_nonfinite)
+    detector = apply_options(trained.detector, options)
     settings = read_run_settings(run)
-    dataset = open_evaluation_split(_data_config(data, settings), split, seed=settings.get("seed", 0))
+    dataset = open_evaluation_split(run_data_config(data, settings), split, seed=settings.get("seed", 0))
     class_match = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)
     if options.architecture:
         overrides = ", ".join(f"{name} {value}" for name, value in configs.flatten(options.architecture).items())
         note = f"the detector was run with other settings than it was trained with: {overrides}"
         class_match = replace(class_match, notes=(*class_match.notes, note))
-    return EvaluationSetup(detector, dataset, class_match)
+    return EvaluationSetup(detector, dataset, class_match, trained.thresholds)
 
 
-def evaluation_folder(run: str | Path, *, split: str, out: Path | None, kind: str = "eval") -> Path | None:
-    """The folder that `evaluate` writes to: `out`, else `<kind>-<split>` in a run folder; None for other weights."""
-    return out or (Path(run) / f"{kind}-{split}" if Path(run).is_dir() else None)
+def evaluation_folder(
+    run: str | Path,
+    dataset: Dataset,
+    data: DataConfig | str | Path | None,
+    *,
+    split: str,
+    out: Path | None,
+    kind: str = "eval",
+) -> Path | None:
+    """The folder that `evaluate` writes to: `out`, else one in a run folder; None for other weights.
+
+    For the data of the run itself it is `<kind>-<split>`; for other `data`, opened as `dataset`, it has their name too,
+    so that they replace nothing of the run's own, and other data of the same name get a part of their fingerprint.
+    """
+    if out is not None or not Path(run).is_dir():
+        return out
+    if data is None or is_own_data(Path(run), dataset, data):
+        return Path(run) / f"{kind}-{split}"
+    folder = Path(run) / f"{kind}-{_data_name(data)}-{split}"
+    written = folder / "metrics.json"
+    known = configs.read_mapping(written).get(FINGERPRINT) if written.is_file() else None
+    fingerprint = dataset.fingerprint()
+    return folder if known in (None, fingerprint) else folder.with_name(f"{folder.name}-{fingerprint[:6]}")
+
+
+def is_own_data(run: Path, dataset: Dataset, data: DataConfig | str | Path) -> bool:
+    """Whether `data`, opened as `dataset`, are those that the run was trained and evaluated on, wherever they lie."""
+    settings = read_run_settings(run)
+    if "data" not in settings:
+        return True
+    own, given = (run_data_config(each, settings) for each in (None, data))
+    if _absolute(own) == _absolute(given):
+        return True
+    environment = run / "environment.json"
+    known = configs.read_mapping(environment).get("data") if environment.is_file() else None
+    return isinstance(known, dict) and dataset.fingerprint() in known.values()
+
+
+def describe_folder(run: str | Path, folder: Path | None, *, out: Path | None, split: str) -> str | None:
+    """A sentence where the files are of other data than the run's own; None where that goes without saying."""
+    if folder is None or out is not None or folder.name in {f"{kind}-{split}" for kind in EVALUATION_KINDS}:
+        return None
+    return f"these are not the data that {run} was trained with: the files are in {folder}, those of its own data stay"
+
+
+def _absolute(config: DataConfig) -> dict[str, Any]:
+    """The settings of data with absolute paths."""
+    values = configs.to_dict(config)
+    paths = {name: Path(values[name]).resolve() for name in PATH_SETTINGS if isinstance(values.get(name), str)}
+    return {**values, **paths}
+
+
+def _data_name(data: DataConfig | str | Path) -> str:
+    """The name of the folder or file of the data, as a part of a file name."""
+    config = data if isinstance(data, DataConfig) else DataConfig(path=Path(data))
+    path = next((p for p in (config.path, config.val, config.test, config.train) if p is not None), Path("data"))
+    return re.sub(r"[^\w.]+", "_", Path(path).resolve().stem) or "data"
 
 
 def open_evaluation_split(data: DataConfig, split: str, *, seed: int) -> Dataset:
@@ -323,7 +424,12 @@ def read_run_settings(run: str | Path) -> dict[str, Any]:
     return configs.read_mapping(path) if path.is_file() else {}
 
 
-def _data_config(data: DataConfig | str | Path | None, settings: dict[str, Any]) -> DataConfig:
+def run_data_config(data: DataConfig | str | Path | None, settings: dict[str, Any]) -> DataConfig:
+    """The data that were named, else those in the settings of a run.
+
+    Raises:
+        ConfigError: none were named, and the settings name none or bad ones.
+    """
     if isinstance(data, DataConfig):
         return data
     if data is not None:

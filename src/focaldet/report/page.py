@@ -24,6 +24,7 @@ LIGHT = {
     "rule": "#dcdde2",
     "bar": "#cfe0fb",
     "shade": "#e7f3ea",
+    "edge": "#8a8e99",
     "c0": "#1f5fbf",
     "c1": "#b8430e",
     "c2": "#15784a",
@@ -41,6 +42,7 @@ DARK = {
     "rule": "#363b45",
     "bar": "#24406d",
     "shade": "#1f3328",
+    "edge": "#5d6470",
     "c0": "#7fb0ff",
     "c1": "#ff9d6b",
     "c2": "#63d69c",
@@ -61,7 +63,9 @@ STYLE = f"""
 {files("focaldet.report").joinpath("page.css").read_text(encoding="utf-8")}"""
 
 
-def write_page(path: Path, title: str, *html: str, style: str = "", script: str = "") -> None:
+def write_page(
+    path: Path, title: str, *html: str, style: str = "", script: str = "", refresh_seconds: int | None = None
+) -> None:
     """Write an HTML page of these parts.
 
     Args:
@@ -70,17 +74,19 @@ def write_page(path: Path, title: str, *html: str, style: str = "", script: str 
         html: the parts, in their order.
         style: CSS after that of all pages.
         script: JavaScript, run after the body. A page with a script may show images that lie beside it.
+        refresh_seconds: after how long the page loads itself anew; never by default.
     """
     # Even a class name that got past the escaping could load or run nothing.
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy += f" file: 'self'; script-src 'sha256-{digest}'"
+    reload = "" if refresh_seconds is None else f'<meta http-equiv="refresh" content="{refresh_seconds}">\n'
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{''.join(html)}</main>\n"
+        f"{reload}<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n<main>\n{''.join(html)}</main>\n"
         + (f"<script>{script}</script>\n" if script else "")
         + "</body>\n</html>\n"
     )
@@ -114,7 +120,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: 
         values = "".join(f"<td{kind}>{cell}</td>" for kind, cell in zip(kinds[1:], cells, strict=True))
         lines.append(f'<tr><th scope="row" class="text">{first}</th>{values}</tr>')
     body = "".join(lines)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def embed_image(image: Image.Image, *, alt: str, quality: int = 80) -> str:

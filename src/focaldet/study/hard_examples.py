@@ -25,6 +25,7 @@ from focaldet.errors import ConfigError
 from focaldet.evaluation.error_kinds import MIN_PROBABILITY, OUTCOME_KINDS, Outcome, OutcomeKind, classify_outcomes
 from focaldet.evaluation.evaluate import (
     EvaluationSetup,
+    describe_folder,
     detect_all,
     evaluation_folder,
     read_run_settings,
@@ -41,7 +42,7 @@ from focaldet.study.suspects import Suspect, find_suspects, image_name, write_su
 from focaldet.types import Detections, Resize, Target
 
 HARD_OUT = Path("runs/study/hard")  # for weights without a run folder
-FALSE_POSITIVE_FRACTION = 2 / 3  # of `score`: false positives below it are ignored
+DEFAULT_HARD_SCORE = 0.3  # where the weights keep no better one
 IMAGE_PX = 640
 IMAGE_QUALITY = 80
 MOST_CURVES = 6
@@ -53,12 +54,16 @@ OUTCOME_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class HardStudy:
-    """What `study_hard` computed and wrote: the outcomes of each image, the suspected label errors, and the page."""
+    """What `study_hard` computed and wrote: the outcomes of each image, the suspected label errors, and the page.
+
+    Only detections of at least `score` count.
+    """
 
     page: Path
     outcomes: tuple[tuple[Outcome, ...], ...]
     suspects: tuple[Suspect, ...]
     notes: tuple[str, ...]
+    score: float
 
     @property
     def counts(self) -> dict[OutcomeKind, tuple[int, int]]:
@@ -73,7 +78,7 @@ def study_hard(
     *,
     split: str = "val",
     out: Path | None = None,
-    score: float = 0.3,
+    score: float | None = None,
     image_px: int = IMAGE_PX,
     options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
     progress: Progress | None = None,
@@ -91,8 +96,8 @@ def study_hard(
         data: the images and annotations; those of the run by default.
         split: train, val, test, or a split's own name in the data; a single annotation file is taken whole.
         out: the folder; `hard-<split>` in the run folder by default, else `runs/study/hard`.
-        score: only detections of at least this score count as detections of objects; false positives are listed from
-            two thirds of it on.
+        score: only detections of at least this score count, as detections of objects and as false positives; by default
+            the one with the largest F1 that the weights file keeps, .3 where it keeps none.
         image_px: long side of the page's images, which are never larger than the originals.
         options: size, device, precision and so on.
         progress: called with the images done and the images there are, for detecting and then for writing.
@@ -103,13 +108,16 @@ def study_hard(
         DataError: data that cannot be read.
         ConfigError: a setting out of range, no class in common between detector and data, or `out` cannot be made.
     """
-    if not 0 < score < 1:
+    if score is not None and not 0 < score < 1:
         raise ConfigError(f"score: must be above 0 and below 1, got {score}")
     if image_px < 1:
         raise ConfigError(f"image_px: must be at least 1, got {image_px}")
     options = replace(options, **fields)
     opened = set_up_evaluation(run, data, split=split, options=options)
-    folder = evaluation_folder(run, split=split, out=out, kind="hard") or HARD_OUT
+    folder = evaluation_folder(run, opened.dataset, data, split=split, out=out, kind="hard") or HARD_OUT
+    about_folder = describe_folder(run, folder, out=out or (None if Path(run).is_dir() else folder), split=split)
+    if score is None:
+        score = DEFAULT_HARD_SCORE if opened.thresholds is None else opened.thresholds.overall.score
     images = make_folder(folder / IMAGE_FOLDER)
     with join_processes(pick_device(options.device)) as ranks:
         detected = detect_all(
@@ -121,7 +129,8 @@ def study_hard(
         )
         outcomes = find_outcomes(opened, detected.detections, score=score)
         suspects = find_suspects(outcomes, num_classes=len(opened.dataset.classes), score=score)
-        study = HardStudy(folder / "index.html", outcomes, suspects, opened.class_match.notes)
+        notes = (*opened.class_match.notes, *filter(None, [about_folder]))
+        study = HardStudy(folder / "index.html", outcomes, suspects, notes, score)
         if ranks.global_rank == 0:
             model = str(read_run_settings(run).get("model", run))
             write_hard_page(study.page, opened.dataset, outcomes, suspects, score=score, model=model)
@@ -160,8 +169,7 @@ def find_outcomes(
         target = dataset.target(index)
         target = Target(target.boxes, target.labels, target.ignored | ~torch.isin(target.labels, known))
         in_data_labels = relabel_detections(of_image, opened.class_match, dataset.classes)
-        least_score = score * FALSE_POSITIVE_FRACTION
-        outcomes.append(tuple(classify_outcomes(in_data_labels, target, score=score, least_score=least_score)))
+        outcomes.append(tuple(classify_outcomes(in_data_labels, target, score=score, least_score=score)))
     return tuple(outcomes)
 
 

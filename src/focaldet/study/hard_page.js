@@ -53,7 +53,6 @@ function isShown(example) {
   if (!kindsWanted.has(example.kind)) return false;
   if (fields.label.value !== "" && example.label !== Number(fields.label.value)) return false;
   if (fields.size.value !== "" && example.size !== Number(fields.size.value)) return false;
-  if (!example.isObject && example.detection.score < Number(fields.score.value)) return false;
   return example.loss >= Number(fields.loss.value);
 }
 let kindsWanted = new Set(data.kinds.keys());
@@ -228,7 +227,6 @@ function draw() {
 
 function refresh() {
   kindsWanted = new Set(all('[name="kind"]').filter((box) => box.checked).map((box) => Number(box.value)));
-  fields.scoreValue.value = Number(fields.score.value).toFixed(2);
   fields.lossValue.value = Number(fields.loss.value).toFixed(2);
   state.shown = state.view === "images" ? shownImages() : shownSuspects();
   state.page = 0;
@@ -317,5 +315,4 @@ data.problems.forEach((problem, index) => {
   const count = suspects.filter((suspect) => suspect.problem === index).length;
   fields.problem.append(node("option", { value: index }, `${problem} (${count.toLocaleString("en")})`));
 });
-fields.score.value = data.score;
 show("images");

@@ -34,7 +34,7 @@ def write_hard_page(
         dataset: the images.
         outcomes: those of each image, in the dataset's order.
         suspects: suspected label errors, the strongest first.
-        score: the first position of the slider for false positives.
+        score: that from which on detections count.
         model: the name of the detector.
     """
     data = {
@@ -54,7 +54,8 @@ def write_hard_page(
     html, style, script = (
         folder.joinpath(f"hard_page.{ending}").read_text(encoding="utf-8") for ending in ("html", "css", "js")
     )
-    for name, value in (("SPLIT", dataset.name), ("MODEL", model), ("COUNT", quantity(len(dataset), "image"))):
+    texts = {"SPLIT": dataset.name, "MODEL": model, "COUNT": quantity(len(dataset), "image"), "SCORE": f"{score:.2f}"}
+    for name, value in texts.items():
         html = html.replace(f"{{{name}}}", escape(value))
     html += f'<script type="application/json" id="data">{text}</script>\n'
     write_page(path, f"Easy and hard in {dataset.name} · focaldet", html, style=style, script=script)

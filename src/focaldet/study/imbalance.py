@@ -144,7 +144,8 @@ def study_imbalance(
     opened = set_up_evaluation(run, data, split=split, options=options)
     if len(opened.dataset) == 0:
         raise ConfigError(f"split: {split!r} has no images")
-    folder = make_folder(evaluation_folder(run, split=split, out=out, kind="imbalance") or IMBALANCE_OUT)
+    folder = evaluation_folder(run, opened.dataset, data, split=split, out=out, kind="imbalance") or IMBALANCE_OUT
+    make_folder(folder)
     with join_processes(pick_device(options.device)) as ranks:
         opened.detector.to(ranks.device)
         tally = tally_losses(opened, gammas, options=options, ranks=ranks, progress=progress)

@@ -36,6 +36,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.predictions = path / "predictions.json"
         self.report = path / "report.html"
+        self.monitor = path / "monitor.html"
         self.last = path / "weights" / "last.safetensors"
         self.best = path / "weights" / "best.safetensors"
         self.state = path / "state" / "last" / "checkpoint.pt"
@@ -56,7 +57,8 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove the files of a run, and nothing else."""
-        for file in (self.config, self.metrics, self.events, self.environment, self.predictions, self.report):
+        pages = self.report, self.monitor
+        for file in (self.config, self.metrics, self.events, self.environment, self.predictions, *pages):
             file.unlink(missing_ok=True)
         for folder in ("weights", "state", "tensorboard", "mlruns", "wandb"):
             shutil.rmtree(self.path / folder, ignore_errors=True)

@@ -611,7 +611,7 @@ class Trainer:
         """Write the report and say how the run ended."""
         state, best = self.state, metrics_from(self.state.best)
         if best is not None and not interrupted and self.log is not None:
-            write_report(self.folder.path, self.validation, metrics=best)
+            write_report(self.folder.path, self.validation, metrics=best, training=self.source.dataset)
         if interrupted:
             text = f"stopped by {self.stop.signal_name or 'another process'} after step {state.step}"
             if self.has_files:

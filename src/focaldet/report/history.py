@@ -1,0 +1,121 @@
+"""What a run has written down while it was trained: its losses, learning rate and AP as charts, and its time.
+
+All of it can be read while the training goes on.
+"""
+
+import csv
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from focaldet.evaluation.coco import HEADLINES, percent
+from focaldet.files import read_bytes, read_utf8
+from focaldet.report.charts import Chart, Curve, chart_section
+from focaldet.report.page import section, table
+
+AP_CURVES = ("ap50", "ap", "ap75")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The rows of metrics.csv, of steps and of evaluations, and the records of events.jsonl, in their order."""
+
+    steps: list[dict[str, str]]
+    evaluations: list[dict[str, str]]
+    events: list[dict[str, Any]]
+
+    @property
+    def losses(self) -> list[str]:
+        """The columns of the losses, their sum first."""
+        parts = [name for name in (self.steps[0] if self.steps else {}) if name and name.endswith("_loss")]
+        return ["loss", *parts] if self.steps else []
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds of each part of the work, over all epochs that were logged."""
+        seconds: dict[str, float] = defaultdict(float)
+        for event in self.events:
+            parts = event.get("seconds")
+            for part, spent in parts.items() if event.get("event") == "epoch" and isinstance(parts, dict) else ():
+                seconds[part] += spent if isinstance(spent, int | float) else 0.0
+        return dict(seconds)
+
+
+def read_history(run: Path) -> History:
+    """The history in a run folder; what is missing, half written or damaged is skipped."""
+    rows, events = [], []
+    if (run / "metrics.csv").is_file():
+        rows = list(csv.DictReader(io.StringIO(read_utf8(run / "metrics.csv"), newline="")))
+    if (run / "events.jsonl").is_file():
+        for line in read_bytes(run / "events.jsonl").decode(errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            events += [record] if isinstance(record, dict) else []
+    steps, evaluations = ([row for row in rows if row.get("kind") == kind] for kind in ("step", "evaluation"))
+    return History(steps, evaluations, events)
+
+
+def history_sections(history: History) -> str:
+    """Charts of the losses, the learning rate and AP, and a table of the time; nothing where there is no history."""
+    return chart_section("Training", training_charts(history)) + section("Where the time went", time_table(history))
+
+
+def training_charts(history: History) -> list[Chart]:
+    """Losses and learning rate by step, and AP by epoch, as far as there are any."""
+    charts = []
+    if history.steps:
+        losses = [
+            read_curve(history.steps, "step", name, name.removesuffix("_loss").replace("_", " ")).smooth()
+            for name in history.losses
+        ]
+        rates = read_curve(history.steps, "step", "learning_rate", "learning rate").smooth()
+        charts = [Chart("Training loss", losses, x_label="step", y_label="loss")]
+        if rates.y:
+            charts.append(Chart("Learning rate", [rates], x_label="step", y_label="learning rate"))
+    if history.evaluations:
+        precisions = [read_curve(history.evaluations, "epoch", name, HEADLINES[name][0], 100.0) for name in AP_CURVES]
+        chart = Chart(
+            "Average precision", precisions, x_label="epoch", y_label="AP, %", y_range=(0.0, 100.0), dots=True
+        )
+        charts.append(chart)
+    return charts
+
+
+def read_curve(rows: Sequence[dict[str, str]], x: str, y: str, name: str, factor: float = 1.0) -> Curve:
+    """A column of metrics.csv against another one; cells that are missing or damaged are gaps."""
+    return Curve(name, [_read_cell(row.get(x)) for row in rows], [factor * _read_cell(row.get(y)) for row in rows])
+
+
+def time_table(history: History) -> str:
+    """The parts of the work, the longest first, with their seconds and percent; nothing where none was logged."""
+    seconds = history.seconds
+    total = sum(seconds.values())
+    if not total:
+        return ""
+    rows = [
+        [escape(part), f"{spent:,.1f}", bar_cell(percent(spent / total), spent / total)]
+        for part, spent in sorted(seconds.items(), key=lambda item: -item[1])
+    ]
+    text = "Loading is what the network waited for; images that are loaded beside it cost nothing here."
+    return table(["Part", "Seconds", "%"], [*rows, ["all epochs", f"{total:,.1f}", ""]]) + f"<p>{text}</p>"
+
+
+def bar_cell(text: str, fraction: float) -> str:
+    """The content of a cell with a bar behind it, of a length in [0, 1]."""
+    return f'<div class="bar" style="--length:{100 * min(1.0, max(0.0, fraction)):.1f}%">{text}</div>'
+
+
+def _read_cell(text: str | None) -> float:
+    """The number in a cell of metrics.csv; NaN, which is not drawn, where the cell is missing or damaged."""
+    try:
+        return float(text or math.nan)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,91 @@
+"""Images in a report, twice side by side: with the annotated boxes, and with the detections."""
+
+from collections.abc import Sequence
+from html import escape
+
+from focaldet import draw
+from focaldet.data.dataset import ImageSource
+from focaldet.data.formats.text import quantity
+from focaldet.evaluation.diagnostics import ImageScore
+from focaldet.report.page import embed_image
+from focaldet.types import Detections, Target
+
+NUM_IMAGES, NUM_WORST = 12, 6
+LONGEST_SIDE_PX = 440  # of an image on the page: twelve pairs stay near one megabyte
+
+
+def worst_images(
+    source: ImageSource, detections: Sequence[Detections], scores: Sequence[ImageScore], *, score: float
+) -> list[str]:
+    """The images with the most errors, the worst first; nothing where none has any."""
+    worst = sorted((one for one in scores if one.errors), key=lambda one: (-one.errors, one.right, one.image))
+    text = (
+        f"<p>Truth on the left, detections with a score of at least {score:.2f} on the right, most errors first: wrong "
+        "detections and missed objects at IoU .5.</p>"
+    )
+    pairs = [
+        image_pair(source, one.image, [("detections", detections[one.image].above(score))], note=_count_errors(one))
+        for one in worst[:NUM_WORST]
+    ]
+    return [text, *pairs] if pairs else []
+
+
+def even_images(source: ImageSource, detections: Sequence[Detections], *, score: float) -> list[str]:
+    """Images at even distances through the split: chosen before anybody saw how good they are."""
+    text = (
+        f"<p>Truth on the left, detections with a score of at least {score:.2f} on the right. The images stand at "
+        "even distances in the split; they were not selected.</p>"
+    )
+    indices = even_indices(len(source.dataset), NUM_IMAGES)
+    return [text, *(image_pair(source, i, [("detections", detections[i].above(score))]) for i in indices)]
+
+
+def even_indices(num_images: int, most: int) -> list[int]:
+    """At most so many indices of images, at even distances."""
+    count = min(most, num_images)
+    return [number * num_images // count for number in range(count)]
+
+
+def image_pair(source: ImageSource, index: int, detections: Sequence[tuple[str, Detections]], *, note: str = "") -> str:
+    """An image with its annotated boxes, and again with each of the named detections."""
+    image, target = source.load(index, epoch=0)
+    truth = target_as_detections(target, source.dataset.classes.names)
+    name = source.dataset.path(index).name
+    shown = [("ground truth", truth), *detections]
+    texts = [f"{title}: {count_classes(each)}" for title, each in shown]
+    drawings = "".join(
+        embed_drawing(image, each, show_scores=each is not truth, alt=f"{name}: {text}")
+        for text, (_, each) in zip(texts, shown, strict=True)
+    )
+    caption = escape("; ".join(filter(None, (f"{name}: {texts[0]}", *texts[1:], note))))
+    several = " several" if len(shown) > 2 else ""
+    return f'<figure class="pair{several}"><div>{drawings}</div><figcaption>{caption}</figcaption></figure>'
+
+
+def target_as_detections(target: Target, names: tuple[str, ...]) -> Detections:
+    """Ground truth in the form that `draw.boxes` takes; the names of ignored boxes say so."""
+    labels = target.labels + target.ignored * len(names)
+    return Detections(target.boxes, target.boxes.new_ones(len(labels)), labels, (*names, *map(_ignored_name, names)))
+
+
+def embed_drawing(image: draw.AnyImage, detections: Detections, *, show_scores: bool, alt: str) -> str:
+    """An `img` with the boxes drawn on it, at most `LONGEST_SIDE_PX` long."""
+    full = draw.to_image(image)
+    scale = min(1.0, LONGEST_SIDE_PX / max(full.size))
+    small = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))))
+    resized = detections.scale(small.width / full.width, small.height / full.height)
+    return embed_image(draw.boxes(small, resized, show_scores=show_scores), alt=alt)
+
+
+def count_classes(detections: Detections) -> str:
+    """For example `12 cell, 1 dog`."""
+    names = detections.names
+    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
+
+
+def _count_errors(one: ImageScore) -> str:
+    return f"{quantity(one.wrong, 'wrong detection')}, {one.missed} missed, {one.right} right"
+
+
+def _ignored_name(name: str) -> str:
+    return f"{name} (ignored)"

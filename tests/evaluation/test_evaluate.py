@@ -12,7 +12,15 @@ from focaldet.data.dataset import Classes
 from focaldet.errors import CheckpointError, ConfigError, DataError
 from focaldet.evaluation import evaluate as module
 from focaldet.evaluation.coco import Metrics, evaluate_files
-from focaldet.evaluation.evaluate import detect_all, evaluate, match_classes, relabel_detections, relabel_target
+from focaldet.evaluation.evaluate import (
+    describe_folder,
+    detect_all,
+    evaluate,
+    evaluation_folder,
+    match_classes,
+    relabel_detections,
+    relabel_target,
+)
 from focaldet.models import build
 from focaldet.prediction import Predictor
 from focaldet.runtime import Process
@@ -258,3 +266,30 @@ def test_other_settings_than_the_trained_ones_are_noted_with_the_metrics(tiny_ru
     note = "the detector was run with other settings than it was trained with: detect.nms_iou 0.7"
     assert plain.notes == () and other.notes == (note,)
     assert json.loads((tmp_path / "other" / "metrics.json").read_text())["notes"] == [note]
+
+
+def test_other_data_than_those_of_the_run_get_a_folder_of_their_own(tmp_path):
+    """The run's own data are known by their path or, where they were moved, by their fingerprint."""
+    run, own, other = tmp_path / "run", make_dataset([[(BOXES[0], 0, 0)]]), make_dataset([[(BOXES[0], 1, 0)]])
+    for folder in (run, tmp_path / "cells", tmp_path / "moved", tmp_path / "more dogs"):
+        folder.mkdir()
+    (run / "config.yaml").write_text(f"data: {{path: {tmp_path / 'cells'}}}\n")
+    (run / "environment.json").write_text(json.dumps({"data": {"validation": own.fingerprint()}}))
+
+    def folder_of(dataset, data, **settings):
+        return evaluation_folder(run, dataset, data, **{"split": "val", "out": None} | settings)
+
+    assert folder_of(own, None) == run / "eval-val"
+    assert folder_of(other, tmp_path / "cells" / ".." / "cells") == run / "eval-val"
+    assert folder_of(own, tmp_path / "moved") == run / "eval-val"
+    assert folder_of(other, tmp_path / "more dogs") == run / "eval-more_dogs-val"
+    assert folder_of(other, tmp_path / "moved", kind="hard") == run / "hard-moved-val"
+    assert folder_of(other, tmp_path / "moved", out=tmp_path) == tmp_path
+    assert evaluation_folder("name:x", other, None, split="val", out=None) is None
+    (run / "eval-moved-val").mkdir()
+    (run / "eval-moved-val" / "metrics.json").write_text(json.dumps({"data": "of still others"}))
+    assert folder_of(other, tmp_path / "moved") == run / f"eval-moved-val-{other.fingerprint()[:6]}"
+    assert describe_folder(run, run / "eval-val", out=None, split="val") is None
+    assert "eval-moved-val, those of its own data stay" in describe_folder(
+        run, run / "eval-moved-val", out=None, split="val"
+    )

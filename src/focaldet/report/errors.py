@@ -123,7 +123,7 @@ def error_kind_table(analyses: Sequence[tuple[str, Analysis]]) -> str:
     longest = max((each.ap50_gain for _, one in analyses for each in one.error_kinds), default=0.0) or 1.0
     heads = ["Kind", "Meaning"]
     for name, _ in analyses:
-        heads += [f"{escape(name)} number".strip().capitalize(), f"{escape(name)} AP50 would gain".strip()]
+        heads += [f"{escape(name)}: number", "AP50 would gain"] if name else ["Number", "AP50 would gain"]
     rows = []
     for number, (kind, meaning) in enumerate(ERROR_MEANINGS.items()):
         cells = []

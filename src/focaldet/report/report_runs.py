@@ -58,16 +58,17 @@ def report_runs(
         metrics=_read_metrics(predictions[0]),
         predictions=predictions[0],
         out=out,
-        training=open_training_split(config, seed=settings.get("seed", 0)),
+        training=open_training_split(config, dataset, seed=settings.get("seed", 0)),
     )
 
 
-def open_training_split(config: DataConfig, *, seed: int) -> Dataset | None:
-    """The images of the split that training takes; None where the data have none."""
+def open_training_split(config: DataConfig, evaluated: Dataset, *, seed: int) -> Dataset | None:
+    """The images of the split that training takes; None where the data have none but those that were evaluated."""
     try:
-        return open_evaluation_split(config, "train", seed=seed)
+        dataset = open_evaluation_split(config, "train", seed=seed)
     except (ConfigError, DataError):
         return None
+    return None if dataset.fingerprint() == evaluated.fingerprint() else dataset
 
 
 def _find_predictions(run: Path, split: str) -> Path:

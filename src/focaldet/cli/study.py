@@ -106,7 +106,7 @@ def hard_command(
 
 def _print_hard(result: HardStudy) -> None:
     rows = [[kind, *map(str, numbers)] for kind, numbers in result.counts.items()]
-    print(f"detections of a score of at least {result.score:.2f}")
+    say(f"detections of a score of at least {result.score:.2f}")
     print_table([["KIND", "OBJECTS", "FALSE POSITIVES"], *rows], left={0})
     say(f"\n{quantity(len(result.suspects), 'suspected label error')}: {result.page.with_name('suspects.csv')}")
     say(*(f"note: {note}" for note in result.notes), f"look at  {result.page}")

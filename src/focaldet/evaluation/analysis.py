@@ -17,7 +17,7 @@ from focaldet.evaluation.diagnostics import (
     slice_ap,
 )
 from focaldet.evaluation.error_kinds import Outcome, classify_outcomes
-from focaldet.evaluation.evaluator import CocoGroundTruth, ground_truth_of, open_evaluator
+from focaldet.evaluation.evaluator import MAX_DETECTIONS, CocoGroundTruth, ground_truth_of, open_evaluator
 from focaldet.evaluation.intervals import Interval, bootstrap_intervals, count_rounds
 from focaldet.evaluation.results import ResultRows
 from focaldet.evaluation.score_curves import ScoreCurves, measure_curves
@@ -59,11 +59,11 @@ class Analysis:
 def analyze_detections(dataset: Dataset, rows: ResultRows, *, metrics: Metrics | None = None) -> Analysis:
     """Everything about the detections in `rows` on `dataset`; `metrics` are taken where they are known already."""
     truth = ground_truth_of(dataset)
-    limit = {} if metrics is None else {"max_detections": metrics.max_detections}
-    evaluator = open_evaluator(truth, rows, **limit)
+    limit = MAX_DETECTIONS if metrics is None else metrics.max_detections
+    evaluator = open_evaluator(truth, rows, max_detections=limit)
     curves = measure_curves(evaluator, truth, rows)
     if metrics is None:
-        metrics = compute_metrics(truth, rows, max_detections=evaluator.params.max_dets[-1], data=dataset.name)
+        metrics = compute_metrics(truth, rows, max_detections=limit, data=dataset.name)
     thresholds = curves.thresholds(dataset.name)
     score = DEFAULT_REPORT_SCORE if thresholds is None else thresholds.overall.score
     groups = group_by_objects(truth)

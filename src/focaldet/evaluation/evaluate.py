@@ -250,8 +250,8 @@ def run_evaluation(
             write_results(folder / "predictions.json", dataset, dict(enumerate(detections)))
             about = {"split": dataset.name, FINGERPRINT: dataset.fingerprint()}
             configs.write_json(folder / "metrics.json", about | metrics.to_dict())
-    notes = tuple(filter(None, [note, earlier and f"{earlier} in {folder}"]))
-    return Evaluation(metrics, dataset, folder, notes)
+    replaced = None if earlier is None else f"{earlier} in {folder}"
+    return Evaluation(metrics, dataset, folder, tuple(each for each in (note, replaced) if each is not None))
 
 
 def raise_limit(detector: Detector, max_detections: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 import numpy
+from jaxtyping import Float64
 
 from focaldet.evaluation.analysis import Analysis
 from focaldet.evaluation.coco import percent
@@ -82,7 +83,7 @@ def _score_charts(curves: ScoreCurves) -> list[Chart]:
     ]
 
 
-def sample_curve(name: str, x: numpy.ndarray, fractions: numpy.ndarray) -> Curve:
+def sample_curve(name: str, x: Float64[numpy.ndarray, " P"], fractions: Float64[numpy.ndarray, " P"]) -> Curve:
     """A curve of at most `MOST_POINTS_OF_CURVE` points at even distances, in percent."""
     rows = numpy.unique(numpy.linspace(0, len(x) - 1, min(len(x), MOST_POINTS_OF_CURVE)).astype(int))
     return Curve(name, x[rows].tolist(), (100 * fractions[rows]).tolist())

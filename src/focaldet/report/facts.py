@@ -1,6 +1,7 @@
 """The facts of a run in a report: its data, its settings as they held, and where it was trained."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -82,14 +83,12 @@ def _size_range(dataset: Dataset) -> str:
 
 def _class_counts(datasets: Sequence[Dataset]) -> str:
     """Boxes of each class in each split, the most frequent first."""
-    if not datasets or not datasets[0].classes.names:
-        return ""
-    names = datasets[0].classes.names
-    counts = [torch.bincount(each.labels[each.flags == 0].long(), minlength=len(names)).tolist() for each in datasets]
-    order = sorted(range(len(names)), key=lambda label: -sum(column[label] for column in counts))
-    rows = [
-        [escape(names[label]), *(f"{column[label]:,}" for column in counts)] for label in order[:MOST_CLASSES_LISTED]
+    counts = [
+        Counter(each.classes.names[label] for label in each.labels[each.flags == 0].tolist()) for each in datasets
     ]
+    names = list(dict.fromkeys(name for each in datasets for name in each.classes.names))
+    listed = sorted(names, key=lambda name: -sum(column[name] for column in counts))[:MOST_CLASSES_LISTED]
+    rows = [[escape(name), *(f"{column[name]:,}" for column in counts)] for name in listed]
     more = len(names) - len(rows)
     heads = ["Class", *(f"Boxes in {escape(each.name)}" for each in datasets)]
     return table(heads, rows) + (f"<p>and {more} classes with fewer boxes.</p>" if more else "")

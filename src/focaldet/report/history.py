@@ -49,7 +49,8 @@ class History:
 
 def read_history(run: Path) -> History:
     """The history in a run folder; what is missing, half written or damaged is skipped."""
-    rows, events = [], []
+    rows: list[dict[str, str]] = []
+    events: list[dict[str, Any]] = []
     if (run / "metrics.csv").is_file():
         rows = list(csv.DictReader(io.StringIO(read_utf8(run / "metrics.csv"), newline="")))
     if (run / "events.jsonl").is_file():
@@ -70,7 +71,7 @@ def history_sections(history: History) -> str:
 
 def training_charts(history: History) -> list[Chart]:
     """Losses and learning rate by step, and AP by epoch, as far as there are any."""
-    charts = []
+    charts: list[Chart] = []
     if history.steps:
         losses = [
             read_curve(history.steps, "step", name, name.removesuffix("_loss").replace("_", " ")).smooth()

@@ -116,7 +116,8 @@ def _number_table(runs: Sequence[ReportedRun]) -> str:
 
 def _difference_table(runs: Sequence[ReportedRun]) -> str:
     """Each run against the first one: the difference of AP, AP50 and AP75 with its interval, and a word on it."""
-    first, rows = runs[0], []
+    first = runs[0]
+    rows: list[list[str]] = []
     for one in runs[1:]:
         differences = compare_metrics(first.analysis.evaluator, one.analysis.evaluator)
         for field in ("ap", "ap50", "ap75"):

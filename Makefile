@@ -13,7 +13,7 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test prove: export MALLOC_MMAP_THRESHOLD_ := 1073741824
 test prove: export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-.PHONY: help demo test check prove fuzz bench docs figures
+.PHONY: help demo test check prove fuzz bench bench-rows bench-gpu docs figures
 
 help:
 	@echo "make demo    set up, train a small RetinaNet on the embedded data, evaluate, draw: runs/demo/report.html"
@@ -22,6 +22,7 @@ help:
 	@echo "make prove   the long proofs: kills, mutations, overfits"
 	@echo "make fuzz SECONDS=60    open damaged files of every kind, each read or refused: failures in build/fuzz"
 	@echo "make bench DATA=folder WEIGHTS=file    side by side with torchvision: results in benchmarks/results/"
+	@echo "make bench-rows    every operation beside torchvision's, interleaved; bench-gpu: the same on a GPU"
 	@echo "make docs    build the documentation as a site, every link checked: build/docs/index.html"
 	@echo "make figures    redraw the images in docs/"
 
@@ -50,6 +51,13 @@ bench: $(INSTALLED)
 	@test -n "$(DATA)" && test -n "$(WEIGHTS)" || { echo "make bench DATA=folder/of/bccd WEIGHTS=mobilenet_v2.safetensors"; exit 2; }
 	$(RUN)/python benchmarks/steps.py --weights "$(WEIGHTS)"
 	$(RUN)/python benchmarks/bccd.py --data "$(DATA)" --weights "$(WEIGHTS)"
+
+bench-rows: $(INSTALLED)
+	$(RUN)/python benchmarks/run.py
+
+bench-gpu: $(INSTALLED)
+	$(RUN)/python -m pytest -n 0 tests/ops/test_fused_cuda.py
+	$(RUN)/python benchmarks/run.py --device cuda
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet

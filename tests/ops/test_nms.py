@@ -29,6 +29,29 @@ def test_equals_brute_force_wherever_the_boxes_lie(seed, count, classes, shift):
     assert class_nms(boxes, scores, labels, iou=0.5).tolist() == naive(boxes, scores, labels, 0.5)
 
 
+@pytest.mark.parametrize("calls", [0, 10**9])
+@pytest.mark.parametrize("classes", [1, 5, 80])
+def test_class_by_class_and_in_one_call_the_survivors_are_those_of_brute_force(monkeypatch, classes, calls):
+    """`calls` makes the split free or too dear; scores tie, and coordinates are negative."""
+    monkeypatch.setattr(nms, "CALL_COMPARISONS", calls)
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        corner = (torch.rand(120, 2, generator=generator) * 60 - 90).round()
+        boxes = torch.cat([corner, corner + 5 + (torch.rand(120, 2, generator=generator) * 40).round()], dim=1)
+        scores = torch.randint(0, 40, (120,), generator=generator) / 40
+        labels = torch.randint(0, classes, (120,), generator=generator) * 3
+        assert class_nms(boxes, scores, labels, iou=0.43).tolist() == naive(boxes, scores, labels, 0.43)
+
+
+def test_many_classes_are_not_compared_with_each_other(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(nms, "nms", lambda boxes, *rest: sizes.append(len(boxes)) or torchvision.ops.nms(boxes, *rest))
+    boxes = torch.arange(4000.0)[:, None] * 10 + torch.tensor([0.0, 0.0, 5.0, 5.0])
+    labels = torch.arange(4000) % 8
+    assert class_nms(boxes, torch.arange(4000.0), labels, iou=0.5).tolist() == [*range(3999, -1, -1)]
+    assert sizes == [500] * 8
+
+
 def test_negative_coordinates_do_not_mix_classes():
     # Where classes are set apart by label × largest coordinate, these two land on each other.
     boxes = torch.tensor([[-100.0, -100.0, -50.0, -50.0], [-100.0, -100.0, -50.0, -50.0]])

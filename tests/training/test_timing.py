@@ -48,3 +48,10 @@ def test_an_epoch_in_words(loading, workers, hint):
     assert "(forward and losses 18 s, backward 17 s, update 1.2 s), evaluation 3.5 s; " in text
     assert "18:20 left" in text and ("4.0 images/s" in text) == (loading == 12)
     assert ("--workers 2" in text) == hint
+
+
+@pytest.mark.parametrize(("evaluation", "hint"), [(30.0, False), (40.0, True)])
+def test_an_evaluation_that_takes_much_of_an_epoch_is_told(evaluation, hint):
+    seconds = {**SECONDS, EVALUATION: evaluation}
+    text = describe_epoch(seconds, num_images=193, left=0.0, workers=0, epoch="epoch 1/2")
+    assert ("--evaluate-every 2" in text) == hint

@@ -32,7 +32,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Augmentation": ("augment",),
     "Run": (
         *("out", "resume", "overwrite", "seed", "deterministic", "device", "workers", "threads", "precision"),
-        *("channels_last", "compile", "evaluate_every", "log_every", "loggers", "save_minutes", "save_steps"),
+        *("channels_last", "compile", "evaluate_every", "profile", "log_every", "loggers"),
+        *("save_minutes", "save_steps"),
     ),
 }
 PANELS = {name: Group(name, sort_key=number) for number, name in enumerate(GROUPS, start=1)}

@@ -15,6 +15,7 @@ from torchvision.ops import roi_align, roi_pool
 
 from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
+from focaldet.ops.roi_align import align_levels
 from focaldet.ranges import Cells, LayerCount, SidePx
 
 CANONICAL_LEVEL = 4  # an object of `canonical_px`, ImageNet's usual size, is read from the map of stride 16
@@ -67,6 +68,9 @@ def pool_pyramid(
     """
     coarsest = finest + len(levels) - 1
     level = region_levels(regions, finest=finest, coarsest=coarsest, canonical_px=config.canonical_px) - finest
+    if _sums_rows(levels[0], config):
+        strides = [2 ** (finest + number) for number in range(len(levels))]
+        return _align(levels, regions, image_index, level, strides_px=strides, config=config)
     members = [(level == number).nonzero().squeeze(1) for number in range(len(levels))]
     pooled = [
         pool(features, regions[of], image_index[of], stride_px=2 ** (finest + number), frame_px=frame_px, config=config)
@@ -91,6 +95,9 @@ def pool(
     Raises:
         ConfigError: `max` while it learns on CUDA in deterministic mode, where torchvision has no gradient of it.
     """
+    if _sums_rows(features, config):
+        level = torch.zeros_like(image_index)
+        return _align([features], regions, image_index, level, strides_px=[stride_px], config=config)
     features = features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
     boxes = regions.detach().to(features.dtype)
     if config.kind == "crop_resize":
@@ -104,6 +111,35 @@ def pool(
     samples, is_aligned = config.sampling_ratio or -1, config.kind == "align"
     mean: Tensor = roi_align(features, rows, config.size, 1 / stride_px, samples, aligned=is_aligned)
     return mean
+
+
+def _sums_rows(features: Float[Tensor, "B C H W"], config: PoolConfig) -> bool:
+    """Whether RoIAlign is computed by `align_levels`: on the CPU, of a known number of samples, and outside of export,
+    whose formats know torchvision's operator."""
+    is_align = config.kind in ("align", "align_legacy") and config.sampling_ratio > 0
+    return is_align and features.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
+def _align(
+    levels: Sequence[Tensor],
+    regions: Float[Tensor, "R 4"],
+    image_index: Int64[Tensor, " R"],
+    level: Int64[Tensor, " R"],
+    *,
+    strides_px: Sequence[int],
+    config: PoolConfig,
+) -> Float[Tensor, "R C S S"]:
+    is_aligned, samples = config.kind == "align", config.sampling_ratio
+    return align_levels(
+        levels,
+        regions.detach(),
+        image_index,
+        level,
+        strides_px=strides_px,
+        size=config.size,
+        samples=samples,
+        is_aligned=is_aligned,
+    )
 
 
 def crop_and_resize(

@@ -47,7 +47,7 @@ AUTO_DEFAULTS = ("model", "size", "epochs")
 
 # What may change when a run is resumed: where or how fast it computes and what it reports, not what it learns.
 FREE_ON_RESUME = frozenset(
-    {"data", "out", "resume", "overwrite", "device", "workers", "threads"}
+    {"data", "out", "resume", "overwrite", "device", "workers", "threads", "profile"}
     | {"log_every", "loggers", "save_minutes", "save_steps"}
 )
 
@@ -200,6 +200,9 @@ class RunConfig:
 
     threads: ThreadCount | None = None
     """CPU threads for the network. None: as many as torch chooses."""
+
+    profile: bool = False
+    """Measure some steps operation by operation: a table and a trace for chrome://tracing in the run folder."""
 
     log_every: PositiveInt = 1
     """Steps between rows of metrics.csv."""

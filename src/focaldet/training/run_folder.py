@@ -62,6 +62,8 @@ class RunFolder:
             file.unlink(missing_ok=True)
         for folder in ("weights", "state", "tensorboard", "mlruns", "wandb"):
             shutil.rmtree(self.path / folder, ignore_errors=True)
+        for name in ("profile.txt", "profile.json"):
+            (self.path / name).unlink(missing_ok=True)
 
 
 def open_folder(config: RunConfig) -> RunFolder:

@@ -22,6 +22,9 @@ WORTH_TELLING = 0.01
 # Loading that takes more than this fraction of an epoch is worth processes of its own.
 MUCH_LOADING = 0.4
 
+# An evaluation that takes more than this fraction of an epoch is worth being made less often.
+MUCH_EVALUATION = 0.4
+
 
 def read_clock() -> float:
     """Seconds since some moment; never runs back."""
@@ -109,6 +112,8 @@ def describe_epoch(seconds: Mapping[str, float], *, num_images: int, left: float
     text += f"; {num_images / max(loading + training, 1e-9):.1f} images/s in training; {clock(left)} left"
     if loading > MUCH_LOADING * total and not workers:
         text += "; --workers 2 would load images beside the network"
+    if seconds.get(EVALUATION, 0.0) > MUCH_EVALUATION * total:
+        text += "; --evaluate-every 2 would save half of the evaluation"
     return text
 
 

@@ -8,6 +8,7 @@ import copy
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from focaldet import config as configs
+from focaldet.cores import CoreWatch, usable_cores
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import ImageSource
 from focaldet.data.formats.text import quantity
@@ -57,6 +61,7 @@ from focaldet.training.preflight import (
     require_objects,
     require_training_memory,
 )
+from focaldet.training.profile import StepProfile
 from focaldet.training.run_folder import RunFolder, check_identity, identity, lock_run, open_folder, write_environment
 from focaldet.training.signals import StopSignal, stop_signal
 from focaldet.training.sources import open_sources
@@ -120,7 +125,8 @@ def train(
     check_processes(config, num_processes=num_processes())
     folder = open_folder(config)
     check_phases(config)
-    torch_state = torch_settings(threads=config.threads, deterministic=config.deterministic)
+    threads = config.threads or min(torch.get_num_threads(), usable_cores())  # torch does not know a container's quota
+    torch_state = torch_settings(threads=threads, deterministic=config.deterministic)
     held = lock_run(config.out) if is_first_process() else nullcontext()
     with explain_errors(config), explain_worker_death(), held, torch_state, stop_signal() as stop:
         if is_first_process():
@@ -146,6 +152,8 @@ class Trainer:
         stopwatch: where the time of the present epoch goes; `pace` is the speed, `epoch_start` the images seen before.
         identity: what must stay the same when the run is resumed.
         log: where the run is written down; None in all processes but the first.
+        profile: measures some steps operation by operation, where it was asked for.
+        cores: how many threads to compute with beside other programs; None on a GPU.
     """
 
     # -- build ---------------------------------------------------------------------------------------------------------
@@ -168,7 +176,9 @@ class Trainer:
         """
         self.config, self.folder, self.fabric, self.stop = config, folder, fabric, stop
         self.log: RunLog | None = None
-        self.has_explained = False
+        is_profiled, self.has_explained = config.profile and fabric.is_global_zero, False
+        self.profile = StepProfile(folder.path, device=fabric.device) if is_profiled else None
+        self.cores = CoreWatch(torch.get_num_threads()) if fabric.device.type == "cpu" else None
         source, validation, notes = open_sources(config, sources)
         self.source, self.validation, self.has_files = source, validation, sources is None
         require_objects(source.dataset)
@@ -279,6 +289,8 @@ class Trainer:
             interrupted = interrupted or not self._average_best()
             return self._end(interrupted=interrupted)
         finally:
+            if self.profile is not None:
+                self.profile.stop()
             if self.log is not None:
                 self.log.close()
 
@@ -347,8 +359,30 @@ class Trainer:
                 self.save()
             if stopping:
                 return False
+            self._observe_step()
             pause = stopwatch.lap(OTHER)
         return True
+
+    def _observe_step(self) -> None:
+        """Count the step for the profile, if there is one, and look at the cores."""
+        if self.profile is not None and (text := self.profile.count_step()) is not None:
+            self._write("note", step=self.state.step, text=text)
+        self._share_cores()
+
+    def _share_cores(self) -> None:
+        """Compute with fewer threads while other programs need the cores; where the number is fixed, say so once."""
+        cores = self.cores
+        if cores is None or not cores.look():
+            return
+        if self.config.threads is not None or self.config.deterministic or "OMP_NUM_THREADS" in os.environ:
+            text = f"other programs use the cores, and {cores.most} threads wait for each other: "
+            self._write("note", step=self.state.step, text=f"{text}--threads {cores.threads} would be faster")
+            self.cores = None
+            return
+        torch.set_num_threads(cores.threads)
+        why = "other programs use the cores" if cores.waiting else "there are free cores again"
+        text = f"{why}: {quantity(cores.threads, 'thread')} from here on (--threads {cores.most} keeps that number)"
+        self._write("note", step=self.state.step, text=text)
 
     def _rate(self) -> float:
         """The learning rate of the next step."""

@@ -12,6 +12,7 @@ from PIL import Image
 from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import FileSource
+from focaldet.data.loading import loader as loader_module
 from focaldet.data.loading.cache import CachedSource
 from focaldet.data.loading.loader import Loader, explain_worker_death
 from focaldet.data.splits import open_splits
@@ -249,6 +250,15 @@ def test_files_are_kept_in_memory_in_training_only(tmp_path):
     assert isinstance(evaluation._samples.source, FileSource)
     pixels = [[batch.images for batch in one.epoch(0)] for one in (training, loader(source))]
     assert all(torch.equal(a, b) for a, b in zip(*pixels, strict=True))
+
+
+@pytest.mark.parametrize(("workers", "side", "is_kept"), [(0, 300, True), (0, 600, False), (2, 300, False)])
+def test_images_are_kept_only_where_a_quarter_of_them_fits(monkeypatch, workers, side, is_kept):
+    """A process of two has half of the memory: what a COCO-size set leaves in it would seldom be asked for again."""
+    dataset = replace(painted_source(6).dataset, sizes=torch.full((6, 2), side, dtype=torch.int32))
+    monkeypatch.setattr(loader_module, "CACHE_BYTES", 3 * 300 * 300 * 6 // 4)
+    training = loader(FileSource(dataset), augment=STRONG, workers=workers)
+    assert isinstance(training._samples.source, CachedSource) == is_kept
 
 
 @pytest.mark.parametrize(

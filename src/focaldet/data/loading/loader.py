@@ -25,7 +25,8 @@ from focaldet.data.loading.samples import Samples
 from focaldet.errors import ConfigError, FocaldetError
 from focaldet.types import Batch, ImageSize, Preprocessing
 
-CACHE_BYTES = 1 << 30
+CACHE_BYTES = 1 << 30  # of all processes that load together
+WORTH_KEEPING = 0.25  # of the images: where fewer fit into the cache of a process, it seldom holds the next one
 Sampling = Literal["uniform", "class_balanced"]
 
 
@@ -85,8 +86,11 @@ class Loader:
                 f"{quantity(len(self._dataset), 'image')} cannot be trained on by {self.num_ranks} processes"
             )
         self._factors = sampler.repeat_factors(self._dataset) if self.sampling == "class_balanced" else None
-        if self.augment is not None and isinstance(source, FileSource):
-            source = CachedSource(source, max_bytes=CACHE_BYTES // max(1, self.workers))
+        max_bytes = CACHE_BYTES // max(1, self.workers)
+        sizes = source.dataset.sizes.long()
+        whole_bytes = 3 * int(sizes.prod(1).sum())
+        if self.augment is not None and isinstance(source, FileSource) and max_bytes >= WORTH_KEEPING * whole_bytes:
+            source = CachedSource(source, max_bytes=max_bytes)
         self._samples = Samples(source, self.preprocessing, self.seed, self.augment, self.num_epochs, self.first_epoch)
         self._plan: list[list[Pick]] = []  # the batches that are still to be loaded
         self._torch_loader: DataLoader[Any] | None = None

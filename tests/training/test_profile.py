@@ -1,0 +1,71 @@
+"""What a run does beside learning: the profile of its steps, and fewer threads beside other programs."""
+
+import json
+
+import pytest
+import torch
+
+from focaldet.training import trainer
+from focaldet.training.run_folder import RunFolder
+from focaldet.training.trainer import train
+from tests.training.squares import small_run, squares
+
+EIGHT = squares(8)
+
+
+def notes_of(out):
+    events = [json.loads(line) for line in RunFolder(out).events.read_text().splitlines()]
+    return [event["text"] for event in events if event["event"] == "note"]
+
+
+def test_a_profile_is_a_table_and_a_trace_of_the_steps(tmp_path):
+    train(small_run(tmp_path / "run", epochs=4, profile=True), sources=(EIGHT, EIGHT))
+    (text,) = [note for note in notes_of(tmp_path / "run") if note.startswith("profile: ")]
+    assert text.count(" %") == 3 and "profile.txt" in text
+    assert "aten::convolution_backward" in (tmp_path / "run" / "profile.txt").read_text()
+    trace = json.loads((tmp_path / "run" / "profile.json").read_text())
+    assert sum("convolution_backward" in str(event.get("name")) for event in trace["traceEvents"]) > 4
+
+
+def test_a_run_too_short_for_a_profile_ends_without_one(tmp_path):
+    train(small_run(tmp_path / "run", epochs=1, profile=True), sources=(EIGHT, EIGHT))
+    assert not (tmp_path / "run" / "profile.txt").exists()
+
+
+class BusyFrom:
+    """A watch that after the third step wants one thread."""
+
+    def __init__(self, threads):
+        self.most, self.threads, self.waiting, self.looks = 2, 2, 0.5, 0
+
+    def look(self):
+        self.looks += 1
+        self.threads = 1 if self.looks >= 3 else 2
+        return self.looks == 3
+
+
+@pytest.mark.parametrize("fixed", [{}, {"threads": 2}, {"deterministic": True}, "OMP_NUM_THREADS"])
+def test_beside_other_programs_threads_are_taken_back_where_their_number_is_free(tmp_path, monkeypatch, fixed):
+    monkeypatch.setattr(trainer, "CoreWatch", BusyFrom)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    settings = {} if isinstance(fixed, str) else fixed
+    if isinstance(fixed, str):
+        monkeypatch.setenv(fixed, "2")
+    counts, plain = [], trainer.train_step
+
+    def count_threads(*arguments, **named):
+        counts.append(torch.get_num_threads())
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(trainer, "train_step", count_threads)
+    monkeypatch.setattr(trainer, "usable_cores", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(small_run(tmp_path / "run", epochs=3, **settings), sources=(EIGHT, EIGHT))
+        assert torch.get_num_threads() == 2, "as it was before the run"
+    finally:
+        torch.set_num_threads(before)
+    notes = [note for note in notes_of(tmp_path / "run") if "other programs use the cores" in note]
+    assert counts == ([2] * 6 if fixed else [2, 2, 2, 1, 1, 1])
+    assert len(notes) == 1 and ("--threads 1 would be faster" in notes[0]) == bool(fixed)

@@ -12,10 +12,10 @@ import pytest
 import focaldet
 
 PUBLIC = """
-AugmentConfig Batch CheckpointError ConfigError Conversion DataConfig DataError Detection Detections Detector
-DetectorConfig FocaldetError ImageSize InferenceOptions Metrics NonFiniteLossError OutOfMemoryError Predictor
-Preprocessing Preset Resize RunConfig Target TrainResult __version__ build check_data convert convert_data draw evaluate
-evaluate_files load losses register report_runs train
+AugmentConfig Batch CheckpointError CompareConfig Comparison ConfigError Conversion DataConfig DataError Detection
+Detections Detector DetectorConfig FocaldetError ImageSize InferenceOptions Metrics NonFiniteLossError OutOfMemoryError
+Predictor Preprocessing Preset Resize RunConfig Target TrainResult __version__ build check_data compare convert
+convert_data draw evaluate evaluate_files load losses register report_runs train
 """.split()  # noqa: SIM905  a column of 30 lines tells no more
 HEAVY = ("lightning", "matplotlib", "hotcoco", "sklearn", "timm", "pycocotools", "tensorboard", "supervision")
 

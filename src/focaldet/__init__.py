@@ -4,7 +4,8 @@
     detections = predictor.predict(image)
 
 The names below are the public ones. Each is imported when it is first used, so that `import focaldet` is quick and
-loads no torch. `focaldet.train` and `focaldet.evaluate` are functions; the packages are `training` and `evaluation`.
+loads no torch. `focaldet.train`, `evaluate` and `compare` are functions; the packages are `training`, `evaluation`,
+`comparison`.
 """
 
 import importlib
@@ -24,6 +25,9 @@ from focaldet.errors import (
 if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test compares the two
     from focaldet import draw, losses
     from focaldet.check.check import check_data
+    from focaldet.comparison.compare import compare
+    from focaldet.comparison.config import CompareConfig
+    from focaldet.comparison.rows import Comparison
     from focaldet.data.augment.config import AugmentConfig
     from focaldet.data.config import DataConfig
     from focaldet.data.convert.convert_data import convert_data
@@ -43,6 +47,9 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
 # The public names of each module, which is imported when one of them is first used.
 MODULES = {
     "check.check": ("check_data",),
+    "comparison.compare": ("compare",),
+    "comparison.config": ("CompareConfig",),
+    "comparison.rows": ("Comparison",),
     "data.augment.config": ("AugmentConfig",),
     "data.config": ("DataConfig",),
     "data.convert.convert_data": ("convert_data",),
@@ -65,6 +72,8 @@ __all__ = [
     "AugmentConfig",
     "Batch",
     "CheckpointError",
+    "CompareConfig",
+    "Comparison",
     "ConfigError",
     "Conversion",
     "DataConfig",
@@ -89,6 +98,7 @@ __all__ = [
     "__version__",
     "build",
     "check_data",
+    "compare",
     "convert",
     "convert_data",
     "draw",

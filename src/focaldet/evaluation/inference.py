@@ -105,12 +105,12 @@ def detect_batch(
             outputs = detector(images, sizes)
         detections = detector.detect(outputs, sizes)
     return [
-        _to_original(each.cpu(), resize, size=size, original=original)
+        to_original(each.cpu(), resize, size=size, original=original)
         for each, size, original in zip(detections, sizes, original_sizes, strict=True)
     ]
 
 
-def _to_original(detections: Detections, resize: Resize, *, size: ImageSize, original: ImageSize) -> Detections:
+def to_original(detections: Detections, resize: Resize, *, size: ImageSize, original: ImageSize) -> Detections:
     """Detections of an image that `resize` brought to `size`, in pixels of the original and clipped to it."""
     if resize.mode == "letterbox":
         x, y = resize.corner(original)

@@ -7,7 +7,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -42,6 +42,8 @@ LOOK: dict[str, Any] = {
     "xtick.color": LIGHT["soft"],
     "ytick.color": LIGHT["soft"],
 }
+
+PAGE_LOOK = {"svg.fonttype": "none"}  # text stays text, in the font of the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +105,22 @@ class Chart:
 
 def chart_figure(chart: Chart) -> str:
     """An HTML `figure` of the chart: inline SVG in the page's colors and font, with `Chart.describe` as its label."""
-    svg = _render(chart, "svg", title="", look={"svg.fonttype": "none"}).decode()
-    (view_box,) = re.findall(r'viewBox="[^"]*"', svg)
-    body = re.sub(r"<!--.*?-->|<g[^>]*/>|font-family: [^;\"]*;? ?", "", svg.partition("</defs>")[2])
+    svg = _render(chart, "svg", title="", look=PAGE_LOOK)
+    return page_figure(svg, title=chart.title, label=chart.describe())
+
+
+def page_figure(svg: bytes, *, title: str, label: str) -> str:
+    """An HTML `figure` of an SVG that was drawn with `PAGE_LOOK`: inline, in the page's colors and font."""
+    text = svg.decode()
+    (view_box,) = re.findall(r'viewBox="[^"]*"', text)
+    body = re.sub(r"<!--.*?-->|<g[^>]*/>|font-family: [^;\"]*;? ?", "", text.partition("</defs>")[2])
     body = re.sub(r'<g id="(curve)?[^"]*"', r'<g class="\1"', body).replace('<g class=""', "<g")
     body = body.replace("xlink:href", "href")
     for name, color in LIGHT.items():
         body = body.replace(color, f"var(--{name})")
     return (
-        f'<figure class="chart"><figcaption>{escape(chart.title)}</figcaption>'
-        f'<svg {view_box} role="img" aria-label="{escape(chart.describe())}">{body}</figure>'
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg {view_box} role="img" aria-label="{escape(label)}">{body}</figure>'
     )
 
 
@@ -152,8 +160,23 @@ def usual_top(curves: Sequence[Curve]) -> tuple[float, bool]:
     return (1.1 * usual if is_cut else 1.05 * highest) or 1.0, is_cut
 
 
-def _render(chart: Chart, file_format: str, *, title: str, look: Mapping[str, Any] | None = None) -> bytes:
-    """The chart as a file of this format."""
+def render_figure(
+    draw: Callable[[Any], object],
+    file_format: str,
+    *,
+    salt: str,
+    inches: tuple[float, float] = INCHES,
+    look: Mapping[str, Any] | None = None,
+) -> bytes:
+    """A figure of matplotlib as a file of this format, in the look of all charts; the same figure gives the same bytes.
+
+    Args:
+        draw: draws on the figure that it is given.
+        file_format: svg or png.
+        salt: text that makes the names inside an SVG different from those of other figures of a page.
+        inches: width and height.
+        look: settings of matplotlib over those of `LOOK`.
+    """
     import matplotlib as mpl
     from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -161,25 +184,35 @@ def _render(chart: Chart, file_format: str, *, title: str, look: Mapping[str, An
 
     installed = font_manager.get_font_names()
     families = ["DejaVu Sans", *(name for name in FALLBACK_FONTS if name in installed)]
-    settings: Any = {**LOOK, "font.family": families, "svg.hashsalt": chart.title, **(look or {})}
+    settings: Any = {**LOOK, "font.family": families, "svg.hashsalt": salt, **(look or {})}
     file = io.BytesIO()
     with mpl.rc_context(settings), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a class name in another script
-        letters = max((len(curve.name) for curve in chart.curves), default=0) + 8
-        columns = max(1, min(len(chart.curves), LEGEND_LETTERS // letters))
-        rows = math.ceil(len(chart.curves) / columns)
-        width, height = INCHES
-        figure = Figure(figsize=(width, height + LEGEND_ROW_INCHES * max(0, rows - 1)), layout="constrained")
+        figure = Figure(figsize=inches, layout="constrained")
         FigureCanvasAgg(figure)
-        axes: Any = figure.add_subplot()
-        _draw_axes(axes, chart)
-        figure.suptitle(title, fontsize=15)
-        if handles := axes.lines:
-            figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8)
+        draw(figure)
         figure.savefig(
             file, format=file_format, dpi=DOTS_PER_INCH, metadata={"Date": None} if file_format == "svg" else None
         )
     return file.getvalue()
+
+
+def _render(chart: Chart, file_format: str, *, title: str, look: Mapping[str, Any] | None = None) -> bytes:
+    """The chart as a file of this format."""
+    letters = max((len(curve.name) for curve in chart.curves), default=0) + 8
+    columns = max(1, min(len(chart.curves), LEGEND_LETTERS // letters))
+    rows = math.ceil(len(chart.curves) / columns)
+    width, height = INCHES
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        _draw_axes(axes, chart)
+        figure.suptitle(title, fontsize=15)
+        if handles := axes.lines:
+            figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.8)
+
+    inches = width, height + LEGEND_ROW_INCHES * max(0, rows - 1)
+    return render_figure(draw, file_format, salt=chart.title, inches=inches, look=look)
 
 
 def _draw_axes(axes: Any, chart: Chart) -> None:

@@ -1,0 +1,135 @@
+"""`focaldet compare`."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+
+from focaldet.cli import Switch
+from focaldet.cli.flags import Data, RunFlags, flags_of
+from focaldet.cli.output import CLEAN, INTERRUPTED, print_table
+from focaldet.cli.settings import run_settings, with_data
+from focaldet.comparison.compare import compare, describe_budget, summary_rows, write_job_files
+from focaldet.comparison.config import DEFAULT_MINUTES, CompareConfig
+from focaldet.comparison.jobs import read_result
+from focaldet.comparison.plan import Job, estimate_minutes, plan_jobs, shard_jobs
+from focaldet.comparison.systems import TABLES
+from focaldet.errors import ConfigError
+from focaldet.training.config import RunConfig
+from focaldet.training.sources import open_sources
+
+COMPARE_OUT = Path("runs/compare")
+SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+TIMING_MINUTES = 0.2  # of each detector, a guess
+
+if TYPE_CHECKING:
+    CompareFields = dict[str, Any]
+else:
+    CompareFields = flags_of(CompareConfig, group=Group("Comparison", sort_key=0))
+CompareFlags = Annotated[CompareFields | None, Parameter(name="*")]
+
+
+def compare_command(
+    data: Data = None,
+    *,
+    preset: Annotated[Literal["paper", "small"] | None, Parameter(group=Group("Comparison", sort_key=0))] = None,
+    budget: Annotated[str | None, Parameter(group=Group("Comparison", sort_key=0))] = None,
+    options: CompareFlags = None,
+    config: Path | None = None,
+    run: RunFlags = None,
+    dry_run: Switch = False,
+    jobs: Annotated[Switch, Parameter(name="--write-jobs")] = False,
+) -> int:
+    """Train detectors alike on your data and write the paper's results table and Figure 2.
+
+    Args:
+        preset: The detectors of the paper's table at full size, or a small member of each family, instead of --models.
+        budget: Time of each training, such as 90s, 10m or 2h, instead of --epochs. Without both it is 10m.
+        config: YAML file of settings; flags that are typed overrule it.
+        dry_run: Print the trainings with estimated minutes, and train nothing.
+        jobs: Write the settings of each training to the folder jobs and print its command, for torchrun or SLURM; train
+            nothing.
+    """
+    settings = _compare_settings(run, config, data, budget)
+    values = dict(options or {})
+    if preset is not None:
+        if "models" in values:
+            raise ConfigError("compare: give either --models or --preset")
+        values["models"] = TABLES[preset]
+    comparison = CompareConfig(**values)
+    if dry_run:
+        _print_plan(settings, shard_jobs(plan_jobs(settings, comparison), comparison.part))
+        return CLEAN
+    if jobs:
+        for path in write_job_files(settings, comparison):
+            print(f"torchrun --nproc-per-node 2 -m focaldet train --config {path}")
+        print("then the same command without --write-jobs evaluates them and makes the page")
+        return CLEAN
+    result = compare(settings, comparison, log=print)
+    if result.interrupted:
+        return INTERRUPTED
+    if result.page is not None:
+        print()
+        print_table(summary_rows(result), left={0})
+        print("", *result.sentences, f"look at  {result.page}", sep="\n")
+    return CLEAN
+
+
+def read_budget(text: str) -> float:
+    """Minutes of a budget such as 90s, 10m or 2h; a plain number is minutes.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", text.strip())
+    if match is None or not float(match[1]):
+        raise ConfigError(f"--budget: must be a time such as 90s, 10m or 2h, got {text!r}")
+    return float(match[1]) * SECONDS[match[2] or "m"] / 60
+
+
+def _compare_settings(
+    run: dict[str, Any] | None, file: Path | None, data: Path | None, budget: str | None
+) -> RunConfig:
+    """The settings of every training; without epochs or minutes, those of the default budget.
+
+    Raises:
+        ConfigError: two budgets, or a flag of one training alone.
+    """
+    typed = dict(run or {})
+    for name, instead in {"model": "--models", "resume": "the same command, which continues"}.items():
+        if name in typed:
+            raise ConfigError(f"compare: --{name} is for one training; use {instead}")
+    given = [name for name in ("epochs", "minutes") if name in typed] + ["budget"] * (budget is not None)
+    if len(given) > 1:
+        raise ConfigError(f"compare: give one of {' and '.join(f'--{name}' for name in given)}")
+    if budget is not None:
+        typed["minutes"] = read_budget(budget)
+    elif not given and file is None:
+        typed["minutes"] = DEFAULT_MINUTES
+    settings, _ = run_settings(typed, file=file, data=data)
+    return replace(settings, out=COMPARE_OUT) if "out" not in with_data(run, data) and file is None else settings
+
+
+def _print_plan(settings: RunConfig, jobs: Sequence[Job]) -> None:
+    """A line for each training with its estimated minutes, and their sum; nothing is written."""
+    sources = open_sources(settings, None)[:2]
+    per_model: dict[str, float | None] = {}
+    lines, total = [["TRAINING", "DETECTOR", "SEED", "MINUTES", ""]], 0.0
+    for job in jobs:
+        model = job.run.model
+        if model not in per_model:
+            per_model[model] = estimate_minutes(job, sources)
+        minutes = per_model[model]
+        is_done = read_result(settings.out, job.name) is not None
+        total += 0.0 if is_done else minutes or 0.0
+        text = "-" if minutes is None else f"{minutes:.1f}"
+        lines.append([job.name, model, str(job.run.seed), text, "finished" if is_done else ""])
+    print_table(lines, left={0, 1, 4})
+    overhead = TIMING_MINUTES * len(per_model)
+    print(f"\nbudget of each training: {describe_budget(settings)}; out {settings.out}")
+    print(f"about {total:.0f} min of training, {overhead:.0f} min of measuring; nothing was written")
+    if unknown := [model for model, minutes in per_model.items() if minutes is None]:
+        print(f"cannot be trained like this: {', '.join(unknown)}")

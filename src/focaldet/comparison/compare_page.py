@@ -1,0 +1,304 @@
+"""`index.html` of a comparison: table, Figure 2, differences, kinds of errors and images on one offline page."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from focaldet import draw
+from focaldet.comparison.figure import mark_rows, trade_off_figure
+from focaldet.comparison.rows import ComparedDetector
+from focaldet.comparison.sentences import interval, points, sort_by_ap
+from focaldet.comparison.systems import published_points
+from focaldet.comparison.table import html_table
+from focaldet.comparison.timing import IMAGE_PARTS, TimingReport
+from focaldet.data.dataset import ImageSource
+from focaldet.data.formats.text import quantity
+from focaldet.errors import DataError
+from focaldet.evaluation.bootstrap import Difference
+from focaldet.evaluation.coco import percent
+from focaldet.evaluation.error_kinds import DETECTED, OUTCOME_KINDS
+from focaldet.report import page
+from focaldet.report.run_report import target_as_detections
+from focaldet.types import Detections
+
+NUM_SCENES = 6
+SCENE_PX = 300  # long side of an image on the page: sixty of them stay below two megabytes
+SIZE_TEXTS = {"ap_small": "small, below 32² px", "ap_medium": "medium, to 96² px", "ap_large": "large, above 96² px"}
+
+
+def write_compare_page(
+    path: Path,
+    rows: Sequence[ComparedDetector],
+    *,
+    differences: Sequence[Difference],
+    sentences: Sequence[str],
+    timing: TimingReport | None,
+    source: ImageSource,
+    budget: str,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the page of a comparison.
+
+    Args:
+        path: the file.
+        rows: the detectors in the order of the table.
+        differences: AP of every pair.
+        sentences: what can be concluded.
+        timing: times and machine; None where nothing was timed.
+        source: the images that were evaluated.
+        budget: what every training was given, in words.
+        notes: what a reader must know.
+    """
+    marks, dataset = mark_rows(rows), source.dataset
+    shown = sort_by_ap(rows)
+    about = (
+        f"Evaluated on <b>{escape(dataset.name)}</b>: {quantity(len(dataset), 'image')}, "
+        f"{quantity(int((dataset.flags == 0).sum()), 'box', 'boxes')}; budget of each training: {escape(budget)}."
+    )
+    figure = trade_off_figure(rows, marks, published_points())
+    page.write_page(
+        path,
+        "Comparison · focaldet",
+        page.header("Comparison of detectors", about, notes=notes),
+        page.section("What it shows", *(f'<p class="conclusion">{escape(line)}</p>' for line in sentences)),
+        page.section("Results", html_table(rows, marks), _table_note(rows)),
+        page.section("Accuracy and time", figure, _figure_note() if figure else ""),
+        page.section("Differences of AP", _difference_table(shown, differences, marks)),
+        page.section("AP by size of the objects", _object_size_table(shown, marks)),
+        page.section("AP by class", _class_ap_table(shown, marks)),
+        page.section("Kinds of errors", _kind_table(shown, marks), _cost_table(shown, marks)),
+        page.section("Time of an image", *_time_tables(shown, marks, timing)),
+        page.section("Trainings", _training_table(rows, marks)),
+        page.section("The same images", *scene_figures(source, shown, marks)),
+        style=files("focaldet.comparison").joinpath("compare.css").read_text(encoding="utf-8"),
+    )
+
+
+def _name_cell(row: ComparedDetector, marks: Mapping[str, str]) -> str:
+    """The name of a row with its mark, as HTML."""
+    mark = marks.get(row.name)
+    return (f'<span class="mark">{mark}</span> ' if mark else "") + escape(row.name)
+
+
+def _table_note(rows: Sequence[ComparedDetector]) -> str:
+    several = any(row.sample is not None and len(row.sample.ap) > 1 for row in rows)
+    seeds = "± is the standard deviation between seeds." if several else "One seed each: no deviation is known."
+    return (
+        f'<p class="chance">Percent; bold is the best of a column. {seeds} ms: median from the image file to its '
+        "boxes, one image at a time. Rows in italics are the paper's own, trained and evaluated on COCO: their height "
+        "cannot be compared with the rows above, their order can.</p>"
+    )
+
+
+def _figure_note() -> str:
+    return (
+        '<p class="chance">Hollow: two-stage, filled: one-stage; the letters are those of the table. The dashed line '
+        "joins the detectors that no other beats in both. Crosses: the paper's Figure 2, on COCO and a GPU of 2017.</p>"
+    )
+
+
+def _difference_table(
+    rows: Sequence[ComparedDetector], differences: Sequence[Difference], marks: Mapping[str, str]
+) -> str:
+    """AP of the row minus that of the column, for every pair, the best first."""
+    if not differences:
+        return ""
+    pairs = {(each.first, each.second): each for each in differences}
+    lines = []
+    for row in rows[:-1]:
+        cells = [_difference_cell(pairs.get((row.name, other.name))) for other in rows[1:]]
+        lines.append([_name_cell(row, marks), *cells])
+    text = (
+        "<p>AP of the row minus AP of the column in points, with the 95 % interval and the probability that the row is "
+        "better. Bold with ★: real at 5 % after Holm's correction for all pairs.</p>"
+    )
+    return text + page.table(["", *(marks[row.name] for row in rows[1:])], lines)
+
+
+def _difference_cell(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    star, kind = ("★ ", "real") if difference.is_real else ("", "chance")
+    return (
+        f'<span class="{kind}">{star}{points(difference.mean)}</span><br><small>{interval(difference)}<br>'
+        f"P {difference.probability:.2f}</small>"
+    )
+
+
+def _bar(value: float | None, *, is_best: bool = False) -> str:
+    """A fraction as percent with a bar behind it."""
+    text = f"<strong>{percent(value)}</strong>" if is_best and value is not None else percent(value)
+    return f'<div class="bar" style="--length:{100 * (value or 0):.1f}%">{text}</div>'
+
+
+def _bar_table(names: Sequence[str], heads: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
+    """A table of fractions as bars, the highest of each column bold."""
+    best = [max((value for value in column if value is not None), default=None) for column in zip(*values, strict=True)]
+    lines = [
+        [name, *(_bar(value, is_best=value == top) for value, top in zip(row, best, strict=True))]
+        for name, row in zip(names, values, strict=True)
+    ]
+    return page.table(["", *heads], lines)
+
+
+def _object_size_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> str:
+    if not rows:
+        return ""
+    values = [[row.mean(field) for field in SIZE_TEXTS] for row in rows]
+    return _bar_table([_name_cell(row, marks) for row in rows], list(SIZE_TEXTS.values()), values)
+
+
+def _class_ap_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> str:
+    """AP of each class for each detector, the mean over its seeds."""
+    names = [each.name for each in rows[0].metrics[0].per_class] if rows else []
+    if len(names) < 2:
+        return ""
+    values = []
+    for row in rows:
+        per_seed = [{each.name: each.ap for each in metrics.per_class} for metrics in row.metrics]
+        values.append([_mean([seed.get(name) for seed in per_seed]) for name in names])
+    return _bar_table([_name_cell(row, marks) for row in rows], [escape(name) for name in names], values)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _kind_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> str:
+    """What becomes of 100 objects, and how many false positives there are for them."""
+    objects = [kind for kind in OUTCOME_KINDS if any((row.kinds or {}).get(kind) for row in rows)]
+    extras = [kind for kind in OUTCOME_KINDS if any((row.kinds or {}).get(f"extra {kind}") for row in rows)]
+    if not objects and not extras:
+        return ""
+    lines = []
+    for row in rows:
+        kinds = row.kinds or {}
+        cells = [_count_bar(kinds.get(kind, 0.0)) for kind in objects]
+        cells += [_count_bar(kinds.get(f"extra {kind}", 0.0)) for kind in extras]
+        lines.append([_name_cell(row, marks), f"{row.score:.2f}", *cells])
+    heads = ["", "score", *("detected" if kind == DETECTED else kind for kind in objects)]
+    text = (
+        "<p>For every 100 objects, at the score of the highest F1 of each detector (IoU .5): what became of the "
+        "objects, then the false positives, each with its kind after TIDE.</p>"
+    )
+    return text + page.table([*heads, *(f"false: {kind}" for kind in extras)], lines)
+
+
+def _cost_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> str:
+    """What correcting each kind of error would add to AP50."""
+    kinds = list(rows[0].costs or {}) if rows else []
+    if not kinds:
+        return ""
+    lines = [[_name_cell(row, marks), *(percent((row.costs or {}).get(kind)) for kind in kinds)] for row in rows]
+    text = "<p>Points of AP50 that a detector would gain if errors of this kind alone were corrected (TIDE).</p>"
+    return text + page.table(["", *map(escape, kinds)], lines)
+
+
+def _count_bar(count: float) -> str:
+    return f'<div class="bar" style="--length:{min(100.0, count):.1f}%">{count:.1f}</div>'
+
+
+def _time_tables(rows: Sequence[ComparedDetector], marks: Mapping[str, str], timing: TimingReport | None) -> list[str]:
+    """Times with their parts, and what was measured on."""
+    timed = [(row, row.timing) for row in rows if row.timing is not None]
+    if not timed:
+        return []
+    lines = []
+    for row, each in timed:
+        total = each.total
+        parts = [f"{each.parts[part].median:.1f}" if part in each.parts else "-" for part in IMAGE_PARTS]
+        rate = "-" if each.throughput is None else f"{each.throughput.median:.1f}"
+        size = "-" if each.input is None else f"{each.input[1]} × {each.input[0]}"
+        lines.append(
+            [
+                _name_cell(row, marks),
+                f"{total.median:.1f}",
+                f"{total.p10:.1f} to {total.p90:.1f}" if total.num_values > 1 else "-",
+                str(total.num_values) if total.num_values > 1 else "-",
+                *parts,
+                rate,
+                size,
+                "-" if each.parameters is None else f"{each.parameters / 1e6:.2f}",
+                "-" if each.gflop is None else f"{each.gflop:.2f}",
+                "-" if each.memory_mb is None else f"{each.memory_mb:,.0f}",
+            ]
+        )
+    heads = ["", "ms", "p10 to p90", "n", *IMAGE_PARTS, "images/s", "input px", "M parameters", "GFLOP", "memory MB"]
+    return [page.table(heads, lines), _machine_note(timing)]
+
+
+def _machine_note(timing: TimingReport | None) -> str:
+    """How it was measured, and whether the machine was quiet."""
+    if timing is None:
+        return ""
+    loads = [f"{value:.1f}" for value in (timing.load_before, timing.load_after) if value is not None]
+    load = f" Load {' before and '.join(loads)} after." if loads else ""
+    warning = (
+        "" if timing.is_quiet else " Other programs were running: times may be too long, and by different amounts."
+    )
+    machine = escape(", ".join(f"{name} {value}" for name, value in timing.machine.items()))
+    return (
+        f'<p class="{"chance" if timing.is_quiet else "note"}">{timing.rounds} rounds over all detectors in turn, '
+        f"{quantity(timing.images, 'image')} each, after one that does not count; "
+        f"{quantity(timing.threads, 'thread')}; images/s in batches of {timing.batch_size}. The second stage belongs "
+        f"to forward. Nothing was left out.{load}{escape(warning)} {machine}.</p>"
+    )
+
+
+def _training_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> str:
+    """What each training was given: seeds, images, time, operations, where it started from."""
+    lines = []
+    for row in rows:
+        for result in row.results:
+            pflop = f"{row.training_pflop:.2g}" if row.training_pflop is not None else "-"
+            state = "done" if result.error is None else f'<span class="reason">{escape(result.error)}</span>'
+            lines.append(
+                [
+                    _name_cell(row, marks),
+                    str(result.seed),
+                    escape(result.initial or "random"),
+                    f"{result.images_seen:,}",
+                    f"{result.epochs:.1f}" if result.num_images else "-",
+                    f"{result.seconds:.0f}",
+                    pflop,
+                    state,
+                ]
+            )
+    heads = ["", "seed", "starts from", "images seen", "epochs", "seconds", "10¹⁵ operations", ""]
+    return page.table(heads, lines, text_columns=[2, 7]) if lines else ""
+
+
+def scene_figures(source: ImageSource, rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> list[str]:
+    """Six images at even distances through the split, each with its objects and every detector's boxes."""
+    dataset = source.dataset
+    count = min(NUM_SCENES, len(dataset)) if rows else 0
+    indices = [number * len(dataset) // count for number in range(count)]
+    parts = [
+        "<p>At even distances in the split; they were not selected. Every detector's boxes are those with the score of "
+        "its highest F1 or more.</p>"
+    ] * (count > 0)
+    for index in indices:
+        try:
+            image, target = source.load(index, epoch=0)
+        except DataError as error:
+            parts.append(f"<p>{escape(str(error))}</p>")
+            continue
+        full = draw.to_image(image)
+        scale = min(1.0, SCENE_PX / max(full.size))
+        small = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))))
+        x, y, name = small.width / full.width, small.height / full.height, dataset.path(index).name
+        truth = target_as_detections(target, dataset.classes.names)
+        drawings = [("the annotations", draw.boxes(small, truth.scale(x, y), show_scores=False))]
+        for row in rows:
+            above: Detections = row.detections[index].above(row.score)
+            text = f"{marks[row.name]} {row.name}"
+            drawings.append((text, draw.boxes(small, above.scale(x, y), show_scores=False)))
+        figures = [
+            f"<figure>{page.embed_image(drawing, alt=f'{name}: {text}')}"
+            f"<figcaption>{escape(text)}</figcaption></figure>"
+            for text, drawing in drawings
+        ]
+        parts.append(f'<h3>{escape(name)}</h3><div class="scenes">{"".join(figures)}</div>')
+    return parts

@@ -1,0 +1,269 @@
+"""A comparison from end to end with detectors of a few filters: its numbers, kills, failures, shards, other results."""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+
+import focaldet
+from focaldet.cli import main
+from focaldet.comparison import jobs
+from focaldet.comparison.compare import compare, read_record
+from focaldet.comparison.jobs import read_result
+from focaldet.errors import ConfigError
+from focaldet.evaluation.coco import percent
+from focaldet.training import trainer
+from tests.comparison.tiny_detectors import BROKEN, ONE, TWO, tiny_comparison, tiny_presets, tiny_settings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def presets():
+    with tiny_presets():
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(demo_data, tmp_path_factory):
+    """A finished comparison of two detectors and one that cannot be built, with two seeds. Read only."""
+    out = tmp_path_factory.mktemp("compare") / "whole"
+    lines = []
+    config = tiny_comparison(models=(ONE, TWO, BROKEN), seeds=2)
+    return compare(tiny_settings(demo_data, out), config, log=lines.append), lines
+
+
+@pytest.fixture
+def no_page():
+    """Neither page nor figure is drawn, which takes longer than the trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("write_compare_page", "write_trade_off"):
+            patch.setattr(f"focaldet.comparison.compare.{name}", lambda *_, **__: None)
+        yield
+
+
+def record(out):
+    return json.loads((out / "compare.json").read_text())
+
+
+def first_seed(out):
+    """What must not depend on kills or on which machine trained: the numbers of the first seed, but no times."""
+    return {
+        row["detector"]: (row["ap_of_seeds"][0], row["per_class"][0], row["kinds"], row["images_seen"], row["score"])
+        for row in record(out)["detectors"]
+        if row["error"] is None
+    }
+
+
+class DeadError(BaseException):
+    """Stands for a kill: nothing in the program catches it."""
+
+
+def test_the_numbers_are_those_of_focaldet_eval(whole, demo_data, tmp_path):
+    result, _ = whole
+    row = next(row for row in result.rows if row.name == TWO)
+    for number, seed in enumerate((0, 1)):
+        run = result.out / "runs" / f"{TWO}-seed{seed}"
+        metrics = focaldet.evaluate(run, out=tmp_path / "eval", device="cpu", precision="fp32")
+        assert replace(row.metrics[number], milliseconds_per_image=None) == replace(
+            metrics, milliseconds_per_image=None
+        )
+        ours = result.out / "evaluations" / f"{TWO}-seed{seed}" / "predictions.json"
+        assert ours.read_text() == (tmp_path / "eval" / "predictions.json").read_text()
+        assert row.sample.ap[number] == pytest.approx(metrics.ap, abs=1e-12)
+    assert metrics.num_detections > 0
+    table = (result.out / "compare.md").read_text()
+    assert f"| {TWO} |" in table and f"| {percent(row.mean('ap50'))} |" in table.replace("**", "")
+
+
+def test_both_seeds_and_detectors_had_the_same_budget(whole):
+    result, _ = whole
+    for row in result.rows[:2]:
+        assert [(one.images_seen, one.epochs, one.error) for one in row.results] == [(12, 1.0, None)] * 2
+        assert [one.seed for one in row.results] == [0, 1]
+        assert row.sample.deviation is not None and not result.spread.is_assumed
+
+
+def test_a_detector_that_cannot_be_trained_is_a_row_with_its_reason(whole):
+    result, lines = whole
+    row = next(row for row in result.rows if row.name == BROKEN)
+    assert "resnet_unheard_of" in row.error and row.metrics == ()
+    assert any(line.startswith(f"training 3/6  {BROKEN}-seed0  failed: ") for line in lines)
+    for text in ((result.out / "compare.md").read_text(), result.page.read_text(), "\n".join(result.sentences)):
+        assert "resnet_unheard_of" in text
+    with (result.out / "compare.csv").open() as file:
+        errors = {line["detector"]: line["error"] for line in csv.DictReader(file)}
+    assert "resnet_unheard_of" in errors[BROKEN] and errors[ONE] == ""
+
+
+def test_times_have_their_parts_and_their_machine(whole):
+    result, _ = whole
+    timing = record(result.out)["timing"]
+    assert set(timing["detectors"]) == {ONE, TWO}
+    for each in timing["detectors"].values():
+        median, p10, p90, count = each["total"]
+        assert 0 < p10 <= median <= p90 and count == 4
+        assert list(each["parts"]) == ["decode", "resize", "forward", "postprocess"]
+        assert 0.3 * median < sum(part[0] for part in each["parts"].values()) < 3 * median
+        assert each["gflop"] > 0 and each["parameters"] > 1000 and each["memory_mb"] == 123.0
+    assert timing["machine"]["torch"] and timing["rounds"] == 2 and timing["images"] == 2
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(whole):
+    result, _ = whole
+    page = result.page.read_text()
+    for words in (
+        "What it shows",
+        "Results",
+        "Accuracy and time",
+        "Differences of AP",
+        "AP by size",
+        "AP by class",
+        "Kinds of errors",
+        "Time of an image",
+        "Trainings",
+        "The same images",
+        "published, COCO test-dev",
+    ):
+        assert words in page
+    assert not re.search(r"(src|href)=.?https?:|<script", page)
+    assert page.count("<img") == 4 * 3  # each image with its annotations and two detectors
+    assert (result.out / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_again_trains_and_measures_nothing(whole, demo_data, monkeypatch):
+    result, _ = whole
+    monkeypatch.setattr(jobs, "train", None)
+    monkeypatch.setattr("focaldet.comparison.compare.time_detectors", None)
+    page = result.page.read_bytes()
+    config = tiny_comparison(models=(ONE, TWO, BROKEN), seeds=2)
+    again = compare(tiny_settings(demo_data, result.out), config)
+    assert again.sentences == result.sentences and again.page.read_bytes() == page
+
+
+@pytest.mark.parametrize("moment", ["training", "evaluation", "result"])
+def test_a_killed_comparison_continues_to_the_same_numbers(whole, demo_data, tmp_path, monkeypatch, moment, no_page):
+    """Killed in the second training: after its first step, before its evaluation, and before it is written down."""
+    out = tmp_path / "out"
+    config, settings = tiny_comparison(), tiny_settings(demo_data, out)
+    step, evaluate_run, write = trainer.train_step, jobs.evaluate_run, jobs.write_result
+
+    def die_in(name, call, when):
+        def wrapper(*values, **named):
+            if when(*values):
+                raise DeadError
+            return call(*values, **named)
+
+        monkeypatch.setattr(*name, wrapper)
+
+    if moment == "training":
+        die_in((trainer, "train_step"), step, lambda state, *_: TWO in str(seen[-1]) and state.step == 1)
+        seen = []
+        run_job = jobs.train
+        monkeypatch.setattr(jobs, "train", lambda run, **more: seen.append(run.out) or run_job(run, **more))
+    elif moment == "evaluation":
+        die_in((jobs, "evaluate_run"), evaluate_run, lambda run, *_: TWO in str(run))
+    else:
+        die_in((jobs, "write_result"), write, lambda _, result: TWO in result.name)
+    with pytest.raises(DeadError):
+        compare(settings, config)
+    assert read_result(out, f"{ONE}-seed0") is not None and read_result(out, f"{TWO}-seed0") is None
+    monkeypatch.undo()
+    monkeypatch.setattr("focaldet.comparison.timing.measure_peak_memory", lambda *_, **__: 123.0)
+    compare(settings, config)
+    assert first_seed(out) == first_seed(whole[0].out)
+
+
+def test_asked_to_stop_it_stops_and_says_so(demo_data, tmp_path, monkeypatch):
+    real = jobs.train
+
+    def stop(run, **more):
+        return replace(real(run, **more), interrupted=True)
+
+    monkeypatch.setattr(jobs, "train", stop)
+    lines = []
+    result = compare(tiny_settings(demo_data, tmp_path / "out"), tiny_comparison(), log=lines.append)
+    assert result.interrupted and result.page is None and not (tmp_path / "out" / "index.html").exists()
+    assert lines[-1].endswith("the same command continues")
+
+
+def test_shards_from_two_machines_are_merged(whole, demo_data, tmp_path, monkeypatch, no_page):
+    config = tiny_comparison(models=(ONE, TWO, BROKEN))
+    for part in (1, 2):
+        result = compare(tiny_settings(demo_data, tmp_path / f"part{part}"), replace(config, shard=f"{part}/2"))
+        assert result.page is None
+    assert len(list((tmp_path / "part1" / "results").iterdir())) == 2
+    monkeypatch.setattr(jobs, "train", None)
+    settings = tiny_settings(demo_data, tmp_path / "part1")
+    compare(settings, replace(config, add=(tmp_path / "part2",)))
+    assert first_seed(tmp_path / "part1") == first_seed(whole[0].out)
+
+
+def test_earlier_runs_and_results_of_other_programs_stand_in_the_same_table(whole, demo_data, tmp_path, no_page):
+    result, _ = whole
+    run = shutil.copytree(result.out / "runs" / f"{ONE}-seed1", tmp_path / "earlier run")
+    peer = result.out / "evaluations" / f"{TWO}-seed0" / "predictions.json"
+    config = tiny_comparison(models=(TWO,), add=(run,), results={"peer": peer}, times={"peer": 12.5}, budget_ms=20)
+    merged = compare(tiny_settings(demo_data, tmp_path / "out"), config)
+    rows = {row.name: row for row in merged.rows}
+    assert set(rows) == {TWO, "earlier_run", "peer"}
+    assert rows["earlier_run"].metrics[0].ap == result.rows[0].metrics[1].ap
+    assert rows["earlier_run"].results[0].images_seen == 12
+    assert rows["peer"].milliseconds == 12.5 and rows["peer"].two_stage is None
+    pair = next(each for each in merged.differences if {each.first, each.second} == {TWO, "peer"})
+    assert (pair.mean, pair.low, pair.high) == (0.0, 0.0, 0.0)
+    assert any(line.startswith("Within 20 ms: ") for line in merged.sentences)
+    assert any("one seed" in line for line in merged.sentences)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 2}, "other settings: epochs was 1, is 2"),
+        ({"size": 96}, "size was 64, is 96"),
+    ],
+)
+def test_other_settings_are_refused_and_named(whole, demo_data, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        compare(tiny_settings(demo_data, whole[0].out, **changes), tiny_comparison())
+
+
+def test_another_comparison_of_other_settings_is_not_added(whole, demo_data, tmp_path):
+    config = tiny_comparison(add=(whole[0].out,))
+    with pytest.raises(ConfigError, match=r"add: .* other settings or data: epochs was 1, is 2"):
+        compare(tiny_settings(demo_data, tmp_path / "out", epochs=2), config)
+    with pytest.raises(ConfigError, match="neither a run folder nor the folder of a comparison"):
+        compare(tiny_settings(demo_data, tmp_path / "other"), tiny_comparison(add=(demo_data,)))
+
+
+def test_a_folder_with_something_else_is_left_alone(demo_data, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match=r"'thesis.txt' and is not the folder of a comparison"):
+            compare(tiny_settings(demo_data, tmp_path, overwrite=overwrite), tiny_comparison())
+
+
+def test_overwriting_begins_anew(whole, demo_data, tmp_path, no_page):
+    out = shutil.copytree(whole[0].out, tmp_path / "out")
+    compare(tiny_settings(demo_data, out, overwrite=True, epochs=2), tiny_comparison(models=(ONE,)))
+    assert [path.name for path in (out / "runs").iterdir()] == [f"{ONE}-seed0"]
+    assert read_record(out)["settings"]["epochs"] == 2
+    assert record(out)["detectors"][0]["images_seen"] == 24
+
+
+def test_the_command_end_to_end(demo_data, tmp_path, capsys):
+    line = f"--data {demo_data} --data.val {demo_data}/instances_test.json --size 64 --batch-size 4 --seeds 1"
+    line += (
+        f" --epochs 1 --weights none --models {ONE} --rounds 1 --timed-images 1 --resamples 100 --out {tmp_path}/out"
+    )
+    assert main(["compare", *line.split(), "--dry-run"]) == 0
+    assert f"{ONE}-seed0" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert main(["compare", *line.split(), "--write-jobs"]) == 0
+    job = tmp_path / "out" / "jobs" / f"{ONE}-seed0.yaml"
+    assert f"torchrun --nproc-per-node 2 -m focaldet train --config {job}\n" in capsys.readouterr().out
+    assert main(["train", "--config", str(job)]) == 0
+    assert main(["compare", *line.split()]) == 0
+    output = capsys.readouterr().out
+    assert "nothing left to train" in output and f"look at  {tmp_path}/out/index.html" in output
+    assert re.search(rf"{ONE} +\d+\.\d", output)

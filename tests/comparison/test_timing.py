@@ -1,0 +1,84 @@
+"""Times of detectors: who takes turns, what the parts are, what a network costs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from focaldet.comparison import timing
+from focaldet.comparison.timing import (
+    DetectorTiming,
+    Spread,
+    TimingReport,
+    count_gflop,
+    measure_peak_memory,
+    time_detectors,
+    time_image,
+)
+from focaldet.prediction import Predictor
+from tests.evaluation.cases import BrightDetector, make_image
+
+
+class ConvolvedDetector(BrightDetector):
+    """As its base, behind a convolution of 3 → 3 channels, the identity."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 1, bias=False)
+        self.convolution.weight.data = torch.eye(3)[:, :, None, None]
+
+    def forward(self, images, sizes, targets=None):
+        return super().forward(self.convolution(images.float()), sizes, targets)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(make_image().permute(1, 2, 0).numpy()).save(path)
+    return path
+
+
+def test_detectors_take_turns_and_the_first_round_does_not_count(image, monkeypatch):
+    order, seconds = [], iter(range(100))
+    predictors = {name: Predictor(BrightDetector(), device="cpu", precision="fp32") for name in ("a", "b")}
+    monkeypatch.setattr(timing, "load", lambda run, **_: predictors[run.name])
+
+    def lap(predictor, path):
+        order.append(next(name for name, each in predictors.items() if each is predictor))
+        return [1e-3 * next(seconds)] * 4
+
+    monkeypatch.setattr(timing, "time_image", lap)
+    monkeypatch.setattr(timing, "measure_peak_memory", lambda *_, **__: None)
+    monkeypatch.setattr(timing, "count_gflop", lambda *_: 1.0)
+    report = time_detectors({"a": Path("a"), "b": Path("b")}, [image, image], rounds=2, batch_size=2)
+    assert "".join(order) == "aabbaabbaabb"
+    total = report.detectors["a"].total
+    assert total.num_values == 4 and total.median == pytest.approx(4 * (4 + 5 + 8 + 9) / 4)
+    assert report.detectors["b"].parts["decode"].median == pytest.approx((6 + 7 + 10 + 11) / 4)
+    assert report.detectors["a"].throughput.num_values == 2 and report.detectors["a"].throughput.median > 0
+    assert report.detectors["a"].parameters == 1 and report.detectors["a"].input == (64, 64)
+
+
+def test_the_parts_are_measured_one_after_another(image):
+    laps = time_image(Predictor(BrightDetector(), device="cpu"), image)
+    assert len(laps) == 4 and min(laps) > 0
+
+
+def test_operations_are_those_of_the_convolution(image):
+    predictor = Predictor(ConvolvedDetector(), device="cpu", precision="fp32")
+    assert count_gflop(predictor, image) * 1e9 == 2 * 3 * 3 * 64 * 64
+
+
+def test_a_loaded_machine_is_told_from_a_quiet_one():
+    one = DetectorTiming(Spread(1.0, 1.0, 1.0, 1), {})
+    settings = {"detectors": {"a": one}, "machine": {}, "threads": 2, "rounds": 1, "images": 1, "batch_size": 1}
+    assert TimingReport(**settings, load_before=0.5, load_after=2.1).is_quiet
+    assert not TimingReport(**settings, load_before=0.5, load_after=4.0).is_quiet
+    assert TimingReport(**settings, load_before=None, load_after=None).is_quiet
+
+
+def test_memory_is_that_of_a_process_of_its_own(tiny_run, demo_data):
+    image = next((demo_data / "images").glob("test_*.png"))
+    assert 100 < measure_peak_memory(tiny_run, image, device="cpu") < 5000

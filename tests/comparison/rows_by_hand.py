@@ -8,7 +8,7 @@ from focaldet.comparison.jobs import JobResult
 from focaldet.comparison.rows import ComparedDetector
 from focaldet.comparison.systems import system_of
 from focaldet.comparison.timing import DetectorTiming, Spread
-from focaldet.evaluation.bootstrap import ApSample, Difference
+from focaldet.evaluation.bootstrap import ApDifference, ApSample
 from focaldet.evaluation.coco import Metrics
 from focaldet.models import FasterRCNNConfig, find_preset
 
@@ -44,4 +44,4 @@ def make_row(name, aps, ms=None, *, model=None, error=None, width=0.02):
 
 
 def make_difference(first, second, mean, low, high, adjusted):
-    return Difference(first, second, mean, low, high, 0.9, adjusted, adjusted)
+    return ApDifference(first, second, mean, low, high, 0.9, adjusted, adjusted)

@@ -15,11 +15,11 @@ from focaldet.comparison.timing import IMAGE_PARTS, TimingReport
 from focaldet.data.dataset import ImageSource
 from focaldet.data.formats.text import quantity
 from focaldet.errors import DataError
-from focaldet.evaluation.bootstrap import Difference
+from focaldet.evaluation.bootstrap import ApDifference
 from focaldet.evaluation.coco import percent
 from focaldet.evaluation.error_kinds import DETECTED, OUTCOME_KINDS
 from focaldet.report import page
-from focaldet.report.run_report import target_as_detections
+from focaldet.report.image_pairs import target_as_detections
 from focaldet.types import Detections
 
 NUM_SCENES = 6
@@ -31,7 +31,7 @@ def write_compare_page(
     path: Path,
     rows: Sequence[ComparedDetector],
     *,
-    differences: Sequence[Difference],
+    differences: Sequence[ApDifference],
     sentences: Sequence[str],
     timing: TimingReport | None,
     source: ImageSource,
@@ -64,7 +64,7 @@ def write_compare_page(
         page.section("What it shows", *(f'<p class="conclusion">{escape(line)}</p>' for line in sentences)),
         page.section("Results", html_table(rows, marks), _table_note(rows)),
         page.section("Accuracy and time", figure, _figure_note() if figure else ""),
-        page.section("Differences of AP", _difference_table(shown, differences, marks)),
+        page.section("Differences of AP", _ap_difference_table(shown, differences, marks)),
         page.section("AP by size of the objects", _object_size_table(shown, marks)),
         page.section("AP by class", _class_ap_table(shown, marks)),
         page.section("Kinds of errors", _kind_table(shown, marks), _cost_table(shown, marks)),
@@ -98,8 +98,8 @@ def _figure_note() -> str:
     )
 
 
-def _difference_table(
-    rows: Sequence[ComparedDetector], differences: Sequence[Difference], marks: Mapping[str, str]
+def _ap_difference_table(
+    rows: Sequence[ComparedDetector], differences: Sequence[ApDifference], marks: Mapping[str, str]
 ) -> str:
     """AP of the row minus that of the column, for every pair, the best first."""
     if not differences:
@@ -116,7 +116,7 @@ def _difference_table(
     return text + page.table(["", *(marks[row.name] for row in rows[1:])], lines)
 
 
-def _difference_cell(difference: Difference | None) -> str:
+def _difference_cell(difference: ApDifference | None) -> str:
     if difference is None:
         return ""
     star, kind = ("★ ", "real") if difference.is_real else ("", "chance")

@@ -15,8 +15,8 @@ from focaldet.comparison.systems import SYSTEMS, System, system_of
 from focaldet.comparison.timing import DetectorTiming
 from focaldet.data.dataset import Dataset
 from focaldet.evaluation.bootstrap import (
+    ApDifference,
     ApSample,
-    Difference,
     SeedSpread,
     compare_samples,
     draw_splits,
@@ -115,7 +115,7 @@ class Comparison:
     out: Path
     page: Path | None = None
     rows: tuple[ComparedDetector, ...] = ()
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[ApDifference, ...] = ()
     spread: SeedSpread | None = None
     sentences: tuple[str, ...] = ()
     interrupted: bool = False
@@ -221,7 +221,7 @@ def count_kinds(dataset: Dataset, detections: Sequence[Detections], *, score: fl
 
 def compare_rows(
     rows: Sequence[ComparedDetector], *, assumed: float, num_units: int, seed: int
-) -> tuple[tuple[Difference, ...], SeedSpread]:
+) -> tuple[tuple[ApDifference, ...], SeedSpread]:
     """The difference of every pair of rows, the better one first, and the deviation between seeds.
 
     Args:

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from focaldet.comparison.rows import ComparedDetector
 from focaldet.data.formats.text import quantity
-from focaldet.evaluation.bootstrap import Difference, SeedSpread
+from focaldet.evaluation.bootstrap import ApDifference, SeedSpread
 from focaldet.evaluation.coco import percent
 
 
@@ -17,7 +17,7 @@ def points(value: float) -> str:
 
 def conclude(
     rows: Sequence[ComparedDetector],
-    differences: Sequence[Difference],
+    differences: Sequence[ApDifference],
     spread: SeedSpread,
     *,
     num_images: int,
@@ -42,9 +42,9 @@ def sort_by_ap(rows: Iterable[ComparedDetector]) -> list[ComparedDetector]:
     return sorted((row for row in rows if row.sample is not None), key=lambda row: -(row.mean("ap") or 0.0))
 
 
-def describe_differences(differences: Sequence[Difference]) -> list[str]:
+def describe_differences(differences: Sequence[ApDifference]) -> list[str]:
     """Which differences are real, the detectors that are worse gathered for each that is better."""
-    worse: dict[str, list[Difference]] = {}
+    worse: dict[str, list[ApDifference]] = {}
     for difference in differences:
         if difference.is_real:
             worse.setdefault(difference.first, []).append(difference)
@@ -62,17 +62,17 @@ def describe_differences(differences: Sequence[Difference]) -> list[str]:
     return lines
 
 
-def sort_by_size(differences: Iterable[Difference]) -> list[Difference]:
+def sort_by_size(differences: Iterable[ApDifference]) -> list[ApDifference]:
     """The smallest difference first."""
     return sorted(differences, key=lambda each: abs(each.mean))
 
 
-def interval(difference: Difference) -> str:
+def interval(difference: ApDifference) -> str:
     """The interval in points, for example "+0.1 to +2.9"."""
     return f"{points(difference.low)} to {points(difference.high)}"
 
 
-def level_with_best(rows: Sequence[ComparedDetector], differences: Sequence[Difference]) -> list[ComparedDetector]:
+def level_with_best(rows: Sequence[ComparedDetector], differences: Sequence[ApDifference]) -> list[ComparedDetector]:
     """The best detector and those whose difference to it has an interval that contains 0; `rows` best first."""
     best = rows[0].name
     level = {best}
@@ -83,7 +83,7 @@ def level_with_best(rows: Sequence[ComparedDetector], differences: Sequence[Diff
 
 
 def recommend(
-    rows: Sequence[ComparedDetector], differences: Sequence[Difference], *, budget_ms: float | None
+    rows: Sequence[ComparedDetector], differences: Sequence[ApDifference], *, budget_ms: float | None
 ) -> list[str]:
     """What to take: the fastest that is level with the best, and the best for each limit of time; `rows` best first."""
     timed = [row for row in rows if row.milliseconds is not None]

@@ -31,7 +31,7 @@ from focaldet.evaluation.evaluator import (
 from focaldet.evaluation.results import ResultRows
 
 NUM_SPLITS = 2000
-CONFIDENCE = 0.95
+INTERVAL_LEVEL = 0.95
 SEED_DEVIATION = 0.01  # of AP, between seeds on a few hundred images, where a comparison has only one seed
 RECALLS = numpy.linspace(0.0, 1.0, 101)  # of COCO's AP
 CHUNK_VALUES = 4_000_000  # numbers of one step, 32 MB
@@ -188,7 +188,7 @@ class ApSample:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class ApDifference:
     """AP of `first` minus that of `second`, in −1 … 1.
 
     Attributes:
@@ -214,7 +214,7 @@ class Difference:
     @property
     def is_real(self) -> bool:
         """Whether chance explains it in less than 5 % of such comparisons, all pairs counted."""
-        return self.adjusted < 1 - CONFIDENCE
+        return self.adjusted < 1 - INTERVAL_LEVEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def seed_spread(samples: Sequence[ApSample], *, assumed: float = SEED_DEVIATION)
 
 def compare_samples(
     samples: Sequence[ApSample], *, spread: SeedSpread, num_units: int | None = None, seed: int = 0
-) -> list[Difference]:
+) -> list[ApDifference]:
     """The difference of every pair, in the order of `samples`.
 
     Few images tell less of their own deviation than resampling them shows: around their mean the differences are
@@ -256,13 +256,13 @@ def compare_samples(
     pairs = combinations(samples, 2)
     rows = [_difference(first, second, spread=spread, num_units=num_units, rng=rng) for first, second in pairs]
     adjusted = adjust_p_values([row[-1] for row in rows])
-    return [Difference(*row, each) for row, each in zip(rows, adjusted, strict=True)]
+    return [ApDifference(*row, each) for row, each in zip(rows, adjusted, strict=True)]
 
 
 def _difference(
     first: ApSample, second: ApSample, *, spread: SeedSpread, num_units: int | None, rng: numpy.random.Generator
 ) -> tuple[str, str, float, float, float, float, float]:
-    """All of a `Difference` but its adjusted p-value."""
+    """All of a `ApDifference` but its adjusted p-value."""
     values = (first.resampled - second.resampled).nan_to_num(0.0)
     if bool((values != 0).any()):
         if num_units is not None and num_units > 1:
@@ -288,7 +288,7 @@ def percentiles(values: Float64[Tensor, " S"]) -> tuple[float, float]:
     finite = values[values.isfinite()]
     if not len(finite):
         return math.nan, math.nan
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - INTERVAL_LEVEL) / 2
     low, high = torch.quantile(finite, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
 

@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,7 +295,7 @@ def _measure_times(
     file = run.out / TIMING_RECORD
     saved = configs.read_mapping(file) if file.exists() else {}
     if saved.get("key") == key:
-        return configs.from_dict(TimingReport, saved["report"], source=str(file))
+        return _read_timing(saved["report"], source=str(file))
     report = time_detectors(
         runs,
         images,
@@ -306,6 +307,15 @@ def _measure_times(
     )
     write_json(file, {"key": key, "report": configs.to_dict(report)})
     return report
+
+
+def _read_timing(values: Mapping[str, Any], *, source: str) -> TimingReport:
+    """The report that was written as plain values."""
+    timings = {
+        name: configs.from_dict(DetectorTiming, each, source=source) for name, each in values["detectors"].items()
+    }
+    report = configs.from_dict(TimingReport, {**values, "detectors": {}}, source=source)
+    return replace(report, detectors=timings)
 
 
 def _write_numbers(comparison: Comparison, *, record: Mapping[str, Any], timing: TimingReport | None) -> None:

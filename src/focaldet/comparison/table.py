@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from focaldet.comparison.rows import ComparedDetector
 from focaldet.comparison.systems import System
+from focaldet.comparison.timing import IMAGE_PARTS
 from focaldet.evaluation.coco import percent
 from focaldet.report import page
 
@@ -150,7 +151,7 @@ def number_columns(row: ComparedDetector) -> dict[str, Any]:
     timing, sample = row.timing, row.sample
     low, high = (None, None) if sample is None else sample.interval()
     finished = [result for result in row.results if result.error is None]
-    throughput = None if timing is None else timing.throughput
+    throughput, parts = (None, {}) if timing is None else (timing.throughput, timing.parts)
     return {
         "detector": row.name,
         "backbone": row.backbone,
@@ -165,7 +166,7 @@ def number_columns(row: ComparedDetector) -> dict[str, Any]:
         "ms_p10": None if timing is None else timing.total.p10,
         "ms_p90": None if timing is None else timing.total.p90,
         "ms_count": None if timing is None else timing.total.num_values,
-        **{f"{name}_ms": part.median for name, part in ({} if timing is None else timing.parts).items()},
+        **{f"{part}_ms": parts[part].median if part in parts else None for part in IMAGE_PARTS},
         "images_per_second": None if throughput is None else throughput.median,
         "parameters": None if timing is None else timing.parameters,
         "gflop": None if timing is None else timing.gflop,

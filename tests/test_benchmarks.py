@@ -1,24 +1,37 @@
 """The benchmark beside torchvision works anywhere; under `prove` its ratios must not fall below their guards."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 RUN = Path(__file__).resolve().parent.parent / "benchmarks" / "run.py"
 OPERATIONS = ("focal", "RoIAlign", "matching", "NMS")
 
 
-def run(out, *arguments):
-    command = [sys.executable, str(RUN), "--threads", "1", "--out", str(out), *arguments]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return printed, json.loads((out / "run_cpu.json").read_text())
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """What the benchmark prints and writes."""
+    before = {*sys.modules}
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    threads = torch.get_num_threads()
+
+    def run_rows(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(RUN), "--threads", "1", "--out", str(tmp_path), *arguments])
+        runpy.run_path(str(RUN), run_name="__main__")
+        return capsys.readouterr().out, json.loads((tmp_path / "run_cpu.json").read_text())
+
+    yield run_rows
+    torch.set_num_threads(threads)
+    for name in {"losses", "measure"} - before:
+        sys.modules.pop(name, None)
 
 
-def test_every_operation_has_its_row_in_the_table_the_file_and_the_drawing(tmp_path):
-    printed, result = run(tmp_path, "--small", "--rounds", "1", "--rows", *OPERATIONS)
+def test_every_operation_has_its_row_in_the_table_the_file_and_the_drawing(tmp_path, run):
+    printed, result = run("--small", "--rounds", "1", "--rows", *OPERATIONS)
     assert len(result["rows"]) == 10 and len(result["load before"]) == 3
     assert (tmp_path / "run_cpu.svg").read_text().count("<path") > 10
     for name, row in result["rows"].items():
@@ -27,14 +40,14 @@ def test_every_operation_has_its_row_in_the_table_the_file_and_the_drawing(tmp_p
 
 
 @pytest.mark.prove
-def test_no_operation_has_fallen_behind_torchvision(tmp_path):
+def test_no_operation_has_fallen_behind_torchvision(run):
     """Ratios of one interleaved run, never seconds: a busy machine slows both."""
-    _, result = run(tmp_path, "--rounds", "5", "--rows", *OPERATIONS)
+    _, result = run("--rounds", "5", "--rows", *OPERATIONS)
     behind = {name: row["speed-up"] for name, row in result["rows"].items() if row["speed-up"]["min"] < row["guard"]}
     assert not behind
 
 
 @pytest.mark.prove
-def test_whole_detectors_run_side_by_side(tmp_path):
-    _, result = run(tmp_path, "--small", "--rounds", "1", "--rows", "predict")
+def test_whole_detectors_run_side_by_side(run):
+    _, result = run("--small", "--rounds", "1", "--rows", "predict")
     assert set(result["rows"]) == {"predict retinanet R50", "predict faster_rcnn R50"}

@@ -13,9 +13,9 @@ import focaldet
 
 PUBLIC = """
 AugmentConfig Batch CheckpointError CompareConfig Comparison ConfigError Conversion DataConfig DataError Detection
-Detections Detector DetectorConfig FocaldetError ImageSize InferenceOptions Metrics NonFiniteLossError OutOfMemoryError
-Predictor Preprocessing Preset Resize RunConfig Target TrainResult __version__ build check_data compare convert
-convert_data draw evaluate evaluate_files load losses register report_runs train
+Detections Detector DetectorConfig ExportResult FocaldetError ImageSize InferenceOptions Metrics NonFiniteLossError
+OutOfMemoryError Predictor Preprocessing Preset Resize RunConfig Target TrainResult __version__ build check_data
+compare convert convert_data draw evaluate evaluate_files export_detector load losses register report_runs train
 """.split()  # noqa: SIM905  a column of 30 lines tells no more
 HEAVY = ("lightning", "matplotlib", "hotcoco", "sklearn", "timm", "pycocotools", "tensorboard", "supervision")
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
     from focaldet.evaluation.coco import Metrics, evaluate_files
     from focaldet.evaluation.evaluate import evaluate
     from focaldet.evaluation.inference import InferenceOptions
+    from focaldet.export.export import ExportResult, export_detector
     from focaldet.models import Detector, DetectorConfig, Preset, build, register
     from focaldet.prediction import Predictor, load
     from focaldet.report.report_runs import report_runs
@@ -56,6 +57,7 @@ MODULES = {
     "evaluation.coco": ("Metrics", "evaluate_files"),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.inference": ("InferenceOptions",),
+    "export.export": ("ExportResult", "export_detector"),
     "models": ("Detector", "DetectorConfig", "Preset", "build", "register"),
     "prediction": ("Predictor", "load"),
     "report.report_runs": ("report_runs",),
@@ -82,6 +84,7 @@ __all__ = [
     "Detections",
     "Detector",
     "DetectorConfig",
+    "ExportResult",
     "FocaldetError",
     "ImageSize",
     "InferenceOptions",
@@ -104,6 +107,7 @@ __all__ = [
     "draw",
     "evaluate",
     "evaluate_files",
+    "export_detector",
     "load",
     "losses",
     "register",

@@ -103,6 +103,7 @@ class Predictor:
         detector = apply_options(detector, self.options).to(self.device)
         self.detector = detector.to(memory_format=torch.channels_last).eval()
         self.category_ids, self.thresholds = category_ids, thresholds
+        self.device = self.detector.device  # an exported file stays on the CPU
 
     def __repr__(self) -> str:
         """Model, number of classes, input size, device and precision."""
@@ -238,7 +239,8 @@ def load(
     """A predictor with the trained detector of a run folder, a weights file or a name such as `torchvision:coco_v1`.
 
     Args:
-        spec: any of these; or the name of a detector such as `retinanet_r50_fpn_tv`, together with `weights` for it.
+        spec: any of these, or a file that `focaldet export` wrote; or the name of a detector such as
+            `retinanet_r50_fpn_tv`, together with `weights` for it.
         weights: run folder, file or name of weights for the detector that `spec` names.
         options: size, device, precision and so on.
         fields: fields of `InferenceOptions` by keyword, laid over `options`.

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from focaldet.errors import ConfigError
+from focaldet.export.proof import compare_detections
 from focaldet.models import Detector, build
 from focaldet.models.faster_rcnn.model import FasterRCNN
-from focaldet.types import ImageSize
+from focaldet.types import Detections, ImageSize
+from focaldet.weights import override_postprocess
 from tests import tiny_backbones  # noqa: F401  their names are used here
 
 TINY = {"backbone": "resnet_tiny"}
@@ -193,6 +195,27 @@ def test_exported(name: str) -> None:
         for value, right in zip(actual, expected(name), strict=True):
             torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-4)
     assert_same_outputs(make(name), name)
+
+
+@every
+def test_detections_of_fixed_shapes_are_the_same(name: str) -> None:
+    """With a threshold that lets a detector that has learned nothing detect much, and class layers that differ."""
+    detector = make(name)
+    detector.config = override_postprocess(detector.config, {"detect": {"score_threshold": 0.005}})
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for tensor in detector.parameters():
+            tensor.add_(torch.randn(tensor.shape, generator=generator), alpha=0.05)
+        right = detector.detect(detector(images(), SIZES), SIZES)
+        padded = detector.detect_padded(images(), torch.tensor(SIZES))
+    assert sum(map(len, right)) >= 10
+    rows = zip(padded.boxes, padded.scores, padded.labels, padded.counts.tolist(), strict=True)
+    actual = [Detections(boxes[:count], scores[:count], labels[:count]) for boxes, scores, labels, count in rows]
+    seen = compare_detections(right, actual)
+    assert seen.matched == seen.num_detections
+    assert seen.unmatched == 0
+    assert seen.largest_px < 1e-3
+    assert seen.largest_score < 1e-6
 
 
 @pytest.mark.parametrize("name", ["retinanet_r18_fpn", "ssd_efficientnet_lite0"])

@@ -114,7 +114,7 @@ def detect_all(
         fields: fields of `InferenceOptions` by keyword, laid over `options`.
     """
     options = replace(options, **fields)
-    device = next(detector.parameters()).device
+    device = detector.device
     ranks = fabric or Process(0, 1, device)
     precision = pick_precision(options.precision, device=device)
     loader = open_loader(detector, source, options=options, ranks=ranks)

@@ -19,6 +19,7 @@ from focaldet.ranges import BatchSize, ProcessCount, SidePx
 from focaldet.runtime import Precision, autocast
 from focaldet.types import Detections, ImageSize, Resize
 from focaldet.weights import override_postprocess
+from focaldet.weights.exported.detector import ExportedDetector
 
 
 @validate_fields
@@ -78,11 +79,20 @@ def apply_options(detector: Detector, options: InferenceOptions) -> Detector:
         ConfigError: contradicting sides, or an override that is unknown, out of range or part of what was trained.
     """
     resize = detector.preprocessing.resize
+    if isinstance(detector, ExportedDetector):
+        detector.refuse_options(_fixed_options(detector, options))
     resize = resize.with_sides(size=options.size, short_side=options.short_side, max_side=options.max_side)
     if options.architecture:
         detector.config = override_postprocess(detector.config, options.architecture)
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
     return detector
+
+
+def _fixed_options(detector: ExportedDetector, options: InferenceOptions) -> list[str]:
+    """The names of the options that an exported file does not take."""
+    sides = ("size", "short_side", "max_side") if detector.input_size is not None else ()
+    names = [name for name in ("architecture", "precision", *sides) if getattr(options, name)]
+    return names if options.device in (None, "cpu") else ["device", *names]
 
 
 def detect_batch(
@@ -98,7 +108,7 @@ def detect_batch(
     `sizes` are those of the resized images without padding. Both sides of a box are scaled by the exact ratio of the
     sizes, which rounding makes differ a little between width and height; the bars of a letterbox are taken off before.
     """
-    resize, device = detector.preprocessing.resize, next(detector.parameters()).device
+    resize, device = detector.preprocessing.resize, detector.device
     with torch.no_grad():
         images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):

@@ -22,6 +22,7 @@ from focaldet.nets.norm import NormKind
 from focaldet.ops.classifier import Classifier
 from focaldet.ops.grids import Grid
 from focaldet.ops.losses.normalize import Normalizer, loss_normalizers
+from focaldet.ops.padded import PaddedDetections
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 Value = TypeVar("Value")
@@ -190,6 +191,11 @@ class Detector(nn.Module):
         """The type of the weights; float32 of a detector without weights."""
         return next(self.parameters(), torch.empty(0)).dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the processor's memory of a detector without weights."""
+        return next(self.parameters(), torch.empty(0)).device
+
     def _set_scaling(self) -> None:
         """Make mean and standard deviation again, beside the weights and never in less than float32.
 
@@ -246,6 +252,16 @@ class Detector(nn.Module):
     @abstractmethod
     def detect(self, outputs: Any, sizes: Sequence[ImageSize]) -> list[Detections]:
         """The objects of each image, in the frame of the resized image and clipped to its size; best first."""
+
+    def detect_padded(self, images: Images, sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
+        """What `forward` and `detect` give together, in tensors of fixed shapes: this is what is exported.
+
+        `sizes` are (height, width) of the images without padding.
+
+        Raises:
+            ConfigError: this kind of detector does not have it.
+        """
+        raise ConfigError(f"{type(self).__name__} has no method `detect_padded`, which an export needs")
 
     def current_tensor_names(self, tensors: Mapping[str, Value]) -> dict[str, Value]:
         """What is given by tensor name, under the present names where those are of an earlier version."""

@@ -25,6 +25,7 @@ from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.heads import Subnet, TowerInit, logit, prior_biases
 from focaldet.nets.necks import PYRAMID_STRIDES_PX, FeaturePyramid
 from focaldet.nets.norm import NormKind
+from focaldet.ops import padded
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.boxes import clip, decode, elementwise_iou, encode
 from focaldet.ops.classifier import Classifier, class_logits, class_loss_sum, class_losses, decisions
@@ -218,6 +219,24 @@ class RetinaNet(Detector):
     def detect(self, outputs: RetinaNetOutputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
         return [self._detect_one(outputs, image, size) for image, size in enumerate(sizes)]
+
+    def detect_padded(self, images: Images, sizes: Int64[Tensor, "B 2"]) -> padded.PaddedDetections:
+        """As `forward` and `detect`, in tensors of fixed shapes."""
+        config, outputs = self.config.detect, self(images, sizes)
+        logits = class_logits(outputs.logits, self.config.classifier)
+        start, chosen = 0, []
+        for size in outputs.level_sizes:
+            values, anchor, label = padded.best_pairs(logits[:, start : start + size], config.top_k, fill=-torch.inf)
+            chosen.append((values.sigmoid(), anchor + start, label))
+            start = start + size
+        scores, anchor, label = (torch.cat(parts, 1) for parts in zip(*chosen, strict=True))
+        boxes = decode(padded.take_rows(outputs.deltas, anchor), outputs.anchors[anchor])
+        clipped = padded.clip_to_sizes(boxes, sizes)
+        compared = clipped if config.clip_first else boxes
+        kinds = torch.zeros_like(label) if config.across_classes else label
+        limits = padded.NMSLimits(config.nms_iou, config.score_threshold, config.max_detections)
+        kept = padded.nms_labeled(compared, scores, kinds, limits, num_classes=self.config.num_classes)
+        return padded.select_best(clipped, scores[:, None], kept[:, None], most=config.max_detections, labels=label)
 
     def _assign_anchors(
         self, outputs: RetinaNetOutputs, targets: Sequence[Target]

@@ -33,6 +33,7 @@ from focaldet.ops.classifier import class_loss_sum, decisions
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
+from focaldet.ops.padded import PaddedDetections, clip_to_sizes, nms_mask, select_best
 from focaldet.ops.priors import PriorConfig, all_priors
 from focaldet.ops.sampling import hardest_negatives
 from focaldet.ranges import BackboneName, Channels, ClassCount, Factor, LayerCount, NonNegativeFloat, PerLevel
@@ -250,6 +251,20 @@ class SSD(Detector):
         boxes = decode(outputs.deltas * self._variances(outputs), outputs.anchors.expand_as(outputs.deltas))
         return [self._detect_one(outputs.logits[image], boxes[image], size) for image, size in enumerate(sizes)]
 
+    def detect_padded(self, images: Images, sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
+        """As `forward` and `detect`, in tensors of fixed shapes."""
+        config, outputs = self.config.detect, self(images, sizes)
+        boxes = decode(outputs.deltas * self._variances(outputs), outputs.anchors.expand_as(outputs.deltas))
+        clipped = clip_to_sizes(boxes, sizes)
+        scores = self._probabilities(outputs.logits).transpose(1, 2)
+        if scores.shape[2] > config.top_k:  # the best of each class alone take part
+            scores = torch.where(scores >= scores.topk(config.top_k).values[..., -1:], scores, 0.0)
+        kept = nms_mask(clipped, scores, config.nms_iou, config.score_threshold, config.max_detections)
+        return select_best(clipped, scores, kept, most=config.max_detections)
+
+    def _probabilities(self, logits: Float[Tensor, "*A V"]) -> Float[Tensor, "*A K"]:
+        return logits.softmax(-1)[..., :-1] if self.config.classifier == "softmax" else logits.sigmoid()
+
     def _variances(self, outputs: SSDOutputs) -> Float[Tensor, " 4"]:
         return outputs.deltas.new_tensor(self.config.variances)
 
@@ -282,7 +297,7 @@ class SSD(Detector):
 
     def _detect_one(self, logits: Float[Tensor, "A V"], boxes: Float[Tensor, "A 4"], size: ImageSize) -> Detections:
         config = self.config.detect
-        probabilities = logits.softmax(-1)[:, :-1] if self.config.classifier == "softmax" else logits.sigmoid()
+        probabilities = self._probabilities(logits)
         best, prior = probabilities.T.topk(min(config.top_k, len(probabilities)), dim=1)
         label, rank = (best > config.score_threshold).nonzero().unbind(1)
         scores = best[label, rank]

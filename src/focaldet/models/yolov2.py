@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from focaldet.nets.backbone import NUM_STAGES
 from focaldet.nets.darknet import ConvLeaky, reorganize
 from focaldet.nets.heads import logit
 from focaldet.nets.norm import NormKind
+from focaldet.ops import padded
 from focaldet.ops.boxes import clip, elementwise_iou
 from focaldet.ops.grids import Grid
 from focaldet.ops.losses.focal import balanced_focal_loss, focal_loss
@@ -208,7 +209,7 @@ class YOLOv2(Detector):
         # darknet's route lists the passthrough first, and the weights of `merge` follow that order.
         merged = self.merge(torch.cat([reorganize(self.passthrough(c4)), self.top(c5)], dim=1))
         cells = self.predict(merged).permute(0, 2, 3, 1)
-        values = cells.reshape(len(cells), -1, 5 + self.config.num_classes).float()
+        values = cells.reshape(cells.shape[0], -1, 5 + self.config.num_classes).float()
         grid = (height // STRIDE_PX, width // STRIDE_PX)
         anchors = grid_anchors(
             self.config.anchors, stride_px=STRIDE_PX, height=grid[0], width=grid[1], device=images.device
@@ -250,6 +251,17 @@ class YOLOv2(Detector):
     def detect(self, outputs: YOLOv2Outputs, sizes: Sequence[ImageSize]) -> list[Detections]:
         """At most `max_detections` objects an image, in the frame of the resized image."""
         return [self._detect_one(outputs, image, size) for image, size in enumerate(sizes)]
+
+    def detect_padded(self, images: Images, sizes: Int64[Tensor, "B 2"]) -> padded.PaddedDetections:
+        """As `forward` and `detect`, in tensors of fixed shapes."""
+        config, outputs = self.config.detect, self(images, sizes)
+        pairs = outputs.logits.softmax(-1) * outputs.objectness.sigmoid()[..., None]
+        scores, anchor, label = padded.best_pairs(pairs, config.top_k, fill=0.0)
+        boxes = decode_in_cells(padded.take_rows(outputs.deltas, anchor), outputs.anchors[anchor], stride_px=STRIDE_PX)
+        limits = padded.NMSLimits(config.nms_iou, config.score_threshold, config.max_detections)
+        kept = padded.nms_labeled(boxes, scores, label, limits, num_classes=self.config.num_classes)
+        inside = padded.clip_to_sizes(boxes, sizes)
+        return padded.select_best(inside, scores[:, None], kept[:, None], most=config.max_detections, labels=label)
 
     def _boxes(self, outputs: YOLOv2Outputs, image: int) -> Float[Tensor, "A 4"]:
         return decode_in_cells(outputs.deltas[image], outputs.anchors, stride_px=STRIDE_PX)

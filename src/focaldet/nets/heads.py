@@ -62,7 +62,7 @@ class Subnet(nn.Module):
             x = F.relu(self.norms[index](x) if self.norms else x, inplace=True)
         # B S·V H W lies in memory as B H W S·V when convolutions run channels-last: then nothing is copied here.
         x = self.predict(x).permute(0, 2, 3, 1)
-        return x.reshape(len(x), -1, self.values).float()
+        return x.reshape(x.shape[0], -1, self.values).float()
 
 
 def _num_groups(width: int) -> int:

@@ -6,6 +6,7 @@ Axes: B images, C channels, H W cells.
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ class HalvingConv(nn.Conv2d):
         super().__init__(channels, width, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] > 1:
+        if torch.compiler.is_exporting() or x.shape[-1] > 1:
             return super().forward(x)
         # Of a map 1 cell wide, oneDNN leaves most of the weights' gradient in bf16 as it finds the memory (torch 2.14);
         # padded beforehand the map is 3 wide.

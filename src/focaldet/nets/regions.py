@@ -80,9 +80,9 @@ class RPNHead(nn.Module):
         for conv in self.tower:
             x = self.activation(conv(x))
         objectness, boxes = (layer(x).permute(0, 2, 3, 1).float() for layer in (self.objectness, self.boxes))
-        values = objectness.reshape(len(x), -1, self.values)
+        values = objectness.reshape(x.shape[0], -1, self.values)
         logit = values[..., 1] - values[..., 0] if self.values > 1 else values[..., 0]
-        return logit, boxes.reshape(len(x), -1, 4)
+        return logit, boxes.reshape(x.shape[0], -1, 4)
 
 
 class TwoLayers(nn.Module):
@@ -144,10 +144,10 @@ class PooledTail(Staged):
 
     def forward(self, pooled: Float[Tensor, "R C S S"]) -> Float[Tensor, "R D"]:
         """A vector of each region; of no region none, made of one that is cut off again: normalization needs one."""
-        x = pooled if len(pooled) else F.pad(pooled, (0, 0, 0, 0, 0, 0, 0, 1))
+        x = pooled if pooled.shape[0] else F.pad(pooled, (0, 0, 0, 0, 0, 0, 0, 1))
         x = x if self.adapter is None else F.relu(self.adapter(x), inplace=True)
         vectors: Tensor = self.tail(x).mean((2, 3))
-        return vectors[: len(pooled)]
+        return vectors[: pooled.shape[0]]
 
 
 class RegionPredictor(nn.Module):
@@ -174,7 +174,7 @@ class RegionPredictor(nn.Module):
 
 def _apply_norm(x: Float[Tensor, "R C S S"], norm: nn.Module) -> Float[Tensor, "R C S S"]:
     """`norm(x)`; without regions its affine part alone, as no statistics can be taken of nothing."""
-    if len(x):
+    if x.shape[0]:
         y: Tensor = norm(x)
         return y
     assert isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor)

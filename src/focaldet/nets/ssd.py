@@ -91,7 +91,7 @@ class ProjectedBottleneck(nn.Module):
     def _require_statistics(self, x: Float[Tensor, "B C H W"]) -> None:
         kernel, stride, padding = self.conv1.kernel_size[0], self.conv1.stride[0], int(self.conv1.padding[0])
         rows, columns = ((side + 2 * padding - kernel) // stride + 1 for side in x.shape[-2:])
-        require_statistics(self.norm1, len(x) * rows * columns)
+        require_statistics(self.norm1, x.shape[0] * rows * columns)
 
 
 def require_statistics(norm: nn.Module, count: int) -> None:
@@ -209,7 +209,7 @@ class HalvingLayers(nn.ModuleList):
         for layer in self:
             assert isinstance(layer, nn.Sequential) and isinstance(layer[1], ConvNorm)
             rows, columns = (-(-side // 2) for side in x.shape[-2:])
-            require_statistics(layer[1][1], len(x) * rows * columns)
+            require_statistics(layer[1][1], x.shape[0] * rows * columns)
             x = layer(x)
             maps.append(x)
         return maps
@@ -232,7 +232,7 @@ class MapPredictor(nn.Module):
 
 
 def _per_prior(x: Float[Tensor, "B C H W"], values: int) -> Float[Tensor, "B A V"]:
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1, values).float()
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values).float()
 
 
 def at_level(values: Sequence[int], level: int) -> int:

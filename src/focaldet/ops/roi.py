@@ -156,8 +156,8 @@ def crop_and_resize(
     one cell alone is sampled in the middle. What lies outside of the map is 0, without a blend at its border.
     """
     height, width = features.shape[-2:]
-    y, in_map_y = _samples(regions[:, 1], regions[:, 3], size, frame=frame_px[0], cells=height)
-    x, in_map_x = _samples(regions[:, 0], regions[:, 2], size, frame=frame_px[1], cells=width)
+    y, in_map_y = sample_positions(regions[:, 1], regions[:, 3], size, frame=frame_px[0], cells=height)
+    x, in_map_x = sample_positions(regions[:, 0], regions[:, 2], size, frame=frame_px[1], cells=width)
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
     inside = in_map_y[:, :, None] & in_map_x[:, None, :]
     members = [(image_index == image).nonzero().squeeze(1) for image in range(len(features))]
@@ -165,7 +165,7 @@ def crop_and_resize(
     return torch.cat(crops)[torch.cat(members).argsort()] * inside[:, None]
 
 
-def _samples(
+def sample_positions(
     start: Float[Tensor, " R"], stop: Float[Tensor, " R"], size: int, *, frame: int, cells: int
 ) -> tuple[Float[Tensor, "R S"], Bool[Tensor, "R S"]]:
     """Where the samples along one axis lie, -1 in the middle of the first cell and 1 of the last; and if in the map."""

@@ -68,7 +68,20 @@ def save_detector(
     Raises:
         CheckpointError: the file cannot be written (what was there before is intact).
     """
-    metadata = Metadata(
+    metadata = describe_detector(detector, classes=classes, license=license, extra=extra)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
+    write_atomically(path, save(tensors, metadata={KEY: configs.to_json(metadata)}))
+
+
+def describe_detector(
+    detector: Detector,
+    *,
+    classes: Classes | None = None,
+    license: str | None = None,  # noqa: A002  as in the file
+    extra: Mapping[str, str] | None = None,
+) -> Metadata:
+    """What a file of this detector says about itself."""
+    return Metadata(
         architecture=type(detector.config).__name__,
         config=configs.to_dict(detector.config),
         class_names=classes.names if classes is not None else detector.class_names,
@@ -78,8 +91,6 @@ def save_detector(
         license=license or NO_LICENSE,
         extra=dict(extra or {}),
     )
-    tensors = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
-    write_atomically(path, save(tensors, metadata={KEY: configs.to_json(metadata)}))
 
 
 def is_checkpoint(file: TensorFile) -> bool:

@@ -16,8 +16,17 @@ from focaldet.nets.norm import FrozenBatchNorm
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
 from focaldet.weights.backbones import read_backbone
-from focaldet.weights.checkpoint import NO_LICENSE, build_saved, is_checkpoint, parse_metadata, saved_config
+from focaldet.weights.checkpoint import (
+    NO_LICENSE,
+    Metadata,
+    build_saved,
+    is_checkpoint,
+    parse_metadata,
+    saved_config,
+)
 from focaldet.weights.compatibility import BEHIND_ENCODER, FREE, require_same_settings, setting_differences
+from focaldet.weights.exported.detector import open_exported
+from focaldet.weights.exported.graphs import is_exported
 from focaldet.weights.formats import darknet
 from focaldet.weights.formats.detector_weights import DetectorWeights
 from focaldet.weights.formats.files import TensorFile, read_tensors
@@ -68,13 +77,15 @@ class LoadReport:
 class Trained:
     """A detector as its file describes it, and the ids that its data set's files use for its classes (may be empty).
 
-    `thresholds` are the scores from which on its detections are best taken, where the file says so.
+    `thresholds` are the scores from which on its detections are best taken, where the file says so. `metadata` is what
+    a file of focaldet's own says about itself; files of other programs have none.
     """
 
     detector: Detector
     category_ids: tuple[int, ...]
     source: str
     thresholds: ScoreThresholds | None = None
+    metadata: Metadata | None = None
 
 
 def load_detector(
@@ -88,12 +99,19 @@ def load_detector(
     """Build the trained detector that a file, run folder or name describes; `load_into` fills a given one.
 
     A darknet file describes nothing, it has only numbers: only there `model` names the preset that is built. Weights
-    with which nothing can be computed (NaN, infinite, a negative variance) are taken with `allow_nonfinite` only.
+    with which nothing can be computed (NaN, infinite, a negative variance) are taken with `allow_nonfinite` only. Of a
+    file that was exported (`.onnx`, `.xml`, `.pt2`) it is an `ExportedDetector`.
 
     Raises:
         CheckpointError: missing, damaged, a backbone alone, which detects nothing, or weights that are not finite.
+        ConfigError: an exported file needs a library that is not installed.
     """
     source = find_weights(spec, progress=progress)
+    if is_exported(source.path):
+        exported = open_exported(source.path, label=source.label)
+        stated = exported.metadata
+        thresholds = read_thresholds(stated.extra, source=str(source.path))
+        return Trained(exported, stated.category_ids, source.label, thresholds, stated)
     file = None if darknet.is_darknet(source.path) else read_tensors(source.path)
     if file is not None:
         _require_sound(file.tensors, source, allow_nonfinite)
@@ -101,7 +119,7 @@ def load_detector(
         detector, metadata = build_saved(file, source.path)
         detector.preprocessing = with_input(detector.preprocessing, input, source=source.label)
         thresholds = read_thresholds(metadata.extra, source=str(source.path))
-        return Trained(detector, metadata.category_ids, source.label, thresholds)
+        return Trained(detector, metadata.category_ids, source.label, thresholds, metadata)
     weights = read_foreign(source, file, model=model, named_input=input)
     if file is None:
         _require_sound(weights.tensors, source, allow_nonfinite)

@@ -67,15 +67,15 @@ def test_an_upright_image_has_its_bars_at_the_sides():
 
 
 def test_the_way_back_is_the_inverse():
-    from focaldet.evaluation.inference import _to_original
+    from focaldet.evaluation.inference import to_original
 
     out = resize_sample(SAMPLE, LETTERBOX)
     boxes = out.target.boxes
     there = Detections(boxes, torch.ones(len(boxes)), out.target.labels)
-    back = _to_original(there, LETTERBOX, size=out.size, original=SAMPLE.size)
+    back = to_original(there, LETTERBOX, size=out.size, original=SAMPLE.size)
     torch.testing.assert_close(back.boxes, SAMPLE.target.boxes)
     everything = Detections(torch.tensor([[0.0, 0, 64, 64]]), torch.ones(1), torch.zeros(1, dtype=torch.int64))
-    assert _to_original(everything, LETTERBOX, size=out.size, original=SAMPLE.size).boxes.tolist() == [[0, 0, 50, 30]]
+    assert to_original(everything, LETTERBOX, size=out.size, original=SAMPLE.size).boxes.tolist() == [[0, 0, 50, 30]]
 
 
 def test_training_puts_the_image_anywhere_in_the_square():

@@ -42,6 +42,7 @@ from focaldet.models.faster_rcnn.losses import (
     roi_losses,
     rpn_losses,
 )
+from focaldet.models.faster_rcnn.padded import SecondStage, detect_padded
 from focaldet.models.faster_rcnn.plus import (
     PlusConfig,
     ScaledMaps,
@@ -59,6 +60,7 @@ from focaldet.nets.regions import PooledTail, RegionPredictor, RPNHead, RPNHeadC
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.classifier import Classifier, decisions
 from focaldet.ops.grids import Grid, pyramid_grids
+from focaldet.ops.padded import PaddedDetections
 from focaldet.ops.proposals import ProposalConfig
 from focaldet.ops.roi import PoolConfig, pool_pyramid
 from focaldet.ranges import BackboneName, Channels, ClassCount, Factor, NonNegativeFloat
@@ -241,14 +243,10 @@ class FasterRCNN(Detector):
         """The feature maps, and the raw outputs of the RPN on them."""
         levels = self.levels(self.normalize(images))
         shapes = tuple(_frame(level) for level in levels)
-        anchors = pyramid_anchors(
-            self.config.laid_anchors,
-            strides_px=self.config.strides_px,
-            shapes=shapes,
-            image=_frame(images),
-            device=images.device,
-        )
         config = self.config
+        anchors = pyramid_anchors(
+            config.laid_anchors, strides_px=config.strides_px, shapes=shapes, image=_frame(images), device=images.device
+        )
         level_sizes = tuple(height * width * config.anchors.per_cell for height, width in shapes)
         objectness, deltas = self.rpn_head(levels)
         image_sizes = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes)
@@ -325,6 +323,12 @@ class FasterRCNN(Detector):
             for of, size in zip(members, sizes, strict=True)
         ]
         return [Detections(*columns, self.class_names) for columns in detected]
+
+    def detect_padded(self, images: Images, sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
+        """As `forward` and `detect`, in tensors of fixed shapes; see `padded.detect_padded`."""
+        levels, rpn = self.first_stage(images, sizes)
+        stage = SecondStage(self.roi_head, self.predictor, levels[: self.num_pooled], self.finest, _frame(images))
+        return detect_padded(rpn, stage, sizes, config=self.config)
 
 
 def _frame(images: Tensor) -> tuple[int, int]:

@@ -1,0 +1,266 @@
+"""Export a trained detector: trace it, write the file, compare both on real images, keep or reject the file."""
+
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.export import ExportedProgram
+
+from focaldet.config import make_folder
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import ImageSource
+from focaldet.errors import ConfigError
+from focaldet.evaluation.coco import evaluate_detections
+from focaldet.evaluation.evaluate import ClassMatch, TimedDetections, detect_all, relabel_detections
+from focaldet.evaluation.inference import InferenceOptions, apply_options
+from focaldet.export.graph import trace
+from focaldet.export.images import ExportImages, open_export_images
+from focaldet.export.metadata import describe_export, write_statements
+from focaldet.export.onnx_file import convert_onnx, write_onnx
+from focaldet.export.openvino_file import convert_openvino, model_info, write_openvino
+from focaldet.export.program_file import convert_program, write_program
+from focaldet.export.proof import LIMITS, Agreement, ExportPrecision, compare_detections
+from focaldet.export.quantize import quantize_model
+from focaldet.models import Detector
+from focaldet.runtime import Progress
+from focaldet.weights import Metadata, load_detector
+from focaldet.weights.exported.detector import ExportedDetector
+
+Format = Literal["onnx", "openvino", "torch"]
+Writer = Callable[[Path, Metadata, dict[str, Any] | None], None]
+"""Writes an exported detector to a path, with its metadata and, once there are any, the results of the comparison."""
+FORMAT_SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+MAX_DROP = 0.01
+REJECTED = ".rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export made.
+
+    `path` is the file, or, with `reasons` to reject it, the same name with `.rejected` behind it. `ap` and
+    `exported_ap`, in [0, 1], and the times of the detector in torch and of the file are None without data to evaluate
+    on.
+    """
+
+    path: Path
+    images: str
+    comparison: Agreement
+    reasons: tuple[str, ...] = ()
+    ap: float | None = None
+    exported_ap: float | None = None
+    milliseconds_per_image: float | None = None
+    exported_milliseconds_per_image: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the file answers as the detector does, within the limits of its precision."""
+        return not self.reasons
+
+    @property
+    def speed_ratio(self) -> float | None:
+        """How many times as fast as the detector in torch the file is."""
+        before, after = self.milliseconds_per_image, self.exported_milliseconds_per_image
+        return before / after if before and after else None
+
+
+def export_detector(
+    run: str | Path,
+    out: str | Path,
+    *,
+    format: Format = "onnx",  # noqa: A002  as the flag
+    precision: ExportPrecision = "fp32",
+    data: DataConfig | str | Path | None = None,
+    split: str = "val",
+    max_drop: float = MAX_DROP,
+    options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
+    progress: Progress | None = None,
+) -> ExportResult:
+    """Write the trained detector of `run` to `out` and compare the two on real images.
+
+    The file holds all but resizing: RGB bytes in, detections out. It is kept where it answers as the detector within
+    the limits of `export.proof`; else its name gets `.rejected` at its end, and what was at `out` before stays.
+
+    Args:
+        run: a run folder (its best weights), a weights file, or a name such as `torchvision:coco_v1`.
+        out: the file; its suffix is that of the format: `.onnx`, `.xml` (with a `.bin` beside it), `.pt2`.
+        format: onnx, openvino or torch.
+        precision: fp32; of openvino also fp16 (of the weights) and int8.
+        data: images with boxes. The AP of both is compared on them, and int8 is calibrated on them. Without it the
+            images of the run's own data are compared without an AP, else embedded ones.
+        split: of the data.
+        max_drop: how far the AP of the file, in [0, 1], may lie below that of the detector.
+        options: `size`, `short_side`, `max_side` and `architecture` become part of the file.
+        progress: called with images done and to do.
+
+    Raises:
+        ConfigError: a setting out of range, a library that is not installed, or a detector that cannot be traced.
+        CheckpointError: no weights or damaged ones, or a file that cannot be written.
+        DataError: data that cannot be read.
+    """
+    path = Path(out)
+    check_request(path, format=format, precision=precision, max_drop=max_drop)
+    trained = load_detector(run)
+    if isinstance(trained.detector, ExportedDetector):
+        trained.detector.refuse_options(["export"])
+    detector = apply_options(trained.detector, replace(options, device="cpu", precision=None)).float().eval()
+    images = open_export_images(run, detector, data=data, split=split)
+    metadata = describe_export(trained, detector, run, format=format, precision=precision)
+    make_folder(path.parent)
+    write = convert_detector(detector, images, format=format, precision=precision, max_drop=max_drop)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        trial = Path(folder) / path.name
+        write(trial, metadata, None)
+        exported = load_detector(trial).detector
+        result = compare_file(detector, exported, images, precision=precision, max_drop=max_drop, progress=progress)
+        write(trial, metadata, asdict(replace(result, path=Path(path.name))) | {"path": path.name})
+        return replace(result, path=move_result(trial, path, is_accepted=result.is_accepted))
+
+
+def check_request(path: Path, *, format: Format, precision: ExportPrecision, max_drop: float) -> None:  # noqa: A002
+    """Refuse what does not fit together, before the work.
+
+    Raises:
+        ConfigError: a suffix that is not the format's, a precision that it does not have, `max_drop` out of range.
+    """
+    if path.suffix.lower() != FORMAT_SUFFIXES[format]:
+        raise ConfigError(f"out: a file of {format} ends in {FORMAT_SUFFIXES[format]}, got {path.name}")
+    if precision != "fp32" and format != "openvino":
+        raise ConfigError(f"precision: {precision} is for --format openvino, {format} takes fp32")
+    if not 0 <= max_drop <= 1:
+        raise ConfigError(f"max_drop: must be in 0…1, got {max_drop:g}")
+
+
+def convert_all(
+    detector: Detector,
+    images: ExportImages,
+    variants: Sequence[tuple[Format, ExportPrecision]],
+    *,
+    max_drop: float = MAX_DROP,
+) -> dict[tuple[Format, ExportPrecision], Writer | ConfigError]:
+    """Of each format and precision a function that writes the detector with its metadata to a path, traced once.
+
+    In the place of one whose library is not installed stands the error.
+
+    Raises:
+        ConfigError: the detector cannot be traced.
+    """
+    program = trace(detector)
+    onnx_model = functools.cache(lambda: convert_onnx(program))
+    network = functools.cache(lambda: convert_openvino(onnx_model()))
+    writers: dict[tuple[Format, ExportPrecision], Writer | ConfigError] = {}
+    for kind, precision in variants:
+        try:
+            if kind == "torch":
+                writers[kind, precision] = _program_writer(convert_program(program))
+            elif kind == "onnx":
+                writers[kind, precision] = _onnx_writer(onnx_model())
+            else:
+                model = network()
+                if precision == "int8":
+                    model = quantize_model(model, detector, images, max_drop=max_drop)
+                writers[kind, precision] = _openvino_writer(model, half=precision == "fp16")
+        except ConfigError as error:
+            writers[kind, precision] = error
+    return writers
+
+
+def convert_detector(
+    detector: Detector,
+    images: ExportImages,
+    *,
+    format: Format,  # noqa: A002  as the flag
+    precision: ExportPrecision,
+    max_drop: float,
+) -> Writer:
+    """The detector in one format, as a function that writes it with its metadata to a path.
+
+    Raises:
+        ConfigError: a library is not installed, or the detector cannot be traced.
+    """
+    writer = convert_all(detector, images, [(format, precision)], max_drop=max_drop)[format, precision]
+    if isinstance(writer, ConfigError):
+        raise writer
+    return writer
+
+
+def _program_writer(program: ExportedProgram) -> Writer:
+    def write(path: Path, metadata: Metadata, results: dict[str, Any] | None) -> None:
+        write_program(program, path, statements=write_statements(metadata, results))
+
+    return write
+
+
+def _onnx_writer(model: Any) -> Writer:
+    def write(path: Path, metadata: Metadata, results: dict[str, Any] | None) -> None:
+        write_onnx(model, path, statements=write_statements(metadata, results))
+
+    return write
+
+
+def _openvino_writer(model: Any, *, half: bool) -> Writer:
+    def write(path: Path, metadata: Metadata, results: dict[str, Any] | None) -> None:
+        write_openvino(model, path, half=half, statements=write_statements(metadata, results) | model_info(metadata))
+
+    return write
+
+
+def compare_file(
+    detector: Detector,
+    exported: Detector,
+    images: ExportImages,
+    *,
+    precision: ExportPrecision,
+    max_drop: float,
+    progress: Progress | None = None,
+) -> ExportResult:
+    """The result of comparing a detector with its exported file, without a path yet."""
+    limits = LIMITS[precision]
+    before, after = (detect(each, images.proof) for each in (detector, exported))
+    comparison = compare_detections(before.detections, after.detections, least_score=limits.least_score)
+    reasons = comparison.reasons(limits)
+    notes = () if comparison.num_detections else ("nothing was detected on these images: they prove nothing",)
+    result = ExportResult(Path(), images.description, comparison, reasons, notes=notes)
+    if images.labeled is None or images.class_match is None:
+        return result
+    before, after = (detect(each, images.labeled, progress=progress) for each in (detector, exported))
+    ap, exported_ap = (measure_ap(timed, images.labeled, images.class_match) for timed in (before, after))
+    if ap is not None and exported_ap is not None and ap - exported_ap > max_drop:
+        drop = f"AP {100 * exported_ap:.1f} after {100 * ap:.1f}, at most {100 * max_drop:g} less are allowed"
+        reasons = (*reasons, drop)
+    return replace(
+        result,
+        reasons=reasons,
+        ap=ap,
+        exported_ap=exported_ap,
+        milliseconds_per_image=before.milliseconds_per_image,
+        exported_milliseconds_per_image=after.milliseconds_per_image,
+    )
+
+
+def detect(detector: Detector, source: ImageSource, *, progress: Progress | None = None) -> TimedDetections:
+    """The detections on all images of a source, in fp32."""
+    return detect_all(detector, source, options=InferenceOptions(device="cpu", precision="fp32"), progress=progress)
+
+
+def measure_ap(timed: TimedDetections, source: ImageSource, match: ClassMatch) -> float | None:
+    """COCO's AP of these detections, in [0, 1]; None where the data have no boxes."""
+    dataset = source.dataset
+    detections = (relabel_detections(each, match, dataset.classes) for each in timed.detections)
+    return evaluate_detections(dataset, dict(enumerate(detections))).ap
+
+
+def move_result(trial: Path, path: Path, *, is_accepted: bool) -> Path:
+    """Move a written file, and the `.bin` that belongs to a `.xml`, to where it stays; the path of the first."""
+    target = path
+    for part in (trial, trial.with_suffix(".bin")):
+        if part.is_file():
+            name = path.with_suffix(part.suffix)
+            moved = name if is_accepted else name.with_name(name.name + REJECTED)
+            part.replace(moved)
+            target = moved if part == trial else target
+    return target

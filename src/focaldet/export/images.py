@@ -1,0 +1,71 @@
+"""The images that an export is proven and calibrated on: the user's, else the embedded ones; never noise."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from focaldet import config as configs
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import FileSource, ImageSource
+from focaldet.data.demo.dataset import DemoScenes
+from focaldet.data.formats.text import quantity
+from focaldet.data.splits import find_parts, open_split
+from focaldet.errors import FocaldetError
+from focaldet.evaluation.evaluate import ClassMatch, match_classes, open_evaluation_split, read_run_settings
+from focaldet.models import Detector
+
+PROOF_IMAGES = 20
+CALIBRATION_IMAGES = 300
+
+
+@dataclass(frozen=True, slots=True)
+class ExportImages:
+    """Images to compare on, others to calibrate int8 on, and, where an AP is asked for, which classes they have."""
+
+    proof: ImageSource
+    calibration: ImageSource
+    description: str
+    labeled: ImageSource | None = None
+    class_match: ClassMatch | None = None
+
+
+def open_export_images(
+    run: str | Path, detector: Detector, *, data: DataConfig | str | Path | None, split: str
+) -> ExportImages:
+    """The images of `data`, with their boxes; without it those of the run's own data, else embedded scenes of digits.
+
+    Raises:
+        DataError: `data` cannot be read.
+        ConfigError: no class of `data` is one of the detector's.
+    """
+    settings = read_run_settings(run)
+    if data is not None:
+        config = data if isinstance(data, DataConfig) else DataConfig(path=Path(data))
+        return _open_files(config, detector, split=split, seed=settings.get("seed", 0), labeled=True)
+    if "data" in settings:
+        try:
+            config = configs.from_dict(DataConfig, settings["data"], source="config.yaml of the run: data")
+            return _open_files(config, detector, split=split, seed=settings.get("seed", 0), labeled=False)
+        except FocaldetError:  # they have moved, or are not on this machine
+            pass
+    proof = DemoScenes("test", num_scenes=PROOF_IMAGES, seed=0)
+    calibration = DemoScenes("train", num_scenes=CALIBRATION_IMAGES, seed=0)
+    return ExportImages(proof, calibration, f"{PROOF_IMAGES} embedded scenes")
+
+
+def _open_files(config: DataConfig, detector: Detector, *, split: str, seed: int, labeled: bool) -> ExportImages:
+    dataset = open_evaluation_split(config, split, seed=seed)
+    proof = FileSource(dataset.subset(pick_evenly(len(dataset), PROOF_IMAGES), dataset.name))
+    has_training = split != "train" and "train" in find_parts(config)
+    training = open_split(config, "train", seed=seed) if has_training else dataset
+    calibration = FileSource(training.subset(pick_evenly(len(training), CALIBRATION_IMAGES), training.name))
+    description = f"{quantity(len(proof.dataset), 'image')} of {dataset.name}"
+    if not labeled:
+        return ExportImages(proof, calibration, description)
+    match = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)
+    return ExportImages(proof, calibration, description, FileSource(dataset), match)
+
+
+def pick_evenly(number: int, most: int) -> list[int]:
+    """At most `most` indices below `number`, evenly spread."""
+    count = min(number, most)
+    return [index * number // count for index in range(count)]

@@ -1,0 +1,77 @@
+"""What an exported file says about itself: everything that a reader needs to use it, and where it comes from."""
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from focaldet import config as configs
+from focaldet import files
+from focaldet.export.graph import STEP_PX, fixed_size
+from focaldet.models import Detector
+from focaldet.weights import Metadata, Trained
+from focaldet.weights.checkpoint import describe_detector
+from focaldet.weights.exported.graphs import STATEMENT
+
+ENVIRONMENT = "environment.json"
+
+
+def describe_export(
+    trained: Trained,
+    detector: Detector,
+    run: str | Path,
+    *,
+    format: str,  # noqa: A002  as the flag
+    precision: str,
+) -> Metadata:
+    """Classes, preprocessing and license of the detector; beside them, as texts by name, how and of what it was made.
+
+    What the weights file says beyond that, such as thresholds by class, is handed on.
+    """
+    stated = trained.metadata
+    size = fixed_size(detector.preprocessing)
+    detect = detector.config.detect
+    extra = dict(stated.extra) if stated is not None else {}
+    extra |= {
+        "format": format,
+        "precision": precision,
+        "input_size": f"{size.height}x{size.width}" if size else "",
+        "resize": str(detector.preprocessing.resize),
+        "focaldet": importlib.metadata.version("focaldet"),
+        "torch": torch.__version__,
+        "source": Path(trained.source).name,
+    }
+    names = ("score_threshold", "nms_iou", "max_detections")
+    extra |= {name: f"{getattr(detect, name):g}" for name in names if hasattr(detect, name)}
+    if (training := read_training(run)) is not None:
+        extra["training"] = files.to_json_text(training)
+    described = describe_detector(detector, license=stated.license if stated else None, extra=extra)
+    # Where the graph takes multiples of 32 px alone, the file pads to them, whatever the detector did.
+    divisor = detector.preprocessing.size_divisor if size else math.lcm(detector.preprocessing.size_divisor, STEP_PX)
+    preprocessing = replace(detector.preprocessing, size_divisor=divisor)
+    return replace(described, category_ids=trained.category_ids, preprocessing=preprocessing)
+
+
+def read_training(run: str | Path) -> dict[str, Any] | None:
+    """Commit, seed and fingerprints of the data that the detector of a run folder was trained with."""
+    path = Path(run) / ENVIRONMENT
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(files.read_utf8(path))
+    except (OSError, ValueError):
+        return None
+    return {name: values[name] for name in ("commit", "seed", "data") if name in values}
+
+
+def write_statements(metadata: Metadata, results: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """The metadata as the texts that an exported file holds; `results` of the comparison are put among them."""
+    extra = dict(metadata.extra)
+    if results is not None:
+        extra["check"] = files.to_json_text(results)
+    return {STATEMENT: configs.to_json(replace(metadata, extra=extra))}

@@ -1,0 +1,128 @@
+"""An exported file as a detector: it predicts and is evaluated as the one it was made from.
+
+Axes: B images, H W pixels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor
+
+from focaldet.config import validate_fields
+from focaldet.errors import CheckpointError, ConfigError
+from focaldet.models import Detector, DetectorConfig
+from focaldet.models.base import LossContext
+from focaldet.ops.padded import PaddedDetections
+from focaldet.types import Detections, Images, ImageSize, ImageSizes, Target
+from focaldet.weights.checkpoint import Metadata, parse_metadata
+from focaldet.weights.exported.graphs import STATEMENT, Graph, open_graph, parse_size
+
+
+@validate_fields
+@dataclass(frozen=True, slots=True)
+class ExportedConfig(DetectorConfig):
+    """All that is left to ask of a detector whose settings are part of a graph."""
+
+    num_classes: PositiveInt = 1
+
+
+class ExportedDetector(Detector):
+    """A detector whose network and post-processing are one graph, run by the library that the file is for.
+
+    It has no weights that torch knows, stays on the CPU, and detects; it cannot be trained, saved or given other
+    thresholds.
+
+    Args:
+        graph: the opened file.
+        metadata: what the file says about itself.
+        source: what messages call it.
+    """
+
+    config: ExportedConfig
+
+    def __init__(self, graph: Graph, metadata: Metadata, *, source: str) -> None:
+        num_classes = metadata.config.get("num_classes") or len(metadata.class_names)
+        super().__init__(
+            ExportedConfig(num_classes=num_classes),
+            class_names=metadata.class_names,
+            preprocessing=metadata.preprocessing,
+        )
+        self.graph, self.metadata, self.source = graph, metadata, source
+        self.input_size = parse_size(metadata.extra.get("input_size", ""))
+
+    def extra_repr(self) -> str:
+        stated = self.metadata.extra
+        return f"{self.source}, {stated.get('format')} {stated.get('precision')}"
+
+    def forward(self, images: Images, sizes: ImageSizes, targets: Sequence[Target] | None = None) -> PaddedDetections:
+        """The detections of padded RGB images in 0…255, which are rounded to bytes.
+
+        Raises:
+            ConfigError: with targets, or images of another size than the graph takes.
+        """
+        if targets is not None:
+            self._refuse("be trained")
+        (height, width), size = images.shape[-2:], self.input_size
+        if size is not None and size != (height, width):
+            raise ConfigError(f"{self.source}: takes images of {size.width} × {size.height} px, got {width} × {height}")
+        if images.dtype != torch.uint8:
+            images = images.round().clamp(0, 255).to(torch.uint8)
+        sizes = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes, dtype=torch.int64)
+        return self.graph.run(images.cpu().contiguous(), sizes.cpu())
+
+    def detect(self, outputs: PaddedDetections, sizes: Sequence[ImageSize]) -> list[Detections]:
+        """The rows of each image that are detections."""
+        boxes, scores, labels, counts = outputs
+        return [
+            Detections(boxes[image, :count], scores[image, :count], labels[image, :count], self.class_names)
+            for image, count in enumerate(counts.tolist())
+        ]
+
+    def losses(self, outputs: Any, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
+        """Not of an exported file.
+
+        Raises:
+            ConfigError: always.
+        """
+        self._refuse("be trained")
+
+    def save(self, path: str | Path, *, license: str | None = None) -> None:  # noqa: A002  as of the base
+        """Not of an exported file, which is saved by being copied.
+
+        Raises:
+            ConfigError: always.
+        """
+        self._refuse("be saved as weights")
+
+    def refuse_options(self, names: Sequence[str]) -> None:
+        """Refuse settings that are part of the graph.
+
+        Raises:
+            ConfigError: there are any; names the first.
+        """
+        if names:
+            raise ConfigError(
+                f"{names[0]}: {self.source} is an exported file, in which it is fixed; export the run folder again, "
+                "or take that"
+            )
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ConfigError(f"{self.source}: an exported file cannot {what}; take the run folder or weights file")
+
+
+def open_exported(path: Path, *, label: str) -> ExportedDetector:
+    """The detector of an exported file.
+
+    Raises:
+        CheckpointError: damaged, or not written by `focaldet export`.
+        ConfigError: the library that it needs is not installed.
+    """
+    graph = open_graph(path)
+    if graph.statement is None:
+        raise CheckpointError(f"{path}: was not written by `focaldet export`: its metadata lack {STATEMENT!r}")
+    metadata = parse_metadata({STATEMENT: graph.statement}, path)
+    return ExportedDetector(graph, metadata, source=label)

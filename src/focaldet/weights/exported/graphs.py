@@ -1,0 +1,189 @@
+"""The runtimes of exported files: how each opens a file, reads what it says about itself, and computes.
+
+Axes: B images, H W pixels, D detections of an image.
+"""
+
+import importlib
+import io
+import json
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from focaldet.errors import CheckpointError, ConfigError
+from focaldet.files import require_plain
+from focaldet.ops.padded import PaddedDetections
+from focaldet.types import ImageSize
+
+STATEMENT = "focaldet"
+"""The key of the description of a detector in an exported file."""
+GRAPH_INPUTS = ("images", "sizes")
+GRAPH_OUTPUTS = ("boxes", "scores", "labels", "count")
+TELEMETRY = "openvino_telemetry"
+PLAIN_MEMBER = re.compile(
+    r"data/(weights/weight_\d+|constants/tensor_\d+|(weights|constants)/model_\w+_config\.json|sample_inputs/model\.pt)"
+    r"|models/model\.json|extra/\w+|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
+)
+"""The parts of a `.pt2` file that hold no pickle of any kind."""
+
+
+@runtime_checkable
+class Graph(Protocol):
+    """An exported file that is ready to compute."""
+
+    statement: str | None
+    """What it says about itself, in JSON; None of a file that focaldet did not write."""
+
+    def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
+        """The detections of RGB images; `sizes` are (height, width) without padding."""
+
+
+def import_library(name: str, *, extra: str) -> Any:
+    """The library `name`, which the optional part `extra` brings; none of them sends anything from here on.
+
+    openvino and nncf report their use where the package openvino_telemetry is, and do without where it is not: for
+    this process it is not there. onnxruntime is told to report nothing, as its Windows packages would.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if TELEMETRY not in sys.modules:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        library = importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{name} is needed and not installed: pip install 'focaldet[{extra}]' ({error})") from None
+    if name == "onnxruntime":
+        library.disable_telemetry_events()
+    return library
+
+
+class OnnxGraph:
+    """A `.onnx` file in onnxruntime, with as many threads as torch has."""
+
+    def __init__(self, path: Path) -> None:
+        runtime = import_library("onnxruntime", extra="onnx")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.statement = self._session.get_modelmeta().custom_metadata_map.get(STATEMENT)
+        except Exception as error:  # its own classes have nothing else in common
+            raise CheckpointError(f"{path}: onnxruntime cannot open it: {summarize_error(error)}") from None
+
+    def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
+        """The detections of RGB images; `sizes` are (height, width) without padding."""
+        values = self._session.run(list(GRAPH_OUTPUTS), {"images": images.numpy(), "sizes": sizes.numpy()})
+        return PaddedDetections(*map(torch.from_numpy, values))
+
+
+class OpenVinoGraph:
+    """A `.xml` file with its `.bin` in OpenVINO on the CPU, computed in the precision that the file has.
+
+    Left to itself OpenVINO computes in bf16 where the processor has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        openvino = import_library("openvino", extra="openvino")
+        try:
+            core = openvino.Core()
+            model = core.read_model(path)
+            hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+            self._compiled = core.compile_model(model, "CPU", hints | {"PERFORMANCE_HINT": "LATENCY"})
+        except Exception as error:  # RuntimeError and its own
+            raise CheckpointError(f"{path}: openvino cannot open it: {summarize_error(error)}") from None
+        self.statement = model.get_rt_info([STATEMENT]).astype(str) if model.has_rt_info([STATEMENT]) else None
+
+    def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
+        """The detections of RGB images; `sizes` are (height, width) without padding."""
+        values = self._compiled({"images": images.numpy(), "sizes": sizes.numpy()})
+        # The arrays are the memory of the compiled model, which the next images overwrite.
+        return PaddedDetections(*(torch.from_numpy(values[name].copy()) for name in GRAPH_OUTPUTS))
+
+
+class ProgramGraph:
+    """A `.pt2` file of `torch.export`, on the CPU.
+
+    It is a program: open only files of people whose programs you would run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        extra = {STATEMENT: ""}
+        try:
+            _refuse_pickles(path)
+            program = torch.export.load(path, extra_files=extra)
+            # Of a map of a single cell torch supposes that it could mean another program; it does not.
+            self._module = program.module(check_guards=False)
+        except CheckpointError:
+            raise
+        except Exception as error:  # of zipfile, json and torch
+            raise CheckpointError(f"{path}: torch.export cannot open it: {summarize_error(error)}") from None
+        self.statement = extra[STATEMENT] or None
+
+    def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
+        """The detections of RGB images; `sizes` are (height, width) without padding."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return PaddedDetections(*self._module(images, sizes))
+
+
+GRAPHS: dict[str, type[OnnxGraph] | type[OpenVinoGraph] | type[ProgramGraph]] = {
+    ".onnx": OnnxGraph,
+    ".xml": OpenVinoGraph,
+    ".pt2": ProgramGraph,
+}
+"""The suffixes of exported files."""
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file is one of an exported detector, by its name."""
+    return path.suffix.lower() in GRAPHS and path.is_file()
+
+
+def open_graph(path: Path) -> Graph:
+    """The file, ready to compute.
+
+    Raises:
+        CheckpointError: it is damaged or of another kind.
+        ConfigError: the library that it needs is not installed.
+    """
+    try:
+        require_plain(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return GRAPHS[path.suffix.lower()](path)
+
+
+def parse_size(text: str) -> ImageSize | None:
+    """The size in a text such as "320x480" (height, width); None in an empty one."""
+    return ImageSize(*map(int, text.split("x"))) if text else None
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Refuse an archive of `torch.export` in which torch would read a pickle, which may run anything.
+
+    Raises:
+        CheckpointError: it has one.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] for name in archive.namelist()]
+        configs = [archive.read(name) for name in archive.namelist() if name.endswith("_config.json")]
+        inputs = [archive.read(name) for name in archive.namelist() if name.endswith(".pt")]
+    if len({*names}) != len(names) or not all(map(PLAIN_MEMBER.fullmatch, names)):
+        raise CheckpointError(f"{path}: has parts that `focaldet export` does not write, such as a pickle")
+    if any(payload["use_pickle"] for text in configs for payload in json.loads(text)["config"].values()):
+        raise CheckpointError(f"{path}: has a tensor as a pickle, which may run anything, and is not opened")
+    for content in inputs:  # torch would try again without the restriction
+        torch.load(io.BytesIO(content), weights_only=True)
+
+
+def summarize_error(error: Exception) -> str:
+    """The first line of its message that is not about a place in a source file."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith("Exception from")), type(error).__name__)

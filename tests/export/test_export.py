@@ -1,0 +1,255 @@
+"""A trained detector as a file: the same detections, described, rejected where they differ, opened everywhere."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import onnx
+import pytest
+import torch
+
+import focaldet
+from focaldet.cli import main
+from focaldet.errors import CheckpointError, ConfigError
+from focaldet.export import export
+from focaldet.export.proof import Limits
+from focaldet.weights import load_detector, read_metadata
+from tests.evaluation.cases import make_image
+
+PROVE = pytest.mark.prove  # torch.export takes the program apart for half a minute
+every = pytest.mark.parametrize("name", ["onnx", "openvino", pytest.param("torch", marks=PROVE)])
+
+
+def pixels(count: int, *size: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    small = torch.randint(0, 256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return torch.nn.functional.interpolate(small.float(), size, mode="bilinear").byte()
+
+
+@every
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 64, 96), (4, 160, 128)])
+def test_the_file_detects_what_the_detector_does(exported, small_run, name, count, height, width):
+    """At batch 1 and 4 and two sizes, neither of them what was traced; with padding at the right and the bottom."""
+    sizes = [focaldet.ImageSize(height - 5 * image, width - 7 * image) for image in range(count)]
+    images = pixels(count, height, width)
+    detector, file = load_detector(small_run).detector.eval(), load_detector(getattr(exported, name).path).detector
+    with torch.no_grad():
+        right = detector.detect(detector(images, sizes), sizes)
+    actual = file.detect(file(images, sizes), sizes)
+    for one, other in zip(right, actual, strict=True):
+        assert len(one) == len(other) > 50
+        torch.testing.assert_close(one.scores, other.scores, atol=1e-4, rtol=0)
+    seen = export.compare_detections(right, actual)
+    assert seen.unmatched <= 2
+    assert seen.largest_px < 0.05
+
+
+@every
+def test_the_comparison_is_done_on_the_images_of_the_run(exported, name):
+    result = getattr(exported, name)
+    assert result.is_accepted
+    assert result.path.is_file()
+    assert result.images == "4 images of val"
+    assert result.comparison.num_images == 4
+    assert result.comparison.matched > 100
+    assert (result.ap, result.speed_ratio) == (None, None)
+
+
+@every
+def test_the_file_says_what_it_is(exported, small_run, name):
+    metadata = load_detector(getattr(exported, name).path).metadata
+    stated = read_metadata(small_run / "weights" / "best.safetensors")
+    assert metadata.class_names == stated.class_names
+    assert metadata.category_ids == stated.category_ids
+    assert metadata.preprocessing == stated.preprocessing
+    assert (metadata.license, metadata.model, metadata.config) == (stated.license, stated.model, stated.config)
+    assert metadata.extra["format"] == name
+    assert metadata.extra["score_threshold"] == "0"
+    environment = json.loads((small_run / "environment.json").read_text())
+    assert json.loads(metadata.extra["training"])["data"] == environment["data"]
+    check = json.loads(metadata.extra["check"])
+    assert check["comparison"]["matched"] == getattr(exported, name).comparison.matched
+    assert check["path"] == getattr(exported, name).path.name
+
+
+def test_onnx_is_one_valid_file_of_opset_18_without_names_of_this_machine(exported):
+    model = onnx.load(exported.onnx.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert {each.domain: each.version for each in model.opset_import}[""] == 18
+    kinds = {node.op_type for node in model.graph.node}
+    assert {"NonMaxSuppression", "ScatterND"} <= kinds
+    assert b"focaldet/" not in exported.onnx.path.read_bytes()
+    assert [each.name for each in model.graph.input] == ["images", "sizes"]
+    assert [each.name for each in model.graph.output] == ["boxes", "scores", "labels", "count"]
+    dimensions = model.graph.input[0].type.tensor_type.shape.dim
+    assert [bool(each.dim_param) for each in dimensions] == [True, False, True, True]
+
+
+def test_openvino_states_what_its_model_api_asks_for(exported):
+    text = exported.openvino.path.read_text()
+    assert exported.openvino.path.with_suffix(".bin").is_file()
+    for key, value in (("labels", "0 1 2 3 4 5 6 7 8 9"), ("resize_type", "fit_to_window")):
+        assert f'<{key} value="{value}"' in text
+
+
+def test_half_precision_takes_half_the_room(exported, small_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(export.LIMITS, "fp16", Limits(px=9.0, score=0.1, unmatched=0.5, least_score=0.0))
+    half = export.export_detector(small_run, tmp_path / "half.xml", format="openvino", precision="fp16")
+    sizes = [each.path.with_suffix(".bin").stat().st_size for each in (half, exported.openvino)]
+    assert sizes[0] < 0.6 * sizes[1]
+    assert half.comparison.largest_score > 0
+    assert load_detector(half.path).metadata.extra["precision"] == "fp16"
+
+
+@PROVE
+def test_pt2_runs_without_focaldet(exported):
+    program = f"""
+import sys, torch, torchvision
+module = torch.export.load({str(exported.torch.path)!r}).module(check_guards=False)
+boxes, scores, labels, count = module(torch.zeros(3, 3, 160, 192, dtype=torch.uint8), torch.tensor([[160, 192]] * 3))
+assert boxes.shape == (3, 100, 4) and count.shape == (3,)
+print(any(name.startswith("focaldet") for name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "False"
+
+
+@every
+def test_predict_and_evaluate_take_the_file(exported, small_run, demo_data, name):
+    path = getattr(exported, name).path
+    right, file = focaldet.load(small_run, precision="fp32"), focaldet.load(path)
+    assert file.class_names == right.class_names
+    image = make_image(size=(60, 80), box=(10, 10, 40, 40))
+    one, other = right(image), file(image)
+    assert len(one) == len(other)
+    torch.testing.assert_close(one.scores, other.scores, atol=1e-4, rtol=0)
+    data = focaldet.DataConfig(path=demo_data / "instances_test.json", images=demo_data / "images")
+    before, after = (
+        focaldet.evaluate(each, data, precision=exact) for each, exact in ((small_run, "fp32"), (path, None))
+    )
+    assert (before.num_detections, before.num_images) == (after.num_detections, after.num_images)
+    assert before.ap == pytest.approx(after.ap, abs=2e-3)
+
+
+def test_the_detector_still_detects_after_an_export(exported, small_run):
+    """What a trace makes of anchors must not stay behind."""
+    detections = focaldet.load(small_run)(make_image(size=(60, 80), box=(10, 10, 40, 40)))
+    assert len(detections) > 50
+    assert type(detections.boxes) is torch.Tensor and detections.boxes.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp32"}, "precision: .* is an exported file, in which it is fixed"),
+        ({"architecture": {"detect": {"nms_iou": 0.3}}}, "architecture: .* is an exported file"),
+    ],
+)
+def test_what_is_in_the_graph_cannot_be_changed(exported, options, message):
+    with pytest.raises(ConfigError, match=message):
+        focaldet.load(exported.onnx.path, **options)
+
+
+def test_the_size_of_the_images_can_be_changed(exported):
+    assert focaldet.load(exported.onnx.path, size=128).detector.preprocessing.resize.size == 128
+
+
+def test_an_exported_file_cannot_be_trained_or_exported_again(exported, tmp_path):
+    detector = load_detector(exported.onnx.path).detector
+    with pytest.raises(ConfigError, match="cannot be saved as weights"):
+        detector.save(tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=r"export: .* is an exported file"):
+        export.export_detector(exported.onnx.path, tmp_path / "again.onnx")
+
+
+def test_a_file_that_differs_is_rejected_and_kept_aside(traced_once, small_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(export.LIMITS, "fp32", Limits(px=-1.0, score=1.0, unmatched=1.0, least_score=0.0))
+    out = tmp_path / "model.onnx"
+    out.write_bytes(b"what was there before")
+    assert main(["export", str(small_run), "--out", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert "matched" in printed.out
+    assert "model.onnx.rejected: rejected: " in printed.err
+    assert "px between boxes, at most -1 is allowed" in printed.err
+    assert out.read_bytes() == b"what was there before"
+    assert (tmp_path / "model.onnx.rejected").stat().st_size > 10_000
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.rejected"]
+
+
+def test_the_ap_of_both_is_compared_where_data_are_given(traced_once, small_run, demo_data, tmp_path, capsys):
+    out = tmp_path / "model.onnx"
+    arguments = ["export", str(small_run), "--out", str(out), "--data", str(demo_data), "--split", "test", "--json"]
+    assert main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["path"] == str(out)
+    assert result["ap"] == pytest.approx(result["exported_ap"], abs=1e-3)
+    assert result["speed_ratio"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "m.xml"], "out: a file of onnx ends in .onnx, got m.xml"),
+        (["--out", "m.onnx", "--precision", "int8"], "precision: int8 is for --format openvino"),
+        (["--out", "m.onnx", "--max-drop", "2"], "max_drop: must be in 0…1, got 2"),
+    ],
+)
+def test_what_does_not_fit_together_is_said_before_the_work(arguments, message, capsys):
+    assert main(["export", "no run", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+def test_a_damaged_file_is_an_error_in_one_line(tmp_path, suffix):
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(b"PK\x03\x04 not a model")
+    with pytest.raises(CheckpointError, match=f"broken{suffix}: ") as caught:
+        focaldet.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_another_program_is_refused(exported, tmp_path):
+    model = onnx.load(exported.onnx.path)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(CheckpointError, match="was not written by `focaldet export`"):
+        focaldet.load(tmp_path / "foreign.onnx")
+
+
+@PROVE
+def test_a_pt2_with_a_pickle_is_refused_unread(exported, tmp_path):
+    """torch would unpickle it, and a pickle may run anything."""
+    path = tmp_path / "evil.pt2"
+    with zipfile.ZipFile(exported.torch.path) as source, zipfile.ZipFile(path, "w") as target:
+        for info in source.infolist():
+            content = source.read(info)
+            if info.filename.endswith("model_weights_config.json"):
+                content = content.replace(b'"use_pickle": false', b'"use_pickle": true', 1)
+                assert b'"use_pickle": true' in content
+            target.writestr(info.filename, content)
+    with pytest.raises(CheckpointError, match="pickle"):
+        focaldet.load(path)
+
+
+def test_a_library_that_is_not_installed_is_named(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"onnxruntime is needed and not installed: pip install 'focaldet\[onnx\]'"):
+        focaldet.load(exported.onnx.path)
+
+
+def test_nothing_is_sent_to_anybody(exported):
+    """openvino and nncf would report their use: in this process they do not have what they report with."""
+    program = f"""
+import sys
+used = []
+sys.addaudithook(lambda event, arguments: used.append(event) if event.startswith("socket.") else None)
+from focaldet.weights.exported.graphs import import_library, open_graph
+from pathlib import Path
+open_graph(Path({str(exported.openvino.path)!r}))
+nncf = import_library("nncf", extra="openvino")
+from nncf.telemetry import telemetry
+print(type(telemetry).__name__, sys.modules["openvino_telemetry"], used)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-3:] == ["NNCFTelemetryStub", "None", "[]"]

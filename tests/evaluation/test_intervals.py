@@ -39,6 +39,11 @@ def test_a_number_that_does_not_exist_has_no_interval():
     assert "ap_large" not in bootstrap_intervals(truth, evaluator, rounds=20)
 
 
+def test_without_images_there_is_no_interval():
+    truth, _, evaluator = oracle.columns(make_dataset([]), {})
+    assert bootstrap_intervals(truth, evaluator) == {}
+
+
 def test_a_detector_against_itself_is_no_different_and_against_a_better_one_it_is_lower():
     dataset, detections = oracle.scenes(4, images=30)
     truth, rows, evaluator = oracle.columns(dataset, detections)

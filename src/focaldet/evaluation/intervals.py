@@ -48,7 +48,10 @@ def compare_metrics(evaluator_a: Any, evaluator_b: Any, *, rounds: int | None = 
     """
     from hotcoco import compare
 
-    rounds = rounds or count_rounds(len(evaluator_b.coco_gt.imgs))
+    num_images = len(evaluator_b.coco_gt.imgs)
+    if not num_images:
+        return {}
+    rounds = rounds or count_rounds(num_images)
     result = compare(evaluator_a, evaluator_b, n_bootstrap=rounds, seed=0, confidence=CONFIDENCE)
     differences = {}
     for field, key in zip(HEADLINES, result["metric_keys"], strict=True):

@@ -170,6 +170,7 @@ def test_evaluate_finds_all_and_leaves_its_files(run, data):
 
     values = json.loads((run / "eval-val" / "metrics.json").read_text())
     assert values.pop("split") == "val"
+    assert len(values.pop("data")) == 64  # the fingerprint
     assert Metrics.from_dict(values) == metrics
     records = json.loads((run / "eval-val" / "predictions.json").read_text())
     assert {one["image_id"] for one in records} == set(range(91, 101))

@@ -160,9 +160,9 @@ def test_a_run_that_has_only_begun_is_shown(tmp_path):
 def test_the_detections_are_read_again_only_where_they_are_new(data, tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", data)
     monitor = RunMonitor(run)
-    monitor.write_page(seconds=1)
+    monitor.write_page(seconds=1.0)
     monkeypatch.setattr("focaldet.report.monitor.evaluation_sections", pytest.fail)
-    monitor.write_page(seconds=1)
+    monitor.write_page(seconds=1.0)
     assert "The twelve COCO numbers" in (run / PAGE).read_text()
 
 

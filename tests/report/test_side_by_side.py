@@ -66,6 +66,14 @@ def test_one_run_gets_its_page_anew(data, tmp_path):
     assert report_runs([run], out=tmp_path / "else" / "page.html") == tmp_path / "else" / "page.html"
 
 
+def test_the_page_of_another_split_leaves_that_of_the_run(data, tmp_path):
+    run = make_run(tmp_path / "runs" / "one", data)
+    (run / "eval-test").mkdir()
+    (run / "predictions.json").rename(run / "eval-test" / "predictions.json")
+    assert report_runs([run], split="test") == run / "eval-test" / "report.html"
+    assert not (run / "report.html").exists()
+
+
 def test_runs_stand_side_by_side(data, tmp_path):
     good = make_run(tmp_path / "runs" / "good", data)
     poor = make_run(tmp_path / "runs" / "poor", data, shift=5, model="m2")

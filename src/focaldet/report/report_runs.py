@@ -30,7 +30,8 @@ def report_runs(
         runs: run folders.
         data: the images and annotations that were evaluated; by default those of the first run.
         split: train, val, test, or a split's own name in the data.
-        out: the page; by default `report.html` in the folder of the run, or in that which all of several runs lie in.
+        out: the page; by default `report.html` in the folder of the run, of another split than val in that of its
+            evaluation, and of several runs in the folder that all lie in.
 
     Raises:
         ConfigError: no run, a folder that is not a run, or one without detections.
@@ -50,14 +51,14 @@ def report_runs(
         make_folder(path.parent)
         return write_side_by_side(list(zip(folders, predictions, strict=True)), FileSource(dataset), path)
     (run,) = folders
-    if out is not None:
-        make_folder(out.parent)
+    path = out or (run / "report.html" if split == "val" else predictions[0].with_name("report.html"))
+    make_folder(path.parent)
     return write_report(
         run,
         FileSource(dataset),
         metrics=_read_metrics(predictions[0]),
         predictions=predictions[0],
-        out=out,
+        out=path,
         training=open_training_split(config, dataset, seed=settings.get("seed", 0)),
     )
 

@@ -18,6 +18,7 @@ from focaldet import files, prediction
 from focaldet.cli import main
 from focaldet.config import read_mapping
 from focaldet.data.formats.coco import read_coco_file
+from focaldet.data.formats.reading import Reading
 from focaldet.data.images import read_image
 from focaldet.errors import ConfigError, DataError
 from focaldet.models import build
@@ -292,6 +293,17 @@ def test_a_hundred_thousand_classes_are_checked_in_seconds(tmp_path, capsys):
     assert main(["check", str(folder), "--model", "yolov2_tiny"]) in (0, 1)
     assert time.process_time() - begin < 25  # a quarter of that where no shape is checked, as in use
     assert "99,998" in capsys.readouterr().out
+
+
+def test_very_many_bad_rows_are_counted_in_seconds(tmp_path):
+    (tmp_path / "a.json").write_text('{"annotations": [], "categories": [], "images": [' + "[]," * 299_999 + "[]]}")
+    begin = time.process_time()
+    reading = Reading(lenient=True)
+    with pytest.raises(DataError, match="needs at least one class"):
+        read_coco_file(tmp_path / "a.json", reading, name="a", look_up=False)
+    assert time.process_time() - begin < 10
+    assert reading.problems.counts["error", "record unreadable"] == 300_000
+    assert len(reading.problems.examples) == 200
 
 
 # --- folders of an earlier call, and of another training

@@ -9,6 +9,7 @@ from typing import Literal
 from focaldet.data.problems import Location, Problem, Problems
 from focaldet.errors import DataError
 
+UNREADABLE = "record unreadable"
 BadBoxes = Literal["clip", "drop", "error"]
 MissingImages = Literal["error", "skip"]
 
@@ -46,7 +47,7 @@ class Reading:
         self.problems.add(location.problem("warning", kind, message))
 
     @contextmanager
-    def record(self, kind: str = "record unreadable") -> Iterator[None]:
+    def record(self, kind: str = UNREADABLE) -> Iterator[None]:
         """One record or file of many: with `lenient` its error is listed, and what follows is still read."""
         try:
             yield
@@ -55,6 +56,6 @@ class Reading:
                 raise
             self.list_error(error, kind)
 
-    def list_error(self, error: DataError, kind: str = "record unreadable") -> None:
+    def list_error(self, error: DataError, kind: str = UNREADABLE) -> None:
         """Add an error to the problems."""
         self.problems.add(Problem("error", kind, error.problem, error.file, error.record, error.field))

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from focaldet.data.formats.reading import Reading
+from focaldet.data.formats.reading import UNREADABLE, Reading
 from focaldet.data.formats.text import brief, loose_number
-from focaldet.data.problems import Location
+from focaldet.data.problems import LISTED_PER_KIND, Location
 from focaldet.errors import DataError
 
 _INT64 = 2**63
@@ -90,10 +91,15 @@ class Table:
         if len(set(values)) < len(values):
             for i, value in enumerate(values):
                 if value is not None and value in seen:
-                    error = self.location(i, "id").error(f"{value} is used twice in {self.name}; ids must be unique")
-                    self._refuse(i, error)
+                    self._refuse(i, partial(self._used_twice, i, value))
                 seen.add(value)
         return values
+
+    def _too_large(self, i: int, key: str, value: Any) -> DataError:
+        return self.location(i, key).error(f"{brief(value)} is too large a number")
+
+    def _used_twice(self, i: int, value: int) -> DataError:
+        return self.location(i, "id").error(f"{value} is used twice in {self.name}; ids must be unique")
 
     def references(self, key: str, known: Mapping[int, int], what: str, *, gone: str | None = None) -> list[int]:
         """A column of ids, as the indices that `known` gives them.
@@ -143,7 +149,7 @@ class Table:
             for i, value in enumerate(values):
                 if isinstance(value, int) and abs(value) > largest:
                     row = i // per_row
-                    self._refuse(row, self.location(row, key).error(f"{brief(value)} is too large a number"))
+                    self._refuse(row, partial(self._too_large, row, key, value))
                     values[i] = 0
             return self._floats(values, key, per_row=per_row)
 
@@ -158,6 +164,7 @@ class Table:
         stand_in: Any = None,
     ) -> None:
         """Refuse the values of a column that are not accepted, in place: a loose one becomes what it is taken for."""
+        unlisted = 0
         for i, value in enumerate(values):
             if i in self.bad:
                 values[i] = stand_in
@@ -170,17 +177,29 @@ class Table:
                 self.reading.accept_loosely(self.location(i, key), "loose value", message)
                 values[i] = loose
                 continue
-            got = "is missing" if value is ... else f"got {brief(value)}"
-            self._refuse(i, self.location(i, key).error(f"{got}; must be {allowed}"))
             values[i] = stand_in
+            if self.reading.lenient and len(self.bad) >= LISTED_PER_KIND:  # of millions only the first are described
+                self.bad.add(i)
+                unlisted += 1
+            else:
+                self._refuse(i, partial(self._unaccepted, i, key, value, allowed))
+        self.reading.problems.counts["error", UNREADABLE] += unlisted
 
-    def _refuse(self, i: int, error: DataError) -> None:
-        """Raise the error of a row, or list it and mark the row as bad."""
+    def _unaccepted(self, i: int, key: str | None, value: Any, allowed: str) -> DataError:
+        got = "is missing" if value is ... else f"got {brief(value)}"
+        return self.location(i, key).error(f"{got}; must be {allowed}")
+
+    def _refuse(self, i: int, describe: Callable[[], DataError]) -> None:
+        """Raise the error of a row, or list it and mark the row as bad; of many only the first are described."""
         if not self.reading.lenient:
-            raise error
-        if i not in self.bad:
-            self.reading.list_error(error)
-            self.bad.add(i)
+            raise describe()
+        if i in self.bad:
+            return
+        self.bad.add(i)
+        if len(self.bad) <= LISTED_PER_KIND:
+            self.reading.list_error(describe())
+        else:
+            self.reading.problems.counts["error", UNREADABLE] += 1
 
 
 def _whole_number(value: Any) -> int | None:

@@ -59,3 +59,8 @@ class Reading:
     def list_error(self, error: DataError, kind: str = UNREADABLE) -> None:
         """Add an error to the problems."""
         self.problems.add(Problem("error", kind, error.problem, error.file, error.record, error.field))
+
+    def count_unlisted(self, number: int) -> None:
+        """Count records that cannot be read beyond those that are listed."""
+        if number:
+            self.problems.counts["error", UNREADABLE] += number

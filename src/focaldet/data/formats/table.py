@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from focaldet.data.formats.reading import UNREADABLE, Reading
+from focaldet.data.formats.reading import Reading
 from focaldet.data.formats.text import brief, loose_number
 from focaldet.data.problems import LISTED_PER_KIND, Location
 from focaldet.errors import DataError
@@ -182,10 +182,10 @@ class Table:
                 self.bad.add(i)
                 unlisted += 1
             else:
-                self._refuse(i, partial(self._unaccepted, i, key, value, allowed))
-        self.reading.problems.counts["error", UNREADABLE] += unlisted
+                self._refuse(i, partial(self._describe_refusal, i, key, value, allowed))
+        self.reading.count_unlisted(unlisted)
 
-    def _unaccepted(self, i: int, key: str | None, value: Any, allowed: str) -> DataError:
+    def _describe_refusal(self, i: int, key: str | None, value: Any, allowed: str) -> DataError:
         got = "is missing" if value is ... else f"got {brief(value)}"
         return self.location(i, key).error(f"{got}; must be {allowed}")
 
@@ -199,7 +199,7 @@ class Table:
         if len(self.bad) <= LISTED_PER_KIND:
             self.reading.list_error(describe())
         else:
-            self.reading.problems.counts["error", UNREADABLE] += 1
+            self.reading.count_unlisted(1)
 
 
 def _whole_number(value: Any) -> int | None:

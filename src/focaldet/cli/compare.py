@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter
 
 from focaldet.cli import Switch
 from focaldet.cli.flags import Data, RunFlags, flags_of
-from focaldet.cli.output import CLEAN, INTERRUPTED, print_table
+from focaldet.cli.output import CLEAN, INTERRUPTED, print_table, say
 from focaldet.cli.settings import run_settings, with_data
 from focaldet.comparison.compare import compare, describe_budget, summary_rows, write_job_files
 from focaldet.comparison.config import DEFAULT_MINUTES, CompareConfig
@@ -65,16 +65,16 @@ def compare_command(
         return CLEAN
     if jobs:
         for path in write_job_files(settings, comparison):
-            print(f"torchrun --nproc-per-node 2 -m focaldet train --config {path}")
-        print("then the same command without --write-jobs evaluates them and makes the page")
+            say(f"torchrun --nproc-per-node 2 -m focaldet train --config {path}")
+        say("then the same command without --write-jobs evaluates them and makes the page")
         return CLEAN
     result = compare(settings, comparison, log=print)
     if result.interrupted:
         return INTERRUPTED
     if result.page is not None:
-        print()
+        say()
         print_table(summary_rows(result), left={0})
-        print("", *result.sentences, f"look at  {result.page}", sep="\n")
+        say("", *result.sentences, f"look at  {result.page}")
     return CLEAN
 
 
@@ -129,7 +129,7 @@ def _print_plan(settings: RunConfig, jobs: Sequence[Job]) -> None:
         lines.append([job.name, model, str(job.run.seed), text, "finished" if is_done else ""])
     print_table(lines, left={0, 1, 4})
     overhead = TIMING_MINUTES * len(per_model)
-    print(f"\nbudget of each training: {describe_budget(settings)}; out {settings.out}")
-    print(f"about {total:.0f} min of training, {overhead:.0f} min of measuring; nothing was written")
+    say(f"\nbudget of each training: {describe_budget(settings)}; out {settings.out}")
+    say(f"about {total:.0f} min of training, {overhead:.0f} min of measuring; nothing was written")
     if unknown := [model for model, minutes in per_model.items() if minutes is None]:
-        print(f"cannot be trained like this: {', '.join(unknown)}")
+        say(f"cannot be trained like this: {', '.join(unknown)}")

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from focaldet.files import write_text
+
 # Steps that are let pass, that warm the profiler up, and that are measured.
 SKIPPED_STEPS, WARM_UP_STEPS, MEASURED_STEPS = 2, 1, 4
 
@@ -49,7 +51,7 @@ class StepProfile:
         kind = "cuda" if self._device.type == "cuda" else "cpu"
         rows = measured.key_averages()
         table = rows.table(sort_by=f"self_{kind}_time_total", row_limit=TABLE_ROWS, max_name_column_width=60)
-        self.table.write_text(table, encoding="utf-8")
+        write_text(self.table, table)
         measured.export_chrome_trace(str(self.trace))
         seconds = {row.key: getattr(row, f"self_{'device' if kind == 'cuda' else 'cpu'}_time_total") for row in rows}
         total = sum(seconds.values()) or 1.0

@@ -554,7 +554,7 @@ class TestPredict:
 
 
 def test_every_command_has_help(capsys):
-    for command in ("models", "check", "anchors", "train", "eval", "predict", "convert", "demo"):
+    for command in ("models", "check", "anchors", "train", "eval", "predict", "serve", "convert", "demo"):
         assert main([command, "--help"]) == 0
         assert f"focaldet {command}" in capsys.readouterr().out
     assert main(["train", "--help"]) == 0

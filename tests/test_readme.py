@@ -46,6 +46,8 @@ def test_every_command_line_is_understood(words):
     elif words[0] == "pip":
         assert Path(REPOSITORY / words[words.index("-c") + 1]).is_file()
         assert '\nall = ["focaldet[' in (REPOSITORY / "pyproject.toml").read_text()
+    elif words[0] == "curl":
+        assert words[-1] == "http://127.0.0.1:8000/predict"  # `tests/service/test_server.py` runs the line
     else:
         start = words.index("focaldet") + 1
         assert words[0] in ("focaldet", "torchrun")

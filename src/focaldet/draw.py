@@ -42,7 +42,14 @@ class Label(NamedTuple):
     rectangle: tuple[int, int, int, int]
 
 
-def boxes(image: AnyImage, detections: Detections, *, min_score: float = 0.0, show_scores: bool = True) -> Image.Image:
+def boxes(
+    image: AnyImage,
+    detections: Detections,
+    *,
+    min_score: float = 0.0,
+    show_scores: bool = True,
+    names: Sequence[str] | None = None,
+) -> Image.Image:
     """A copy of `image` with every detection of at least `min_score` drawn on it.
 
     A class has the same color in every image. Lines and text grow with the image; the best detections lie on top, and a
@@ -53,18 +60,22 @@ def boxes(image: AnyImage, detections: Detections, *, min_score: float = 0.0, sh
         detections: boxes in pixels of `image`.
         min_score: detections below it are not drawn.
         show_scores: whether the score follows the name (ground truth has no scores).
+        names: a text for each detection in place of the name of its class.
 
     Raises:
         ConfigError: `image` is none of these.
     """
     canvas = to_image(image)
-    detections = detections.above(min_score).clip(ImageSize(canvas.height, canvas.width)).cpu()
+    shown = (detections.scores >= min_score).nonzero()[:, 0].tolist()
+    names = [(detections.names if names is None else names)[row] for row in shown]
+    detections = detections[shown].clip(ImageSize(canvas.height, canvas.width)).cpu()
     line_px, font_px = line_width(canvas.size), font_size(canvas.size)
     drawing = ImageDraw.Draw(canvas)
     rectangles = [_to_corners(box) for box in detections.boxes.tolist()]
+    drawable = _drawable_names(names, detections.labels.tolist(), font_px)
     texts = [
         f"{name}  {score:.2f}" if show_scores else name  # one space is next to nothing in small letters
-        for name, score in zip(_drawable_names(detections, font_px), detections.scores.tolist(), strict=True)
+        for name, score in zip(drawable, detections.scores.tolist(), strict=True)
     ]
     colors = [class_color(label) for label in detections.labels.tolist()]
     for rectangle, color in reversed(list(zip(rectangles, colors, strict=True))):
@@ -156,12 +167,12 @@ def font_for(text: str, font_px: int) -> Font:
     return _font_with("".join(sorted(set(text))), font_px) or _default_font(font_px)
 
 
-def _drawable_names(detections: Detections, font_px: int) -> list[str]:
-    """The class names, one line of at most 40 letters each; `#label` where no font has the letters."""
-    lines = [" ".join(name.split()) for name in detections.names]
+def _drawable_names(names: Sequence[str], labels: Sequence[int], font_px: int) -> list[str]:
+    """The names, one line of at most 40 letters each; `#label` where no font has the letters."""
+    lines = [" ".join(name.split()) for name in names]
     short = [line if len(line) <= LONGEST_NAME else line[: LONGEST_NAME - 1] + "…" for line in lines]
-    labels = zip(short, detections.labels.tolist(), strict=True)
-    return [name if _font_with("".join(sorted(set(name))), font_px) else f"#{label}" for name, label in labels]
+    rows = zip(short, labels, strict=True)
+    return [name if _font_with("".join(sorted(set(name))), font_px) else f"#{label}" for name, label in rows]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -296,7 +296,7 @@ def predict_files(
         DataError: an input does not exist or has no images, or none of them is in `like`.
         ConfigError: `out` cannot be made, a drawing would replace one of the images, or `score` is not in 0…1.
     """
-    select, score_notes = _score_filter(predictor, score)
+    select, score_notes = score_filter(predictor, score)
     paths, notes, coco_writer = _select_listed(find_images(inputs, exclude=out), like)
     names = output_names(paths)
     drawings = [out / f"{name}.jpg" for name in names]
@@ -337,7 +337,7 @@ def predict_files(
     return PredictResult(out, len(paths), num_detections, tuple(failed), (*score_notes, *notes), skipped)
 
 
-def _score_filter(predictor: Predictor, score: float | None) -> tuple[Callable[[Detections], Detections], list[str]]:
+def score_filter(predictor: Predictor, score: float | None) -> tuple[Callable[[Detections], Detections], list[str]]:
     """What drops the detections below `score`, or by default those below the scores of the weights; and a note on them.
 
     Raises:

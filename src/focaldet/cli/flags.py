@@ -88,6 +88,7 @@ def flags_of(
     groups: Mapping[str, Group] | None = None,
     auto: Sequence[str] = (),
     auto_defaults: Sequence[str] = (),
+    skip: Sequence[str] = (),
 ) -> Any:
     """A `TypedDict` with a flag for each field of the dataclass `cls`, explained as the dataclass explains it.
 
@@ -97,11 +98,12 @@ def flags_of(
         group: the panel of the help.
         groups: panels by field, where they are not all in one.
         auto: the fields, with the prefix, that may also be `auto`, and of these `auto_defaults` those that are.
+        skip: fields without a flag.
     """
     hints = get_type_hints(cls, include_extras=True)
     texts = {row.arg_name: row.description or "" for row in docstring_parser.parse_from_object(cls).params}
     flags = {}
-    for field in dataclasses.fields(cls):
+    for field in [field for field in dataclasses.fields(cls) if field.name not in skip]:
         kind, panel, name = hints[field.name], (groups or {}).get(field.name, group), f"{prefix}{field.name}"
         text = _flag_text(texts.get(field.name, ""), names=[*hints], prefix=prefix)
         parameter = Parameter(

@@ -12,6 +12,7 @@ The rules for each kind of file:
 """
 
 import functools
+import io
 import os
 import struct
 import threading
@@ -100,8 +101,8 @@ class _Quiet:
 _QUIET = _Quiet()
 
 
-def read_header(path: Path) -> ImageSize:
-    """Height and width of an image after EXIF rotation, without decoding it.
+def read_header(path: Path | io.BytesIO) -> ImageSize:
+    """Height and width of an image file, or of one in memory, after EXIF rotation, without decoding it.
 
     Raises:
         DataError: the file is missing or not an image, or it has more than `largest_pixels`.
@@ -132,8 +133,8 @@ def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
     return read_reduced(path)[0]
 
 
-def read_reduced(path: Path, *, least_px: int = 0) -> tuple[UInt8[Tensor, "3 h w"], ImageSize]:
-    """The pixels of an image file, upright, and the size of the whole image.
+def read_reduced(path: Path | io.BytesIO, *, least_px: int = 0) -> tuple[UInt8[Tensor, "3 h w"], ImageSize]:
+    """The pixels of an image file, or of one in memory, upright, and the size of the whole image.
 
     Only an image of more than `MAX_PIXELS` is reduced: by the smallest whole factor that brings it below, as long as
     its short side keeps `least_px`. Of a JPEG the decoder computes no more than that.
@@ -146,7 +147,7 @@ def read_reduced(path: Path, *, least_px: int = 0) -> tuple[UInt8[Tensor, "3 h w
         _refuse_many_scans(image, path)
         if image.width * image.height <= MAX_PIXELS:
             pixels = _decode_jpeg(image)
-            return _upright(_decode(image, name=path) if pixels is None else pixels, orientation), size
+            return _upright(_decode(image, name=_file_name(path)) if pixels is None else pixels, orientation), size
         factor = 1
         while -(-image.width // factor) * -(-image.height // factor) > MAX_PIXELS:
             factor += 1
@@ -154,7 +155,7 @@ def read_reduced(path: Path, *, least_px: int = 0) -> tuple[UInt8[Tensor, "3 h w
         width, height = (-(-side // factor) for side in image.size)
         image.draft("RGB", (width, height))  # halves, quarters or eighths of a JPEG, never less than this
         rest = max(1, round(image.width / width))
-        return _upright(_decode(image.reduce(rest) if rest > 1 else image, name=path), orientation), size
+        return _upright(_decode(image.reduce(rest) if rest > 1 else image, name=_file_name(path)), orientation), size
 
 
 def from_array(image: Image.Image | numpy.ndarray | Tensor) -> UInt8[Tensor, "3 H W"]:
@@ -214,7 +215,7 @@ def _round_to_bytes(image: Float[Tensor, "*axes"]) -> UInt8[Tensor, "*axes"]:
     return image.round().to(torch.uint8)
 
 
-def _refuse_many_scans(image: Image.Image, path: Path) -> None:
+def _refuse_many_scans(image: Image.Image, path: Path | io.BytesIO) -> None:
     """Refuse a JPEG whose scans would take minutes: each goes over all pixels, and takes but a few bytes of the file.
 
     Raises:
@@ -225,7 +226,8 @@ def _refuse_many_scans(image: Image.Image, path: Path) -> None:
     image.fp.seek(0)
     scans = image.fp.read().count(START_OF_SCAN)
     if scans > USUAL_SCANS and (scans > MOST_SCANS or scans * image.width * image.height > MOST_SCANNED_PIXELS):
-        raise DataError(f"is a JPEG of {scans} scans, which would take very long; usual are at most 10", file=path)
+        problem = f"is a JPEG of {scans} scans, which would take very long; usual are at most 10"
+        raise DataError(problem, file=_file_name(path))
 
 
 def _upright_size(image: Image.Image) -> ImageSize:
@@ -234,23 +236,37 @@ def _upright_size(image: Image.Image) -> ImageSize:
 
 
 @contextmanager
-def _open_image(path: Path) -> Iterator[Image.Image]:
+def _open_image(path: Path | io.BytesIO) -> Iterator[Image.Image]:
     """The opened image, its header read; whatever fails inside becomes a `DataError` that names the file."""
+    name = _file_name(path)
     try:
-        if not path.is_file():  # also keeps out pipes and devices, which would block
+        if isinstance(path, Path) and not path.is_file():  # also keeps out pipes and devices, which would block
             problem = "is a folder, pipe or device, not a file" if path.exists() else "there is no such file"
-            raise DataError(problem, file=path)
-        formats = _FORMATS if path.suffix.lower() not in _NEW_SUFFIXES else _formats_for(path)
-        with _QUIET, Image.open(path, formats=formats) as image:
+            raise DataError(problem, file=name)
+        is_old = isinstance(path, Path) and path.suffix.lower() not in _NEW_SUFFIXES
+        with _QUIET, Image.open(path, formats=_FORMATS if is_old else _formats_for(path)) as image:
             if image.width * image.height > largest_pixels(image.format):
-                raise DataError(_too_large(image), file=path)
+                raise DataError(_too_large(image), file=name)
             yield image
     except (DataError, ConfigError):
         raise
     except UnidentifiedImageError:
-        raise DataError(_describe_unknown(path), file=path) from None
+        raise DataError(_describe_unknown(path), file=name) from None
     except Exception as error:  # Pillow's decoders raise whatever a damaged file leads them into
-        raise DataError(f"is damaged: {error or type(error).__name__}", file=path) from None
+        raise DataError(f"is damaged: {error or type(error).__name__}", file=name) from None
+
+
+def _file_name(path: Path | io.BytesIO) -> str | Path:
+    """What messages call an image file or an image in memory."""
+    return path if isinstance(path, Path) else "image in memory"
+
+
+def _first_bytes(path: Path | io.BytesIO) -> bytes:
+    """The twelve bytes by which formats are told apart."""
+    if isinstance(path, io.BytesIO):
+        return bytes(path.getbuffer()[:12])
+    with open_plain(path) as file:
+        return bytes(file.read(12))
 
 
 def _too_large(image: Image.Image) -> str:
@@ -261,20 +277,21 @@ def _too_large(image: Image.Image) -> str:
     )
 
 
-def _formats_for(path: Path) -> tuple[str, ...]:
+def _formats_for(path: Path | io.BytesIO) -> tuple[str, ...]:
     """The formats with the one that the first bytes of the file say, where Pillow can be taught it.
 
     Raises:
         DataError: it cannot; says which package is missing.
     """
-    with open_plain(path) as file:
-        start = file.read(12)
+    start = _first_bytes(path)
     kind = _BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
     if kind == "AVIF" and not features.check("avif"):
-        raise DataError("is an AVIF image, which this Pillow cannot read: install pillow 11.3 or later", file=path)
+        raise DataError(
+            "is an AVIF image, which this Pillow cannot read: install pillow 11.3 or later", file=_file_name(path)
+        )
     if kind == "HEIF" and not _teach_heif():
         problem = "is a HEIC image: install the package pillow-heif (pip install 'focaldet[heic]') to read such images"
-        raise DataError(problem, file=path)
+        raise DataError(problem, file=_file_name(path))
     return (*_FORMATS, kind) if kind else _FORMATS
 
 
@@ -289,9 +306,8 @@ def _teach_heif() -> bool:
     return True
 
 
-def _describe_unknown(path: Path) -> str:
-    with open_plain(path) as file:
-        start = file.read(12)
+def _describe_unknown(path: Path | io.BytesIO) -> str:
+    start = _first_bytes(path)
     if not start:
         return "is empty (0 bytes)"
     return f"is not an image in a known format ({', '.join((*_FORMATS, *_OPTIONAL))}); it starts with {start!r}"

@@ -62,6 +62,9 @@ STYLE = f"""
 @media print {{ :root {{ {_css_variables(LIGHT)} }} }}
 {files("focaldet.report").joinpath("page.css").read_text(encoding="utf-8")}"""
 
+PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""What a page may load: nothing."""
+
 
 def write_page(
     path: Path, title: str, *html: str, style: str = "", script: str = "", refresh_seconds: int | None = None
@@ -77,12 +80,25 @@ def write_page(
         refresh_seconds: after how long the page loads itself anew; never by default.
     """
     # Even a class name that got past the escaping could load or run nothing.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    policy = PAGE_POLICY
     if script:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy += f" file: 'self'; script-src 'sha256-{digest}'"
+    page = render_page(title, *html, style=style, script=script, policy=policy, refresh_seconds=refresh_seconds)
+    write_text(path, page)
+
+
+def render_page(
+    title: str,
+    *html: str,
+    style: str = "",
+    script: str = "",
+    policy: str = PAGE_POLICY,
+    refresh_seconds: int | None = None,
+) -> str:
+    """An HTML page of these parts, as `write_page` writes it; `policy` says what the page may load."""
     reload = "" if refresh_seconds is None else f'<meta http-equiv="refresh" content="{refresh_seconds}">\n'
-    page = (
+    return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -90,7 +106,6 @@ def write_page(
         + (f"<script>{script}</script>\n" if script else "")
         + "</body>\n</html>\n"
     )
-    write_text(path, page)
 
 
 def header(title: str, *html: str, model: str = "", notes: Sequence[str] = ()) -> str:

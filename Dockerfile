@@ -1,0 +1,22 @@
+# The service in a container, on the CPU: everything comes from package registries, nothing runs as root.
+#
+#   docker build -t focaldet .
+#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs/cells:/run_folder:ro" -e FOCALDET_TOKEN=... focaldet
+#
+# A read-only file system will do: docker run --read-only --tmpfs /tmp …
+FROM python:3.12-slim
+
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 MPLCONFIGDIR=/tmp
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY src ./src
+RUN pip install --constraint constraints.txt '.[serve]' \
+ && useradd --system --uid 10001 --no-create-home focaldet
+USER 10001
+
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["focaldet", "serve"]
+CMD ["/run_folder", "--host", "0.0.0.0"]

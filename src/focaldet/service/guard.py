@@ -1,0 +1,95 @@
+"""What surrounds every request: the token, the headers of every answer, errors as JSON, and metrics."""
+
+import hmac
+import json
+import logging
+import time
+from collections.abc import Mapping
+from urllib.parse import unquote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from focaldet.service.metrics import ServiceMetrics
+from focaldet.service.refusals import RefusalError
+
+LOGGER = logging.getLogger("focaldet.service")
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": POLICY,
+}
+OPEN_PATHS = frozenset({"/", "/healthz", "/v2/health/live", "/v2/health/ready"})
+"""What needs no token: the page, which has no secret, and the questions of whoever supervises the process."""
+DISCONNECTED = 499  # in the metrics alone: the client went away
+
+
+class Guard:
+    """The outermost part of the application (ASGI)."""
+
+    def __init__(self, app: ASGIApp, *, token: str | None, metrics: ServiceMetrics) -> None:
+        self.app, self.token, self.metrics = app, token, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(message, is_ending=getattr(scope["app"].state, "is_ending", False))
+            await send(message)
+
+        try:
+            if self._is_refused(scope):
+                raise RefusalError(401, "send the token of this service as Authorization: Bearer TOKEN")
+            await self.app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            status = status or DISCONNECTED
+        except RefusalError as refusal:
+            headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
+            await _send_error(send_with_headers, refusal.status, refusal.message, headers | refusal.headers)
+        except Exception:
+            LOGGER.exception("a request failed")
+            if status:  # too late to say so: the connection breaks off
+                raise
+            await _send_error(send_with_headers, 500, "internal error", {})
+        finally:
+            route = scope.get("route")
+            path = getattr(route, "path", "other")
+            self.metrics.observe_request(path, status or DISCONNECTED, time.perf_counter() - started)
+
+    def _is_refused(self, scope: Scope) -> bool:
+        """Whether a request needs the token and does not have it."""
+        path = scope["path"]
+        if self.token is None or path in OPEN_PATHS or path.startswith("/static/"):
+            return False
+        sent = Headers(scope=scope).get("authorization", "")
+        kind, _, secret = sent.partition(" ")
+        right = self.token.encode()
+        return kind.lower() != "bearer" or not hmac.compare_digest(unquote(secret).encode(), right)
+
+
+def _add_headers(message: Message, *, is_ending: bool) -> None:
+    """Give an answer the headers of all; before the end also the one that keeps the next request away."""
+    headers = MutableHeaders(scope=message)
+    for name, value in (HEADERS | ({"Connection": "close"} if is_ending else {})).items():
+        headers.setdefault(name, value)
+
+
+async def _send_error(send: Send, status: int, message: str, headers: Mapping[str, str]) -> None:
+    """Answer with an error as JSON."""
+    body = json.dumps({"error": message}, ensure_ascii=False).encode()
+    lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | dict(headers)
+    raw = [(name.lower().encode(), value.encode()) for name, value in lines.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

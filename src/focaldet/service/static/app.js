@@ -1,0 +1,345 @@
+"use strict";
+// The page of the service: images go to /predict with a score of 0; score and classes are then chosen here.
+
+const part = (id) => document.getElementById(id);
+const state = { images: [], current: -1, score: 0.3, hidden: new Set(), classes: [], maxBytes: Infinity, name: "",
+  camera: null, live: null, waiting: [], running: 0 };
+const AT_A_TIME = 2, TRIES = 20;
+let token = sessionStorage.getItem("token") || "";
+
+// Talking to the server
+
+async function call(path, options = {}) {
+  const headers = token ? { Authorization: `Bearer ${encodeURIComponent(token)}` } : {};
+  for (let attempt = 1; ; attempt++) {
+    const answer = await fetch(path, { ...options, headers: { ...headers, ...options.headers } });
+    if (answer.status === 503 && attempt < TRIES) {
+      await new Promise((done) => setTimeout(done, 1000 * Number(answer.headers.get("Retry-After") || 1)));
+      continue;
+    }
+    if (answer.status === 401) askForToken();
+    const content = await answer.json();
+    if (!answer.ok) throw new Error(content.error);
+    return content;
+  }
+}
+
+function askForToken() {
+  part("login").hidden = false;
+  part("token").focus();
+}
+
+async function start() {
+  try {
+    const info = await call("info");
+    Object.assign(state, { classes: info.classes, maxBytes: info.max_bytes, name: info.name });
+    part("login").hidden = true;
+    part("title").textContent = `Object detection: ${info.name}`;
+    document.title = `${info.name}: object detection`;
+    show();
+  } catch (error) {
+    tell(token ? error.message : "", true);
+  }
+}
+
+async function detect(blob) {
+  if (blob.size > state.maxBytes) throw new Error(`the file has ${(blob.size / 1e6).toFixed(1)} MB, at most ${state.maxBytes / 1e6} MB are taken`);
+  return call("predict?score=0", { method: "POST", body: blob, headers: { "Content-Type": "application/octet-stream" } });
+}
+
+// Images
+
+function add(files) {
+  stopCamera();
+  const first = state.images.length;
+  for (const file of files) {
+    const entry = { name: file.name || "image", file, url: URL.createObjectURL(file), answer: null, error: null };
+    state.images.push(entry);
+    state.waiting.push(entry);
+  }
+  if (state.images.length > first) select(first);
+  work();
+}
+
+async function work() {
+  if (state.running >= AT_A_TIME || !state.waiting.length) return;
+  state.running++;
+  const entry = state.waiting.shift();
+  work();
+  try {
+    entry.answer = await detect(entry.file);
+  } catch (error) {
+    entry.error = error instanceof TypeError ? "the server does not answer" : error.message;
+  }
+  state.running--;
+  show();
+  work();
+}
+
+function select(index) {
+  state.current = Math.max(-1, Math.min(index, state.images.length - 1));
+  show();
+}
+
+function remove() {
+  const [entry] = state.images.splice(state.current, 1);
+  if (!entry) return;
+  URL.revokeObjectURL(entry.url);
+  state.waiting = state.waiting.filter((other) => other !== entry);
+  select(Math.min(state.current, state.images.length - 1));
+}
+
+// What is shown
+
+const visible = (answer) => answer.predictions.filter((one) => one.confidence >= state.score && !state.hidden.has(one.name));
+const shown = () => (state.camera ? state.live : state.images[state.current]);
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+function colorOf(one) {
+  return (state.classes[one.class] || { color: "#1f5fbf" }).color;
+}
+
+function inkOn(color) {
+  const [r, g, b] = [1, 3, 5].map((k) => parseInt(color.slice(k, k + 2), 16) / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
+}
+
+function tell(text, isError = false) {
+  part("status").textContent = text;
+  part("status").classList.toggle("error", isError);
+}
+
+function show() {
+  const entry = shown();
+  const answer = entry && entry.answer;
+  part("empty").hidden = Boolean(entry);
+  part("frame").hidden = !entry || Boolean(entry.error);
+  part("image").hidden = Boolean(state.camera);
+  part("video").hidden = !state.camera;
+  if (entry && !state.camera && part("image").src !== entry.url) {
+    part("image").src = entry.url;
+    part("image").alt = entry.name;
+  }
+  if (answer) fit(answer.image.width, answer.image.height);
+  showBoxes(answer);
+  showClasses(answer);
+  showDetections(answer);
+  showStrip();
+  for (const id of ["json", "coco"]) part(id).disabled = !state.images.some((one) => one.answer);
+  if (!entry) tell("");
+  else if (entry.error) tell(`${entry.name}: ${entry.error}`, true);
+  else if (!answer) tell(state.camera ? "starting the camera …" : `${entry.name}: detecting …`);
+  else tell(`${entry.name}: ${answer.image.width} × ${answer.image.height} px, ${answer.time_ms.total.toFixed(0)} ms`);
+}
+
+function fit(width, height) {
+  part("frame").style.aspectRatio = `${width} / ${height}`;
+  part("frame").style.width = `min(100%, calc(72vh * ${width / height}))`;
+}
+
+function showBoxes(answer) {
+  const boxes = answer ? visible(answer).reverse().map((one) => {
+    const { width, height } = answer.image, { x1, y1, x2, y2 } = one.box, color = colorOf(one);
+    const label = element("span", { textContent: `${one.name} ${one.confidence.toFixed(2)}` });
+    const made = element("div", { className: "box" }, label);
+    made.style.setProperty("--color", color);
+    made.style.setProperty("--on", inkOn(color));
+    Object.assign(made.style, { left: `${100 * x1 / width}%`, top: `${100 * y1 / height}%`,
+      width: `${100 * (x2 - x1) / width}%`, height: `${100 * (y2 - y1) / height}%` });
+    made.classList.toggle("low", y1 / height < 0.05);
+    made.classList.toggle("right", x1 / width > 0.8);
+    made.detection = one;
+    return made;
+  }) : [];
+  part("boxes").replaceChildren(...boxes);
+}
+
+function showClasses(answer) {
+  const counts = {};
+  for (const one of answer ? answer.predictions : []) if (one.confidence >= state.score) counts[one.name] = (counts[one.name] || 0) + 1;
+  const list = part("classes");
+  if (list.children.length !== state.classes.length) {
+    list.replaceChildren(...state.classes.map((one) => {
+      const tick = element("input", { type: "checkbox", checked: true });
+      tick.addEventListener("change", () => toggle(one.name, !tick.checked));
+      const dot = element("span", { className: "dot" });
+      dot.style.setProperty("--color", one.color);
+      return element("li", {}, element("label", {}, tick, dot, element("span", { className: "name", textContent: one.name }), element("b")));
+    }));
+  }
+  state.classes.forEach((one, index) => {
+    list.children[index].querySelector("input").checked = !state.hidden.has(one.name);
+    list.children[index].querySelector("b").textContent = counts[one.name] || "";
+  });
+}
+
+function showDetections(answer) {
+  const chosen = answer ? visible(answer) : [];
+  part("count").textContent = answer ? String(chosen.length) : "";
+  part("detections").replaceChildren(...chosen.slice(0, 200).map((one) => {
+    const dot = element("span", { className: "dot" });
+    dot.style.setProperty("--color", colorOf(one));
+    const row = element("li", { tabIndex: 0 }, dot, element("span", { className: "name", textContent: one.name }),
+      element("b", { textContent: one.confidence.toFixed(2) }));
+    const mark = (on) => [...part("boxes").children].forEach((box) => box.classList.toggle("marked", on && box.detection === one));
+    for (const kind of ["mouseenter", "focus"]) row.addEventListener(kind, () => mark(true));
+    for (const kind of ["mouseleave", "blur"]) row.addEventListener(kind, () => mark(false));
+    return row;
+  }));
+}
+
+function showStrip() {
+  const strip = part("strip");
+  strip.hidden = state.images.length < 2 && !state.camera;
+  strip.replaceChildren(...state.images.map((entry, index) => {
+    const text = entry.error ? "!" : entry.answer ? String(visible(entry.answer).length) : "…";
+    const button = element("button", { type: "button", title: entry.name, className: entry.error ? "failed" : "" },
+      entry.error ? "" : element("img", { src: entry.url, alt: entry.name }), element("i", { textContent: text }));
+    button.setAttribute("role", "option");
+    button.setAttribute("aria-selected", String(index === state.current && !state.camera));
+    button.addEventListener("click", () => { stopCamera(); select(index); });
+    return button;
+  }));
+}
+
+function setScore(value) {
+  state.score = Math.round(100 * Math.max(0, Math.min(1, value))) / 100;
+  part("score").value = state.score;
+  part("score-text").textContent = state.score.toFixed(2);
+  show();
+}
+
+function toggle(name, hide = !state.hidden.has(name)) {
+  state.hidden[hide ? "add" : "delete"](name);
+  show();
+}
+
+function toggleAll(hide = state.hidden.size === 0) {
+  state.hidden = new Set(hide ? state.classes.map((one) => one.name) : []);
+  show();
+}
+
+// Downloads: what is visible of all images
+
+function download(name, value) {
+  const url = URL.createObjectURL(new Blob([JSON.stringify(value, null, 1)], { type: "application/json" }));
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+const answered = () => state.images.filter((entry) => entry.answer);
+
+function downloadJson() {
+  if (!answered().length) return;
+  download("detections.json", answered().map((entry) => ({ file: entry.name, ...entry.answer.image, predictions: visible(entry.answer) })));
+}
+
+function downloadCoco() {
+  if (!answered().length) return;
+  const images = [], annotations = [];
+  answered().forEach((entry, index) => {
+    images.push({ id: index + 1, file_name: entry.name, ...entry.answer.image });
+    for (const one of visible(entry.answer)) {
+      const { x1, y1, x2, y2 } = one.box, category = state.classes[one.class];
+      annotations.push({ id: annotations.length + 1, image_id: index + 1, category_id: category ? category.id : one.class + 1,
+        bbox: [x1, y1, x2 - x1, y2 - y1], area: (x2 - x1) * (y2 - y1), iscrowd: 0, score: one.confidence });
+    }
+  });
+  download("coco.json", { images, categories: state.classes.map(({ id, name }) => ({ id, name })), annotations });
+}
+
+// Camera
+
+async function toggleCamera() {
+  if (state.camera) return stopCamera();
+  try {
+    state.camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });
+  } catch (error) {
+    return tell(`the camera cannot be used: ${error.message}`, true);
+  }
+  state.live = { name: "camera", answer: null, error: null };
+  part("camera").textContent = "Stop camera";
+  part("video").srcObject = state.camera;
+  await part("video").play();
+  fit(part("video").videoWidth, part("video").videoHeight);
+  show();
+  while (state.camera) {
+    try {
+      state.live.answer = await detect(await grab());
+      state.live.error = null;
+    } catch (error) {
+      tell(error.message, true);
+      await new Promise((done) => setTimeout(done, 500));
+      continue;
+    }
+    if (state.camera) show();
+  }
+}
+
+function grab() {
+  const video = part("video"), canvas = element("canvas", { width: video.videoWidth, height: video.videoHeight });
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  return new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.9));
+}
+
+function stopCamera() {
+  if (!state.camera) return;
+  for (const track of state.camera.getTracks()) track.stop();
+  state.camera = state.live = part("video").srcObject = null;
+  part("camera").textContent = "Camera";
+  show();
+}
+
+async function keepFrame() {
+  if (state.camera) add([new File([await grab()], `camera_${state.images.length + 1}.jpg`, { type: "image/jpeg" })]);
+}
+
+// Hands and keys
+
+part("open").addEventListener("click", () => part("files").click());
+part("empty").addEventListener("click", () => part("files").click());
+part("files").addEventListener("change", () => { add(part("files").files); part("files").value = ""; });
+part("score").addEventListener("input", () => setScore(Number(part("score").value)));
+part("all").addEventListener("click", () => toggleAll(false));
+part("none").addEventListener("click", () => toggleAll(true));
+part("json").addEventListener("click", downloadJson);
+part("coco").addEventListener("click", downloadCoco);
+part("camera").addEventListener("click", toggleCamera);
+part("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = part("token").value;
+  sessionStorage.setItem("token", token);
+  start();
+});
+document.addEventListener("dragover", (event) => { event.preventDefault(); part("stage").classList.add("over"); });
+document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) part("stage").classList.remove("over"); });
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  part("stage").classList.remove("over");
+  add(event.dataTransfer.files);
+});
+document.addEventListener("paste", (event) => add(event.clipboardData.files));
+
+const KEYS = {
+  o: () => part("files").click(), ArrowLeft: () => select(Math.max(0, state.current - 1)), ArrowRight: () => select(state.current + 1),
+  "+": () => setScore(state.score + 0.05), "=": () => setScore(state.score + 0.05), "-": () => setScore(state.score - 0.05),
+  a: () => toggleAll(), j: downloadJson, d: downloadCoco, s: keepFrame, Delete: remove, c: () => { if (!part("camera").hidden) toggleCamera(); },
+};
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.type === "password") return;
+  if (event.target.type === "range" && event.key.startsWith("Arrow")) return;
+  const one = state.classes[Number(event.key) - 1];
+  const act = one ? () => toggle(one.name) : KEYS[event.key];
+  if (!act) return;
+  event.preventDefault();
+  act();
+});
+
+part("camera").hidden = !(navigator.mediaDevices && navigator.mediaDevices.getUserMedia);
+start();

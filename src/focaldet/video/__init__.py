@@ -1,0 +1,1 @@
+"""Detection in videos, cameras and folders of frames: reading, tracking, writing."""

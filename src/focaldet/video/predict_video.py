@@ -1,0 +1,148 @@
+"""Detect in a video, a camera or a folder of frames, and write what was detected."""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from focaldet import draw
+from focaldet.config import make_folder
+from focaldet.data.inputs import resolve_links
+from focaldet.errors import ConfigError
+from focaldet.prediction import DEFAULT_SCORE, Predictor, score_filter
+from focaldet.runtime import Progress
+from focaldet.types import Detections
+from focaldet.video.reading import Frame, FrameSource, open_source
+from focaldet.video.tracking import Tracker
+from focaldet.video.writing import VideoWriter
+
+Select = Callable[[Detections, int], tuple[Detections, list[int] | None]]
+"""From the detections of a frame and its number: those to be written, and the numbers of their tracks if there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoResult:
+    """What `predict_video` did: the file of lines, the video if one was drawn, and counts.
+
+    `num_damaged` are frames or packets that could not be read.
+    """
+
+    lines: Path
+    video: Path | None
+    num_frames: int
+    num_detections: int
+    num_tracks: int | None
+    num_damaged: int
+    notes: tuple[str, ...] = ()
+
+
+def predict_video(
+    predictor: Predictor,
+    source: str | Path,
+    out: Path,
+    *,
+    score: float | None = None,
+    every: int = 1,
+    track: bool = False,
+    fps: float | None = None,
+    drawn: bool = True,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> VideoResult:
+    """Detect in the frames of a video; write `<name>.mp4` with the boxes and `<name>.jsonl`, a line a frame.
+
+    A line has `frame` (its number in the source, from 0), `seconds`, `width`, `height`, `boxes` (xyxy pixels),
+    `scores`, `labels`, `names` and with `track` also `tracks`, the numbers of the objects. Frames have the times that
+    they have in the source, with `every` too. Interrupted, both files end with the last frame that was finished; that
+    is how a camera is stopped.
+
+    Args:
+        predictor: the detector.
+        source: a video file, `camera:0`, or a folder of images.
+        out: a folder, made if it is missing; files of the same names are replaced, but never the video itself.
+        score: as of `predict_files`; with `track`, detections from .1 on continue the tracks that others began.
+        every: only every so manieth frame is looked at, from the first on.
+        track: give objects numbers (`video.tracking`).
+        fps: frames a second of a folder; 25 by default.
+        drawn: whether to write the video.
+        batch_size: frames per batch; that of the predictor by default, 1 for a camera.
+        progress: called after each frame.
+
+    Raises:
+        DataError: the source cannot be read.
+        ConfigError: a setting is out of range, `out` cannot be made, or the video would replace itself.
+    """
+    if every < 1:
+        raise ConfigError(f"every: must be at least 1, got {every}")
+    select, notes = _select_function(predictor, score=score, track=track)
+    frames = open_source(str(source), fps=fps)
+    video, lines = out / f"{frames.name}.mp4", out / f"{frames.name}.jsonl"
+    if drawn and resolve_links(video) == resolve_links(Path(source)):
+        raise ConfigError(f"out: the drawn video would replace {source}: choose another folder")
+    make_folder(out)
+    total = None if frames.num_frames is None else -(-frames.num_frames // every)
+    num_frames = num_detections = 0
+    numbers: set[int] = set()
+    with ExitStack() as stack:
+        file = stack.enter_context(lines.open("w", encoding="utf-8"))
+        writer = stack.enter_context(closing(VideoWriter(video, fps=frames.fps / every))) if drawn else None
+        try:
+            for frame, every_detection in _detect_frames(predictor, frames, every=every, batch_size=batch_size):
+                detections, tracks = select(every_detection, frame.index)
+                file.write(json.dumps(_line(frame, detections, tracks), ensure_ascii=False) + "\n")
+                if writer is not None:
+                    writer.add(_draw_frame(frame, detections, tracks), seconds=frame.seconds)
+                num_frames, num_detections = num_frames + 1, num_detections + len(detections)
+                numbers.update(tracks or ())
+                if progress is not None:
+                    progress(num_frames, total)
+        except KeyboardInterrupt:
+            if not frames.is_live:
+                raise
+    num_tracks = len(numbers) if track else None
+    return VideoResult(
+        lines, video if drawn else None, num_frames, num_detections, num_tracks, frames.num_damaged, tuple(notes)
+    )
+
+
+def _select_function(predictor: Predictor, *, score: float | None, track: bool) -> tuple[Select, list[str]]:
+    """Which detections of a frame are written, and notes on it."""
+    choose, notes = score_filter(predictor, score)
+    if not track:
+        return (lambda detections, _: (choose(detections), None)), notes
+    tracker = Tracker(score=DEFAULT_SCORE if score is None else score)
+    return (lambda detections, index: tracker.update(detections, frame=index)), []
+
+
+def _detect_frames(
+    predictor: Predictor, source: FrameSource, *, every: int, batch_size: int | None
+) -> Iterator[tuple[Frame, Detections]]:
+    """Every frame with all its detections, in order."""
+    waiting: deque[Frame] = deque()
+
+    def note_frames() -> Iterator[object]:
+        for frame in source.frames(every=every):
+            waiting.append(frame)
+            yield frame.pixels
+
+    pixels = note_frames()
+    for detections in predictor.predict_stream(pixels, batch_size=1 if source.is_live else batch_size):
+        yield waiting.popleft(), detections
+
+
+def _line(frame: Frame, detections: Detections, tracks: list[int] | None) -> dict[str, object]:
+    height, width = frame.pixels.shape[:2]
+    line = {"frame": frame.index, "seconds": round(frame.seconds, 4), "width": width, "height": height}
+    return line | detections.to_dict() | ({} if tracks is None else {"tracks": tracks})
+
+
+def _draw_frame(frame: Frame, detections: Detections, tracks: list[int] | None) -> Image.Image:
+    """The frame with its boxes; the number of a track follows the name."""
+    names = None
+    if tracks is not None:
+        names = [f"{name} #{number}" for name, number in zip(detections.names, tracks, strict=True)]
+    return draw.boxes(frame.pixels, detections, names=names)

@@ -1,0 +1,169 @@
+"""The Open Inference Protocol, with NVIDIA's own client and by hand."""
+
+import base64
+import json
+import struct
+
+import numpy
+import pytest
+from starlette.testclient import TestClient
+
+from focaldet.service.app import build_service
+from focaldet.service.options import ServiceOptions
+from tests.evaluation.cases import make_image
+from tests.service.services import bright_predictor, encode, running_service
+
+INFER = "/v2/models/focaldet/infer"
+SIZES = ((48, 64), (60, 80))
+
+
+def images():
+    return [make_image(), make_image(size=(60, 80), box=(0, 0, 32, 32), green=200), make_image(red=0)]
+
+
+@pytest.fixture(scope="module")
+def client():
+    with TestClient(
+        build_service(bright_predictor(), ServiceOptions(queue=8)), raise_server_exceptions=False
+    ) as client:
+        yield client
+
+
+def as_json(data=None, **changes):
+    texts = [base64.b64encode(each).decode() for each in (data or map(encode, images()))]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [len(texts)], "data": texts}
+    return {"id": "seven", "inputs": [tensor]} | changes
+
+
+def test_tritonclient_infers():
+    """Encoded images of two sizes and a tensor of pixels, answers as bytes and as JSON, one after the other."""
+    triton = pytest.importorskip("tritonclient.http", exc_type=ImportError)
+    expected = bright_predictor().predict(images())
+    with running_service(bright_predictor(), name="cells") as (host, port):
+        client = triton.InferenceServerClient(f"{host}:{port}")
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("cells")
+        assert client.is_model_ready("cells", "1")
+        assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+        assert client.get_model_metadata("cells")["outputs"][0]["name"] == "boxes"
+        sent = triton.InferInput("image", [3], "BYTES")
+        sent.set_data_from_numpy(numpy.array([encode(image) for image in images()], dtype=object))
+        for asked in (
+            None,
+            [triton.InferRequestedOutput("boxes"), triton.InferRequestedOutput("names", binary_data=False)],
+        ):
+            answer = client.infer("cells", [sent], outputs=asked)
+            boxes, names = answer.as_numpy("boxes"), answer.as_numpy("names")
+            assert boxes.shape == (3, 1, 4)
+            assert [*boxes[:2, 0].tolist()] == [each.boxes[0].tolist() for each in expected[:2]]
+            assert [str(name, "utf-8") if isinstance(name, bytes) else name for name in names[:, 0]] == [
+                "cell",
+                "dog",
+                "",
+            ]
+        count = client.infer("cells", [sent]).as_numpy("count")
+        assert (count.tolist(), count.dtype) == ([1, 1, 0], numpy.int64)
+        pixels = numpy.stack([image.permute(1, 2, 0).numpy() for image in (images()[0], images()[2])])
+        for binary in (True, False):
+            sent = triton.InferInput("pixels", [*pixels.shape], "UINT8")
+            sent.set_data_from_numpy(pixels, binary_data=binary)
+            answer = client.infer("cells", [sent], request_id="9", parameters={"score": "0.9"})
+            assert answer.get_response()["id"] == "9"
+            assert answer.as_numpy("boxes")[0, 0].tolist() == [8, 8, 24, 40]
+            assert answer.as_numpy("labels").tolist() == [[0], [-1]]
+        with pytest.raises(triton.InferenceServerException, match="no such model"):
+            client.infer("dogs", [sent])
+        client.close()
+
+
+def test_json_alone_is_enough(client):
+    answer = client.post(INFER, json=as_json()).json()
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("focaldet", "1", "seven")
+    outputs = {row["name"]: row for row in answer["outputs"]}
+    assert outputs["boxes"]["shape"] == [3, 1, 4]
+    expected = [each.boxes.flatten().tolist() for each in bright_predictor().predict(images()[:2])]
+    assert outputs["boxes"]["data"] == [*expected[0], *expected[1], 0, 0, 0, 0]
+    assert outputs["count"] == {"name": "count", "datatype": "INT64", "shape": [3], "data": [1, 1, 0]}
+    assert outputs["names"]["data"] == ["cell", "dog", ""]
+
+
+def test_parameters_choose_score_and_classes(client):
+    answer = client.post(INFER, json=as_json(parameters={"score": 0.5, "classes": "dog"})).json()
+    assert next(row["data"] for row in answer["outputs"] if row["name"] == "count") == [0, 1, 0]
+
+
+def test_no_detections_at_all_have_empty_tensors(client):
+    answer = client.post(INFER, json=as_json([encode(make_image(red=0))])).json()
+    assert {row["name"]: row["shape"] for row in answer["outputs"]} == {
+        **{"boxes": [1, 0, 4], "scores": [1, 0], "labels": [1, 0], "names": [1, 0]},
+        "count": [1],
+    }
+
+
+def tensor(**changes):
+    return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["YQ=="]} | changes]}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "JSON"),
+        (b"[]", "JSON"),
+        ({"inputs": []}, "give one"),
+        (tensor(name="boxes"), "give one"),
+        (tensor(datatype="FP32"), "datatype must be BYTES"),
+        (tensor(shape=[2]), "the shape says 2 images, the data have 1"),
+        (tensor(shape=[0], data=[]), "at least 1"),
+        (tensor(shape=[2**62, 2**62]), "the data have 1"),
+        (tensor(data=["not base64!"]), "base64"),
+        (tensor(data=[7]), "base64"),
+        (tensor(data=None), "neither data"),
+        (tensor(parameters={"binary_data_size": 4}), "0 bytes after the JSON"),
+        (tensor() | {"outputs": [{"name": "masks"}]}, "'masks' is unknown"),
+        (tensor() | {"parameters": {"score": 2}}, "score must be"),
+        (tensor(name="pixels", datatype="UINT8", shape=[1, 1, 4], data=[1, 2, 3, 4]), r"[B, H, W, 3]"),
+        (tensor(name="pixels", datatype="UINT8", shape=[1, 1, 3], data=[[1, 2], [256]]), "0…255"),
+        (tensor(name="pixels", datatype="UINT8", shape=[1, 1, 3], data=[1, 2, True]), "0…255"),
+        (tensor(name="pixels", datatype="UINT8", shape=[10**6, 10**6, 3], data=[1, 2]), "another number"),
+        (tensor(), "not an image"),
+    ],
+)
+def test_a_request_that_breaks_the_protocol_is_told_where(client, body, message):
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    answer = client.post(INFER, content=content)
+    assert answer.status_code in (400, 422)
+    assert message in answer.json()["error"]
+
+
+def test_deeply_nested_data_do_no_harm(client):
+    deep = "[" * 5000 + "]" * 5000
+    text = json.dumps(tensor(data=["x"])).replace('["x"]', deep)
+    assert client.post(INFER, content=text).status_code == 400
+
+
+@pytest.mark.parametrize("length", ["-1", "x", "99999", "²"])
+def test_a_wrong_length_of_the_json_is_refused(client, length):
+    headers = {"Inference-Header-Content-Length": length.encode("latin-1")}
+    answer = client.post(INFER, content=json.dumps(as_json()), headers=headers)
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize("lengths", [(10**9,), (3, 3), (0, 0, 0, 0)])
+def test_lying_lengths_of_binary_images_are_refused(client, lengths):
+    raw = b"".join(struct.pack("<I", length) for length in lengths)
+    head = json.dumps(tensor(data=None, parameters={"binary_data_size": len(raw)})).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = client.post(INFER, content=head + raw, headers=headers)
+    assert answer.status_code in (400, 422)
+
+
+def test_more_images_than_may_ever_wait_are_refused_for_good(client):
+    answer = client.post(INFER, json=as_json([encode()] * 9))
+    assert (answer.status_code, "retry-after" in answer.headers) == (413, False)
+
+
+def test_other_models_and_versions_are_not_there(client):
+    assert client.get("/v2/models/dogs").status_code == 404
+    assert client.get("/v2/models/focaldet/versions/2/ready").status_code == 404
+    assert client.get("/v2/models/focaldet/versions/1").status_code == 200

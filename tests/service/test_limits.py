@@ -1,0 +1,136 @@
+"""Limits on a real connection: bodies too large, too slow, shorter or longer than they say, and a full queue."""
+
+import socket
+import threading
+import time
+
+import httpx2
+import pytest
+
+from tests.service.services import bright_predictor, encode, running_service, slow_predictor
+
+
+@pytest.fixture(scope="module")
+def address():
+    with running_service(bright_predictor(), max_megabytes=0.2, body_seconds=0.6) as address:
+        yield address
+
+
+def exchange(address, *parts, pause=0.0):
+    """What the server answers to these bytes, until it closes the connection or is silent for long."""
+    with socket.create_connection(address, timeout=5) as connection:
+        for part in parts:
+            try:
+                connection.sendall(part)
+            except OSError:  # it has answered and closed
+                break
+            time.sleep(pause)
+        answer = b""
+        try:
+            while chunk := connection.recv(65536):
+                answer += chunk
+                if b"\r\n\r\n" in answer and b"connection: close" not in answer.lower():
+                    break
+        except OSError:
+            pass
+        return answer.decode()
+
+
+def head(length, *lines):
+    return "\r\n".join(
+        ["POST /predict HTTP/1.1", "Host: localhost", f"Content-Length: {length}", *lines, "", ""]
+    ).encode()
+
+
+def works(address):
+    return httpx2.post(f"http://{address[0]}:{address[1]}/predict", content=encode()).status_code == 200
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_unread(address):
+    assert " 413 " in exchange(address, head(10**12, "Expect: 100-continue"))
+    assert works(address)
+
+
+def test_a_body_that_grows_too_large_is_refused_while_it_comes(address):
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert " 413 " in exchange(address, start, *[chunk] * 40, b"0\r\n\r\n")
+    assert works(address)
+
+
+def test_a_client_that_sends_all_before_it_reads_sees_the_refusal(address):
+    answer = httpx2.post(f"http://{address[0]}:{address[1]}/predict", content=bytes(5_000_000))
+    assert (answer.status_code, answer.headers["connection"]) == (413, "close")
+
+
+def test_a_slow_body_is_given_up(address):
+    started = time.monotonic()
+    answer = exchange(address, head(1000), *[b"x"] * 30, pause=0.05)
+    assert " 408 " in answer
+    assert time.monotonic() - started < 4
+    assert works(address)
+
+
+def test_a_body_shorter_than_it_says_is_given_up(address):
+    data = encode()
+    assert " 408 " in exchange(address, head(len(data) + 10), data)
+    with socket.create_connection(address, timeout=5) as connection:
+        connection.sendall(head(len(data) + 10) + data)  # and goes away
+    assert works(address)
+
+
+def test_a_body_longer_than_it_says_is_cut_there(address):
+    data = encode()
+    assert " 422 " in exchange(address, head(len(data) - 30), data)
+    assert works(address)
+
+
+@pytest.mark.parametrize("line", ["Content-Length: 5\r\nContent-Length: 6", "Content-Length: -1", "Content-Length: ²"])
+def test_a_length_that_is_none_is_refused(address, line):
+    answer = exchange(address, f"POST /predict HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n".encode())
+    assert " 400 " in answer
+    assert works(address)
+
+
+def test_a_full_queue_refuses_with_the_time_to_come_back():
+    """Two may be inside: a third is refused at once, the two are answered, then there is room again."""
+    gate, started = threading.Event(), threading.Event()
+    predictor = slow_predictor(gate=gate, started=started)
+    with running_service(predictor, queue=2, batch_size=1) as (host, port), httpx2.Client() as client:
+        url, answers = f"http://{host}:{port}/predict", []
+        threads = [threading.Thread(target=lambda: answers.append(httpx2.post(url, content=encode()))) for _ in "ab"]
+        for thread in threads:
+            thread.start()
+        assert started.wait(10)
+        refused = until(lambda: client.post(url, content=encode()), status=503)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert client.get(f"http://{host}:{port}/healthz").status_code == 200
+        gate.set()
+        for thread in threads:
+            thread.join(10)
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert client.post(url, content=encode()).status_code == 200
+
+
+def until(post, *, status):
+    """The answer once it has this status: the other requests take a moment to arrive."""
+    for _ in range(100):
+        try:
+            answer = post()
+        except httpx2.TimeoutException:  # it was let in before the others
+            continue
+        if answer.status_code == status:
+            return answer
+    raise AssertionError(status)
+
+
+def test_bodies_that_are_held_count_together():
+    with running_service(bright_predictor(), buffer_megabytes=0.3, body_seconds=3) as (host, port):
+        with socket.create_connection((host, port)) as slow:
+            slow.sendall(head(250_000) + bytes(200_000))
+            url = f"http://{host}:{port}/predict"
+            answer = until(lambda: httpx2.post(url, content=bytes(150_000)), status=503)
+            assert "retry-after" in answer.headers
+            assert httpx2.post(url, content=encode()).status_code == 200
+        time.sleep(0.1)
+        assert until(lambda: httpx2.post(url, content=bytes(150_000)), status=422)

@@ -1,0 +1,150 @@
+"""The page for people in a real browser: images in, boxes, choices, downloads, keys, phone, dark, and the camera."""
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import pytest
+
+from tests.evaluation.cases import make_image
+from tests.service.services import SECRET, bright_predictor, encode, running_service
+
+PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+DROP = """([bytes, name]) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([new Uint8Array(bytes)], name));
+  document.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address():
+    with running_service(bright_predictor(), name="cells", max_megabytes=0.5) as (host, port):
+        yield f"http://{host}:{port}"
+
+
+@contextmanager
+def opened(browser, address, **settings):
+    """The page; at its end nothing was asked of another machine, and the browser had nothing to complain of."""
+    context = browser.new_context(viewport=DESKTOP, accept_downloads=True, **settings)
+    page, messages, requests = context.new_page(), [], []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(address)
+    yield page
+    context.close()
+    assert [url for url in requests if not url.startswith((address, "blob:", "data:"))] == []
+    assert [text for text in messages if "status of 4" not in text] == []  # a refusal is in the console too
+
+
+def give(page, *files):
+    kinds = [{"name": name, "mimeType": "image/png", "buffer": data} for name, data in files]
+    page.set_input_files("#files", kinds)
+
+
+def status(page, text):
+    page.wait_for_function("text => document.querySelector('#status').textContent.includes(text)", arg=text)
+
+
+def downloaded(page, action):
+    with page.expect_download() as waiting:
+        action()
+    return waiting.value.suggested_filename, json.loads(waiting.value.path().read_text())
+
+
+def test_images_are_shown_with_boxes_and_choices(browser, address):
+    dog = make_image(box=(4, 4, 60, 20), green=200)
+    with opened(browser, address) as page:
+        page.wait_for_function("() => document.title === 'cells: object detection'")
+        page.evaluate(DROP, [list(encode()), "cell.png"])
+        status(page, "cell.png: 64 × 48 px")
+        box, frame = page.locator(".box").bounding_box(), page.locator("#frame").bounding_box()
+        relative = [(box["x"] - frame["x"]) / frame["width"], (box["y"] - frame["y"]) / frame["height"]]
+        relative += [box["width"] / frame["width"], box["height"] / frame["height"]]
+        assert relative == pytest.approx([8 / 64, 8 / 48, 16 / 64, 32 / 48], abs=0.01)
+        assert page.locator(".box span").text_content() == "cell 1.00"
+        give(page, ("dog.png", encode(dog)), ("pale.png", encode(make_image(red=220))), ("broken.png", b"<html>"))
+        status(page, "dog.png: 64 × 48")
+        counts = "[...document.querySelectorAll('#strip i')].map(i => i.textContent).join()"
+        page.wait_for_function(f"() => {counts} === '1,1,1,!'")
+
+        page.uncheck("#classes li:nth-child(2) input")
+        assert page.locator(".box").count() == 0
+        page.keyboard.press("2")
+        assert page.locator(".box").count() == 1
+        page.keyboard.press("ArrowRight")
+        status(page, "pale.png")
+        page.locator("#score").fill("0.9")
+        assert (page.locator(".box").count(), page.locator("#score-text").text_content()) == (0, "0.90")
+        page.locator("#score").evaluate("element => element.blur()")
+        page.keyboard.press("-")
+        assert page.locator(".box").count() == 1
+        name, rows = downloaded(page, lambda: page.keyboard.press("j"))
+        assert (name, [row["file"] for row in rows]) == ("detections.json", ["cell.png", "dog.png", "pale.png"])
+        name, coco = downloaded(page, lambda: page.click("#coco"))
+        assert [(row["category_id"], row["image_id"]) for row in coco["annotations"]] == [(7, 1), (9, 2), (7, 3)]
+        assert coco["annotations"][0]["bbox"] == [8, 8, 16, 32]
+        assert coco["categories"] == [{"id": 7, "name": "cell"}, {"id": 9, "name": "dog"}]
+        page.keyboard.press("ArrowRight")
+        status(page, "broken.png: the file is not an image in a known format")
+        assert page.locator("#frame").is_hidden()
+        page.keyboard.press("Delete")
+        assert page.locator("#strip button").count() == 3
+
+
+def test_a_file_that_is_too_large_is_not_sent(browser, address):
+    with opened(browser, address) as page:
+        give(page, ("large.png", bytes(600_000)))
+        status(page, "large.png: the file has 0.6 MB, at most 0.5 MB are taken")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_is_dark_where_that_is_wished(browser, address, scheme):
+    with opened(browser, address, color_scheme=scheme) as page:
+        page.set_viewport_size(PHONE)
+        give(page, *[(f"{number}.png", encode()) for number in range(8)])
+        status(page, "64 × 48")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == {"light": "rgb(250, 250, 248)", "dark": "rgb(20, 22, 26)"}[scheme]
+        page.goto(f"{address}/docs")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_the_camera_is_detected_in_as_it_runs(browser, address):
+    with opened(browser, address, permissions=["camera"]) as page:
+        page.click("#camera")
+        status(page, "camera: ")
+        page.keyboard.press("s")
+        status(page, "camera_1.jpg: ")
+        assert page.locator("#camera").text_content() == "Camera"
+
+
+def test_the_token_is_asked_for(browser):
+    with (
+        running_service(bright_predictor(), token=SECRET) as (host, port),
+        opened(browser, f"http://{host}:{port}") as page,
+    ):
+        page.fill("#token", "a wrong one")
+        page.keyboard.press("Enter")
+        status(page, "send the token")
+        page.fill("#token", SECRET)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#classes li")
+        give(page, ("cell.png", encode()))
+        status(page, "cell.png: 64 × 48")

@@ -1,0 +1,148 @@
+"""The service as a process of its own: how it starts, ends, and shares a port."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import focaldet
+from focaldet.cli import main
+from focaldet.service.options import DRAIN_SECONDS
+from tests.service.services import bright_predictor, encode
+
+
+@contextmanager
+def process_of(*words):
+    """A started service: the process and its address, the first word with `http` that it prints."""
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    try:
+        while "http" not in (line := process.stdout.readline()):
+            assert line, "the service ended before it was ready"
+        yield process, next(word for word in line.split() if word.startswith("http"))
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+def test_sigterm_ends_it_after_accepted_requests_are_answered():
+    """Three requests of .4 s each and a body that never ends: the three are answered, the process ends in time."""
+    with process_of("-m", "tests.service.services", "0.4") as (process, address):
+        answers = []
+
+        def post():
+            answer = httpx2.post(f"{address}/predict", content=encode(), timeout=30)
+            answers.append((answer.status_code, answer.headers.get("connection")))
+
+        assert httpx2.get(f"{address}/healthz").json() == {"status": "ok"}
+        threads = [threading.Thread(target=post) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        for thread in threads:
+            thread.join(20)
+        assert answers == [(200, "close")] * 3  # so that no client sends its next request into the end
+        assert process.wait(20) == 0
+        assert time.monotonic() - started < 10
+
+
+@pytest.fixture
+def at_hand(monkeypatch):
+    """A detector for every run."""
+    monkeypatch.setattr("focaldet.service.server.ServiceFactory.load", lambda _: bright_predictor())
+
+
+def test_a_port_that_is_taken_is_one_line(capsys, at_hand):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert main(["serve", "RUN", "--port", str(other.getsockname()[1])]) == 2
+    error = capsys.readouterr().err
+    assert "cannot listen on 127.0.0.1" in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_is_not_there_is_one_line(capsys, tmp_path):
+    assert main(["serve", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_missing_package_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert main(["serve", "RUN"]) == 2
+    assert "pip install 'focaldet[serve]'" in capsys.readouterr().err
+
+
+def test_the_token_may_stand_in_the_environment(monkeypatch):
+    seen = []
+    monkeypatch.setattr("focaldet.cli.serve.serve", lambda factory, ready: seen.append(factory))
+    monkeypatch.setenv("FOCALDET_TOKEN", "from the environment")
+    assert main(["serve", "RUN", "--queue", "9", "--size", "320", "--batch-size", "2"]) == 0
+    (factory,) = seen
+    assert (factory.options.token, factory.options.queue, factory.options.host) == (
+        "from the environment",
+        9,
+        "127.0.0.1",
+    )
+    assert factory.inference == {"size": 320, "batch_size": 2}
+    assert DRAIN_SECONDS < 10
+
+
+def test_the_lines_of_the_readme(tiny_run, demo_data, tmp_path, monkeypatch):
+    """train, serve, curl: the answer of the service is that of `predict` on the file."""
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.skip("no curl on this machine")
+    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    serve, post = (
+        shlex.split(next(line for line in lines if line.startswith(start)), comments=True)
+        for start in ("focaldet serve", "curl -F")
+    )
+    shutil.copytree(tiny_run, tmp_path / "runs" / "cells")
+    shutil.copy(next((demo_data / "images").glob("test_*.png")), tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    words = ["0" if word == "8000" else word for word in serve]
+    with process_of("-m", *words) as (_, address):
+        url = post[-1].replace("http://127.0.0.1:8000", address) + "?score=0"
+        done = subprocess.run([curl, "--silent", *post[1:-1], url], capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    expected = focaldet.load(tiny_run).predict(tmp_path / "image.jpg")
+    assert [row["class"] for row in answer["predictions"]] == expected.labels.tolist()
+    assert [row["confidence"] for row in answer["predictions"]] == pytest.approx(expected.scores.tolist(), abs=1e-5)
+    assert len(expected) > 0
+
+
+@pytest.mark.prove
+def test_processes_share_a_port_and_a_slow_body_does_not_hold_their_end(tiny_run, demo_data):
+    image = next((demo_data / "images").glob("*.png")).read_bytes()
+    with process_of("-m", "focaldet", "serve", str(tiny_run), "--port", "0", "--workers", "2") as (process, address):
+        seen = set()
+        for _ in range(200):
+            try:
+                with httpx2.Client(timeout=60) as client:
+                    assert client.post(f"{address}/predict", content=image).status_code == 200
+                    seen.add(client.get(f"{address}/metrics").status_code)
+                break
+            except httpx2.TransportError:
+                time.sleep(0.5)
+        assert seen == {200}
+        host, port = address.removeprefix("http://").split(":")
+        slow = socket.create_connection((host, int(port)))
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx")
+        time.sleep(0.5)
+        started = time.monotonic()
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert time.monotonic() - started < 10.5
+        slow.close()

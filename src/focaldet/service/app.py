@@ -38,6 +38,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "busy; the header Retry-After says for how many seconds",
     }.items()
 }
+PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": Answer, "description": "the detections"},
+    **REFUSALS,
+}
 UPLOAD = {
     "requestBody": {
         "required": True,
@@ -178,7 +182,7 @@ def _add_predict(app: FastAPI, predictor: Predictor, options: ServiceOptions, pi
     @app.post(
         "/predict",
         summary="Detect objects in one image",
-        responses={200: {"model": Answer, "description": "the detections"}} | REFUSALS,
+        responses=PREDICT_RESPONSES,
         openapi_extra=UPLOAD,
     )
     async def predict(request: Request) -> JSONResponse:

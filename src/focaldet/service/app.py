@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from importlib.resources import files
 from types import FrameType
 from typing import Any
@@ -210,9 +211,7 @@ def _add_protocol(app: FastAPI, predictor: Predictor, options: ServiceOptions, p
 
     @app.get("/v2", summary="Name and extensions of the server")
     async def describe_server() -> dict[str, Any]:
-        from focaldet import __version__
-
-        return {"name": "focaldet", "version": __version__, "extensions": protocol.EXTENSIONS}
+        return {"name": "focaldet", "version": version("focaldet"), "extensions": protocol.EXTENSIONS}
 
     @app.get("/v2/health/live", summary="Whether the server lives")
     async def send_live() -> dict[str, bool]:

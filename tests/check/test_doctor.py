@@ -238,6 +238,7 @@ def test_the_size_that_is_advised_is_the_one_that_was_better(real_data, name, as
     )
     assert report.advice.is_fine == (advised is None) and (advised is None or report.advice.size == advised)
     assert ("this size fits" in report.advice.lines()[0]) == (advised is None)
+    assert report.advice.used == (advised or asked) and f"--size {report.advice.used} " in report.advice.flags()
     flags = report.advice.flags()
     assert flags.startswith(f"--size {advised or asked} ") and "--augment.preset light" in flags
 

@@ -51,6 +51,11 @@ class Advice:
         enough = ENOUGH_HELD if self.by_center else ENOUGH_COVERED
         return self.covered_now >= min(enough, self.covered[self.size] - WORTH_COVERED)
 
+    @property
+    def used(self) -> int | None:
+        """The long side in pixels of the command that is advised: the one that was asked for where it fits."""
+        return self.asked if self.is_fine else self.size
+
     def lines(self) -> list[str]:
         """What fits and why, a line for each setting."""
         now = f"at {self.resize} {self.covered_now:.0%} of the boxes {self.criterion}"
@@ -60,8 +65,7 @@ class Advice:
 
     def flags(self) -> str:
         """The settings as flags of `focaldet train`; the size that was asked for where it fits."""
-        side = self.asked if self.is_fine else self.size
-        chosen = {"size": side, **{choice.setting: choice.value for choice in self.choices[1:]}}
+        chosen = {"size": self.used, **{choice.setting: choice.value for choice in self.choices[1:]}}
         named = {name.replace("_", "-"): value for name, value in chosen.items() if value is not None}
         return " ".join(f"--{name} {value}" for name, value in named.items())
 

@@ -74,7 +74,7 @@ def _size_table(report: Report) -> str:
     if report.advice is None:
         return ""
     rows = [
-        [f"{size} px{' (advised)' if size == report.advice.size else ''}", f"{fraction:.1%}"]
+        [f"{size} px{' (advised)' if size == report.advice.used else ''}", f"{fraction:.1%}"]
         for size, fraction in report.advice.covered.items()
     ]
     return table(["Long side", "Boxes with an anchor"], rows)

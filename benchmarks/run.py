@@ -94,7 +94,7 @@ def focal_row(device: torch.device, *, anchors: int) -> Row:
 
         return run
 
-    return Row(step(fused), step(torchvision_pattern), 3.0)
+    return Row(step(fused), step(torchvision_pattern), 1.0)
 
 
 def roi_row(device: torch.device, *, small: bool, learns: bool) -> Row:

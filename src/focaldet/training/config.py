@@ -199,7 +199,7 @@ class RunConfig:
     """Processes that load images; 0 loads in the main process. The result does not depend on it."""
 
     threads: ThreadCount | None = None
-    """CPU threads for the network. None: as many as torch chooses."""
+    """CPU threads for the network. None: as many as torch chooses, and fewer while other programs need the cores."""
 
     profile: bool = False
     """Measure some steps operation by operation: a table and a trace for chrome://tracing in the run folder."""

@@ -51,7 +51,7 @@ def test_a_detector_against_itself_is_no_different_and_against_a_better_one_it_i
     assert (same.value, *same.interval) == (0, 0, 0)
     perfect = open_evaluator(truth, perfect_rows(dataset))
     gain = compare_metrics(evaluator, perfect, rounds=200)["ap"]
-    assert gain.interval.low > 0 and gain.probability == 1
+    assert gain.interval.low > 0 and gain.probability > 0.98
     assert gain.value == pytest.approx(1 - evaluate_detections(dataset, detections).ap, abs=1e-3)
 
 

@@ -59,17 +59,17 @@ def test_eval_and_predict_take_other_settings_of_a_trained_detector(monkeypatch)
     """`--architecture` reaches both as it was typed; what the weights were trained as is refused where it is known."""
     seen = []
 
-    def note(*_, architecture=None, **__):
-        seen.append(architecture)
+    def note(*_, architecture=None, options=None, **__):
+        seen.append(architecture if options is None else options.architecture)
         raise focaldet.ConfigError("enough")
 
-    monkeypatch.setattr("focaldet.cli.evaluate.evaluate", note)
+    monkeypatch.setattr("focaldet.cli.evaluate.run_evaluation", note)
     monkeypatch.setattr("focaldet.cli.predict.load", note)
     typed = "--architecture.plus.refine.boxes best_class --architecture.plus.scales [0.5,1]"
     for line in (f"eval RUN --data D {typed}", f"predict RUN a.jpg {typed}", "eval RUN --data D"):
         assert main(line.split()) == 2
     overrides = {"plus": {"refine": {"boxes": "best_class"}, "scales": [0.5, 1]}}
-    assert seen == [overrides, overrides, None]
+    assert seen == [overrides, overrides, {}]
 
 
 @pytest.mark.parametrize("flag", ["--architecture.detect.nms_iou 0.4", "--size 64", "--device cpu"])
@@ -504,7 +504,7 @@ class TestEval:
         output = capsys.readouterr().out
         assert "AP50" in output
         assert "4 images" in output
-        assert output.endswith(f"look at  {tmp_path / 'e'}\n")
+        assert output.endswith(f"look at  {tmp_path / 'e' / 'report.html'}\n")
         assert json.loads((tmp_path / "e" / "metrics.json").read_text())["num_images"] == 4
         assert (tmp_path / "e" / "predictions.json").exists()
 

@@ -110,9 +110,9 @@ def test_files_of_others_are_opened_in_one_place(path):
         if name not in ("read_text", "read_bytes", "open") or not isinstance(node.func, ast.Attribute):
             continue
         owner = ast.unparse(node.func.value)
-        # Image.open, os.open and archives were given what was looked at; the program's own files are plain.
+        # Image.open, os.open, av.open and archives were given what was looked at; the program's own files are plain.
         known = (
-            owner in ("files", "Image", "os", "archive", "files_of")
+            owner in ("files", "Image", "os", "archive", "files_of", "av")
             or owner.startswith("files(")
             or "joinpath" in owner
         )

@@ -252,4 +252,5 @@ from nncf.telemetry import telemetry
 print(type(telemetry).__name__, sys.modules["openvino_telemetry"], used)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-3:] == ["NNCFTelemetryStub", "None", "[]"]
+    assert done.stdout.split()[-2:] == ["None", "[]"]
+    assert done.stdout.split()[-3] in ("NNCFTelemetryStub", "MagicMock")  # of nncf itself

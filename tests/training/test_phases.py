@@ -158,7 +158,7 @@ def test_a_run_of_two_phases(tmp_path, capsys):
     events = [json.loads(line) for line in RunFolder(tmp_path).events.read_text().splitlines()]
     assert [event["phase"] for event in events if event["event"] == "phase"] == [1, 2]
     page = RunFolder(tmp_path).report.read_text()
-    assert "<h2>Phases</h2>" in page and "epochs 3 to 3: <code>" in page
+    assert "<p>Phases:</p>" in page and "<li>epochs 3 to 3: batch_size 2" in page
     printed = capsys.readouterr().out
     assert printed.index("phase 1 of 2, epochs 1 to 2: ") < printed.index("phase 2 of 2, epoch 3: batch_size 2")
     assert "step 8/8" in printed and "epoch 3/3  AP" in printed

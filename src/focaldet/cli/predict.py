@@ -89,10 +89,10 @@ def _predict_video(predictor: Predictor, source: str, out: Path, settings: Mappi
     with progress("frames") as seen:
         result = predict_video(predictor, source, out, progress=seen, **settings)
     for note in result.notes:
-        print(note)
+        say(note)
     tracks = "" if result.num_tracks is None else f", {quantity(result.num_tracks, 'track')}"
     counts = f"{quantity(result.num_frames, 'frame')}, {quantity(result.num_detections, 'detection')}{tracks}"
-    print(f"{counts}; look at  {result.video or result.lines}")
+    say(f"{counts}; look at  {result.video or result.lines}")
     if result.num_damaged:
         damaged = quantity(result.num_damaged, "frame or packet", "frames or packets")
         print_error(f"{source}: {damaged} could not be read")

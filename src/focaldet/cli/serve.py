@@ -1,13 +1,14 @@
 """`focaldet serve`."""
 
 import os
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
 from focaldet.cli.flags import flags_of
-from focaldet.cli.output import CLEAN
+from focaldet.cli.output import CLEAN, say
 from focaldet.data.formats.text import quantity
 from focaldet.evaluation.inference import InferenceOptions
 from focaldet.service.options import ServiceOptions
@@ -42,10 +43,11 @@ def serve_command(
     inference = dict(options or {}) | {"batch_size": settings.batch_size}
 
     def ready(address: str, predictor: Any) -> None:
-        print(f"{predictor}\nserving  {address}   (API: {address}/docs)", flush=True)
+        say(f"{predictor}\nserving  {address}   (API: {address}/docs)")
         if settings.workers > 1:
-            print(f"{quantity(settings.workers, 'process', 'processes')} start now", flush=True)
+            say(f"{quantity(settings.workers, 'process', 'processes')} start now")
+        sys.stdout.flush()
 
     serve(ServiceFactory(run, settings, weights, inference), ready=ready)
-    print("stopped: every accepted request was answered, or its time was over")
+    say("stopped: every accepted request was answered, or its time was over")
     return CLEAN

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from focaldet.comparison.systems import SMALL_DETECTORS
 from focaldet.config import validate_fields
 from focaldet.errors import ConfigError
+from focaldet.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 
 DEFAULT_MINUTES = 10.0
 
@@ -52,7 +53,7 @@ class CompareConfig:
     throughput_batch: PositiveInt = 8
     """Images per batch where throughput is measured."""
 
-    resamples: Annotated[int, Field(ge=100)] = 2000
+    resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 2000
     """Resampled splits of the bootstrap."""
 
     cluster: str | None = None

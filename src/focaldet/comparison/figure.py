@@ -123,6 +123,9 @@ def draw_trade_off(
     axes = figure.add_subplot()
     axes.set_xscale("log")
     gray = LIGHT["soft"]
+    times = {*(each.milliseconds for each in published), *(value for point in points for value in point.ms)}
+    if len(times) == 1:  # one detector that was timed once
+        axes.set_xlim(min(times) / 2, max(times) * 2)
     if published:
         xs, ys = [each.milliseconds for each in published], [each.ap for each in published]
         axes.plot(xs, ys, "x", color=gray, markersize=5, alpha=0.7)

@@ -1,7 +1,6 @@
 """What surrounds every request: the token, the headers of every answer, errors as JSON, and metrics."""
 
 import hmac
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from focaldet.files import to_json_text
 from focaldet.service.metrics import ServiceMetrics
 from focaldet.service.refusals import RefusalError
 
@@ -88,7 +88,7 @@ def _add_headers(message: Message, *, is_ending: bool) -> None:
 
 async def _send_error(send: Send, status: int, message: str, headers: Mapping[str, str]) -> None:
     """Answer with an error as JSON."""
-    body = json.dumps({"error": message}, ensure_ascii=False).encode()
+    body = to_json_text({"error": message}).encode()
     lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | dict(headers)
     raw = [(name.lower().encode(), value.encode()) for name, value in lines.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

@@ -14,7 +14,6 @@ Axes: B images, H W pixels, D detections.
 import base64
 import binascii
 import itertools
-import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from focaldet.files import to_json_text
 from focaldet.service.answers import Selection, read_selection
 from focaldet.service.pipeline import ImageResult
 from focaldet.service.refusals import RefusalError
@@ -214,7 +214,7 @@ def write_inference(inference: Inference, results: Sequence[ImageResult], *, nam
     answer: dict[str, Any] = {"model_name": name, "model_version": MODEL_VERSION, "outputs": outputs}
     if request.id is not None:
         answer["id"] = request.id
-    text = json.dumps(answer, ensure_ascii=False).encode()
+    text = to_json_text(answer).encode()
     return b"".join([text, *parts]), len(text) if parts else None
 
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from focaldet.config import validate_fields
+from focaldet.ranges import PositiveFloat, PositiveInt
 
 MEGABYTE, MEGAPIXEL = 1_000_000, 1_000_000
 DRAIN_SECONDS = 8  # after SIGTERM; with what comes before and after it the process ends within 10 s

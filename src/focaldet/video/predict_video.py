@@ -1,6 +1,5 @@
 """Detect in a video, a camera or a folder of frames, and write what was detected."""
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -13,6 +12,7 @@ from focaldet import draw
 from focaldet.config import make_folder
 from focaldet.data.inputs import resolve_links
 from focaldet.errors import ConfigError
+from focaldet.files import to_json_text
 from focaldet.prediction import DEFAULT_SCORE, Predictor, score_filter
 from focaldet.runtime import Progress
 from focaldet.types import Detections
@@ -93,7 +93,7 @@ def predict_video(
         try:
             for frame, every_detection in _detect_frames(predictor, frames, every=every, batch_size=batch_size):
                 detections, tracks = select(every_detection, frame.index)
-                file.write(json.dumps(_line(frame, detections, tracks), ensure_ascii=False) + "\n")
+                file.write(to_json_text(_line(frame, detections, tracks)) + "\n")
                 if writer is not None:
                     writer.add(_draw_frame(frame, detections, tracks), seconds=frame.seconds)
                 num_frames, num_detections = num_frames + 1, num_detections + len(detections)

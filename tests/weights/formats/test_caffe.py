@@ -225,8 +225,11 @@ def spoilt(arrays, **changes):
             r"scale2c_branch2c.1 has shape \(1,\) in the file, \(256,\) in",
         ),
         ({"conv1.0": np.zeros((64, 3, 7, 7), np.int64)}, "conv1.0: is torch.int64, must be floating-point numbers"),
-        ({"conv1.0": np.array([{"a": 1}], object)}, "conv1.0: refused: it holds pickled objects, which are never read"),
-        ({"conv1.0": np.array(["text"])}, "conv1.0: refused: damaged"),
+        (
+            {"conv1.0": np.array([{"a": 1}], object)},
+            r"conv1\.0.*: refused: it holds pickled objects, which are never read",
+        ),
+        ({"conv1.0": np.array(["text"])}, r"conv1\.0.*: refused: "),
     ],
 )
 def test_bad_arrays_give_one_clear_error(files, changes, words):
@@ -261,7 +264,7 @@ def test_a_damaged_array_is_named(files):
     content = bytearray(path.read_bytes())
     content[content.index(b"conv1.0.npy") + 400] ^= 255
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"ssd321.npz: conv1.0: refused: damaged: Bad CRC"):
+    with pytest.raises(CheckpointError, match=r"ssd321.npz: conv1.0.*: refused: damaged: Bad CRC"):
         load_into(build("ssd321_r101", num_classes=20), path)
 
 

@@ -34,6 +34,12 @@ RETINANET = {"stride_in_1x1": True, "anchors": {"order": "scale, ratio"}}
 FASTER_RCNN = {**RETINANET, "background_box": False, "pooling": {"sampling_ratio": 0}}
 
 
+@pytest.fixture(autouse=True)
+def hollow_files_may_be_read(monkeypatch):
+    """Their tensors repeat one number, which files may not do: here they stand for some hundred megabytes."""
+    monkeypatch.setattr("focaldet.weights.formats.torch_files.judge_file", lambda path: None)
+
+
 def hollow(name, **changes):
     """Tensors of the right shapes that hold nothing and cost nothing; None takes one away."""
     tensors = {key: torch.zeros(1).expand(shape) for key, shape in oracle.tensor_shapes(f"detectron2_{name}").items()}
@@ -178,7 +184,7 @@ def test_older_files_state_anchors_and_input(file):
         load_detector(file("faster_rcnn_r101_c4", **{name: stated_anchors([16, 32, 64, 128, 256])}))
     wrong = (torch.zeros(3, 4), torch.full((3, 4), torch.nan), torch.zeros(3, 4, dtype=torch.bool))
     for level, rows in ((0, stated_anchors([32, 64])), (5, stated_anchors([1024])), *((0, rows) for rows in wrong)):
-        with pytest.raises(CheckpointError, match="has other anchors"):
+        with pytest.raises(CheckpointError, match="has other anchors|has NaN"):
             load_detector(file("faster_rcnn_r50_fpn", **{name[:-1] + str(level): rows}))
 
 

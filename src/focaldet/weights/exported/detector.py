@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
 from focaldet.config import validate_fields
@@ -17,6 +16,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import Detector, DetectorConfig
 from focaldet.models.base import LossContext
 from focaldet.ops.padded import PaddedDetections
+from focaldet.ranges import ClassCount
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Target
 from focaldet.weights.checkpoint import Metadata, parse_metadata
 from focaldet.weights.exported.graphs import STATEMENT, Graph, open_graph, parse_size
@@ -27,7 +27,7 @@ from focaldet.weights.exported.graphs import STATEMENT, Graph, open_graph, parse
 class ExportedConfig(DetectorConfig):
     """All that is left to ask of a detector whose settings are part of a graph."""
 
-    num_classes: PositiveInt = 1
+    num_classes: ClassCount = 1
 
 
 class ExportedDetector(Detector):

@@ -184,7 +184,7 @@ def test_older_files_state_anchors_and_input(file):
         load_detector(file("faster_rcnn_r101_c4", **{name: stated_anchors([16, 32, 64, 128, 256])}))
     wrong = (torch.zeros(3, 4), torch.full((3, 4), torch.nan), torch.zeros(3, 4, dtype=torch.bool))
     for level, rows in ((0, stated_anchors([32, 64])), (5, stated_anchors([1024])), *((0, rows) for rows in wrong)):
-        with pytest.raises(CheckpointError, match="has other anchors|has NaN"):
+        with pytest.raises(CheckpointError, match=r"has other anchors|has NaN"):
             load_detector(file("faster_rcnn_r50_fpn", **{name[:-1] + str(level): rows}))
 
 

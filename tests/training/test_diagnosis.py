@@ -17,8 +17,8 @@ DATA = squares(8).dataset
     ("data", "size", "updates", "from_random", "text"),
     [
         (DATA, 16, 10, True, "of the boxes hold the center of an anchor at long side 16 px; try --size auto"),
-        (DATA, 64, 10, True, "10 updates from random weights are few; try --weights"),
-        (DATA, 64, 10, False, "10 updates are few"),
+        (DATA, 64, 10, True, "only 10 updates from random weights; try --weights"),
+        (DATA, 64, 10, False, "only 10 updates"),
         (DATA, 64, 5000, True, "try --find-lr"),
     ],
 )

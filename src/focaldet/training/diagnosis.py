@@ -23,10 +23,10 @@ def explain_zero_ap(detector: Detector, train: Dataset, *, updates: int, from_ra
         reason = f"only {anchors.covered:.0%} of the boxes {anchors.criterion} at {anchors.resize}"
         advice = "try --size auto, or anchors that fit (focaldet check)"
     elif from_random and updates < FEW_UPDATES_FROM_RANDOM:
-        reason, advice = f"{quantity(updates, 'update')} from random weights are few", "try --weights, or more --epochs"
+        reason, advice = f"only {quantity(updates, 'update')} from random weights", "try --weights, or more --epochs"
     elif updates < FEW_UPDATES:
         reason, advice = (
-            f"{quantity(updates, 'update')} are few",
+            f"only {quantity(updates, 'update')}",
             "wait, or try more --epochs, a smaller --batch-size",
         )
     else:

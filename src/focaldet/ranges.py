@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 MOST_SIDE_PX, MOST_DIVISOR, LARGEST, SMALLEST = 1_000_000, 1024, 1e6, 1e-6
 MOST_FILE_SIDE_PX = 16_384
-"""Of the input size that a weights file may state; whoever types one is told what memory it takes."""
+"""Of the input size that a weights file may state; one that is typed is refused with the memory that it takes."""
 
 PositiveInt = Annotated[int, Field(gt=0, le=10_000_000)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=10_000_000)]

@@ -1,4 +1,4 @@
-"""What a client is told when its request is not answered. No text here holds a path, a file name or a trace."""
+"""The messages to a client whose request is not answered. No text here holds a path, a file name or a trace."""
 
 from focaldet.errors import DataError
 

@@ -7,6 +7,7 @@ import bisect
 import math
 from typing import NamedTuple
 
+from focaldet.data.formats.text import quantity
 from focaldet.training.timing import Pace
 
 # A plan is first made after this many steps, and revised each time that this fraction of the time has gone.
@@ -88,8 +89,9 @@ def describe_plan(before: Plan, plan: Plan, *, pace: Pace, steps_per_epoch: int)
     is_first = before.start_step == 0
     if not is_first and abs(plan.end_step - before.end_step) < TOLD * before.end_step:
         return None
-    epochs = plan.end_step / steps_per_epoch
+    number = f"{plan.end_step / steps_per_epoch:.3g}"
+    epochs = "1 epoch" if number == "1" else f"{number} epochs"
     return (
         f"{pace.step:.2g} s a step and {pace.evaluation:.2g} s an evaluation: "
-        f"the run will have {plan.end_step} steps, {epochs:.3g} epochs"
+        f"the run will have {quantity(plan.end_step, 'step')}, {epochs}"
     )

@@ -145,7 +145,7 @@ def _describe_holder(file: Path) -> str:
 
 
 def _is_dead(file: Path) -> bool:
-    """Whether the process that holds a lock was of this machine and is no more."""
+    """Whether the process that holds a lock was of this machine and has ended."""
     known = _read_holder(file)
     process = known.get("process")
     if known.get("machine") != platform.node() or type(process) is not int or not 0 < process < 2**31:

@@ -77,11 +77,11 @@ class Tracker:
         for chosen, least_iou in ((high, HIGH_IOU), (low, LOW_IOU)):
             rows = chosen.nonzero()[:, 0].tolist()
             pairs = match_greedily(_track_iou(waiting, detections[rows], frame), least=least_iou)
-            for place, column in pairs:
-                waiting[place].update(detections.boxes[rows[column]], frame)
-                numbers[rows[column]] = waiting[place].number
-            seen = {place for place, _ in pairs}
-            waiting = [track for place, track in enumerate(waiting) if place not in seen]
+            for index, column in pairs:
+                waiting[index].update(detections.boxes[rows[column]], frame)
+                numbers[rows[column]] = waiting[index].number
+            seen = {index for index, _ in pairs}
+            waiting = [track for index, track in enumerate(waiting) if index not in seen]
         for row in high.nonzero()[:, 0].tolist():
             if row not in numbers:
                 numbers[row] = self._begin_track(detections, row, frame)

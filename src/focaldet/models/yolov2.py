@@ -214,7 +214,9 @@ class YOLOv2(Detector):
         anchors = grid_anchors(
             self.config.anchors, stride_px=STRIDE_PX, height=grid[0], width=grid[1], device=images.device
         )
-        return YOLOv2Outputs(values[..., 5:], values[..., 4], values[..., :4], anchors, grid)
+        # Split, and not sliced: OpenVINO 2026.4 loses one of the slices.
+        deltas, objectness, logits = values.split([4, 1, self.config.num_classes], dim=-1)
+        return YOLOv2Outputs(logits, objectness.squeeze(-1), deltas, anchors, grid)
 
     def losses(self, outputs: YOLOv2Outputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
         """`box`, `object` and `class` loss: sums over the batch, divided by its images."""

@@ -15,7 +15,7 @@ RESIZE_TYPES = {"warp": "standard", "letterbox": "fit_to_window_letterbox"}
 
 
 def convert_openvino(model: Any) -> Any:
-    """The model of ONNX in OpenVINO's own form.
+    """The model of ONNX in OpenVINO's own form, simplified: a scale behind a convolution is part of its weights.
 
     Raises:
         ConfigError: openvino is not installed.
@@ -24,7 +24,7 @@ def convert_openvino(model: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_atomically(path, model.SerializeToString())
-        return openvino.Core().read_model(path).clone()
+        return openvino.convert_model(path).clone()
 
 
 def write_openvino(model: Any, path: Path, *, half: bool, statements: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """What the paths of the service answer: detections as `predict` has them, refusals, and nothing about its machine."""
 
+import base64
 import json
 import re
 from pathlib import Path
@@ -9,9 +10,11 @@ import torch
 from starlette.testclient import TestClient
 
 from focaldet.errors import ConfigError
+from focaldet.prediction import Predictor
 from focaldet.service.app import build_service
 from focaldet.service.options import ServiceOptions
-from tests.evaluation.cases import make_image
+from focaldet.weights.thresholds import ScoreThreshold, ScoreThresholds
+from tests.evaluation.cases import BrightDetector, make_image
 from tests.service.services import SECRET, bright_predictor, encode
 
 LEAKS = re.compile(r"/(home|root|tmp|usr|work|var|opt)\b|Traceback|site-packages|\.py\b|0x[0-9a-f]{6}|BytesIO")
@@ -62,6 +65,27 @@ def test_detections_below_the_score_are_left_out(client):
     found = client.post("/predict?score=0.8", content=data).json()["predictions"]
     assert found[0]["confidence"] == pytest.approx(220 / 255)
     assert client.post("/predict?score=0.9", content=data).json()["predictions"] == []
+
+
+def test_without_a_score_the_scores_that_the_weights_keep_are_taken():
+    """As `focaldet predict` does: that of the class, in both protocols and at first on the page."""
+    overall, cell = (ScoreThreshold(name, score, 0.9, 0.9, 0.9, 50) for name, score in ((None, 0.52), ("cell", 0.9)))
+    kept = ScoreThresholds(overall, (cell,))
+    predictor = Predictor(BrightDetector(), device="cpu", precision="fp32", thresholds=kept)
+    bright, dim = (encode(make_image(red=red)) for red in (250, 220))  # scores of .98 and .86
+    with TestClient(build_service(predictor, ServiceOptions())) as client:
+
+        def count(data, **settings):
+            texts = [base64.b64encode(data).decode()]
+            tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": texts}
+            form = {"inputs": [tensor], "outputs": [{"name": "count"}], "parameters": settings}
+            (infer,) = client.post("/v2/models/focaldet/infer", json=form).json()["outputs"]
+            predicted = client.post("/predict", content=data, params=settings).json()["predictions"]
+            assert infer["data"] == [len(predicted)]
+            return len(predicted)
+
+        assert (count(bright), count(dim), count(dim, score=0.8), count(bright, score=0.99)) == (1, 0, 1, 0)
+        assert client.get("/info").json()["score"] == 0.52
 
 
 @pytest.mark.parametrize(
@@ -158,9 +182,6 @@ def test_metrics_count_answers_by_route(client):
 
 
 def test_class_names_are_data_and_not_markup():
-    from focaldet.prediction import Predictor
-    from tests.evaluation.cases import BrightDetector
-
     names = ("<script>alert(1)</script>", "a,b")
     predictor = Predictor(BrightDetector(names=names), device="cpu", precision="fp32")
     with TestClient(build_service(predictor, ServiceOptions())) as client:

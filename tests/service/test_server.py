@@ -99,20 +99,24 @@ def test_the_token_may_stand_in_the_environment(monkeypatch):
     assert DRAIN_SECONDS < 10
 
 
-def test_the_lines_of_the_readme(tiny_run, demo_data, tmp_path, monkeypatch):
-    """train, serve, curl: the answer of the service is that of `predict` on the file."""
+@pytest.mark.parametrize("served", ["runs/cells", pytest.param("cells.onnx", marks=pytest.mark.prove)])
+def test_the_lines_of_the_readme(tiny_run, demo_data, tmp_path, monkeypatch, served):
+    """train, export, serve, curl: what the service answers, of the run or of the file, is that of `predict`."""
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("no curl on this machine")
     lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
-    serve, post = (
+    export, serve, post = (
         shlex.split(next(line for line in lines if line.startswith(start)), comments=True)
-        for start in ("focaldet serve", "curl -F")
+        for start in ("focaldet export", "focaldet serve", "curl -F")
     )
     shutil.copytree(tiny_run, tmp_path / "runs" / "cells")
     shutil.copy(next((demo_data / "images").glob("test_*.png")), tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    words = ["0" if word == "8000" else word for word in serve]
+    if served != "runs/cells":
+        words = [{"DIR": str(demo_data)}.get(word, word) for word in export]
+        subprocess.run([sys.executable, "-m", *words], check=True)
+    words = [{"8000": "0", "runs/cells": served}.get(word, word) for word in serve]
     with process_of("-m", *words) as (_, address):
         url = post[-1].replace("http://127.0.0.1:8000", address) + "?score=0"
         done = subprocess.run([curl, "--silent", *post[1:-1], url], capture_output=True, text=True, check=True)

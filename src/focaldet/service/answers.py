@@ -1,18 +1,22 @@
 """What `POST /predict` answers, and which detections a client asks for."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from focaldet.prediction import DEFAULT_SCORE
+from focaldet.prediction import DEFAULT_SCORE, Predictor, score_filter
 from focaldet.service.pipeline import ImageResult
 from focaldet.service.refusals import RefusalError
 from focaldet.types import Detections
 
 CORNERS = ("x1", "y1", "x2", "y2")
+SCORE_TEXT = (
+    "Detections below it are left out. By default those below the scores of the largest F1, which the weights keep for "
+    f"each class; {DEFAULT_SCORE:g} where they keep none."
+)
 
 
 class BoxAnswer(BaseModel):
@@ -56,23 +60,24 @@ class ErrorAnswer(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The detections that a client asks for: of at least this score, of these labels (None for all)."""
+    """The detections that a client asks for: those that `keep_scores` leaves, and of these labels (None for all)."""
 
-    score: float = DEFAULT_SCORE
+    keep_scores: Callable[[Detections], Detections]
     labels: frozenset[int] | None = None
 
     def select(self, detections: Detections) -> Detections:
         """Those of the detections that are asked for, in their order."""
-        chosen = detections.above(self.score)
+        chosen = self.keep_scores(detections)
         if self.labels is None:
             return chosen
         return chosen[[row for row, label in enumerate(chosen.labels.tolist()) if label in self.labels]]
 
 
-def read_selection(fields: Mapping[str, Sequence[str]], class_names: Sequence[str]) -> Selection:
+def read_selection(fields: Mapping[str, Sequence[str]], predictor: Predictor) -> Selection:
     """The selection that the fields `score` and `classes` of a query or form describe.
 
-    `classes` may be repeated, or hold several names with commas between them.
+    Without `score` it is what `focaldet predict` takes: the scores that the weights keep, else .3. `classes` may be
+    repeated, or hold several names with commas between them.
 
     Raises:
         RefusalError: a field is unknown or its value not allowed; names it.
@@ -80,10 +85,9 @@ def read_selection(fields: Mapping[str, Sequence[str]], class_names: Sequence[st
     if unknown := sorted({*fields} - {"score", "classes"}):
         raise RefusalError(422, f"{unknown[0][:40]!r} is unknown; allowed are file, score and classes")
     scores = fields.get("score", ())
-    return Selection(
-        score=_read_score(scores[-1]) if scores else DEFAULT_SCORE,
-        labels=_read_labels(fields["classes"], class_names) if "classes" in fields else None,
-    )
+    keep_scores, _ = score_filter(predictor, _read_score(scores[-1]) if scores else None)
+    labels = _read_labels(fields["classes"], predictor.class_names) if "classes" in fields else None
+    return Selection(keep_scores, labels)
 
 
 def _read_score(text: str) -> float:

@@ -19,7 +19,7 @@ from focaldet import draw
 from focaldet.prediction import DEFAULT_SCORE, Predictor
 from focaldet.report.page import STYLE
 from focaldet.service import inference_protocol as protocol
-from focaldet.service.answers import Answer, ErrorAnswer, build_answer, read_selection
+from focaldet.service.answers import SCORE_TEXT, Answer, ErrorAnswer, build_answer, read_selection
 from focaldet.service.docs_page import render_docs
 from focaldet.service.guard import Guard
 from focaldet.service.metrics import ServiceMetrics
@@ -53,7 +53,7 @@ UPLOAD = {
                     "required": ["file"],
                     "properties": {
                         "file": {"type": "string", "format": "binary", "description": "The image."},
-                        "score": {"type": "number", "minimum": 0, "maximum": 1, "default": DEFAULT_SCORE},
+                        "score": {"type": "number", "minimum": 0, "maximum": 1, "description": SCORE_TEXT},
                         "classes": {"type": "string", "description": "Names with commas between them."},
                     },
                 }
@@ -65,8 +65,8 @@ UPLOAD = {
         {
             "name": "score",
             "in": "query",
-            "schema": {"type": "number", "minimum": 0, "maximum": 1, "default": DEFAULT_SCORE},
-            "description": "Detections below it are left out.",
+            "schema": {"type": "number", "minimum": 0, "maximum": 1},
+            "description": SCORE_TEXT,
         },
         {
             "name": "classes",
@@ -139,8 +139,10 @@ def _add_pages(app: FastAPI, predictor: Predictor, options: ServiceOptions, metr
     contents["app.css"] = STYLE + contents["app.css"]
     names = predictor.class_names
     ids = predictor.category_ids or tuple(range(1, len(names) + 1))
+    kept = predictor.thresholds
     info = {
         "name": options.name,
+        "score": DEFAULT_SCORE if kept is None else round(kept.overall.score, 2),
         "needs_token": options.token is not None,
         "max_bytes": options.max_bytes,
         "classes": [
@@ -164,7 +166,7 @@ def _add_pages(app: FastAPI, predictor: Predictor, options: ServiceOptions, metr
         page, policy = render_docs(app.openapi(), options, address=str(request.base_url).rstrip("/"))
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
-    @app.get("/info", summary="The classes and their ids, for the page")
+    @app.get("/info", summary="The classes, their ids and a first score, for the page")
     async def send_info() -> dict[str, Any]:
         return info
 
@@ -190,7 +192,7 @@ def _add_predict(app: FastAPI, predictor: Predictor, options: ServiceOptions, pi
         started = time.perf_counter()
         query = {name: request.query_params.getlist(name) for name in request.query_params}
         async with read_upload(request, options, pipeline.buffer) as upload:
-            selection = read_selection({**query, **upload.fields}, predictor.class_names)
+            selection = read_selection({**query, **upload.fields}, predictor)
             (result,) = await pipeline.detect([upload.image])
         return JSONResponse(build_answer(result, selection, started=started))
 
@@ -240,7 +242,7 @@ def _add_protocol(app: FastAPI, predictor: Predictor, options: ServiceOptions, p
         length = request.headers.get(protocol.JSON_LENGTH_HEADER)
         async with read_body(request, options, pipeline.buffer) as body:
             inference = await pipeline.run(
-                lambda data: protocol.read_inference(data, length, class_names=predictor.class_names), body
+                lambda data: protocol.read_inference(data, length, predictor=predictor), body
             )
             results = await pipeline.detect(inference.images)
         answer, json_length = protocol.write_inference(inference, results, name=options.name)

@@ -36,7 +36,7 @@ def render_docs(openapi: Mapping[str, Any], options: ServiceOptions, *, address:
 def _explain_predict(operation: Mapping[str, Any]) -> Iterator[str]:
     """Parameters and statuses as tables."""
     yield "<p>The body is the image itself, or a form (multipart/form-data) with the image as <code>file</code>.</p>"
-    names = {"score": "0…1, default 0.3", "classes": "text"}
+    names = {"score": "0…1", "classes": "text"}
     rows = [
         [f"<code>{row['name']}</code>", names.get(row["name"], ""), escape(row["description"])]
         for row in operation["parameters"]

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from focaldet.files import to_json_text
+from focaldet.prediction import Predictor
 from focaldet.service.answers import Selection, read_selection
 from focaldet.service.pipeline import ImageResult
 from focaldet.service.refusals import RefusalError
@@ -84,7 +85,7 @@ class Inference:
     selection: Selection
 
 
-def read_inference(body: bytes, json_length: str | None, *, class_names: Sequence[str]) -> Inference:
+def read_inference(body: bytes, json_length: str | None, *, predictor: Predictor) -> Inference:
     """The inference that the body of a request describes; `json_length` is the header, None where there is none.
 
     Raises:
@@ -110,7 +111,7 @@ def read_inference(body: bytes, json_length: str | None, *, class_names: Sequenc
         raise RefusalError(400, f"inputs.{tensor.name}: every side of the shape must be at least 1")
     raw = _binary_part(tensor, body[length:])
     images = _read_encoded(tensor, raw) if tensor.name == "image" else _read_pixels(tensor, raw)
-    return Inference(request, images, _read_parameters(request.parameters, class_names))
+    return Inference(request, images, _read_parameters(request.parameters, predictor))
 
 
 def _read_length(text: str | None, limit: int) -> int:
@@ -121,9 +122,9 @@ def _read_length(text: str | None, limit: int) -> int:
     return int(text)
 
 
-def _read_parameters(parameters: Mapping[str, Any], class_names: Sequence[str]) -> Selection:
+def _read_parameters(parameters: Mapping[str, Any], predictor: Predictor) -> Selection:
     fields = {name: [str(parameters[name])] for name in ("score", "classes") if name in parameters}
-    return read_selection(fields, class_names)
+    return read_selection(fields, predictor)
 
 
 def _binary_part(tensor: TensorIn, rest: bytes) -> bytes | None:

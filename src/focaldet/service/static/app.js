@@ -34,6 +34,7 @@ async function start() {
     const info = await call("info");
     Object.assign(state, { classes: info.classes, maxBytes: info.max_bytes, name: info.name });
     part("login").hidden = true;
+    setScore(info.score);
     part("title").textContent = `Object detection: ${info.name}`;
     document.title = `${info.name}: object detection`;
     show();

@@ -1,6 +1,7 @@
 # The service in a container, on the CPU: everything comes from package registries, nothing runs as root.
 #
 #   docker build -t focaldet .
+#   docker build --build-arg EXTRAS=serve,onnx -t focaldet .    # to serve an exported file: onnx or openvino
 #   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs/cells:/run_folder:ro" -e FOCALDET_TOKEN=... focaldet
 #
 # A read-only file system will do: docker run --read-only --tmpfs /tmp …
@@ -10,7 +11,8 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src ./src
-RUN pip install --constraint constraints.txt '.[serve]' \
+ARG EXTRAS=serve
+RUN pip install --constraint constraints.txt ".[${EXTRAS}]" \
  && useradd --system --uid 10001 --no-create-home focaldet
 USER 10001
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -14,6 +15,7 @@ from focaldet.cli import main
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.export import export
 from focaldet.export.proof import Limits
+from focaldet.types import Resize
 from focaldet.weights import load_detector, read_metadata
 from tests.evaluation.cases import make_image
 
@@ -185,6 +187,22 @@ def test_the_ap_of_both_is_compared_where_data_are_given(traced_once, small_run,
     assert result["path"] == str(out)
     assert result["ap"] == pytest.approx(result["exported_ap"], abs=1e-3)
     assert result["speed_ratio"] > 0
+
+
+def test_a_detector_that_resizes_to_fractions_is_compared_on_bytes(exported, small_run):
+    """Its file rounds them: the detector must be given the same, and be as it was afterwards."""
+    detector, seen = load_detector(small_run).detector, []
+    detector.preprocessing = replace(detector.preprocessing, resize=Resize(size=64, max_size=None, antialias=False))
+    detector.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    images = export.open_export_images(small_run, detector, data=None, split="val")
+    file = load_detector(exported.onnx.path).detector
+    file.preprocessing = replace(file.preprocessing, resize=detector.preprocessing.resize)
+    result = export.compare_file(detector, file, images, precision="fp32", max_drop=0.01)
+    assert result.is_accepted
+    assert result.notes == (export.ROUNDED,)
+    before = len(seen)
+    export.detect(detector, images.proof)
+    assert {*seen[before:]} == {torch.float32}
 
 
 @pytest.mark.parametrize(

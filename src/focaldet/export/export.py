@@ -1,8 +1,9 @@
 """Export a trained detector: trace it, write the file, compare both on real images, keep or reject the file."""
 
+import contextlib
 import functools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from focaldet.export.quantize import quantize_model
 from focaldet.models import Detector
 from focaldet.runtime import Progress
 from focaldet.weights import Metadata, load_detector
-from focaldet.weights.exported.detector import ExportedDetector
+from focaldet.weights.exported.detector import ExportedDetector, round_to_bytes
 
 Format = Literal["onnx", "openvino", "torch"]
 Writer = Callable[[Path, Metadata, dict[str, Any] | None], None]
@@ -35,6 +36,7 @@ Writer = Callable[[Path, Metadata, dict[str, Any] | None], None]
 FORMAT_SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 MAX_DROP = 0.01
 REJECTED = ".rejected"
+ROUNDED = "this detector resizes images to values between two bytes, which the file rounds: compared are both on bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +222,17 @@ def compare_file(
 ) -> ExportResult:
     """The result of comparing a detector with its exported file, without a path yet."""
     limits = LIMITS[precision]
-    before, after = (detect(each, images.proof) for each in (detector, exported))
+    with give_bytes(detector):
+        before, after = (detect(each, images.proof) for each in (detector, exported))
     comparison = compare_detections(before.detections, after.detections, least_score=limits.least_score)
     reasons = comparison.reasons(limits)
     notes = () if comparison.num_detections else ("nothing was detected on these images: they prove nothing",)
+    notes += () if detector.preprocessing.resize.antialias else (ROUNDED,)
     result = ExportResult(Path(), images.description, comparison, reasons, notes=notes)
     if images.labeled is None or images.class_match is None:
         return result
-    before, after = (detect(each, images.labeled, progress=progress) for each in (detector, exported))
+    with give_bytes(detector):
+        before, after = (detect(each, images.labeled, progress=progress) for each in (detector, exported))
     ap, exported_ap = (measure_ap(timed, images.labeled, images.class_match) for timed in (before, after))
     if ap is not None and exported_ap is not None and ap - exported_ap > max_drop:
         drop = f"AP {100 * exported_ap:.1f} after {100 * ap:.1f}, at most {100 * max_drop:g} less are allowed"
@@ -240,6 +245,16 @@ def compare_file(
         milliseconds_per_image=before.milliseconds_per_image,
         exported_milliseconds_per_image=after.milliseconds_per_image,
     )
+
+
+@contextlib.contextmanager
+def give_bytes(detector: Detector) -> Iterator[None]:
+    """Inside, the detector gets images rounded to bytes, as its file does."""
+    hook = detector.register_forward_pre_hook(lambda _, given: (round_to_bytes(given[0]), *given[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def detect(detector: Detector, source: ImageSource, *, progress: Progress | None = None) -> TimedDetections:

@@ -20,6 +20,7 @@ from focaldet.export.images import ExportImages, pick_evenly
 from focaldet.models import Detector
 from focaldet.runtime import Process
 from focaldet.types import Batch, Detections
+from focaldet.weights.exported.detector import round_to_bytes
 from focaldet.weights.exported.graphs import GRAPH_OUTPUTS, import_library
 
 FP32_DEPTHS = (1, 3, 9, 27)
@@ -142,7 +143,7 @@ class Batches:
 
 def feed_batch(batch: Batch) -> dict[str, Any]:
     """What the model takes of a batch."""
-    return {"images": batch.images.numpy(), "sizes": torch.tensor(batch.sizes).numpy()}
+    return {"images": round_to_bytes(batch.images).numpy(), "sizes": torch.tensor(batch.sizes).numpy()}
 
 
 def compile_model(model: Any) -> Any:

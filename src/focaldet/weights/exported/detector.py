@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from focaldet.config import validate_fields
@@ -69,10 +70,8 @@ class ExportedDetector(Detector):
         (height, width), size = images.shape[-2:], self.input_size
         if size is not None and size != (height, width):
             raise ConfigError(f"{self.source}: takes images of {size.width} × {size.height} px, got {width} × {height}")
-        if images.dtype != torch.uint8:
-            images = images.round().clamp(0, 255).to(torch.uint8)
         sizes = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes, dtype=torch.int64)
-        return self.graph.run(images.cpu().contiguous(), sizes.cpu())
+        return self.graph.run(round_to_bytes(images).cpu().contiguous(), sizes.cpu())
 
     def detect(self, outputs: PaddedDetections, sizes: Sequence[ImageSize]) -> list[Detections]:
         """The rows of each image that are detections."""
@@ -112,6 +111,11 @@ class ExportedDetector(Detector):
 
     def _refuse(self, what: str) -> NoReturn:
         raise ConfigError(f"{self.source}: an exported file cannot {what}; take the run folder or weights file")
+
+
+def round_to_bytes(images: Images) -> UInt8[Tensor, "B 3 H W"]:
+    """Images as a graph takes them: what resizing without antialiasing leaves between two is rounded."""
+    return images if images.dtype == torch.uint8 else images.round().clamp(0, 255).to(torch.uint8)
 
 
 def open_exported(path: Path, *, label: str) -> ExportedDetector:

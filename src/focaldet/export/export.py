@@ -226,9 +226,9 @@ def compare_file(
         before, after = (detect(each, images.proof) for each in (detector, exported))
     comparison = compare_detections(before.detections, after.detections, least_score=limits.least_score)
     reasons = comparison.reasons(limits)
-    notes = () if comparison.num_detections else ("nothing was detected on these images: they prove nothing",)
-    notes += () if detector.preprocessing.resize.antialias else (ROUNDED,)
-    result = ExportResult(Path(), images.description, comparison, reasons, notes=notes)
+    empty = () if comparison.num_detections else ("nothing was detected on these images: they prove nothing",)
+    rounded = () if detector.preprocessing.resize.antialias else (ROUNDED,)
+    result = ExportResult(Path(), images.description, comparison, reasons, notes=empty + rounded)
     if images.labeled is None or images.class_match is None:
         return result
     with give_bytes(detector):

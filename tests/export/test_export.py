@@ -199,7 +199,7 @@ def test_a_detector_that_resizes_to_fractions_is_compared_on_bytes(exported, sma
     file.preprocessing = replace(file.preprocessing, resize=detector.preprocessing.resize)
     result = export.compare_file(detector, file, images, precision="fp32", max_drop=0.01)
     assert result.is_accepted
-    assert result.notes == (export.ROUNDED,)
+    assert result.notes == (export.ROUNDED_NOTE,)
     before = len(seen)
     export.detect(detector, images.proof)
     assert {*seen[before:]} == {torch.float32}

@@ -36,7 +36,9 @@ Writer = Callable[[Path, Metadata, dict[str, Any] | None], None]
 FORMAT_SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 MAX_DROP = 0.01
 REJECTED = ".rejected"
-ROUNDED = "this detector resizes images to values between two bytes, which the file rounds: compared are both on bytes"
+ROUNDED_NOTE = (
+    "this detector resizes images to values between two bytes, which the file rounds: compared are both on bytes"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def compare_file(
     comparison = compare_detections(before.detections, after.detections, least_score=limits.least_score)
     reasons = comparison.reasons(limits)
     empty = () if comparison.num_detections else ("nothing was detected on these images: they prove nothing",)
-    rounded = () if detector.preprocessing.resize.antialias else (ROUNDED,)
+    rounded = () if detector.preprocessing.resize.antialias else (ROUNDED_NOTE,)
     result = ExportResult(Path(), images.description, comparison, reasons, notes=empty + rounded)
     if images.labeled is None or images.class_match is None:
         return result

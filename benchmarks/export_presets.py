@@ -30,6 +30,7 @@ from focaldet.export.proof import compare_detections
 from focaldet.models import PRESETS, Detector, build
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import Trained, load_detector, override_postprocess
+from focaldet.weights.exported.detector import round_to_bytes
 
 CLASSES = ("cat", "dog", "bird")
 
@@ -52,7 +53,7 @@ def make_detector(name: str, architecture: dict) -> Detector:
 
 
 def batches(detector: Detector, size: int | None) -> list[tuple[torch.Tensor, list[ImageSize]]]:
-    """The scenes as batches of one and of four images."""
+    """The scenes as batches of one and of four images, in bytes, as files take them."""
     resize = detector.preprocessing.resize
     if size is not None:
         resize = resize.with_sides(size=size)
@@ -62,7 +63,8 @@ def batches(detector: Detector, size: int | None) -> list[tuple[torch.Tensor, li
     images = [resize_image(image, resize, original=ImageSize(*image.shape[1:])) for image in images]
     groups = [images[:1], images[1:2], images[2:6], images[6:10]]
     return [
-        (pad_images(group, preprocessing=preprocessing), [ImageSize(*i.shape[1:]) for i in group]) for group in groups
+        (round_to_bytes(pad_images(group, preprocessing=preprocessing)), [ImageSize(*i.shape[1:]) for i in group])
+        for group in groups
     ]
 
 

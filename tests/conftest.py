@@ -8,18 +8,17 @@ from pathlib import Path
 # Small products gain nothing from threads and lose much to waiting on a busy machine; the tests run in processes.
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when it is imported
 
-from jaxtyping import install_import_hook
-
 REPOSITORY = Path(__file__).resolve().parent.parent
 BLOCKED_NETWORK = Path(__file__).parent / "blocked_network"
 
 # The hook compiles anew, in every process, whatever is imported for the first time by a file that it changes.
-import beartype  # noqa: E402, F401
 import cyclopts  # noqa: E402, F401
 import pydantic  # noqa: E402, F401
 import torchvision  # noqa: E402, F401
 
-install_import_hook("focaldet", "beartype.beartype")
+from tests.shape_checks import install  # noqa: E402
+
+install()
 sys.path.insert(0, str(BLOCKED_NETWORK))
 # Programs that a test starts are cut off as well (Python imports `sitecustomize` first of all) and find `tests`.
 _PATHS = [str(BLOCKED_NETWORK), str(REPOSITORY), os.environ.get("PYTHONPATH")]

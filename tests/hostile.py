@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,57 @@ def jpeg_of_scans(scans: int, side: int = 256) -> Writer:
         whole = buffer.getvalue()
         last = whole[whole.rindex(b"\xff\xda") : -2]
         return put(folder / "scans.jpg", whole[:-2] + last * scans + whole[-2:])
+
+    return write
+
+
+def image_that_claims(suffix: str, width: int, height: int) -> Writer:
+    """A small image whose header says that it is so large."""
+    stated = {".png": ">II", ".bmp": "<II", ".gif": "<HH", ".tif": "<H", ".webp": "<HH", ".jpg": ">HH"}
+
+    def write(folder: Path) -> Path:
+        buffer, side = io.BytesIO(), (251, 241)
+        Image.new("RGB", side, "gray").save(buffer, Image.registered_extensions()[suffix])
+        content, claim = buffer.getvalue(), (width, height)
+        if suffix == ".ppm":
+            content = content.replace(b"251 241", b"%d %d" % claim)
+        elif suffix == ".tif":
+            for old, new in zip(side, claim, strict=True):
+                content = content.replace(struct.pack("<H", old), struct.pack("<H", new))
+        else:
+            turn = slice(None, None, -1 if suffix == ".jpg" else 1)  # JPEG has the height first
+            form = stated[suffix]
+            content = content.replace(struct.pack(form, *side[turn]), struct.pack(form, *claim[turn]))
+        if suffix == ".png":
+            content = content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:]
+        return put(folder / f"a{suffix}", content)
+
+    return write
+
+
+def png_of_text(megabytes: int) -> Writer:
+    """A small PNG with a compressed text that is so long."""
+
+    def write(folder: Path) -> Path:
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), "gray").save(buffer, "PNG")
+        content = buffer.getvalue()
+        data = b"zTXtx\0\0" + zlib.compress(bytes(megabytes * 1_000_000))
+        chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+        return put(folder / "a.png", content[:33] + chunk + content[33:])
+
+    return write
+
+
+def gif_of_frames(frames: int) -> Writer:
+    """An animation of so many frames of one color."""
+
+    def write(folder: Path) -> Path:
+        buffer = io.BytesIO()
+        Image.new("P", (64, 64)).save(buffer, "GIF")
+        content = buffer.getvalue()
+        start = content.index(b",", 13)
+        return put(folder / "a.gif", content[:start] + content[start:-1] * frames + b";")
 
     return write
 

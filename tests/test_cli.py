@@ -155,9 +155,10 @@ class TestConfigFile:
         assert config.resume
         assert (config.out, config.size) == (tiny_run, 64)
 
-    def test_the_folder_of_a_run_goes_to_out(self, capsys, tiny_run):
-        message = refused(capsys, f"train --resume {tiny_run}")
-        assert f"{tiny_run} is a run folder; --resume takes no value: say --out {tiny_run} --resume" in message
+    @pytest.mark.parametrize("words", ["--resume {run}", "{run} --resume", "--out {run} --resume"])
+    def test_the_folder_of_a_run_is_enough_to_resume_it(self, settings_of, tiny_run, words):
+        config = settings_of(words.format(run=tiny_run))
+        assert (config.resume, config.out, config.size) == (True, tiny_run, 64)
 
     def test_an_unknown_key_names_the_file_and_the_nearest(self, capsys, tmp_path):
         (tmp_path / "run.yaml").write_text("data: {pth: x}")

@@ -58,7 +58,7 @@ def test_train_on_your_data(run, demo_data, tmp_path):
 FORKS = """
 import json, os, runpy, sys
 import focaldet.cli.data, focaldet.cli.evaluate, focaldet.cli.predict, focaldet.cli.train
-import hotcoco, lightning.fabric, matplotlib.pyplot
+import hotcoco, lightning_fabric, matplotlib.pyplot
 folder, program, commands = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 for name, words in commands.items():
     if not os.fork():

@@ -17,7 +17,17 @@ Detections Detector DetectorConfig ExportResult FocaldetError ImageSize Inferenc
 OutOfMemoryError Predictor Preprocessing Preset Resize RunConfig Target TrainResult __version__ build check_data
 compare convert convert_data draw evaluate evaluate_files export_detector load losses register report_runs train
 """.split()  # noqa: SIM905  a column of 30 lines tells no more
-HEAVY = ("lightning", "matplotlib", "hotcoco", "sklearn", "timm", "pycocotools", "tensorboard", "supervision")
+HEAVY = (
+    "lightning",
+    "lightning_fabric",
+    "matplotlib",
+    "hotcoco",
+    "sklearn",
+    "timm",
+    "pycocotools",
+    "tensorboard",
+    "supervision",
+)
 
 
 def test_the_public_names_are_these_and_sorted():

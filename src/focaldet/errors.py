@@ -43,6 +43,10 @@ class OutOfMemoryError(FocaldetError):
     """The device or the machine ran out of memory; says what makes the run smaller."""
 
 
+class LostProcessError(FocaldetError):
+    """Another process of the same training has ended; says how to go on."""
+
+
 class NonFiniteLossError(FocaldetError):
     """The loss became infinite or NaN; no update was applied. Names the images of the batch."""
 

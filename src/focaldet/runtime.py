@@ -105,7 +105,7 @@ def eval_mode(detector: nn.Module) -> Iterator[None]:
 
 @runtime_checkable
 class Ranks(Protocol):
-    """What a job must know of its processes; a `lightning.Fabric` is one."""
+    """What a job must know of its processes; a `lightning_fabric.Fabric` is one."""
 
     @property
     def global_rank(self) -> int:
@@ -143,9 +143,9 @@ def local_rank() -> int:
 
 
 def launch_fabric(device: torch.device) -> Any:
-    """A launched `lightning.fabric.Fabric` on devices of the type of `device`, over all processes of the job."""
-    from lightning.fabric import Fabric
-    from lightning.fabric.strategies.ddp import DDPStrategy
+    """A launched `lightning_fabric.Fabric` on devices of the type of `device`, over all processes of the job."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
     processes = num_processes()
     if processes == 1:
@@ -251,3 +251,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     text = str(error)
     signs = ("can't allocate memory", "not enough memory", "out of memory", "can't start new thread")
     return any(sign in text for sign in signs)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether `error` says that another process of the group has ended or cannot be reached any more."""
+    if isinstance(error, torch.distributed.DistNetworkError | torch.distributed.DistBackendError):
+        return True
+    signs = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "Socket closed")
+    return torch.distributed.is_initialized() and any(sign in str(error) for sign in signs)

@@ -7,7 +7,7 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 import torch
@@ -35,18 +35,9 @@ from focaldet.weights.formats.darknet import read_darknet
 from focaldet.weights.formats.files import read_tensors
 from focaldet.weights.tensor_names import build_on_meta
 from tests.data.formats.test_mutations import FILES
+from tests.fuzz.door import Door
+from tests.fuzz.optional_doors import OPTIONAL
 from tests.hostile import mapping, old_torch_file, settings, tensor, torch_file
-
-Open = Callable[[Path], object]
-
-
-class Door(NamedTuple):
-    """`path` is the file that is changed, relative to a folder that `prepare` fills; `seeds` are whole files for it."""
-
-    path: str
-    seeds: Callable[[Path], list[bytes]]
-    open: Open
-    is_text: bool = False
 
 
 def field(number: int, value: bytes | int) -> bytes:
@@ -268,7 +259,7 @@ def _annotations(kind: str) -> Door:
 
 WHOLE: dict[str, Door] = {f"data set: {kind}": _annotations(kind) for kind in FILES}
 """Whole data sets, with their images; some hundred a second."""
-DOORS = QUICK | WHOLE
+DOORS = QUICK | OPTIONAL | WHOLE
 
 
 def scratch(base: Path) -> Path:

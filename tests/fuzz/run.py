@@ -23,7 +23,8 @@ from typing import Any
 
 from focaldet.errors import FocaldetError
 from tests.data.formats.test_mutations import mutated
-from tests.fuzz.doors import DOORS, Door, scratch
+from tests.fuzz.door import Door
+from tests.fuzz.doors import DOORS, scratch
 
 PACKAGE = str(Path(__file__).resolve().parents[2] / "src" / "focaldet")
 MOST_SECONDS, MOST_BYTES, GUIDED, MOST_SEEDS, LARGEST_SEED = 5.0, 6_000_000_000, 16, 200, 20_000

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz import run
-from tests.fuzz.doors import DOORS, QUICK, Door
+from tests.fuzz.door import Door
+from tests.fuzz.doors import DOORS, QUICK
 
 FINDINGS = Path(__file__).parent / "findings"
 

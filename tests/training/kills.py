@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 
 import hotcoco  # noqa: F401  imported here once instead of in every process
-import lightning.fabric  # noqa: F401
+import lightning_fabric  # noqa: F401
 import torch
 
 from focaldet.training import trainer

@@ -93,8 +93,28 @@ def stop_on_one_rank(folder):
     return interrupted
 
 
+def stop_after(run, steps, **settings):
+    """A run of 8 steps that is asked to stop after so many; it is resumed where it was stopped before."""
+    plain = trainer.train_step
+
+    def stopped(state, batches, **named):
+        if state.step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(state, batches, **named)
+
+    trainer.train_step = stopped
+    data = squares(16)
+    result = train(small_run(run, architecture=FROZEN, epochs=2, optimizer="sgd", **settings), sources=(data, data))
+    trainer.train_step = plain
+    return result.interrupted
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
+    if sys.argv[2:] == ["half"]:
+        stop_after(out / "two_then_one", 2)
+        stop_after(out / "one_then_two", 99, resume=True)
+        sys.exit()
     train_both(out)
     report = {"phases": train_phases(out), "broken": fail_on_one_rank(out), "interrupted": stop_on_one_rank(out)}
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(report))

@@ -50,7 +50,7 @@ def test_everything_can_be_auto_and_what_depends_comes_last(demo_data):
     decided = decide(demo_data, defaults=False, augment={"preset": "auto", "hue": 0.1}, **values)
     assert [*chosen(decided)] == list(AUTO_SETTINGS)
     config = decided.config
-    assert (config.batch_size, config.augment.preset, config.augment.hue) == (4, "strong", 0.1)
+    assert (config.batch_size, config.augment.preset, config.augment.hue) == (4, "light", 0.1)
     assert "each seen 100 times" in decided.choices[4].reason
     assert without_auto({"size": "auto", "model": "x", "augment": {"preset": "auto"}}) == {"model": "x", "augment": {}}
 

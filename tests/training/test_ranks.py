@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,13 +17,13 @@ from tests.training.test_trainer import last_state, rows_of
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """The folders of the runs of one process and of two."""
-    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def start_two(folder, *words):
+    """What two processes of ranks.py printed."""
     done = subprocess.run(
-        [*command, str(HERE / "ranks.py"), str(two)],
+        [*TORCHRUN, str(HERE / "ranks.py"), str(folder), *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=500,
         capture_output=True,
@@ -29,6 +31,14 @@ def both(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The folders of the runs of one process and of two."""
+    one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    done = start_two(two)
     assert done.stdout.count("2 processes") == 6, "only the first process talks, once per run and phase"
     ranks.train_both(one)
     return one, two
@@ -74,3 +84,55 @@ def test_all_ranks_stop_at_a_loss_that_is_not_finite_on_one(both):
 def test_all_ranks_stop_when_one_is_asked_to(both):
     assert all(json.loads((both[1] / f"rank{rank}.json").read_text())["interrupted"] for rank in (0, 1))
     assert last_state(both[1] / "stopped")["position"]["step"] == 3
+
+
+@pytest.mark.prove
+def test_a_run_of_two_goes_on_with_one_and_the_reverse(tmp_path):
+    assert ranks.stop_after(tmp_path / "one_then_two", 2)
+    said = start_two(tmp_path, "half").stdout
+    assert "resumed with 2 processes where 1 were before" in said
+    assert not ranks.stop_after(tmp_path / "two_then_one", 99, resume=True)
+    events = (tmp_path / "two_then_one" / "events.jsonl").read_text()
+    assert "resumed with 1 process where 2 were before" in events
+    assert not ranks.stop_after(tmp_path / "one", 99)
+    expected = load_file(tmp_path / "one" / "weights" / "last.safetensors")
+    for name in ("two_then_one", "one_then_two"):
+        assert len(rows_of(tmp_path / name)) == 8
+        for key, value in load_file(tmp_path / name / "weights" / "last.safetensors").items():
+            assert (value - expected[key]).abs().max() <= 1e-4 * value.abs().max().clamp(min=1e-3), (name, key)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_one_of_two_is_killed_both_end_within_ten_seconds(tmp_path, demo_data, victim):
+    out = tmp_path / "run"
+    words = (
+        f"--data {demo_data} --data.val {demo_data / 'instances_test.json'} --model yolov2_tiny --size 64 --device cpu"
+    )
+    words += f" --epochs 900 --batch-size 4 --workers 0 --evaluate-every 300 --out {out}"
+    process = subprocess.Popen(
+        [*TORCHRUN, "-m", "focaldet", "train", *words.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    wait_until(lambda: (out / "metrics.csv").is_file() and len(rows_of(out)) > 6, seconds=120)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    killed = int(children.split()[victim])
+    os.kill(killed, signal.SIGKILL)
+    begin = time.monotonic()
+    said = process.communicate(timeout=60)[0]
+    assert time.monotonic() - begin < 10
+    assert process.returncode == 1
+    lines = [line for line in said.splitlines() if line.startswith("focaldet:")]
+    assert all("another process of this training has ended" in line for line in lines), said
+    left = subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True, check=False).stdout
+    assert not left
+
+
+def wait_until(condition, *, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -93,7 +93,7 @@ def advise_batch_size(dataset: Dataset) -> Choice:
 
 
 def advise_augmentation(dataset: Dataset, *, epochs: int) -> Choice:
-    """The preset of the augmentation: stronger where few images are seen often."""
+    """The preset of the augmentation: where images are seen often none was ahead of it (docs/small_data.md)."""
     preset = _first_row("augment", images=len(dataset), epochs=epochs)["preset"]
     reason = f"{quantity(len(dataset), 'image')}, each seen {quantity(epochs, 'time')}"
     return Choice("augment.preset", preset, reason)

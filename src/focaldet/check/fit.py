@@ -46,10 +46,14 @@ class Advice:
         return int(self.choices[0].value)
 
     @property
+    def enough(self) -> float:
+        """The fraction of the boxes that should be reached."""
+        return ENOUGH_HELD if self.by_center else ENOUGH_COVERED
+
+    @property
     def is_fine(self) -> bool:
         """Whether the size that was asked for reaches enough boxes, or as many as the advised one."""
-        enough = ENOUGH_HELD if self.by_center else ENOUGH_COVERED
-        return self.covered_now >= min(enough, self.covered[self.size] - WORTH_COVERED)
+        return self.covered_now >= min(self.enough, self.covered[self.size] - WORTH_COVERED)
 
     @property
     def used(self) -> int | None:
@@ -60,7 +64,8 @@ class Advice:
         """What fits and why, a line for each setting."""
         now = f"at {self.resize} {self.covered_now:.0%} of the boxes {self.criterion}"
         if self.is_fine:
-            return [f"{now}: this size fits", *map(str, self.choices[1:])]
+            fits = "this size fits" if self.covered_now >= self.enough else "the images are not larger"
+            return [f"{now}: {fits}", *map(str, self.choices[1:])]
         return [f"{now}, at {self.size} px {self.covered[self.size]:.0%}", *map(str, self.choices)]
 
     def flags(self) -> str:

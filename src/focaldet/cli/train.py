@@ -1,6 +1,7 @@
 """`focaldet train`."""
 
 from pathlib import Path
+from typing import Any
 
 from focaldet.cli import Switch
 from focaldet.cli.dry_run import list_settings, print_settings
@@ -29,8 +30,7 @@ def train_command(
         find_lr: Try learning rates for some hundred steps, print the loss at each and one to take, and write nothing.
         json: Print the settings of --dry-run as JSON.
     """
-    if (run or {}).get("resume") and data is not None and (data / "config.yaml").exists():
-        raise ConfigError(f"train: {data} is a run folder; --resume takes no value: say --out {data} --resume")
+    run, config, data = _resumed_run(run or {}, config, data)
     if json and not dry_run:
         raise ConfigError("train: --json is for --dry-run; a training writes metrics.csv and events.jsonl")
     settings, choices = run_settings(run, file=config, data=data, auto=True)
@@ -51,3 +51,17 @@ def train_command(
         say(f"look at  {result.out / 'report.html'}")
     say(f"next     focaldet predict {result.out} IMAGE --out drawn/")
     return CLEAN
+
+
+def _resumed_run(
+    run: dict[str, Any], config: Path | None, data: Path | None
+) -> tuple[dict[str, Any], Path | None, Path | None]:
+    """With `--resume` a run folder is enough, as `--out` or in the place of the data: its settings are in it."""
+    if not run.get("resume") or config is not None:
+        return run, config, data
+    if data is not None and "out" not in run and (data / "config.yaml").is_file():
+        run, data = {**run, "out": data}, None
+    saved = Path(run.get("out", "")) / "config.yaml"
+    if data is None and "data" not in run and "out" in run and saved.is_file():
+        config = saved
+    return run, config, data

@@ -109,7 +109,7 @@ def detect_all(
         detector: used on its device and with its own settings; the modes of its modules are restored afterwards.
         source: the images; their targets are not used.
         options: of these `batch_size`, `precision` and `workers` are used.
-        fabric: a launched `lightning.Fabric`, or None for one process.
+        fabric: a launched `lightning_fabric.Fabric`, or None for one process.
         progress: called by rank 0 after each batch, with the number of its own images.
         fields: fields of `InferenceOptions` by keyword, laid over `options`.
     """

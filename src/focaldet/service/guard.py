@@ -50,8 +50,7 @@ class Guard:
             await send(message)
 
         try:
-            if self._is_refused(scope):
-                raise RefusalError(401, "send the token of this service as Authorization: Bearer TOKEN")
+            self._require_allowed(scope)
             await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
             status = status or DISCONNECTED
@@ -68,15 +67,20 @@ class Guard:
             path = getattr(route, "path", "other")
             self.metrics.observe_request(path, status or DISCONNECTED, time.perf_counter() - started)
 
-    def _is_refused(self, scope: Scope) -> bool:
-        """Whether a request needs the token and does not have it."""
+    def _require_allowed(self, scope: Scope) -> None:
+        """Refuse a request without the token that it needs, or with a query that is not text.
+
+        Raises:
+            RefusalError: it is one of these.
+        """
+        if not scope["query_string"].isascii():
+            raise RefusalError(400, "the query must be percent-encoded")
         path = scope["path"]
         if self.token is None or path in OPEN_PATHS or path.startswith("/static/"):
-            return False
-        sent = Headers(scope=scope).get("authorization", "")
-        kind, _, secret = sent.partition(" ")
-        right = self.token.encode()
-        return kind.lower() != "bearer" or not hmac.compare_digest(unquote(secret).encode(), right)
+            return
+        kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(unquote(secret).encode(), self.token.encode()):
+            raise RefusalError(401, "send the token of this service as Authorization: Bearer TOKEN")
 
 
 def _add_headers(message: Message, *, is_ending: bool) -> None:

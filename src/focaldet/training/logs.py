@@ -190,7 +190,7 @@ def open_trackers(names: Sequence[Logger], *, folder: Path, settings: Mapping[st
 def _open_tracker(name: Logger, folder: Path) -> Any:
     try:
         if name == "tensorboard":
-            from lightning.fabric.loggers.tensorboard import TensorBoardLogger
+            from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
             return TensorBoardLogger(root_dir=folder, name="tensorboard", version="")
         if name == "wandb":
@@ -201,7 +201,8 @@ def _open_tracker(name: Logger, folder: Path) -> Any:
 
         return MLFlowLogger(experiment_name=folder.name, save_dir=str(folder / "mlruns"))
     except ModuleNotFoundError as error:
-        raise ConfigError(f"loggers: {name} needs a package that is not installed: pip install {name}") from error
+        packages = "tensorboard" if name == "tensorboard" else f"{name} lightning"
+        raise ConfigError(f"loggers: {name} needs what is not installed: pip install {packages}") from error
 
 
 def loss_columns(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from focaldet.text import printable
 from focaldet.training.config import FREE_ON_RESUME, RunConfig
 from focaldet.training.state import initial_weights
 
+MOST_ENVIRONMENT_BYTES = 1_000_000
 LOCK, HOLDER, MOST_HOLDER_BYTES = ".training.lock", ".training.json", 10_000
 """The hidden files of a run folder that a training holds, and that says which one it is."""
 
@@ -54,6 +55,14 @@ class RunFolder:
         configs.save({**configs.to_dict(config), "resume": False, "overwrite": False}, self.config)
         configs.make_folder(self.last.parent)
         configs.make_folder(self.state.parent)
+
+    def num_processes(self) -> int | None:
+        """With how many processes the run was trained last; None where nobody has written it down."""
+        try:
+            count = json.loads(read_bytes(self.environment, most=MOST_ENVIRONMENT_BYTES))["processes"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
+        return count if type(count) is int else None
 
     def _clear(self) -> None:
         """Remove the files of a run, and nothing else."""
@@ -237,7 +246,8 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 def write_environment(path: Path, *, config: RunConfig, fingerprints: Mapping[str, str], fabric: Any) -> None:
     """Write versions, seed, commit, machine and the fingerprints of the data as JSON."""
     versions = {
-        name: importlib.metadata.version(name) for name in ("focaldet", "torch", "torchvision", "lightning", "numpy")
+        name: importlib.metadata.version(name)
+        for name in ("focaldet", "torch", "torchvision", "lightning-fabric", "numpy")
     }
     environment = {
         "versions": {"python": platform.python_version(), **versions},

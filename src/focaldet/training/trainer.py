@@ -24,7 +24,7 @@ from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import ImageSource
 from focaldet.data.formats.text import quantity
 from focaldet.data.loading.loader import Loader, explain_worker_death
-from focaldet.errors import CheckpointError, ConfigError, OutOfMemoryError
+from focaldet.errors import CheckpointError, ConfigError, LostProcessError, OutOfMemoryError
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.evaluate import detect_all
 from focaldet.evaluation.results import write_results
@@ -33,6 +33,7 @@ from focaldet.report.run_report import write_report
 from focaldet.runtime import (
     gather_objects,
     is_first_process,
+    is_lost_process,
     is_out_of_memory,
     launch_fabric,
     num_processes,
@@ -191,7 +192,7 @@ class Trainer:
         phases, classes = config.phase_configs, validation.dataset.classes
         settings = phases[saved["position"]["phase"]] if saved is not None else phases[0]
         self.state, weights_notes = build_state(settings, classes=classes, fabric=fabric, saved=saved)
-        self.notes = [*notes, *weights_notes]
+        self.notes = [*notes, *weights_notes, *(_compare_processes(folder, fabric) if saved is not None else ())]
         self.num_steps = [self._steps_per_epoch(number) * phase.epochs for number, phase in enumerate(phases)]
         require_training_memory(config, self.state.detector, source.dataset, device=fabric.device)
         self.epoch_steps = self.num_steps[0] // phases[0].epochs
@@ -682,6 +683,7 @@ def explain_errors(config: RunConfig) -> Iterator[None]:
     Raises:
         OutOfMemoryError: the device or the machine has no memory left.
         CheckpointError: the disk is full.
+        LostProcessError: another process of this training has ended.
     """
     try:
         yield
@@ -690,6 +692,11 @@ def explain_errors(config: RunConfig) -> Iterator[None]:
             raise
         raise ConfigError(describe_one_value("met in training")) from error
     except (RuntimeError, MemoryError) as error:
+        if is_lost_process(error):
+            raise LostProcessError(
+                "another process of this training has ended, as its own messages say, or was killed (out of memory?); "
+                f"what was saved is in {config.out}: continue with --resume"
+            ) from error
         if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
@@ -715,6 +722,17 @@ def _group_batches(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]
     """Lists of `size` batches; the last may be shorter."""
     while group := list(itertools.islice(batches, size)):
         yield group
+
+
+def _compare_processes(folder: RunFolder, fabric: Any) -> list[str]:
+    """What it means that a run is resumed with more or fewer processes than it had."""
+    before, now = folder.num_processes(), fabric.world_size
+    if before in (None, now):
+        return []
+    return [
+        f"resumed with {quantity(now, 'process', 'processes')} where {before} were before: the same images in every "
+        "update, and weights that differ by rounding; BatchNorm, where it is trained, sees the images of one process"
+    ]
 
 
 def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, fabric: Any) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 from jaxtyping import UInt8
 
-from focaldet.data.images import SUFFIXES, read_image
+from focaldet.data.images import MEGAPIXELS_VARIABLE, SUFFIXES, largest_pixels, read_image
 from focaldet.errors import ConfigError, DataError
 
 VIDEO_SUFFIXES = frozenset(
@@ -118,12 +118,23 @@ class VideoSource(FrameSource):
     def frames(self, *, every: int = 1) -> Iterator[Frame]:
         """Every `every`-th frame from the first one on; damaged packets are counted in `num_damaged`."""
         first: float | None = None
+        self._require_pixels(self._stream.width * self._stream.height)
         with closing(self._container):
             for index, frame in enumerate(self._decode()):
                 seconds = index / self.fps if frame.time is None else float(frame.time)
                 first = seconds if first is None else first
+                self._require_pixels(frame.width * frame.height)
                 if index % every == 0:
                     yield Frame(index, seconds - first, turn_upright(frame.to_ndarray(format="rgb24"), frame.rotation))
+
+    def _require_pixels(self, pixels: int) -> None:
+        """Refuse a frame that is larger than an image may be."""
+        if pixels > largest_pixels(None):
+            raise DataError(
+                f"a frame has {pixels / 1e6:.0f} megapixels, allowed are {largest_pixels(None) / 1e6:.0f}; "
+                f"{MEGAPIXELS_VARIABLE} sets another limit",
+                file=self.name,
+            )
 
     def _decode(self) -> Iterator[Any]:
         av = import_av()

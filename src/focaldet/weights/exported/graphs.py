@@ -73,7 +73,9 @@ class OnnxGraph:
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
-            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
             self.statement = self._session.get_modelmeta().custom_metadata_map.get(STATEMENT)
         except Exception as error:  # its own classes have nothing else in common
             raise CheckpointError(f"{path}: onnxruntime cannot open it: {summarize_error(error)}") from None

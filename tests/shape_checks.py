@@ -1,6 +1,6 @@
 """Shapes and types of tensors, checked at every call of a function of focaldet that has them in its signature.
 
-jaxtyping's own decorator checks all arguments of every function twice, before the call and after it. Here beartype checks
+jaxtyping checks all arguments of every function twice by itself, before the call and after it. Here beartype checks
 them once, and only where a signature has a tensor or an array: mypy has checked the rest.
 """
 

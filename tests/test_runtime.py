@@ -1,18 +1,11 @@
 """Precision, seeds and settings of torch; several processes that share a job, whose work is that of one."""
 
-import json
-import os
 import random
 
 import numpy
 import pytest
 import torch
-from PIL import Image
-from torch import multiprocessing
 
-from focaldet import prediction as predict
-from focaldet.evaluation.evaluate import detect_all
-from focaldet.prediction import Predictor, predict_files
 from focaldet.runtime import (
     build_autocast,
     gather_objects,
@@ -25,8 +18,6 @@ from focaldet.runtime import (
     seed_everything,
     torch_settings,
 )
-from tests.evaluation.cases import BrightDetector, make_image
-from tests.evaluation.test_evaluate import BOXES, Scenes
 
 CPU = torch.device("cpu")
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
@@ -86,56 +77,6 @@ def test_one_process_is_launched_plainly(start):
     module = torch.nn.Linear(2, 2)
     assert (fabric.world_size, fabric.global_rank, fabric.device) == (1, 0, CPU)
     assert fabric.strategy.setup_module(module) is module
-
-
-def work(folder, out):
-    """A split evaluated and a folder of images predicted: the detections, and how many images were seen here."""
-    detector = BrightDetector()
-    with join_processes(CPU) as process:
-        detections = detect_all(detector, Scenes(), batch_size=2, precision="fp32", fabric=process).detections
-    seen_in_split = sum(map(len, detector.seen))
-    result = predict_files(Predictor(detector, device="cpu"), [folder], out, formats=("json", "csv"), batch_size=2)
-    return {
-        "boxes": [one.boxes[0].tolist() for one in detections],
-        "seen": (seen_in_split, sum(map(len, detector.seen)) - seen_in_split),
-        "predicted": (result.num_images, result.num_detections, [str(error) for error in result.failed]),
-    }
-
-
-def work_as_rank(rank, port, folder, out):
-    """What each of two processes does; at module level so that a fresh interpreter finds it."""
-    torch.set_num_threads(1)
-    predict.ROUND_IMAGES = 2
-    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}
-    ranks |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
-    os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    (out.parent / f"{rank}.json").write_text(json.dumps(work(folder, out)))
-
-
-def test_two_processes_do_the_work_of_one(tmp_path, start):
-    """Evaluation and prediction, a broken image among the good ones."""
-    start({})
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for index, box in enumerate(BOXES[:7]):
-        Image.fromarray(make_image(box=box).permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
-    (folder / "5.png").write_bytes(b"not an image")
-    # As torchrun does it: the parent has the port, so nobody can take it before the two are there.
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    multiprocessing.spawn(work_as_rank, args=(store.port, folder, tmp_path / "two"), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
-    alone = json.loads(json.dumps(work(folder, tmp_path / "one")))
-
-    assert first["boxes"] == second["boxes"] == alone["boxes"] == BOXES
-    assert first["predicted"] == second["predicted"] == alone["predicted"]
-    assert alone["predicted"][:2] == [7, 6] and "5.png" in alone["predicted"][2][0]
-    for kind in range(2):
-        shares = [one["seen"][kind] for one in (first, second)]
-        assert sum(shares) == alone["seen"][kind] and min(shares) >= 2
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(names) == 10
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes(), name
 
 
 def draws():

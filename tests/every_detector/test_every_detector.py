@@ -196,6 +196,10 @@ RUNNING = [
     *(pytest.param(name, marks=pytest.mark.prove) for name in distinct(name + WIDE for name in EVERY_NAME)),
 ]
 every = pytest.mark.parametrize("name", PRESETS)
+# What builds a whole network, if without numbers.
+following = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.prove) if name in SIBLINGS else name for name in PRESETS]
+)
 running = pytest.mark.parametrize("name", RUNNING)
 
 
@@ -298,7 +302,7 @@ def test_config_survives_json(name: str) -> None:
     assert hash(again) == hash(config)
 
 
-@every
+@following
 def test_shapes_follow_without_memory(name: str) -> None:
     """Also for the huge ones: outputs have one row per anchor and class, without a single number computed."""
     detector = on_meta(name)
@@ -342,7 +346,7 @@ def test_frozen_stages_and_backbone_parameters(name: str) -> None:
     assert bool(frozen) == (detector.config.frozen_stages > 0)
 
 
-@every
+@following
 def test_all_stages_frozen_leave_nothing_of_the_backbone_to_training(name: str) -> None:
     trainable = {"frozen_stages": 5, "norm": "batch", "norm_eps": 1e-5}
     with torch.device("meta"):

@@ -8,22 +8,30 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 
+from focaldet import prediction
 from focaldet.errors import NonFiniteLossError
+from focaldet.evaluation.evaluate import detect_all
 from focaldet.models.retinanet import RetinaNet
+from focaldet.prediction import Predictor, predict_files
+from focaldet.runtime import join_processes
 from focaldet.training import trainer
 from focaldet.training.trainer import Trainer, train
+from tests.evaluation.cases import BrightDetector, make_image
+from tests.evaluation.test_evaluate import BOXES, Scenes
 from tests.training.squares import ARCHITECTURE, small_run, squares
 
+CPU = torch.device("cpu")
 # With BatchNorm a rank would see the statistics of its own images only.
 FROZEN = {**ARCHITECTURE, "norm": "frozen"}
-BOXES = {"everywhere": (), "one_image": tuple(range(1, 16))}
+EMPTY = {"everywhere": (), "one_image": tuple(range(1, 16))}
 
 
 def train_both(folder):
     """20 steps of 4 images: with boxes in all images, and in one alone, so that a rank has none in every step."""
     torch.set_num_threads(1)
-    for name, empty in BOXES.items():
+    for name, empty in EMPTY.items():
         data = squares(16, empty=empty)
         config = small_run(
             folder / name,
@@ -93,6 +101,30 @@ def stop_on_one_rank(folder):
     return interrupted
 
 
+def write_images(folder):
+    """Seven images of which one is broken."""
+    folder.mkdir()
+    for index, box in enumerate(BOXES[:7]):
+        Image.fromarray(make_image(box=box).permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    (folder / "5.png").write_bytes(b"not an image")
+
+
+def evaluate_and_predict(images, out):
+    """A split evaluated and a folder of images predicted: the detections, and how many images were seen here."""
+    prediction.ROUND_IMAGES, rounds = 2, prediction.ROUND_IMAGES
+    detector = BrightDetector()
+    with join_processes(CPU) as process:
+        detections = detect_all(detector, Scenes(), batch_size=2, precision="fp32", fabric=process).detections
+    seen_in_split = sum(map(len, detector.seen))
+    result = predict_files(Predictor(detector, device="cpu"), [images], out, formats=("json", "csv"), batch_size=2)
+    prediction.ROUND_IMAGES = rounds
+    return {
+        "boxes": [one.boxes[0].tolist() for one in detections],
+        "seen": [seen_in_split, sum(map(len, detector.seen)) - seen_in_split],
+        "predicted": [result.num_images, result.num_detections, [str(error) for error in result.failed]],
+    }
+
+
 def stop_after(run, steps, **settings):
     """A run of 8 steps that is asked to stop after so many; it is resumed where it was stopped before."""
     plain = trainer.train_step
@@ -117,4 +149,5 @@ if __name__ == "__main__":
         sys.exit()
     train_both(out)
     report = {"phases": train_phases(out), "broken": fail_on_one_rank(out), "interrupted": stop_on_one_rank(out)}
+    report["work"] = evaluate_and_predict(out / "images", out / "predicted")
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(report))

@@ -23,22 +23,11 @@ def carry_out(folder, plan, *, seconds):
     return json.loads((folder / "report.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """The folder of runs that were left alone and of those that were killed, and what was reported of them."""
-    folder = tmp_path_factory.mktemp("kills")
-    plan = {
-        "straight": [],
-        "killed": [{"write": 4, "fraction": 0.5}, {"step": 8}],
-    }
-    return folder, carry_out(folder, plan, seconds=500)
-
-
-def test_killed_in_a_step_and_in_a_save(killed):
-    folder, report = killed
+def test_killed_in_a_step_and_in_a_save(tmp_path):
+    report = carry_out(tmp_path, {"straight": [], "killed": [{"write": 4, "fraction": 0.5}, {"step": 8}]}, seconds=500)
     assert report["killed"]["hits"] == [True, True]
-    assert last_state(folder / "straight")["position"]["step"] == 12
-    assert_same_end(folder / "straight", folder / "killed")
+    assert last_state(tmp_path / "straight")["position"]["step"] == 12
+    assert_same_end(tmp_path / "straight", tmp_path / "killed")
 
 
 @pytest.mark.prove

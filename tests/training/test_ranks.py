@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.evaluation.test_evaluate import BOXES
 from tests.training import ranks
 from tests.training.test_trainer import last_state, rows_of
 
@@ -38,13 +39,14 @@ def start_two(folder, *words):
 def both(tmp_path_factory):
     """The folders of the runs of one process and of two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    ranks.write_images(two / "images")
     done = start_two(two)
     assert done.stdout.count("2 processes") == 6, "only the first process talks, once per run and phase"
     ranks.train_both(one)
     return one, two
 
 
-@pytest.mark.parametrize("name", list(ranks.BOXES))
+@pytest.mark.parametrize("name", list(ranks.EMPTY))
 def test_losses_of_two_ranks_are_those_of_one(both, name):
     one, two = (rows_of(folder / name) for folder in both)
     assert len(one) == len(two) == 20
@@ -53,7 +55,7 @@ def test_losses_of_two_ranks_are_those_of_one(both, name):
         assert [float(row[column]) for row in two] == pytest.approx(expected, rel=1e-5, abs=1e-9), column
 
 
-@pytest.mark.parametrize("name", list(ranks.BOXES))
+@pytest.mark.parametrize("name", list(ranks.EMPTY))
 def test_weights_and_metrics_of_two_ranks_are_those_of_one(both, name):
     one, two = (load_file(folder / name / "weights" / "last.safetensors") for folder in both)
     for key, value in one.items():
@@ -84,6 +86,23 @@ def test_all_ranks_stop_at_a_loss_that_is_not_finite_on_one(both):
 def test_all_ranks_stop_when_one_is_asked_to(both):
     assert all(json.loads((both[1] / f"rank{rank}.json").read_text())["interrupted"] for rank in (0, 1))
     assert last_state(both[1] / "stopped")["position"]["step"] == 3
+
+
+def test_evaluation_and_prediction_of_two_ranks_are_those_of_one(both, tmp_path):
+    """A broken image among the good ones."""
+    two = both[1]
+    first, second = (json.loads((two / f"rank{rank}.json").read_text())["work"] for rank in (0, 1))
+    alone = ranks.evaluate_and_predict(two / "images", tmp_path / "predicted")
+    assert first["boxes"] == second["boxes"] == alone["boxes"] == BOXES
+    assert first["predicted"] == second["predicted"] == alone["predicted"]
+    assert alone["predicted"][:2] == [7, 6] and "5.png" in alone["predicted"][2][0]
+    for kind in range(2):
+        shares = [one["seen"][kind] for one in (first, second)]
+        assert sum(shares) == alone["seen"][kind] and min(shares) >= 2
+    names = sorted(path.name for path in (tmp_path / "predicted").iterdir())
+    assert names == sorted(path.name for path in (two / "predicted").iterdir()) and len(names) == 10
+    for name in names:
+        assert (tmp_path / "predicted" / name).read_bytes() == (two / "predicted" / name).read_bytes(), name
 
 
 @pytest.mark.prove

@@ -142,7 +142,9 @@ def test_again_trains_and_measures_nothing(whole, demo_data, monkeypatch):
     assert again.sentences == result.sentences and again.page.read_bytes() == page
 
 
-@pytest.mark.parametrize("moment", ["training", "evaluation", "result"])
+@pytest.mark.parametrize(
+    "moment", ["evaluation", *(pytest.param(moment, marks=pytest.mark.prove) for moment in ("training", "result"))]
+)
 def test_a_killed_comparison_continues_to_the_same_numbers(whole, demo_data, tmp_path, monkeypatch, moment, no_page):
     """Killed in the second training: after its first step, before its evaluation, and before it is written down."""
     out = tmp_path / "out"

@@ -79,6 +79,7 @@ def test_a_loaded_machine_is_told_from_a_quiet_one():
     assert TimingReport(**settings, load_before=None, load_after=None).is_quiet
 
 
+@pytest.mark.prove
 def test_memory_is_that_of_a_process_of_its_own(tiny_run, demo_data):
     image = next((demo_data / "images").glob("test_*.png"))
     assert 100 < measure_peak_memory(tiny_run, image, device="cpu") < 5000

@@ -7,8 +7,9 @@ import numpy
 import pytest
 from PIL import Image, ImageEnhance
 
+from focaldet.check.advice import Choice
 from focaldet.check.check import check_data
-from focaldet.check.fit import advise
+from focaldet.check.fit import Advice, advise
 from focaldet.check.image_checks import fingerprint
 from focaldet.check.near_duplicates import find_near_duplicates
 from focaldet.data.config import DataConfig
@@ -241,6 +242,13 @@ def test_the_size_that_is_advised_is_the_one_that_was_better(real_data, name, as
     assert report.advice.used == (advised or asked) and f"--size {report.advice.used} " in report.advice.flags()
     flags = report.advice.flags()
     assert flags.startswith(f"--size {advised or asked} ") and "--augment.preset light" in flags
+
+
+def test_few_boxes_with_an_anchor_do_not_fit_where_the_images_are_not_larger():
+    size, criterion = Choice("size", 320, "best"), "reach IoU 0.5 with an anchor"
+    lines = [Advice((size,), 320, "long side 320 px", {320: now}, now, False, criterion).lines() for now in (0.03, 0.9)]
+    assert lines[0] == ["at long side 320 px 3% of the boxes reach IoU 0.5 with an anchor: the images are not larger"]
+    assert lines[1] == ["at long side 320 px 90% of the boxes reach IoU 0.5 with an anchor: this size fits"]
 
 
 def test_no_advice_without_boxes_or_anchors(tmp_path):

@@ -83,7 +83,7 @@ def advise_epochs(dataset: Dataset, *, batch_size: int) -> Choice:
     """How often the images are passed through."""
     epochs = _first_row("epochs", images=len(dataset))["epochs"]
     updates = epochs * -(-len(dataset) // batch_size)
-    return Choice("epochs", epochs, f"{quantity(len(dataset), 'image')} make {updates} updates")
+    return Choice("epochs", epochs, f"{quantity(updates, 'update')} in all, from {quantity(len(dataset), 'image')}")
 
 
 def advise_batch_size(dataset: Dataset) -> Choice:

@@ -1,7 +1,7 @@
 """Which training settings fit a data set: the table of `advice`, and how many boxes have an anchor."""
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -11,7 +11,6 @@ from focaldet.check.box_checks import box_owners
 from focaldet.config import to_dict
 from focaldet.data.dataset import Dataset
 from focaldet.models.base import DetectorConfig
-from focaldet.ops.anchors import AnchorConfig
 from focaldet.types import Preprocessing
 
 MOST_IMAGES = 3000  # that the sizes are tried on
@@ -20,7 +19,6 @@ SIZES = (320, 416, 512, 640, 800, 1024)
 ENOUGH_COVERED = 0.8  # of the boxes: license plates at 512 px have so many, and AP 67.7 instead of 15.9 at 320 px
 ENOUGH_HELD = 0.95  # of the boxes, where the center of an anchor inside is enough
 WORTH_COVERED = 0.05  # more of the boxes that a change must reach
-SMALLER_ANCHORS = (0.7, 0.5)  # of the base scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +91,9 @@ def advise(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocess
     covered = {side: _coverage(dataset, detector, preprocessing, size=side) for side in sides}
     asked = None if resize.mode == "short" else resize.size
     advice = Advice((size,), asked, str(resize), covered, now.covered, now.by_center, now.criterion)
-    used = asked if advice.is_fine and asked is not None else int(size.value)
     epochs = advise_epochs(whole, batch_size=BATCH_SIZE)
     others = (epochs, advise_augmentation(whole, epochs=epochs.value))
-    return replace(advice, choices=(size, *_advise_anchors(dataset, detector, preprocessing, size=used), *others))
+    return replace(advice, choices=(size, *others))
 
 
 def _sample_images(dataset: Dataset) -> Dataset:
@@ -104,24 +101,6 @@ def _sample_images(dataset: Dataset) -> Dataset:
     with_boxes = torch.unique(box_owners(dataset)[dataset.flags == 0])
     order = torch.randperm(len(with_boxes), generator=torch.Generator().manual_seed(0))[:MOST_IMAGES]
     return dataset.subset(with_boxes[order].sort().values.tolist(), dataset.name)
-
-
-def _advise_anchors(
-    dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing, *, size: int
-) -> tuple[Choice, ...]:
-    """Smaller anchors, where at this size too few boxes have one and more would."""
-    anchors = getattr(detector, "anchors", None)
-    before = _coverage(dataset, detector, preprocessing, size=size)
-    if before >= ENOUGH_COVERED or not isinstance(anchors, AnchorConfig):
-        return ()
-    scales, configured = [anchors.base_scale * factor for factor in SMALLER_ANCHORS], cast(Any, detector)
-    others = [replace(configured, anchors=replace(anchors, base_scale=scale)) for scale in scales]
-    covered = [_coverage(dataset, other, preprocessing, size=size) for other in others]
-    best = max(range(len(scales)), key=covered.__getitem__)
-    if covered[best] < before + WORTH_COVERED:
-        return ()
-    reason = f"{covered[best]:.0%} of the boxes then reach IoU 0.5 with an anchor, instead of {before:.0%}"
-    return (Choice("architecture.anchors.base_scale", f"{scales[best]:g}", reason),)
 
 
 def _coverage(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing, *, size: int) -> float:

@@ -97,10 +97,10 @@ class VideoSource(FrameSource):
         except (av.error.FFmpegError, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"cannot be read as a video: {reason}", file=file) from None
-        streams = container.streams.video
+        streams = [stream for stream in container.streams.video if stream.codec_context is not None]
         if not streams:
             container.close()
-            raise DataError("has no stream of images", file=file)
+            raise DataError("has no stream of images that can be decoded", file=file)
         self._container, self._stream = container, streams[0]
         self._stream.thread_type = "AUTO"
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or DEFAULT_FPS)

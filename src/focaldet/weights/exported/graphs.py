@@ -101,7 +101,10 @@ class OpenVinoGraph:
             self._compiled = core.compile_model(model, "CPU", hints | {"PERFORMANCE_HINT": "LATENCY"})
         except Exception as error:  # RuntimeError and its own
             raise CheckpointError(f"{path}: openvino cannot open it: {summarize_error(error)}") from None
-        self.statement = model.get_rt_info([STATEMENT]).astype(str) if model.has_rt_info([STATEMENT]) else None
+        try:
+            self.statement = model.get_rt_info([STATEMENT]).astype(str) if model.has_rt_info([STATEMENT]) else None
+        except UnicodeDecodeError:
+            raise CheckpointError(f"{path}: what it says about itself is not text") from None
 
     def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
         """The detections of RGB images; `sizes` are (height, width) without padding."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "torchvision", "lightning", "hotcoco", "numpy")
+PACKAGES = ("torch", "torchvision", "lightning-fabric", "hotcoco", "numpy")
 
 
 def interleaved(

@@ -13,10 +13,13 @@ import torch
 import focaldet
 from focaldet.cli import main
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.export import export
+from focaldet.export import benchmark as benchmarks
+from focaldet.export import export, quantize
 from focaldet.export.proof import Limits
+from focaldet.export.quantize import postprocess_names
 from focaldet.types import Resize
 from focaldet.weights import load_detector, read_metadata
+from focaldet.weights.exported.graphs import import_library
 from tests.evaluation.cases import make_image
 
 PROVE = pytest.mark.prove  # torch.export takes the program apart for half a minute
@@ -272,3 +275,38 @@ print(type(telemetry).__name__, sys.modules["openvino_telemetry"], used)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split()[-2:] == ["None", "[]"]
     assert done.stdout.split()[-3] in ("NNCFTelemetryStub", "MagicMock")  # of nncf itself
+
+
+def test_everything_behind_the_network_is_left_alone(exported):
+    model = import_library("openvino", extra="openvino").Core().read_model(exported.openvino.path)
+    kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
+    skipped = {kinds[name] for name in postprocess_names(model)}
+    assert {"NonMaxSuppression", "TopK", "Sigmoid", "Exp", "ScatterNDUpdate"} <= skipped
+    assert not {"Convolution", "MVN", "Relu", "MaxPool"} & skipped
+
+
+def test_layers_are_counted_from_the_image(exported):
+    """The ResNet of the tests, its pyramid and its heads: the first convolution is the only first layer."""
+    model = import_library("openvino", extra="openvino").Core().read_model(exported.openvino.path)
+    depths = quantize.layer_depths(model)
+    kinds = {node.get_friendly_name(): node.get_type_name() for node in model.get_ordered_ops()}
+    assert {kinds[name] for name in depths} == {"Convolution"}
+    assert sorted(depths.values())[:2] == [1, 2]
+    assert 10 < max(depths.values()) < len(depths)
+
+
+def test_the_benchmark_has_a_row_for_every_format(traced_once, small_run, monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks, "VARIANTS", (("onnx", "fp32"), ("openvino", "fp32")))
+    assert main(["benchmark", str(small_run), "--rounds", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split("  ")[0] for line in lines[1:]} == {"torch, eager", "onnx fp32", "openvino fp32"}
+    (eager,) = (line for line in lines if line.startswith("torch, eager"))
+    assert eager.split()[-1] == "1.00"
+
+
+def test_a_format_whose_library_is_missing_says_so(traced_once, small_run, monkeypatch):
+    monkeypatch.setattr(benchmarks, "VARIANTS", (("openvino", "fp32"),))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    rows = {row.name: row for row in benchmarks.benchmark(small_run, rounds=1)}
+    assert rows["openvino fp32"].milliseconds_per_image is None
+    assert "pip install 'focaldet[openvino]'" in rows["openvino fp32"].note

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -16,6 +15,7 @@ from focaldet.report.image_pairs import NUM_IMAGES, NUM_WORST, target_as_detecti
 from focaldet.report.page import DARK, LIGHT
 from focaldet.report.run_report import write_report
 from focaldet.types import Target
+from tests.chromium import open_chromium
 from tests.evaluation.cases import make_dataset, make_detections, make_image
 
 EVIL = "<script>alert(1)</script>"
@@ -243,14 +243,8 @@ def test_colors_have_the_contrast_that_the_web_guidelines_ask_for(colors):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_real_browser_shows_it_without_messages(run, scheme):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
     path = write_report(run, Scenes())
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with open_chromium() as browser:
         page = browser.new_page(color_scheme=scheme, viewport={"width": 390, "height": 844})
         messages, requests = [], []
         page.on("console", lambda message: messages.append(message.text))
@@ -260,7 +254,6 @@ def test_a_real_browser_shows_it_without_messages(run, scheme):
         loaded = page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
         width = page.evaluate("document.documentElement.scrollWidth")
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        browser.close()
     assert loaded
     assert messages == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []

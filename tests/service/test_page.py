@@ -1,11 +1,11 @@
 """The page for people in a real browser: images in, boxes, choices, downloads, keys, phone, dark, and the camera."""
 
 import json
-import shutil
 from contextlib import contextmanager
 
 import pytest
 
+from tests.chromium import open_chromium
 from tests.evaluation.cases import make_image
 from tests.service.services import SECRET, bright_predictor, encode, running_service
 
@@ -19,16 +19,8 @@ DROP = """([bytes, name]) => {
 
 @pytest.fixture(scope="module")
 def browser():
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+    with open_chromium("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream") as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -20,6 +19,7 @@ from focaldet.study.hard_examples import easiness, find_outcomes, lower_threshol
 from focaldet.study.hard_page import write_hard_page
 from focaldet.study.suspects import find_suspects
 from focaldet.weights import Trained
+from tests.chromium import open_chromium
 from tests.evaluation.cases import BrightDetector, make_dataset, make_detections, make_image
 
 BOX = (8, 8, 24, 40)
@@ -167,15 +167,8 @@ def test_a_set_without_boxes_or_findings_still_has_a_page(tmp_path, monkeypatch)
 @pytest.fixture
 def browser():
     """Chromium, if there is one."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with open_chromium() as opened:
         yield opened
-        opened.close()
 
 
 def open_page(browser, path, **settings):

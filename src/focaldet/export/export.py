@@ -37,7 +37,7 @@ FORMAT_SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torc
 MAX_DROP = 0.01
 REJECTED = ".rejected"
 ROUNDED_NOTE = (
-    "this detector resizes images to values between two bytes, which the file rounds: compared are both on bytes"
+    "this detector resizes images to values between two bytes, which the file rounds: both are compared on bytes"
 )
 
 

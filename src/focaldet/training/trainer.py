@@ -650,7 +650,7 @@ class Trainer:
         if interrupted:
             text = f"stopped by {self.stop.signal_name or 'another process'} after step {state.step}"
             if self.has_files:
-                text += f"; continue with: focaldet train --config {self.folder.config} --resume"
+                text += f"; continue with: focaldet train {self.folder.path} --resume"
             self._write("interrupted", step=state.step, text=text)
         else:
             stalled = " (no better AP for a while)" if self._has_stalled() else ""

@@ -296,7 +296,7 @@ def test_a_run_on_files_says_how_to_go_on(tmp_path, demo_data, monkeypatch, caps
     data = DataConfig(path=demo_data, val=demo_data / "instances_test.json")
     stop_after(monkeypatch, steps=1)
     assert train(small_run(tmp_path / "run", data=data)).interrupted
-    command = f"continue with: focaldet train --config {tmp_path / 'run' / 'config.yaml'} --resume"
+    command = f"continue with: focaldet train {tmp_path / 'run'} --resume"
     assert command in capsys.readouterr().out
 
 

@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -32,6 +33,7 @@ FINEST_PX = 1e-9
 # How far fractions may lie outside of 0…1.
 FRACTION_ROUNDING = 1e-3
 _THREADS = 8
+_COMPUTED = 0.5  # of the time: more, and the disk is not what is waited for
 _IMAGES_AT_ONCE = 64  # a task for each image would take longer than its header
 
 
@@ -138,8 +140,14 @@ def _measure_images(records: Records, *, follow_links: bool) -> list[ImageSize |
     def measure_some(start: int) -> list[ImageSize | DataError]:
         return [measure(i) for i in range(start, min(start + _IMAGES_AT_ONCE, len(records.paths)))]
 
+    starts = range(_IMAGES_AT_ONCE, len(records.paths), _IMAGES_AT_ONCE)
+    begin, computed = time.perf_counter(), time.thread_time()
+    first = measure_some(0)
+    computed = time.thread_time() - computed
+    if computed > _COMPUTED * (time.perf_counter() - begin):  # threads would only wait for one another
+        return first + list(chain.from_iterable(map(measure_some, starts)))
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(chain.from_iterable(pool.map(measure_some, range(0, len(records.paths), _IMAGES_AT_ONCE))))
+        return first + list(chain.from_iterable(pool.map(measure_some, starts)))
 
 
 def _stated_size(records: Records, i: int) -> ImageSize | DataError:

@@ -595,6 +595,7 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == focaldet.__version__
 
 
+@pytest.mark.prove
 def test_as_a_program(tmp_path):
     """The exit status leaves the process."""
     script = Path(sys.executable).parent / "focaldet"

@@ -22,6 +22,7 @@ def drawn(tmp_path_factory):
     return folder
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("name", NAMES)
 def test_the_drawing_matches_the_network(drawn, name):
     assert (drawn / f"{name}.svg").read_text() == (DOCS / f"{name}.svg").read_text(), "run docs/draw_networks.py"

@@ -343,6 +343,7 @@ def test_the_papers_best():
     assert best_row(row for row in tables["1d"] if row.batch is not None).ap == 0.328
 
 
+@pytest.mark.prove
 def test_the_command_end_to_end(demo_data, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["study", "sweep", "--data", str(demo_data), "--data.val", str(demo_data / "instances_test.json")]

@@ -23,6 +23,7 @@ def carry_out(folder, plan, *, seconds):
     return json.loads((folder / "report.json").read_text())
 
 
+@pytest.mark.prove
 def test_killed_in_a_step_and_in_a_save(tmp_path):
     report = carry_out(tmp_path, {"straight": [], "killed": [{"write": 4, "fraction": 0.5}, {"step": 8}]}, seconds=500)
     assert report["killed"]["hits"] == [True, True]

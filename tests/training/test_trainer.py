@@ -267,7 +267,7 @@ def own_handlers():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.prove)])
 def test_signal_saves_and_the_run_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys, number, own_handlers):
     config = small_run(tmp_path / "straight", epochs=2, ema=0.9, evaluate_every=1)
     run(config)

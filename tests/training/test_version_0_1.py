@@ -56,7 +56,12 @@ def assert_same_weights(path, expected_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "step", "steps", "epochs"), [("stopped", 3, 6, 3), ("phases", 5, 10, 3), ("faster_rcnn_stopped", 3, 4, 2)]
+    ("name", "step", "steps", "epochs"),
+    [
+        ("phases", 5, 10, 3),
+        pytest.param("stopped", 3, 6, 3, marks=pytest.mark.prove),
+        pytest.param("faster_rcnn_stopped", 3, 4, 2, marks=pytest.mark.prove),
+    ],
 )
 def test_a_stopped_run_is_resumed_to_the_weights_that_0_1_reaches(tmp_path, name, step, steps, epochs):
     folder, config = unpack(name, tmp_path)

@@ -71,6 +71,7 @@ for name, words in commands.items():
 """
 
 
+@pytest.mark.prove
 def test_new_detector(demo_data, tmp_path):
     """Every command takes it, in processes of their own: its name must not stay registered for the other tests."""
     out, image = tmp_path / "run", next((demo_data / "images").glob("*.png"))

@@ -170,6 +170,7 @@ def trials():
     return rows
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("pair", ["one", "three"])
 def test_two_seeds_of_a_detector_are_different_in_at_most_5_percent_of_trials(trials, pair):
     differences = trials[pair]
@@ -178,6 +179,7 @@ def test_two_seeds_of_a_detector_are_different_in_at_most_5_percent_of_trials(tr
     assert sum(each.is_real for each in differences) <= 0.05 * len(differences)
 
 
+@pytest.mark.prove
 def test_a_worse_detector_is_told_from_a_better_one(trials):
     worse = trials["worse"]
     assert sum(each.is_real and each.mean > 0 for each in worse) >= 0.9 * len(worse)

@@ -201,15 +201,15 @@ following = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.prove) if name in SIBLINGS else name for name in PRESETS]
 )
 running = pytest.mark.parametrize("name", RUNNING)
-# One of each kind learns a batch every day.
-LEARNERS = {
+# One of each kind every day.
+DAILY = {
     *("retinanet_mobilenet_v2_fpn", "ssd_mobilenet_v2", "ssd_mobilenet_v2_tf", "dssd_r18", "yolov2_tiny"),
     *("faster_rcnn_mobilenet_v2_fpn", "faster_rcnn_r18_c4", "faster_rcnn_inception_resnet_small_tdm", "softmax"),
 }
-learning = pytest.mark.parametrize(
+daily = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.prove) if isinstance(name, str) and name not in LEARNERS else name
+        pytest.param(name, marks=pytest.mark.prove) if isinstance(name, str) and name not in DAILY else name
         for name in RUNNING
     ],
 )
@@ -371,7 +371,7 @@ def test_all_stages_frozen_leave_nothing_of_the_backbone_to_training(name: str) 
             assert module.training != (id(own[0]) in kept)
 
 
-@running
+@daily
 def test_a_fresh_detector_answers_the_prior(name: str) -> None:
     """Section 4.1: every class has probability π at every anchor; exactly so on the mean color, whose input is 0."""
     detector = fresh(name)
@@ -454,7 +454,7 @@ def test_no_detections_are_a_result(name: str) -> None:
     assert actual[0].to_coco(image_id=1) == []
 
 
-@running
+@daily
 @pytest.mark.parametrize(
     "targets",
     [TARGETS, BACKGROUND, CROWDS, (TARGETS[0], Target.empty())],
@@ -506,7 +506,7 @@ def test_ignored_boxes_are_neither_object_nor_background(name: str) -> None:
     assert float(sum(quiet.values())) < sums["objects"], "so do those on a crowd beside objects"
 
 
-@learning
+@daily
 def test_one_batch_is_learned_through_the_training_step(name: str) -> None:
     learner = name + WIDE if name in WIDE_LEARNERS else name
     detector = copy.deepcopy(fresh(learner)).train()
@@ -521,7 +521,7 @@ def test_one_batch_is_learned_through_the_training_step(name: str) -> None:
     assert min(totals[-2:]) < 0.7 * totals[0], totals
 
 
-@running
+@daily
 def test_checkpoints_give_the_same_detector(name: str, tmp_path: Path) -> None:
     detector = fresh(name)
     save_detector(tmp_path / "w.safetensors", detector)

@@ -98,6 +98,7 @@ def test_openvino_states_what_its_model_api_asks_for(exported):
         assert f'<{key} value="{value}"' in text
 
 
+@pytest.mark.prove
 def test_half_precision_takes_half_the_room(exported, small_run, tmp_path, monkeypatch):
     monkeypatch.setitem(export.LIMITS, "fp16", Limits(px=9.0, score=0.1, unmatched=0.5, least_score=0.0))
     half = export.export_detector(small_run, tmp_path / "half.xml", format="openvino", precision="fp16")
@@ -295,6 +296,7 @@ def test_layers_are_counted_from_the_image(exported):
     assert 10 < max(depths.values()) < len(depths)
 
 
+@pytest.mark.prove
 def test_the_benchmark_has_a_row_for_every_format(traced_once, small_run, monkeypatch, capsys):
     monkeypatch.setattr(benchmarks, "VARIANTS", (("onnx", "fp32"), ("openvino", "fp32")))
     assert main(["benchmark", str(small_run), "--rounds", "1"]) == 0

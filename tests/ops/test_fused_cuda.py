@@ -32,6 +32,7 @@ print("right")
 """
 
 
+@pytest.mark.prove
 def test_the_kernel_computes_what_the_processor_does():
     pytest.importorskip("triton")
     command = [sys.executable, "-W", "ignore", "-c", INTERPRETED, json.dumps(SETTINGS)]

@@ -73,6 +73,7 @@ def test_a_run_ends_in_its_minutes_and_its_schedule_with_it(tmp_path, monkeypatc
     assert "1 s a step and " in printed and " epochs\n" in printed
 
 
+@pytest.mark.prove
 def test_a_run_of_minutes_that_is_stopped_keeps_to_what_is_left_and_ends_alike(tmp_path, monkeypatch):
     config = small_run(tmp_path / "straight", epochs=24, minutes=0.35, evaluate_every=2, ema=0.9)
     Clock(monkeypatch)

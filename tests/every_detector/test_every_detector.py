@@ -1,8 +1,9 @@
 """What every detector of the table must do: a new entry is tested by existing.
 
-Every entry is followed by shape at its own size. All settings also really run, on small images: the backbone is then
-replaced by a small one of the same blocks, and entries that become equal by that run once. The variants of the class
-loss run too. `make prove` adds the larger siblings, and repeats it with networks as wide as the smaller entries.
+Every entry is followed by shape at its own size; larger siblings of others in `make prove`. Settings also really run,
+on small images: the backbone is then replaced by a small one of the same blocks, and entries that become equal by that
+run once. One of each kind learns every day, all and the variants of the class loss in `make prove`, which repeats
+it with networks as wide as the smaller entries.
 """
 
 import copy

@@ -21,6 +21,8 @@ from tests.models.torchvision_retinanet import KEPT, coco_images, lively_detecti
 
 EVERYDAY_PX = 160
 EVERYDAY_PROPOSALS = 400  # of 1000: `make prove` compares with all of them
+# Every day the files of both are loaded and compared (`weights/formats/test_faster_rcnn_files.py`).
+pytestmark = pytest.mark.prove
 Pair = tuple[Any, Detector]
 
 

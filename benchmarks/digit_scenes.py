@@ -3,7 +3,8 @@
     python benchmarks/digit_scenes.py OUT --height 100 200 --most 3    # large: one to three digits
     python benchmarks/digit_scenes.py OUT --height 12 30 --most 8      # small: one to eight
 
-270 training and 100 test scenes of 320 × 240 px with at least one digit each, the same on every call.
+270 training and 100 test scenes of 320 × 240 px with at least one digit each, the same on every call; --scene HEIGHT
+WIDTH makes them of another size.
 """
 
 import argparse
@@ -22,9 +23,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--height", type=float, nargs=2, required=True, help="smallest and largest, in pixels")
     parser.add_argument("--most", type=int, required=True, help="digits of a scene")
+    parser.add_argument("--scene", type=int, nargs=2, default=(240, 320), help="height and width, in pixels")
     flags = parser.parse_args()
     # The demo draws scenes of one kind; here are others of the same material.
-    scenes.SCENE_SIZE = dataset.SCENE_SIZE = ImageSize(240, 320)
+    scenes.SCENE_SIZE = dataset.SCENE_SIZE = ImageSize(*flags.scene)
     scenes.DIGIT_HEIGHT_PX, scenes.MAX_DIGITS = tuple(flags.height), flags.most
     dataset.write_demo(flags.out, seed=0, **{f"num_{split}": drawn for split, (drawn, _) in NUM_SCENES.items()})
     for split, (_, kept) in NUM_SCENES.items():

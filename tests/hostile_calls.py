@@ -1,7 +1,7 @@
 """Calls that a hostile name, system or neighbour could break: each prepares a folder and says what to type.
 
-`benchmarks/hostile.py` runs them as programs, with the weights of a small detector; what each must do is in
-`tests/test_hostile_calls.py`.
+`benchmarks/hostile.py` runs them as programs, with the weights of a small detector: each must end in the right result
+or one line. What commands do then is in `tests/test_hostile_calls.py` and `tests/test_outputs.py`.
 """
 
 import json

@@ -109,10 +109,10 @@ def test_evaluation_and_prediction_of_two_ranks_are_those_of_one(both, tmp_path)
 def test_a_run_of_two_goes_on_with_one_and_the_reverse(tmp_path):
     assert ranks.stop_after(tmp_path / "one_then_two", 2)
     said = start_two(tmp_path, "half").stdout
-    assert "resumed with 2 processes where 1 were before" in said
+    assert "resumed with 2 processes, before with 1:" in said
     assert not ranks.stop_after(tmp_path / "two_then_one", 99, resume=True)
     events = (tmp_path / "two_then_one" / "events.jsonl").read_text()
-    assert "resumed with 1 process where 2 were before" in events
+    assert "resumed with 1 process, before with 2:" in events
     assert not ranks.stop_after(tmp_path / "one", 99)
     expected = load_file(tmp_path / "one" / "weights" / "last.safetensors")
     for name in ("two_then_one", "one_then_two"):

@@ -44,6 +44,14 @@ def video(tmp_path_factory):
     return write_video(tmp_path_factory.mktemp("videos") / "moving.mp4", map(frame_image, range(NUM_FRAMES)))
 
 
+def test_a_frame_has_the_limit_of_an_image(video, tmp_path, monkeypatch):
+    monkeypatch.setenv("FOCALDET_MAX_MEGAPIXELS", "0.001")
+    with pytest.raises(
+        DataError, match=r"moving\.mp4.*a frame has 0\.00307 megapixels, allowed are 0\.001"
+    ):
+        predict_video(predictor(), video, tmp_path / "out")
+
+
 def lines_of(result):
     return [json.loads(line) for line in result.lines.read_text().splitlines()]
 

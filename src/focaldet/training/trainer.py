@@ -730,7 +730,7 @@ def _compare_processes(folder: RunFolder, fabric: Any) -> list[str]:
     if before in (None, now):
         return []
     return [
-        f"resumed with {quantity(now, 'process', 'processes')} where {before} were before: the same images in every "
+        f"resumed with {quantity(now, 'process', 'processes')}, before with {before}: the same images in every "
         "update, and weights that differ by rounding; BatchNorm, where it is trained, sees the images of one process"
     ]
 

@@ -101,7 +101,7 @@ class VideoSource(FrameSource):
         if not streams:
             container.close()
             raise DataError("has no stream of images that can be decoded", file=file)
-        self._container, self._stream = container, streams[0]
+        self._container, self._stream, self._file = container, streams[0], file
         self._stream.thread_type = "AUTO"
         self.fps = float(self._stream.average_rate or self._stream.guessed_rate or DEFAULT_FPS)
 
@@ -131,9 +131,9 @@ class VideoSource(FrameSource):
         """Refuse a frame that is larger than an image may be."""
         if pixels > largest_pixels(None):
             raise DataError(
-                f"a frame has {pixels / 1e6:.0f} megapixels, allowed are {largest_pixels(None) / 1e6:.0f}; "
+                f"a frame has {pixels / 1e6:.3g} megapixels, allowed are {largest_pixels(None) / 1e6:.3g}; "
                 f"{MEGAPIXELS_VARIABLE} sets another limit",
-                file=self.name,
+                file=self._file,
             )
 
     def _decode(self) -> Iterator[Any]:

@@ -46,9 +46,7 @@ def video(tmp_path_factory):
 
 def test_a_frame_has_the_limit_of_an_image(video, tmp_path, monkeypatch):
     monkeypatch.setenv("FOCALDET_MAX_MEGAPIXELS", "0.001")
-    with pytest.raises(
-        DataError, match=r"moving\.mp4.*a frame has 0\.00307 megapixels, allowed are 0\.001"
-    ):
+    with pytest.raises(DataError, match=r"moving\.mp4.*a frame has 0\.00307 megapixels, allowed are 0\.001"):
         predict_video(predictor(), video, tmp_path / "out")
 
 

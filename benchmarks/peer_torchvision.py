@@ -29,11 +29,13 @@ from torchvision.models import mobilenet_v2
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 WIDTH = 96
+HALF = [0.5, 0.5, 0.5]
 FORMS = ("plain", "bf16")
 NUMBERS = (
     "ap",
@@ -107,33 +109,37 @@ class FloatHead(RetinaNetHead):
         return {name: value.float() for name, value in super().forward(x).items()}
 
 
-def build(num_classes: int, weights: Path | None, *, size: int = 320, anchor_px: int = 16) -> RetinaNet:
-    """RetinaNet on MobileNetV2, 96 wide, its longer image side `size` pixels (4 : 3 images)."""
+def build_backbone(weights: Path | None) -> BackboneWithFPN:
+    """MobileNetV2 with a pyramid of five maps, 96 wide, strides 8 to 128; BatchNorm frozen."""
     body = mobilenet_v2(norm_layer=FrozenBatchNorm2d)
     if weights is not None:
         body.load_state_dict(load_file(weights))
-    backbone = BackboneWithFPN(
+    return BackboneWithFPN(
         body.features[:18], {"6": "0", "13": "1", "17": "2"}, [32, 96, 320], WIDTH, LastLevelP6P7(WIDTH, WIDTH)
     )
+
+
+def build(num_classes: int, weights: Path | None, *, size: int = 320, anchor_px: int = 16) -> RetinaNet:
+    """RetinaNet on MobileNetV2, 96 wide, its longer image side `size` pixels."""
+    backbone = build_backbone(weights)
     # As `_default_anchorgen` of torchvision's file makes them from 32 px.
     sizes = tuple(tuple(int(side * 2 ** (k / 3)) for k in range(3)) for side in (anchor_px * 2**n for n in range(5)))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     head = FloatHead(WIDTH, anchors.num_anchors_per_location()[0], num_classes)
-    half = [0.5, 0.5, 0.5]
     return RetinaNet(
         backbone,
         num_classes,
-        min_size=size * 3 // 4,
+        min_size=size,
         max_size=size,
-        image_mean=half,
-        image_std=half,
+        image_mean=HALF,
+        image_std=HALF,
         anchor_generator=anchors,
         head=head,
     )
 
 
 def make_optimizer(
-    model: RetinaNet, total_steps: int
+    model: GeneralizedRCNN, total_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
     """AdamW at 1e-3 on one cycle, the backbone at .3 of it."""
     body = list(model.backbone.body.parameters())
@@ -145,7 +151,7 @@ def make_optimizer(
 
 
 def train_step(
-    model: RetinaNet,
+    model: GeneralizedRCNN,
     optimizer: torch.optim.Optimizer,
     images: list[Tensor],
     targets: list[dict[str, Tensor]],

@@ -67,11 +67,11 @@ def _published_line(system: System) -> TableLine:
 
 
 def _best_values(rows: Sequence[ComparedDetector]) -> list[str | None]:
-    """The text of the best number of each column: the highest AP, the shortest time. Equal texts are equally good."""
+    """The text of the best number of each column: the highest AP above 0, the shortest time. Equal texts are level."""
     best: list[str | None] = []
     for field in TABLE_NUMBERS:
         values = [value for row in rows if (value := row.mean(field)) is not None]
-        best.append(percent(max(values)) if values else None)
+        best.append(percent(max(values)) if any(values) else None)
     times = [row.milliseconds for row in rows if row.milliseconds is not None]
     return [*best, f"{min(times):.1f}" if times else None]
 

@@ -197,3 +197,14 @@ def test_the_constructor_takes_the_old_name_of_a_setting_with_a_warning():
 
     with pytest.warns(FutureWarning, match="LossConfig: normaliser is now called normalizer"):
         assert LossConfig(normaliser="image") == LossConfig(normalizer="image")
+
+
+def test_json_is_read_as_json_and_as_yaml_where_it_was_written_by_hand(tmp_path):
+    values = {"learning_rate": 5e-05, "weight_decay": 1e-05, "text": "1e-05", "next line": "\x85"}
+    configs.write_json(tmp_path / "values.json", values)
+    assert configs.read_mapping(tmp_path / "values.json") == values
+    (tmp_path / "hand.json").write_text('{"epochs": 3, # few\n "seed": 1,}')
+    assert configs.read_mapping(tmp_path / "hand.json") == {"epochs": 3, "seed": 1}
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"deep\.json"):
+        configs.read_mapping(tmp_path / "deep.json")

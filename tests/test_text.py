@@ -125,7 +125,7 @@ def test_files_of_others_are_opened_in_one_place(path):
                 "files.py",
                 "runtime.py",
                 "cores.py",
-                "comparison/timing.py",
+                "comparison/machine.py",
                 "training/run_folder.py",
                 "study/hard_page.py",
                 "weights/download.py",

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import errno
 import functools
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -149,7 +150,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, unreadable or not a mapping.
     """
     try:
-        values = parse_yaml(files.read_utf8(path, most=MOST_YAML_BYTES))
+        values = _parse_settings(files.read_utf8(path, most=MOST_YAML_BYTES), is_json=path.suffix == ".json")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -161,6 +162,16 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: must be a mapping of settings, got {type(values).__name__}")
     return values
+
+
+def _parse_settings(text: str, *, is_json: bool) -> Any:
+    """The value of a file's text. YAML takes some JSON for something else: there `1e-05` is a word."""
+    if is_json:
+        try:
+            return json.loads(text)
+        except ValueError:  # written by hand, with a comment or a comma too many, which YAML allows
+            pass
+    return parse_yaml(text)
 
 
 def parse_yaml(text: str) -> Any:

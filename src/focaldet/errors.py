@@ -35,6 +35,10 @@ class ConfigError(FocaldetError):
     """A setting that is unknown, of the wrong type or out of range."""
 
 
+class TakenError(ConfigError):
+    """Another training writes to the run folder; says which one."""
+
+
 class CheckpointError(FocaldetError):
     """A weights file or run folder that is missing, damaged or made for another network."""
 

@@ -1,6 +1,7 @@
 """A comparison from end to end with detectors of a few filters: its numbers, kills, failures, shards, other results."""
 
 import csv
+import errno
 import json
 import re
 import shutil
@@ -10,12 +11,18 @@ import pytest
 
 import focaldet
 from focaldet.cli import main
-from focaldet.comparison import jobs
-from focaldet.comparison.compare import compare, read_record
+from focaldet.comparison import compare_page, jobs
+from focaldet.comparison.added import check_names
+from focaldet.comparison.compare import compare
+from focaldet.comparison.folder import read_record
 from focaldet.comparison.jobs import read_result
-from focaldet.errors import ConfigError
+from focaldet.data.config import DataConfig
+from focaldet.data.splits import open_split
+from focaldet.errors import CheckpointError, ConfigError, DataError
 from focaldet.evaluation.coco import percent
+from focaldet.evaluation.evaluate import read_run_settings, run_data_config
 from focaldet.training import trainer
+from focaldet.training.run_folder import lock_run
 from tests.comparison.tiny_detectors import BROKEN, ONE, TWO, tiny_comparison, tiny_presets, tiny_settings
 
 
@@ -38,8 +45,8 @@ def whole(demo_data, tmp_path_factory):
 def no_page():
     """Neither page nor figure is drawn, which takes longer than the trainings."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("write_compare_page", "write_trade_off"):
-            patch.setattr(f"focaldet.comparison.compare.{name}", lambda *_, **__: None)
+        for name in ("compare.write_compare_page", "numbers.write_trade_off"):
+            patch.setattr(f"focaldet.comparison.{name}", lambda *_, **__: None)
         yield
 
 
@@ -135,7 +142,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(whole):
 def test_again_trains_and_measures_nothing(whole, demo_data, monkeypatch):
     result, _ = whole
     monkeypatch.setattr(jobs, "train", None)
-    monkeypatch.setattr("focaldet.comparison.compare.time_detectors", None)
+    monkeypatch.setattr("focaldet.comparison.timing.time_detectors", None)
     page = result.page.read_bytes()
     config = tiny_comparison(models=(ONE, TWO, BROKEN), seeds=2)
     again = compare(tiny_settings(demo_data, result.out), config)
@@ -209,9 +216,9 @@ def test_earlier_runs_and_results_of_other_programs_stand_in_the_same_table(whol
     config = tiny_comparison(models=(TWO,), add=(run,), results={"peer": peer}, times={"peer": 12.5}, budget_ms=20)
     merged = compare(tiny_settings(demo_data, tmp_path / "out"), config)
     rows = {row.name: row for row in merged.rows}
-    assert set(rows) == {TWO, "earlier_run", "peer"}
-    assert rows["earlier_run"].metrics[0].ap == result.rows[0].metrics[1].ap
-    assert rows["earlier_run"].results[0].images_seen == 12
+    assert set(rows) == {TWO, "earlier run", "peer"}
+    assert rows["earlier run"].metrics[0].ap == result.rows[0].metrics[1].ap
+    assert rows["earlier run"].results[0].images_seen == 12
     assert rows["peer"].milliseconds == 12.5 and rows["peer"].two_stage is None
     pair = next(each for each in merged.differences if {each.first, each.second} == {TWO, "peer"})
     assert (pair.mean, pair.low, pair.high) == (0.0, 0.0, 0.0)
@@ -235,7 +242,7 @@ def test_another_comparison_of_other_settings_is_not_added(whole, demo_data, tmp
     config = tiny_comparison(add=(whole[0].out,))
     with pytest.raises(ConfigError, match=r"add: .* other settings or data: epochs was 1, is 2"):
         compare(tiny_settings(demo_data, tmp_path / "out", epochs=2), config)
-    with pytest.raises(ConfigError, match="neither a run folder nor the folder of a comparison"):
+    with pytest.raises(ConfigError, match="neither a run folder, an exported file nor the folder of a comparison"):
         compare(tiny_settings(demo_data, tmp_path / "other"), tiny_comparison(add=(demo_data,)))
 
 
@@ -269,3 +276,89 @@ def test_the_command_end_to_end(demo_data, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "nothing left to train" in output and f"look at  {tmp_path}/out/index.html" in output
     assert re.search(rf"{ONE} +\d+\.\d", output)
+
+
+def test_a_small_setting_is_the_same_when_it_is_read_again(demo_data, tmp_path, no_page):
+    """YAML takes JSON's 5e-05 for a word."""
+    config, settings = tiny_comparison(models=(ONE,)), tiny_settings(demo_data, tmp_path / "out", learning_rate=5e-5)
+    compare(settings, config)
+    assert compare(settings, config).rows[0].error is None
+
+
+def test_every_seed_leaves_out_the_same_images_and_its_run_says_so(demo_data, tmp_path, no_page):
+    data = DataConfig(path=demo_data / "instances_test.json")
+    config = tiny_comparison(models=(ONE,), seeds=2)
+    result = compare(replace(tiny_settings(demo_data, tmp_path / "out"), data=data), config)
+    marks = []
+    for seed in (0, 1):
+        run = result.out / "runs" / f"{ONE}-seed{seed}"
+        marks.append(json.loads((run / "environment.json").read_text())["data"])
+        settings = read_run_settings(run)
+        opened = open_split(run_data_config(None, settings), "val", seed=settings["seed"])
+        assert opened.fingerprint() == marks[-1]["validation"]
+    assert marks[0] == marks[1]
+
+
+def test_a_training_that_another_process_has_is_left_to_it(demo_data, tmp_path, no_page):
+    settings, lines = tiny_settings(demo_data, tmp_path / "out"), []
+    taken = tmp_path / "out" / "runs" / f"{ONE}-seed0"
+    compare(settings, tiny_comparison(models=(TWO,)))
+    with lock_run(taken):
+        result = compare(settings, tiny_comparison(), log=lines.append)
+    assert result.page is None and "1 training not finished" in lines[-1]
+    assert read_result(tmp_path / "out", f"{ONE}-seed0") is None
+    assert compare(settings, tiny_comparison()).page is not None
+
+
+def test_a_full_disk_ends_the_comparison_and_is_no_fault_of_the_detector(demo_data, tmp_path, monkeypatch, no_page):
+    def fail(*_, **__):
+        raise CheckpointError("no space") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(jobs, "train", fail)
+    with pytest.raises(CheckpointError):
+        compare(tiny_settings(demo_data, tmp_path / "out"), tiny_comparison(models=(ONE,)))
+    assert read_result(tmp_path / "out", f"{ONE}-seed0") is None
+
+
+def test_names_of_rows_are_told_apart(whole, demo_data, tmp_path, no_page):
+    """Two folders of one name, and a run with the name of a detector that is trained."""
+    source = whole[0].out / "runs"
+    first, second, third = tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "c" / ONE
+    for seed, folder in ((0, first), (1, second), (1, third)):
+        shutil.copytree(source / f"{ONE}-seed{seed}", folder)
+    config = tiny_comparison(models=(ONE,), add=(first, second, third))
+    rows = {row.name: row for row in compare(tiny_settings(demo_data, tmp_path / "out"), config).rows}
+    assert set(rows) == {ONE, "a/run", "b/run", f"c/{ONE}"}
+    assert all(len(row.sample.ap) == 1 for row in rows.values())
+    assert rows["a/run"].metrics[0] != rows["b/run"].metrics[0]
+    assert "trained before, for 1 epoch" in rows["a/run"].results[0].note
+    with pytest.raises(ConfigError, match="is named twice"):
+        check_names(tiny_comparison(add=(first, first)))
+    with pytest.raises(ConfigError, match=f"{ONE}' is the name of a detector"):
+        check_names(tiny_comparison(results={ONE: tmp_path / "peer.json"}))
+
+
+def test_a_result_file_that_cannot_be_read_is_said_before_any_training(demo_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "train", None)
+    config = tiny_comparison(results={"peer": tmp_path / "peer.json"})
+    with pytest.raises(DataError, match=r"peer\.json"):
+        compare(tiny_settings(demo_data, tmp_path / "out"), config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_runs_tell_predict_from_which_score_on_boxes_count(whole):
+    result, _ = whole
+    predictor = focaldet.load(result.out / "runs" / f"{TWO}-seed0", device="cpu")
+    assert predictor.thresholds is not None
+    assert predictor.thresholds.overall.score == pytest.approx(result.rows[1].score, abs=1e-6)
+
+
+def test_a_training_beyond_its_budget_is_marked(whole):
+    result, _ = whole
+    assert all(each.wall_seconds > each.seconds > 0 for row in result.rows[:2] for each in row.results)
+    assert "★" in compare_page._wall_cell(70.0, 60.0) and "★" not in compare_page._wall_cell(65.0, 60.0)
+
+
+def test_a_pattern_of_clusters_that_matches_nothing_is_refused(demo_data, tmp_path):
+    with pytest.raises(ConfigError, match=r"cluster: 'film_\(\.\*\)' matches no image"):
+        compare(tiny_settings(demo_data, tmp_path / "out"), tiny_comparison(cluster="film_(.*)"))

@@ -33,7 +33,8 @@ def test_every_detector_is_trained_with_every_seed_and_the_same_settings(tmp_pat
     assert [job.name for job in jobs] == [f"{ONE}-seed5", f"{TWO}-seed5", f"{ONE}-seed6", f"{TWO}-seed6"]
     settings = [focaldet.config.to_dict(job.run) for job in jobs]
     varied = {name for name in settings[0] if len({str(each[name]) for each in settings}) > 1}
-    assert varied == {"model", "seed", "out"}
+    assert varied == {"model", "seed", "out", "data"}
+    assert [job.run.data.split_seed for job in jobs] == [None, None, 5, 5], "all leave out the same images"
     assert all(job.run.evaluate_every is None and job.run.out == tmp_path / "runs" / job.name for job in jobs)
 
 

@@ -1,6 +1,7 @@
 """What a comparison concludes, from numbers written by hand."""
 
 import math
+from dataclasses import replace
 
 from focaldet.comparison.sentences import (
     conclude,
@@ -80,3 +81,17 @@ def test_what_the_numbers_rest_on_is_said():
     )
     assert "Between seeds AP deviates by 1.4 points (all detectors together); b with one seed only" in measured[-1]
     assert conclude([failed], [], SeedSpread(0.01, math.inf), num_images=9)[0].startswith("No detector was trained")
+
+
+def test_nobody_is_recommended_where_nothing_was_detected():
+    lines = conclude([make_row("a", [0.0], 1.0)], [], SeedSpread(0.01, math.inf), num_images=9)
+    assert lines[0].startswith("No detector was right anywhere") and not any("Take" in line for line in lines)
+
+
+def test_unlike_starts_and_clusters_are_said():
+    trained = make_row("a", [0.5], 1.0, model="ssd_r18")
+    trained = replace(trained, results=tuple(replace(each, initial="embedded") for each in trained.results))
+    rows = [trained, make_row("b", [0.4], 2.0, model="yolov2_tiny")]
+    lines = conclude(rows, [], SeedSpread(0.01, math.inf), num_images=9, num_clusters=3)
+    assert any("did not start alike" in line and "a from embedded; b from random weights" in line for line in lines)
+    assert "9 images in 3 clusters" in lines[-1]

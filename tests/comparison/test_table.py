@@ -99,3 +99,12 @@ def test_numbers_for_programs_are_fractions_and_one_column_each():
     assert all(list(number_columns(row)) == list(columns) for row in ROWS)
     assert columns["decode_ms"] is None, "a column for every part, measured or not"
     assert number_columns(ROWS[2])["error"] == "loss is NaN in step 3"
+
+
+def test_special_characters_of_latex_are_words_where_they_have_to_be():
+    assert r"a\textasciitilde{}b\textasciicircum{}c\_d" in latex_table([make_row("a~b^c_d", [0.2])])
+
+
+def test_in_a_column_of_zeros_none_is_the_best():
+    lines = table_lines([make_row("a", [0.0], 10.0), make_row("b", [0.0], 20.0)])
+    assert [line.best for line in lines if line.kind == "detector"] == [frozenset({8}), frozenset()]

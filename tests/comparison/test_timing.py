@@ -1,5 +1,6 @@
 """Times of detectors: who takes turns, what the parts are, what a network costs."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from focaldet.comparison.timing import (
     time_detectors,
     time_image,
 )
+from focaldet.errors import CheckpointError
 from focaldet.prediction import Predictor
 from tests.evaluation.cases import BrightDetector, make_image
 
@@ -83,3 +85,30 @@ def test_a_loaded_machine_is_told_from_a_quiet_one():
 def test_memory_is_that_of_a_process_of_its_own(tiny_run, demo_data):
     image = next((demo_data / "images").glob("test_*.png"))
     assert 100 < measure_peak_memory(tiny_run, image, device="cpu") < 5000
+
+
+def test_a_detector_that_fails_has_its_reason_and_the_others_their_times(image, monkeypatch):
+    def open_run(run, **_):
+        if run.name == "gone":
+            raise CheckpointError("gone: no weights")
+        return Predictor(BrightDetector(), device="cpu", precision="fp32")
+
+    def grow(predictor, images, **_):
+        raise MemoryError("out of memory")
+
+    monkeypatch.setattr(timing, "load", open_run)
+    monkeypatch.setattr(timing, "measure_peak_memory", lambda *_, **__: None)
+    runs, lines = {"gone": Path("gone"), "good": Path("good")}, []
+    report = time_detectors(runs, [image], rounds=1, batch_size=1, log=lines.append)
+    assert set(report.detectors) == {"good"} and report.reasons == {"gone": "gone: no weights"}
+    assert lines[0] == "time: gone is left out: gone: no weights"
+    monkeypatch.setattr(timing, "_time_batches", grow)
+    assert time_detectors(runs, [image], rounds=1, batch_size=1).reasons["good"] == "out of memory"
+
+
+def test_the_memory_of_a_process_that_hangs_is_not_known(monkeypatch):
+    def hang(*_, **__):
+        raise subprocess.TimeoutExpired("python", 1)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert measure_peak_memory(Path("run"), Path("image"), device="cpu") is None

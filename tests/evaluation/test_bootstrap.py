@@ -235,3 +235,9 @@ def test_a_split_without_objects_or_detections():
     splits = torch.tensor([[2.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
     values = resampled_ap(matches, splits).tolist()
     assert math.isnan(values[0]) and values[1] == 0.0
+
+
+def test_one_image_says_nothing_of_others():
+    first, second = (ApSample(name, (ap,), torch.full((100,), ap).double()) for name, ap in (("a", 0.5), ("b", 0.3)))
+    (pair,) = compare_samples([first, second], spread=seed_spread([first, second]), num_units=1)
+    assert not pair.is_real and (pair.low, pair.high, pair.probability) == (-1.0, 1.0, 0.5)

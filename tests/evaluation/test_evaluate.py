@@ -7,6 +7,7 @@ import torch
 import yaml
 from PIL import Image
 
+from focaldet.cli import main
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Classes
 from focaldet.errors import CheckpointError, ConfigError, DataError
@@ -185,6 +186,30 @@ def test_the_files_go_where_out_says_and_sizes_are_those_of_the_options(run, dat
     assert not (run / "eval-val").exists()
     assert metrics.num_images == 10  # a single file is one split, none of it is held out
     assert metrics.ap < 0.999  # at three eighths of its size an image does not give corners to the pixel
+
+
+def test_results_are_evaluated_on_the_split_that_is_named_and_never_lost(run, data, tmp_path, capsys):
+    """`--data` one file and `--data.val` another; the result file lies where an earlier `eval` wrote it."""
+    metrics = evaluate(run, device="cpu")
+    results = run / "eval-val" / "predictions.json"
+    whole = json.loads((data / "instances_val.json").read_text())
+    few = {**whole, "images": whole["images"][:1], "annotations": []}
+    (data / "few.json").write_text(json.dumps(few))
+    parts = DataConfig(path=data / "few.json", val=data / "instances_val.json")
+    assert evaluate_files(results, parts).ap == metrics.ap
+    line = ["eval", "--predictions", str(results), "--data", str(data / "instances_val.json")]
+    assert main([*line, "--out", str(results.parent)]) == 0
+    assert results.is_file() and json.loads((results.parent / "metrics.json").read_text())["ap"] == metrics.ap
+    before = (results.parent / "metrics.json").read_bytes()
+    assert main(["eval", "--predictions", str(tmp_path / "none.json"), *line[3:], "--out", str(results.parent)]) != 0
+    assert (results.parent / "metrics.json").read_bytes() == before, "a mistake costs nothing of what was there"
+    capsys.readouterr()
+
+
+def test_a_limit_that_cannot_be_is_said_before_the_work(run):
+    with pytest.raises(ConfigError, match="max_detections: must be at least 11, got 5"):
+        evaluate(run, max_detections=5, device="cpu")
+    assert not (run / "eval-val").exists()
 
 
 def test_weights_without_a_run_folder_need_data_and_write_nothing(run, data, tmp_path):

@@ -10,11 +10,12 @@ from cyclopts import Group, Parameter
 
 from focaldet.cli import Switch
 from focaldet.cli.flags import Data, RunFlags, flags_of
-from focaldet.cli.output import CLEAN, INTERRUPTED, print_table, say
-from focaldet.cli.settings import run_settings, with_data
-from focaldet.comparison.compare import compare, describe_budget, summary_rows, write_job_files
+from focaldet.cli.output import CLEAN, FAILED, INTERRUPTED, print_table, say
+from focaldet.cli.settings import read_settings, run_settings
+from focaldet.comparison.compare import compare, describe_budget, write_job_files
 from focaldet.comparison.config import DEFAULT_MINUTES, CompareConfig
 from focaldet.comparison.jobs import read_result
+from focaldet.comparison.numbers import summary_rows
 from focaldet.comparison.plan import Job, estimate_minutes, plan_jobs, shard_jobs
 from focaldet.comparison.systems import TABLES
 from focaldet.errors import ConfigError
@@ -68,13 +69,14 @@ def compare_command(
             say(f"torchrun --nproc-per-node 2 -m focaldet train --config {path}")
         say("then the same command without --write-jobs evaluates them and makes the page")
         return CLEAN
-    result = compare(settings, comparison, log=print)
+    result = compare(settings, comparison, log=say)
     if result.interrupted:
         return INTERRUPTED
     if result.page is not None:
         say()
         print_table(summary_rows(result), left={0})
         say("", *result.sentences, f"look at  {result.page}")
+        return CLEAN if any(row.error is None for row in result.rows) else FAILED
     return CLEAN
 
 
@@ -98,7 +100,7 @@ def _compare_settings(
     Raises:
         ConfigError: two budgets, or a flag of one training alone.
     """
-    typed = dict(run or {})
+    typed, stated = dict(run or {}), read_settings(file)
     for name, instead in {"model": "--models", "resume": "the same command, which continues"}.items():
         if name in typed:
             raise ConfigError(f"compare: --{name} is for one training; use {instead}")
@@ -107,10 +109,10 @@ def _compare_settings(
         raise ConfigError(f"compare: give one of {' and '.join(f'--{name}' for name in given)}")
     if budget is not None:
         typed["minutes"] = read_budget(budget)
-    elif not given and file is None:
+    elif not given and not {"epochs", "minutes", "phases"} & {*stated}:
         typed["minutes"] = DEFAULT_MINUTES
     settings, _ = run_settings(typed, file=file, data=data)
-    return replace(settings, out=COMPARE_OUT) if "out" not in with_data(run, data) and file is None else settings
+    return settings if "out" in {*typed, *stated} else replace(settings, out=COMPARE_OUT)
 
 
 def _print_plan(settings: RunConfig, jobs: Sequence[Job]) -> None:

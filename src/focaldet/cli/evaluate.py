@@ -51,10 +51,10 @@ def evaluate_command(
         for name in options or {}:
             text = "is for a detector; it changes nothing in a file of --predictions"
             raise ConfigError(f"eval: --{flag_name(name)} {text}")
-        folder = None if out is None else make_folder(out)
-        earlier = None if folder is None else begin_call(folder, "eval", ["metrics.json"])
+        folder, earlier = None if out is None else make_folder(out), None
         metrics = evaluate_files(predictions, data_config(data, parts), split=split, max_detections=max_detections)
         if folder is not None:
+            earlier = begin_call(folder, "eval", ["metrics.json"], keep={predictions.resolve()})
             write_json(folder / "metrics.json", metrics.to_dict())
         notes = () if earlier is None else (f"{earlier} in {folder}",)
         _print_result(metrics, notes=notes, page=None if folder is None else folder / "metrics.json", json=json)

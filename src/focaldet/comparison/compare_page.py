@@ -19,10 +19,12 @@ from focaldet.evaluation.bootstrap import ApDifference
 from focaldet.evaluation.coco import percent
 from focaldet.evaluation.error_kinds import DETECTED, OUTCOME_KINDS
 from focaldet.report import page
-from focaldet.report.image_pairs import target_as_detections
+from focaldet.report.image_pairs import even_indices, target_as_detections
 from focaldet.types import Detections
 
 NUM_SCENES = 6
+MOST_CLASSES = 40
+LARGEST_EXCESS = 1.1  # of a budget, before a training is marked
 SCENE_PX = 300  # long side of an image on the page: sixty of them stay below two megabytes
 SIZE_TEXTS = {"ap_small": "small, below 32² px", "ap_medium": "medium, to 96² px", "ap_large": "large, above 96² px"}
 
@@ -36,6 +38,7 @@ def write_compare_page(
     timing: TimingReport | None,
     source: ImageSource,
     budget: str,
+    budget_seconds: float | None = None,
     notes: Sequence[str] = (),
 ) -> None:
     """Write the page of a comparison.
@@ -48,6 +51,7 @@ def write_compare_page(
         timing: times and machine; None where nothing was timed.
         source: the images that were evaluated.
         budget: what every training was given, in words.
+        budget_seconds: the same in seconds; None for a number of epochs.
         notes: what a reader must know.
     """
     marks, dataset = mark_rows(rows), source.dataset
@@ -66,10 +70,10 @@ def write_compare_page(
         page.section("Accuracy and time", figure, _figure_note() if figure else ""),
         page.section("Differences of AP", _ap_difference_table(shown, differences, marks)),
         page.section("AP by size of the objects", _object_size_table(shown, marks)),
-        page.section("AP by class", _class_ap_table(shown, marks)),
+        page.section("AP by class", *_class_ap_tables(shown, marks, dataset.classes.names)),
         page.section("Kinds of errors", _kind_table(shown, marks), _cost_table(shown, marks)),
         page.section("Time of an image", *_time_tables(shown, marks, timing)),
-        page.section("Trainings", _training_table(rows, marks)),
+        page.section("Trainings", *_training_table(rows, marks, budget_seconds)),
         page.section("The same images", *scene_figures(source, shown, marks)),
         style=files("focaldet.comparison").joinpath("compare.css").read_text(encoding="utf-8"),
     )
@@ -149,16 +153,33 @@ def _object_size_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str
     return _bar_table([_name_cell(row, marks) for row in rows], list(SIZE_TEXTS.values()), values)
 
 
-def _class_ap_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> str:
-    """AP of each class for each detector, the mean over its seeds."""
-    names = [each.name for each in rows[0].metrics[0].per_class] if rows else []
-    if len(names) < 2:
-        return ""
-    values = []
-    for row in rows:
-        per_seed = [{each.name: each.ap for each in metrics.per_class} for metrics in row.metrics]
-        values.append([_mean([seed.get(name) for seed in per_seed]) for name in names])
-    return _bar_table([_name_cell(row, marks) for row in rows], [escape(name) for name in names], values)
+def _class_ap_tables(rows: Sequence[ComparedDetector], marks: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """AP of each class (a row) for each detector, the mean over its seeds; of many classes those that differ most."""
+    if len(names) < 2 or not rows:
+        return []
+    values: dict[str, list[float | None]] = {}
+    per_row = [[{each.name: each.ap for each in metrics.per_class} for metrics in row.metrics] for row in rows]
+    for name in names:
+        values[name] = [_mean([seed.get(name) for seed in seeds]) for seeds in per_row]
+    shown = list(names)
+    if len(names) > MOST_CLASSES:
+        widest = sorted(names, key=lambda name: -_spread(values[name]))[:MOST_CLASSES]
+        shown = [name for name in names if name in set(widest)]
+    lines = []
+    for name in shown:
+        best = max((value for value in values[name] if value is not None), default=None)
+        lines.append([escape(name), *(_bar(value, is_best=value == best and bool(best)) for value in values[name])])
+    left = len(names) - len(shown)
+    rest = quantity(left, "class", "classes")
+    text = f"<p>The {len(shown)} classes in which the detectors differ most; {rest} more.</p>"
+    heads = [f'{marks[row.name]} <span class="published">{escape(row.name)}</span>' for row in rows]
+    return [*([text] if left else []), page.table(["", *heads], lines)]
+
+
+def _spread(values: Sequence[float | None]) -> float:
+    """The largest minus the smallest."""
+    known = [value for value in values if value is not None]
+    return max(known) - min(known) if known else 0.0
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -180,8 +201,8 @@ def _kind_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> s
         lines.append([_name_cell(row, marks), f"{row.score:.2f}", *cells])
     heads = ["", "score", *("detected" if kind == DETECTED else kind for kind in objects)]
     text = (
-        "<p>For every 100 objects, at the score of the highest F1 of each detector (IoU .5): what became of the "
-        "objects, then the false positives, each with its kind after TIDE.</p>"
+        "<p>For every 100 objects, at the score of the highest F1 of each detector (IoU .5), of its first "
+        "seed: what became of the objects, then the false positives, each with its kind after TIDE.</p>"
     )
     return text + page.table([*heads, *(f"false: {kind}" for kind in extras)], lines)
 
@@ -226,7 +247,9 @@ def _time_tables(rows: Sequence[ComparedDetector], marks: Mapping[str, str], tim
             ]
         )
     heads = ["", "ms", "p10 to p90", "n", *IMAGE_PARTS, "images/s", "input px", "M parameters", "GFLOP", "memory MB"]
-    return [page.table(heads, lines), _machine_note(timing)]
+    reasons = {} if timing is None else timing.reasons
+    texts = [f'<p class="note">{escape(name)} has no times: {escape(reason)}</p>' for name, reason in reasons.items()]
+    return [page.table(heads, lines), *texts, _machine_note(timing)]
 
 
 def _machine_note(timing: TimingReport | None) -> str:
@@ -247,13 +270,15 @@ def _machine_note(timing: TimingReport | None) -> str:
     )
 
 
-def _training_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> str:
+def _training_table(
+    rows: Sequence[ComparedDetector], marks: Mapping[str, str], budget_seconds: float | None
+) -> list[str]:
     """What each training was given: seeds, images, time, operations, where it started from."""
     lines = []
     for row in rows:
+        gflop = None if row.timing is None else row.timing.gflop
         for result in row.results:
-            pflop = f"{row.training_pflop:.2g}" if row.training_pflop is not None else "-"
-            state = "done" if result.error is None else f'<span class="reason">{escape(result.error)}</span>'
+            has_pflop = gflop is not None and result.images_seen and result.error is None
             lines.append(
                 [
                     _name_cell(row, marks),
@@ -262,23 +287,34 @@ def _training_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) 
                     f"{result.images_seen:,}",
                     f"{result.epochs:.1f}" if result.num_images else "-",
                     f"{result.seconds:.0f}",
-                    pflop,
-                    state,
+                    _wall_cell(result.wall_seconds, None if result.note else budget_seconds),
+                    f"{3 * (gflop or 0.0) * result.images_seen / 1e6:.2g}" if has_pflop else "-",
+                    "done" if result.error is None else f'<span class="reason">{escape(result.error)}</span>',
                 ]
             )
-    heads = ["", "seed", "starts from", "images seen", "epochs", "seconds", "10¹⁵ operations", ""]
-    return page.table(heads, lines, text_columns=[2, 7]) if lines else ""
+    heads = ["", "seed", "starts from", "images seen", "epochs", "s of steps", "s in all", "10¹⁵ operations", ""]
+    text = (
+        '<p class="chance">"In all" has the set-up and, for a short training, the measuring of BatchNorm at its end; '
+        "★ marks a training that took over a tenth more than its budget.</p>"
+    )
+    return [page.table(heads, lines, text_columns=[2, 8]), text] if lines else []
+
+
+def _wall_cell(seconds: float, budget: float | None) -> str:
+    """The time of a whole training, marked where it is well above the budget."""
+    if not seconds:
+        return "-"
+    return f"★ {seconds:.0f}" if budget is not None and seconds > LARGEST_EXCESS * budget else f"{seconds:.0f}"
 
 
 def scene_figures(source: ImageSource, rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> list[str]:
     """Six images at even distances through the split, each with its objects and every detector's boxes."""
     dataset = source.dataset
-    count = min(NUM_SCENES, len(dataset)) if rows else 0
-    indices = [number * len(dataset) // count for number in range(count)]
+    indices = even_indices(len(dataset), NUM_SCENES) if rows else []
     parts = [
         "<p>At even distances in the split; they were not selected. Every detector's boxes are those with the score of "
-        "its highest F1 or more.</p>"
-    ] * (count > 0)
+        "its highest F1 or more, of its first seed.</p>"
+    ] * bool(indices)
     for index in indices:
         try:
             image, target = source.load(index, epoch=0)
@@ -288,9 +324,11 @@ def scene_figures(source: ImageSource, rows: Sequence[ComparedDetector], marks: 
         full = draw.to_image(image)
         scale = min(1.0, SCENE_PX / max(full.size))
         small = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))))
-        x, y, name = small.width / full.width, small.height / full.height, dataset.path(index).name
+        name, (height, width) = dataset.path(index).name, dataset.sizes[index].tolist()
         truth = target_as_detections(target, dataset.classes.names)
-        drawings = [("the annotations", draw.boxes(small, truth.scale(x, y), show_scores=False))]
+        truth = truth.scale(small.width / full.width, small.height / full.height)
+        drawings = [("the annotations", draw.boxes(small, truth, show_scores=False))]
+        x, y = small.width / width, small.height / height  # a very large image is read reduced
         for row in rows:
             above: Detections = row.detections[index].above(row.score)
             text = f"{marks[row.name]} {row.name}"

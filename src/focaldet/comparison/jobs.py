@@ -5,26 +5,29 @@ without it a job is not finished.
 """
 
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from focaldet import config as configs
 from focaldet.comparison.plan import RUNS, Job
-from focaldet.data.dataset import ImageSource
-from focaldet.errors import CheckpointError, ConfigError, DataError, FocaldetError
+from focaldet.data.dataset import Classes, ImageSource
+from focaldet.errors import CheckpointError, DataError, FocaldetError, TakenError
 from focaldet.evaluation.coco import Metrics, evaluate_detections
 from focaldet.evaluation.evaluate import detect_all, match_classes, relabel_detections
 from focaldet.evaluation.inference import InferenceOptions, apply_options
 from focaldet.evaluation.results import write_results
 from focaldet.files import read_utf8, write_json
 from focaldet.runtime import pick_device
-from focaldet.training.config import RunConfig
 from focaldet.training.run_folder import RunFolder
 from focaldet.training.state import initial_weights
 from focaldet.training.trainer import train
 from focaldet.weights import load_detector
+from focaldet.weights.checkpoint import save_detector
+from focaldet.weights.sources import find_weights
+from focaldet.weights.thresholds import THRESHOLDS_KEY
 
 RESULTS, EVALUATIONS = "results", "evaluations"
 METRICS, PREDICTIONS = "metrics.json", "predictions.json"
@@ -42,9 +45,12 @@ class JobResult:
         run: the run folder.
         initial: the weights that it started from; None for random ones.
         images_seen: images that it was trained on, repetitions counted.
-        num_images: images of an epoch.
+        num_images: images of an epoch; 0 where that is not known.
         seconds: of its training steps, loading included.
         error: why there is no detector; None where there is one.
+        wall_seconds: of the whole training, set-up included, breaks not; 0 where that is not known.
+        device: that it was trained on, and with how many `threads`; empty where that is not known.
+        note: what a reader must know of a run that was added.
     """
 
     name: str
@@ -57,6 +63,10 @@ class JobResult:
     num_images: int
     seconds: float
     error: str | None = None
+    wall_seconds: float = 0.0
+    device: str = ""
+    threads: int = 0
+    note: str = ""
 
     @property
     def epochs(self) -> float:
@@ -67,13 +77,17 @@ class JobResult:
 def read_result(out: Path, name: str) -> JobResult | None:
     """The result of a finished job; None where it is not finished.
 
+    The folder of its run is looked for below `out`, wherever that was when it was written.
+
     Raises:
         ConfigError: the file is damaged.
     """
     path = out / RESULTS / f"{name}.json"
     if not path.exists():
         return None
-    return configs.from_dict(JobResult, configs.read_mapping(path), source=str(path))
+    result = configs.from_dict(JobResult, configs.read_mapping(path), source=str(path))
+    own = out / RUNS / name
+    return replace(result, run=own) if own.is_dir() else result
 
 
 def run_job(
@@ -86,7 +100,8 @@ def run_job(
 ) -> JobResult | None:
     """Train, evaluate and write down one job; None where it was asked to stop, and is saved.
 
-    A detector that cannot be trained or evaluated has a result with the reason.
+    A detector that cannot be trained or evaluated has a result with the reason. The weights get the scores with the
+    largest F1 on the evaluated images.
 
     Args:
         job: the training.
@@ -94,21 +109,30 @@ def run_job(
         sources: the images to train on, and those that a training calls its validation images.
         evaluated: the images to evaluate on.
         options: how the trained detector is run.
+
+    Raises:
+        DataError: images that cannot be read; all others would meet it too.
+        TakenError: another process trains it.
+        CheckpointError: the disk is full.
     """
     run = job.run
     num_images = len(sources[0].dataset)
     result = JobResult(job.name, run.model, run.model, run.seed, run.out, None, 0, num_images, 0.0)
+    result = replace(result, device=str(pick_device(run.device)), threads=torch.get_num_threads())
     try:
         result = replace(result, initial=initial_weights(run))
         trained = train(replace(run, resume=RunFolder(run.out).config.exists()), sources=sources)
         if trained.interrupted:
             return None
         seen = count_steps(run.out) * run.batch_size
-        result = replace(result, images_seen=seen, seconds=trained.seconds_training)
-        evaluate_run(run.out, evaluated, out / EVALUATIONS / job.name, options=options)
-    except DataError:
-        raise  # all others would meet it too
+        result = replace(result, images_seen=seen, seconds=trained.seconds_training, wall_seconds=trained.seconds)
+        metrics = evaluate_run(run.out, evaluated, out / EVALUATIONS / job.name, options=options)
+        _store_thresholds(run.out, metrics)
+    except (DataError, TakenError):
+        raise
     except Exception as error:  # one detector of many: the others go on
+        if is_disk_full(error):
+            raise
         kind = "" if isinstance(error, FocaldetError) else f"{type(error).__name__}: "
         result = replace(result, error=" ".join(f"{kind}{error}".split()) or type(error).__name__)
     write_result(out, result)
@@ -121,18 +145,51 @@ def write_result(out: Path, result: JobResult) -> None:
     write_json(out / RESULTS / f"{result.name}.json", configs.to_dict(result))
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether it, or what it comes from, says that there is no space left."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in configs.NO_SPACE:
+            return True
+        error = error.__cause__
+    return False
+
+
+def _store_thresholds(run: Path, metrics: Metrics) -> None:
+    """Write the weights of a run again, with the scores from which on its detections are best taken."""
+    trained, thresholds = load_detector(run), metrics.score_thresholds
+    metadata = trained.metadata
+    if thresholds is None or metadata is None:
+        return
+    save_detector(
+        find_weights(run).path,
+        trained.detector,
+        classes=Classes(trained.detector.class_names, trained.category_ids),
+        license=metadata.license,
+        extra={**metadata.extra, THRESHOLDS_KEY: thresholds.to_text()},
+    )
+
+
 def count_steps(run: Path) -> int:
     """The updates of a run that has ended, from its `events.jsonl`.
 
     Raises:
         CheckpointError: the run has not ended.
     """
+    return int(read_ending(run)["step"])
+
+
+def read_ending(run: Path) -> dict[str, Any]:
+    """The record with which the log of a run that has ended closes.
+
+    Raises:
+        CheckpointError: the run has not ended.
+    """
     path = RunFolder(run).events
     lines = read_utf8(path).splitlines() if path.is_file() else []
-    steps = [record["step"] for record in map(_read_event, lines) if record.get("event") == "finished"]
-    if not steps:
+    endings = [record for record in map(_read_event, lines) if record.get("event") == "finished" and "step" in record]
+    if not endings:
         raise CheckpointError(f"{run}: this training has not ended; continue it with focaldet train --resume")
-    return int(steps[-1])
+    return endings[-1]
 
 
 def _read_event(line: str) -> dict[str, Any]:
@@ -172,61 +229,3 @@ def read_metrics(folder: Path) -> Metrics:
     """The metrics that `evaluate_run` wrote."""
     values = configs.read_mapping(folder / METRICS)
     return Metrics.from_dict({name: value for name, value in values.items() if name != "split"})
-
-
-def add_results(
-    path: Path, out: Path, evaluated: ImageSource, *, options: InferenceOptions, is_comparison: bool
-) -> list[JobResult]:
-    """The result of a run that was trained before, or of all finished jobs of another comparison.
-
-    Those of a comparison become jobs of this one: they are not trained again.
-
-    Args:
-        path: the run folder, or the folder of the comparison.
-        out: the folder of this comparison.
-        evaluated: the images to evaluate on.
-        options: how the detectors are run.
-        is_comparison: which of the two it is.
-
-    Raises:
-        ConfigError: it is not a run folder.
-        CheckpointError: the run has not ended, or has no weights.
-    """
-    if not is_comparison:
-        return [_add_run(path, out, evaluated=evaluated, options=options)]
-    results = []
-    for file in sorted((path / RESULTS).glob("*.json")):
-        result = read_result(out, file.stem) or read_result(path, file.stem)
-        if result is None:
-            continue
-        if not (out / RESULTS / file.name).exists():
-            result = replace(result, run=path / RUNS / result.run.name)
-            if result.error is None:
-                evaluate_run(result.run, evaluated, out / EVALUATIONS / result.name, options=options)
-            write_result(out, result)
-        results.append(result)
-    return results
-
-
-def _add_run(path: Path, out: Path, *, evaluated: ImageSource, options: InferenceOptions) -> JobResult:
-    """A run that was trained before, evaluated on the images of this comparison."""
-    folder = RunFolder(path)
-    if not folder.config.is_file():
-        raise ConfigError(f"add: {path} is neither a run folder nor the folder of a comparison")
-    name = re.sub(r"[^\w.-]", "_", path.resolve().name)
-    run = configs.from_dict(RunConfig, configs.read_mapping(folder.config), source=str(folder.config))
-    seen, seconds = count_steps(path) * run.batch_size, _seconds_of(folder)
-    num_images = round(seen / max(1, run.epochs)) if run.minutes is None else 0
-    result = JobResult(
-        f"added-{name}", name, run.model, run.seed, path, initial_weights(run), seen, num_images, seconds
-    )
-    if not (out / EVALUATIONS / result.name / METRICS).exists():
-        evaluate_run(path, evaluated, out / EVALUATIONS / result.name, options=options)
-    return result
-
-
-def _seconds_of(folder: RunFolder) -> float:
-    """The training time of a run that has ended, from its log."""
-    lines = read_utf8(folder.events).splitlines()
-    spent = [record.get("seconds_training", 0.0) for record in map(_read_event, lines) if "seconds_training" in record]
-    return float(spent[-1]) if spent else 0.0

@@ -56,8 +56,10 @@ def plan_jobs(run: RunConfig, config: CompareConfig) -> list[Job]:
     jobs = []
     for seed, model in itertools.product(range(run.seed, run.seed + config.seeds), config.models):
         name = f"{model}-seed{seed}"
+        held_out_seed = run.data.split_seed if seed == run.seed or run.data.split_seed is not None else run.seed
         settings = replace(
             run,
+            data=replace(run.data, split_seed=held_out_seed),  # every seed leaves out the same images
             model=model,
             seed=seed,
             out=run.out / RUNS / name,

@@ -14,6 +14,7 @@ from focaldet.comparison.jobs import EVALUATIONS, PREDICTIONS, JobResult, read_m
 from focaldet.comparison.systems import SYSTEMS, System, system_of
 from focaldet.comparison.timing import DetectorTiming
 from focaldet.data.dataset import Dataset
+from focaldet.errors import ConfigError
 from focaldet.evaluation.bootstrap import (
     ApDifference,
     ApSample,
@@ -30,7 +31,8 @@ from focaldet.evaluation.error_kinds import OUTCOME_KINDS, classify_outcomes
 from focaldet.evaluation.evaluator import ground_truth_of, open_evaluator
 from focaldet.evaluation.results import read_results
 from focaldet.evaluation.score_curves import measure_curves
-from focaldet.models import PRESETS, FasterRCNNConfig
+from focaldet.models import PRESETS, FasterRCNNConfig, named_config
+from focaldet.models.base import DetectorConfig
 from focaldet.prediction import DEFAULT_SCORE
 from focaldet.report.run_report import detections_per_image
 from focaldet.types import Detections
@@ -125,14 +127,20 @@ def cluster_keys(dataset: Dataset, pattern: str | None) -> list[str] | None:
     """The cluster of each image: the first group of `pattern` in its path, or all that it matches.
 
     An image without a match is a cluster of its own. None without a pattern.
+
+    Raises:
+        ConfigError: no path matches.
     """
     if pattern is None:
         return None
-    keys = []
+    keys, num_matches = [], 0
     for index in range(len(dataset)):
         path = str(dataset.path(index))
         match = re.search(pattern, path)
+        num_matches += match is not None
         keys.append(path if match is None else f"cluster {match.group(1) if match.re.groups else match.group()}")
+    if not num_matches:
+        raise ConfigError(f"cluster: {pattern!r} matches no image, such as {dataset.path(0) if len(dataset) else '-'}")
     return keys
 
 
@@ -144,15 +152,18 @@ def collect_rows(
     dataset: Dataset,
     splits: Float64[Tensor, "S N"],
     timings: Mapping[str, DetectorTiming],
+    architecture: Mapping[str, Any],
 ) -> list[ComparedDetector]:
-    """The rows of all trainings and of the result files of other programs, in the order of the paper's table."""
+    """The rows of all trainings and of the result files of other programs, in the order of the paper's table.
+
+    `architecture` are the settings that were laid over those of every detector that was trained here.
+    """
     grouped: dict[str, list[JobResult]] = {}
     for result in results:
         grouped.setdefault(result.detector, []).append(result)
     rows = []
     for name, members in grouped.items():
-        preset = PRESETS.get(members[0].model)
-        config = None if preset is None else preset.config
+        config = _network_config(members[0], architecture)
         finished = [member for member in members if member.error is None]
         folders = [out / EVALUATIONS / member.name for member in finished]
         rows.append(
@@ -171,6 +182,16 @@ def collect_rows(
         accuracy = _accuracy(name, [path], dataset, splits)
         rows.append(ComparedDetector(name, None, None, None, metrics=(metrics,), timing=timings.get(name), **accuracy))
     return sorted(rows, key=_order)
+
+
+def _network_config(result: JobResult, architecture: Mapping[str, Any]) -> DetectorConfig | None:
+    """The settings of the network of a training, as far as they are known."""
+    if result.model not in PRESETS:
+        return None
+    try:
+        return named_config(result.model, architecture={} if result.note else architecture)
+    except ConfigError:  # a detector that could not be built
+        return PRESETS[result.model].config
 
 
 def _order(row: ComparedDetector) -> tuple[bool, bool, int]:

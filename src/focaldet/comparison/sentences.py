@@ -21,6 +21,7 @@ def conclude(
     spread: SeedSpread,
     *,
     num_images: int,
+    num_clusters: int | None = None,
     budget_ms: float | None = None,
 ) -> tuple[str, ...]:
     """Which differences are real, what to take, and what the numbers rest on."""
@@ -28,11 +29,20 @@ def conclude(
     if not compared:
         return ("No detector was trained and evaluated: there is nothing to compare.",)
     best = compared[0]
-    lines = [f"Highest AP: {best.name}, {percent(best.mean('ap'))}."]
-    if len(compared) > 1:
+    if not best.mean("ap"):
+        lines = [
+            "No detector was right anywhere: AP is 0 throughout. The budget is too short, or the data are not fit."
+        ]
+    else:
+        lines = [f"Highest AP: {best.name}, {percent(best.mean('ap'))}."]
+    if len(compared) > 1 and best.mean("ap"):
         lines += describe_differences(differences)
         lines += recommend(compared, differences, budget_ms=budget_ms)
-    lines.append(_describe_basis(compared, spread, num_images=num_images))
+    lines += _describe_starts(rows)
+    images = quantity(num_images, "image")
+    if num_clusters is not None:
+        images += f" in {quantity(num_clusters, 'cluster')}"
+    lines.append(_describe_basis(compared, spread, images=images))
     lines += [f"{row.name} has no numbers: {row.error}" for row in rows if row.error is not None]
     return tuple(lines)
 
@@ -124,7 +134,19 @@ def pareto_front(rows: Iterable[ComparedDetector]) -> list[ComparedDetector]:
     return front
 
 
-def _describe_basis(rows: Sequence[ComparedDetector], spread: SeedSpread, *, num_images: int) -> str:
+def _describe_starts(rows: Sequence[ComparedDetector]) -> list[str]:
+    """Which detectors started from trained weights, where not all did."""
+    starts: dict[str | None, list[str]] = {}
+    for row in rows:
+        for initial in dict.fromkeys(result.initial for result in row.results if result.error is None):
+            starts.setdefault(initial, []).append(row.name)
+    if len(starts) < 2:
+        return []
+    parts = [f"{', '.join(names)} from {initial or 'random weights'}" for initial, names in starts.items()]
+    return [f"They did not start alike, which matters most where training is short: {'; '.join(parts)}."]
+
+
+def _describe_basis(rows: Sequence[ComparedDetector], spread: SeedSpread, *, images: str) -> str:
     """What the intervals rest on: images, seeds, and what was assumed."""
     deviation = f"{100 * spread.deviation:.1f} points"
     if spread.is_assumed:
@@ -136,4 +158,4 @@ def _describe_basis(rows: Sequence[ComparedDetector], spread: SeedSpread, *, num
         single = [row.name for row in rows if row.sample is not None and len(row.sample.ap) == 1]
         alone = f"; {', '.join(single)} with one seed only" if single else ""
         seeds = f"Between seeds AP deviates by {deviation} (all detectors together){alone}"
-    return f"{seeds}. The intervals are of {quantity(num_images, 'image')}, resampled alike for all detectors."
+    return f"{seeds}. The intervals are of {images}, resampled alike for all detectors."

@@ -1,5 +1,6 @@
 """The results table in the form of the paper's table 2: as lines, HTML, Markdown, CSV and LaTeX."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
@@ -17,6 +18,7 @@ HEADS = ("", "backbone", *TABLE_NUMBERS.values(), "ms")
 SECTIONS = {True: "Two-stage methods", False: "One-stage methods", None: "Other results"}
 PUBLISHED = "published, COCO test-dev"
 LATEX_SPECIAL = re.compile(r"[&%$#_{}~^\\]")
+LATEX_WORDS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ def _latex_row(cells: Sequence[str]) -> str:
 
 
 def _escape_latex(text: str) -> str:
-    escaped = LATEX_SPECIAL.sub(lambda match: {"\\": r"\textbackslash{}"}.get(match[0], rf"\{match[0]}"), text)
+    escaped = LATEX_SPECIAL.sub(lambda match: LATEX_WORDS.get(match[0], rf"\{match[0]}"), text)
     return escaped.replace("±", r"$\pm$").replace("−", "$-$")
 
 
@@ -160,8 +162,8 @@ def number_columns(row: ComparedDetector) -> dict[str, Any]:
         "seeds": len(row.metrics),
         **{field: row.mean(field) for field in TABLE_NUMBERS},
         "ap_deviation": None if sample is None else sample.deviation,
-        "ap_low": low,
-        "ap_high": high,
+        "ap_low": finite_or_none(low),
+        "ap_high": finite_or_none(high),
         "ms": row.milliseconds,
         "ms_p10": None if timing is None else timing.total.p10,
         "ms_p90": None if timing is None else timing.total.p90,
@@ -175,7 +177,13 @@ def number_columns(row: ComparedDetector) -> dict[str, Any]:
         "images_seen": row.images_seen,
         "epochs": sum(result.epochs for result in finished) / len(finished) if finished else None,
         "training_seconds": sum(result.seconds for result in finished) / len(finished) if finished else None,
+        "wall_seconds": sum(result.wall_seconds for result in finished) / len(finished) if finished else None,
         "training_pflop": row.training_pflop,
         "score": row.score,
         "error": row.error,
     }
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The number; None for one that JSON does not have."""
+    return value if value is not None and math.isfinite(value) else None

@@ -4,14 +4,11 @@ All detectors take turns on the same images, round after round, so that what els
 Nothing is left out but the first round, which warms up.
 """
 
-import importlib.metadata
-import os
-import platform
-import subprocess
-import sys
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,25 +16,21 @@ import numpy
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from focaldet import config as configs
+from focaldet.comparison.machine import describe_machine, measure_peak_memory, read_load
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.images import read_reduced
 from focaldet.data.loading.collate import pad_images
+from focaldet.errors import FocaldetError
 from focaldet.evaluation.inference import to_original
+from focaldet.files import write_json
 from focaldet.prediction import Predictor, load
-from focaldet.runtime import autocast
+from focaldet.runtime import Precision, autocast
 from focaldet.types import ImageSize
 
+TIMING_RECORD = "timing.json"
+THROUGHPUT_BATCHES = 3  # at least, so that images are read while the network works
 IMAGE_PARTS = ("decode", "resize", "forward", "postprocess")
-PEAK_MEMORY = """
-import resource, sys, torch
-torch.set_num_threads(int(sys.argv[3]))
-import focaldet
-predictor = focaldet.load(sys.argv[1], batch_size=1, device=sys.argv[4])
-for _ in range(2):
-    predictor(sys.argv[2])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(torch.cuda.max_memory_allocated() if predictor.device.type == "cuda" else peak)
-"""
 
 
 class Spread(NamedTuple):
@@ -59,8 +52,8 @@ class DetectorTiming:
         throughput: images per second in batches, reading included.
         parameters: numbers that are trained or fixed, BatchNorm's statistics not counted.
         gflop: billions of floating-point operations of the network for an image, a multiplication and an addition
-            counted as two; operations outside convolutions and matrix products do not count. None for results of other
-            programs, and so are the others below.
+            counted as two; operations outside convolutions and matrix products do not count. None for exported files
+            and for results of other programs.
         memory_mb: largest memory of a process that runs the detector on one image; on a GPU what torch has taken there.
         input: height and width in pixels that the network sees of the first image.
     """
@@ -78,7 +71,8 @@ class DetectorTiming:
 class TimingReport:
     """The timings by detector, and the machine that they were taken on.
 
-    `load_before` and `load_after` are the mean numbers of running processes of the last minute, this one included.
+    `load_before` and `load_after` are the mean numbers of running processes of the last minute, this one included;
+    `reasons` say why a detector has no times.
     """
 
     detectors: dict[str, DetectorTiming]
@@ -89,6 +83,7 @@ class TimingReport:
     batch_size: int
     load_before: float | None
     load_after: float | None
+    reasons: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_quiet(self) -> bool:
@@ -103,7 +98,7 @@ def time_detectors(
     rounds: int,
     batch_size: int,
     device: str | None = None,
-    precision: Any = None,
+    precision: Precision | None = None,
     log: Callable[[str], None] = lambda _: None,
 ) -> TimingReport:
     """Measure every detector on the same images, in rounds that go through all of them.
@@ -117,40 +112,100 @@ def time_detectors(
         precision: as in `focaldet.load`.
         log: called with a line after each round.
 
-    Raises:
-        DataError: an image cannot be read.
-        CheckpointError: weights that are missing or damaged.
+    A detector that fails, for example for lack of memory, has its reason among `reasons` and no times.
     """
-    predictors = {name: load(run, device=device, precision=precision) for name, run in runs.items()}
-    load_before = _load_average()
+    predictors, reasons = dict[str, Predictor](), dict[str, str]()
+    for name, run in runs.items():
+        with _leave_out(name, reasons, log):
+            predictors[name] = load(run, device=device, precision=precision)
+    load_before = read_load()
     steps: dict[str, list[list[float]]] = {name: [] for name in runs}
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, predictor in predictors.items():
-            laps = [time_image(predictor, path) for path in images]
-            rate = _time_batches(predictor, images, batch_size=batch_size)
-            if number:
-                steps[name] += laps
-                rates[name].append(rate)
+            if name in reasons:
+                continue
+            with _leave_out(name, reasons, log):
+                laps = [time_image(predictor, path) for path in images]
+                rate = _time_batches(predictor, images, batch_size=batch_size)
+                if number:
+                    steps[name] += laps
+                    rates[name].append(rate)
         log(f"time: round {number} of {rounds}" if number else "time: warmed up")
-    load_after = _load_average()
-    timings = {
-        name: DetectorTiming(
-            total=_quantiles([1e3 * sum(lap) for lap in steps[name]]),
-            parts={
-                part: _quantiles([1e3 * lap[index] for lap in steps[name]]) for index, part in enumerate(IMAGE_PARTS)
-            },
-            throughput=_quantiles(rates[name]),
-            parameters=sum(parameter.numel() for parameter in predictor.detector.parameters()),
-            gflop=count_gflop(predictor, images[0]),
-            memory_mb=measure_peak_memory(runs[name], images[0], device=device),
-            input=_input_size(predictor, images[0]),
-        )
-        for name, predictor in predictors.items()
-    }
+    load_after = read_load()
+    timings = {}
+    for name, predictor in predictors.items():
+        if name in reasons:
+            continue
+        with _leave_out(name, reasons, log):
+            timings[name] = DetectorTiming(
+                total=_quantiles([1e3 * sum(lap) for lap in steps[name]]),
+                parts={
+                    part: _quantiles([1e3 * lap[index] for lap in steps[name]])
+                    for index, part in enumerate(IMAGE_PARTS)
+                },
+                throughput=_quantiles(rates[name]),
+                parameters=sum(parameter.numel() for parameter in predictor.detector.parameters()) or None,
+                gflop=count_gflop(predictor, images[0]) or None,  # torch does not see into an exported file
+                memory_mb=measure_peak_memory(runs[name], images[0], device=device, precision=precision),
+                input=_input_size(predictor, images[0]),
+            )
     threads = torch.get_num_threads()
-    machine = describe_machine(next(iter(predictors.values())) if predictors else None)
-    return TimingReport(timings, machine, threads, rounds, len(images), batch_size, load_before, load_after)
+    machine = describe_machine(next(iter(predictors.values()), None))
+    return TimingReport(timings, machine, threads, rounds, len(images), batch_size, load_before, load_after, reasons)
+
+
+@contextmanager
+def _leave_out(name: str, reasons: dict[str, str], log: Callable[[str], None]) -> Iterator[None]:
+    """Where a detector fails, write down why: the others are measured without it."""
+    try:
+        yield
+    except (FocaldetError, RuntimeError, MemoryError, OSError) as error:
+        reasons[name] = " ".join(str(error).split()) or type(error).__name__
+        log(f"time: {name} is left out: {reasons[name]}")
+
+
+def measure_or_read(
+    out: Path,
+    runs: Mapping[str, Path],
+    images: Sequence[Path],
+    *,
+    rounds: int,
+    batch_size: int,
+    device: str | None,
+    precision: Precision | None,
+    log: Callable[[str], None],
+) -> TimingReport:
+    """The times that `time_detectors` measures; those that an earlier call measured of the same are read from `out`.
+
+    Raises:
+        ConfigError: what an earlier call wrote is damaged.
+    """
+    key = {
+        "runs": {name: str(path) for name, path in runs.items()},
+        "images": list(map(str, images)),
+        "rounds": rounds,
+        "batch": batch_size,
+        "computing": [torch.get_num_threads(), device, precision],
+    }
+    file = out / TIMING_RECORD
+    saved = configs.read_mapping(file) if file.exists() else {}
+    if saved.get("key") == key:
+        return _read_timing(saved["report"], source=str(file))
+    report = time_detectors(
+        runs, images, rounds=rounds, batch_size=batch_size, device=device, precision=precision, log=log
+    )
+    write_json(file, {"key": key, "report": configs.to_dict(report)})
+    return report
+
+
+def _read_timing(values: Mapping[str, Any], *, source: str) -> TimingReport:
+    """The report that was written as plain values."""
+    timings = {
+        name: configs.from_dict(DetectorTiming, each, source=source) for name, each in values["detectors"].items()
+    }
+    report = configs.from_dict(TimingReport, {**values, "detectors": {}}, source=source)
+    return replace(report, detectors=timings)
 
 
 def time_image(predictor: Predictor, path: Path) -> list[float]:
@@ -177,9 +232,10 @@ def time_image(predictor: Predictor, path: Path) -> list[float]:
 
 def _time_batches(predictor: Predictor, images: Sequence[Path], *, batch_size: int) -> float:
     """Images per second through `Predictor.predict`, which reads with threads while the network works."""
+    many = list(images) * math.ceil(THROUGHPUT_BATCHES * batch_size / len(images))
     begin = time.perf_counter()
-    predictor.predict(list(images), batch_size=batch_size)
-    return len(images) / (time.perf_counter() - begin)
+    predictor.predict(many, batch_size=batch_size)
+    return len(many) / (time.perf_counter() - begin)
 
 
 def _wait_for(device: torch.device) -> None:
@@ -201,42 +257,6 @@ def count_gflop(predictor: Predictor, path: Path) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def measure_peak_memory(run: Path, image: Path, *, device: str | None) -> float | None:
-    """Megabytes that a process takes at most that loads a run and looks at one image twice; None where it fails."""
-    words = [str(run), str(image), str(torch.get_num_threads()), device or "cuda" * torch.cuda.is_available() or "cpu"]
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK_MEMORY, *words], capture_output=True, text=True, check=False, timeout=600
-    )
-    return float(done.stdout.split()[-1]) / 1e6 if done.returncode == 0 and done.stdout else None
-
-
 def _quantiles(values: Sequence[float]) -> Spread:
     p10, median, p90 = numpy.quantile(values, [0.1, 0.5, 0.9]).tolist()
     return Spread(median, p10, p90, len(values))
-
-
-def _load_average() -> float | None:
-    """Running processes, the mean of a minute; None where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-
-
-def describe_machine(predictor: Predictor | None) -> dict[str, str]:
-    """Processor, cores, system, versions, device and precision."""
-    processor = platform.processor() or platform.machine()
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.is_file():
-        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
-        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
-    machine = {
-        "processor": processor,
-        "cores": str(os.cpu_count()),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "focaldet": importlib.metadata.version("focaldet"),
-    }
-    if predictor is not None:
-        machine |= {"device": str(predictor.device), "precision": predictor.precision}
-        if predictor.device.type == "cuda":
-            machine["gpu"] = torch.cuda.get_device_name(predictor.device)
-    return machine

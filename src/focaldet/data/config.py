@@ -37,6 +37,8 @@ class DataConfig:
             (ignore), or an error.
         follow_links: follow links that lead out of the data's folder.
         strict: refuse loose values (texts for numbers, boxes that are fractions …), which are taken with a warning.
+        split_seed: which images are held out for validation where no split is for it; by default the seed of the
+            training decides.
     """
 
     path: Path | None = None
@@ -51,6 +53,7 @@ class DataConfig:
     other_classes: OtherClasses = "background"
     follow_links: bool = False
     strict: bool = False
+    split_seed: int | None = None
 
     def reading(self, *, lenient: bool = False) -> Reading:
         """How the readers are to take the files; for `lenient` see `Reading`."""

@@ -81,6 +81,7 @@ def open_splits(config: DataConfig, *, seed: int) -> Splits:
         raise ConfigError(_no_training_split(config, parts))
     if val_name is None:
         whole = open_parts(config, {train_name: parts[train_name]})[train_name]
+        seed = seed if config.split_seed is None else config.split_seed
         train, val = hold_out(whole, seed=seed)
         return Splits(train, val, _sentence(train, val) + _why_held_out(parts, seed) + _unused_splits(parts))
     opened = open_parts(config, {name: parts[name] for name in (train_name, val_name)})
@@ -117,6 +118,7 @@ def inspect_splits(config: DataConfig, *, seed: int) -> Inspection:
     every = Problems()
     for each in (problems, *(dataset.problems for dataset in datasets.values())):
         every.extend(each)
+    seed = seed if config.split_seed is None else config.split_seed
     return Inspection(datasets, _inspection_sentence(names, parts, chosen, seed), every)
 
 

@@ -263,6 +263,9 @@ def _difference(
     first: ApSample, second: ApSample, *, spread: SeedSpread, num_units: int | None, rng: numpy.random.Generator
 ) -> tuple[str, str, float, float, float, float, float]:
     """All of a `ApDifference` but its adjusted p-value."""
+    mean = first.mean - second.mean
+    if num_units == 1 and mean:  # drawn again and again, one image says nothing of others
+        return first.name, second.name, mean, -1.0, 1.0, 0.5, 1.0
     values = (first.resampled - second.resampled).nan_to_num(0.0)
     if bool((values != 0).any()):
         if num_units is not None and num_units > 1:
@@ -277,7 +280,6 @@ def _difference(
     probability = (above + (num_splits - above - below) / 2) / num_splits
     least = min(num_splits - above, num_splits - below)
     p_value = min(1.0, 2 * (least + 1) / (num_splits + 1))
-    mean = first.mean - second.mean
     if least == 0:  # beyond what so many splits can tell
         p_value = min(p_value, math.erfc(abs(mean) / max(float(values.std()), 1e-12) / math.sqrt(2)))
     return first.name, second.name, mean, low, high, probability, p_value

@@ -184,12 +184,19 @@ def evaluate_files(
 
 def _coco_file(data: DataConfig, split: str) -> Path | None:
     """The COCO file of a split, whose images need not be there; None where the split is in no such file."""
-    if data.path is not None and data.path.is_file() and data.path.suffix.lower() == ".json":
+    is_alone = data.train is data.val is data.test is None
+    if is_alone and data.path is not None and data.path.is_file() and data.path.suffix.lower() == ".json":
         return data.path
     parts = find_parts(data)
     role = next((role for role in ALIASES if role == split), None)
     part = parts.get(split) or (parts.get(pick(parts, role) or "") if role else None)
     return part.layout.splits[part.name][0] if part is not None and part.layout.format == "coco" else None
+
+
+def check_max_detections(number: int) -> None:
+    """Raise ConfigError where so few detections of an image and class are to count that AR10 would have no meaning."""
+    if number <= LOWER_LIMITS[-1]:
+        raise ConfigError(f"max_detections: must be at least {LOWER_LIMITS[-1] + 1}, got {number}")
 
 
 def compute_metrics(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int, data: str = "") -> Metrics:
@@ -198,8 +205,7 @@ def compute_metrics(truth: CocoGroundTruth, rows: ResultRows, *, max_detections:
     Raises:
         ConfigError: see `evaluate_detections`.
     """
-    if max_detections <= LOWER_LIMITS[-1]:
-        raise ConfigError(f"max_detections: must be at least {LOWER_LIMITS[-1] + 1}, got {max_detections}")
+    check_max_detections(max_detections)
     evaluator = open_evaluator(truth, rows, max_detections=max_detections)
     precision, recall = evaluator.eval["precision"], evaluator.eval["recall"]
     class_rank = rank_classes(truth)

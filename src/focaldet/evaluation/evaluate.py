@@ -15,7 +15,7 @@ from focaldet.data.formats.text import list_names, quantity
 from focaldet.data.loading.loader import Loader, explain_worker_death
 from focaldet.data.splits import find_parts, open_parts, open_split
 from focaldet.errors import ConfigError
-from focaldet.evaluation.coco import Metrics, evaluate_detections
+from focaldet.evaluation.coco import Metrics, check_max_detections, evaluate_detections
 from focaldet.evaluation.evaluator import MAX_DETECTIONS
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
 from focaldet.evaluation.results import write_results
@@ -229,6 +229,7 @@ def run_evaluation(
     The arguments and the errors are those of `evaluate`.
     """
     # Checked before the long work, and by every process, so that none waits for another that stopped.
+    check_max_detections(max_detections)
     setup = set_up_evaluation(run, data, split=split, options=options)
     raise_limit(setup.detector, max_detections)
     match, dataset = setup.class_match, setup.dataset

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from focaldet import config as configs
-from focaldet.errors import CheckpointError, ConfigError
+from focaldet.errors import CheckpointError, ConfigError, TakenError
 from focaldet.files import read_bytes, to_json_text, write_json, write_text
 from focaldet.text import printable
 from focaldet.training.config import FREE_ON_RESUME, RunConfig
@@ -106,17 +106,17 @@ def lock_run(out: Path) -> Iterator[None]:
     A folder that was made for the lock and has nothing else in the end is removed again.
 
     Raises:
-        ConfigError: another training writes to it, whose process, machine and start are named; or no folder can be
-            made there.
+        TakenError: another training writes to it, whose process, machine and start are named.
+        ConfigError: no folder can be made there.
     """
     is_new, lock, holder = not out.exists(), FileLock(out / LOCK), out / HOLDER
     configs.make_folder(out)
     if not _acquire(lock):
         if not _is_dead(holder):
-            raise ConfigError(f"out: another training writes to {out}: {_describe_holder(holder)}; take another --out")
+            raise TakenError(f"out: another training writes to {out}: {_describe_holder(holder)}; take another --out")
         (out / LOCK).unlink(missing_ok=True)  # its children still have it, and end on their own
         if not _acquire(lock):
-            raise ConfigError(f"out: another training has just begun to write to {out}; take another --out")
+            raise TakenError(f"out: another training has just begun to write to {out}; take another --out")
     start = time.strftime("%Y-%m-%d %H:%M:%S")
     try:
         write_json(holder, {"process": os.getpid(), "machine": platform.node(), "start": start})

@@ -85,6 +85,7 @@ class TrainResult:
         epochs: the epochs that are done.
         seconds_training: the time of all steps, loading included, without evaluation, saving and set-up.
         interrupted: whether the run was stopped before its end; it was saved and can be resumed.
+        seconds: the time of everything, breaks not counted.
     """
 
     out: Path
@@ -93,6 +94,7 @@ class TrainResult:
     epochs: int
     seconds_training: float
     interrupted: bool
+    seconds: float = 0.0
 
     def __repr__(self) -> str:
         best, last = (None if metrics is None else metrics.ap for metrics in (self.best, self.last))
@@ -645,6 +647,7 @@ class Trainer:
     def _end(self, *, interrupted: bool) -> TrainResult:
         """Write the report and say how the run ended."""
         state, best = self.state, metrics_from(self.state.best)
+        seconds = read_clock() - self.begin
         if best is not None and not interrupted and self.log is not None:
             write_report(self.folder.path, self.validation, metrics=best, training=self.source.dataset)
         if interrupted:
@@ -661,7 +664,9 @@ class Trainer:
                 self._write("note", text=f"AP {ap}; best.safetensors are the last weights")
                 if best.ap == 0 and not self.has_explained:
                     self._explain_zero_ap()
-            self._write("finished", step=state.step, seconds_training=state.seconds_training, text=text)
+            self._write(
+                "finished", step=state.step, seconds_training=state.seconds_training, seconds=seconds, text=text
+            )
         return TrainResult(
             out=self.folder.path,
             best=best,
@@ -669,6 +674,7 @@ class Trainer:
             epochs=state.epoch,
             seconds_training=state.seconds_training,
             interrupted=interrupted,
+            seconds=seconds,
         )
 
 

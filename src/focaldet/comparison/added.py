@@ -1,0 +1,181 @@
+"""What was made before a comparison: runs, exported files, other comparisons, and results of other programs."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from focaldet import config as configs
+from focaldet.comparison.config import CompareConfig
+from focaldet.comparison.folder import read_record
+from focaldet.comparison.jobs import (
+    EVALUATIONS,
+    METRICS,
+    RESULTS,
+    JobResult,
+    evaluate_run,
+    read_ending,
+    read_result,
+    write_result,
+)
+from focaldet.data.dataset import Dataset, ImageSource
+from focaldet.data.formats.text import quantity
+from focaldet.errors import ConfigError
+from focaldet.evaluation.coco import Metrics, compute_metrics
+from focaldet.evaluation.evaluator import MAX_DETECTIONS, ground_truth_of
+from focaldet.evaluation.inference import InferenceOptions
+from focaldet.evaluation.results import read_results
+from focaldet.report.side_by_side import name_runs
+from focaldet.training.config import RunConfig
+from focaldet.training.run_folder import RunFolder, differences
+from focaldet.training.state import initial_weights
+from focaldet.weights import load_detector
+from focaldet.weights.exported.graphs import is_exported
+from focaldet.weights.sources import find_weights
+
+
+def check_names(config: CompareConfig) -> dict[Path, str]:
+    """The row of each run or file that is added; an added comparison brings the names of its detectors.
+
+    Raises:
+        ConfigError: an added path is nothing that can be compared, or two rows would have one name.
+    """
+    single = [path for path in config.add if read_record(path) is None]
+    for path in single:
+        if not is_exported(path) and not RunFolder(path).config.is_file():
+            raise ConfigError(f"add: {path} is neither a run folder, an exported file nor the folder of a comparison")
+    if twice := [path for path, count in Counter(path.resolve() for path in config.add).items() if count > 1]:
+        raise ConfigError(f"add: {twice[0]} is named twice")
+    taken = {*config.models, *config.results}
+    names = {}
+    for path, name in zip(single, name_runs(single), strict=True):
+        names[path] = f"{name} (added)" if name in taken else name
+    if both := sorted({*config.models} & {*config.results}):
+        raise ConfigError(f"results: {both[0]!r} is the name of a detector that is trained; take another one")
+    return names
+
+
+def evaluate_results(results: Mapping[str, Path], dataset: Dataset) -> dict[str, tuple[Path, Metrics]]:
+    """The result file of each other program with its metrics, on the same images and boxes as all detectors.
+
+    Raises:
+        DataError: a file that cannot be read, or that is of other images or classes.
+    """
+    truth, evaluated = ground_truth_of(dataset), {}
+    for name, path in results.items():
+        rows = read_results(path, image_ids=dataset.image_ids.tolist(), classes=dataset.classes)
+        metrics = compute_metrics(truth, rows, max_detections=MAX_DETECTIONS, data=dataset.name)
+        evaluated[name] = path, metrics
+    return evaluated
+
+
+def add_earlier(
+    names: Mapping[Path, str],
+    out: Path,
+    evaluated: ImageSource,
+    *,
+    options: InferenceOptions,
+    record: Mapping[str, Any],
+    add: tuple[Path, ...],
+) -> list[JobResult]:
+    """The results of the runs, exported files and comparisons that were made before.
+
+    Those of a comparison become jobs of this one: they are not trained again.
+
+    Args:
+        names: the row of each run or file.
+        out: the folder of this comparison.
+        evaluated: the images to evaluate on.
+        options: how the detectors are run.
+        record: the settings and data of this comparison.
+        add: all that is added.
+
+    Raises:
+        ConfigError: a comparison with other settings or data.
+        CheckpointError: a run has not ended, or has no weights.
+    """
+    results = []
+    for path in add:
+        if path in names:
+            results.append(_add_run(path, names[path], out, evaluated=evaluated, options=options))
+            continue
+        if changed := differences(record, read_record(path) or record):
+            raise ConfigError(f"add: {path} is a comparison with other settings or data: {'; '.join(changed)}")
+        results += _add_comparison(path, out, evaluated, options=options)
+    return results
+
+
+def _add_comparison(path: Path, out: Path, evaluated: ImageSource, *, options: InferenceOptions) -> list[JobResult]:
+    """The results of the finished jobs of another comparison, evaluated and written down for this one."""
+    results = []
+    for file in sorted((path / RESULTS).glob("*.json")):
+        result = read_result(out, file.stem) or read_result(path, file.stem)
+        if result is None:
+            continue
+        if not (out / RESULTS / file.name).exists():
+            if result.error is None:
+                evaluate_run(result.run, evaluated, out / EVALUATIONS / result.name, options=options)
+            write_result(out, result)
+        results.append(result)
+    return results
+
+
+def _add_run(path: Path, name: str, out: Path, *, evaluated: ImageSource, options: InferenceOptions) -> JobResult:
+    """A run or an exported file, evaluated on the images of this comparison; once for the same weights."""
+    weights = find_weights(path).path
+    mark = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
+    plain = re.sub(r"[^\w.-]", "_", name)
+    job = f"added-{plain}-{mark}"
+    result = _describe_file(path, name, job) if is_exported(path) else _describe_run(path, name, job, evaluated)
+    if not (out / EVALUATIONS / job / METRICS).exists():
+        evaluate_run(path, evaluated, out / EVALUATIONS / job, options=options)
+    return result
+
+
+def _describe_file(path: Path, name: str, job: str) -> JobResult:
+    metadata = load_detector(path).metadata
+    model = None if metadata is None else metadata.model
+    note = "an exported file; how it was trained is not known here"
+    return JobResult(job, name, model or name, 0, path, None, 0, 0, 0.0, note=note)
+
+
+def _describe_run(path: Path, name: str, job: str, evaluated: ImageSource) -> JobResult:
+    """What the folder of a run says of its training, and what makes it unlike those of this comparison."""
+    folder = RunFolder(path)
+    run = configs.from_dict(RunConfig, configs.read_mapping(folder.config), source=str(folder.config))
+    ending = read_ending(path)
+    seen = int(ending["step"]) * run.batch_size
+    has_whole_epochs = run.minutes is None and run.patience is None and not run.phases
+    return JobResult(
+        job,
+        name,
+        run.model,
+        run.seed,
+        path,
+        initial_weights(run),
+        seen,
+        round(seen / max(1, run.epochs)) if has_whole_epochs else 0,
+        float(ending.get("seconds_training", 0.0)),
+        wall_seconds=float(ending.get("seconds", 0.0)),
+        note=f"{_describe_training(run)}; {_describe_overlap(folder, evaluated.dataset)}",
+    )
+
+
+def _describe_training(run: RunConfig) -> str:
+    budget = quantity(run.epochs, "epoch") if run.minutes is None else f"{run.minutes:g} min"
+    return f"trained before, for {budget}"
+
+
+def _describe_overlap(folder: RunFolder, dataset: Dataset) -> str:
+    """How the images that are evaluated were used in a training."""
+    values = configs.read_mapping(folder.environment) if folder.environment.is_file() else {}
+    known = values.get("data")
+    known, mark = known if isinstance(known, dict) else {}, dataset.fingerprint()
+    if known.get("train") == mark:
+        return "it was trained on the images that are evaluated, so its AP is too high"
+    if known.get("validation") == mark:
+        chosen = folder.best.is_file()
+        return "its weights were chosen on these images" if chosen else "its last weights, as of the others"
+    return "with another division of the data or other data: images evaluated here may be among those it was trained on"

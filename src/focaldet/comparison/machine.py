@@ -1,0 +1,66 @@
+"""The machine that times are measured on: what it is, how busy it is, and the memory that a detector takes there."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from focaldet.prediction import Predictor
+from focaldet.runtime import Precision
+
+MEMORY_SECONDS = 600
+PEAK_MEMORY = """
+import resource, sys, torch
+torch.set_num_threads(int(sys.argv[3]))
+import focaldet
+predictor = focaldet.load(sys.argv[1], batch_size=1, device=sys.argv[4], precision=sys.argv[5] or None)
+for _ in range(2):
+    predictor(sys.argv[2])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(torch.cuda.max_memory_allocated() if predictor.device.type == "cuda" else peak)
+"""
+
+
+def measure_peak_memory(
+    run: Path, image: Path, *, device: str | None, precision: Precision | None = None
+) -> float | None:
+    """Megabytes that a process takes at most that loads a run and looks at one image twice; None where it fails."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    words = [str(run), str(image), str(torch.get_num_threads()), device, precision or ""]
+    call = [sys.executable, "-c", PEAK_MEMORY, *words]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=MEMORY_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    return float(done.stdout.split()[-1]) / 1e6 if done.returncode == 0 and done.stdout else None
+
+
+def read_load() -> float | None:
+    """Running processes, the mean of a minute; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def describe_machine(predictor: Predictor | None) -> dict[str, str]:
+    """Processor, cores, system, versions, device and precision."""
+    processor = platform.processor() or platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+        processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), processor)
+    machine = {
+        "processor": processor,
+        "cores": str(os.cpu_count()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "focaldet": importlib.metadata.version("focaldet"),
+    }
+    if predictor is not None:
+        machine |= {"device": str(predictor.device), "precision": predictor.precision}
+        if predictor.device.type == "cuda":
+            machine["gpu"] = torch.cuda.get_device_name(predictor.device)
+    return machine

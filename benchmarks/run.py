@@ -10,9 +10,14 @@ numbers so few that the script is known to work within seconds, anywhere.
 """
 
 import argparse
+import atexit
+import json
 import os
+import shutil
+import tempfile
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +25,24 @@ import torch
 from losses import case as focal_case
 from losses import fused, torchvision_pattern
 from measure import interleaved, write_result
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, read_image
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
 from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou
+from torchvision.transforms import v2
 
+from focaldet.data.augment.config import AugmentConfig
+from focaldet.data.config import DataConfig
+from focaldet.data.dataset import FileSource
+from focaldet.data.loading.loader import Loader
+from focaldet.data.splits import open_splits
 from focaldet.evaluation.inference import detect_batch
-from focaldet.models import build
+from focaldet.models import build, find_preset
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.matching import MatchConfig, match
 from focaldet.ops.nms import class_nms
@@ -66,6 +82,9 @@ def build_rows(device: torch.device, *, small: bool) -> dict[str, Callable[[], R
         name = f"NMS {number} × {classes}" + (f", best {most}" if most else "")
         count = number // 20 if small else number
         rows[name] = lambda n=count, k=classes, most=most, guard=guard: nms_row(device, n, k, most=most, guard=guard)
+    for preset in ("none", "light"):
+        text = "flips" if preset == "none" else "flips; ours with scale and color too"
+        rows[f"loading JPEGs of 480 × 640 to 800, {text}"] = lambda preset=preset: loader_row(preset, small=small)
     for name in ("retinanet", "faster_rcnn"):
         rows[f"predict {name} R50"] = lambda name=name: predict_row(device, name, side=128 if small else 512)
     return rows
@@ -150,6 +169,53 @@ def nms_row(device: torch.device, count: int, classes: int, *, most: int | None,
         lambda: batched_nms(boxes, scores, labels, 0.5)[:most],
         guard,
     )
+
+
+class UncachedSource:
+    """A source that the loader does not keep in memory, as it does with a small set of files."""
+
+    def __init__(self, source: FileSource) -> None:
+        self.dataset, self.load = source.dataset, source.load
+
+
+def loader_row(preset: str, *, small: bool) -> Row:
+    """Twelve photographs from file to batches of four, short side 800; torchvision flips, resizes and pads."""
+    folder = Path(tempfile.mkdtemp(prefix="focaldet-loader-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    size = ImageSize(48, 64) if small else ImageSize(480, 640)
+    paths = [folder / f"{number}.jpg" for number in range(12)]
+    for path in paths:
+        coarse = torch.rand(1, 3, size.height // 4, size.width // 4, generator=generator())
+        pixels = (255 * interpolate(coarse, size=tuple(size), mode="bicubic").clamp(0, 1)).byte()[0]
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path, quality=90)
+    images = [
+        {"id": number, "file_name": path.name, "height": size.height, "width": size.width}
+        for number, path in enumerate(paths)
+    ]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [8, 8, 30, 20], "iscrowd": 0} for n in range(12)]
+    (folder / "truth.json").write_text(
+        json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cell"}]})
+    )
+    dataset = open_splits(DataConfig(train=folder / "truth.json", val=folder / "truth.json"), seed=0).train
+    preprocessing = find_preset("retinanet_r50_fpn").preprocessing
+    if small:
+        preprocessing = replace(preprocessing, resize=preprocessing.resize.with_sides(short_side=96, max_side=160))
+    augment = AugmentConfig(preset=preset, flip_horizontal=0.5)
+    source = UncachedSource(FileSource(dataset))
+    loader = Loader(source, preprocessing=preprocessing, batch_size=4, seed=0, augment=augment)
+    side, most = (96, 160) if small else (800, 1333)
+    change = v2.Compose([v2.RandomHorizontalFlip(), v2.Resize(side, max_size=most, antialias=True)])
+    transform = GeneralizedRCNNTransform(side, most, [0.0] * 3, [1.0] * 3)
+
+    def torchvision() -> object:
+        for first in range(0, len(paths), 4):
+            shown = [
+                change(tv_tensors.Image(read_image(str(path), ImageReadMode.RGB))) for path in paths[first : first + 4]
+            ]
+            transform.batch_images(shown, size_divisible=32)
+        return None
+
+    return Row(lambda: list(loader.epoch(0)), torchvision, 0.3)
 
 
 def predict_row(device: torch.device, name: str, *, side: int) -> Row:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 RUN = Path(__file__).resolve().parent.parent / "benchmarks" / "run.py"
-OPERATIONS = ("focal", "RoIAlign", "matching", "NMS")
+OPERATIONS = ("focal", "RoIAlign", "matching", "NMS", "loading")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 def test_every_operation_has_its_row_in_the_table_the_file_and_the_drawing(tmp_path, run):
     printed, result = run("--small", "--rounds", "1", "--rows", *OPERATIONS)
-    assert len(result["rows"]) == 10 and len(result["load before"]) == 3
+    assert len(result["rows"]) == 12 and len(result["load before"]) == 3
     assert (tmp_path / "run_cpu.svg").read_text().count("<path") > 10
     for name, row in result["rows"].items():
         assert f"| {name} |" in printed

@@ -208,6 +208,7 @@ def loader_row(preset: str, *, small: bool) -> Row:
     transform = GeneralizedRCNNTransform(side, most, [0.0] * 3, [1.0] * 3)
 
     def torchvision() -> object:
+        warnings.filterwarnings("ignore", "The image decoding", DeprecationWarning)
         for first in range(0, len(paths), 4):
             shown = [
                 change(tv_tensors.Image(read_image(str(path), ImageReadMode.RGB))) for path in paths[first : first + 4]

@@ -137,3 +137,26 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys, line, message):
     assert main(["compare", *line.split()]) == 2
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1
+
+
+def test_all_detectors_get_the_size_that_training_would_choose(demo_data, tmp_path, capsys):
+    line = [
+        "compare",
+        "--data",
+        str(demo_data),
+        "--models",
+        ONE,
+        TWO,
+        "--budget",
+        "60s",
+        "--seeds",
+        "1",
+        "--write-jobs",
+    ]
+    assert main([*line, "--out", str(tmp_path / "chosen")]) == 0
+    assert "size 320 for all: " in capsys.readouterr().out
+    assert main([*line, "--out", str(tmp_path / "typed"), "--size", "96"]) == 0
+    assert "for all" not in capsys.readouterr().out
+    for folder, size in (("chosen", 320), ("typed", 96)):
+        jobs = sorted((tmp_path / folder / "jobs").iterdir())[:2]
+        assert [focaldet.config.read_mapping(job)["size"] for job in jobs] == [size, size]

@@ -17,9 +17,10 @@ from focaldet.comparison.config import DEFAULT_MINUTES, CompareConfig
 from focaldet.comparison.jobs import read_result
 from focaldet.comparison.numbers import summary_rows
 from focaldet.comparison.plan import Job, estimate_minutes, plan_jobs, shard_jobs
-from focaldet.comparison.systems import TABLES
+from focaldet.comparison.systems import SMALL_DETECTORS, TABLES
 from focaldet.errors import ConfigError
-from focaldet.training.config import RunConfig
+from focaldet.models import find_preset
+from focaldet.training.config import AUTO, RunConfig
 from focaldet.training.sources import open_sources
 
 COMPARE_OUT = Path("runs/compare")
@@ -54,13 +55,17 @@ def compare_command(
         jobs: Write the settings of each training to the folder jobs and print its command, for torchrun or SLURM; train
             nothing.
     """
-    settings = _compare_settings(run, config, data, budget)
     values = dict(options or {})
     if preset is not None:
         if "models" in values:
             raise ConfigError("compare: give either --models or --preset")
         values["models"] = TABLES[preset]
     comparison = CompareConfig(**values)
+    for model in comparison.models:
+        find_preset(model)
+    settings, size = _compare_settings(run, config, data, budget, has_own_sizes=preset == "paper")
+    if size:
+        say(size)
     if dry_run:
         _print_plan(settings, shard_jobs(plan_jobs(settings, comparison), comparison.part))
         return CLEAN
@@ -93,9 +98,12 @@ def read_budget(text: str) -> float:
 
 
 def _compare_settings(
-    run: dict[str, Any] | None, file: Path | None, data: Path | None, budget: str | None
-) -> RunConfig:
-    """The settings of every training; without epochs or minutes, those of the default budget.
+    run: dict[str, Any] | None, file: Path | None, data: Path | None, budget: str | None, *, has_own_sizes: bool
+) -> tuple[RunConfig, str]:
+    """The settings of every training, and what is to be said of their size.
+
+    Without epochs or minutes they have the default budget. Without a size all have the one that `train` would choose
+    for these data, unless each is to have its own.
 
     Raises:
         ConfigError: two budgets, or a flag of one training alone.
@@ -111,8 +119,11 @@ def _compare_settings(
         typed["minutes"] = read_budget(budget)
     elif not given and not {"epochs", "minutes", "phases"} & {*stated}:
         typed["minutes"] = DEFAULT_MINUTES
-    settings, _ = run_settings(typed, file=file, data=data)
-    return settings if "out" in {*typed, *stated} else replace(settings, out=COMPARE_OUT)
+    if not has_own_sizes and not {"size", "short_side", "max_side"} & {*typed, *stated}:
+        typed |= {"size": AUTO, "model": SMALL_DETECTORS[0]}
+    settings, choices = run_settings(typed, file=file, data=data)
+    said = "; ".join(f"{choice.setting} {choice.value} for all: {choice.reason}" for choice in choices)
+    return settings if "out" in {*typed, *stated} else replace(settings, out=COMPARE_OUT), said
 
 
 def _print_plan(settings: RunConfig, jobs: Sequence[Job]) -> None:

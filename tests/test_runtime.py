@@ -6,6 +6,7 @@ import numpy
 import pytest
 import torch
 
+from focaldet import runtime
 from focaldet.runtime import (
     build_autocast,
     gather_objects,
@@ -108,3 +109,29 @@ def test_precision_of_products(precision, dtype):
     with autocast():
         assert torch.nn.functional.linear(torch.ones(1, 2), torch.ones(3, 2)).dtype == dtype
     assert (autocast.scaler is not None) == (precision == "fp16")
+
+
+class FewerAtOnce:
+    """A watch that always finds one thread to be enough."""
+
+    def __init__(self, threads):
+        self.threads = threads
+
+    def look(self):
+        self.threads = 1
+        return True
+
+
+def test_threads_are_fewer_inside_and_as_before_behind_it(monkeypatch):
+    monkeypatch.setattr(runtime, "CoreWatch", FewerAtOnce)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with runtime.torch_settings(threads=2, deterministic=False):
+        with runtime.shared_cores(torch.device("cpu")) as share:
+            assert torch.get_num_threads() == 2
+            share()
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        with runtime.shared_cores(torch.device("cpu")) as share:
+            share()
+            assert torch.get_num_threads() == 2, "a number that somebody chose stays"

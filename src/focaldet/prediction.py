@@ -46,6 +46,7 @@ from focaldet.runtime import (
     pick_device,
     pick_precision,
     require_memory,
+    shared_cores,
 )
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import Trained, load_detector
@@ -315,7 +316,7 @@ def predict_files(
             _write_drawing(drawings[index], paths[index], _draw_file(paths[index], best))
         return best
 
-    with join_processes(predictor.device) as process, ExitStack() as stack:
+    with join_processes(predictor.device) as process, shared_cores(predictor.device) as share, ExitStack() as stack:
         # Closed in any case: interrupting a long job keeps the detections so far.
         writers = [
             stack.enter_context(closing(make(out, predictor.class_names, predictor.category_ids)))
@@ -331,6 +332,7 @@ def predict_files(
                 for writer in writers:
                     writer.add(paths[index], names[index], result)
             num_done += 1
+            share()
             if progress is not None and process.global_rank == 0:
                 progress(num_done, len(paths))
     skipped = count_skipped(inputs, exclude=out)

@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import distributed, nn
 
+from focaldet.cores import CoreWatch
 from focaldet.errors import ConfigError
 from focaldet.types import ImageSize
 
@@ -212,6 +213,30 @@ def torch_settings(*, threads: int | None, deterministic: bool) -> Iterator[None
     finally:
         torch.set_num_threads(threads_before)
         torch.use_deterministic_algorithms(deterministic_before)
+
+
+@contextmanager
+def shared_cores(device: torch.device) -> Iterator[Callable[[], None]]:
+    """Gives what is to be called between two batches: torch then has fewer threads while other programs need the cores.
+
+    The number of before holds again behind it. Nothing is changed where the number is somebody's own, by
+    OMP_NUM_THREADS or because results must not vary, and where the work is done on a GPU.
+    """
+    before = torch.get_num_threads()
+    if device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or torch.are_deterministic_algorithms_enabled():
+        yield lambda: None
+        return
+    watch = CoreWatch(before)
+
+    def share() -> None:
+        if watch.look():
+            torch.set_num_threads(watch.threads)
+
+    try:
+        torch.set_num_threads(watch.threads)
+        yield share
+    finally:
+        torch.set_num_threads(before)
 
 
 def total_memory(device: torch.device) -> int | None:

@@ -32,6 +32,7 @@ from focaldet.runtime import (
     pick_device,
     pick_precision,
     require_memory,
+    shared_cores,
 )
 from focaldet.types import Detections, ImageSize, Target
 from focaldet.weights import load_detector, override_postprocess
@@ -239,9 +240,15 @@ def run_evaluation(
     if folder is not None:
         configs.make_folder(folder)
         earlier = begin_call(folder, "eval", RESULT_FILES) if is_first_process() else None
-    with join_processes(pick_device(options.device)) as ranks:
+    with join_processes(pick_device(options.device)) as ranks, shared_cores(ranks.device) as share:
+
+        def count_batch(done: int, total: int | None) -> None:
+            share()
+            if progress is not None:
+                progress(done, total)
+
         timed = detect_all(
-            setup.detector.to(ranks.device), FileSource(dataset), options=options, fabric=ranks, progress=progress
+            setup.detector.to(ranks.device), FileSource(dataset), options=options, fabric=ranks, progress=count_batch
         )
         detections = [relabel_detections(each, match, dataset.classes) for each in timed.detections]
         metrics = evaluate_detections(dataset, dict(enumerate(detections)), max_detections=max_detections)

@@ -4,9 +4,10 @@ Lengths of the layout are points of the page, as matplotlib counts them: 72 an i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise, product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from focaldet.comparison.rows import ComparedDetector
@@ -24,6 +25,7 @@ MARKERS = "osD^v<>ph"  # two-stage and one-stage detectors also differ in being 
 STEPS = (9.0, 12.0, 16.0, 22.0, 30.0, 40.0, 52.0)  # distances of a label from its point
 FAR = 16.0  # from here on a line leads from the label to its point
 DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+NAME_COLUMNS, NAME_INCHES = 2, 0.2  # of the list of names below the figure
 TITLE = "AP against time"
 
 
@@ -90,11 +92,14 @@ def trade_off_figure(
     return page_figure(svg, title=f"{TITLE}, as in the paper's Figure 2", label=f"{TITLE}. {label}.")
 
 
-def write_trade_off(path: Any, rows: Sequence[ComparedDetector], marks: dict[str, str]) -> None:
-    """Write the figure as PNG and SVG beside each other, where there is one."""
+def write_trade_off(
+    path: Path, rows: Sequence[ComparedDetector], marks: dict[str, str], published: Sequence[PublishedPoint] = ()
+) -> None:
+    """Write the figure as PNG and SVG beside each other, where there is one, with the names of the detectors."""
     points = plot_points(rows, marks)
+    names = {mark: name for name, mark in marks.items()}
     for file_format in ("png", "svg") if points else ():
-        content = _render_trade_off(rows, points, (), file_format=file_format)
+        content = _render_trade_off(rows, points, published, file_format=file_format, names=names)
         write_bytes(path.with_suffix(f".{file_format}"), content)
 
 
@@ -104,12 +109,15 @@ def _render_trade_off(
     published: Sequence[PublishedPoint],
     *,
     file_format: str,
+    names: Mapping[str, str] | None = None,
 ) -> bytes:
     timed = [row for row in rows if row.sample is not None and row.milliseconds is not None]
     front = [(row.milliseconds or 0.0, 100 * (row.mean("ap") or 0.0)) for row in pareto_front(timed)]
-    draw = partial(draw_trade_off, points=points, front=front, published=published)
+    draw = partial(draw_trade_off, points=points, front=front, published=published, names=names or {})
     look = {**PAGE_LOOK, "font.size": 12} if file_format == "svg" else {"font.size": 12}
-    return render_figure(draw, file_format, salt=TITLE, inches=FIGURE_INCHES, look=look)
+    width, height = FIGURE_INCHES
+    inches = (width, height + NAME_INCHES * math.ceil(len(points) / NAME_COLUMNS)) if names else FIGURE_INCHES
+    return render_figure(draw, file_format, salt=TITLE, inches=inches, look=look)
 
 
 def draw_trade_off(
@@ -118,8 +126,12 @@ def draw_trade_off(
     points: Sequence[PlotPoint],
     front: Sequence[tuple[float, float]],
     published: Sequence[PublishedPoint],
+    names: Mapping[str, str] | None = None,
 ) -> list[Rectangle]:
-    """Draw points, bars, front and labels on an empty figure; where the labels are."""
+    """Draw points, bars, front and labels on an empty figure; where the labels are.
+
+    With `names`, by mark, they stand below the axes.
+    """
     axes = figure.add_subplot()
     axes.set_xscale("log")
     gray = LIGHT["soft"]
@@ -130,11 +142,12 @@ def draw_trade_off(
         xs, ys = [each.milliseconds for each in published], [each.ap for each in published]
         axes.plot(xs, ys, "x", color=gray, markersize=5, alpha=0.7)
     axes.plot(*zip(*front, strict=True), color=gray, linewidth=1.2, linestyle="--", zorder=1)
+    drawn = []
     for number, point in enumerate(points):
         ap, low, high = point.ap
         ms, fast, slow = point.ms
         color = COLORS[number % len(COLORS)]
-        axes.errorbar(
+        bars = axes.errorbar(
             ms,
             ap,
             xerr=[[ms - fast], [slow - ms]],
@@ -148,10 +161,14 @@ def draw_trade_off(
             capsize=3,
             zorder=3,
         )
+        drawn.append(bars.lines[0])
     axes.set_xlabel("ms an image (log), bars from p10 to p90")
     axes.set_title("AP, %, bars are the 95 % interval over images", loc="left", fontsize=12, color=gray)
     axes.margins(x=0.12, y=0.09)
     _label_ticks(axes)
+    if names:
+        texts = [f"{point.mark}  {names[point.mark]}" for point in points]
+        figure.legend(drawn, texts, loc="outside lower center", ncols=NAME_COLUMNS, fontsize=NAME_SIZE, frameon=False)
     return _place_all(figure, axes, points, front, published)
 
 

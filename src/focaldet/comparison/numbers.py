@@ -7,6 +7,7 @@ from focaldet import config as configs
 from focaldet.comparison.figure import mark_rows, write_trade_off
 from focaldet.comparison.folder import write_record
 from focaldet.comparison.rows import ComparedDetector, Comparison
+from focaldet.comparison.systems import published_points
 from focaldet.comparison.table import TABLE_NUMBERS, finite_or_none, latex_table, markdown_table, number_columns
 from focaldet.comparison.timing import TimingReport
 from focaldet.evaluation.coco import percent
@@ -25,7 +26,7 @@ def write_numbers(comparison: Comparison, *, record: Mapping[str, Any], timing: 
     write_csv(out / "differences.csv", PAIR_COLUMNS, ([each[name] for name in PAIR_COLUMNS] for each in pairs))
     write_text(out / "compare.md", markdown_table(rows))
     write_text(out / "compare.tex", latex_table(rows))
-    write_trade_off(out / "figure", rows, mark_rows(rows))
+    write_trade_off(out / "figure", rows, mark_rows(rows), published_points())
     write_record(
         out,
         {

@@ -106,6 +106,26 @@ def plan_from(step, *, left, every=1, total=600.0, step_seconds=1.0, evaluation=
     return revise_plan(before, step=step, left=left, total=total, pace=pace, steps_per_epoch=20, evaluate_every=every)
 
 
+def test_a_plan_leaves_time_for_what_follows_the_last_step():
+    pace = Pace(images_per_step=4, validation_images=0)
+    for _ in range(5):
+        pace.count_step(1.0)
+    ends = [
+        revise_plan(
+            first_plan(steps_per_epoch=1000, epochs=1),
+            step=5,
+            left=100.0,
+            total=105.0,
+            pace=pace,
+            steps_per_epoch=1000,
+            evaluate_every=None,
+            closing=closing,
+        ).end_step
+        for closing in (0.0, 8.0)
+    ]
+    assert ends == [int(5 + 100 - END_SECONDS), int(5 + 100 - END_SECONDS - 8)]
+
+
 def test_a_plan_counts_every_evaluation():
     """From step 20 on 60 steps and three evaluations take 75 s; whole epochs are kept where that costs little."""
     assert plan_from(20, left=75 + END_SECONDS).end_step == 80

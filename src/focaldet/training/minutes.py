@@ -52,7 +52,15 @@ def first_plan(*, steps_per_epoch: int, epochs: int) -> Plan:
 
 
 def revise_plan(
-    plan: Plan, *, step: int, left: float, total: float, pace: Pace, steps_per_epoch: int, evaluate_every: int | None
+    plan: Plan,
+    *,
+    step: int,
+    left: float,
+    total: float,
+    pace: Pace,
+    steps_per_epoch: int,
+    evaluate_every: int | None,
+    closing: float = 0.0,
 ) -> Plan:
     """The plan from `step` on by the present speed; its end is `step` where there is no time for another.
 
@@ -64,6 +72,7 @@ def revise_plan(
         pace: the speed.
         steps_per_epoch: updates in an epoch.
         evaluate_every: epochs between evaluations; the last one is always evaluated, unless it is None.
+        closing: seconds of what follows the last step beside evaluation and report.
     """
     second, evaluation = max(pace.step, 1e-9), 0.0 if evaluate_every is None else pace.evaluation
     period = steps_per_epoch * (evaluate_every or 1)
@@ -72,7 +81,7 @@ def revise_plan(
         evaluations = -(-end // period) - step // period  # those on the way, and the one at the end
         return (end - step) * second + evaluations * evaluation
 
-    free = left - END_SECONDS
+    free = left - END_SECONDS - closing
     ends = range(step + 1, step + 2 + max(0, math.floor(free / second)))
     end = step + bisect.bisect_right(ends, free, key=cost)
     whole = end // steps_per_epoch * steps_per_epoch

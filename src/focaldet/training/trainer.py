@@ -421,6 +421,7 @@ class Trainer:
             pace=self.pace,
             steps_per_epoch=self.epoch_steps,
             evaluate_every=self.config.evaluate_every,
+            closing=self._closing_seconds(),
         )
         # Each process has its own clock; that of the first one holds.
         state.plan = gather_objects(plan, num_ranks=self.fabric.world_size)[0]
@@ -495,6 +496,14 @@ class Trainer:
         if state.step not in self.measured:
             self.measured = {state.step: self._measure_norm(state.evaluated)}
         return self.measured[state.step]
+
+    def _closing_seconds(self) -> float:
+        """A guess of what measuring BatchNorm at the end takes; where there are evaluations it is a part of theirs."""
+        state = self.state
+        is_early = state.measures_norm and state.step - self.first_step < EARLY_UPDATES
+        if self.config.evaluate_every is not None or not is_early or not has_trained_norm(state.evaluated):
+            return 0.0
+        return NUM_BATCHES * self.pace.step / 2  # forward alone
 
     def _measure_norm(self, detector: Detector) -> Detector:
         """The detector with the statistics of BatchNorm under its weights, if it has trained ones."""

@@ -12,8 +12,7 @@ from focaldet.evaluation.diagnostics import ERROR_MEANINGS, Calibration, Confusi
 from focaldet.evaluation.error_pairs import ErrorPair
 from focaldet.evaluation.score_curves import ScoreCurves
 from focaldet.report.charts import Chart, Curve, chart_figure
-from focaldet.report.history import bar_cell
-from focaldet.report.page import section, table
+from focaldet.report.page import bar_cell, section, table
 from focaldet.weights.thresholds import LEAST_BOXES
 
 MOST_CLASS_CURVES = 6
@@ -121,7 +120,7 @@ def _heat_cell(count: int, total: int, *, is_right: bool) -> str:
 
 def error_kind_table(analyses: Sequence[tuple[str, Analysis]]) -> str:
     """TIDE's kinds of errors: how many, and by how much AP50 would rise without them; for one run or several."""
-    longest = max((each.ap50_gain for _, one in analyses for each in one.error_kinds), default=0.0) or 1.0
+    longest = max((each.ap50_gain for _, analysis in analyses for each in analysis.error_kinds), default=0.0) or 1.0
     heads = ["Kind", "Meaning"]
     for name, _ in analyses:
         heads += [f"{escape(name)}: number", "AP50 would gain"] if name else ["Number", "AP50 would gain"]

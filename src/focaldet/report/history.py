@@ -17,7 +17,7 @@ from typing import Any
 from focaldet.evaluation.coco import HEADLINES, percent
 from focaldet.files import read_bytes, read_utf8
 from focaldet.report.charts import Chart, Curve, chart_section
-from focaldet.report.page import section, table
+from focaldet.report.page import bar_cell, section, table
 
 AP_CURVES = ("ap50", "ap", "ap75")
 
@@ -107,11 +107,6 @@ def time_table(history: History) -> str:
     ]
     text = "Loading is what the network waited for; images that are loaded beside it cost nothing here."
     return table(["Part", "Seconds", "%"], [*rows, ["all epochs", f"{total:,.1f}", ""]]) + f"<p>{text}</p>"
-
-
-def bar_cell(text: str, fraction: float) -> str:
-    """The content of a cell with a bar behind it, of a length in [0, 1]."""
-    return f'<div class="bar" style="--length:{100 * min(1.0, max(0.0, fraction)):.1f}%">{text}</div>'
 
 
 def _read_cell(text: str | None) -> float:

@@ -15,17 +15,22 @@ LONGEST_SIDE_PX = 440  # of an image on the page: twelve pairs stay near one meg
 
 
 def worst_images(
-    source: ImageSource, detections: Sequence[Detections], scores: Sequence[ImageScore], *, score: float
+    source: ImageSource,
+    detections: Sequence[Detections],
+    scores: Sequence[ImageScore],
+    *,
+    score: float,
+    most: int = NUM_WORST,
 ) -> list[str]:
-    """The images with the most errors, the worst first; nothing where none has any."""
-    worst = sorted((one for one in scores if one.errors), key=lambda one: (-one.errors, one.right, one.image))
+    """At most so many images with the most errors, the worst first; nothing where none has any."""
+    worst = sorted((each for each in scores if each.errors), key=lambda each: (-each.errors, each.right, each.image))
     text = (
         f"<p>Truth on the left, detections with a score of at least {score:.2f} on the right, most errors first: wrong "
         "detections and missed objects at IoU .5.</p>"
     )
     pairs = [
-        image_pair(source, one.image, [("detections", detections[one.image].above(score))], note=_count_errors(one))
-        for one in worst[:NUM_WORST]
+        image_pair(source, each.image, [("detections", detections[each.image].above(score))], note=_count_errors(each))
+        for each in worst[:most]
     ]
     return [text, *pairs] if pairs else []
 
@@ -83,8 +88,8 @@ def count_classes(detections: Detections) -> str:
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
 
 
-def _count_errors(one: ImageScore) -> str:
-    return f"{quantity(one.wrong, 'wrong detection')}, {one.missed} missed, {one.right} right"
+def _count_errors(image: ImageScore) -> str:
+    return f"{quantity(image.wrong, 'wrong detection')}, {image.missed} missed, {image.right} right"
 
 
 def _ignored_name(name: str) -> str:

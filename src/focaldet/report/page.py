@@ -138,6 +138,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: 
     return f'<div class="wide" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def bar_cell(text: str, fraction: float) -> str:
+    """The content of a cell with a bar behind it, of a length in [0, 1]."""
+    return f'<div class="bar" style="--length:{100 * min(1.0, max(0.0, fraction)):.1f}%">{text}</div>'
+
+
 def embed_image(image: Image.Image, *, alt: str, quality: int = 80) -> str:
     """An `img` that holds the image in itself, as JPEG."""
     buffer = io.BytesIO()

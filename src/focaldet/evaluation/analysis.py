@@ -57,7 +57,11 @@ class Analysis:
 
 
 def analyze_detections(dataset: Dataset, rows: ResultRows, *, metrics: Metrics | None = None) -> Analysis:
-    """Everything about the detections in `rows` on `dataset`; `metrics` are taken where they are known already."""
+    """Everything about the detections in `rows` on `dataset`.
+
+    `metrics` are taken where they are known already, and with them the limit of detections that they were computed
+    with; COCO's limit otherwise.
+    """
     truth = ground_truth_of(dataset)
     limit = MAX_DETECTIONS if metrics is None else metrics.max_detections
     evaluator = open_evaluator(truth, rows, max_detections=limit)
@@ -77,7 +81,7 @@ def analyze_detections(dataset: Dataset, rows: ResultRows, *, metrics: Metrics |
         confusion=count_confusion(evaluator, truth, score=score),
         error_kinds=count_error_kinds(evaluator),
         calibration=measure_calibration(evaluator, truth),
-        images=score_images(truth, rows, score=score),
+        images=score_images(truth, rows, score=score, max_detections=limit),
         groups={name: (len(groups[name]), value) for name, value in ap.items()},
         evaluator=evaluator,
     )

@@ -20,6 +20,7 @@ from focaldet.report.errors import error_kind_table, sample_curve
 from focaldet.report.facts import NOT_SETTINGS, data_table, setting_text
 from focaldet.report.history import History, read_curve, read_history
 from focaldet.report.image_pairs import even_indices, image_pair
+from focaldet.report.kept_detections import KeptDetections
 from focaldet.report.page import bar_cell, header, section, table, write_page
 from focaldet.report.run_report import REPORT_STYLE, detections_per_image
 from focaldet.types import Detections
@@ -39,8 +40,8 @@ class ReportedRun:
     settings: dict[str, Any]
 
 
-def write_side_by_side(runs: Sequence[tuple[Path, Path]], source: ImageSource, path: Path) -> Path:
-    """Write the page of several runs, each a folder with its result file on the images of `source`; return its path.
+def write_side_by_side(runs: Sequence[KeptDetections], source: ImageSource, path: Path) -> Path:
+    """Write the page of several runs, whose detections are of the images of `source`; return its path.
 
     Raises:
         ConfigError: more runs than can be told apart.
@@ -48,8 +49,8 @@ def write_side_by_side(runs: Sequence[tuple[Path, Path]], source: ImageSource, p
     """
     if len(runs) > MOST_RUNS:
         raise ConfigError(f"report: at most {MOST_RUNS} runs fit on a page, got {len(runs)}")
-    names = name_runs([folder for folder, _ in runs])
-    read = [_read_run(name, *files, source) for name, files in zip(names, runs, strict=True)]
+    names = name_runs([kept.run for kept in runs])
+    read = [_read_run(name, kept, source) for name, kept in zip(names, runs, strict=True)]
     dataset, first = source.dataset, read[0].analysis.metrics
     text = (
         f"{quantity(len(read), 'run')} on <b>{escape(dataset.name)}</b>: {quantity(first.num_images, 'image')}, "
@@ -82,12 +83,11 @@ def name_runs(folders: Sequence[Path]) -> list[str]:
     return ["/".join(each[-depth:]) for each in parts]
 
 
-def _read_run(name: str, folder: Path, predictions: Path, source: ImageSource) -> ReportedRun:
+def _read_run(name: str, kept: KeptDetections, source: ImageSource) -> ReportedRun:
     dataset = source.dataset
-    rows = read_results(predictions, image_ids=dataset.image_ids.tolist(), classes=dataset.classes)
-    settings = configs.read_mapping(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
-    detections = detections_per_image(rows, dataset)
-    return ReportedRun(name, analyze_detections(dataset, rows), detections, read_history(folder), settings)
+    rows = read_results(kept.path, image_ids=dataset.image_ids.tolist(), classes=dataset.classes)
+    analysis = analyze_detections(dataset, rows, metrics=kept.metrics)
+    return ReportedRun(name, analysis, detections_per_image(rows, dataset), read_history(kept.run), kept.settings)
 
 
 def _number_table(runs: Sequence[ReportedRun]) -> str:

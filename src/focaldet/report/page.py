@@ -123,6 +123,12 @@ def section(heading: str, *html: str) -> str:
     return f"<section>{title}{content}</section>\n" if content else ""
 
 
+def fold(title: str, *html: str) -> str:
+    """A part of a page that is shown once its title is chosen; nothing where `html` is empty."""
+    content = "".join(html)
+    return f"<details><summary>{escape(title)}</summary>{content}</details>" if content else ""
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: Sequence[int] = ()) -> str:
     """A table of HTML cells that scrolls by itself where it is too wide; the first cell of a row is the row's head.
 

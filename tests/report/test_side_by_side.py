@@ -12,6 +12,7 @@ from focaldet.evaluation.coco import evaluate_detections
 from focaldet.evaluation.evaluate import open_evaluation_split
 from focaldet.report.kept_detections import open_kept_detections
 from focaldet.report.report_runs import report_runs
+from focaldet.report.run_details import NUM_WORST_OF_RUN
 from focaldet.report.side_by_side import MOST_RUNS, name_runs, write_side_by_side
 from tests.report.runs import detect, evaluate_run, make_run, write_coco
 
@@ -68,3 +69,32 @@ def test_what_cannot_be_reported_is_named(data, tmp_path):
     (run / "predictions.json").write_text(json.dumps([{**records[0], "image_id": 99}]))
     with pytest.raises(DataError, match="is not an image of the ground truth"):
         report_runs([run])
+
+
+def sections_of(page):
+    """The HTML of each part of a page by its heading."""
+    return dict(re.findall(r"<section[^>]*><h2>([^<]*)</h2>(.*?)</section>", page, re.DOTALL))
+
+
+def test_a_page_of_several_runs_has_what_that_of_each_has(data, tmp_path):
+    """Of the second run every box is wrong, and it has an explorer."""
+    good = make_run(tmp_path / "runs" / "good", data)
+    poor = make_run(tmp_path / "runs" / "poor", data, shift=30)
+    (poor / "hard-val").mkdir()
+    (poor / "hard-val" / "index.html").write_text("")
+    parts = sections_of(report_runs([good, poor]).read_text())
+    assert "Differences on these images" in parts and not any("real" in heading for heading in parts)
+    assert "<figcaption>Learning rate</figcaption>" in parts["Curves"]
+    folded = {name: re.findall("<summary>([^<]*)</summary>", html) for name, html in parts.items() if "<det" in html}
+    assert folded == {
+        "From which score on": ["good"],
+        "Which class is taken for which": ["good", "poor"],
+        "Errors that come together": ["poor"],
+        "The worst images": ["good", "poor"],
+        "Environment": ["good", "poor"],
+    }
+    assert ">cell</th>" in parts["From which score on"]
+    assert parts["The worst images"].count("<figcaption>") == NUM_WORST_OF_RUN
+    assert f"focaldet study hard {good}" in parts["The worst images"]
+    assert '<a href="poor/hard-val/index.html">hard-val</a>' in parts["The worst images"]
+    assert "torch" in parts["Environment"]

@@ -1,43 +1,36 @@
 """Several runs on one page: their numbers, curves, errors and settings beside each other, on the same images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from focaldet import config as configs
 from focaldet.data.dataset import ImageSource
 from focaldet.data.formats.text import quantity
 from focaldet.errors import ConfigError
-from focaldet.evaluation.analysis import Analysis, analyze_detections
 from focaldet.evaluation.coco import HEADLINES, headline, percent
 from focaldet.evaluation.intervals import compare_metrics
-from focaldet.evaluation.results import read_results
 from focaldet.report.accuracy import interval_text
 from focaldet.report.charts import Chart, Curve, chart_section
 from focaldet.report.errors import error_kind_table, sample_curve
 from focaldet.report.facts import NOT_SETTINGS, data_table, setting_text
-from focaldet.report.history import History, read_curve, read_history
+from focaldet.report.history import read_curve
 from focaldet.report.image_pairs import even_indices, image_pair
 from focaldet.report.kept_detections import KeptDetections
 from focaldet.report.page import bar_cell, header, section, table, write_page
-from focaldet.report.run_report import REPORT_STYLE, detections_per_image
-from focaldet.types import Detections
+from focaldet.report.run_details import (
+    ReportedRun,
+    confusion_section,
+    environment_section,
+    pair_section,
+    read_reported_run,
+    score_section,
+    worst_image_section,
+)
+from focaldet.report.run_report import REPORT_STYLE
 
 NUM_SHARED_IMAGES = 6
 MOST_RUNS = 6  # more curves than that cannot be told apart
-
-
-@dataclass(frozen=True, slots=True)
-class ReportedRun:
-    """One of the runs on a page, under a name of its own."""
-
-    name: str
-    analysis: Analysis
-    detections: list[Detections]
-    history: History
-    settings: dict[str, Any]
 
 
 def write_side_by_side(runs: Sequence[KeptDetections], source: ImageSource, path: Path) -> Path:
@@ -50,7 +43,7 @@ def write_side_by_side(runs: Sequence[KeptDetections], source: ImageSource, path
     if len(runs) > MOST_RUNS:
         raise ConfigError(f"report: at most {MOST_RUNS} runs fit on a page, got {len(runs)}")
     names = name_runs([kept.run for kept in runs])
-    read = [_read_run(name, kept, source) for name, kept in zip(names, runs, strict=True)]
+    read = [read_reported_run(name, kept, source) for name, kept in zip(names, runs, strict=True)]
     dataset, first = source.dataset, read[0].analysis.metrics
     text = (
         f"{quantity(len(read), 'run')} on <b>{escape(dataset.name)}</b>: {quantity(first.num_images, 'image')}, "
@@ -61,14 +54,19 @@ def write_side_by_side(runs: Sequence[KeptDetections], source: ImageSource, path
         "runs side by side · focaldet report",
         header("Runs side by side", text),
         section("Numbers", _number_table(read)),
-        section("Which differences are real", _difference_table(read)),
+        section("Differences on these images", _difference_table(read)),
         chart_section("Curves", [*_history_charts(read), *_shared_score_charts(read)]),
+        score_section(read),
         section("Per class", _class_table(read)),
+        confusion_section(read),
         section("Kinds of errors", error_kind_table([(run.name, run.analysis) for run in read])),
+        pair_section(read, source),
         section("Where the time went", _time_table(read)),
         section("Images", *_shared_images(read, source)),
+        worst_image_section(read, source, page=path),
         section("Settings that differ", _setting_table(read)),
         section("Data", data_table([dataset])),
+        environment_section(read),
         style=REPORT_STYLE,
     )
     return path
@@ -81,13 +79,6 @@ def name_runs(folders: Sequence[Path]) -> list[str]:
     while len({each[-depth:] for each in parts}) < len(parts):
         depth += 1
     return ["/".join(each[-depth:]) for each in parts]
-
-
-def _read_run(name: str, kept: KeptDetections, source: ImageSource) -> ReportedRun:
-    dataset = source.dataset
-    rows = read_results(kept.path, image_ids=dataset.image_ids.tolist(), classes=dataset.classes)
-    analysis = analyze_detections(dataset, rows, metrics=kept.metrics)
-    return ReportedRun(name, analysis, detections_per_image(rows, dataset), read_history(kept.run), kept.settings)
 
 
 def _number_table(runs: Sequence[ReportedRun]) -> str:
@@ -139,11 +130,12 @@ def _difference_table(runs: Sequence[ReportedRun]) -> str:
 
 
 def _history_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
-    """AP by epoch and the loss by step, of the runs that have them."""
+    """AP by epoch, the loss and the learning rate by step, of the runs that have them."""
     with_ap = [run for run in runs if run.history.evaluations]
     with_loss = [run for run in runs if run.history.steps]
     precision = [read_curve(run.history.evaluations, "epoch", "ap", run.name, 100.0) for run in with_ap]
     losses = [read_curve(run.history.steps, "step", "loss", run.name).smooth() for run in with_loss]
+    rates = [read_curve(run.history.steps, "step", "learning_rate", run.name).smooth() for run in with_loss]
     charts = []
     if precision:
         whole = (0.0, 100.0)
@@ -152,6 +144,8 @@ def _history_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
         charts.append(
             Chart("Training loss (of the same losses alone comparable)", losses, x_label="step", y_label="loss")
         )
+    if any(rate.y for rate in rates):
+        charts.append(Chart("Learning rate", rates, x_label="step", y_label="learning rate"))
     return charts
 
 
@@ -184,9 +178,9 @@ def _reliability_chart(runs: Sequence[ReportedRun]) -> Chart:
 
 def _class_table(runs: Sequence[ReportedRun]) -> str:
     """AP of each class in each run."""
-    rows = []
-    for number, row in enumerate(runs[0].analysis.metrics.per_class):
-        values = [run.analysis.metrics.per_class[number].ap for run in runs]
+    rows, values_of = [], [{row.name: row.ap for row in run.analysis.metrics.per_class} for run in runs]
+    for row in runs[0].analysis.metrics.per_class:
+        values = [known.get(row.name) for known in values_of]
         rows.append([escape(row.name), f"{row.num_boxes:,}", *(bar_cell(percent(ap), ap or 0.0) for ap in values)])
     return table(["Class", "Boxes", *(f"AP of {escape(run.name)}" for run in runs)], rows)
 

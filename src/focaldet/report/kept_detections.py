@@ -84,11 +84,11 @@ def open_kept_detections(
     candidates = [d for d in (named, None if like is None else like.dataset) if d is not None]
     if (path := folder / RESULTS).is_file():
         known = _read_fingerprint(folder / NUMBERS, FINGERPRINT)
-        dataset = _choose(candidates, known) or named or open_evaluation_split(config, split, seed=seed)
-        kept = KeptDetections(run, path, read_metrics(folder / NUMBERS), settings, config, dataset)
+        dataset = _find_dataset(candidates, known) or named or open_evaluation_split(config, split, seed=seed)
+        kept = KeptDetections(run, path, read_numbers(folder / NUMBERS), settings, config, dataset)
     elif split == "val" and (path := run / RESULTS).is_file():
         known, training = validation_fingerprint(run), None
-        chosen = _choose(candidates, known)
+        chosen = _find_dataset(candidates, known)
         if chosen is None:
             chosen, training = open_validation_images(config, settings)
         kept = KeptDetections(run, path, None, settings, config, chosen, training)
@@ -178,7 +178,7 @@ def require_same_images(first: KeptDetections, other: KeptDetections) -> None:
         )
 
 
-def read_metrics(path: Path) -> Metrics | None:
+def read_numbers(path: Path) -> Metrics | None:
     """The numbers that `eval` wrote beside its detections: they have the time of an image; None where it did not.
 
     Raises:
@@ -200,6 +200,6 @@ def _read_fingerprint(path: Path, *names: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _choose(candidates: list[Dataset], known: str | None) -> Dataset | None:
+def _find_dataset(candidates: list[Dataset], known: str | None) -> Dataset | None:
     """The first dataset with this fingerprint."""
     return next((each for each in candidates if known is not None and each.fingerprint() == known), None)

@@ -47,12 +47,14 @@ def read_reported_run(name: str, kept: KeptDetections, source: ImageSource) -> R
 
 def score_section(runs: Sequence[ReportedRun]) -> str:
     """The score with the largest F1 of each class."""
-    return _folded("From which score on", runs, lambda run: threshold_table(run.analysis))
+    return _fold_runs("From which score on", runs, lambda run: threshold_table(run.analysis))
 
 
 def confusion_section(runs: Sequence[ReportedRun]) -> str:
     """The confusion matrix at the best score."""
-    return _folded("Which class is taken for which", runs, lambda run: "".join(confusion_parts(run.analysis.confusion)))
+    return _fold_runs(
+        "Which class is taken for which", runs, lambda run: "".join(confusion_parts(run.analysis.confusion))
+    )
 
 
 def pair_section(runs: Sequence[ReportedRun], source: ImageSource) -> str:
@@ -63,7 +65,7 @@ def pair_section(runs: Sequence[ReportedRun], source: ImageSource) -> str:
         outcomes = confident_outcomes(source.dataset, run.detections, score=score)
         return pair_table(pair_errors(outcomes, source.dataset.classes.names), score)
 
-    return _folded("Errors that come together", runs, pairs)
+    return _fold_runs("Errors that come together", runs, pairs)
 
 
 def worst_image_section(runs: Sequence[ReportedRun], source: ImageSource, *, page: Path) -> str:
@@ -74,14 +76,14 @@ def worst_image_section(runs: Sequence[ReportedRun], source: ImageSource, *, pag
         worst = worst_images(source, run.detections, run.analysis.images, score=score, most=NUM_WORST_OF_RUN)
         return "".join([*(worst or ["<p>No image has an error.</p>"]), hard_link(run.folder, page)])
 
-    return _folded("The worst images", runs, images)
+    return _fold_runs("The worst images", runs, images)
 
 
 def environment_section(runs: Sequence[ReportedRun]) -> str:
     """Versions, machine, seed and the fingerprints of the data."""
-    return _folded("Environment", runs, lambda run: environment_table(run.folder / "environment.json"))
+    return _fold_runs("Environment", runs, lambda run: environment_table(run.folder / "environment.json"))
 
 
-def _folded(heading: str, runs: Sequence[ReportedRun], describe: Callable[[ReportedRun], str]) -> str:
+def _fold_runs(heading: str, runs: Sequence[ReportedRun], describe: Callable[[ReportedRun], str]) -> str:
     """A part of a page with what there is to say of each run, under its name."""
     return section(heading, *(fold(run.name, describe(run)) for run in runs))

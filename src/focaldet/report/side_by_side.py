@@ -110,7 +110,7 @@ def _difference_table(runs: Sequence[ReportedRun]) -> str:
     first = runs[0]
     rows: list[list[str]] = []
     for run in runs[1:]:
-        differences = compare_metrics(first.analysis.evaluator, run.analysis.evaluator)
+        differences = compare_metrics(first.analysis.resampled, run.analysis.resampled)
         for field in ("ap", "ap50", "ap75"):
             if field not in differences:
                 continue

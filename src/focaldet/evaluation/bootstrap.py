@@ -124,8 +124,8 @@ def _class_matches(cells: Sequence[_Cell], *, num_images: int, num_thresholds: i
     num_objects = torch.zeros(num_images, dtype=torch.float64)
     for cell in cells:
         num_objects[cell.image_index] = cell.num_objects
-    nothing = _Cell(0, numpy.zeros(0), *(numpy.zeros((num_thresholds, 0), dtype=bool) for _ in range(2)), 0)
-    every = [*cells, nothing]
+    no_matches = numpy.zeros((num_thresholds, 0), dtype=bool)
+    every = [*cells, _Cell(0, numpy.zeros(0), no_matches, no_matches, 0)]
     scores = numpy.concatenate([cell.scores for cell in every])
     order = numpy.argsort(-scores, kind="stable")
     counts = [len(cell.scores) for cell in every]

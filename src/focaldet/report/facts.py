@@ -173,11 +173,11 @@ def _short_text(value: object) -> str:
 
 def _phase_list(phases: object) -> str:
     """The phases of the run with the settings of each; nothing where there are none."""
-    is_list = isinstance(phases, list) and all(isinstance(phase, dict) for phase in phases)
-    if not is_list or not phases or not all(type(phase.get("epochs")) is int for phase in phases):
+    known = [phase for phase in phases if isinstance(phase, dict)] if isinstance(phases, list) else []
+    if not known or not all(type(phase.get("epochs")) is int for phase in known):
         return ""
     items, begin = [], 1
-    for phase in phases:
+    for phase in known:
         changes = {name: value for name, value in phase.items() if name != "epochs"}
         text = ", ".join(f"{name} {setting_text(name, value)}" for name, value in configs.flatten(changes).items())
         items.append(f"<li>epochs {begin} to {begin + phase['epochs'] - 1}: {escape(text) or 'as the run'}</li>")

@@ -113,7 +113,7 @@ class RunMonitor:
         """How the run is: how it ended, in training, or for how long it has been silent."""
         if (silence := self.silence) is None:
             return self.ending or "in training"
-        return f"nothing new for {round(silence / 60)} min, far longer than usual: was it killed?"
+        return f"nothing new for {round(silence / 60)} min, far longer than usual (it may have been killed)"
 
     def write_page(self, *, seconds: float | None) -> Path:
         """Write `monitor.html` into the run folder where anything is new: the page of a report.

@@ -123,7 +123,7 @@ def _difference_table(runs: Sequence[ReportedRun]) -> str:
     text = (
         f"<p>Against {escape(first.name)}, in points: both on the same samples of the images (paired bootstrap, "
         f"{first.analysis.rounds} rounds). The interval is of the images alone: another seed of a training moves AP "
-        "too, and of that one run says nothing.</p>"
+        "too, and of that one run says nothing; <code>focaldet compare</code> weighs seeds as well.</p>"
     )
     heads = ["Run", "Number", "Difference", "95 % interval", "Higher in % of rounds", "So it is"]
     return table(heads, rows, text_columns=[1, 5]) + text if rows else ""

@@ -35,7 +35,7 @@ def kinds(outcomes):
 @pytest.mark.parametrize(
     ("detections", "expected"),
     [
-        ([(HERE, 0.9, CELL)], [("found", 0)]),
+        ([(HERE, 0.9, CELL)], [("detected", 0)]),
         ([], [("missed", 0)]),
         ([(HERE, 0.2, CELL)], [("missed", 0)]),
         ([(HERE, 0.9, DOG)], [("wrong class", 0), ("wrong class", None)]),
@@ -43,9 +43,9 @@ def kinds(outcomes):
         ([(BESIDE, 0.9, CELL)], [("poor box", 0), ("poor box", None)]),
         ([(BESIDE, 0.9, DOG)], [("missed", 0), ("background", None)]),
         ([(FAR, 0.9, CELL)], [("missed", 0), ("background", None)]),
-        ([(HERE, 0.9, CELL), (HERE, 0.8, CELL)], [("found", 0), ("duplicate", None)]),
-        ([(HERE, 0.9, CELL), (HERE, 0.8, DOG)], [("found", 0), ("wrong class", None)]),
-        ([(HERE, 0.9, DOG), (HERE, 0.8, CELL)], [("found", 0), ("wrong class", None)]),
+        ([(HERE, 0.9, CELL), (HERE, 0.8, CELL)], [("detected", 0), ("duplicate", None)]),
+        ([(HERE, 0.9, CELL), (HERE, 0.8, DOG)], [("detected", 0), ("wrong class", None)]),
+        ([(HERE, 0.9, DOG), (HERE, 0.8, CELL)], [("detected", 0), ("wrong class", None)]),
         ([(HERE, 0.9, DOG), (BESIDE, 0.8, CELL)], [("wrong class", 0), ("wrong class", None), ("poor box", None)]),
     ],
 )
@@ -81,15 +81,15 @@ def test_the_better_detection_takes_the_object_and_each_takes_one():
     two = truth((HERE, CELL), ((2.0, 0.0, 12.0, 10.0), CELL))
     detections = [((1.5, 0.0, 11.5, 10.0), 0.9, CELL), (HERE, 0.8, CELL)]
     outcomes = outcomes_of(detections, two)
-    assert kinds(outcomes) == [("found", 0), ("found", 1)]
+    assert kinds(outcomes) == [("detected", 0), ("detected", 1)]
     assert [round(one.probability, 3) for one in outcomes] == [0.8, 0.9]
 
 
 def test_ignored_boxes_are_not_examples_and_take_detections_that_lie_on_them():
     target = truth((HERE, CELL), ((40.0, 40.0, 100.0, 100.0), CELL, True))
-    assert kinds(outcomes_of([(HERE, 0.9, CELL), (FAR, 0.9, CELL)], target)) == [("found", 0)]
+    assert kinds(outcomes_of([(HERE, 0.9, CELL), (FAR, 0.9, CELL)], target)) == [("detected", 0)]
     covered = truth(((0.0, 0.0, 50.0, 50.0), CELL, True), (HERE, CELL))
-    assert kinds(outcomes_of([(HERE, 0.9, CELL)], covered)) == [("found", 1)]
+    assert kinds(outcomes_of([(HERE, 0.9, CELL)], covered)) == [("detected", 1)]
 
 
 def test_weak_false_positives_can_be_left_out():
@@ -115,5 +115,5 @@ def test_every_object_and_every_detection_is_accounted_for_once():
         objects = [one for one in outcomes if one.index is not None]
         assert [one.index for one in objects] == (~target.ignored).nonzero().squeeze(1).tolist()
         assert all(one.kind not in ("duplicate", "background") for one in objects)
-        assert all((one.kind == "found") == (one.probability >= 0.4) for one in objects)
+        assert all((one.kind == "detected") == (one.probability >= 0.4) for one in objects)
         assert len(outcomes) - len(objects) <= 12

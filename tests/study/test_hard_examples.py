@@ -61,7 +61,7 @@ def study(data, tmp_path, monkeypatch):
 
 def test_every_kind_of_error_is_counted(study):
     objects = {kind: numbers for kind, numbers in study.counts.items() if any(numbers)}
-    assert objects == {"found": (2, 0), "wrong class": (1, 1), "poor box": (1, 1), "background": (0, 1)}
+    assert objects == {"detected": (2, 0), "wrong class": (1, 1), "poor box": (1, 1), "background": (0, 1)}
     assert [(one.image, one.problem) for one in study.suspects] == [
         (1, "wrong class"),
         (2, "missing box"),
@@ -80,8 +80,8 @@ def test_it_writes_tables_images_and_a_page(study):
     with (out / "examples.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["kind"] for row in rows] == [
-        *("found", "wrong class", "false positive: wrong class", "false positive: background"),
-        *("poor box", "false positive: poor box", "found"),
+        *("detected", "wrong class", "false positive: wrong class", "false positive: background"),
+        *("poor box", "false positive: poor box", "detected"),
     ]
     assert all(
         float(row["loss"]) == pytest.approx(float(row["class_loss"]) + float(row["box_loss"]), abs=2e-4) for row in rows
@@ -126,7 +126,7 @@ def test_boxes_of_classes_that_the_detector_does_not_know_are_not_examples():
     on_split = EvaluationSetup(detector, dataset, matched)
     detections = [make_detections((BOX, 0.9, 1), ((30.0, 30.0, 40.0, 40.0), 0.8, 1), names=("dog", "cell"))]
     (several,) = find_outcomes(on_split, detections, score=0.3)
-    assert [(one.kind, one.label, one.index) for one in several] == [("found", 0, 0)]
+    assert [(one.kind, one.label, one.index) for one in several] == [("detected", 0, 0)]
 
 
 def test_a_detector_is_asked_for_weak_detections_too():
@@ -186,7 +186,7 @@ def test_a_reader_filters_steps_and_exports_in_a_real_browser(study, browser, sc
     assert page.locator(".tile").count() == 5
     assert page.locator(".tile figcaption").first.inner_text().startswith("moved.png hardest 5.27")
     assert page.locator(".count").inner_text() == "5 of 5 images, 7 objects and false positives"
-    page.get_by_label("found (2)").uncheck()
+    page.get_by_label("detected (2)").uncheck()
     assert page.locator(".tile").count() == 3
     page.locator("[name=label]").select_option("dog")
     assert page.locator(".tile").count() == 1

@@ -313,6 +313,12 @@ def hold_out(whole: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
     return whole.subset(kept, whole.name), tenth
 
 
+def first_with_boxes(dataset: Dataset, most: int) -> list[int]:
+    """The indices of the first images with boxes, at most so many; of the first images where none has any."""
+    with_boxes: list[int] = (dataset.offsets.diff() > 0).nonzero().flatten().tolist()
+    return with_boxes[:most] or list(range(min(most, len(dataset))))
+
+
 def _recognize(path: Path, config: DataConfig) -> DatasetLayout:
     kind = what_is_at(path)
     if not kind:

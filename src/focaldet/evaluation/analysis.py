@@ -1,7 +1,6 @@
 """Everything that a report says of one detector's detections on one set of images."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from focaldet.data.dataset import Dataset
 from focaldet.evaluation.coco import Metrics, compute_metrics
@@ -18,7 +17,7 @@ from focaldet.evaluation.diagnostics import (
 )
 from focaldet.evaluation.error_kinds import Outcome, classify_outcomes
 from focaldet.evaluation.evaluator import MAX_DETECTIONS, CocoGroundTruth, ground_truth_of, open_evaluator
-from focaldet.evaluation.intervals import Interval, bootstrap_intervals, count_rounds
+from focaldet.evaluation.intervals import Interval, Resampled, bootstrap_intervals, count_rounds, resample_metrics
 from focaldet.evaluation.results import ResultRows
 from focaldet.evaluation.score_curves import ScoreCurves, measure_curves
 from focaldet.types import Detections
@@ -40,7 +39,7 @@ class Analysis:
         calibration: of all detections.
         images: right, wrong and missed in each image.
         groups: AP of images with few and with many objects, by a name for the group, and how many images it has.
-        evaluator: hotcoco's, for comparisons.
+        resampled: the numbers on resampled splits, for comparisons.
     """
 
     metrics: Metrics
@@ -53,11 +52,15 @@ class Analysis:
     calibration: Calibration
     images: list[ImageScore]
     groups: dict[str, tuple[int, float | None]]
-    evaluator: Any
+    resampled: Resampled
 
 
 def analyze_detections(dataset: Dataset, rows: ResultRows, *, metrics: Metrics | None = None) -> Analysis:
-    """Everything about the detections in `rows` on `dataset`; `metrics` are taken where they are known already."""
+    """Everything about the detections in `rows` on `dataset`.
+
+    `metrics` are taken where they are known already, and with them the limit of detections that they were computed
+    with; COCO's limit otherwise.
+    """
     truth = ground_truth_of(dataset)
     limit = MAX_DETECTIONS if metrics is None else metrics.max_detections
     evaluator = open_evaluator(truth, rows, max_detections=limit)
@@ -68,18 +71,19 @@ def analyze_detections(dataset: Dataset, rows: ResultRows, *, metrics: Metrics |
     score = DEFAULT_REPORT_SCORE if thresholds is None else thresholds.overall.score
     groups = group_by_objects(truth)
     ap = slice_ap(evaluator, truth, groups)
+    resampled = resample_metrics(truth, rows, max_detections=limit)
     return Analysis(
         metrics=replace(metrics, score_thresholds=thresholds),
-        intervals=bootstrap_intervals(truth, evaluator),
+        intervals=bootstrap_intervals(resampled),
         rounds=count_rounds(len(dataset)),
         curves=curves,
         score=score,
         confusion=count_confusion(evaluator, truth, score=score),
         error_kinds=count_error_kinds(evaluator),
         calibration=measure_calibration(evaluator, truth),
-        images=score_images(truth, rows, score=score),
+        images=score_images(truth, rows, score=score, max_detections=limit),
         groups={name: (len(groups[name]), value) for name, value in ap.items()},
-        evaluator=evaluator,
+        resampled=resampled,
     )
 
 

@@ -11,7 +11,7 @@ Axes: S resampled splits, N images, D detections of a class, T IoU thresholds, M
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -35,52 +35,108 @@ INTERVAL_LEVEL = 0.95
 SEED_DEVIATION = 0.01  # of AP, between seeds on a few hundred images, where a comparison has only one seed
 RECALLS = numpy.linspace(0.0, 1.0, 101)  # of COCO's AP
 CHUNK_VALUES = 4_000_000  # numbers of one step, 32 MB
+IMAGES_AT_ONCE = 500  # whose matches the evaluator hands over
 
 
 class ClassMatches(NamedTuple):
-    """The detections of one class in all images, best first, and what COCO's matching made of them."""
+    """The detections of one class in all images, best first, and what COCO's matching made of them.
+
+    `ranks` count the detections of an image from its best one on, from 0.
+    """
 
     image_indices: Int64[Tensor, " D"]
     scores: Float64[Tensor, " D"]
+    ranks: Int64[Tensor, " D"]
     is_match: Bool[Tensor, "T D"]
     is_ignored: Bool[Tensor, "T D"]
     num_objects: Float64[Tensor, " N"]
+
+
+class _Cell(NamedTuple):
+    """What COCO's matching made of one class in one image."""
+
+    image_index: int
+    scores: Float64[numpy.ndarray, " d"]
+    is_match: Bool[numpy.ndarray, "T d"]
+    is_ignored: Bool[numpy.ndarray, "T d"]
+    num_objects: int
 
 
 def match_images(
     truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int = MAX_DETECTIONS
 ) -> list[ClassMatches]:
     """The matches of a result file with the objects of `truth`, by label; ignored objects do not count."""
+    return match_sizes(truth, rows, max_detections=max_detections, num_sizes=1)[0]
+
+
+def match_sizes(
+    truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int = MAX_DETECTIONS, num_sizes: int | None = None
+) -> list[list[ClassMatches]]:
+    """As `match_images`, for objects of all sizes, then for small, medium and large ones alone: the others are ignored.
+
+    `num_sizes` are the first ones of these; all by default.
+    """
     evaluator = open_evaluator(truth, rows, max_detections=max_detections, with_metrics=False)
-    image_rank, class_rank = rank_images(truth), rank_classes(truth)
-    index_of = numpy.argsort(image_rank)
-    every_area = evaluator.params.area_rng[0]
-    cells: dict[int, list[dict[str, Any]]] = {}
-    for cell in evaluator.eval_imgs:
-        if cell is not None and list(cell["aRng"]) == list(every_area):
-            cells.setdefault(cell["category_id"], []).append(cell)
+    index_of, class_rank = numpy.argsort(rank_images(truth)), rank_classes(truth)
+    ranges = [tuple(each) for each in evaluator.params.area_rng][:num_sizes]
     num_thresholds = len(evaluator.params.iou_thrs)
-    return [_class_matches(cells.get(int(rank), []), index_of, num_thresholds=num_thresholds) for rank in class_rank]
+    cells: dict[tuple[Any, int], list[_Cell]] = {}
+    for cell in _match_cells(evaluator):
+        size = tuple(cell["aRng"])
+        if size in ranges:
+            cells.setdefault((size, cell["category_id"]), []).append(_read_match_cell(cell, index_of, num_thresholds))
+    return [
+        [
+            _class_matches(cells.get((size, int(rank)), []), num_images=len(index_of), num_thresholds=num_thresholds)
+            for rank in class_rank
+        ]
+        for size in ranges
+    ]
 
 
-def _class_matches(
-    cells: Sequence[Mapping[str, Any]], index_of: Int64[numpy.ndarray, " N"], *, num_thresholds: int
-) -> ClassMatches:
-    """The columns of one class from the evaluator's cell of each image, in the order of their ids."""
-    cells = sorted(cells, key=lambda cell: cell["image_id"])
-    num_objects = torch.zeros(len(index_of), dtype=torch.float64)
+def _match_cells(evaluator: Any) -> Iterator[Mapping[str, Any]]:
+    """The evaluator's cells of class, size and image, sorted by image; of few images at once, since they are large."""
+    ids = list(evaluator.params.img_ids)
+    for begin in range(0, len(ids), IMAGES_AT_ONCE):
+        if len(ids) > IMAGES_AT_ONCE:
+            evaluator.params.img_ids = ids[begin : begin + IMAGES_AT_ONCE]
+            evaluator.evaluate()
+        cells = [cell for cell in evaluator.eval_imgs if cell is not None]
+        yield from sorted(cells, key=lambda cell: cell["image_id"])
+
+
+def _read_match_cell(cell: Mapping[str, Any], index_of: Int64[numpy.ndarray, " N"], num_thresholds: int) -> _Cell:
+    """One of the evaluator's cells."""
+    matched, ignored = (
+        numpy.array(cell[name], dtype=bool).reshape(num_thresholds, -1) for name in ("dtMatched", "dtIgnore")
+    )
+    return _Cell(
+        int(index_of[cell["image_id"]]),
+        numpy.array(cell["dtScores"], dtype=numpy.float64),
+        matched & ~ignored,
+        ignored,
+        sum(not is_ignored for is_ignored in cell["gtIgnore"]),
+    )
+
+
+def _class_matches(cells: Sequence[_Cell], *, num_images: int, num_thresholds: int) -> ClassMatches:
+    """The columns of one class from the cell of each image, in the order of their ids."""
+    num_objects = torch.zeros(num_images, dtype=torch.float64)
     for cell in cells:
-        num_objects[index_of[cell["image_id"]]] = sum(not ignored for ignored in cell["gtIgnore"])
-    scores = numpy.array([score for cell in cells for score in cell["dtScores"]], dtype=numpy.float64)
+        num_objects[cell.image_index] = cell.num_objects
+    no_matches = numpy.zeros((num_thresholds, 0), dtype=bool)
+    every = [*cells, _Cell(0, numpy.zeros(0), no_matches, no_matches, 0)]
+    scores = numpy.concatenate([cell.scores for cell in every])
     order = numpy.argsort(-scores, kind="stable")
-    images = [index_of[cell["image_id"]] for cell in cells for _ in cell["dtScores"]]
-    columns = []
-    for name in ("dtMatched", "dtIgnore"):
-        parts = [numpy.array(cell[name], dtype=bool).reshape(num_thresholds, -1) for cell in cells]
-        columns.append(numpy.concatenate([*parts, numpy.zeros((num_thresholds, 0), dtype=bool)], axis=1)[:, order])
-    matched, ignored = map(torch.from_numpy, columns)
-    image_indices = torch.from_numpy(numpy.array(images, dtype=numpy.int64)[order])
-    return ClassMatches(image_indices, torch.from_numpy(scores[order]), matched & ~ignored, ignored, num_objects)
+    counts = [len(cell.scores) for cell in every]
+    return ClassMatches(
+        torch.from_numpy(numpy.repeat([cell.image_index for cell in every], counts)[order]),
+        torch.from_numpy(scores[order]),
+        torch.from_numpy(numpy.concatenate([numpy.arange(count) for count in counts])[order]),
+        torch.from_numpy(numpy.concatenate([cell.is_match for cell in every], axis=1)[:, order]),
+        torch.from_numpy(numpy.concatenate([cell.is_ignored for cell in every], axis=1)[:, order]),
+        num_objects,
+    )
 
 
 def draw_splits(
@@ -112,29 +168,53 @@ def resampled_ap(
         splits: how often each image is in each split; a row of ones is the split itself.
         thresholds: indices of the IoU thresholds to take the mean over; all by default.
     """
-    per_class = [_class_ap(each, splits, thresholds=thresholds) for each in classes]
-    return torch.stack(per_class).nanmean(dim=0) if per_class else splits.new_full((len(splits),), math.nan)
+    return resampled_precision(classes, splits, thresholds=thresholds).mean(dim=0)
 
 
-def _class_ap(
+def resampled_precision(
+    classes: Sequence[ClassMatches], splits: Float64[Tensor, "S N"], *, thresholds: Sequence[int] | None = None
+) -> Float64[Tensor, "T S"]:
+    """AP in [0, 1] at each IoU threshold on each of `splits`; see `resampled_ap`."""
+    per_class = [_class_precision(each, splits, thresholds=thresholds) for each in classes]
+    return torch.stack(per_class).nanmean(dim=0) if per_class else splits.new_full((1, len(splits)), math.nan)
+
+
+def _class_precision(
     matches: ClassMatches, splits: Float64[Tensor, "S N"], *, thresholds: Sequence[int] | None
-) -> Float64[Tensor, " S"]:
-    """AP of one class on each split; NaN where it has no object there."""
+) -> Float64[Tensor, "T S"]:
+    """AP of one class at each threshold on each split; NaN where it has no object there."""
     num_objects = splits @ matches.num_objects
-    num_detections = len(matches.image_indices)
-    picked = range(len(matches.is_match)) if thresholds is None else thresholds
-    result = splits.new_zeros(len(splits))
-    size = max(1, CHUNK_VALUES // max(1, num_detections))
+    picked = list(range(len(matches.is_match)) if thresholds is None else thresholds)
+    columns = (~matches.is_ignored[picked].all(0)).nonzero().flatten()  # what is always ignored has no part in it
+    images, is_match, is_ignored = (each[..., columns] for each in (matches.image_indices, *matches[3:5]))
+    result = splits.new_zeros(len(picked), len(splits))
+    size = max(1, CHUNK_VALUES // max(1, len(images)))
     for begin in range(0, len(splits), size):
         part = slice(begin, begin + size)
-        counts = splits[part][:, matches.image_indices]
+        counts = splits[part][:, images]
         everything = counts.cumsum(1)
-        for threshold in picked:
-            ignored = matches.is_ignored[threshold]
+        for row, threshold in enumerate(picked):
+            ignored = is_ignored[threshold]
             seen = (counts * ~ignored).cumsum(1) if bool(ignored.any()) else everything
-            hits = matches.is_match[threshold].nonzero().flatten()
-            result[part] += _mean_precision(counts[:, hits], seen[:, hits], num_objects[part]) / len(picked)
+            hits = is_match[threshold].nonzero().flatten()
+            result[row, part] = _mean_precision(counts[:, hits], seen[:, hits], num_objects[part])
     return result.where(num_objects > 0, math.nan)
+
+
+def resampled_recall(
+    classes: Sequence[ClassMatches], splits: Float64[Tensor, "S N"], *, limit: int | None = None
+) -> Float64[Tensor, " S"]:
+    """AR in [0, 1] on each of `splits`, as COCO computes it; NaN where a split has no object.
+
+    Only the best `limit` detections of each image and class count; by default all that were matched.
+    """
+    per_class = []
+    for each in classes:
+        counts = each.is_match if limit is None else each.is_match & (each.ranks < limit)
+        per_image = torch.zeros_like(each.num_objects).index_add(0, each.image_indices, counts.double().mean(0))
+        num_objects = splits @ each.num_objects
+        per_class.append((splits @ per_image / num_objects).where(num_objects > 0, math.nan))
+    return torch.stack(per_class).nanmean(dim=0) if per_class else splits.new_full((len(splits),), math.nan)
 
 
 def _mean_precision(

@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy
 
-from focaldet.evaluation.evaluator import CocoGroundTruth, open_evaluator, rank_classes, rank_images
+from focaldet.evaluation.evaluator import (
+    MAX_DETECTIONS,
+    CocoGroundTruth,
+    open_evaluator,
+    rank_classes,
+    rank_images,
+)
 from focaldet.evaluation.results import ResultRows
 from focaldet.evaluation.score_curves import MATCH_IOU
 
@@ -125,11 +131,16 @@ def measure_calibration(evaluator: Any, truth: CocoGroundTruth) -> Calibration:
     return Calibration(result["ece"], bins, per_class)
 
 
-def score_images(truth: CocoGroundTruth, rows: ResultRows, *, score: float) -> list[ImageScore]:
-    """What is right, wrong and missed in each image, with the detections of at least `score` alone."""
+def score_images(
+    truth: CocoGroundTruth, rows: ResultRows, *, score: float, max_detections: int = MAX_DETECTIONS
+) -> list[ImageScore]:
+    """What is right, wrong and missed in each image, with the detections of at least `score` alone.
+
+    Of these the best `max_detections` of each image and class count, as in the evaluation.
+    """
     chosen = rows.scores >= score
     confident = ResultRows(*(column[chosen] for column in rows))
-    evaluator = open_evaluator(truth, confident, with_metrics=False)
+    evaluator = open_evaluator(truth, confident, max_detections=max_detections, with_metrics=False)
     summaries = evaluator.image_diagnostics(iou_thr=MATCH_IOU)["img_summary"]
     empty = {"tp": 0, "fp": 0, "fn": 0}
     per_image = (summaries.get(rank, empty) for rank in rank_images(truth).tolist())

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 from focaldet.ops.boxes import pairwise_coverage, pairwise_iou
 from focaldet.types import Detections, Target
 
-OutcomeKind = Literal["found", "missed", "wrong class", "poor box", "duplicate", "background"]
+OutcomeKind = Literal["detected", "missed", "wrong class", "poor box", "duplicate", "background"]
 OUTCOME_KINDS: tuple[OutcomeKind, ...] = get_args(OutcomeKind)
 DETECTED: OutcomeKind = OUTCOME_KINDS[0]
 

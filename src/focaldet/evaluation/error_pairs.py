@@ -56,8 +56,8 @@ def pair_errors(outcomes: Sequence[Sequence[Outcome]], class_names: Sequence[str
 def name_errors(outcomes: Sequence[Outcome], class_names: Sequence[str]) -> set[str]:
     """The errors in one image, each once."""
     errors = set()
-    for one in outcomes:
-        is_error = one.kind != DETECTED if one.index is not None else one.kind in OWN_KINDS
+    for outcome in outcomes:
+        is_error = outcome.kind != DETECTED if outcome.index is not None else outcome.kind in OWN_KINDS
         if is_error:
-            errors.add(ERROR_NAMES[one.kind].format(class_names[one.label]))
+            errors.add(ERROR_NAMES[outcome.kind].format(class_names[outcome.label]))
     return errors

@@ -1,20 +1,25 @@
-"""How far the numbers of an evaluation would move with other images of the same kind: a bootstrap over the images."""
+"""How far the numbers of an evaluation would move with other images of the same kind: a bootstrap over the images.
 
-import math
+Axes: S resampled splits, N images; the first split is that of the evaluation itself.
+"""
+
 from collections.abc import Mapping
-from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from focaldet.evaluation.coco import HEADLINES
-from focaldet.evaluation.evaluator import CocoGroundTruth, open_evaluator
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from focaldet.evaluation.bootstrap import draw_splits, match_sizes, percentiles, resampled_precision, resampled_recall
+from focaldet.evaluation.coco import AP50, AP75
+from focaldet.evaluation.evaluator import LOWER_LIMITS, MAX_DETECTIONS, CocoGroundTruth
 from focaldet.evaluation.results import ResultRows
 
 ROUNDS, FEWEST_ROUNDS = 1000, 100
 ROUNDS_TIMES_IMAGES = 500_000  # half a minute at COCO's size, of 5000 images and 80 classes
-CONFIDENCE = 0.95
-# hotcoco 1.3 counts an image that was drawn several times once, so that its rounds are samples of 1 − 1/e of the images
-# without repetition, whose deviation is smaller by this factor (`bootstrap.py`, whose tests hold hotcoco against it).
-TOO_NARROW = math.sqrt(math.e - 1)
+
+Resampled = Mapping[str, Float64[Tensor, " S"]]
+"""A number on every split, by its field of `Metrics`."""
 
 
 class Interval(NamedTuple):
@@ -32,48 +37,54 @@ class Difference(NamedTuple):
     probability: float
 
 
-def bootstrap_intervals(truth: CocoGroundTruth, evaluator: Any, *, rounds: int | None = None) -> dict[str, Interval]:
-    """The 95 % interval of each of the twelve numbers that exists, by its field of `Metrics`.
+def resample_metrics(
+    truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int = MAX_DETECTIONS, rounds: int | None = None
+) -> dict[str, Float64[Tensor, " S"]]:
+    """Those of the twelve numbers that exist, on the images themselves and on `rounds` resampled splits of them.
 
-    Computed by hotcoco as the difference to a detector without any detections, whose numbers are 0 in every round.
+    The splits are the same for all detectors on the same images. NaN where a split has no such object.
 
     Args:
         truth: the ground truth.
-        evaluator: an `open_evaluator` of the detections against it.
+        rows: the detections.
+        max_detections: how many detections of each image and class count.
         rounds: how often the images are drawn again; by default `count_rounds`.
     """
-    no_rows = ResultRows(truth.image_indices[:0], truth.labels[:0], truth.xywh[:0], truth.areas[:0])
-    nothing = open_evaluator(truth, no_rows, max_detections=evaluator.params.max_dets[-1])
-    differences = compare_metrics(nothing, evaluator, rounds=rounds)
-    return {field: Interval(max(0.0, each.interval.low), each.interval.high) for field, each in differences.items()}
-
-
-def compare_metrics(evaluator_a: Any, evaluator_b: Any, *, rounds: int | None = None) -> dict[str, Difference]:
-    """How much B is above A in each of the twelve numbers that exists, in a paired bootstrap over the images.
-
-    Both are evaluators of the same images.
-    """
-    from hotcoco import compare
-
-    num_images = len(evaluator_b.coco_gt.imgs)
+    num_images = len(truth.image_ids)
     if not num_images:
         return {}
-    rounds = rounds or count_rounds(num_images)
-    result = compare(evaluator_a, evaluator_b, n_bootstrap=rounds, seed=0, confidence=CONFIDENCE)
+    drawn = draw_splits(num_images, num_splits=rounds or count_rounds(num_images))
+    splits = torch.cat([torch.ones_like(drawn[:1]), drawn])
+    every, *sizes = match_sizes(truth, rows, max_detections=max_detections)
+    precision = resampled_precision(every, splits)
+    values = {"ap": precision.mean(0), "ap50": precision[AP50], "ap75": precision[min(AP75, len(precision) - 1)]}
+    for name, classes in zip(("small", "medium", "large"), sizes, strict=True):
+        values[f"ap_{name}"] = resampled_precision(classes, splits).mean(0)
+        values[f"ar_{name}"] = resampled_recall(classes, splits)
+    for limit in LOWER_LIMITS:
+        values[f"ar{limit}"] = resampled_recall(every, splits, limit=limit)
+    values["ar100"] = resampled_recall(every, splits)
+    return {field: each for field, each in values.items() if bool(each[0].isfinite())}
+
+
+def bootstrap_intervals(resampled: Resampled) -> dict[str, Interval]:
+    """The 95 % interval of each number."""
+    return {field: Interval(*percentiles(each[1:])) for field, each in resampled.items()}
+
+
+def compare_metrics(first: Resampled, second: Resampled) -> dict[str, Difference]:
+    """How much the second detector is above the first in each number that both have, in a paired bootstrap.
+
+    Both are of the same images and as many rounds.
+    """
     differences = {}
-    for field, key in zip(HEADLINES, result["metric_keys"], strict=True):
-        if result["metrics_b"][key] >= 0 and result["metrics_a"][key] >= 0:
-            differences[field] = _widen(result["deltas"][key], result["ci"][key], rounds=rounds)
+    for field in first:
+        if field in second:
+            value, *_ = (difference := second[field] - first[field]).tolist()
+            drawn = difference[1:][difference[1:].isfinite()]
+            above = ((drawn > 0).double() + (drawn == 0).double() / 2).mean()
+            differences[field] = Difference(value, Interval(*percentiles(drawn)), float(above))
     return differences
-
-
-def _widen(value: float, ends: Mapping[str, float], *, rounds: int) -> Difference:
-    """A difference with the interval and the probability that whole samples would give it."""
-    low, high = (max(-1.0, min(1.0, value + (ends[end] - value) * TOO_NARROW)) for end in ("lower", "upper"))
-    fraction = ends["prob_positive"]
-    normal, least = NormalDist(), 0.5 / rounds
-    probability = normal.cdf(normal.inv_cdf(max(least, min(1 - least, fraction))) / TOO_NARROW)
-    return Difference(value, Interval(low, high), probability)
 
 
 def count_rounds(num_images: int) -> int:

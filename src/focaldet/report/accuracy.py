@@ -7,8 +7,7 @@ from focaldet.data.formats.text import quantity
 from focaldet.evaluation.analysis import Analysis
 from focaldet.evaluation.coco import HEADLINES, Metrics, headline, percent
 from focaldet.evaluation.intervals import Interval
-from focaldet.report.history import bar_cell
-from focaldet.report.page import section, table
+from focaldet.report.page import bar_cell, section, table
 
 CARDS = ("ap", "ap50", "ap75", "ar100")
 CLASS_COLUMNS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")

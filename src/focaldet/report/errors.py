@@ -12,8 +12,7 @@ from focaldet.evaluation.diagnostics import ERROR_MEANINGS, Calibration, Confusi
 from focaldet.evaluation.error_pairs import ErrorPair
 from focaldet.evaluation.score_curves import ScoreCurves
 from focaldet.report.charts import Chart, Curve, chart_figure
-from focaldet.report.history import bar_cell
-from focaldet.report.page import section, table
+from focaldet.report.page import bar_cell, section, table
 from focaldet.weights.thresholds import LEAST_BOXES
 
 MOST_CLASS_CURVES = 6
@@ -26,8 +25,8 @@ def error_sections(analysis: Analysis, pairs: Sequence[ErrorPair]) -> str:
     """Scores, confusion of classes, kinds of errors, errors that come together, and calibration."""
     return (
         section("From which score on", *_score_parts(analysis))
-        + section("Which class is taken for which", *_confusion_parts(analysis.confusion))
-        + section("Kinds of errors", error_kind_table([("", analysis)]), _pair_table(pairs, analysis.score))
+        + section("Which class is taken for which", *confusion_parts(analysis.confusion))
+        + section("Kinds of errors", error_kind_table([("", analysis)]), pair_table(pairs, analysis.score))
         + section("How sure it is, and how often right", *_calibration_parts(analysis.calibration))
     )
 
@@ -47,6 +46,16 @@ def _score_parts(analysis: Analysis) -> list[str]:
         "training keeps these scores, and <code>focaldet predict</code> uses them where no <code>--score</code> is "
         f"typed: that of the class, where it has {LEAST_BOXES} objects or more.</p>"
     )
+    charts = "".join(map(chart_figure, _score_charts(curves)))
+    return [text, threshold_table(analysis), f'<div class="charts">{charts}</div>']
+
+
+def threshold_table(analysis: Analysis) -> str:
+    """The score with the largest F1 over all classes and of each, with what it reaches; nothing without any."""
+    thresholds = analysis.metrics.score_thresholds
+    if thresholds is None:
+        return ""
+    per_class = thresholds.per_class if len(analysis.curves.per_class) > 1 else ()
     rows = [
         [
             "all classes" if each.name is None else escape(each.name),
@@ -54,11 +63,9 @@ def _score_parts(analysis: Analysis) -> list[str]:
             f"{each.score:.2f}",
             *map(percent, (each.f1, each.precision, each.recall)),
         ]
-        for each in (best, *(thresholds.per_class if len(curves.per_class) > 1 else ()))
+        for each in (thresholds.overall, *per_class)
     ]
-    charts = "".join(map(chart_figure, _score_charts(curves)))
-    heads = ["Class", "Boxes", "Best score", "F1, %", "Precision, %", "Recall, %"]
-    return [text, table(heads, rows), f'<div class="charts">{charts}</div>']
+    return table(["Class", "Boxes", "Best score", "F1, %", "Precision, %", "Recall, %"], rows)
 
 
 def _score_charts(curves: ScoreCurves) -> list[Chart]:
@@ -89,7 +96,7 @@ def sample_curve(name: str, x: Float64[numpy.ndarray, " P"], fractions: Float64[
     return Curve(name, x[rows].tolist(), (100 * fractions[rows]).tolist())
 
 
-def _confusion_parts(confusion: ConfusionMatrix | None) -> list[str]:
+def confusion_parts(confusion: ConfusionMatrix | None) -> list[str]:
     """The matrix as a table; of many classes those with the most errors."""
     if confusion is None:
         return []
@@ -121,7 +128,7 @@ def _heat_cell(count: int, total: int, *, is_right: bool) -> str:
 
 def error_kind_table(analyses: Sequence[tuple[str, Analysis]]) -> str:
     """TIDE's kinds of errors: how many, and by how much AP50 would rise without them; for one run or several."""
-    longest = max((each.ap50_gain for _, one in analyses for each in one.error_kinds), default=0.0) or 1.0
+    longest = max((each.ap50_gain for _, analysis in analyses for each in analysis.error_kinds), default=0.0) or 1.0
     heads = ["Kind", "Meaning"]
     for name, _ in analyses:
         heads += [f"{escape(name)}: number", "AP50 would gain"] if name else ["Number", "AP50 would gain"]
@@ -140,7 +147,7 @@ def error_kind_table(analyses: Sequence[tuple[str, Analysis]]) -> str:
     return table(heads, rows, text_columns=[1]) + text
 
 
-def _pair_table(pairs: Sequence[ErrorPair], score: float) -> str:
+def pair_table(pairs: Sequence[ErrorPair], score: float) -> str:
     """The errors that come together most; nothing where none do."""
     if not pairs:
         return ""

@@ -13,7 +13,7 @@ from focaldet import config as configs
 from focaldet.data.dataset import Dataset
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.files import to_json_text
-from focaldet.report.page import section, table
+from focaldet.report.page import fold, section, table
 from focaldet.weights import read_metadata
 
 SMALL_AREA, LARGE_AREA = 32**2, 96**2  # square pixels of the original image, as COCO has them
@@ -38,12 +38,18 @@ NOT_SET: Mapping[str, str] = {
 
 def facts_sections(run: Path, datasets: Sequence[Dataset]) -> str:
     """The data, the settings and the environment of a run folder, as far as there are any."""
-    settings = configs.read_mapping(run / "config.yaml") if (run / "config.yaml").is_file() else {}
+    settings = read_if_there(run / "config.yaml")
     return (
-        section("Data", data_table(datasets), _class_counts(datasets), *map(_problem_list, datasets))
+        _data_section(datasets)
         + section("Settings", _phase_list(settings.get("phases")), settings_table(settings), _detector_block(run))
         + section("Environment", environment_table(run / "environment.json"))
     )
+
+
+def _data_section(datasets: Sequence[Dataset]) -> str:
+    """What is in the data; nothing without any."""
+    parts = [data_table(datasets), _class_counts(datasets), *map(_problem_list, datasets)] if datasets else []
+    return section("Data", *parts)
 
 
 def data_table(datasets: Sequence[Dataset]) -> str:
@@ -108,7 +114,7 @@ def settings_table(settings: Mapping[str, Any]) -> str:
         for name, value in configs.flatten(values).items()
         if (text := setting_text(name, value))
     ]
-    return _fold("Settings of the training", table(["Setting", "Value"], rows, text_columns=[1])) if rows else ""
+    return fold("Settings of the training", table(["Setting", "Value"], rows, text_columns=[1])) if rows else ""
 
 
 def setting_text(name: str, value: Any) -> str:
@@ -136,18 +142,27 @@ def _detector_block(run: Path) -> str:
     rows += [[name, setting_text(name, value)] for name, value in configs.flatten(metadata.config).items()]
     cells = [[escape(name), f"<code>{escape(text)}</code>"] for name, text in rows]
     title = f"The detector: {metadata.model or metadata.architecture}"
-    return _fold(title, table(["Setting", "Value"], cells, text_columns=[1]))
+    return fold(title, table(["Setting", "Value"], cells, text_columns=[1]))
 
 
 def environment_table(path: Path) -> str:
     """Versions, machine, seed and the fingerprints of the data; nothing without the file."""
-    if not path.is_file():
-        return ""
-    rows = [
-        [escape(name), escape(_short_text(value))]
-        for name, value in configs.flatten(configs.read_mapping(path)).items()
-    ]
-    return table(["Name", "Value"], rows, text_columns=[1])
+    rows = [[escape(name), escape(_short_text(value))] for name, value in configs.flatten(read_if_there(path)).items()]
+    return table(["Name", "Value"], rows, text_columns=[1]) if rows else ""
+
+
+def read_if_there(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML or JSON file; an empty one without the file, which a new start of the run may remove.
+
+    Raises:
+        ConfigError: it is there and cannot be read.
+    """
+    try:
+        return configs.read_mapping(path)
+    except ConfigError:
+        if path.is_file():
+            raise
+        return {}
 
 
 def _short_text(value: object) -> str:
@@ -158,16 +173,13 @@ def _short_text(value: object) -> str:
 
 def _phase_list(phases: object) -> str:
     """The phases of the run with the settings of each; nothing where there are none."""
-    if not isinstance(phases, list) or not phases:
+    known = [phase for phase in phases if isinstance(phase, dict)] if isinstance(phases, list) else []
+    if not known or not all(type(phase.get("epochs")) is int for phase in known):
         return ""
     items, begin = [], 1
-    for phase in phases:
+    for phase in known:
         changes = {name: value for name, value in phase.items() if name != "epochs"}
         text = ", ".join(f"{name} {setting_text(name, value)}" for name, value in configs.flatten(changes).items())
         items.append(f"<li>epochs {begin} to {begin + phase['epochs'] - 1}: {escape(text) or 'as the run'}</li>")
         begin += phase["epochs"]
     return f"<p>Phases:</p><ol>{''.join(items)}</ol>"
-
-
-def _fold(title: str, html: str) -> str:
-    return f"<details><summary>{escape(title)}</summary>{html}</details>"

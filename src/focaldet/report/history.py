@@ -7,19 +7,25 @@ import csv
 import io
 import json
 import math
+import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from focaldet.evaluation.coco import HEADLINES, percent
-from focaldet.files import read_bytes, read_utf8
+from focaldet.files import read_bytes
 from focaldet.report.charts import Chart, Curve, chart_section
-from focaldet.report.page import section, table
+from focaldet.report.page import bar_cell, section, table
 
+METRICS_FILE, EVENTS_FILE = "metrics.csv", "events.jsonl"
 AP_CURVES = ("ap50", "ap", "ap75")
+QUIET_PARTS = ("evaluation", "saving and logging")  # of an epoch: no step is logged meanwhile
+PAUSE_STEPS = 50  # the last ones, whose time is the usual one
+MOST_SECONDS = 1e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +46,53 @@ class History:
     def seconds(self) -> dict[str, float]:
         """The seconds of each part of the work, over all epochs that were logged."""
         seconds: dict[str, float] = defaultdict(float)
+        for parts in self._epochs():
+            for part, spent in parts.items():
+                seconds[part] += spent
+        return dict(seconds)
+
+    @property
+    def usual_pause(self) -> float:
+        """Seconds for which the run writes nothing as a rule: from one logged step to the next, or in an evaluation."""
+        spent = [value for row in self.steps[-PAUSE_STEPS:] if math.isfinite(value := _read_cell(row.get("seconds")))]
+        apart = [value for row in self.steps[-2:] if math.isfinite(value := _read_cell(row.get("step")))]
+        logged = statistics.median(spent) * max(1.0, apart[-1] - apart[0]) if spent and apart else 0.0
+        return max([logged, *(sum(parts.get(part, 0.0) for part in QUIET_PARTS) for parts in self._epochs())])
+
+    def _epochs(self) -> Iterator[dict[str, float]]:
+        """The seconds of each part of each epoch; what is not a number is left out."""
         for event in self.events:
             parts = event.get("seconds")
-            for part, spent in parts.items() if event.get("event") == "epoch" and isinstance(parts, dict) else ():
-                seconds[part] += spent if isinstance(spent, int | float) else 0.0
-        return dict(seconds)
+            if event.get("event") == "epoch" and isinstance(parts, dict):
+                yield {
+                    part: float(spent)
+                    for part, spent in parts.items()
+                    if isinstance(spent, int | float) and abs(spent) < MOST_SECONDS
+                }
 
 
 def read_history(run: Path) -> History:
     """The history in a run folder; what is missing, half written or damaged is skipped."""
     rows: list[dict[str, str]] = []
     events: list[dict[str, Any]] = []
-    if (run / "metrics.csv").is_file():
-        rows = list(csv.DictReader(io.StringIO(read_utf8(run / "metrics.csv"), newline="")))
-    if (run / "events.jsonl").is_file():
-        for line in read_bytes(run / "events.jsonl").decode(errors="replace").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            events += [record] if isinstance(record, dict) else []
+    with suppress(csv.Error):
+        rows += csv.DictReader(io.StringIO(_read_text(run / METRICS_FILE), newline=""))
+    for line in _read_text(run / EVENTS_FILE).splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        events += [record] if isinstance(record, dict) else []
     steps, evaluations = ([row for row in rows if row.get("kind") == kind] for kind in ("step", "evaluation"))
     return History(steps, evaluations, events)
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file; none where it is missing, as it may be from one moment to the next."""
+    try:
+        return read_bytes(path).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def history_sections(history: History) -> str:
@@ -107,11 +138,6 @@ def time_table(history: History) -> str:
     ]
     text = "Loading is what the network waited for; images that are loaded beside it cost nothing here."
     return table(["Part", "Seconds", "%"], [*rows, ["all epochs", f"{total:,.1f}", ""]]) + f"<p>{text}</p>"
-
-
-def bar_cell(text: str, fraction: float) -> str:
-    """The content of a cell with a bar behind it, of a length in [0, 1]."""
-    return f'<div class="bar" style="--length:{100 * min(1.0, max(0.0, fraction)):.1f}%">{text}</div>'
 
 
 def _read_cell(text: str | None) -> float:

@@ -1,55 +1,93 @@
 """`focaldet monitor`: a run while it is being trained, in the terminal and as a page that reloads itself."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from focaldet.data.dataset import FileSource
+from focaldet.data.dataset import Dataset, FileSource
 from focaldet.errors import ConfigError, DataError
 from focaldet.evaluation.coco import HEADLINES, percent
-from focaldet.evaluation.evaluate import open_evaluation_split, read_run_settings, run_data_config
-from focaldet.report.facts import environment_table, settings_table
-from focaldet.report.history import History, history_sections, read_history
+from focaldet.evaluation.evaluate import run_data_config
+from focaldet.report.facts import facts_sections, read_if_there
+from focaldet.report.history import EVENTS_FILE, METRICS_FILE, History, history_sections, read_history
+from focaldet.report.kept_detections import RESULTS, open_validation_images, require_images, validation_fingerprint
 from focaldet.report.page import header, section, table, write_page
 from focaldet.report.run_report import REPORT_STYLE, evaluation_sections
+from focaldet.text import LONGEST_MESSAGE, printable
 
 PAGE = "monitor.html"
 ENDINGS = ("finished", "interrupted")
 SHOWN_METRICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
 SHOWN_ROWS, SHOWN_EVENTS = 8, 5
 BLOCKS, BLOCKS_WIDTH = "▁▂▃▄▅▆▇█", 48
+SILENT_SECONDS, SILENT_PAUSES = 300.0, 10
+"""A run that writes nothing for so long, and for so many of its usual pauses, has probably been killed."""
+
+
+class Stamps(NamedTuple):
+    """When each file of a run was written last, in nanoseconds; None where it is missing."""
+
+    config: int | None
+    metrics: int | None
+    events: int | None
+    predictions: int | None
+
+
+def read_stamps(run: Path) -> Stamps:
+    """When the files of a run folder were written last."""
+    return Stamps(*(_read_stamp(run / name) for name in ("config.yaml", METRICS_FILE, EVENTS_FILE, RESULTS)))
+
+
+def _read_stamp(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 class RunMonitor:
     """Reads a run folder again and again, and shows what is new.
 
-    The part of the page on the detections of the best evaluation is computed anew only where there is a better one.
+    Nothing is computed or written anew while the files of the run are the same, since that would take time from the
+    training: the part of the page on the detections of the best evaluation only where there is a better one.
     """
 
-    def __init__(self, run: Path) -> None:
-        """Take a run folder.
+    def __init__(self, run: Path, *, now: Callable[[], float] = time.time) -> None:
+        """Take a run folder; `now` gives the time in seconds, as `time.time` does.
 
         Raises:
-            ConfigError: it is not one.
+            ConfigError: it is not a run folder.
         """
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"monitor: {run} is not a run folder: it has no config.yaml")
-        self.run, self.settings = run, read_run_settings(run)
-        self.history = read_history(run)
-        self._stamp: float | None = None
+        self.run, self.now = run, now
+        self.stamps = read_stamps(run)  # before the files: what is written meanwhile is read again
+        self.settings, self.history = read_if_there(run / "config.yaml"), read_history(run)
+        self._datasets: list[Dataset] | None = None
         self._evaluation = ""
+        self._evaluated: int | None = None
+        self._written: tuple[object, ...] = ()
 
     def refresh(self) -> None:
-        """Read what the run has written since."""
-        self.history = read_history(self.run)
+        """Read what the run has written since.
+
+        Raises:
+            ConfigError: its new settings cannot be read.
+        """
+        stamps = read_stamps(self.run)
+        if stamps == self.stamps:
+            return
+        if stamps.config not in (None, self.stamps.config):  # started anew
+            self.settings, self._datasets = read_if_there(self.run / "config.yaml"), None
+        self.stamps, self.history = stamps, read_history(self.run)
 
     @property
     def ending(self) -> str | None:
@@ -61,55 +99,92 @@ class RunMonitor:
                 return None
         return None
 
-    def write_page(self, *, seconds: float) -> Path:
-        """Write `monitor.html` into the run folder: the page of a report, which reloads itself until the run ends."""
-        path = self.run / PAGE
-        lines = "".join(f"<li>{escape(str(e['text']))}</li>" for e in self._spoken()[-SHOWN_EVENTS:])
-        state = self.ending or "in training"
+    @property
+    def silence(self) -> float | None:
+        """Seconds since the run wrote anything, where they are far more than usual and it has not ended; else None."""
+        written = [stamp for stamp in (self.stamps.metrics, self.stamps.events) if stamp is not None]
+        if not written or self.ending is not None:
+            return None
+        seconds = self.now() - max(written) / 1e9
+        return seconds if seconds > max(SILENT_SECONDS, SILENT_PAUSES * self.history.usual_pause) else None
+
+    @property
+    def state(self) -> str:
+        """How the run is: how it ended, in training, or for how long it has been silent."""
+        if (silence := self.silence) is None:
+            return self.ending or "in training"
+        return f"nothing new for {round(silence / 60)} min, far longer than usual (it may have been killed)"
+
+    def write_page(self, *, seconds: float | None) -> Path:
+        """Write `monitor.html` into the run folder where anything is new: the page of a report.
+
+        It reloads itself every `seconds` until the run ends or has been silent for long; never where that is None.
+        """
+        path, is_silent = self.run / PAGE, self.silence is not None
+        reload = None if seconds is None or self.ending or is_silent else max(1, round(seconds))
+        if (self.stamps, is_silent, reload) == self._written:
+            return path
+        name = self.run.absolute().name
+        lines = "".join(f"<li>{escape(text)}</li>" for text in self._last_texts())
+        about = [escape(describe_state(self.history, self.state))]
+        about += ["This page does not load itself anew any more."] if is_silent else []
+        datasets, note = self._open_data()
         write_page(
             path,
-            f"{self.run.absolute().name} · focaldet monitor",
-            header(self.run.absolute().name, escape(describe_state(self.history, state)), model=self._model),
+            f"{name} · focaldet monitor",
+            header(name, *about, model=self._model),
             history_sections(self.history),
             section("Evaluations", evaluation_table(self.history)),
             section("What it said last", f"<ul>{lines}</ul>" if lines else ""),
-            self._evaluation_part(),
-            section("Settings", settings_table(self.settings)),
-            section("Environment", environment_table(self.run / "environment.json")),
+            note or self._evaluation_part(datasets),
+            facts_sections(self.run, datasets),
             style=REPORT_STYLE,
-            refresh_seconds=None if self.ending else max(1, round(seconds)),
+            refresh_seconds=reload,
         )
+        self._written = (self.stamps, is_silent, reload)
         return path
 
     @property
     def _model(self) -> str:
         return str(self.settings.get("model") or "")
 
-    def _spoken(self) -> list[dict[str, Any]]:
-        """The events that have a text."""
-        return [event for event in self.history.events if event.get("text")]
+    def _last_texts(self) -> list[str]:
+        """The last events that have a text."""
+        texts = [str(event["text"]) for event in self.history.events if event.get("text")]
+        return [printable(text, most=LONGEST_MESSAGE, keep="\n") for text in texts[-SHOWN_EVENTS:]]
 
-    def _evaluation_part(self) -> str:
-        """What the report says of the best detections so far; nothing before there are any, or without the data."""
-        path = self.run / "predictions.json"
-        stamp = path.stat().st_mtime if path.is_file() else None
-        if stamp is None or stamp == self._stamp:
+    def _open_data(self) -> tuple[list[Dataset], str]:
+        """The images of the training and of its evaluations, read once, and a note where they cannot be read."""
+        note = ""
+        if self._datasets is None:
+            try:
+                validation, training = open_validation_images(run_data_config(None, self.settings), self.settings)
+                self._datasets = [each for each in (training, validation) if each is not None]
+            except (ConfigError, DataError) as error:  # the data are not on this machine
+                note = f'<p class="note">{escape(str(error))}</p>'
+        return self._datasets or [], note
+
+    def _evaluation_part(self, datasets: Sequence[Dataset]) -> str:
+        """What the report says of the best detections so far; nothing before there are any."""
+        if self.stamps.predictions in (None, self._evaluated):
             return self._evaluation
+        dataset, path = datasets[-1], self.run / RESULTS
         try:
-            config = run_data_config(None, self.settings)
-            dataset = open_evaluation_split(config, "val", seed=self.settings.get("seed", 0))
+            require_images(dataset, validation_fingerprint(self.run), run=self.run, path=path)
             self._evaluation = evaluation_sections(self.run, FileSource(dataset), page=self.run / PAGE)
-        except (ConfigError, DataError) as error:  # half written, or the data are not on this machine
+        except (ConfigError, DataError) as error:  # half written, or of other images
             self._evaluation = f'<p class="note">{escape(str(error))}</p>'
-        self._stamp = stamp
+        self._evaluated = self.stamps.predictions
         return self._evaluation
 
     def render(self) -> RenderableType:
-        """What the terminal shows: state, losses, evaluations, time, and what the run said last."""
-        state = self.ending or "in training"
+        """What the terminal shows: state, losses, evaluations, time, and what the run said last.
+
+        Whatever is in the files of the run, the terminal takes none of it for a command.
+        """
         parts: list[RenderableType] = [
-            Text(f"{self.run.absolute().name}  {self._model}", style="bold"),
-            Text(describe_state(self.history, state)),
+            Text(printable(f"{self.run.absolute().name}  {self._model}"), style="bold"),
+            Text(describe_state(self.history, self.state)),
         ]
         if self.history.steps:
             parts.append(_loss_table(self.history))
@@ -117,9 +192,9 @@ class RunMonitor:
             parts.append(_terminal_evaluations(self.history))
         seconds = self.history.seconds
         if total := sum(seconds.values()):
-            parts_of_time = ", ".join(f"{part} {100 * spent / total:.0f} %" for part, spent in seconds.items())
-            parts.append(Text(f"time: {parts_of_time}"))
-        parts += [Text(str(event["text"]), style="dim") for event in self._spoken()[-SHOWN_EVENTS:]]
+            spent_on = ", ".join(f"{printable(part)} {100 * spent / total:.0f} %" for part, spent in seconds.items())
+            parts.append(Text(f"time: {spent_on}"))
+        parts += [Text(text, style="dim") for text in self._last_texts()]
         return Group(*parts)
 
 
@@ -147,20 +222,32 @@ def watch_run(
         raise ConfigError(f"monitor: seconds: must be above 0, got {seconds:g}")
     monitor, console = RunMonitor(run), console or Console()
     if once or not console.is_terminal:
-        page = monitor.write_page(seconds=seconds)
-        while not once and monitor.ending is None:
-            sleep(seconds)
-            monitor.refresh()
-            page = monitor.write_page(seconds=seconds)
+        page = _follow(monitor, seconds=seconds, sleep=sleep, once=once)
         console.print(monitor.render())
         return page
     with Live(monitor.render(), console=console, auto_refresh=False) as live:
-        page = monitor.write_page(seconds=seconds)
-        while monitor.ending is None:
+        return _follow(monitor, seconds=seconds, sleep=sleep, show=lambda: live.update(monitor.render(), refresh=True))
+
+
+def _follow(
+    monitor: RunMonitor,
+    *,
+    seconds: float,
+    sleep: Callable[[float], None],
+    once: bool = False,
+    show: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write the page and `show` what is new until the run ends; the last page does not reload itself."""
+    try:
+        page = monitor.write_page(seconds=None if once else seconds)
+        while not once and monitor.ending is None:
             sleep(seconds)
             monitor.refresh()
-            live.update(monitor.render(), refresh=True)
+            show()
             page = monitor.write_page(seconds=seconds)
+    except KeyboardInterrupt:
+        monitor.write_page(seconds=None)
+        raise
     return page
 
 
@@ -169,7 +256,7 @@ def describe_state(history: History, state: str) -> str:
     parts = [state]
     if history.steps:
         last = history.steps[-1]
-        parts += [f"epoch {last.get('epoch')}", f"step {last.get('step')}"]
+        parts += [f"epoch {printable(last.get('epoch'))}", f"step {printable(last.get('step'))}"]
         for column, text in (("images_per_second", "{:.1f} images/s"), ("learning_rate", "learning rate {:.2e}")):
             try:
                 parts.append(text.format(float(last.get(column) or "")))
@@ -183,7 +270,7 @@ def describe_state(history: History, state: str) -> str:
 def evaluation_table(history: History) -> str:
     """Every evaluation so far, the last one first, in percent; nothing before there is one."""
     rows = [
-        [str(row.get("epoch") or ""), *(percent(_metric(row, name)) for name in SHOWN_METRICS)]
+        [escape(str(row.get("epoch") or "")), *(percent(_metric(row, name)) for name in SHOWN_METRICS)]
         for row in reversed(history.evaluations)
     ]
     return table(["Epoch", *(HEADLINES[name][0] for name in SHOWN_METRICS)], rows) if rows else ""
@@ -201,7 +288,7 @@ def _terminal_evaluations(history: History) -> Table:
     for head in ("epoch", *(HEADLINES[name][0] for name in SHOWN_METRICS)):
         shown.add_column(head, justify="right")
     for row in history.evaluations[-SHOWN_ROWS:]:
-        shown.add_row(str(row.get("epoch") or ""), *(percent(_metric(row, name)) for name in SHOWN_METRICS))
+        shown.add_row(Text(printable(row.get("epoch") or "")), *(percent(_metric(row, name)) for name in SHOWN_METRICS))
     return shown
 
 
@@ -213,7 +300,7 @@ def _loss_table(history: History) -> Table:
     for name in history.losses:
         values = [value for row in history.steps if (value := _metric(row, name)) is not None]
         if values:
-            text = name.removesuffix("_loss").replace("_", " ")
+            text = Text(printable(name.removesuffix("_loss").replace("_", " ")))
             shown.add_row(text, draw_blocks(values), f"{values[0]:.3f}", f"{values[-1]:.3f}")
     return shown
 

@@ -123,6 +123,12 @@ def section(heading: str, *html: str) -> str:
     return f"<section>{title}{content}</section>\n" if content else ""
 
 
+def fold(title: str, *html: str) -> str:
+    """A part of a page that is shown once its title is chosen; nothing where `html` is empty."""
+    content = "".join(html)
+    return f"<details><summary>{escape(title)}</summary>{content}</details>" if content else ""
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: Sequence[int] = ()) -> str:
     """A table of HTML cells that scrolls by itself where it is too wide; the first cell of a row is the row's head.
 
@@ -136,6 +142,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: 
         lines.append(f'<tr><th scope="row" class="text">{first}</th>{values}</tr>')
     body = "".join(lines)
     return f'<div class="wide" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def bar_cell(text: str, fraction: float) -> str:
+    """The content of a cell with a bar behind it, of a length in [0, 1]."""
+    return f'<div class="bar" style="--length:{100 * min(1.0, max(0.0, fraction)):.1f}%">{text}</div>'
 
 
 def embed_image(image: Image.Image, *, alt: str, quality: int = 80) -> str:

@@ -93,7 +93,7 @@ def evaluation_sections(
         f"<p>{_describe_evaluation(dataset, analysis.metrics)}</p>{notes}"
         + accuracy_sections(analysis)
         + error_sections(analysis, pairs)
-        + section("The worst images", *worst, _hard_link(run, page) if worst else "")
+        + section("The worst images", *worst, hard_link(run, page) if worst else "")
         + section("Images", *even_images(source, detections, score=analysis.score))
     )
 
@@ -120,7 +120,7 @@ def _describe_evaluation(dataset: Dataset, metrics: Metrics) -> str:
     )
 
 
-def _hard_link(run: Path, page: Path) -> str:
+def hard_link(run: Path, page: Path) -> str:
     """A link to the explorers that were made of the run, or how to make one."""
     explorers = sorted(run.glob("hard-*/index.html"))
     if not explorers:

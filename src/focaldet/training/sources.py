@@ -9,7 +9,7 @@ from torch import Tensor
 
 from focaldet.data.dataset import Dataset, FileSource, ImageSource
 from focaldet.data.formats.text import quantity
-from focaldet.data.splits import open_splits
+from focaldet.data.splits import first_with_boxes, open_splits
 from focaldet.training.config import RunConfig
 from focaldet.types import Target
 
@@ -51,8 +51,7 @@ def open_sources(
     if config.overfit is None:
         return *sources, notes
     dataset = sources[0].dataset
-    with_boxes = (dataset.offsets.diff() > 0).nonzero().flatten().tolist()
-    few = with_boxes[: config.overfit] or list(range(min(config.overfit, len(dataset))))
+    few = first_with_boxes(dataset, config.overfit)
     repeats = math.ceil(OVERFIT_UPDATES * config.batch_size / len(few))
     notes.append(
         f"overfit: training and scoring on the same {quantity(len(few), 'image')}, {quantity(repeats, 'time')} an epoch"

@@ -5,7 +5,6 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from focaldet import draw
 from focaldet.comparison.figure import mark_rows, trade_off_figure
 from focaldet.comparison.rows import ComparedDetector
 from focaldet.comparison.sentences import interval, points, sort_by_ap
@@ -17,9 +16,9 @@ from focaldet.data.formats.text import quantity
 from focaldet.errors import DataError
 from focaldet.evaluation.bootstrap import ApDifference
 from focaldet.evaluation.coco import percent
-from focaldet.evaluation.error_kinds import DETECTED, OUTCOME_KINDS
+from focaldet.evaluation.error_kinds import OUTCOME_KINDS
 from focaldet.report import page
-from focaldet.report.image_pairs import even_indices, target_as_detections
+from focaldet.report.image_pairs import draw_truth_and_detections, even_indices
 from focaldet.types import Detections
 
 NUM_SCENES = 6
@@ -133,7 +132,12 @@ def _difference_cell(difference: ApDifference | None) -> str:
 def _bar(value: float | None, *, is_best: bool = False) -> str:
     """A fraction as percent with a bar behind it."""
     text = f"<strong>{percent(value)}</strong>" if is_best and value is not None else percent(value)
-    return f'<div class="bar" style="--length:{100 * (value or 0):.1f}%">{text}</div>'
+    return page.bar_cell(text, value or 0.0)
+
+
+def _count_cell(count: float) -> str:
+    """A number of 100 with a bar behind it."""
+    return page.bar_cell(f"{count:.1f}", count / 100)
 
 
 def _bar_table(names: Sequence[str], heads: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
@@ -196,10 +200,10 @@ def _kind_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> s
     lines = []
     for row in rows:
         kinds = row.kinds or {}
-        cells = [_count_bar(kinds.get(kind, 0.0)) for kind in objects]
-        cells += [_count_bar(kinds.get(f"extra {kind}", 0.0)) for kind in extras]
+        cells = [_count_cell(kinds.get(kind, 0.0)) for kind in objects]
+        cells += [_count_cell(kinds.get(f"extra {kind}", 0.0)) for kind in extras]
         lines.append([_name_cell(row, marks), f"{row.score:.2f}", *cells])
-    heads = ["", "score", *("detected" if kind == DETECTED else kind for kind in objects)]
+    heads = ["", "score", *objects]
     text = (
         "<p>For every 100 objects, at the score of the highest F1 of each detector (IoU .5), of its first "
         "seed: what became of the objects, then the false positives, each with its kind after TIDE.</p>"
@@ -215,10 +219,6 @@ def _cost_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str]) -> s
     lines = [[_name_cell(row, marks), *(percent((row.costs or {}).get(kind)) for kind in kinds)] for row in rows]
     text = "<p>Points of AP50 that a detector would gain if errors of this kind alone were corrected (TIDE).</p>"
     return text + page.table(["", *map(escape, kinds)], lines)
-
-
-def _count_bar(count: float) -> str:
-    return f'<div class="bar" style="--length:{min(100.0, count):.1f}%">{count:.1f}</div>'
 
 
 def _time_tables(rows: Sequence[ComparedDetector], marks: Mapping[str, str], timing: TimingReport | None) -> list[str]:
@@ -315,28 +315,19 @@ def scene_figures(source: ImageSource, rows: Sequence[ComparedDetector], marks: 
         "<p>At even distances in the split; they were not selected. Every detector's boxes are those with the score of "
         "its highest F1 or more, of its first seed.</p>"
     ] * bool(indices)
+    texts = ["the annotations", *(f"{marks[row.name]} {row.name}" for row in rows)]
     for index in indices:
+        shown: list[Detections] = [row.detections[index].above(row.score) for row in rows]
         try:
-            image, target = source.load(index, epoch=0)
+            drawings = draw_truth_and_detections(source, index, shown, longest_px=SCENE_PX, show_scores=False)
         except DataError as error:
             parts.append(f"<p>{escape(str(error))}</p>")
             continue
-        full = draw.to_image(image)
-        scale = min(1.0, SCENE_PX / max(full.size))
-        small = full.resize((max(1, round(full.width * scale)), max(1, round(full.height * scale))))
-        name, (height, width) = dataset.path(index).name, dataset.sizes[index].tolist()
-        truth = target_as_detections(target, dataset.classes.names)
-        truth = truth.scale(small.width / full.width, small.height / full.height)
-        drawings = [("the annotations", draw.boxes(small, truth, show_scores=False))]
-        x, y = small.width / width, small.height / height  # a very large image is read reduced
-        for row in rows:
-            above: Detections = row.detections[index].above(row.score)
-            text = f"{marks[row.name]} {row.name}"
-            drawings.append((text, draw.boxes(small, above.scale(x, y), show_scores=False)))
+        name = dataset.path(index).name
         figures = [
             f"<figure>{page.embed_image(drawing, alt=f'{name}: {text}')}"
             f"<figcaption>{escape(text)}</figcaption></figure>"
-            for text, drawing in drawings
+            for text, drawing in zip(texts, drawings, strict=True)
         ]
         parts.append(f'<h3>{escape(name)}</h3><div class="scenes">{"".join(figures)}</div>')
     return parts

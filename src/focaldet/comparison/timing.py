@@ -29,7 +29,7 @@ from focaldet.runtime import Precision, autocast
 from focaldet.types import ImageSize
 
 TIMING_RECORD = "timing.json"
-THROUGHPUT_BATCHES = 3  # at least, so that images are read while the network works
+THROUGHPUT_BATCHES = 2  # at least, so that images are read while the network works
 IMAGE_PARTS = ("decode", "resize", "forward", "postprocess")
 
 

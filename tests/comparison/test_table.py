@@ -30,15 +30,15 @@ def test_two_stage_stands_above_one_stage_and_the_published_row_below_the_last_o
     assert lines == [
         ("heading", "Two-stage methods"),
         ("detector", "faster_rcnn_r18_c4"),
-        ("published", "Faster R-CNN+++, published, COCO test-dev"),
+        ("published", "Faster R-CNN+++, paper, COCO"),
         ("detector", "faster_rcnn_mobilenet_v2_fpn"),
-        ("published", "Faster R-CNN w FPN, published, COCO test-dev"),
+        ("published", "Faster R-CNN w FPN, paper, COCO"),
         ("heading", "One-stage methods"),
         ("failed", "yolov2_tiny"),
-        ("published", "YOLOv2, published, COCO test-dev"),
+        ("published", "YOLOv2, paper, COCO"),
         ("detector", "ssd_r18"),
         ("detector", "ssd_mobilenet_v2"),
-        ("published", "SSD513, published, COCO test-dev"),
+        ("published", "SSD513, paper, COCO"),
         ("heading", "Other results"),
         ("detector", "peer"),
     ]
@@ -60,7 +60,7 @@ def test_cells_are_percent_with_the_deviation_between_seeds_and_the_best_is_mark
     )
     assert best.best == {2, 3, 4, 6, 7}, "no detector has small objects"
     assert lines["ssd_r18"].best == lines["ssd_mobilenet_v2"].best == {8}, "equal as they are printed"
-    published = lines["SSD513, published, COCO test-dev"]
+    published = lines["SSD513, paper, COCO"]
     assert published.cells[1:] == ("ResNet-101-SSD", "31.2", "50.4", "33.3", "10.2", "34.5", "49.8", "")
 
 

@@ -196,7 +196,7 @@ def _conclude(
     )
     comparison = Comparison(run.out, run.out / COMPARE_PAGE, tuple(rows), pairs, spread, sentences)
     write_numbers(comparison, record=record, timing=timing)
-    metric_notes = [note for row in rows for metrics in row.metrics for note in metrics.notes]
+    metric_notes = [f"{row.name}: {note}" for row in rows for metrics in row.metrics for note in metrics.notes]
     write_compare_page(
         run.out / COMPARE_PAGE,
         rows,

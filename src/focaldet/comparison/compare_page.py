@@ -7,7 +7,7 @@ from pathlib import Path
 
 from focaldet.comparison.figure import mark_rows, trade_off_figure
 from focaldet.comparison.rows import ComparedDetector
-from focaldet.comparison.sentences import interval, points, sort_by_ap
+from focaldet.comparison.sentences import describe_differences, interval, points, sort_by_ap
 from focaldet.comparison.systems import published_points
 from focaldet.comparison.table import html_table
 from focaldet.comparison.timing import IMAGE_PARTS, TimingReport
@@ -22,7 +22,8 @@ from focaldet.report.image_pairs import draw_truth_and_detections, even_indices
 from focaldet.types import Detections
 
 NUM_SCENES = 6
-MOST_CLASSES = 40
+FOLDED_PAIRS = 6  # of more the differences are not read on the way to the table
+CLASS_COLUMNS, MOST_CLASSES = 12, 40
 LARGEST_EXCESS = 1.1  # of a budget, before a training is marked
 SCENE_PX = 300  # long side of an image on the page: sixty of them stay below two megabytes
 SIZE_TEXTS = {"ap_small": "small, below 32² px", "ap_medium": "medium, to 96² px", "ap_large": "large, above 96² px"}
@@ -64,7 +65,7 @@ def write_compare_page(
         path,
         "Comparison · focaldet",
         page.header("Comparison of detectors", about, notes=notes),
-        page.section("What it shows", *(f'<p class="conclusion">{escape(line)}</p>' for line in sentences)),
+        page.section("What it shows", *_conclusions(sentences, differences)),
         page.section("Results", html_table(rows, marks), _table_note(rows)),
         page.section("Accuracy and time", figure, _figure_note() if figure else ""),
         page.section("Differences of AP", _ap_difference_table(shown, differences, marks)),
@@ -78,6 +79,13 @@ def write_compare_page(
     )
 
 
+def _conclusions(sentences: Sequence[str], differences: Sequence[ApDifference]) -> list[str]:
+    """The conclusions, the list of differences folded at their end."""
+    listed = describe_differences(differences) if len(differences) > FOLDED_PAIRS else []
+    parts = [f'<p class="conclusion">{escape(line)}</p>' for line in sentences if line not in listed]
+    return [*parts, page.fold("Which differences are real", *(f"<p>{escape(line)}</p>" for line in listed))]
+
+
 def _name_cell(row: ComparedDetector, marks: Mapping[str, str]) -> str:
     """The name of a row with its mark, as HTML."""
     mark = marks.get(row.name)
@@ -89,8 +97,8 @@ def _table_note(rows: Sequence[ComparedDetector]) -> str:
     seeds = "± is the standard deviation between seeds." if several else "One seed each: no deviation is known."
     return (
         f'<p class="chance">Percent; bold is the best of a column. {seeds} ms: median from the image file to its '
-        "boxes, one image at a time. Rows in italics are the paper's own, trained and evaluated on COCO: their height "
-        "cannot be compared with the rows above, their order can.</p>"
+        "boxes, one image at a time. Rows in italics are the paper's own, trained on COCO and evaluated on its "
+        "test-dev: their height cannot be compared with the rows above, their order can.</p>"
     )
 
 
@@ -158,26 +166,25 @@ def _object_size_table(rows: Sequence[ComparedDetector], marks: Mapping[str, str
 
 
 def _class_ap_tables(rows: Sequence[ComparedDetector], marks: Mapping[str, str], names: Sequence[str]) -> list[str]:
-    """AP of each class (a row) for each detector, the mean over its seeds; of many classes those that differ most."""
+    """AP of each class for each detector, the mean over its seeds; of many classes those that differ most, as rows."""
     if len(names) < 2 or not rows:
         return []
     values: dict[str, list[float | None]] = {}
     per_row = [[{each.name: each.ap for each in metrics.per_class} for metrics in row.metrics] for row in rows]
     for name in names:
         values[name] = [_mean([seed.get(name) for seed in seeds]) for seeds in per_row]
-    shown = list(names)
-    if len(names) > MOST_CLASSES:
-        widest = sorted(names, key=lambda name: -_spread(values[name]))[:MOST_CLASSES]
-        shown = [name for name in names if name in set(widest)]
+    if len(names) <= CLASS_COLUMNS:
+        columns = list(zip(*(values[name] for name in names), strict=True))
+        return [_bar_table([_name_cell(row, marks) for row in rows], [escape(name) for name in names], columns)]
+    widest = set(sorted(names, key=lambda name: -_spread(values[name]))[:MOST_CLASSES])
+    shown = [name for name in names if name in widest]
     lines = []
     for name in shown:
         best = max((value for value in values[name] if value is not None), default=None)
         lines.append([escape(name), *(_bar(value, is_best=value == best and bool(best)) for value in values[name])])
-    left = len(names) - len(shown)
-    rest = quantity(left, "class", "classes")
-    text = f"<p>The {len(shown)} classes in which the detectors differ most; {rest} more.</p>"
-    heads = [f'{marks[row.name]} <span class="published">{escape(row.name)}</span>' for row in rows]
-    return [*([text] if left else []), page.table(["", *heads], lines)]
+    left = quantity(len(names) - len(shown), "class", "classes")
+    text = f"<p>The {len(shown)} classes in which the detectors differ most; {left} more.</p>"
+    return [*([text] if len(shown) < len(names) else []), page.table(["", *(marks[row.name] for row in rows)], lines)]
 
 
 def _spread(values: Sequence[float | None]) -> float:

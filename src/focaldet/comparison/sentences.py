@@ -36,8 +36,8 @@ def conclude(
     else:
         lines = [f"Highest AP: {best.name}, {percent(best.mean('ap'))}."]
     if len(compared) > 1 and best.mean("ap"):
-        lines += describe_differences(differences)
         lines += recommend(compared, differences, budget_ms=budget_ms)
+        lines += describe_differences(differences)
     lines += _describe_starts(rows)
     images = quantity(num_images, "image")
     if num_clusters is not None:

@@ -16,7 +16,7 @@ from focaldet.report import page
 TABLE_NUMBERS = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "APS", "ap_medium": "APM", "ap_large": "APL"}
 HEADS = ("", "backbone", *TABLE_NUMBERS.values(), "ms")
 SECTIONS = {True: "Two-stage methods", False: "One-stage methods", None: "Other results"}
-PUBLISHED = "published, COCO test-dev"
+PUBLISHED = "paper, COCO"
 LATEX_SPECIAL = re.compile(r"[&%$#_{}~^\\]")
 LATEX_WORDS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 

@@ -159,41 +159,53 @@ class Predictor:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         num_threads, depth = self.options.workers or READING_THREADS, WINDOW_BATCHES * batch_size
-        resized = _map_ahead(self._read_resized, images, depth=depth, num_threads=num_threads)
+        resized = _map_ahead(self._try_prepare, images, depth=depth, num_threads=num_threads)
         while window := list(islice(resized, depth)):
             yield from self._detect_window(window, batch_size=batch_size)
 
-    def _read_resized(self, image: Any) -> "_ResizedImage | DataError":
-        """An image at the network's input size, still unpadded."""
+    def prepare(self, image: Any, *, most_pixels: int | None = None) -> "ResizedImage":
+        """An image at the network's input size, still unpadded; any thread may do this while another detects.
+
+        Args:
+            image: in any of the forms that the class describes, or the content of a file (`io.BytesIO`).
+            most_pixels: the largest file that is read; `data.images.largest_pixels` of its format by default.
+
+        Raises:
+            DataError: it cannot be read or is not an image.
+            ConfigError: it would not fit into memory.
+        """
         preprocessing = self.detector.preprocessing
         resize = preprocessing.resize
+        if isinstance(image, str | Path | io.BytesIO):
+            file = image if isinstance(image, io.BytesIO) else Path(image)
+            pixels, size = read_reduced(file, least_px=resize.size, most_pixels=most_pixels)
+        else:
+            pixels = to_pixels(image)
+            size = ImageSize(*pixels.shape[1:])
+        require_memory(1, preprocessing.padded_size(resize.target(size)), device=self.device)
+        resized = resize_image(pixels, resize, original=size)
+        return ResizedImage(resized, size, preprocessing.padded_size(ImageSize(*resized.shape[1:])))
+
+    def _try_prepare(self, image: Any) -> "ResizedImage | DataError":
         try:
-            if isinstance(image, str | Path):
-                pixels, size = read_reduced(Path(image), least_px=resize.size)
-            else:
-                pixels = to_pixels(image)
-                size = ImageSize(*pixels.shape[1:])
+            return self.prepare(image)
         except DataError as error:
             return error
-        require_memory(1, preprocessing.padded_size(resize.target(size)), device=self.device)
-        return _ResizedImage(resize_image(pixels, resize, original=size), size)
 
     def _detect_window(
-        self, window: Sequence["_ResizedImage | DataError"], *, batch_size: int
+        self, window: Sequence["ResizedImage | DataError"], *, batch_size: int
     ) -> list["ImageDetections | DataError"]:
         """The detections of a few images, batched by their padded size; errors stay where they are."""
         results: dict[int, ImageDetections | DataError] = {}
         results |= {index: error for index, error in enumerate(window) if isinstance(error, DataError)}
-        images = [(index, image) for index, image in enumerate(window) if isinstance(image, _ResizedImage)]
-        preprocessing = self.detector.preprocessing
-        sizes = [preprocessing.padded_size(image.size) for _, image in images]
-        for batch in group_by_size(sizes, batch_size=batch_size):
+        images = [(index, image) for index, image in enumerate(window) if isinstance(image, ResizedImage)]
+        for batch in group_by_size([image.padded_size for _, image in images], batch_size=batch_size):
             indices, members = zip(*(images[number] for number in batch), strict=True)
-            results.update(zip(indices, self._detect_images(members), strict=True))
+            results.update(zip(indices, self.detect_prepared(members), strict=True))
         return [results[index] for index in range(len(window))]
 
-    def _detect_images(self, images: Sequence["_ResizedImage"]) -> list[ImageDetections]:
-        """The detections of images of one padded size."""
+    def detect_prepared(self, images: Sequence["ResizedImage"]) -> list[ImageDetections]:
+        """The detections of images of one padded size, in one batch; the second half of `predict`."""
         batch = pad_images([image.pixels for image in images], preprocessing=self.detector.preprocessing)
         sizes, originals = [image.size for image in images], [image.original_size for image in images]
         detections = detect_batch(self.detector, batch, sizes=sizes, original_sizes=originals, precision=self.precision)
@@ -201,11 +213,12 @@ class Predictor:
 
 
 @dataclass(frozen=True, slots=True)
-class _ResizedImage:
-    """A resized image and the size of the image it was made from."""
+class ResizedImage:
+    """A resized image, the size of the image it was made from, and the size that it is padded to in a batch."""
 
     pixels: UInt8[Tensor, "3 H W"] | Float[Tensor, "3 H W"]
     original_size: ImageSize
+    padded_size: ImageSize
 
     @property
     def size(self) -> ImageSize:

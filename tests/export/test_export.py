@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import onnx
@@ -48,6 +49,24 @@ def test_the_file_detects_what_the_detector_does(exported, small_run, name, coun
     seen = export.compare_detections(right, actual)
     assert seen.unmatched <= 2
     assert seen.largest_px < 0.05
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_threads_detect_with_one_file_at_the_same_time(exported, name):
+    """As the lanes of the service do; each gets the detections of its own images."""
+    file = load_detector(getattr(exported, name).path).detector
+    batches = [pixels(count, 64, 96) for count in (1, 2, 3, 4)]
+
+    def detect(images):
+        sizes = [focaldet.ImageSize(64, 96)] * len(images)
+        return file.detect(file(images, sizes), sizes)
+
+    alone = [detect(images) for images in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for one, other in zip(alone, pool.map(detect, batches), strict=True):
+                assert [len(each) for each in one] == [len(each) for each in other]
+                torch.testing.assert_close([each.boxes for each in one], [each.boxes for each in other])
 
 
 @every

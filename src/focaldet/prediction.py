@@ -140,25 +140,33 @@ class Predictor:
 
     __call__ = predict
 
-    def predict_stream(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Detections]:
+    def predict_stream(
+        self, images: Iterable[Any], *, batch_size: int | None = None, window_batches: int = WINDOW_BATCHES
+    ) -> Iterator[Detections]:
         """The detections of each image of any iterable, in order, with only a few batches in memory.
+
+        Args:
+            images: in any of the forms that the class describes.
+            batch_size: images per batch; that of the options by default.
+            window_batches: of so many batches of images those of equal size are put together, and as many are read
+                ahead; 1 for images that all have one size.
 
         Raises:
             DataError: as `predict`, when that image is reached.
         """
-        for result in self.try_predict(images, batch_size=batch_size):
+        for result in self.try_predict(images, batch_size=batch_size, window_batches=window_batches):
             if isinstance(result, DataError):
                 raise result
             yield result.detections
 
     def try_predict(
-        self, images: Iterable[Any], *, batch_size: int | None = None
+        self, images: Iterable[Any], *, batch_size: int | None = None, window_batches: int = WINDOW_BATCHES
     ) -> Iterator["ImageDetections | DataError"]:
         """As `predict_stream`, with the size of each image; one that cannot be read yields its error instead."""
         batch_size = self.options.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        num_threads, depth = self.options.workers or READING_THREADS, WINDOW_BATCHES * batch_size
+        num_threads, depth = self.options.workers or READING_THREADS, window_batches * batch_size
         resized = _map_ahead(self._try_prepare, images, depth=depth, num_threads=num_threads)
         while window := list(islice(resized, depth)):
             yield from self._detect_window(window, batch_size=batch_size)

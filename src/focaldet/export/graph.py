@@ -35,7 +35,7 @@ class Pipeline(nn.Module):
 
 def fixed_size(preprocessing: Preprocessing) -> ImageSize | None:
     """The size that every image has when it enters the network; None where it depends on the image."""
-    if preprocessing.resize.mode not in ("warp", "letterbox"):
+    if not preprocessing.resize.is_square:
         return None
     return preprocessing.padded_size(preprocessing.resize.target(ImageSize(1, 1)))
 

@@ -143,10 +143,10 @@ def _add_pages(app: FastAPI, predictor: Predictor, options: ServiceOptions, metr
     contents["app.css"] = STYLE + contents["app.css"]
     names = predictor.class_names
     ids = predictor.category_ids or tuple(range(1, len(names) + 1))
-    kept = predictor.thresholds
+    thresholds = predictor.thresholds
     info = {
         "name": options.name,
-        "score": DEFAULT_SCORE if kept is None else round(kept.overall.score, 2),
+        "score": DEFAULT_SCORE if thresholds is None else round(thresholds.overall.score, 2),
         "needs_token": options.token is not None,
         "max_bytes": options.max_bytes,
         "classes": [

@@ -26,6 +26,7 @@ STATEMENT = "focaldet"
 """The key of the description of a detector in an exported file."""
 GRAPH_INPUTS = ("images", "sizes")
 GRAPH_OUTPUTS = ("boxes", "scores", "labels", "count")
+LEAST_PROGRAM_PX = 64  # the shortest open side of a program of torch.export; the other kinds take 32 px, too
 TELEMETRY = "openvino_telemetry"
 PLAIN_MEMBER = re.compile(
     r"data/(weights/weight_\d+|constants/tensor_\d+|(weights|constants)/model_\w+_config\.json|sample_inputs/model\.pt)"
@@ -40,6 +41,8 @@ class Graph(Protocol):
 
     statement: str | None
     """What it says about itself, in JSON; None of a file that focaldet did not write."""
+    least_px: int
+    """The shortest side of an image, where the size is open."""
 
     def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
         """The detections of RGB images; `sizes` are (height, width) without padding."""
@@ -68,6 +71,8 @@ def import_library(name: str, *, extra: str) -> Any:
 class OnnxGraph:
     """A `.onnx` file in onnxruntime, with as many threads as torch has."""
 
+    least_px = 1
+
     def __init__(self, path: Path) -> None:
         runtime = import_library("onnxruntime", extra="onnx")
         options = runtime.SessionOptions()
@@ -93,6 +98,8 @@ class OpenVinoGraph:
 
     Left to itself OpenVINO computes in bf16 where the processor has it.
     """
+
+    least_px = 1
 
     def __init__(self, path: Path) -> None:
         openvino = import_library("openvino", extra="openvino")
@@ -124,6 +131,8 @@ class ProgramGraph:
 
     It is a program: open only files of people whose programs you would run.
     """
+
+    least_px = LEAST_PROGRAM_PX
 
     def __init__(self, path: Path) -> None:
         extra = {STATEMENT: ""}

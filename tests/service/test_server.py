@@ -125,6 +125,19 @@ def at_hand(monkeypatch):
     monkeypatch.setattr("focaldet.service.server.ServiceFactory.load", lambda _: bright_predictor())
 
 
+def test_idle_connections_are_kept_longer_than_proxies_keep_them(monkeypatch, at_hand):
+    """Else a proxy sends its next request into a connection that is being closed."""
+    seen = []
+
+    def run(self, sockets):
+        seen.append(self.config.timeout_keep_alive)
+        sockets[0].close()
+
+    monkeypatch.setattr("uvicorn.Server.run", run)
+    assert main(["serve", "RUN", "--port", "0"]) == 0
+    assert seen[0] > 60
+
+
 def test_a_port_that_is_taken_is_one_line(capsys, at_hand):
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert main(["serve", "RUN", "--port", str(other.getsockname()[1])]) == 2

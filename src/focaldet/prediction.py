@@ -6,16 +6,14 @@ Axes: H W pixels.
 import io
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, Unpack, overload
 
 import torch
 from jaxtyping import Float, UInt8
@@ -43,6 +41,7 @@ from focaldet.runtime import (
     gather_objects,
     is_first_process,
     join_processes,
+    map_ahead,
     pick_device,
     pick_precision,
     require_memory,
@@ -64,9 +63,6 @@ FORMAT_FILES = {
     "csv": ("predictions.csv",),
 }
 """What each format writes once."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Predictor:
@@ -167,7 +163,7 @@ class Predictor:
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         num_threads, depth = self.options.workers or READING_THREADS, window_batches * batch_size
-        resized = _map_ahead(self._try_prepare, images, depth=depth, num_threads=num_threads)
+        resized = map_ahead(self._try_prepare, images, depth=depth, num_threads=num_threads)
         while window := list(islice(resized, depth)):
             yield from self._detect_window(window, batch_size=batch_size)
 
@@ -190,9 +186,9 @@ class Predictor:
         else:
             pixels = to_pixels(image)
             size = ImageSize(*pixels.shape[1:])
-        require_memory(1, preprocessing.padded_size(resize.target(size)), device=self.device)
-        resized = resize_image(pixels, resize, original=size)
-        return ResizedImage(resized, size, preprocessing.padded_size(ImageSize(*resized.shape[1:])))
+        padded = preprocessing.padded_size(resize.target(size))
+        require_memory(1, padded, device=self.device)
+        return ResizedImage(resize_image(pixels, resize, original=size), size, padded)
 
     def _try_prepare(self, image: Any) -> "ResizedImage | DataError":
         try:
@@ -458,17 +454,3 @@ def _load_named(name: str, weights: str | Path | None, allow_nonfinite: bool) ->
     trained = load_detector(weights, model=name, allow_nonfinite=allow_nonfinite)
     require_same_settings(trained.detector.config, config, source=trained.source)
     return trained
-
-
-def _map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, depth: int, num_threads: int
-) -> Iterator[Result]:
-    """`function` of every item in order, computed by threads for the next `depth` items while the caller is busy."""
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="focaldet-read") as pool:
-        waiting = deque[Future[Result]]()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

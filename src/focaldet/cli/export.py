@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     GraphFields = dict[str, Any]
 else:
     GraphFields = flags_of(InferenceOptions, group=Group("Inference", sort_key=2), skip=UNUSED)
-Options = Annotated[GraphFields | None, Parameter(name="*")]
+GraphOptions = Annotated[GraphFields | None, Parameter(name="*")]
 
 
 def export_command(
@@ -35,7 +35,7 @@ def export_command(
     parts: DataParts = None,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
     max_drop: float = MAX_DROP,
-    options: Options = None,
+    options: GraphOptions = None,
     json: Switch = False,
 ) -> int:
     """Write a trained detector as a file for another program, and compare the two on real images.
@@ -77,7 +77,7 @@ def benchmark_command(
     parts: DataParts = None,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
     rounds: int = ROUNDS,
-    options: Options = None,
+    options: GraphOptions = None,
     json: Switch = False,
 ) -> None:
     """Measure AP and time of a trained detector in every format that is installed here.

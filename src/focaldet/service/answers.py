@@ -136,7 +136,7 @@ class _Numbers(dict[str, Iterable[int]]):
         return (int(name),)
 
 
-def to_json(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
     """`value` as JSON in UTF-8, in a fraction of the time of the standard library's."""
     try:
         return pydantic_core.to_json(value)

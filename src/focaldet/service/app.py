@@ -19,7 +19,7 @@ from focaldet import draw
 from focaldet.prediction import DEFAULT_SCORE, Predictor
 from focaldet.report.page import STYLE
 from focaldet.service import inference_protocol as protocol
-from focaldet.service.answers import SCORE_TEXT, Answer, ErrorAnswer, SelectionReader, build_answer, to_json
+from focaldet.service.answers import SCORE_TEXT, Answer, ErrorAnswer, SelectionReader, build_answer, encode_json
 from focaldet.service.docs_page import render_docs
 from focaldet.service.guard import Guard
 from focaldet.service.metrics import ServiceMetrics
@@ -222,7 +222,7 @@ def _add_predict(app: FastAPI, selections: SelectionReader, pipeline: DetectionP
         async with read_upload(request, pipeline) as upload:
             selection = selections.read({**query, **upload.fields})
             (result,) = await answer_while_connected(request, pipeline.detect([upload.image]))
-        return Response(to_json(build_answer(result, selection, started=started)), media_type="application/json")
+        return Response(encode_json(build_answer(result, selection, started=started)), media_type="application/json")
 
 
 def _require_model(options: ServiceOptions, name: str, version: str) -> None:

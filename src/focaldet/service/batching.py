@@ -7,7 +7,6 @@ them again at its end, which for the operations of one image costs more than tha
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,9 +17,8 @@ from threading import Condition, Thread
 import torch
 
 from focaldet.prediction import Predictor, ResizedImage
+from focaldet.service.refusals import LOGGER
 from focaldet.types import Detections
-
-LOGGER = logging.getLogger("focaldet.service")
 
 Observe = Callable[[int, float], None]
 """Called after each batch, in its lane, with its number of images and the seconds that it took."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import logging
 import time
 from collections.abc import Mapping
 from urllib.parse import unquote
@@ -11,11 +10,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from focaldet.service.answers import to_json
+from focaldet.service.answers import encode_json
 from focaldet.service.metrics import ServiceMetrics
-from focaldet.service.refusals import RefusalError
+from focaldet.service.refusals import LOGGER, RefusalError
 
-LOGGER = logging.getLogger("focaldet.service")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -99,7 +97,7 @@ def _add_headers(message: Message, *, is_ending: bool) -> None:
 
 async def _send_error(send: Send, status: int, message: str, headers: Mapping[str, str]) -> None:
     """Answer with an error as JSON."""
-    body = to_json({"error": message})
+    body = encode_json({"error": message})
     lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | dict(headers)
     raw = [(name.lower().encode(), value.encode()) for name, value in lines.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

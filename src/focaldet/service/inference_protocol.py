@@ -25,7 +25,7 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from focaldet.service.answers import Selection, SelectionReader, to_json
+from focaldet.service.answers import Selection, SelectionReader, encode_json
 from focaldet.service.options import ServiceOptions
 from focaldet.service.pipeline import ImageResult
 from focaldet.service.refusals import RefusalError
@@ -229,7 +229,7 @@ def write_inference(inference: Inference, results: Sequence[ImageResult], *, nam
     answer: dict[str, Any] = {"model_name": name, "model_version": MODEL_VERSION, "outputs": outputs}
     if request.id is not None:
         answer["id"] = request.id
-    text = to_json(answer)
+    text = encode_json(answer)
     return b"".join([text, *parts]), len(text) if parts else None
 
 

@@ -1,8 +1,11 @@
 """The messages to a client whose request is not answered. No text here holds a path, a file name or a trace."""
 
+import logging
+
 from focaldet.errors import ConfigError, DataError, ImageTooLargeError
 from focaldet.runtime import is_out_of_memory
 
+LOGGER = logging.getLogger("focaldet.service")
 MEMORY_SECONDS = 5
 
 

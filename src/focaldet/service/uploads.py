@@ -18,7 +18,7 @@ from focaldet.service.refusals import RefusalError
 FORM_FIELDS, FIELD_BYTES = 64, 16_384  # of a form, beside the image
 DISCARDED_BYTES, DISCARD_SECONDS = 64_000_000, 2.0  # of a body that is refused; then the connection is cut
 
-Answer = TypeVar("Answer")
+WorkResult = TypeVar("WorkResult")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ async def read_upload(request: Request, pipeline: DetectionPipeline) -> AsyncIte
         yield upload
 
 
-async def answer_while_connected(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+async def answer_while_connected(request: Request, work: Coroutine[Any, Any, WorkResult]) -> WorkResult:
     """What `work` computes for a request whose body has been read; it is cancelled when the client goes away.
 
     Raises:

@@ -77,7 +77,7 @@ def measure(name: str, architecture: dict, formats: list[str]) -> list[dict]:
     """What each format's file differs by from the detector."""
     detector = make_detector(name, architecture)
     scenes = DemoScenes("test", num_scenes=1, seed=0)
-    is_fixed = detector.preprocessing.resize.mode in ("warp", "letterbox")
+    is_fixed = detector.preprocessing.resize.is_square
     pairs = [pair for size in ((None,) if is_fixed else (256, 320)) for pair in batches(detector, size)]
     right = detect(detector, pairs)
     begin, rows = time.perf_counter(), []

@@ -41,7 +41,7 @@ def main() -> None:
     paths = sorted(words.images.glob("*.jpg"))[: words.most]
     eager = load(words.run, device="cpu", precision="fp32", size=words.size)
     rows = {"torch, eager fp32": lap_of(eager)}
-    rows |= {file.name: lap_of(load(file, size=words.size)) for file in words.files}
+    rows |= {file.name: lap_of(load_file(file, words.size)) for file in words.files}
     if words.torchvision:
         rows = {"torchvision": lap_of_torchvision(words.torchvision, len(eager.class_names), words.size)} | rows
     laps: dict[str, list[list[float]]] = {name: [] for name in rows}
@@ -58,6 +58,17 @@ def main() -> None:
         low, median, high = numpy.quantile(total, [0.1, 0.5, 0.9])
         shown = " ".join(f"{part:.2f}" for part in parts) if len(parts) > 1 else ""
         print(f"{name:24} {median:7.1f} {low:7.1f} {high:7.1f} {1e3 * first / median:6.2f}  {shown}")
+
+
+def load_file(file: Path, size: int) -> Predictor:
+    """The detector of an exported file, at this size where that is open; else the file must have it."""
+    predictor = load(file)
+    fixed = predictor.detector.input_size
+    if fixed is None:
+        return load(file, size=size)
+    if size not in fixed:
+        raise SystemExit(f"{file}: takes images of {fixed.width} × {fixed.height} px, not --size {size}")
+    return predictor
 
 
 def lap_of(predictor: Predictor) -> Lap:

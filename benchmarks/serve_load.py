@@ -1,10 +1,12 @@
 """Load on `focaldet serve` over loopback: good, broken, huge, slow and lying clients at once, then SIGTERM under load.
 
-    python benchmarks/serve_load.py RUN IMAGES [--seconds 60] [--clients 32] [--workers 1] [--size 320]
+    python benchmarks/serve_load.py RUN IMAGES [--seconds 60] [--clients 32] [--workers 1] [--num-images 32]
 
-Starts the service on a free port, measures `predict` alone on the same images, then the service under load, bounded by
-`--seconds` and `--requests`. Prints one JSON object: p50 and p99 of good answers, throughput beside predict's own,
-statuses by kind of client, answers that differ from `predict`'s, memory of the service, and what SIGTERM lost.
+Measures `predict` alone, then the service on a free port under load, bounded by `--seconds` and `--requests`, then
+`predict` again: where the two differ much, other programs had the cores. Prints one JSON object: p50 and p99 of good
+answers, throughput beside the mean of predict's own, CPU seconds per image of the service (of its answers of every
+kind) and of predict, the mean size of a batch, statuses by kind of client, answers that differ from `predict`'s, memory
+of the service, and what SIGTERM lost.
 The exit status is 1 where an answer differs, a status is 5xx but 503, or an accepted request is lost.
 
 Of 32 clients 24 send good images one after the other; two each send broken files, bodies that are too large, bodies
@@ -136,17 +138,36 @@ def equals(predictions: list[dict], expected: focaldet.Detections) -> bool:
     )
 
 
-def resident_megabytes(pid: int) -> float:
-    """The memory of a process and its children."""
-    total = 0
+def family_of(pid: int) -> list[tuple[Path, str]]:
+    """The folders in /proc of a process and its children, and their status."""
+    family = []
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
             text = status.read_text()
         except OSError:
             continue
-        if re.search(rf"^(Pid|PPid):\t{pid}$", text, re.MULTILINE) and (match := re.search(r"VmRSS:\s+(\d+)", text)):
-            total += int(match[1])
-    return round(total / 1024, 1)
+        if re.search(rf"^(Pid|PPid):\t{pid}$", text, re.MULTILINE):
+            family.append((status.parent, text))
+    return family
+
+
+def resident_megabytes(pid: int) -> float:
+    """The memory of a process and its children."""
+    sizes = [re.search(r"VmRSS:\s+(\d+)", text) for _, text in family_of(pid)]
+    return round(sum(int(match[1]) for match in sizes if match) / 1024, 1)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process and its children have computed so far."""
+    words = [(folder / "stat").read_text().rpartition(")")[2].split() for folder, _ in family_of(pid)]
+    return sum(int(row[11]) + int(row[12]) for row in words) / os.sysconf("SC_CLK_TCK")
+
+
+def read_batches(address: str) -> tuple[float, float]:
+    """How many images and batches the service has computed, by its metrics."""
+    text = httpx2.get(f"{address}/metrics", timeout=60).text
+    found = [re.search(rf"^focaldet_batch_size_{name} (\S+)", text, re.MULTILINE) for name in ("sum", "count")]
+    return tuple(float(match[1]) if match else 0.0 for match in found)
 
 
 async def measure(load: Load, process: subprocess.Popen, options: argparse.Namespace) -> dict:
@@ -154,9 +175,11 @@ async def measure(load: Load, process: subprocess.Popen, options: argparse.Names
     warm = max(5.0, options.seconds / 5)
     await load.run(warm)
     before, load.seconds = resident_megabytes(process.pid), []
-    started = time.monotonic()
+    counted, spent, started = read_batches(load.address), cpu_seconds(process.pid), time.monotonic()
     await load.run(options.seconds)
     seconds, after = time.monotonic() - started, resident_megabytes(process.pid)
+    spent = cpu_seconds(process.pid) - spent
+    images, batches = (now - then for now, then in zip(read_batches(load.address), counted, strict=True))
     good = sorted(load.seconds)
     result = {
         "seconds": round(seconds, 1),
@@ -164,6 +187,8 @@ async def measure(load: Load, process: subprocess.Popen, options: argparse.Names
         "p50_ms": round(1000 * statistics.median(good), 1),
         "p99_ms": round(1000 * good[int(0.99 * (len(good) - 1))], 1),
         "images_per_second": round(len(good) / seconds, 2),
+        "cpu_seconds_per_image": round(spent / max(1, images), 4),
+        "mean_batch_size": round(images / max(1, batches), 2),
         "memory_mb": [before, after],
         "memory_growth_percent": round(100 * (after / before - 1), 2),
     }
@@ -180,13 +205,13 @@ async def measure(load: Load, process: subprocess.Popen, options: argparse.Names
     return result
 
 
-def measure_predict(predictor: focaldet.Predictor, paths: list[Path], seconds: float) -> float:
-    """Images a second of `predict` itself, files read included."""
-    started, num_images = time.monotonic(), 0
+def measure_predict(predictor: focaldet.Predictor, paths: list[Path], seconds: float) -> tuple[float, float]:
+    """Images a second of `predict` itself, files read included, and its CPU seconds per image."""
+    started, computed, num_images = time.monotonic(), time.process_time(), 0
     while time.monotonic() - started < seconds:
         predictor.predict(paths)
         num_images += len(paths)
-    return num_images / (time.monotonic() - started)
+    return num_images / (time.monotonic() - started), (time.process_time() - computed) / num_images
 
 
 def main() -> int:
@@ -203,7 +228,7 @@ def main() -> int:
     paths = [path for path in paths if path.stat().st_size < LARGEST_BYTES][: options.num_images]
     predictor = focaldet.load(options.run, precision="fp32")
     expected = predictor.predict(paths)
-    own = measure_predict(predictor, paths, min(10.0, options.seconds / 4))
+    own = [measure_predict(predictor, paths, min(10.0, options.seconds / 4))]
     command = [sys.executable, "-m", "focaldet", "serve", options.run, "--port", "0", "--precision", "fp32"]
     command += ["--workers", str(options.workers), "--max-megabytes", str(LARGEST_BYTES / 1e6), "--body-seconds", "5"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -217,9 +242,12 @@ def main() -> int:
     finally:
         process.kill()
         process.wait()
+    own.append(measure_predict(predictor, paths, min(10.0, options.seconds / 4)))
+    mean = statistics.mean(rate for rate, _ in own)
     result |= {
-        "predict_images_per_second": round(own, 2),
-        "throughput_of_predict": round(result["images_per_second"] / own, 3),
+        "predict_images_per_second": [round(rate, 2) for rate, _ in own],
+        "predict_cpu_seconds_per_image": [round(spent, 4) for _, spent in own],
+        "throughput_of_predict": round(result["images_per_second"] / mean, 3),
         "statuses": {kind: dict(counts) for kind, counts in load.statuses.items()},
         "answers_that_differ": load.num_wrong,
         "lost_at_sigterm": load.num_lost,

@@ -1,6 +1,7 @@
 """Prediction: every form of image, the same detections alone and in a batch, and files that nothing overwrites."""
 
 import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from focaldet import prediction as predict
-from focaldet.errors import CheckpointError, ConfigError, DataError
+from focaldet.errors import CheckpointError, ConfigError, DataError, ImageTooLargeError
 from focaldet.evaluation.inference import InferenceOptions
 from focaldet.models import build
 from focaldet.prediction import Predictor, find_images, load, output_names, predict_files
@@ -181,6 +182,20 @@ def test_a_predictor_is_called_like_a_function():
     one, image = predictor(), make_image()
     assert one(image) == one.predict(image)
     assert one([image, image], batch_size=1) == [one.predict(image)] * 2
+
+
+def test_the_two_halves_of_predict_give_what_it_gives(tmp_path):
+    """A file and its content, prepared and then detected in a batch of one padded size."""
+    path = tmp_path / "image.png"
+    Image.fromarray(make_image(size=(96, 128), box=(16, 16, 48, 80)).permute(1, 2, 0).numpy()).save(path)
+    predictor = Predictor(BrightDetector(), device="cpu", precision="fp32")
+    prepared = [predictor.prepare(source) for source in (path, io.BytesIO(path.read_bytes()), make_image())]
+    assert {image.padded_size for image in prepared} == {(64, 64)}
+    results = predictor.detect_prepared(prepared)
+    assert [result.size for result in results] == [(96, 128), (96, 128), (48, 64)]
+    assert [result.detections for result in results] == predictor.predict([path, path, make_image()])
+    with pytest.raises(ImageTooLargeError, match=r"allowed are 0\.01 megapixels"):
+        predictor.prepare(path, most_pixels=10_000)
 
 
 def test_a_predictor_prints_what_it_is():

@@ -28,7 +28,11 @@ class DataError(FocaldetError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """How to pickle the error, as a data-loading process does to hand it over."""
-        return _rebuild_data_error, (self.problem, self.file, self.record, self.field)
+        return _rebuild_data_error, (type(self), self.problem, self.file, self.record, self.field)
+
+
+class ImageTooLargeError(DataError):
+    """An image with more pixels than are read."""
 
 
 class ConfigError(FocaldetError):
@@ -55,5 +59,7 @@ class NonFiniteLossError(FocaldetError):
     """The loss became infinite or NaN; no update was applied. Names the images of the batch."""
 
 
-def _rebuild_data_error(problem: str, file: str, record: str | None, field: str | None) -> DataError:
-    return DataError(problem, file=file, record=record, field=field)
+def _rebuild_data_error(
+    kind: type[DataError], problem: str, file: str, record: str | None, field: str | None
+) -> DataError:
+    return kind(problem, file=file, record=record, field=field)

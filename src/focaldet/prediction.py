@@ -6,16 +6,14 @@ Axes: H W pixels.
 import io
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, Unpack, overload
 
 import torch
 from jaxtyping import Float, UInt8
@@ -43,6 +41,7 @@ from focaldet.runtime import (
     gather_objects,
     is_first_process,
     join_processes,
+    map_ahead,
     pick_device,
     pick_precision,
     require_memory,
@@ -65,9 +64,6 @@ FORMAT_FILES = {
     "csv": ("predictions.csv",),
 }
 """What each format writes once."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class Predictor:
@@ -141,60 +137,80 @@ class Predictor:
 
     __call__ = predict
 
-    def predict_stream(self, images: Iterable[Any], *, batch_size: int | None = None) -> Iterator[Detections]:
+    def predict_stream(
+        self, images: Iterable[Any], *, batch_size: int | None = None, window_batches: int = WINDOW_BATCHES
+    ) -> Iterator[Detections]:
         """The detections of each image of any iterable, in order, with only a few batches in memory.
+
+        Args:
+            images: in any of the forms that the class describes.
+            batch_size: images per batch; that of the options by default.
+            window_batches: of so many batches of images those of equal size are put together, and as many are read
+                ahead; 1 for images that all have one size.
 
         Raises:
             DataError: as `predict`, when that image is reached.
         """
-        for result in self.try_predict(images, batch_size=batch_size):
+        for result in self.try_predict(images, batch_size=batch_size, window_batches=window_batches):
             if isinstance(result, DataError):
                 raise result
             yield result.detections
 
     def try_predict(
-        self, images: Iterable[Any], *, batch_size: int | None = None
+        self, images: Iterable[Any], *, batch_size: int | None = None, window_batches: int = WINDOW_BATCHES
     ) -> Iterator["ImageDetections | DataError"]:
         """As `predict_stream`, with the size of each image; one that cannot be read yields its error instead."""
         batch_size = self.options.batch_size if batch_size is None else batch_size
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
-        num_threads, depth = self.options.workers or READING_THREADS, WINDOW_BATCHES * batch_size
-        resized = _map_ahead(self._read_resized, images, depth=depth, num_threads=num_threads)
+        num_threads, depth = self.options.workers or READING_THREADS, window_batches * batch_size
+        resized = map_ahead(self._try_prepare, images, depth=depth, num_threads=num_threads)
         while window := list(islice(resized, depth)):
             yield from self._detect_window(window, batch_size=batch_size)
 
-    def _read_resized(self, image: Any) -> "_ResizedImage | DataError":
-        """An image at the network's input size, still unpadded."""
+    def prepare(self, image: Any, *, most_pixels: int | None = None) -> "ResizedImage":
+        """An image at the network's input size, still unpadded; any thread may do this while another detects.
+
+        Args:
+            image: in any of the forms that the class describes, or the content of a file (`io.BytesIO`).
+            most_pixels: the largest file that is read; `data.images.largest_pixels` of its format by default.
+
+        Raises:
+            DataError: it cannot be read or is not an image.
+            ConfigError: it would not fit into memory.
+        """
         preprocessing = self.detector.preprocessing
         resize = preprocessing.resize
+        if isinstance(image, str | Path | io.BytesIO):
+            file = image if isinstance(image, io.BytesIO) else Path(image)
+            pixels, size = read_reduced(file, least_px=resize.size, most_pixels=most_pixels)
+        else:
+            pixels = to_pixels(image)
+            size = ImageSize(*pixels.shape[1:])
+        padded = preprocessing.padded_size(resize.target(size))
+        require_memory(1, padded, device=self.device)
+        return ResizedImage(resize_image(pixels, resize, original=size), size, padded)
+
+    def _try_prepare(self, image: Any) -> "ResizedImage | DataError":
         try:
-            if isinstance(image, str | Path):
-                pixels, size = read_reduced(Path(image), least_px=resize.size)
-            else:
-                pixels = to_pixels(image)
-                size = ImageSize(*pixels.shape[1:])
+            return self.prepare(image)
         except DataError as error:
             return error
-        require_memory(1, preprocessing.padded_size(resize.target(size)), device=self.device)
-        return _ResizedImage(resize_image(pixels, resize, original=size), size)
 
     def _detect_window(
-        self, window: Sequence["_ResizedImage | DataError"], *, batch_size: int
+        self, window: Sequence["ResizedImage | DataError"], *, batch_size: int
     ) -> list["ImageDetections | DataError"]:
         """The detections of a few images, batched by their padded size; errors stay where they are."""
         results: dict[int, ImageDetections | DataError] = {}
         results |= {index: error for index, error in enumerate(window) if isinstance(error, DataError)}
-        images = [(index, image) for index, image in enumerate(window) if isinstance(image, _ResizedImage)]
-        preprocessing = self.detector.preprocessing
-        sizes = [preprocessing.padded_size(image.size) for _, image in images]
-        for batch in group_by_size(sizes, batch_size=batch_size):
+        images = [(index, image) for index, image in enumerate(window) if isinstance(image, ResizedImage)]
+        for batch in group_by_size([image.padded_size for _, image in images], batch_size=batch_size):
             indices, members = zip(*(images[number] for number in batch), strict=True)
-            results.update(zip(indices, self._detect_images(members), strict=True))
+            results.update(zip(indices, self.detect_prepared(members), strict=True))
         return [results[index] for index in range(len(window))]
 
-    def _detect_images(self, images: Sequence["_ResizedImage"]) -> list[ImageDetections]:
-        """The detections of images of one padded size."""
+    def detect_prepared(self, images: Sequence["ResizedImage"]) -> list[ImageDetections]:
+        """The detections of images of one padded size, in one batch; the second half of `predict`."""
         batch = pad_images([image.pixels for image in images], preprocessing=self.detector.preprocessing)
         sizes, originals = [image.size for image in images], [image.original_size for image in images]
         detections = detect_batch(self.detector, batch, sizes=sizes, original_sizes=originals, precision=self.precision)
@@ -202,11 +218,12 @@ class Predictor:
 
 
 @dataclass(frozen=True, slots=True)
-class _ResizedImage:
-    """A resized image and the size of the image it was made from."""
+class ResizedImage:
+    """A resized image, the size of the image it was made from, and the size that it is padded to in a batch."""
 
     pixels: UInt8[Tensor, "3 H W"] | Float[Tensor, "3 H W"]
     original_size: ImageSize
+    padded_size: ImageSize
 
     @property
     def size(self) -> ImageSize:
@@ -439,17 +456,3 @@ def _load_named(name: str, weights: str | Path | None, allow_nonfinite: bool) ->
     trained = load_detector(weights, model=name, allow_nonfinite=allow_nonfinite)
     require_same_settings(trained.detector.config, config, source=trained.source)
     return trained
-
-
-def _map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, depth: int, num_threads: int
-) -> Iterator[Result]:
-    """`function` of every item in order, computed by threads for the next `depth` items while the caller is busy."""
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="focaldet-read") as pool:
-        waiting = deque[Future[Result]]()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()

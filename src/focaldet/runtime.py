@@ -2,11 +2,13 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy
 import torch
@@ -21,6 +23,9 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Bytes per pixel of the input that the smallest detector takes at the least: pixels, and what a network makes of them.
 INFERENCE_BYTES, TRAINING_BYTES = 25, 200
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 Progress = Callable[[int, int | None], None]
 """Called with how much of a job is done and how much there is; None where that is not known."""
@@ -185,6 +190,20 @@ def gather_objects(part: Any, *, num_ranks: int) -> list[Any]:
 
 
 # Seeds, threads and memory
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, depth: int, num_threads: int
+) -> Iterator[Result]:
+    """`function` of every item in order, computed by threads for the next `depth` items while the caller is busy."""
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="focaldet-read") as pool:
+        waiting = deque[Future[Result]]()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def seed_everything(*numbers: int) -> None:

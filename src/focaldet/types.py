@@ -341,10 +341,15 @@ class Resize:
 
     def __str__(self) -> str:
         """In words, such as "short side 800, long ≤ 1333 px"."""
-        if self.mode in ("warp", "letterbox"):
+        if self.is_square:
             return f"{self.size} × {self.size} px{', letterbox' if self.mode == 'letterbox' else ''}"
         limit = f", long ≤ {self.max_size}" if self.mode == "short" and self.max_size is not None else ""
         return f"{self.mode} side {self.size}{limit} px"
+
+    @property
+    def is_square(self) -> bool:
+        """Whether every image enters the network as a square of one size."""
+        return self.mode in ("warp", "letterbox")
 
     def with_sides(
         self, *, size: int | None = None, short_side: int | None = None, max_side: int | None = None
@@ -362,7 +367,7 @@ class Resize:
             raise ConfigError("max_side: needs short_side")
         if min(side for side in (size, short_side, max_side, 1) if side is not None) < 1:
             raise ConfigError("size, short_side and max_side must be at least 1")
-        if self.mode in ("warp", "letterbox"):
+        if self.is_square:
             if short_side is not None:
                 raise ConfigError("short_side: this detector resizes images to a square; give its side as size")
             return self if size is None else replace(self, size=size)

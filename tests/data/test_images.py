@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import struct
 import sys
 import threading
@@ -21,7 +22,7 @@ from focaldet.data.config import DataConfig
 from focaldet.data.dataset import FileSource
 from focaldet.data.images import MAX_PIXELS, from_array, read_header, read_image, read_reduced
 from focaldet.data.splits import find_parts, open_parts
-from focaldet.errors import ConfigError, DataError
+from focaldet.errors import ConfigError, DataError, ImageTooLargeError
 from focaldet.types import ImageSize, Resize
 from tests.data.datasets import coco_document, write_coco
 
@@ -346,3 +347,10 @@ def test_heic_is_read_with_its_package_and_named_without_it(tmp_path, monkeypatc
 def test_pillows_own_limit_is_left_as_it_was(tmp_path):
     read_image(saved(tmp_path / "a.png", photo()))
     assert Image.MAX_IMAGE_PIXELS == 1024 * 1024 * 1024 // 4 // 3
+
+
+def test_the_error_of_a_too_large_image_survives_a_pickle():
+    """As a process that loads data hands it over."""
+    error = ImageTooLargeError("has 9 × 9 pixels", file="a.png")
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.problem) == (ImageTooLargeError, str(error), error.problem)

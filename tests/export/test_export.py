@@ -1,10 +1,14 @@
 """A trained detector as a file: the same detections, described, rejected where they differ, opened everywhere."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -12,9 +16,12 @@ import torch
 
 import focaldet
 from focaldet.cli import main
+from focaldet.data.loading.collate import blank_image
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.export import benchmark as benchmarks
 from focaldet.export import export, quantize
+from focaldet.export.images import open_export_images
+from focaldet.export.metadata import read_training
 from focaldet.export.proof import Limits
 from focaldet.export.quantize import postprocess_names
 from focaldet.types import Resize
@@ -33,14 +40,18 @@ def pixels(count: int, *size: int) -> torch.Tensor:
 
 
 @every
-@pytest.mark.parametrize(("count", "height", "width"), [(1, 64, 96), (4, 160, 128)])
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 64, 96), (4, 160, 128), (2, 32, 256)])
 def test_the_file_detects_what_the_detector_does(exported, small_run, name, count, height, width):
     """At batch 1 and 4 and two sizes, neither of them what was traced; with padding at the right and the bottom."""
     sizes = [focaldet.ImageSize(height - 5 * image, width - 7 * image) for image in range(count)]
     images = pixels(count, height, width)
     detector, file = load_detector(small_run).detector.eval(), load_detector(getattr(exported, name).path).detector
+    padded = images
+    if name == "torch" and height < 64:  # a program is padded to what it takes
+        padded = blank_image(focaldet.ImageSize(64, width), preprocessing=detector.preprocessing).repeat(count, 1, 1, 1)
+        padded[:, :, :height] = images
     with torch.no_grad():
-        right = detector.detect(detector(images, sizes), sizes)
+        right = detector.detect(detector(padded, sizes), sizes)
     actual = file.detect(file(images, sizes), sizes)
     for one, other in zip(right, actual, strict=True):
         assert len(one) == len(other) > 50
@@ -48,6 +59,24 @@ def test_the_file_detects_what_the_detector_does(exported, small_run, name, coun
     seen = export.compare_detections(right, actual)
     assert seen.unmatched <= 2
     assert seen.largest_px < 0.05
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_threads_detect_with_one_file_at_the_same_time(exported, name):
+    """As the lanes of the service do; each gets the detections of its own images."""
+    file = load_detector(getattr(exported, name).path).detector
+    batches = [pixels(count, 64, 96) for count in (1, 2, 3, 4)]
+
+    def detect(images):
+        sizes = [focaldet.ImageSize(64, 96)] * len(images)
+        return file.detect(file(images, sizes), sizes)
+
+    alone = [detect(images) for images in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            for one, other in zip(alone, pool.map(detect, batches), strict=True):
+                assert [len(each) for each in one] == [len(each) for each in other]
+                torch.testing.assert_close([each.boxes for each in one], [each.boxes for each in other])
 
 
 @every
@@ -181,6 +210,100 @@ def test_a_file_that_differs_is_rejected_and_kept_aside(traced_once, small_run, 
     assert out.read_bytes() == b"what was there before"
     assert (tmp_path / "model.onnx.rejected").stat().st_size > 10_000
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.rejected"]
+
+
+@pytest.fixture
+def files_of(tmp_path):
+    """Written files of an export that are still to be moved, with this content, and where they go."""
+
+    def make(content):
+        folder = tmp_path / "trial"
+        folder.mkdir(exist_ok=True)
+        for name in ("m.xml", "m.bin"):
+            (folder / name).write_text(content)
+        return folder / "m.xml", tmp_path / "m.xml"
+
+    return make
+
+
+def texts_in(folder):
+    return {file.name: file.read_text() for file in folder.iterdir() if file.is_file()}
+
+
+def test_a_file_that_is_accepted_takes_the_place_of_all_before_it(files_of, tmp_path):
+    trial, path = files_of("rejected")
+    assert export.move_result(trial, path, is_accepted=False) == tmp_path / "m.xml.rejected"
+    assert texts_in(tmp_path) == {"m.xml.rejected": "rejected", "m.bin.rejected": "rejected"}
+    assert export.move_result(files_of("first")[0], path, is_accepted=True) == path
+    assert texts_in(tmp_path) == {"m.xml": "first", "m.bin": "first"}
+
+
+@pytest.mark.parametrize("moves", [0, 1])
+def test_a_kill_between_two_moves_leaves_no_mixture(files_of, tmp_path, monkeypatch, moves):
+    trial, path = files_of("first")
+    export.move_result(trial, path, is_accepted=True)
+    replace_file, done = Path.replace, []
+
+    def replace_until_killed(self, target):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(target)
+        return replace_file(self, target)
+
+    trial, path = files_of("second")
+    monkeypatch.setattr(Path, "replace", replace_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        export.move_result(trial, path, is_accepted=True)
+    texts = texts_in(tmp_path)
+    assert "m.xml" not in texts or texts["m.xml"] == texts["m.bin"]
+
+
+def detections_of(*scores):
+    boxes = torch.tensor([[10.0 * row, 0, 10 * row + 8, 8] for row in range(len(scores))]).reshape(-1, 4)
+    return focaldet.Detections(boxes, torch.tensor(scores), torch.zeros(len(scores), dtype=torch.int64), ("a",))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "least", "reason"),
+    [
+        ((0.9, 0.2), (0.88, 0.21), 0.3, None),
+        ((0.2, 0.1), (0.2, 0.1), 0.2, None),
+        ((0.2, 0.1), (), 0.2, "of the detections unmatched"),  # a file that has collapsed, of a weak detector
+        ((), (), 0.3, "nothing was detected"),
+    ],
+)
+def test_int8_is_compared_where_the_detector_is_sure(small_run, monkeypatch, before, after, least, reason):
+    detector = load_detector(small_run).detector
+    images = open_export_images(small_run, detector, data=None, split="val")
+    answers = {id(detector): before, id(images): after}
+    monkeypatch.setattr(
+        export, "detect", lambda each, *_, **__: SimpleNamespace(detections=[detections_of(*answers[id(each)])] * 4)
+    )
+    result = export.compare_file(detector, images, images, precision="int8", max_drop=0.01)
+    assert result.comparison.least_score == pytest.approx(least)
+    assert [reason in text for text in result.reasons] == ([True] if reason else [])
+
+
+def test_the_ap_of_the_best_evaluation_is_stated_without_data(small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    assert "ap" not in read_training(run)
+    events = [{"event": "evaluation", "best": best, "ap": ap} for best, ap in ((True, 0.2), (True, 0.4), (False, 0.3))]
+    (run / "events.jsonl").write_text("\n".join([*map(json.dumps, events), '{"event": "evalu']))
+    assert read_training(run)["ap"] == 0.4
+
+
+@pytest.mark.parametrize("command", ["export", "benchmark"])
+@pytest.mark.parametrize("flag", ["--device", "--batch-size", "--workers", "--allow-nonfinite"])
+def test_flags_that_would_do_nothing_are_unknown(command, flag, capsys):
+    assert main([command, "no run", *(["--out", "m.onnx"] if command == "export" else []), flag, "1"]) == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_an_exported_file_is_not_benchmarked(exported, capsys):
+    assert main(["benchmark", str(exported.onnx.path)]) == 2
+    assert "benchmark: " in (error := capsys.readouterr().err)
+    assert "is an exported file" in error
 
 
 def test_the_ap_of_both_is_compared_where_data_are_given(traced_once, small_run, demo_data, tmp_path, capsys):

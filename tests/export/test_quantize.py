@@ -1,7 +1,10 @@
 """Which layers stay in fp32."""
 
+import shutil
+
 import pytest
 
+from focaldet.cli import main
 from focaldet.export import export, quantize
 from focaldet.export.images import open_export_images
 from focaldet.export.proof import Limits
@@ -46,6 +49,25 @@ def test_without_boxes_one_model_is_made_and_not_measured(small_run, monkeypatch
     images = open_export_images(small_run, detector, data=None, split="val")
     quantize.quantize_model(None, detector, images, max_drop=0.01)
     assert tries.depths == [1]
+
+
+def test_embedded_images_are_not_calibrated_on(small_run, demo_data, tmp_path, capsys):
+    """Neither for bare weights nor where the data of the run have gone: they say nothing about the user's images."""
+    weights = small_run / "weights" / "best.safetensors"
+    moved = tmp_path / "run"
+    shutil.copytree(small_run, moved)
+    settings = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(settings.replace(str(demo_data), str(tmp_path / "gone")))
+    for run, reason in (
+        (weights, "the weights are not in a run folder"),
+        (moved, "the data of the run cannot be read"),
+    ):
+        arguments = ["--out", str(tmp_path / "m.xml"), "--format", "openvino", "--precision", "int8"]
+        assert main(["export", str(run), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert (reason in error, "--data" in error, str(tmp_path) in error.split("and ")[-1]) == (True, True, False)
+        images = open_export_images(run, load_detector(run).detector, data=None, split="val")
+        assert reason in images.embedded_because
 
 
 @pytest.mark.prove

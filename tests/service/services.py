@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy
+import torch
 import uvicorn
 from PIL import Image
 
 from focaldet.prediction import Predictor
+from focaldet.service import server
 from focaldet.service.app import build_service
 from focaldet.service.options import ServiceOptions
 from focaldet.service.server import ServiceFactory, serve
@@ -27,15 +29,18 @@ def bright_predictor():
 class SlowPredictor(Predictor):
     """Takes some time for each batch, until `gate` is set where there is one."""
 
-    seconds, gate, started = 0.0, None, None
+    seconds, gate, started, numbers = 0.0, None, None, torch.ones(500, 500)
 
-    def predict(self, images, *, batch_size=None):
+    def detect_prepared(self, images):
         if self.started is not None:
             self.started.set()
         if self.gate is not None:
             assert self.gate.wait(30)
-        time.sleep(self.seconds)
-        return super().predict(images, batch_size=batch_size)
+        end = time.monotonic() + self.seconds
+        while self.seconds > 10 and time.monotonic() < end:  # as a large network does
+            self.numbers = (self.numbers @ self.numbers).tanh()
+        time.sleep(max(0.0, end - time.monotonic()))
+        return super().detect_prepared(images)
 
 
 def slow_predictor(seconds=0.0, gate=None, started=None):
@@ -84,5 +89,6 @@ class SlowFactory(ServiceFactory):
 
 
 if __name__ == "__main__":
+    server.DRAIN_SECONDS = float(sys.argv[2]) if len(sys.argv) > 2 else server.DRAIN_SECONDS
     factory = SlowFactory("none", ServiceOptions(port=0, batch_size=1), seconds=float(sys.argv[1]))
     serve(factory, ready=lambda address, _: print(address, flush=True))

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from focaldet.errors import ConfigError
 from focaldet.prediction import Predictor
 from focaldet.service.app import build_service
 from focaldet.service.options import ServiceOptions
+from focaldet.types import Resize
 from focaldet.weights.thresholds import ScoreThreshold, ScoreThresholds
 from tests.evaluation.cases import BrightDetector, make_image
 from tests.service.services import SECRET, bright_predictor, encode
@@ -117,9 +119,75 @@ def test_a_request_that_cannot_be_answered_is_told_why(client, request_of, statu
     assert client.post("/predict", content=encode()).status_code == 200
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_size_that_is_set_rules_and_boxes_are_pixels_of_the_whole_image(monkeypatch, kind):
+    """An image that is read reduced, as one above 50 megapixels, is answered in its own pixels, as by `predict`."""
+    image = make_image(size=(96, 128), box=(16, 16, 48, 80))
+    expected = bright_predictor().predict([image])[0].boxes.tolist()
+    monkeypatch.setattr("focaldet.data.images.MAX_PIXELS", 4000)
+    options = ServiceOptions(max_megapixels=0.013)
+    with TestClient(build_service(bright_predictor(), options)) as client:
+        answer = client.post("/predict", content=encode(image, kind, **({"quality": 95} if kind == "JPEG" else {})))
+        assert (answer.status_code, answer.json()["image"]) == (200, {"width": 128, "height": 96})
+        (row,) = answer.json()["predictions"]
+        assert [*row["box"].values()] == pytest.approx(expected[0], abs=4)
+        refused = client.post("/predict", content=encode(make_image(size=(100, 140)), kind))
+        assert (refused.status_code, "140 × 100 pixels" in refused.json()["error"]) == (413, True)
+
+
+def test_an_image_that_cannot_be_resized_into_memory_is_refused():
+    detector = BrightDetector(resize=Resize(mode="short", size=800, max_size=None))
+    predictor = Predictor(detector, device="cpu", precision="fp32")
+    with TestClient(build_service(predictor, ServiceOptions()), raise_server_exceptions=False) as client:
+        answer = client.post("/predict", content=encode(torch.zeros(3, 1, 60_000, dtype=torch.uint8)))
+        assert (answer.status_code, "too long for its other side" in answer.json()["error"]) == (422, True)
+        assert not LEAKS.search(answer.text)
+
+
+def test_memory_that_is_used_up_is_said_with_the_time_to_come_back():
+    predictor = bright_predictor()
+
+    def fail(_):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory: you tried to allocate 9 bytes")
+
+    predictor.detect_prepared = fail
+    with TestClient(build_service(predictor, ServiceOptions()), raise_server_exceptions=False) as client:
+        answer = client.post("/predict", content=encode())
+        assert (answer.status_code, int(answer.headers["retry-after"]) > 0) == (503, True)
+
+
+READY_PATHS = ("/healthz", "/v2/health/ready", "/v2/models/focaldet/ready")
+
+
+def test_a_service_that_ends_is_not_ready():
+    app = build_service(bright_predictor(), ServiceOptions())
+    with TestClient(app) as client:
+        assert [client.get(path).status_code for path in READY_PATHS] == [200] * 3
+        app.state.is_ending = True
+        assert [client.get(path).status_code for path in READY_PATHS] == [503] * 3
+        assert client.get("/v2/health/live").status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_service_whose_lane_has_ended_is_not_ready():
+    predictor = bright_predictor()
+
+    def end(_):
+        raise SystemExit
+
+    predictor.detect_prepared = end
+    with TestClient(build_service(predictor, ServiceOptions()), raise_server_exceptions=False) as client:
+        assert client.post("/predict", content=encode()).status_code == 500
+        assert until(lambda: [client.get(path).status_code for path in READY_PATHS] == [503] * 3)
+
+
+def until(holds):
+    return any(holds() or time.sleep(0.05) for _ in range(100))
+
+
 def test_a_failure_inside_says_nothing_of_it(caplog):
     predictor = bright_predictor()
-    predictor.predict = lambda *_, **__: Path("/root/secret/weights.py").read_text()
+    predictor.detect_prepared = lambda _: Path("/root/secret/weights.py").read_text()
     with TestClient(build_service(predictor, ServiceOptions()), raise_server_exceptions=False) as client:
         answer = client.post("/predict", content=encode())
     assert (answer.status_code, answer.json()) == (500, {"error": "internal error"})
@@ -144,6 +212,21 @@ def test_the_token_is_asked_for_where_there_are_answers():
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
         right = {"Authorization": f"Bearer {SECRET}"}
         assert client.post("/predict", content=encode(), headers=right).status_code == 200
+
+
+def test_a_token_may_hold_what_looks_percent_encoded():
+    token = "100%25 of it"
+    with TestClient(build_service(bright_predictor(), ServiceOptions(token=token))) as client:
+        for sent, status in ((token, 200), ("100%2525%20of%20it", 200), ("100% of it", 401)):
+            assert client.get("/info", headers={"Authorization": f"Bearer {sent}"}).status_code == status
+
+
+def test_no_class_is_no_restriction_and_a_name_stands_for_all_its_labels(client):
+    assert len(client.post("/predict?classes=", content=encode()).json()["predictions"]) == 1
+    predictor = Predictor(BrightDetector(names=("cell", "cell")), device="cpu", precision="fp32")
+    with TestClient(build_service(predictor, ServiceOptions())) as twice:
+        for image in (make_image(), make_image(green=200)):
+            assert len(twice.post("/predict?classes=cell", content=encode(image)).json()["predictions"]) == 1
 
 
 def test_pages_load_nothing_from_elsewhere(client):

@@ -1,6 +1,10 @@
 """Batches of what waits: the same detections as alone, in order, and no request takes others with it."""
 
+import asyncio
 import threading
+import time
+from contextlib import asynccontextmanager
+from itertools import chain
 
 import pytest
 import torch
@@ -11,37 +15,45 @@ from tests.evaluation.cases import make_image
 from tests.service.services import bright_predictor, slow_predictor
 
 
-@pytest.fixture
-def queue_of():
-    """A started queue, and the sizes of the batches that it makes; stopped at the end."""
-    queues = []
+@asynccontextmanager
+async def running_queue(predictor, *, batch_size=4, observe=None, **settings):
+    """A started queue, and the sizes of the batches that it makes; ended afterwards."""
+    sizes = []
+    observe = observe or (lambda number, _: sizes.append(number))
+    queue = BatchQueue(predictor, batch_size=batch_size, observe=observe, **settings)
+    queue.start()
+    try:
+        yield queue, sizes
+    finally:
+        queue.end()
 
-    def make(predictor, batch_size=4):
-        sizes = []
-        queue = BatchQueue(predictor, batch_size=batch_size, observe=lambda number, _: sizes.append(number))
-        queue.start()
-        queues.append(queue)
-        return queue, sizes
 
-    yield make
-    for queue in queues:
-        queue.stop()
+def submit(queue, image):
+    return queue.submit(queue.predictor.prepare(image))
+
+
+async def until(event):
+    assert await asyncio.to_thread(event.wait, 10)
 
 
 def images(number):
     return [make_image(size=(48 + 8 * (k % 3), 64), box=(8, 8, 20 + k, 40)) for k in range(number)]
 
 
-def test_batches_answer_as_predict_does(queue_of):
+def test_batches_answer_as_predict_does():
     """Images of three sizes; those that wait behind the first are put together, as many as are allowed."""
     gate, started = threading.Event(), threading.Event()
-    queue, sizes = queue_of(slow_predictor(gate=gate, started=started))
-    first, *rest = images(10)
-    futures = [queue.submit(first)]
-    assert started.wait(10)
-    futures += [queue.submit(image) for image in rest]
-    gate.set()
-    results = [future.result(10) for future in futures]
+
+    async def run():
+        async with running_queue(slow_predictor(gate=gate, started=started)) as (queue, sizes):
+            first, *rest = images(10)
+            futures = [submit(queue, first)]
+            await until(started)
+            futures += [submit(queue, image) for image in rest]
+            gate.set()
+            return await asyncio.gather(*futures), sizes
+
+    results, sizes = asyncio.run(run())
     expected = bright_predictor().predict(images(10))
     assert [result.detections for result in results] == expected
     assert len({tuple(map(tuple, each.boxes.tolist())) for each in expected}) == 10
@@ -50,43 +62,127 @@ def test_batches_answer_as_predict_does(queue_of):
     assert results[-1].wait_seconds > 0
 
 
-def test_an_image_that_fails_fails_alone(queue_of):
+def test_images_of_one_padded_size_are_put_together_from_behind_others():
+    gate, started = threading.Event(), threading.Event()
+    shapes = [(64, 64), (32, 64), (64, 64), (32, 64), (64, 64), (32, 64), (64, 64)]
+
+    async def run():
+        async with running_queue(slow_predictor(gate=gate, started=started)) as (queue, sizes):
+            futures = [submit(queue, make_image())]
+            await until(started)
+            futures += [submit(queue, make_image(size=size, box=(8, 8, 20, 30))) for size in shapes]
+            gate.set()
+            return await asyncio.gather(*futures), sizes
+
+    results, sizes = asyncio.run(run())
+    assert sizes == [1, 4, 3]
+    assert [result.detections.boxes.tolist() for result in results[1:]] == [[[8, 8, 20, 30]]] * 7
+
+
+def test_lanes_share_the_cores_and_a_lone_one_has_all(monkeypatch):
+    """Two batches are inside at the same time, each then with its part of the cores; a lone image has all of them."""
+    threads = {}
+    set_threads = torch.set_num_threads
+    before = torch.get_num_threads()
+
+    def note(number):
+        threads.setdefault(threading.current_thread().name, []).append(number)
+        set_threads(number)
+
+    monkeypatch.setattr("torch.set_num_threads", note)
+    both = threading.Barrier(2)
+    predictor = bright_predictor()
+    detect, wait = predictor.detect_prepared, [False]
+
+    def detect_together(prepared):
+        if wait[0]:
+            both.wait(10)
+        assert torch.get_num_threads() == threads[threading.current_thread().name][-1]
+        return detect(prepared)
+
+    predictor.detect_prepared = detect_together
+
+    async def run():
+        async with running_queue(predictor, batch_size=1, lanes=2, cores=4) as (queue, _):
+            assert queue.is_alive
+            await submit(queue, make_image())
+            assert [*chain(*threads.values())] == [4]
+            wait[0] = True
+            await asyncio.gather(*(submit(queue, make_image()) for _ in range(4)))
+            queue.end()
+            deadline = time.monotonic() + 10
+            while queue.is_running and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+            assert not queue.is_running
+
+    asyncio.run(run())
+    assert len(threads) == 2
+    assert 2 in [*chain(*threads.values())]
+    assert torch.get_num_threads() == before  # of this thread: each has a number of its own
+
+
+def test_an_image_that_fails_fails_alone():
     gate, started = threading.Event(), threading.Event()
     predictor = slow_predictor(gate=gate, started=started)
-    predict = predictor.predict
+    detect = predictor.detect_prepared
 
-    def refuse_small(pixels, *, batch_size):
-        if any(image.shape[1] < 10 for image in pixels):
+    def refuse_small(prepared):
+        if any(image.original_size.width == 63 for image in prepared):
             raise ConfigError("too small")
-        return predict(pixels, batch_size=batch_size)
+        return detect(prepared)
 
-    predictor.predict = refuse_small
-    queue, sizes = queue_of(predictor)
-    first = queue.submit(make_image())
-    assert started.wait(10)
-    good, bad = queue.submit(make_image()), queue.submit(torch.zeros(3, 4, 4, dtype=torch.uint8))
-    gate.set()
-    assert first.result(10).detections == good.result(10).detections
-    with pytest.raises(ConfigError, match="too small"):
-        bad.result(10)
-    assert sizes == [1, 1]
+    predictor.detect_prepared = refuse_small
+
+    async def run():
+        async with running_queue(predictor) as (queue, sizes):
+            first = submit(queue, make_image())
+            await until(started)
+            good, bad = submit(queue, make_image()), submit(queue, torch.zeros(3, 63, 63, dtype=torch.uint8))
+            gate.set()
+            assert (await first).detections == (await good).detections
+            with pytest.raises(ConfigError, match="too small"):
+                await bad
+            assert sizes == [1, 1]
+
+    asyncio.run(run())
 
 
-def test_what_is_cancelled_is_not_computed(queue_of):
+def test_what_is_cancelled_is_not_computed():
     gate, started = threading.Event(), threading.Event()
-    queue, sizes = queue_of(slow_predictor(gate=gate, started=started))
-    first, second = queue.submit(make_image()), queue.submit(make_image())
-    assert started.wait(10)
-    cancelled = queue.submit(make_image())
-    assert cancelled.cancel()
-    gate.set()
-    assert [len(each.result(10).detections) for each in (first, second)] == [1, 1]
-    queue.stop()
-    assert sum(sizes) == 2
+
+    async def run():
+        async with running_queue(slow_predictor(gate=gate, started=started), batch_size=1) as (queue, sizes):
+            first = submit(queue, make_image())
+            await until(started)
+            cancelled = submit(queue, make_image())
+            assert cancelled.cancel()
+            second = submit(queue, make_image())
+            gate.set()
+            assert [len((await each).detections) for each in (first, second)] == [1, 1]
+            assert sum(sizes) == 2
+
+    asyncio.run(run())
 
 
-def test_what_was_submitted_before_the_end_is_answered(queue_of):
-    queue, _ = queue_of(slow_predictor(seconds=0.02), batch_size=2)
-    futures = [queue.submit(image) for image in images(7)]
-    queue.stop()
-    assert all(future.done() for future in futures)
+def test_what_was_submitted_before_the_end_is_answered():
+    async def run():
+        async with running_queue(slow_predictor(seconds=0.02), batch_size=2) as (queue, _):
+            futures = [submit(queue, image) for image in images(7)]
+            queue.end()
+            assert len(await asyncio.gather(*futures)) == 7
+
+    asyncio.run(run())
+
+
+def test_a_count_that_fails_ends_no_lane(caplog):
+    def fail(number, seconds):
+        raise OSError("the disk is full")
+
+    async def run():
+        async with running_queue(bright_predictor(), observe=fail) as (queue, _):
+            for _ in range(2):
+                assert len((await asyncio.wait_for(submit(queue, make_image()), 10)).detections) == 1
+            assert queue.is_alive
+
+    asyncio.run(run())
+    assert "could not be counted" in caplog.text

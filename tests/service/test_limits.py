@@ -7,6 +7,9 @@ import time
 import httpx2
 import pytest
 
+from focaldet.service.options import ServiceOptions
+from focaldet.service.pipeline import DetectionPipeline
+from focaldet.service.refusals import RefusalError
 from tests.service.services import bright_predictor, encode, running_service, slow_predictor
 
 
@@ -110,6 +113,63 @@ def test_a_full_queue_refuses_with_the_time_to_come_back():
         assert (refused.status_code, int(refused.headers["retry-after"]) >= 1) == (503, True)
         assert [answer.status_code for answer in (health, *answers)] == [200, 200]
         assert httpx2.post(url, content=encode(), timeout=10).status_code == 200
+
+
+def test_what_would_wait_longer_than_an_end_takes_is_refused():
+    """Only where others wait: a detector that is slow for everybody still answers."""
+    pipeline = DetectionPipeline(bright_predictor(), ServiceOptions(), observe=lambda *_: None)
+    pipeline._note_batch(1, 1000.0)
+    pipeline.require_room()
+    pipeline.images.take(1)
+    with pytest.raises(RefusalError) as refused:
+        pipeline.require_room()
+    assert (refused.value.status, refused.value.retry_seconds) == (503, 60)
+    pipeline.images.give_back(1)
+    pipeline.require_room()
+
+
+def test_a_full_queue_refuses_before_the_body_comes():
+    gate, started = threading.Event(), threading.Event()
+    predictor = slow_predictor(gate=gate, started=started)
+    with running_service(predictor, queue=1, batch_size=1, body_seconds=30) as address:
+        url = f"http://{address[0]}:{address[1]}/predict"
+        first = threading.Thread(target=lambda: httpx2.post(url, content=encode(), timeout=30))
+        first.start()
+        try:
+            assert started.wait(10)
+            begun = time.monotonic()
+            for path in ("/predict", "/v2/models/focaldet/infer"):
+                lines = head(1000, "Expect: 100-continue").replace(b"/predict", path.encode())
+                assert exchange(address, lines).startswith("HTTP/1.1 503")
+            assert time.monotonic() - begun < 4
+        finally:
+            gate.set()
+            first.join(30)
+
+
+def test_the_image_of_a_client_that_has_gone_is_not_computed(monkeypatch):
+    monkeypatch.setattr("focaldet.service.pipeline.MOST_LANES", 1)
+    gate, started, sizes = threading.Event(), threading.Event(), []
+    predictor = slow_predictor(gate=gate, started=started)
+    detect = predictor.detect_prepared
+    predictor.detect_prepared = lambda images: sizes.append(len(images)) or detect(images)
+    with running_service(predictor) as address:
+        url = f"http://{address[0]}:{address[1]}"
+        first = threading.Thread(target=lambda: httpx2.post(f"{url}/predict", content=encode(), timeout=30))
+        first.start()
+        try:
+            assert started.wait(10)
+            for _ in range(3):
+                with socket.create_connection(address, timeout=5) as connection:
+                    connection.sendall(head(len(encode())) + encode())
+                    time.sleep(0.2)  # and goes away
+            gone = 'focaldet_requests_total{path="/predict",status="499"} 3'
+            assert any(gone in httpx2.get(f"{url}/metrics").text or time.sleep(0.05) for _ in range(100))
+        finally:
+            gate.set()
+            first.join(30)
+        assert httpx2.post(f"{url}/predict", content=encode(), timeout=10).status_code == 200
+    assert sizes == [1, 1]
 
 
 def until(post, *, status):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shlex
 import shutil
 import signal
@@ -10,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import httpx2
@@ -18,7 +20,9 @@ import pytest
 
 import focaldet
 from focaldet.cli import main
-from focaldet.service.options import DRAIN_SECONDS
+from focaldet.errors import ConfigError
+from focaldet.service.options import DRAIN_SECONDS, ServiceOptions
+from focaldet.service.server import _reserve, share_cores
 from tests.service.services import bright_predictor, encode
 
 
@@ -59,10 +63,79 @@ def test_sigterm_ends_it_after_accepted_requests_are_answered():
         assert time.monotonic() - started < 10
 
 
+def test_a_request_that_outlasts_the_end_is_told_to_come_back():
+    """A detector that takes a minute: after the time to drain its clients get 503, and the process ends."""
+    with process_of("-m", "tests.service.services", "60", "1") as (process, address):
+        answers = []
+
+        def post():
+            answers.append(httpx2.post(f"{address}/predict", content=encode(), timeout=30))
+
+        assert httpx2.get(f"{address}/healthz", timeout=30).json() == {"status": "ok"}
+        threads = [threading.Thread(target=post) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        for thread in threads:
+            thread.join(20)
+        assert [(each.status_code, "retry-after" in each.headers) for each in answers] == [(503, True)] * 3
+        assert process.wait(20) == 0
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the port is shared otherwise")
+def test_each_process_has_a_socket_of_its_own_on_the_port():
+    reserved = _reserve(ServiceOptions(port=0, workers=2))
+    others = [pickle.loads(ForkingPickler.dumps(reserved)) for _ in range(2)]
+    assert {each.getsockname() for each in others} == {reserved.getsockname()}
+    for each in others:
+        each.listen()
+    with pytest.raises(ConfigError, match="cannot listen"):
+        _reserve(ServiceOptions(port=reserved.getsockname()[1], workers=2))
+    accepted = [0, 0]
+    for each in others:
+        each.setblocking(False)
+    clients = [socket.create_connection(reserved.getsockname()) for _ in range(40)]
+    for index, each in enumerate(others):
+        with suppress(BlockingIOError):
+            while True:
+                each.accept()[0].close()
+                accepted[index] += 1
+    assert (sum(accepted), min(accepted) > 0) == (40, True)
+    for each in (reserved, *others, *clients):
+        each.close()
+
+
+def test_processes_share_the_cores_that_a_container_may_use(monkeypatch):
+    seen = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    monkeypatch.setattr("torch.set_num_threads", seen.append)
+    monkeypatch.setattr("focaldet.cores.usable_cores", lambda: 6)
+    monkeypatch.setattr("sys.setswitchinterval", lambda _: None)
+    for workers in (1, 2, 12):
+        share_cores(workers)
+    assert seen == [6, 3, 1]
+
+
 @pytest.fixture
 def at_hand(monkeypatch):
     """A detector for every run."""
     monkeypatch.setattr("focaldet.service.server.ServiceFactory.load", lambda _: bright_predictor())
+
+
+def test_idle_connections_are_kept_longer_than_proxies_keep_them(monkeypatch, at_hand):
+    """Else a proxy sends its next request into a connection that is being closed."""
+    seen = []
+
+    def run(self, sockets):
+        seen.append(self.config.timeout_keep_alive)
+        sockets[0].close()
+
+    monkeypatch.setattr("uvicorn.Server.run", run)
+    assert main(["serve", "RUN", "--port", "0"]) == 0
+    assert seen[0] > 60
 
 
 def test_a_port_that_is_taken_is_one_line(capsys, at_hand):

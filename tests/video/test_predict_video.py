@@ -1,6 +1,7 @@
 """Videos: every frame once, in order and at its time; the drawn video and its lines; what is not a video."""
 
 import json
+import shutil
 from fractions import Fraction
 
 import numpy
@@ -10,8 +11,9 @@ from PIL import Image
 from focaldet.cli import main
 from focaldet.errors import ConfigError, DataError
 from focaldet.prediction import Predictor
-from focaldet.video.predict_video import predict_video
-from focaldet.video.reading import open_source, turn_upright
+from focaldet.video.predict_video import predict_video, video_names
+from focaldet.video.reading import FrameSource, open_source, turn_upright
+from focaldet.weights.thresholds import ScoreThreshold, ScoreThresholds
 from tests.evaluation.cases import BrightDetector, make_image
 
 av = pytest.importorskip("av", exc_type=ImportError)
@@ -110,6 +112,56 @@ def test_tracks_are_written_and_counted(video, tmp_path):
     result = predict_video(predictor(), video, tmp_path, track=True, every=2)
     assert result.num_tracks == 1
     assert [row["tracks"] for row in lines_of(result)] == [[1]] * 6
+
+
+def test_tracks_begin_at_the_scores_that_the_weights_keep(tmp_path):
+    """As detections do without tracks, and the note says so; those below them only continue."""
+    overall, cell = (ScoreThreshold(name, score, 0.9, 0.9, 0.9, 50) for name, score in ((None, 0.52), ("cell", 0.9)))
+    kept = ScoreThresholds(overall, (cell,))
+    for index, red in enumerate((220, 250, 220)):  # scores of .86, .98 and .86
+        Image.fromarray(make_image(red=red).permute(1, 2, 0).numpy()).save(tmp_path / f"{index}.png")
+    tracking = Predictor(BrightDetector(), device="cpu", precision="fp32", thresholds=kept)
+    result = predict_video(tracking, tmp_path, tmp_path / "out", track=True, drawn=False)
+    assert [row["tracks"] for row in lines_of(result)] == [[], [1], [1]]
+    assert ["0.90 (cell)" in note for note in result.notes] == [True]
+
+
+def test_a_track_outlasts_as_many_of_the_frames_that_are_looked_at(tmp_path):
+    """With every fourth frame, an object that is hidden in ten of them is 44 frames away and still the same."""
+    for index in range(48):
+        Image.fromarray(make_image(red=0 if 0 < index < 44 else 255).permute(1, 2, 0).numpy()).save(
+            tmp_path / f"{index}.png"
+        )
+    result = predict_video(predictor(), tmp_path, tmp_path / "out", track=True, every=4, drawn=False)
+    assert (result.num_frames, result.num_tracks) == (12, 1)
+
+
+def test_few_frames_are_held(tmp_path, monkeypatch):
+    for index in range(60):
+        Image.fromarray(frame_image(index % 12).permute(1, 2, 0).numpy()).save(tmp_path / f"{index}.png")
+    taken, frames = [], FrameSource.frames
+
+    def note(self, **settings):
+        for frame in frames(self, **settings):
+            taken.append(frame)
+            yield frame
+
+    monkeypatch.setattr(FrameSource, "frames", note)
+    seen = []
+    predict_video(predictor(), tmp_path, tmp_path / "out", batch_size=4, progress=lambda *_: seen.append(len(taken)))
+    assert max(begun - done for done, begun in enumerate(seen)) <= 10
+
+
+def test_videos_of_one_name_have_files_of_their_own(video, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(video, tmp_path / folder / "clip.mp4")
+    sources = [str(tmp_path / folder / "clip.mp4") for folder in ("a", "b")]
+    names = video_names([*sources, "camera:0", str(tmp_path)])
+    assert names == ["a_clip", "b_clip", "camera_0", tmp_path.name]
+    for source, name in zip(sources, names, strict=False):
+        predict_video(predictor(), source, tmp_path / "out", drawn=False, name=name)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a_clip.jsonl", "b_clip.jsonl"]
 
 
 def test_a_folder_of_frames_is_in_the_order_of_its_numbers(tmp_path, capsys):

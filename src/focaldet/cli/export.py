@@ -2,18 +2,26 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from focaldet.cli import Switch
-from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, Options, optional_data_config
+from focaldet.cli.flags import SPLIT_HELP, Data, DataParts, flags_of, optional_data_config
 from focaldet.cli.output import CLEAN, FAILED, print_error, print_json, print_table, progress, say
 from focaldet.evaluation.coco import percent
 from focaldet.evaluation.inference import InferenceOptions
+from focaldet.export.benchmark import ROUNDS, benchmark
+from focaldet.export.export import MAX_DROP, ExportResult, export_detector
+
+# What computes on the CPU in fp32 takes no other settings than those of the graph.
+UNUSED = ("batch_size", "device", "precision", "workers", "allow_nonfinite")
 
 if TYPE_CHECKING:
-    from focaldet.export.export import ExportResult
+    GraphFields = dict[str, Any]
+else:
+    GraphFields = flags_of(InferenceOptions, group=Group("Inference", sort_key=2), skip=UNUSED)
+GraphOptions = Annotated[GraphFields | None, Parameter(name="*")]
 
 
 def export_command(
@@ -26,8 +34,8 @@ def export_command(
     data: Data = None,
     parts: DataParts = None,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
-    max_drop: float = 0.01,
-    options: Options = None,
+    max_drop: float = MAX_DROP,
+    options: GraphOptions = None,
     json: Switch = False,
 ) -> int:
     """Write a trained detector as a file for another program, and compare the two on real images.
@@ -40,8 +48,6 @@ def export_command(
         max_drop: How far the AP of the file, 0 to 1, may lie below that of the detector, with --data.
         json: Print JSON.
     """
-    from focaldet.export.export import export_detector
-
     with progress("export") as seen:
         result = export_detector(
             run,
@@ -70,8 +76,8 @@ def benchmark_command(
     data: Data = None,
     parts: DataParts = None,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
-    rounds: int = 5,
-    options: Options = None,
+    rounds: int = ROUNDS,
+    options: GraphOptions = None,
     json: Switch = False,
 ) -> None:
     """Measure AP and time of a trained detector in every format that is installed here.
@@ -81,8 +87,6 @@ def benchmark_command(
         rounds: How often everything is timed; all formats take turns.
         json: Print JSON.
     """
-    from focaldet.export.benchmark import benchmark
-
     with progress("benchmark") as seen:
         rows = benchmark(
             run,
@@ -95,16 +99,16 @@ def benchmark_command(
     if json:
         print_json([asdict(row) for row in rows])
         return
-    slowest = max((row.milliseconds_per_image or 0.0 for row in rows if row.name == "torch, eager"), default=0.0)
+    eager = next(row.milliseconds_per_image or 0.0 for row in rows if row.name == "torch, eager")
     lines = [["FORMAT", "AP", "MS PER IMAGE", "× TORCH", ""]]
     for row in rows:
         spent = row.milliseconds_per_image
-        ratio = [f"{spent:.1f}", f"{slowest / spent:.2f}"] if spent else ["", ""]
+        ratio = [f"{spent:.1f}", f"{eager / spent:.2f}"] if spent else ["", ""]
         lines.append([row.name, "" if row.ap is None else percent(row.ap), *ratio, row.note])
     print_table(lines, left={0, 4})
 
 
-def print_result(result: "ExportResult") -> None:
+def print_result(result: ExportResult) -> None:
     """The comparison as a table, then where the file is."""
     seen = result.comparison
     rows = [

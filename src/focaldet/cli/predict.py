@@ -13,7 +13,7 @@ from focaldet.data.formats.text import quantity
 from focaldet.errors import ConfigError
 from focaldet.evaluation.writers import PredictionFormat
 from focaldet.prediction import Predictor, load, predict_files
-from focaldet.video.predict_video import predict_video
+from focaldet.video.predict_video import predict_video, video_names
 from focaldet.video.reading import is_video
 
 
@@ -46,7 +46,7 @@ def predict_command(
         drawn: Write the images with their boxes.
         like: COCO file that lists the images of an evaluation server; with --formats coco the results have its ids.
         weights: Weights for `run` where that is the name of a detector.
-        every: Of a video, look at every so manieth frame only.
+        every: Of a video, look at every N-th frame only.
         track: Of a video, give objects numbers that they keep from frame to frame.
         fps: Frames a second of a folder of frames; 25 by default.
     """
@@ -62,7 +62,8 @@ def predict_command(
             raise ConfigError("predict: videos are a call of their own, without images, --formats and --like")
         predictor = load(run, weights=weights, **(options or {}))
         settings = {"score": score, "every": every, "track": track, "fps": fps, "drawn": drawn}
-        return max([_predict_video(predictor, image, out, settings) for image in images])
+        named = list(zip(images, video_names(images), strict=True))
+        return max([_predict_video(predictor, image, out, settings | {"name": name}) for image, name in named])
     predictor = load(run, weights=weights, **(options or {}))
     with progress("predict") as seen:
         result = predict_files(

@@ -29,7 +29,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.io import ImageReadMode
 
-from focaldet.errors import ConfigError, DataError
+from focaldet.errors import ConfigError, DataError, ImageTooLargeError
 from focaldet.files import open_plain
 from focaldet.types import ImageSize
 
@@ -133,16 +133,23 @@ def read_image(path: Path) -> UInt8[Tensor, "3 H W"]:
     return read_reduced(path)[0]
 
 
-def read_reduced(path: Path | io.BytesIO, *, least_px: int = 0) -> tuple[UInt8[Tensor, "3 h w"], ImageSize]:
+def read_reduced(
+    path: Path | io.BytesIO, *, least_px: int = 0, most_pixels: int | None = None
+) -> tuple[UInt8[Tensor, "3 h w"], ImageSize]:
     """The pixels of an image file, or of one in memory, upright, and the size of the whole image.
 
     Only an image of more than `MAX_PIXELS` is reduced: by the smallest whole factor that brings it below, as long as
     its short side keeps `least_px`. Of a JPEG the decoder computes no more than that.
 
+    Args:
+        path: the file, or its content.
+        least_px: what the short side keeps at least.
+        most_pixels: the largest image that is read; `largest_pixels` of its format by default.
+
     Raises:
-        DataError: see `read_image`.
+        DataError: see `read_image`; of a too large one an `ImageTooLargeError`.
     """
-    with _open_image(path) as image:
+    with _open_image(path, most_pixels=most_pixels) as image:
         orientation, size = _orientation(image), _upright_size(image)
         _refuse_many_scans(image, path)
         if image.width * image.height <= MAX_PIXELS:
@@ -236,7 +243,7 @@ def _upright_size(image: Image.Image) -> ImageSize:
 
 
 @contextmanager
-def _open_image(path: Path | io.BytesIO) -> Iterator[Image.Image]:
+def _open_image(path: Path | io.BytesIO, *, most_pixels: int | None = None) -> Iterator[Image.Image]:
     """The opened image, its header read; whatever fails inside becomes a `DataError` that names the file."""
     name = _file_name(path)
     try:
@@ -245,8 +252,9 @@ def _open_image(path: Path | io.BytesIO) -> Iterator[Image.Image]:
             raise DataError(problem, file=name)
         is_old = isinstance(path, Path) and path.suffix.lower() not in _NEW_SUFFIXES
         with _QUIET, Image.open(path, formats=_FORMATS if is_old else _formats_for(path)) as image:
-            if image.width * image.height > largest_pixels(image.format):
-                raise DataError(_too_large(image), file=name)
+            most = largest_pixels(image.format) if most_pixels is None else most_pixels
+            if image.width * image.height > most:
+                raise ImageTooLargeError(_too_large(image, most), file=name)
             yield image
     except (DataError, ConfigError):
         raise
@@ -269,8 +277,8 @@ def _first_bytes(path: Path | io.BytesIO) -> bytes:
         return bytes(file.read(12))
 
 
-def _too_large(image: Image.Image) -> str:
-    allowed = f"{largest_pixels(image.format) / 1e6:g} megapixels"
+def _too_large(image: Image.Image, most_pixels: int) -> str:
+    allowed = f"{most_pixels / 1e6:g} megapixels"
     return (
         f"has {image.width} × {image.height} pixels, allowed are {allowed}; the environment variable "
         f"{MEGAPIXELS_VARIABLE} sets another limit"

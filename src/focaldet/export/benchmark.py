@@ -21,6 +21,7 @@ from focaldet.models import Detector
 from focaldet.runtime import Process, Progress, pick_precision
 from focaldet.types import Batch
 from focaldet.weights import load_detector
+from focaldet.weights.exported.detector import ExportedDetector
 
 ROUNDS = 5
 VARIANTS: tuple[tuple[Format, ExportPrecision], ...] = (
@@ -67,13 +68,15 @@ def benchmark(
         progress: called with rounds done and to do.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting out of range, or an exported file.
         CheckpointError: no weights, or damaged ones.
         DataError: data that cannot be read.
     """
     if rounds < 1:
         raise ConfigError(f"rounds: must be at least 1, got {rounds}")
     trained = load_detector(run)
+    if isinstance(trained.detector, ExportedDetector):
+        trained.detector.refuse_options(["benchmark"])
     detector = apply_options(trained.detector, replace(options, device="cpu", precision=None)).float().eval()
     images = open_export_images(run, detector, data=data, split=split)
     files, rows = {"torch, eager": detector}, {}

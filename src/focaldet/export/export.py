@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ from focaldet.evaluation.coco import evaluate_detections
 from focaldet.evaluation.evaluate import ClassMatch, TimedDetections, detect_all, relabel_detections
 from focaldet.evaluation.inference import InferenceOptions, apply_options
 from focaldet.export.graph import trace
-from focaldet.export.images import ExportImages, open_export_images
+from focaldet.export.images import ExportImages, open_export_images, require_calibration
 from focaldet.export.metadata import describe_export, write_statements
 from focaldet.export.onnx_file import convert_onnx, write_onnx
 from focaldet.export.openvino_file import convert_openvino, model_info, write_openvino
@@ -27,6 +28,7 @@ from focaldet.export.proof import LIMITS, Agreement, ExportPrecision, compare_de
 from focaldet.export.quantize import quantize_model
 from focaldet.models import Detector
 from focaldet.runtime import Progress
+from focaldet.types import Detections
 from focaldet.weights import Metadata, load_detector
 from focaldet.weights.exported.detector import ExportedDetector, round_to_bytes
 
@@ -102,7 +104,8 @@ def export_detector(
         progress: called with images done and to do.
 
     Raises:
-        ConfigError: a setting out of range, a library that is not installed, or a detector that cannot be traced.
+        ConfigError: a setting out of range, a library that is not installed, a detector that cannot be traced, or
+            int8 without images of the data.
         CheckpointError: no weights or damaged ones, or a file that cannot be written.
         DataError: data that cannot be read.
     """
@@ -113,6 +116,8 @@ def export_detector(
         trained.detector.refuse_options(["export"])
     detector = apply_options(trained.detector, replace(options, device="cpu", precision=None)).float().eval()
     images = open_export_images(run, detector, data=data, split=split)
+    if precision == "int8":
+        require_calibration(images)
     metadata = describe_export(trained, detector, run, format=format, precision=precision)
     make_folder(path.parent)
     write = convert_detector(detector, images, format=format, precision=precision, max_drop=max_drop)
@@ -166,6 +171,7 @@ def convert_all(
             else:
                 model = network()
                 if precision == "int8":
+                    require_calibration(images)
                     model = quantize_model(model, detector, images, max_drop=max_drop)
                 writers[kind, precision] = _openvino_writer(model, half=precision == "fp16")
         except ConfigError as error:
@@ -226,11 +232,18 @@ def compare_file(
     limits = LIMITS[precision]
     with give_bytes(detector):
         before, after = (detect(each, images.proof) for each in (detector, exported))
-    comparison = compare_detections(before.detections, after.detections, least_score=limits.least_score)
-    reasons = comparison.reasons(limits)
-    empty = () if comparison.num_detections else ("nothing was detected on these images: they prove nothing",)
-    rounded = () if detector.preprocessing.resize.antialias else (ROUNDED_NOTE,)
-    result = ExportResult(Path(), images.description, comparison, reasons, notes=empty + rounded)
+    least_score = pick_least_score(before.detections, most=limits.least_score)
+    comparison = compare_detections(before.detections, after.detections, least_score=least_score)
+    reasons, notes = comparison.reasons(limits), list[str]()
+    if images.embedded_because:
+        notes.append(f"compared on embedded images, since {images.embedded_because}; --data names others")
+    if not comparison.num_detections and precision == "int8" and images.labeled is None:
+        reasons = (*reasons, "nothing was detected on these images: give others, with boxes, with --data")
+    elif not comparison.num_detections:
+        notes.append("nothing was detected on these images: they prove nothing")
+    if not detector.preprocessing.resize.antialias:
+        notes.append(ROUNDED_NOTE)
+    result = ExportResult(Path(), images.description, comparison, reasons, notes=tuple(notes))
     if images.labeled is None or images.class_match is None:
         return result
     with give_bytes(detector):
@@ -247,6 +260,15 @@ def compare_file(
         milliseconds_per_image=before.milliseconds_per_image,
         exported_milliseconds_per_image=after.milliseconds_per_image,
     )
+
+
+def pick_least_score(detections: Sequence[Detections], *, most: float) -> float:
+    """From which score on detections are compared: the median of the images' best, or `most` where that is less.
+
+    So something is compared of a detector that is not sure of anything, too.
+    """
+    best = [float(each.scores.max()) for each in detections if len(each)]
+    return min(most, statistics.median(best)) if best else most
 
 
 @contextlib.contextmanager
@@ -272,12 +294,21 @@ def measure_ap(timed: TimedDetections, source: ImageSource, match: ClassMatch) -
 
 
 def move_result(trial: Path, path: Path, *, is_accepted: bool) -> Path:
-    """Move a written file, and the `.bin` that belongs to a `.xml`, to where it stays; the path of the first."""
-    target = path
-    for part in (trial, trial.with_suffix(".bin")):
-        if part.is_file():
-            name = path.with_suffix(part.suffix)
-            moved = name if is_accepted else name.with_name(name.name + REJECTED)
-            part.replace(moved)
-            target = moved if part == trial else target
+    """Move a written file, and the `.bin` that belongs to a `.xml`, to where it stays; the path of the first.
+
+    At no moment is a `.xml` there with the `.bin` of another. What was rejected before goes where a file is accepted.
+    """
+
+    def place(suffix: str, *, is_rejected: bool) -> Path:
+        name = path.with_suffix(suffix)
+        return name.with_name(name.name + REJECTED) if is_rejected else name
+
+    parts = [part for part in (trial.with_suffix(".bin"), trial) if part.is_file()]
+    target = place(trial.suffix, is_rejected=not is_accepted)
+    if len(parts) > 1:
+        target.unlink(missing_ok=True)
+    for part in parts:
+        part.replace(place(part.suffix, is_rejected=not is_accepted))
+        if is_accepted:
+            place(part.suffix, is_rejected=True).unlink(missing_ok=True)
     return target

@@ -13,9 +13,10 @@ from torch.export import Dim, ExportedProgram
 from focaldet.models import Detector
 from focaldet.runtime import eval_mode
 from focaldet.types import ImageSize, Preprocessing
+from focaldet.weights.exported.graphs import LEAST_PROGRAM_PX
 
 STEP_PX = 32  # sides of images whose size is left open are multiples of it
-LEAST_SIDE, MOST_SIDE = 2, 256  # in steps
+LEAST_SIDE, MOST_SIDE = LEAST_PROGRAM_PX // STEP_PX, 256  # in steps
 TRACED_BATCH = 2  # one image would be taken for a constant
 
 
@@ -35,7 +36,7 @@ class Pipeline(nn.Module):
 
 def fixed_size(preprocessing: Preprocessing) -> ImageSize | None:
     """The size that every image has when it enters the network; None where it depends on the image."""
-    if preprocessing.resize.mode not in ("warp", "letterbox"):
+    if not preprocessing.resize.is_square:
         return None
     return preprocessing.padded_size(preprocessing.resize.target(ImageSize(1, 1)))
 

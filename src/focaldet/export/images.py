@@ -9,7 +9,7 @@ from focaldet.data.dataset import FileSource, ImageSource
 from focaldet.data.demo.dataset import DemoScenes
 from focaldet.data.formats.text import quantity
 from focaldet.data.splits import find_parts, open_split
-from focaldet.errors import FocaldetError
+from focaldet.errors import ConfigError, DataError, FocaldetError
 from focaldet.evaluation.evaluate import ClassMatch, match_classes, open_evaluation_split, read_run_settings
 from focaldet.models import Detector
 
@@ -19,13 +19,17 @@ CALIBRATION_IMAGES = 300
 
 @dataclass(frozen=True, slots=True)
 class ExportImages:
-    """Images to compare on, others to calibrate int8 on, and, where an AP is asked for, which classes they have."""
+    """Images to compare on, others to calibrate int8 on, and, where an AP is asked for, which classes they have.
+
+    `embedded_because` says why they are embedded ones; it is empty where they are the user's.
+    """
 
     proof: ImageSource
     calibration: ImageSource
     description: str
     labeled: ImageSource | None = None
     class_match: ClassMatch | None = None
+    embedded_because: str = ""
 
 
 def open_export_images(
@@ -45,11 +49,26 @@ def open_export_images(
         try:
             config = configs.from_dict(DataConfig, settings["data"], source="config.yaml of the run: data")
             return _open_files(config, detector, split=split, seed=settings.get("seed", 0), labeled=False)
-        except FocaldetError:  # they have moved, or are not on this machine
-            pass
+        except FocaldetError as error:  # they have moved, or are not on this machine
+            problem = error.problem if isinstance(error, DataError) else "its settings name them wrongly"
+            reason = f"the data of the run cannot be read: {problem}"
+    else:
+        reason = "the weights are not in a run folder, which names its data"
     proof = DemoScenes("test", num_scenes=PROOF_IMAGES, seed=0)
     calibration = DemoScenes("train", num_scenes=CALIBRATION_IMAGES, seed=0)
-    return ExportImages(proof, calibration, f"{PROOF_IMAGES} embedded scenes")
+    return ExportImages(proof, calibration, f"{PROOF_IMAGES} embedded scenes", embedded_because=reason)
+
+
+def require_calibration(images: ExportImages) -> None:
+    """Refuse to calibrate int8 on embedded images, whose values say nothing about those that a detector will see.
+
+    Raises:
+        ConfigError: there are no others.
+    """
+    if images.embedded_because:
+        raise ConfigError(
+            f"precision: int8 is calibrated on images of the data, and {images.embedded_because}; name them with --data"
+        )
 
 
 def _open_files(config: DataConfig, detector: Detector, *, split: str, seed: int, labeled: bool) -> ExportImages:

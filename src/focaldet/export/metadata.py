@@ -18,7 +18,8 @@ from focaldet.weights import Metadata, Trained
 from focaldet.weights.checkpoint import describe_detector
 from focaldet.weights.exported.graphs import STATEMENT
 
-ENVIRONMENT = "environment.json"
+ENVIRONMENT, EVENTS = "environment.json", "events.jsonl"
+MOST_EVENT_BYTES = 200_000_000
 
 
 def describe_export(
@@ -58,7 +59,10 @@ def describe_export(
 
 
 def read_training(run: str | Path) -> dict[str, Any] | None:
-    """Commit, seed and fingerprints of the data that the detector of a run folder was trained with."""
+    """Commit, seed and fingerprints of the data that the detector of a run folder was trained with, and its AP.
+
+    The AP, in [0, 1], is that of the evaluation whose weights are its best; it is missing where there was none.
+    """
     path = Path(run) / ENVIRONMENT
     if not path.is_file():
         return None
@@ -66,7 +70,27 @@ def read_training(run: str | Path) -> dict[str, Any] | None:
         values = json.loads(files.read_utf8(path))
     except (OSError, ValueError):
         return None
-    return {name: values[name] for name in ("commit", "seed", "data") if name in values}
+    ap = read_best_ap(Path(run) / EVENTS)
+    return {name: values[name] for name in ("commit", "seed", "data") if name in values} | (
+        {} if ap is None else {"ap": ap}
+    )
+
+
+def read_best_ap(events: Path) -> float | None:
+    """The AP of the last evaluation of a training that was its best; None where nothing says so."""
+    try:
+        lines = files.read_utf8(events, most=MOST_EVENT_BYTES).splitlines()
+    except (OSError, ValueError):
+        return None
+    for line in reversed(lines):
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):  # the last line of a run that was killed
+            continue
+        if isinstance(event, dict) and event.get("event") in ("evaluation", "average") and event.get("best") is True:
+            ap = event.get("ap")
+            return float(ap) if isinstance(ap, int | float) else None
+    return None
 
 
 def write_statements(metadata: Metadata, results: Mapping[str, Any] | None = None) -> dict[str, str]:

@@ -44,7 +44,9 @@ def write_openvino(model: Any, path: Path, *, half: bool, statements: Mapping[st
 
 
 def model_info(metadata: Metadata) -> dict[str, str]:
-    """What OpenVINO's ModelAPI and Model Server know a detector by, under `model_info`.
+    """What describes a detector in the words of OpenVINO's ModelAPI, under `model_info`, for people and programs.
+
+    ModelAPI's own wrapper cannot run it: that wants one input, and boxes, labels and scores in outputs of other shapes.
 
     Means and scales are those of an identity: normalization is in the graph, which takes RGB bytes.
     """

@@ -1,12 +1,15 @@
 """What `POST /predict` answers, and which detections a client asks for."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pydantic_core
 from pydantic import BaseModel, Field
 
+from focaldet.files import to_json_text
 from focaldet.prediction import DEFAULT_SCORE, Predictor, score_filter
 from focaldet.service.pipeline import ImageResult
 from focaldet.service.refusals import RefusalError
@@ -73,21 +76,44 @@ class Selection:
         return chosen[[row for row, label in enumerate(chosen.labels.tolist()) if label in self.labels]]
 
 
-def read_selection(fields: Mapping[str, Sequence[str]], predictor: Predictor) -> Selection:
-    """The selection that the fields `score` and `classes` of a query or form describe.
+class SelectionReader:
+    """Reads which detections of one predictor clients ask for."""
 
-    Without `score` it is what `focaldet predict` takes: the scores that the weights keep, else .3. `classes` may be
-    repeated, or hold several names with commas between them.
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self._keep_default, _ = score_filter(predictor, None)
+        named: dict[str, set[int]] = defaultdict(set)
+        for label, name in enumerate(predictor.class_names):
+            named[name].add(label)
+        self._labels: Mapping[str, Iterable[int]] = dict(named) or _Numbers()
 
-    Raises:
-        RefusalError: a field is unknown or its value not allowed; names it.
-    """
-    if unknown := sorted({*fields} - {"score", "classes"}):
-        raise RefusalError(422, f"{unknown[0][:40]!r} is unknown; allowed are file, score and classes")
-    scores = fields.get("score", ())
-    keep_scores, _ = score_filter(predictor, _read_score(scores[-1]) if scores else None)
-    labels = _read_labels(fields["classes"], predictor.class_names) if "classes" in fields else None
-    return Selection(keep_scores, labels)
+    def read(self, fields: Mapping[str, Sequence[str]]) -> Selection:
+        """The selection that the fields `score` and `classes` of a query or form describe.
+
+        Without `score` it is what `focaldet predict` takes: the scores that the weights keep, else .3. `classes` may be
+        repeated, or hold several names with commas between them; one that several labels share stands for all of them,
+        and without any name there is no restriction.
+
+        Raises:
+            RefusalError: a field is unknown or its value not allowed; names it.
+        """
+        if unknown := sorted({*fields} - {"score", "classes"}):
+            raise RefusalError(422, f"{unknown[0][:40]!r} is unknown; allowed are file, score and classes")
+        scores = fields.get("score", ())
+        keep = score_filter(self.predictor, _read_score(scores[-1]))[0] if scores else self._keep_default
+        return Selection(keep, self._read_labels(fields.get("classes", ())) or None)
+
+    def _read_labels(self, texts: Iterable[str]) -> frozenset[int]:
+        chosen: set[int] = set()
+        for text in texts:
+            whole = text in self._labels
+            for name in [text] if whole else [part.strip() for part in text.split(",") if part.strip()]:
+                if name not in self._labels:
+                    names = self.predictor.class_names
+                    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+                    raise RefusalError(422, f"classes: {name[:40]!r} is unknown; allowed are {shown or 'numbers'}")
+                chosen.update(self._labels[name])
+        return frozenset(chosen)
 
 
 def _read_score(text: str) -> float:
@@ -100,26 +126,22 @@ def _read_score(text: str) -> float:
     return score
 
 
-def _read_labels(texts: Iterable[str], class_names: Sequence[str]) -> frozenset[int]:
-    labels = {name: label for label, name in enumerate(class_names)} or _Numbers()
-    chosen: set[int] = set()
-    for text in texts:
-        for name in [text] if text in labels else [part.strip() for part in text.split(",") if part.strip()]:
-            if name not in labels:
-                shown = ", ".join(class_names[:20]) + (", …" if len(class_names) > 20 else "")
-                raise RefusalError(422, f"classes: {name[:40]!r} is unknown; allowed are {shown or 'numbers'}")
-            chosen.add(labels[name])
-    return frozenset(chosen)
-
-
-class _Numbers(dict[str, int]):
+class _Numbers(dict[str, Iterable[int]]):
     """The labels of a detector without class names, which are its numbers."""
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and name.isascii() and name.isdigit() and len(name) < 10
 
-    def __missing__(self, name: str) -> int:
-        return int(name)
+    def __missing__(self, name: str) -> Iterable[int]:
+        return (int(name),)
+
+
+def encode_json(value: Any) -> bytes:
+    """`value` as JSON in UTF-8, in a fraction of the time of the standard library's."""
+    try:
+        return pydantic_core.to_json(value)
+    except pydantic_core.PydanticSerializationError:  # names that are no Unicode
+        return to_json_text(value).encode()
 
 
 def build_answer(result: ImageResult, selection: Selection, *, started: float) -> dict[str, Any]:

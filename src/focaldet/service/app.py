@@ -19,14 +19,14 @@ from focaldet import draw
 from focaldet.prediction import DEFAULT_SCORE, Predictor
 from focaldet.report.page import STYLE
 from focaldet.service import inference_protocol as protocol
-from focaldet.service.answers import SCORE_TEXT, Answer, ErrorAnswer, build_answer, read_selection
+from focaldet.service.answers import SCORE_TEXT, Answer, ErrorAnswer, SelectionReader, build_answer, encode_json
 from focaldet.service.docs_page import render_docs
 from focaldet.service.guard import Guard
 from focaldet.service.metrics import ServiceMetrics
 from focaldet.service.options import ServiceOptions
-from focaldet.service.pipeline import DetectionPipeline
+from focaldet.service.pipeline import DetectionPipeline, ImageResult
 from focaldet.service.refusals import RefusalError
-from focaldet.service.uploads import read_body, read_upload
+from focaldet.service.uploads import answer_while_connected, read_body, read_upload
 
 STATIC = {"app.css": "text/css", "app.js": "text/javascript"}
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -39,6 +39,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "busy; the header Retry-After says for how many seconds",
     }.items()
 }
+NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "it is ending, or a part of it has failed"}}
 PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"model": Answer, "description": "the detections"},
     **REFUSALS,
@@ -91,7 +92,7 @@ def build_service(predictor: Predictor, options: ServiceOptions) -> FastAPI:
         pipeline.start()
         _note_end(app)
         yield
-        pipeline.stop()
+        await pipeline.stop()
 
     app = FastAPI(
         title=f"{options.name}: object detection",
@@ -100,12 +101,15 @@ def build_service(predictor: Predictor, options: ServiceOptions) -> FastAPI:
         redoc_url=None,
         lifespan=run_threads,
     )
+    app.state.pipeline = pipeline
     app.add_middleware(Guard, token=options.token, metrics=metrics)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(RequestValidationError, _answer_http_error)
+    selections = SelectionReader(predictor)
     _add_pages(app, predictor, options, metrics)
-    _add_predict(app, predictor, options, pipeline)
-    _add_protocol(app, predictor, options, pipeline)
+    _add_health(app, options, pipeline)
+    _add_predict(app, selections, pipeline)
+    _add_protocol(app, selections, pipeline)
     return app
 
 
@@ -139,10 +143,10 @@ def _add_pages(app: FastAPI, predictor: Predictor, options: ServiceOptions, metr
     contents["app.css"] = STYLE + contents["app.css"]
     names = predictor.class_names
     ids = predictor.category_ids or tuple(range(1, len(names) + 1))
-    kept = predictor.thresholds
+    thresholds = predictor.thresholds
     info = {
         "name": options.name,
-        "score": DEFAULT_SCORE if kept is None else round(kept.overall.score, 2),
+        "score": DEFAULT_SCORE if thresholds is None else round(thresholds.overall.score, 2),
         "needs_token": options.token is not None,
         "max_bytes": options.max_bytes,
         "classes": [
@@ -170,16 +174,40 @@ def _add_pages(app: FastAPI, predictor: Predictor, options: ServiceOptions, metr
     async def send_info() -> dict[str, Any]:
         return info
 
-    @app.get("/healthz", summary="Whether the service runs")
-    async def send_health() -> dict[str, str]:
-        return {"status": "ok"}
-
     @app.get("/metrics", summary="Counts and times for Prometheus", response_class=Response)
     async def send_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_predict(app: FastAPI, predictor: Predictor, options: ServiceOptions, pipeline: DetectionPipeline) -> None:
+def _add_health(app: FastAPI, options: ServiceOptions, pipeline: DetectionPipeline) -> None:
+    """What tells a supervisor whether the service runs and takes requests."""
+
+    def is_ready() -> bool:
+        return pipeline.is_alive and not app.state.is_ending
+
+    def answer(value: dict[str, Any]) -> JSONResponse:
+        return JSONResponse(value, 200 if is_ready() else 503)
+
+    @app.get("/healthz", summary="Whether the service runs", responses=NOT_READY)
+    async def send_health() -> JSONResponse:
+        return answer({"status": "ok" if is_ready() else "ending" if app.state.is_ending else "failed"})
+
+    @app.get("/v2/health/live", summary="Whether the server lives")
+    async def send_live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready", summary="Whether the server takes requests", responses=NOT_READY)
+    async def send_ready() -> JSONResponse:
+        return answer({"ready": is_ready()})
+
+    @app.get("/v2/models/{model}/ready", summary="Whether the detector takes requests", responses=NOT_READY)
+    @app.get("/v2/models/{model}/versions/{version}/ready", include_in_schema=False)
+    async def send_model_ready(model: str, version: str = protocol.MODEL_VERSION) -> JSONResponse:
+        _require_model(options, model, version)
+        return answer({"name": model, "ready": is_ready()})
+
+
+def _add_predict(app: FastAPI, selections: SelectionReader, pipeline: DetectionPipeline) -> None:
     """The plain form for programs."""
 
     @app.post(
@@ -188,17 +216,24 @@ def _add_predict(app: FastAPI, predictor: Predictor, options: ServiceOptions, pi
         responses=PREDICT_RESPONSES,
         openapi_extra=UPLOAD,
     )
-    async def predict(request: Request) -> JSONResponse:
+    async def predict(request: Request) -> Response:
         started = time.perf_counter()
         query = {name: request.query_params.getlist(name) for name in request.query_params}
-        async with read_upload(request, options, pipeline.buffer) as upload:
-            selection = read_selection({**query, **upload.fields}, predictor)
-            (result,) = await pipeline.detect([upload.image])
-        return JSONResponse(build_answer(result, selection, started=started))
+        async with read_upload(request, pipeline) as upload:
+            selection = selections.read({**query, **upload.fields})
+            (result,) = await answer_while_connected(request, pipeline.detect([upload.image]))
+        return Response(encode_json(build_answer(result, selection, started=started)), media_type="application/json")
 
 
-def _add_protocol(app: FastAPI, predictor: Predictor, options: ServiceOptions, pipeline: DetectionPipeline) -> None:
+def _require_model(options: ServiceOptions, name: str, version: str) -> None:
+    """Refuse the name or version of another detector."""
+    if (name, version) != (options.name, protocol.MODEL_VERSION):
+        raise RefusalError(404, f"there is no such model; this service has {options.name}, version 1")
+
+
+def _add_protocol(app: FastAPI, selections: SelectionReader, pipeline: DetectionPipeline) -> None:
     """The Open Inference Protocol."""
+    options = pipeline.options
     metadata = {
         "name": options.name,
         "versions": [protocol.MODEL_VERSION],
@@ -207,44 +242,31 @@ def _add_protocol(app: FastAPI, predictor: Predictor, options: ServiceOptions, p
         "outputs": protocol.TENSOR_OUTPUTS,
     }
 
-    def require_model(name: str, version: str = protocol.MODEL_VERSION) -> None:
-        if (name, version) != (options.name, protocol.MODEL_VERSION):
-            raise RefusalError(404, f"there is no such model; this service has {options.name}, version 1")
-
     @app.get("/v2", summary="Name and extensions of the server")
     async def describe_server() -> dict[str, Any]:
         return {"name": "focaldet", "version": version("focaldet"), "extensions": protocol.EXTENSIONS}
 
-    @app.get("/v2/health/live", summary="Whether the server lives")
-    async def send_live() -> dict[str, bool]:
-        return {"live": True}
-
-    @app.get("/v2/health/ready", summary="Whether the server takes requests")
-    async def send_ready() -> dict[str, bool]:
-        return {"ready": True}
-
     @app.get("/v2/models/{model}", summary="Inputs and outputs of the detector")
     @app.get("/v2/models/{model}/versions/{version}", include_in_schema=False)
     async def describe_model(model: str, version: str = protocol.MODEL_VERSION) -> dict[str, Any]:
-        require_model(model, version)
+        _require_model(options, model, version)
         return metadata
-
-    @app.get("/v2/models/{model}/ready", summary="Whether the detector takes requests")
-    @app.get("/v2/models/{model}/versions/{version}/ready", include_in_schema=False)
-    async def send_model_ready(model: str, version: str = protocol.MODEL_VERSION) -> dict[str, Any]:
-        require_model(model, version)
-        return {"name": model, "ready": True}
 
     @app.post("/v2/models/{model}/infer", summary="Detect objects in images", responses=REFUSALS)
     @app.post("/v2/models/{model}/versions/{version}/infer", include_in_schema=False)
     async def infer(request: Request, model: str, version: str = protocol.MODEL_VERSION) -> Response:
-        require_model(model, version)
+        _require_model(options, model, version)
         length = request.headers.get(protocol.JSON_LENGTH_HEADER)
-        async with read_body(request, options, pipeline.buffer) as body:
-            inference = await pipeline.run(
-                lambda data: protocol.read_inference(data, length, predictor=predictor), body
-            )
-            results = await pipeline.detect(inference.images)
+
+        def read(body: bytes) -> protocol.Inference:
+            return protocol.read_inference(body, length, selections=selections, options=options)
+
+        async def detect(body: bytes) -> tuple[protocol.Inference, list[ImageResult]]:
+            inference = await pipeline.run(read, body)
+            return inference, await pipeline.detect(inference.images)
+
+        async with read_body(request, pipeline) as body:
+            inference, results = await answer_while_connected(request, detect(body))
         answer, json_length = protocol.write_inference(inference, results, name=options.name)
         if json_length is None:
             return Response(answer, media_type="application/json")

@@ -1,7 +1,7 @@
 """What surrounds every request: the token, the headers of every answer, errors as JSON, and metrics."""
 
+import asyncio
 import hmac
-import logging
 import time
 from collections.abc import Mapping
 from urllib.parse import unquote
@@ -10,11 +10,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from focaldet.files import to_json_text
+from focaldet.service.answers import encode_json
 from focaldet.service.metrics import ServiceMetrics
-from focaldet.service.refusals import RefusalError
+from focaldet.service.refusals import LOGGER, RefusalError
 
-LOGGER = logging.getLogger("focaldet.service")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -28,6 +27,8 @@ HEADERS = {
 OPEN_PATHS = frozenset({"/", "/healthz", "/v2/health/live", "/v2/health/ready"})
 """What needs no token: the page, which has no secret, and the questions of whoever supervises the process."""
 DISCONNECTED = 499  # in the metrics alone: the client went away
+ENDING = RefusalError(503, "the service is ending, try again later", retry_seconds=5, closes=True)
+"""For requests that are cut off as their time in an ending service is over, which the server would answer with 500."""
 
 
 class Guard:
@@ -54,12 +55,14 @@ class Guard:
             await self.app(scope, receive, send_with_headers)
         except ClientDisconnect:
             status = status or DISCONNECTED
-        except RefusalError as refusal:
-            headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
-            await _send_error(send_with_headers, refusal.status, refusal.message, headers | refusal.headers)
+        except (RefusalError, asyncio.CancelledError) as error:
+            if status:  # too late to say so: the connection breaks off
+                raise
+            refusal = error if isinstance(error, RefusalError) else ENDING
+            await _send_error(send_with_headers, refusal.status, refusal.message, refusal.headers)
         except Exception:
             LOGGER.exception("a request failed")
-            if status:  # too late to say so: the connection breaks off
+            if status:
                 raise
             await _send_error(send_with_headers, 500, "internal error", {})
         finally:
@@ -79,7 +82,9 @@ class Guard:
         if self.token is None or path in OPEN_PATHS or path.startswith("/static/"):
             return
         kind, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(unquote(secret).encode(), self.token.encode()):
+        # As it is, or percent-encoded, which is how the page sends what a header cannot hold.
+        is_right = [hmac.compare_digest(text.encode(), self.token.encode()) for text in (secret, unquote(secret))]
+        if kind.lower() != "bearer" or not any(is_right):
             raise RefusalError(401, "send the token of this service as Authorization: Bearer TOKEN")
 
 
@@ -92,7 +97,7 @@ def _add_headers(message: Message, *, is_ending: bool) -> None:
 
 async def _send_error(send: Send, status: int, message: str, headers: Mapping[str, str]) -> None:
     """Answer with an error as JSON."""
-    body = to_json_text({"error": message}).encode()
+    body = encode_json({"error": message})
     lines = {"Content-Type": "application/json", "Content-Length": str(len(body))} | dict(headers)
     raw = [(name.lower().encode(), value.encode()) for name, value in lines.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})

@@ -25,9 +25,8 @@ from jaxtyping import UInt8
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from focaldet.files import to_json_text
-from focaldet.prediction import Predictor
-from focaldet.service.answers import Selection, read_selection
+from focaldet.service.answers import Selection, SelectionReader, encode_json
+from focaldet.service.options import ServiceOptions
 from focaldet.service.pipeline import ImageResult
 from focaldet.service.refusals import RefusalError
 
@@ -85,11 +84,13 @@ class Inference:
     selection: Selection
 
 
-def read_inference(body: bytes, json_length: str | None, *, predictor: Predictor) -> Inference:
+def read_inference(
+    body: bytes, json_length: str | None, *, selections: SelectionReader, options: ServiceOptions
+) -> Inference:
     """The inference that the body of a request describes; `json_length` is the header, None where there is none.
 
     Raises:
-        RefusalError: the body does not follow the protocol; says where.
+        RefusalError: the body does not follow the protocol, says where; or its shape has too many images or pixels.
     """
     length = _read_length(json_length, len(body))
     try:
@@ -110,8 +111,8 @@ def read_inference(body: bytes, json_length: str | None, *, predictor: Predictor
     if any(side < 1 for side in tensor.shape):
         raise RefusalError(400, f"inputs.{tensor.name}: every side of the shape must be at least 1")
     raw = _binary_part(tensor, body[length:])
-    images = _read_encoded(tensor, raw) if tensor.name == "image" else _read_pixels(tensor, raw)
-    return Inference(request, images, _read_parameters(request.parameters, predictor))
+    read = _read_encoded if tensor.name == "image" else _read_pixels
+    return Inference(request, read(tensor, raw, options), _read_parameters(request.parameters, selections))
 
 
 def _read_length(text: str | None, limit: int) -> int:
@@ -122,9 +123,9 @@ def _read_length(text: str | None, limit: int) -> int:
     return int(text)
 
 
-def _read_parameters(parameters: Mapping[str, Any], predictor: Predictor) -> Selection:
+def _read_parameters(parameters: Mapping[str, Any], selections: SelectionReader) -> Selection:
     fields = {name: [str(parameters[name])] for name in ("score", "classes") if name in parameters}
-    return read_selection(fields, predictor)
+    return selections.read(fields)
 
 
 def _binary_part(tensor: TensorIn, rest: bytes) -> bytes | None:
@@ -137,12 +138,21 @@ def _binary_part(tensor: TensorIn, rest: bytes) -> bytes | None:
     return rest
 
 
-def _read_encoded(tensor: TensorIn, raw: bytes | None) -> list[bytes | Tensor]:
+def _require_few(count: int, options: ServiceOptions) -> None:
+    """Refuse more images than may be inside, before anything is made of their data."""
+    if count > options.queue:
+        raise RefusalError(413, f"{count} images in a request, at most {options.queue} are taken")
+
+
+def _read_encoded(tensor: TensorIn, raw: bytes | None, options: ServiceOptions) -> list[bytes | Tensor]:
     """The encoded images of a tensor of BYTES: each after its length of four bytes, or as base64."""
     count = int(numpy.prod(tensor.shape, dtype=object))
-    values = list(_split_bytes(raw)) if raw is not None else [_decode_base64(text) for text in _flatten(tensor.data)]
+    _require_few(count, options)
+    texts = _split_bytes(raw) if raw is not None else map(_decode_base64, _flatten(tensor.data))
+    values = list(itertools.islice(texts, count + 1))
     if len(values) != count:
-        raise RefusalError(400, f"inputs.image: the shape says {count} images, the data have {len(values)}")
+        has = "more" if len(values) > count else str(len(values))
+        raise RefusalError(400, f"inputs.image: the shape says {count} images, the data have {has}")
     return list(values)
 
 
@@ -179,11 +189,15 @@ def _flatten(data: Sequence[Any] | None) -> Iterator[Any]:
             waiting.pop()
 
 
-def _read_pixels(tensor: TensorIn, raw: bytes | None) -> list[bytes | Tensor]:
+def _read_pixels(tensor: TensorIn, raw: bytes | None, options: ServiceOptions) -> list[bytes | Tensor]:
     """The images of a tensor of RGB bytes."""
     shape = tensor.shape if len(tensor.shape) == 4 else [1, *tensor.shape]
     if len(shape) != 4 or shape[3] != 3:
         raise RefusalError(400, "inputs.pixels: the shape must be [B, H, W, 3] or [H, W, 3]")
+    _require_few(shape[0], options)
+    if shape[1] * shape[2] > options.max_pixels:
+        most = f"at most {options.max_megapixels:g} megapixels are taken"
+        raise RefusalError(413, f"inputs.pixels: an image has {shape[2]} × {shape[1]} pixels, {most}")
     count = int(numpy.prod(shape, dtype=object))
     if raw is None:
         values = list(itertools.islice(_flatten(tensor.data), count + 1))
@@ -215,7 +229,7 @@ def write_inference(inference: Inference, results: Sequence[ImageResult], *, nam
     answer: dict[str, Any] = {"model_name": name, "model_version": MODEL_VERSION, "outputs": outputs}
     if request.id is not None:
         answer["id"] = request.id
-    text = to_json_text(answer).encode()
+    text = encode_json(answer)
     return b"".join([text, *parts]), len(text) if parts else None
 
 

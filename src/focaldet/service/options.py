@@ -9,7 +9,7 @@ from focaldet.config import validate_fields
 from focaldet.ranges import PositiveFloat, PositiveInt
 
 MEGABYTE, MEGAPIXEL = 1_000_000, 1_000_000
-DRAIN_SECONDS = 8  # after SIGTERM; with what comes before and after it the process ends within 10 s
+DRAIN_SECONDS = 7  # after SIGTERM; with what comes before and after it the process ends within 10 s
 
 
 @validate_fields

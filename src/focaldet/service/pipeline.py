@@ -5,26 +5,26 @@ Axes: H W pixels.
 
 import asyncio
 import io
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from focaldet.data.images import read_header, read_reduced
-from focaldet.errors import DataError
-from focaldet.prediction import Predictor
+from focaldet.cores import usable_cores
+from focaldet.prediction import Predictor, ResizedImage
 from focaldet.service.batching import BatchedDetections, BatchQueue, Observe
-from focaldet.service.options import ServiceOptions
-from focaldet.service.refusals import Quota, RefusalError, refuse_image
+from focaldet.service.options import DRAIN_SECONDS, ServiceOptions
+from focaldet.service.refusals import Quota, RefusalError, refuse_failure
 from focaldet.types import Detections, ImageSize
 
-DECODING_THREADS = min(4, os.cpu_count() or 1)
+MOST_DECODING_THREADS, MOST_LANES = 4, 8
 AVERAGING = 0.1  # of the seconds per image, from which Retry-After is reckoned
+STOP_SECONDS = 0.5  # that a batch may still take after the requests have had their time
 
 Given = TypeVar("Given")
 Computed = TypeVar("Computed")
@@ -42,30 +42,61 @@ class ImageResult:
 
 
 class DetectionPipeline:
-    """Decodes images in threads and hands them to the batches.
+    """Decodes and resizes images in threads and hands them to the batches.
 
-    At most `options.queue` images are inside; of these no more than two batches are decoded at a time, whatever their
-    size, the others wait as the bytes that came.
+    At most `options.queue` images are inside; each is resized before it waits for its batch, so that of whole images
+    there are never more than threads that decode.
     """
 
     def __init__(self, predictor: Predictor, options: ServiceOptions, *, observe: Observe) -> None:
-        self.options = options
+        self.predictor, self.options = predictor, options
         self.images = Quota(options.queue)
         self.buffer = Quota(round(options.buffer_megabytes * 1e6))
         self._observe = observe
         self._seconds_per_image = 0.0
-        self._decoded = asyncio.Semaphore(2 * options.batch_size)
-        self._pool = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="focaldet-decode")
-        self._batches = BatchQueue(predictor, batch_size=options.batch_size, observe=self._note_batch)
+        threads = min(MOST_DECODING_THREADS, usable_cores())
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="focaldet-decode", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        cores = torch.get_num_threads()
+        lanes = min(cores, MOST_LANES) if predictor.device.type == "cpu" else 1
+        self._batches = BatchQueue(
+            predictor, batch_size=options.batch_size, observe=self._note_batch, lanes=lanes, cores=cores
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether images can be detected: no thread of the batches has ended."""
+        return self._batches.is_alive
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any thread of the batches still computes."""
+        return self._batches.is_running
 
     def start(self) -> None:
         """Start the threads."""
         self._batches.start()
 
-    def stop(self) -> None:
-        """End the threads after what they have to do."""
-        self._batches.stop()
-        self._pool.shutdown()
+    async def stop(self) -> None:
+        """End the threads after what they have to do, or without them where that takes too long."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._batches.end()
+        deadline = time.perf_counter() + STOP_SECONDS
+        while (self.images.taken or self._batches.is_running) and time.perf_counter() < deadline:
+            await asyncio.sleep(0.01)
+
+    def require_room(self, count: int = 1) -> None:
+        """Refuse so many images where they would wait for longer than an ending service has time.
+
+        Raises:
+            RefusalError: too many wait already, or for too long.
+        """
+        waiting = self.images.taken
+        self.images.seconds = self._seconds_per_image * waiting
+        if waiting and self._seconds_per_image * (waiting + count) > DRAIN_SECONDS:
+            raise self.images.refuse()
+        self.images.require(count)
 
     async def detect(self, images: Sequence[bytes | UInt8[Tensor, "3 H W"]]) -> list[ImageResult]:
         """The detections of the images of one request: encoded ones, or RGB pixels.
@@ -75,7 +106,7 @@ class DetectionPipeline:
         """
         if len(images) > self.images.limit:
             raise RefusalError(413, f"{len(images)} images in a request, at most {self.images.limit} are taken")
-        self.images.seconds = self._seconds_per_image * self.images.taken
+        self.require_room(len(images))
         self.images.take(len(images))
         try:
             results = await asyncio.gather(*map(self._detect_one, images), return_exceptions=True)
@@ -87,34 +118,28 @@ class DetectionPipeline:
         return [result for result in results if isinstance(result, ImageResult)]
 
     async def _detect_one(self, image: bytes | UInt8[Tensor, "3 H W"]) -> ImageResult:
-        async with self._decoded:
-            started = time.perf_counter()
-            pixels = await self.run(self._decode, image) if isinstance(image, bytes) else image
+        started = time.perf_counter()
+        try:
+            prepared = await self.run(self._prepare, image)
             decode_seconds = time.perf_counter() - started
-            timed: BatchedDetections = await asyncio.wrap_future(self._batches.submit(pixels))
-        size = ImageSize(*pixels.shape[1:])
+            timed: BatchedDetections = await self._batches.submit(prepared)
+        except Exception as error:
+            raise refuse_failure(error) from None
+        size = prepared.original_size
         return ImageResult(size, timed.detections, decode_seconds, timed.wait_seconds, timed.detect_seconds)
 
     async def run(self, function: Callable[[Given], Computed], value: Given) -> Computed:
         """`function(value)` in one of the threads that decode."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, value)
 
-    def _decode(self, data: bytes) -> UInt8[Tensor, "3 H W"]:
-        """The pixels of an encoded image, as `read_image` gives those of a file; its header is looked at first."""
-        try:
-            size = read_header(io.BytesIO(data))
-            if size.height * size.width > self.options.max_pixels:
-                raise RefusalError(
-                    413,
-                    f"the image has {size.width} × {size.height} pixels, "
-                    f"at most {self.options.max_megapixels:g} megapixels are taken",
-                )
-            return read_reduced(io.BytesIO(data))[0]
-        except DataError as error:
-            raise refuse_image(error) from None
+    def _prepare(self, image: bytes | UInt8[Tensor, "3 H W"]) -> ResizedImage:
+        """An image at the size of the network, as `predict` reads and resizes that of a file."""
+        content = io.BytesIO(image) if isinstance(image, bytes) else image
+        return self.predictor.prepare(content, most_pixels=self.options.max_pixels)
 
     def _note_batch(self, num_images: int, seconds: float) -> None:
-        """Keep the smoothed time of an image."""
-        before = self._seconds_per_image or seconds / num_images
-        self._seconds_per_image = (1 - AVERAGING) * before + AVERAGING * seconds / num_images
+        """Keep the smoothed time of an image, of which the lanes compute several at a time."""
+        spent = seconds / num_images / self._batches.lanes
+        before = self._seconds_per_image or spent
+        self._seconds_per_image = (1 - AVERAGING) * before + AVERAGING * spent
         self._observe(num_images, seconds)

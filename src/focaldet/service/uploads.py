@@ -1,20 +1,24 @@
 """The body of a request, read within limits of size and time, whatever its headers say."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from focaldet.service.options import ServiceOptions
-from focaldet.service.refusals import Quota, RefusalError
+from focaldet.service.pipeline import DetectionPipeline
+from focaldet.service.refusals import RefusalError
 
 FORM_FIELDS, FIELD_BYTES = 64, 16_384  # of a form, beside the image
 DISCARDED_BYTES, DISCARD_SECONDS = 64_000_000, 2.0  # of a body that is refused; then the connection is cut
+
+WorkResult = TypeVar("WorkResult")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +30,30 @@ class Upload:
 
 
 @asynccontextmanager
-async def read_body(request: Request, options: ServiceOptions, buffer: Quota) -> AsyncIterator[bytes]:
-    """The body of a request; inside, its bytes count against `buffer`.
+async def read_body(request: Request, pipeline: DetectionPipeline) -> AsyncIterator[bytes]:
+    """The body of a request; inside, its bytes count against the buffer of the pipeline.
 
     Raises:
-        RefusalError: it is too large, too slow, compressed, or `buffer` is full.
+        RefusalError: it is too large, too slow, compressed, or the buffer or the queue of the pipeline is full.
     """
-    async with _limit_body(request, options, buffer) as chunks:
-        async with _limit_time(options):
+    async with _limit_body(request, pipeline) as chunks:
+        async with _limit_time(pipeline.options):
             body = b"".join([chunk async for chunk in chunks])
+        pipeline.require_room()  # again: a body takes its time
         yield body
 
 
 @asynccontextmanager
-async def read_upload(request: Request, options: ServiceOptions, buffer: Quota) -> AsyncIterator[Upload]:
+async def read_upload(request: Request, pipeline: DetectionPipeline) -> AsyncIterator[Upload]:
     """The image of a request: the field `file` of a form (multipart/form-data), or the whole body of any other type.
 
     Raises:
         RefusalError: as `read_body`, or the form is damaged, has no `file` or several.
     """
-    async with _limit_body(request, options, buffer) as chunks:
-        async with _limit_time(options):
+    async with _limit_body(request, pipeline) as chunks:
+        async with _limit_time(pipeline.options):
             if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-                upload = await _parse_form(request, chunks, max_bytes=options.max_bytes)
+                upload = await _parse_form(request, chunks, max_bytes=pipeline.options.max_bytes)
             else:
                 upload = Upload(b"".join([chunk async for chunk in chunks]))
         if not upload.image:
@@ -56,11 +61,32 @@ async def read_upload(request: Request, options: ServiceOptions, buffer: Quota) 
         yield upload
 
 
+async def answer_while_connected(request: Request, work: Coroutine[Any, Any, WorkResult]) -> WorkResult:
+    """What `work` computes for a request whose body has been read; it is cancelled when the client goes away.
+
+    Raises:
+        ClientDisconnect: the client has gone.
+    """
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_end(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+
+
+async def _wait_for_end(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 @asynccontextmanager
-async def _limit_body(
-    request: Request, options: ServiceOptions, buffer: Quota
-) -> AsyncIterator[AsyncGenerator[bytes, None]]:
+async def _limit_body(request: Request, pipeline: DetectionPipeline) -> AsyncIterator[AsyncGenerator[bytes, None]]:
     """The chunks of a body, counted while they arrive; what was counted is given back at the end."""
+    options, buffer = pipeline.options, pipeline.buffer
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise RefusalError(415, "compressed bodies are not taken", closes=True)
@@ -71,6 +97,7 @@ async def _limit_body(
         nonlocal counted
         if length.isascii() and length.isdigit() and int(length) > options.max_bytes:
             await _refuse_size(request, options)
+        pipeline.require_room()
         async for chunk in request.stream():
             if counted + len(chunk) > options.max_bytes:
                 await _refuse_size(request, options)
@@ -81,7 +108,7 @@ async def _limit_body(
     try:
         yield count_chunks()
     except RefusalError as refusal:
-        if refusal.status == 503:
+        if refusal.status == 503 and not _waits_for_leave(request):
             await _discard(request)
         raise
     finally:
@@ -90,9 +117,14 @@ async def _limit_body(
 
 async def _refuse_size(request: Request, options: ServiceOptions) -> None:
     """Raise the refusal of a body that is too large."""
-    if "100-continue" not in request.headers.get("expect", "").lower():
+    if not _waits_for_leave(request):
         await _discard(request)
     raise RefusalError(413, f"the request has more than {options.max_megabytes:g} MB", closes=True)
+
+
+def _waits_for_leave(request: Request) -> bool:
+    """Whether the client sends its body only after it was told to go on."""
+    return "100-continue" in request.headers.get("expect", "").lower()
 
 
 async def _discard(request: Request) -> None:

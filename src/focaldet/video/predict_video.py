@@ -1,7 +1,7 @@
 """Detect in a video, a camera or a folder of frames, and write what was detected."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,14 @@ from PIL import Image
 
 from focaldet import draw
 from focaldet.config import make_folder
-from focaldet.data.inputs import resolve_links
+from focaldet.data.inputs import output_names, resolve_links
 from focaldet.errors import ConfigError
 from focaldet.files import to_json_text
 from focaldet.prediction import DEFAULT_SCORE, Predictor, score_filter
 from focaldet.runtime import Progress
 from focaldet.types import Detections
-from focaldet.video.reading import Frame, FrameSource, open_source
-from focaldet.video.tracking import Tracker
+from focaldet.video.reading import CAMERA, Frame, FrameSource, open_source
+from focaldet.video.tracking import LOST_FRAMES, Tracker
 from focaldet.video.writing import VideoWriter
 
 Select = Callable[[Detections, int], tuple[Detections, list[int] | None]]
@@ -51,6 +51,7 @@ def predict_video(
     fps: float | None = None,
     drawn: bool = True,
     batch_size: int | None = None,
+    name: str | None = None,
     progress: Progress | None = None,
 ) -> VideoResult:
     """Detect in the frames of a video; write `<name>.mp4` with the boxes and `<name>.jsonl`, a line a frame.
@@ -64,12 +65,13 @@ def predict_video(
         predictor: the detector.
         source: a video file, `camera:0`, or a folder of images.
         out: a folder, made if it is missing; files of the same names are replaced, but never the video itself.
-        score: as of `predict_files`; with `track`, detections from .1 on continue the tracks that others began.
-        every: only every so manieth frame is looked at, from the first on.
+        score: as of `predict_files`; with `track`, detections from it on begin tracks, which those from .1 on continue.
+        every: only every N-th frame is looked at, from the first on.
         track: give objects numbers (`video.tracking`).
         fps: frames a second of a folder; 25 by default.
         drawn: whether to write the video.
         batch_size: frames per batch; that of the predictor by default, 1 for a camera.
+        name: the name of the files; that of the source by default (`video_names`).
         progress: called after each frame.
 
     Raises:
@@ -78,9 +80,10 @@ def predict_video(
     """
     if every < 1:
         raise ConfigError(f"every: must be at least 1, got {every}")
-    select, notes = _select_function(predictor, score=score, track=track)
+    select, notes = _select_function(predictor, score=score, track=track, every=every)
     frames = open_source(str(source), fps=fps)
-    video, lines = out / f"{frames.name}.mp4", out / f"{frames.name}.jsonl"
+    name = name or frames.name
+    video, lines = out / f"{name}.mp4", out / f"{name}.jsonl"
     if drawn and resolve_links(video) == resolve_links(Path(source)):
         raise ConfigError(f"out: the drawn video would replace {source}: choose another folder")
     make_folder(out)
@@ -109,13 +112,33 @@ def predict_video(
     )
 
 
-def _select_function(predictor: Predictor, *, score: float | None, track: bool) -> tuple[Select, list[str]]:
+def video_names(sources: Sequence[str]) -> list[str]:
+    """A name for the files of each source of a call, no two of them equal: as `predict` names those of images."""
+    paths = [Path(source) for source in sources]
+    cameras = [CAMERA.fullmatch(source) for source in sources]
+    # A folder is called by its whole name, of which a dot would end the stem.
+    named = [
+        path.with_name(f"camera_{camera[1]}")
+        if camera
+        else path.absolute().parent / f"{path.absolute().name}.mp4"
+        if path.is_dir()
+        else path
+        for path, camera in zip(paths, cameras, strict=True)
+    ]
+    return output_names(named)
+
+
+def _select_function(predictor: Predictor, *, score: float | None, track: bool, every: int) -> tuple[Select, list[str]]:
     """Which detections of a frame are written, and notes on it."""
     choose, notes = score_filter(predictor, score)
     if not track:
         return (lambda detections, _: (choose(detections), None)), notes
-    tracker = Tracker(score=DEFAULT_SCORE if score is None else score)
-    return (lambda detections, index: tracker.update(detections, frame=index)), []
+    scores: float | Sequence[float] = DEFAULT_SCORE if score is None else score
+    if score is None and predictor.thresholds is not None:
+        names = predictor.class_names or [""] * predictor.detector.config.num_classes
+        scores = predictor.thresholds.for_classes(names)
+    tracker = Tracker(score=scores, max_lost_frames=LOST_FRAMES * every)
+    return (lambda detections, index: tracker.update(detections, frame=index)), notes
 
 
 def _detect_frames(
@@ -129,8 +152,9 @@ def _detect_frames(
             waiting.append(frame)
             yield frame.pixels
 
-    pixels = note_frames()
-    for detections in predictor.predict_stream(pixels, batch_size=1 if source.is_live else batch_size):
+    most = 1 if source.is_live else batch_size
+    # Frames have one size and are held whole until they are drawn.
+    for detections in predictor.predict_stream(note_frames(), batch_size=most, window_batches=1):
         yield waiting.popleft(), detections
 
 

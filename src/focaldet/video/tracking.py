@@ -19,6 +19,7 @@ from focaldet.errors import ConfigError
 from focaldet.types import Detections
 
 HIGH_IOU, LOW_IOU = 0.2, 0.5  # ByteTrack's thresholds of the two rounds
+LOST_FRAMES = 30
 INERTIA = 0.5  # how much of a track's velocity stays when it is seen again
 
 
@@ -47,7 +48,7 @@ class Tracker:
     """Gives detections of the same object the same number, frame after frame.
 
     Args:
-        score: detections from this score on begin tracks.
+        score: detections from this score on begin tracks; or a score for each label.
         low_score: detections from this score on still continue them.
         max_lost_frames: a track that was not seen for longer is over.
 
@@ -55,10 +56,14 @@ class Tracker:
         ConfigError: a setting is out of range.
     """
 
-    def __init__(self, *, score: float, low_score: float = 0.1, max_lost_frames: int = 30) -> None:
-        if not 0 <= score <= 1 or not 0 <= low_score <= 1 or max_lost_frames < 0:
+    def __init__(
+        self, *, score: float | Sequence[float], low_score: float = 0.1, max_lost_frames: int = LOST_FRAMES
+    ) -> None:
+        scores = [score] if isinstance(score, int | float) else [*score]
+        if not all(0 <= each <= 1 for each in (*scores, low_score)) or not scores or max_lost_frames < 0:
             raise ConfigError("tracker: scores must be in 0…1 and max_lost_frames at least 0")
-        self.score, self.low_score, self.max_lost_frames = score, low_score, max_lost_frames
+        self.low_score, self.max_lost_frames = low_score, max_lost_frames
+        self._scores = torch.tensor(scores, dtype=torch.float32)
         self._tracks: list[Track] = []
         self._next = 1
 
@@ -70,7 +75,7 @@ class Tracker:
             frame: its number, larger than that of the frame before.
         """
         self._tracks = [track for track in self._tracks if frame - track.frame <= self.max_lost_frames]
-        high = detections.scores >= self.score
+        high = detections.scores >= (self._scores if len(self._scores) == 1 else self._scores[detections.labels])
         low = (detections.scores >= self.low_score) & ~high
         waiting = list(self._tracks)
         numbers: dict[int, int] = {}
@@ -85,8 +90,8 @@ class Tracker:
         for row in high.nonzero()[:, 0].tolist():
             if row not in numbers:
                 numbers[row] = self._begin_track(detections, row, frame)
-        kept = sorted(numbers)
-        return detections[kept], [numbers[row] for row in kept]
+        rows = sorted(numbers)
+        return detections[rows], [numbers[row] for row in rows]
 
     def _begin_track(self, detections: Detections, row: int, frame: int) -> int:
         track = Track(self._next, int(detections.labels[row]), detections.boxes[row], torch.zeros(4), frame)

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ STATEMENT = "focaldet"
 """The key of the description of a detector in an exported file."""
 GRAPH_INPUTS = ("images", "sizes")
 GRAPH_OUTPUTS = ("boxes", "scores", "labels", "count")
+LEAST_PROGRAM_PX = 64  # the shortest open side of a program of torch.export; the other kinds take 32 px, too
 TELEMETRY = "openvino_telemetry"
 PLAIN_MEMBER = re.compile(
     r"data/(weights/weight_\d+|constants/tensor_\d+|(weights|constants)/model_\w+_config\.json|sample_inputs/model\.pt)"
@@ -35,10 +37,12 @@ PLAIN_MEMBER = re.compile(
 
 @runtime_checkable
 class Graph(Protocol):
-    """An exported file that is ready to compute."""
+    """An exported file that is ready to compute; several threads may call `run` at the same time."""
 
     statement: str | None
     """What it says about itself, in JSON; None of a file that focaldet did not write."""
+    least_px: int
+    """The shortest side of an image, where the size is open."""
 
     def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
         """The detections of RGB images; `sizes` are (height, width) without padding."""
@@ -67,11 +71,14 @@ def import_library(name: str, *, extra: str) -> Any:
 class OnnxGraph:
     """A `.onnx` file in onnxruntime, with as many threads as torch has."""
 
+    least_px = 1
+
     def __init__(self, path: Path) -> None:
         runtime = import_library("onnxruntime", extra="onnx")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others need the cores meanwhile
         try:
             self._session = runtime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
@@ -92,6 +99,8 @@ class OpenVinoGraph:
     Left to itself OpenVINO computes in bf16 where the processor has it.
     """
 
+    least_px = 1
+
     def __init__(self, path: Path) -> None:
         openvino = import_library("openvino", extra="openvino")
         try:
@@ -101,6 +110,7 @@ class OpenVinoGraph:
             self._compiled = core.compile_model(model, "CPU", hints | {"PERFORMANCE_HINT": "LATENCY"})
         except Exception as error:  # RuntimeError and its own
             raise CheckpointError(f"{path}: openvino cannot open it: {summarize_error(error)}") from None
+        self._requests = threading.local()  # one for each thread: a request computes one batch at a time
         try:
             self.statement = model.get_rt_info([STATEMENT]).astype(str) if model.has_rt_info([STATEMENT]) else None
         except UnicodeDecodeError:
@@ -108,8 +118,11 @@ class OpenVinoGraph:
 
     def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
         """The detections of RGB images; `sizes` are (height, width) without padding."""
-        values = self._compiled({"images": images.numpy(), "sizes": sizes.numpy()})
-        # The arrays are the memory of the compiled model, which the next images overwrite.
+        request = getattr(self._requests, "request", None)
+        if request is None:
+            request = self._requests.request = self._compiled.create_infer_request()
+        values = request.infer({"images": images.numpy(), "sizes": sizes.numpy()})
+        # The arrays are the memory of the request, which the next images overwrite.
         return PaddedDetections(*(torch.from_numpy(values[name].copy()) for name in GRAPH_OUTPUTS))
 
 
@@ -118,6 +131,8 @@ class ProgramGraph:
 
     It is a program: open only files of people whose programs you would run.
     """
+
+    least_px = LEAST_PROGRAM_PX
 
     def __init__(self, path: Path) -> None:
         extra = {STATEMENT: ""}

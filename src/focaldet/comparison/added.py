@@ -159,11 +159,11 @@ def _describe_run(path: Path, name: str, job: str, evaluated: ImageSource) -> Jo
         round(seen / max(1, run.epochs)) if has_whole_epochs else 0,
         float(ending.get("seconds_training", 0.0)),
         wall_seconds=float(ending.get("seconds", 0.0)),
-        note=f"{_describe_training(run)}; {_describe_overlap(folder, evaluated.dataset)}",
+        note=f"{_describe_budget(run)}; {_describe_overlap(folder, evaluated.dataset)}",
     )
 
 
-def _describe_training(run: RunConfig) -> str:
+def _describe_budget(run: RunConfig) -> str:
     budget = quantity(run.epochs, "epoch") if run.minutes is None else f"{run.minutes:g} min"
     return f"trained before, for {budget}"
 

@@ -176,7 +176,7 @@ def _class_ap_tables(rows: Sequence[ComparedDetector], marks: Mapping[str, str],
     if len(names) <= CLASS_COLUMNS:
         columns = list(zip(*(values[name] for name in names), strict=True))
         return [_bar_table([_name_cell(row, marks) for row in rows], [escape(name) for name in names], columns)]
-    widest = set(sorted(names, key=lambda name: -_spread(values[name]))[:MOST_CLASSES])
+    widest = set(sorted(names, key=lambda name: -_ap_range(values[name]))[:MOST_CLASSES])
     shown = [name for name in names if name in widest]
     lines = []
     for name in shown:
@@ -187,7 +187,7 @@ def _class_ap_tables(rows: Sequence[ComparedDetector], marks: Mapping[str, str],
     return [*([text] if len(shown) < len(names) else []), page.table(["", *(marks[row.name] for row in rows)], lines)]
 
 
-def _spread(values: Sequence[float | None]) -> float:
+def _ap_range(values: Sequence[float | None]) -> float:
     """The largest minus the smallest."""
     known = [value for value in values if value is not None]
     return max(known) - min(known) if known else 0.0

@@ -12,7 +12,7 @@ import torch
 from focaldet.prediction import Predictor
 from focaldet.runtime import Precision
 
-MEMORY_SECONDS = 600
+PEAK_MEMORY_SECONDS = 600
 PEAK_MEMORY = """
 import resource, sys, torch
 torch.set_num_threads(int(sys.argv[3]))
@@ -33,7 +33,7 @@ def measure_peak_memory(
     words = [str(run), str(image), str(torch.get_num_threads()), device, precision or ""]
     call = [sys.executable, "-c", PEAK_MEMORY, *words]
     try:
-        done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=MEMORY_SECONDS)
+        done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=PEAK_MEMORY_SECONDS)
     except subprocess.TimeoutExpired:
         return None
     return float(done.stdout.split()[-1]) / 1e6 if done.returncode == 0 and done.stdout else None

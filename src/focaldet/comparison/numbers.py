@@ -20,7 +20,7 @@ def write_numbers(comparison: Comparison, *, record: Mapping[str, Any], timing: 
     """Write `compare.json`, `.csv`, `.md` and `.tex`, `differences.csv` and the figure."""
     out, rows = comparison.out, comparison.rows
     columns = [number_columns(row) for row in rows]
-    pairs = [{name: _plain(getattr(each, name)) for name in PAIR_COLUMNS} for each in comparison.differences]
+    pairs = [{name: _json_value(getattr(each, name)) for name in PAIR_COLUMNS} for each in comparison.differences]
     if columns:
         write_csv(out / "compare.csv", list(columns[0]), (list(each.values()) for each in columns))
     write_csv(out / "differences.csv", PAIR_COLUMNS, ([each[name] for name in PAIR_COLUMNS] for each in pairs))
@@ -39,7 +39,7 @@ def write_numbers(comparison: Comparison, *, record: Mapping[str, Any], timing: 
     )
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """The value as JSON has it."""
     return finite_or_none(value) if isinstance(value, float) else value
 

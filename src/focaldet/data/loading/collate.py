@@ -45,7 +45,7 @@ def pad_images(
     heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
     frame = preprocessing.padded_size(ImageSize(max(heights), max(widths)))
     color = padding_color(preprocessing, dtype=images[0].dtype)
-    batch = _fill(color, len(images) * frame.height, frame.width).unflatten(0, (len(images), frame.height))
+    batch = _fill_frame(color, len(images) * frame.height, frame.width).unflatten(0, (len(images), frame.height))
     batch = batch.permute(0, 3, 1, 2)
     for frame_pixels, image in zip(batch, images, strict=True):
         frame_pixels[:, : image.shape[1], : image.shape[2]] = image
@@ -54,7 +54,7 @@ def pad_images(
 
 def blank_image(size: ImageSize, *, preprocessing: Preprocessing) -> UInt8[Tensor, "3 H W"]:
     """An image of nothing but padding, the channels of a pixel together in memory."""
-    return _fill(padding_color(preprocessing, dtype=torch.uint8), *size).permute(2, 0, 1)
+    return _fill_frame(padding_color(preprocessing, dtype=torch.uint8), *size).permute(2, 0, 1)
 
 
 def padding_color(preprocessing: Preprocessing, *, dtype: torch.dtype) -> UInt8[Tensor, "3"] | Float[Tensor, "3"]:
@@ -63,7 +63,7 @@ def padding_color(preprocessing: Preprocessing, *, dtype: torch.dtype) -> UInt8[
     return color.to(dtype) if dtype.is_floating_point else color.round().to(dtype)
 
 
-def _fill(
+def _fill_frame(
     color: UInt8[Tensor, "3"] | Float[Tensor, "3"], height: int, width: int
 ) -> UInt8[Tensor, "H W 3"] | Float[Tensor, "H W 3"]:
     """Pixels of one color; row by row, which takes a twentieth of the time that pixel by pixel does."""

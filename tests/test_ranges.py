@@ -20,7 +20,7 @@ from focaldet.weights.tensor_names import build_on_meta
 
 VALUES = (0, -1, 10**9, 10**30, 1e300, float("nan"), float("inf"), -float("inf"))
 # Settings for which a large number is meant: it is only compared or multiplied once.
-ANY_SIZE = {"RunConfig.seed"}
+ANY_SIZE = {"RunConfig.seed", "DataConfig.split_seed"}
 
 
 def all_configs() -> list[type]:

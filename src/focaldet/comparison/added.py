@@ -1,6 +1,5 @@
 """What was made before a comparison: runs, exported files, other comparisons, and results of other programs."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ from focaldet.training.config import RunConfig
 from focaldet.training.run_folder import RunFolder, differences
 from focaldet.training.state import initial_weights
 from focaldet.weights import load_detector
+from focaldet.weights.download import sha256
 from focaldet.weights.exported.graphs import is_exported
 from focaldet.weights.sources import find_weights
 
@@ -125,7 +125,7 @@ def _add_comparison(path: Path, out: Path, evaluated: ImageSource, *, options: I
 def _add_run(path: Path, name: str, out: Path, *, evaluated: ImageSource, options: InferenceOptions) -> JobResult:
     """A run or an exported file, evaluated on the images of this comparison; once for the same weights."""
     weights = find_weights(path).path
-    mark = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
+    mark = sha256(weights)[:8]
     plain = re.sub(r"[^\w.-]", "_", name)
     job = f"added-{plain}-{mark}"
     result = _describe_file(path, name, job) if is_exported(path) else _describe_run(path, name, job, evaluated)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from focaldet.config import validate_fields
 from focaldet.data.formats.reading import BadBoxes, MissingImages, Reading
 from focaldet.data.formats.registry import FORMATS
+from focaldet.ranges import Seed
 
 if TYPE_CHECKING:
     DataFormat = str
@@ -53,7 +54,7 @@ class DataConfig:
     other_classes: OtherClasses = "background"
     follow_links: bool = False
     strict: bool = False
-    split_seed: int | None = None
+    split_seed: Seed | None = None
 
     def reading(self, *, lenient: bool = False) -> Reading:
         """How the readers are to take the files; for `lenient` see `Reading`."""

@@ -32,8 +32,8 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops import MultiScaleRoIAlign
 
 from focaldet import DataConfig, RunConfig
+from focaldet.comparison.added import evaluate_results
 from focaldet.data.dataset import Dataset, FileSource, ImageSource
-from focaldet.evaluation.coco import evaluate_files
 from focaldet.evaluation.evaluate import open_evaluation_split
 from focaldet.evaluation.results import write_results
 from focaldet.training.sources import open_sources
@@ -100,8 +100,8 @@ def train(model: GeneralizedRCNN, source: ImageSource, *, first_label: int, begi
 @torch.inference_mode()
 def detect(model: GeneralizedRCNN, image: Tensor, *, first_label: int) -> Detections:
     """What the network finds in an image in bytes."""
-    found = model([image.float() / 255])[0]
-    return Detections(found["boxes"], found["scores"], found["labels"] - first_label)
+    output = model([image.float() / 255])[0]
+    return Detections(output["boxes"], output["scores"], output["labels"] - first_label)
 
 
 def measure_ms(model: GeneralizedRCNN, dataset: Dataset, *, first_label: int) -> float:
@@ -138,18 +138,20 @@ def main() -> None:
         validation = FileSource(open_evaluation_split(data, words.split, seed=words.seed))
     dataset, first_label = validation.dataset, int(words.model == "faster_rcnn")
     model = build_model(words.model, len(dataset.classes.names), words.weights, size=words.size)
-    kept = words.out.with_suffix(".safetensors")
-    if kept.exists():
-        model.load_state_dict(load_file(kept))
+    weights_file = words.out.with_suffix(".safetensors")
+    if weights_file.exists():
+        model.load_state_dict(load_file(weights_file))
     else:
         steps = train(model, source, first_label=first_label, begin=time.monotonic(), end=begin + 60 * words.minutes)
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, kept)
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights_file)
         print(f"{steps} steps, {steps * BATCH_SIZE / len(source.dataset):.1f} epochs, {time.monotonic() - begin:.0f} s")
     model.eval()
     if not words.out.exists():
-        found = {i: detect(model, validation.load(i, epoch=0)[0], first_label=first_label) for i in range(len(dataset))}
-        write_results(words.out, dataset, found)
-    metrics = evaluate_files(words.out, DataConfig(path=words.data), split=words.split)
+        detections = {
+            i: detect(model, validation.load(i, epoch=0)[0], first_label=first_label) for i in range(len(dataset))
+        }
+        write_results(words.out, dataset, detections)
+    ((_, metrics),) = evaluate_results({words.model: words.out}, dataset).values()
     milliseconds = measure_ms(model, dataset, first_label=first_label)
     print(json.dumps({"model": words.model, "ap": metrics.ap, "ap50": metrics.ap50, "ms": round(milliseconds, 1)}))
 

@@ -16,6 +16,7 @@ from focaldet.comparison.added import check_names
 from focaldet.comparison.compare import compare
 from focaldet.comparison.folder import read_record
 from focaldet.comparison.jobs import read_result
+from focaldet.comparison.rows import cluster_keys
 from focaldet.data.config import DataConfig
 from focaldet.data.splits import open_split
 from focaldet.errors import CheckpointError, ConfigError, DataError
@@ -362,3 +363,26 @@ def test_a_training_beyond_its_budget_is_marked(whole):
 def test_a_pattern_of_clusters_that_matches_nothing_is_refused(demo_data, tmp_path):
     with pytest.raises(ConfigError, match=r"cluster: 'film_\(\.\*\)' matches no image"):
         compare(tiny_settings(demo_data, tmp_path / "out"), tiny_comparison(cluster="film_(.*)"))
+
+
+def test_an_optional_group_of_a_cluster_that_takes_no_part_is_no_match(demo_data):
+    dataset = open_split(DataConfig(path=demo_data / "instances_test.json"), "val", seed=0)
+    keys = cluster_keys(dataset, r"(0000[01])?\.png")
+    matched = {key for key in keys if key.startswith("cluster ")}
+    assert matched <= {"cluster 00000", "cluster 00001"} and matched
+    assert len({*keys} - matched) == sum(not key.startswith("cluster ") for key in keys)
+
+
+@pytest.mark.parametrize(("size", "said"), [(None, False), (320, True)])
+def test_an_older_comparison_in_which_each_had_its_own_size_goes_on(demo_data, tmp_path, capsys, size, said):
+    identity = {"settings": {"size": size}, "data": {}}
+    (tmp_path / "compare.json").write_text(json.dumps({"identity": identity}))
+    line = ["compare", "--data", str(demo_data), "--models", ONE, "--budget", "60s", "--dry-run"]
+    assert main([*line, "--out", str(tmp_path)]) == 0
+    assert ("size 320 for all" in capsys.readouterr().out) == said
+
+
+def test_comparisons_that_share_a_training_are_not_both_added(whole, tmp_path):
+    other = shutil.copytree(whole[0].out, tmp_path / "other")
+    with pytest.raises(ConfigError, match=f"two of the comparisons have a training {ONE}-seed0"):
+        check_names(tiny_comparison(add=(whole[0].out, other)))

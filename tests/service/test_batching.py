@@ -19,7 +19,7 @@ from tests.service.services import bright_predictor, slow_predictor
 async def running_queue(predictor, *, batch_size=4, observe=None, **settings):
     """A started queue, and the sizes of the batches that it makes; ended afterwards."""
     sizes = []
-    observe = observe or (lambda number, _: sizes.append(number))
+    observe = observe or (lambda number, *_: sizes.append(number))
     queue = BatchQueue(predictor, batch_size=batch_size, observe=observe, **settings)
     queue.start()
     try:
@@ -186,3 +186,13 @@ def test_a_count_that_fails_ends_no_lane(caplog):
 
     asyncio.run(run())
     assert "could not be counted" in caplog.text
+
+
+def test_the_first_free_lane_leaves_work_to_the_others():
+    async def take():
+        queue = BatchQueue(bright_predictor(), batch_size=8, observe=lambda *_: None, lanes=2, cores=2)
+        futures = [submit(queue, make_image()) for _ in range(6)]
+        first, second = queue._next_batch(), queue._next_batch()
+        assert [len(jobs) for jobs, _ in (first, second)] == [3, 2] and len(futures) == 6
+
+    asyncio.run(take())

@@ -14,6 +14,7 @@ from focaldet.cli.output import CLEAN, FAILED, INTERRUPTED, print_table, say
 from focaldet.cli.settings import read_settings, run_settings
 from focaldet.comparison.compare import compare, describe_budget, write_job_files
 from focaldet.comparison.config import DEFAULT_MINUTES, CompareConfig
+from focaldet.comparison.folder import read_record
 from focaldet.comparison.jobs import read_result
 from focaldet.comparison.numbers import summary_rows
 from focaldet.comparison.plan import Job, estimate_minutes, plan_jobs, shard_jobs
@@ -119,7 +120,10 @@ def _compare_settings(
         typed["minutes"] = read_budget(budget)
     elif not given and not {"epochs", "minutes", "phases"} & {*stated}:
         typed["minutes"] = DEFAULT_MINUTES
-    if not has_own_sizes and not {"size", "short_side", "max_side"} & {*typed, *stated}:
+    has_size = has_own_sizes or {"size", "short_side", "max_side"} & {*typed, *stated}
+    begun = read_record(Path(typed.get("out") or stated.get("out") or COMPARE_OUT))
+    is_older = begun is not None and not typed.get("overwrite") and begun["settings"].get("size") is None
+    if not has_size and not is_older:  # before all had one size, each had its preset's
         typed |= {"size": AUTO, "model": SMALL_DETECTORS[0]}
     settings, choices = run_settings(typed, file=file, data=data)
     said = "; ".join(f"{choice.setting} {choice.value} for all: {choice.reason}" for choice in choices)

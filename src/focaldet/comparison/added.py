@@ -1,5 +1,6 @@
 """What was made before a comparison: runs, exported files, other comparisons, and results of other programs."""
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -48,7 +49,11 @@ def check_names(config: CompareConfig) -> dict[Path, str]:
             raise ConfigError(f"add: {path} is neither a run folder, an exported file nor the folder of a comparison")
     if twice := [path for path, count in Counter(path.resolve() for path in config.add).items() if count > 1]:
         raise ConfigError(f"add: {twice[0]} is named twice")
-    taken = {*config.models, *config.results}
+    added = [_job_results(path) for path in config.add if path not in single]
+    jobs = Counter(result.name for results in added for result in results)
+    if twice_trained := [name for name, count in jobs.items() if count > 1]:
+        raise ConfigError(f"add: two of the comparisons have a training {twice_trained[0]}; add one of them")
+    taken = {*config.models, *config.results, *(result.detector for results in added for result in results)}
     names = {}
     for path, name in zip(single, name_runs(single), strict=True):
         names[path] = f"{name} (added)" if name in taken else name
@@ -110,11 +115,10 @@ def add_earlier(
 def _add_comparison(path: Path, out: Path, evaluated: ImageSource, *, options: InferenceOptions) -> list[JobResult]:
     """The results of the finished jobs of another comparison, evaluated and written down for this one."""
     results = []
-    for file in sorted((path / RESULTS).glob("*.json")):
-        result = read_result(out, file.stem) or read_result(path, file.stem)
+    for other in _job_results(path):
+        result = read_result(out, other.name)
         if result is None:
-            continue
-        if not (out / RESULTS / file.name).exists():
+            result = other
             if result.error is None:
                 evaluate_run(result.run, evaluated, out / EVALUATIONS / result.name, options=options)
             write_result(out, result)
@@ -122,16 +126,28 @@ def _add_comparison(path: Path, out: Path, evaluated: ImageSource, *, options: I
     return results
 
 
+def _job_results(path: Path) -> list[JobResult]:
+    """The results of the finished jobs of a comparison."""
+    names = [file.stem for file in sorted((path / RESULTS).glob("*.json"))]
+    return [result for name in names if (result := read_result(path, name)) is not None]
+
+
 def _add_run(path: Path, name: str, out: Path, *, evaluated: ImageSource, options: InferenceOptions) -> JobResult:
     """A run or an exported file, evaluated on the images of this comparison; once for the same weights."""
-    weights = find_weights(path).path
-    mark = sha256(weights)[:8]
+    mark = weights_mark(path)
     plain = re.sub(r"[^\w.-]", "_", name)
     job = f"added-{plain}-{mark}"
     result = _describe_file(path, name, job) if is_exported(path) else _describe_run(path, name, job, evaluated)
     if not (out / EVALUATIONS / job / METRICS).exists():
         evaluate_run(path, evaluated, out / EVALUATIONS / job, options=options)
     return result
+
+
+def weights_mark(path: Path) -> str:
+    """Eight letters that differ where the weights of a run or an exported file do."""
+    weights = find_weights(path).path
+    files = [weights, weights.with_suffix(".bin")] if weights.suffix == ".xml" else [weights]
+    return hashlib.sha256("".join(sha256(file) for file in files if file.is_file()).encode()).hexdigest()[:8]
 
 
 def _describe_file(path: Path, name: str, job: str) -> JobResult:

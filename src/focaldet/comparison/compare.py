@@ -11,7 +11,7 @@ from focaldet.comparison.added import add_earlier, check_names, evaluate_results
 from focaldet.comparison.compare_page import write_compare_page
 from focaldet.comparison.config import CompareConfig
 from focaldet.comparison.folder import COMPARE_PAGE, comparison_record, open_compare_folder
-from focaldet.comparison.jobs import JobResult, read_result, run_job
+from focaldet.comparison.jobs import RESULTS, JobResult, read_result, run_job
 from focaldet.comparison.numbers import write_numbers
 from focaldet.comparison.plan import Job, plan_jobs, shard_jobs, write_jobs
 from focaldet.comparison.rows import Comparison, cluster_keys, collect_rows, compare_rows, resample
@@ -64,8 +64,7 @@ def compare(
     train_source, validation, messages = open_sources(run, None)
     for message in messages:
         log(message)
-    sources = train_source, validation
-    evaluated = _open_evaluated(run, config, validation)
+    sources, evaluated = (train_source, validation), _open_evaluated(run, config, validation)
     names = check_names(config)
     cluster_keys(evaluated.dataset, config.cluster)
     others = evaluate_results(config.results, evaluated.dataset)
@@ -89,8 +88,9 @@ def compare(
             left = quantity(len(jobs) - finished, "training")
             log(f"{left} not finished: others are at work in this folder; the same command makes the page afterwards")
             return Comparison(run.out)
-        own = {result.name for result in results}
-        results += [result for result in added if result.name not in own]
+        results = [result for job in jobs if (result := read_result(run.out, job.name)) is not None]
+        job_names = {job.name for job in jobs}
+        results += [result for result in added if result.name not in job_names]
         return _conclude(run, config, results, others, evaluated, record=record, log=log)
 
 
@@ -140,7 +140,8 @@ def _run_jobs(
             try:
                 result = run_job(job, run.out, sources=sources, evaluated=evaluated, options=options)
             except TakenError as error:
-                log(f"{progress}  left out: {error}")
+                log(f"{progress}  left to the other process: {error}")
+                (run.out / RESULTS / f"{job.name}.json").unlink(missing_ok=True)  # of a failure before, with --retry
                 continue
             seconds.append(time.monotonic() - begin)
             if result is None:
@@ -248,4 +249,5 @@ def _measure_times(
         device=run.device,
         precision=run.precision,
         log=log,
+        marks={result.detector: result.name for result in results if result.note},
     )

@@ -86,8 +86,8 @@ def read_result(out: Path, name: str) -> JobResult | None:
     if not path.exists():
         return None
     result = configs.from_dict(JobResult, configs.read_mapping(path), source=str(path))
-    own = out / RUNS / name
-    return replace(result, run=own) if own.is_dir() else result
+    folder = out / RUNS / name
+    return replace(result, run=folder) if folder.is_dir() else result
 
 
 def run_job(

@@ -137,8 +137,9 @@ def cluster_keys(dataset: Dataset, pattern: str | None) -> list[str] | None:
     for index in range(len(dataset)):
         path = str(dataset.path(index))
         match = re.search(pattern, path)
-        num_matches += match is not None
-        keys.append(path if match is None else f"cluster {match.group(1) if match.re.groups else match.group()}")
+        group = None if match is None else match.group(1) if match.re.groups else match.group()
+        num_matches += group is not None
+        keys.append(path if group is None else f"cluster {group}")
     if not num_matches:
         raise ConfigError(f"cluster: {pattern!r} matches no image, such as {dataset.path(0) if len(dataset) else '-'}")
     return keys

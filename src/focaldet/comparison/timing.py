@@ -175,14 +175,17 @@ def measure_or_read(
     device: str | None,
     precision: Precision | None,
     log: Callable[[str], None],
+    marks: Mapping[str, str],
 ) -> TimingReport:
     """The times that `time_detectors` measures; those that an earlier call measured of the same are read from `out`.
+
+    `marks` tell the weights of those runs apart that somebody else may replace.
 
     Raises:
         ConfigError: what an earlier call wrote is damaged.
     """
     key = {
-        "runs": {name: str(path) for name, path in runs.items()},
+        "runs": {name: [str(path), marks.get(name)] for name, path in runs.items()},
         "images": list(map(str, images)),
         "rounds": rounds,
         "batch": batch_size,

@@ -20,7 +20,7 @@ from focaldet.prediction import Predictor, ResizedImage
 from focaldet.service.refusals import LOGGER
 from focaldet.types import Detections
 
-Observe = Callable[[int, float], None]
+Observe = Callable[[int, float, bool], None]
 """Called after each batch, in its lane, with its number of images and the seconds that it took."""
 
 
@@ -97,10 +97,11 @@ class BatchQueue:
         torch.get_num_threads()  # else torch's first operation here takes the number that any thread set last
         while batch := self._next_batch():
             jobs, threads = batch
+            is_shared = threads < self.cores
             if self.cores > 1:
                 torch.set_num_threads(threads)  # of this lane alone: OpenMP and MKL keep it for each thread
             try:
-                self._detect(jobs)
+                self._detect(jobs, is_shared=is_shared)
             except BaseException:  # this lane ends, which the health of the service then says
                 _hand_over(jobs, [RuntimeError("the lane of the batch has ended")] * len(jobs))
                 raise
@@ -121,14 +122,15 @@ class BatchQueue:
                     return None
                 self._changed.wait()
             size = self._waiting[0].image.padded_size
-            fits = [job for job in self._waiting if job.image.padded_size == size][: self.batch_size]
+            most = min(self.batch_size, -(-len(self._waiting) // self.lanes))  # the other lanes have work, too
+            fits = [job for job in self._waiting if job.image.padded_size == size][:most]
             taken = set(map(id, fits))
             self._waiting = deque(job for job in self._waiting if id(job) not in taken)
             self._busy += 1
             is_alone = self._busy == 1 and not self._waiting
             return fits, self.cores if is_alone else max(1, self.cores // self.lanes)
 
-    def _detect(self, jobs: Sequence[_Job]) -> None:
+    def _detect(self, jobs: Sequence[_Job], *, is_shared: bool) -> None:
         """Answer the images of a batch; where it fails, each alone, so that one cannot take the others with it."""
         started = time.perf_counter()
         try:
@@ -138,7 +140,7 @@ class BatchQueue:
                 _hand_over(jobs, [error])
                 return
             for job in jobs:
-                self._detect([job])
+                self._detect([job], is_shared=is_shared)
             return
         seconds = time.perf_counter() - started
         answers = [
@@ -146,7 +148,7 @@ class BatchQueue:
             for job, each in zip(jobs, results, strict=True)
         ]
         try:
-            self.observe(len(jobs), seconds)
+            self.observe(len(jobs), seconds, is_shared)
         except Exception:
             LOGGER.exception("a batch could not be counted")
         _hand_over(jobs, answers)

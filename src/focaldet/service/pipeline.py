@@ -17,7 +17,7 @@ from torch import Tensor
 
 from focaldet.cores import usable_cores
 from focaldet.prediction import Predictor, ResizedImage
-from focaldet.service.batching import BatchedDetections, BatchQueue, Observe
+from focaldet.service.batching import BatchedDetections, BatchQueue
 from focaldet.service.options import DRAIN_SECONDS, ServiceOptions
 from focaldet.service.refusals import Quota, RefusalError, refuse_failure
 from focaldet.types import Detections, ImageSize
@@ -48,7 +48,7 @@ class DetectionPipeline:
     there are never more than threads that decode.
     """
 
-    def __init__(self, predictor: Predictor, options: ServiceOptions, *, observe: Observe) -> None:
+    def __init__(self, predictor: Predictor, options: ServiceOptions, *, observe: Callable[[int, float], None]) -> None:
         self.predictor, self.options = predictor, options
         self.images = Quota(options.queue)
         self.buffer = Quota(round(options.buffer_megabytes * 1e6))
@@ -137,9 +137,9 @@ class DetectionPipeline:
         content = io.BytesIO(image) if isinstance(image, bytes) else image
         return self.predictor.prepare(content, most_pixels=self.options.max_pixels)
 
-    def _note_batch(self, num_images: int, seconds: float) -> None:
-        """Keep the smoothed time of an image, of which the lanes compute several at a time."""
-        spent = seconds / num_images / self._batches.lanes
+    def _note_batch(self, num_images: int, seconds: float, is_shared: bool) -> None:
+        """Keep the smoothed time of an image, of which the lanes compute several at a time where they share cores."""
+        spent = seconds / num_images / (self._batches.lanes if is_shared else 1)
         before = self._seconds_per_image or spent
         self._seconds_per_image = (1 - AVERAGING) * before + AVERAGING * spent
         self._observe(num_images, seconds)

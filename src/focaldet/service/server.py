@@ -54,7 +54,9 @@ class ServiceFactory:
         from focaldet.service.app import build_service
 
         share_cores(self.options.workers)
-        return build_service(self.load(), self.options)
+        app = build_service(self.load(), self.options)
+        atexit.register(_leave, app)
+        return app
 
 
 def share_cores(workers: int) -> None:
@@ -100,8 +102,7 @@ def serve(factory: ServiceFactory, *, ready: Callable[[str, "Predictor"], None])
         app = build_service(predictor, options)
         with _survive_signals():
             uvicorn.Server(uvicorn.Config(app, **settings)).run([listener])
-        if app.state.pipeline.is_running:
-            atexit.register(_leave)
+        atexit.register(_leave, app)
         return
     del predictor  # each process loads its own
     settings |= {"workers": options.workers, "timeout_worker_healthcheck": START_SECONDS}
@@ -122,8 +123,10 @@ def _supervise(config: Any, listener: socket.socket) -> None:
     Supervisor(config, sockets=[listener]).run()
 
 
-def _leave() -> None:
-    """End the process without the threads that still compute: where Python ended under them, torch would abort it."""
+def _leave(app: "FastAPI") -> None:
+    """End the process without the lanes that still compute: where Python ended under them, torch would abort it."""
+    if not app.state.pipeline.is_running:
+        return
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -108,7 +108,9 @@ async def _limit_body(request: Request, pipeline: DetectionPipeline) -> AsyncIte
     try:
         yield count_chunks()
     except RefusalError as refusal:
-        if refusal.status == 503 and not _waits_for_leave(request):
+        if _waits_for_leave(request):
+            refusal.closes = True  # the body that was not asked for will not come
+        elif refusal.status == 503:
             await _discard(request)
         raise
     finally:

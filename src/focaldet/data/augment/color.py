@@ -99,7 +99,7 @@ def multiply_colors(image: UInt8[Tensor, "3 H W"], matrix: Float32[Tensor, "3 3"
     """
     columns, changed = matrix.T[:, :, None, None], torch.empty_like(image)
     rows = max(1, _BLOCK_PIXELS // max(1, image.shape[2]))
-    for block, result in zip(image.split(rows, dim=1), changed.split(rows, dim=1), strict=True):
+    for block, result in zip(torch.split(image, rows, dim=1), torch.split(changed, rows, dim=1), strict=True):
         red, green, blue = block.to(torch.float32, memory_format=torch.contiguous_format)
         mixed: Tensor = (columns[0] * red).addcmul_(columns[1], green).addcmul_(columns[2], blue)
         result.copy_(mixed.round_().clamp_(0, 255))

@@ -45,8 +45,8 @@ def pad_images(
     heights, widths = zip(*(image.shape[-2:] for image in images), strict=True)
     frame = preprocessing.padded_size(ImageSize(max(heights), max(widths)))
     color = padding_color(preprocessing, dtype=images[0].dtype)
-    batch = _fill_frame(color, len(images) * frame.height, frame.width).unflatten(0, (len(images), frame.height))
-    batch = batch.permute(0, 3, 1, 2)
+    rows = _fill_frame(color, len(images) * frame.height, frame.width)
+    batch = rows.view(len(images), *frame, 3).permute(0, 3, 1, 2)
     for frame_pixels, image in zip(batch, images, strict=True):
         frame_pixels[:, : image.shape[1], : image.shape[2]] = image
     return batch

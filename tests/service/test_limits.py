@@ -118,7 +118,7 @@ def test_a_full_queue_refuses_with_the_time_to_come_back():
 def test_what_would_wait_longer_than_an_end_takes_is_refused():
     """Only where others wait: a detector that is slow for everybody still answers."""
     pipeline = DetectionPipeline(bright_predictor(), ServiceOptions(), observe=lambda *_: None)
-    pipeline._note_batch(1, 1000.0)
+    pipeline._note_batch(1, 1000.0, is_shared=False)
     pipeline.require_room()
     pipeline.images.take(1)
     with pytest.raises(RefusalError) as refused:

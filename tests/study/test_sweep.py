@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import re
 import signal
@@ -367,7 +368,7 @@ def test_the_command_without_a_folder_has_one_of_its_own(tmp_path, monkeypatch, 
         asked.append((run, more))
         return sweep.SweepStudy(run.out, None, (), (), interrupted=True)
 
-    monkeypatch.setattr(sys.modules["focaldet.cli.study"], "study_sweep", noted)
+    monkeypatch.setattr(importlib.import_module("focaldet.cli.study"), "study_sweep", noted)
     (tmp_path / "settings.yaml").write_text("epochs: 3\nsize: 96\n")
     assert main(["study", "sweep", "--config", str(tmp_path / "settings.yaml"), "--size", "64", "--ohem"]) == 130
     run, more = asked[0]

@@ -6,7 +6,7 @@ smaller lies at a random position on the color of the padding. So every training
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -108,21 +108,13 @@ class Augmenter:
     def _paint(
         self, image: UInt8[Tensor, "3 h w"], view: ImageView, rng: random.Random, *, canvas: UInt8[Tensor, "3 H W"]
     ) -> None:
-        """Draw the view of an image, its colors changed at random, onto the canvas.
-
-        The colors are changed where there are fewer pixels: before an image is enlarged, after one is shrunk.
-        """
+        """Draw the view of an image, its colors changed at random, onto the canvas."""
         resize = self.preprocessing.resize
         kind, antialias = InterpolationMode.BILINEAR, resize.antialias
         if self.augmentation.interpolation == "random":
             kind, antialias = rng.choice(INTERPOLATIONS)
-        change, window = draw_color_change(self.augmentation, rng), view.window
-        is_enlarged = view.shown.height * view.shown.width > window.height * window.width
-        if is_enlarged:
-            cut = image[:, view.top : view.top + window.height, view.left : view.left + window.width]
-            image, view = change_colors(cut, change), replace(view, top=0, left=0)
         shown = resample_window(image, view=view, antialias=antialias, interpolation=kind)
-        view.part_of(canvas)[:] = shown if is_enlarged else change_colors(shown, change)
+        view.part_of(canvas)[:] = change_colors(shown, draw_color_change(self.augmentation, rng))
 
 
 def _quarters(frame: ImageSize, rng: random.Random) -> list[tuple[int, int, ImageSize]]:

@@ -166,8 +166,8 @@ def cpu_seconds(pid: int) -> float:
 def read_batches(address: str) -> tuple[float, float]:
     """How many images and batches the service has computed, by its metrics."""
     text = httpx2.get(f"{address}/metrics", timeout=60).text
-    found = [re.search(rf"^focaldet_batch_size_{name} (\S+)", text, re.MULTILINE) for name in ("sum", "count")]
-    return tuple(float(match[1]) if match else 0.0 for match in found)
+    matches = [re.search(rf"^focaldet_batch_size_{name} (\S+)", text, re.MULTILINE) for name in ("sum", "count")]
+    return tuple(float(match[1]) if match else 0.0 for match in matches)
 
 
 async def measure(load: Load, process: subprocess.Popen, options: argparse.Namespace) -> dict:

@@ -1,6 +1,5 @@
 """The folder of a comparison: which settings and data it is of, and what an earlier one left."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from focaldet.comparison.jobs import EVALUATIONS, RESULTS
 from focaldet.comparison.plan import JOBS, RUNS
 from focaldet.comparison.timing import TIMING_RECORD
 from focaldet.data.dataset import ImageSource
-from focaldet.errors import ConfigError
 from focaldet.files import write_json
 from focaldet.training.config import FREE_ON_RESUME, RunConfig
-from focaldet.training.run_folder import differences
+from focaldet.training.run_folder import continues_record, remove_folder
 
 COMPARE_RECORD, COMPARE_PAGE = "compare.json", "index.html"
 PAGES = (COMPARE_PAGE, "compare.csv", "compare.md", "compare.tex", "differences.csv", "figure.png", "figure.svg")
@@ -45,27 +43,10 @@ def open_compare_folder(out: Path, record: Mapping[str, Any], *, overwrite: bool
     Raises:
         ConfigError: it contains something else, or a comparison with other settings or data.
     """
-    configs.make_folder(out)
-    names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    is_comparison = (out / COMPARE_RECORD).exists()
-    if names and not is_comparison:
-        raise ConfigError(f"out: {out} contains {names[0]!r} and is not the folder of a comparison")
-    if is_comparison and not overwrite:
-        before = read_record(out)
-        if before is None:
-            raise ConfigError(f"{out / COMPARE_RECORD}: the settings are missing; start over with --overwrite")
-        if changed := differences(record, before):
-            raise ConfigError(
-                f"out: {out} contains a comparison with other settings: {'; '.join(changed)}; continue with its "
-                "settings, take another --out, or start over with --overwrite"
-            )
+    if continues_record(out, out / COMPARE_RECORD, record, kind="comparison", overwrite=overwrite):
         return
     for name in (TIMING_RECORD, *PAGES):
         (out / name).unlink(missing_ok=True)
     for name in (RESULTS, EVALUATIONS, RUNS, JOBS):  # a result stands for a run that is there, so it goes first
-        old = out / f".{name}.overwritten"  # out of sight in one move: a kill leaves nothing half removed
-        shutil.rmtree(old, ignore_errors=True)
-        if (out / name).exists():
-            (out / name).rename(old)
-            shutil.rmtree(old)
+        remove_folder(out / name)
     write_record(out, {"identity": dict(record)})

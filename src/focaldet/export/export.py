@@ -299,16 +299,16 @@ def move_result(trial: Path, path: Path, *, is_accepted: bool) -> Path:
     At no moment is a `.xml` there with the `.bin` of another. What was rejected before goes where a file is accepted.
     """
 
-    def place(suffix: str, *, is_rejected: bool) -> Path:
+    def target_of(suffix: str, *, is_rejected: bool) -> Path:
         name = path.with_suffix(suffix)
         return name.with_name(name.name + REJECTED) if is_rejected else name
 
     parts = [part for part in (trial.with_suffix(".bin"), trial) if part.is_file()]
-    target = place(trial.suffix, is_rejected=not is_accepted)
+    target = target_of(trial.suffix, is_rejected=not is_accepted)
     if len(parts) > 1:
         target.unlink(missing_ok=True)
     for part in parts:
-        part.replace(place(part.suffix, is_rejected=not is_accepted))
+        part.replace(target_of(part.suffix, is_rejected=not is_accepted))
         if is_accepted:
-            place(part.suffix, is_rejected=True).unlink(missing_ok=True)
+            target_of(part.suffix, is_rejected=True).unlink(missing_ok=True)
     return target

@@ -1,7 +1,6 @@
 """Tables 1a, 1b and 1d of the paper on your own data: a short training for every γ and α, and for OHEM."""
 
 import itertools
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from focaldet.ops.sampling import MiningConfig
 from focaldet.runtime import num_processes
 from focaldet.study.sweep_page import SweepRow, compare_balance, sweep_sentences, write_sweep
 from focaldet.training.config import RunConfig
-from focaldet.training.run_folder import RunFolder, differences, identity
+from focaldet.training.run_folder import RunFolder, continues_record, identity, remove_folder
 from focaldet.training.sources import open_sources
 from focaldet.training.trainer import train
 
@@ -165,26 +164,10 @@ def _open_sweep(out: Path, sweep_identity: Mapping[str, Any], *, overwrite: bool
     Raises:
         ConfigError: see `study_sweep`.
     """
-    configs.make_folder(out)
-    record, runs, old = out / RECORD, out / RUNS, out / ".runs.overwritten"
-    names = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    if names and not record.exists():
-        raise ConfigError(f"out: {out} contains {names[0]!r} and is not the folder of a sweep")
-    if record.exists() and not overwrite:
-        before = configs.read_mapping(record).get("identity")
-        if not isinstance(before, Mapping):
-            raise ConfigError(f"{record}: the settings of the sweep are missing; start over with --overwrite")
-        if changed := differences(sweep_identity, before):
-            raise ConfigError(
-                f"out: {out} contains a sweep with other settings: {'; '.join(changed)}; continue with its settings, "
-                "take another --out, or start over with --overwrite"
-            )
+    record = out / RECORD
+    if continues_record(out, record, sweep_identity, kind="sweep", overwrite=overwrite):
         return
-    # First out of sight in one move: a kill in between leaves no half-removed run behind.
-    shutil.rmtree(old, ignore_errors=True)
-    if runs.exists():
-        runs.rename(old)
-        shutil.rmtree(old)
+    remove_folder(out / RUNS)
     _write_sweep_json(record, {"identity": sweep_identity})
 
 

@@ -243,6 +243,44 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def continues_record(out: Path, file: Path, identity: Mapping[str, Any], *, kind: str, overwrite: bool) -> bool:
+    """Make `out` the folder of many trainings with one record, such as a sweep; whether an earlier call is continued.
+
+    Args:
+        out: the folder.
+        file: its record, which has the settings and data under `identity`.
+        identity: those of this call.
+        kind: what the trainings together are called.
+        overwrite: whether to begin anew.
+
+    Raises:
+        ConfigError: it contains something else, or a `kind` with other settings or data.
+    """
+    configs.make_folder(out)
+    if (names := _visible_names(out)) and not file.exists():
+        raise ConfigError(f"out: {out} contains {names[0]!r} and is not the folder of a {kind}")
+    if not file.exists() or overwrite:
+        return False
+    before = configs.read_mapping(file).get("identity")
+    if not isinstance(before, Mapping):
+        raise ConfigError(f"{file}: the settings of the {kind} are missing; start over with --overwrite")
+    if changed := differences(identity, before):
+        raise ConfigError(
+            f"out: {out} contains a {kind} with other settings: {'; '.join(changed)}; continue with its settings, "
+            "take another --out, or start over with --overwrite"
+        )
+    return True
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there, first out of sight in one move: a kill leaves nothing half removed behind."""
+    old = path.with_name(f".{path.name}.overwritten")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+        shutil.rmtree(old)
+
+
 def write_environment(path: Path, *, config: RunConfig, fingerprints: Mapping[str, str], fabric: Any) -> None:
     """Write versions, seed, commit, machine and the fingerprints of the data as JSON."""
     versions = {

@@ -175,7 +175,7 @@ def _conclude(
     dataset = evaluated.dataset
     timing = _measure_times(run, config, results, evaluated, log=log)
     timings = {} if timing is None else dict(timing.detectors)
-    timings |= {name: DetectorTiming(Spread(ms, ms, ms, 1), {}) for name, ms in config.times.items()}
+    timings |= {name: DetectorTiming(Spread(ms, ms, ms, 1, ms), {}) for name, ms in config.times.items()}
     log(f"bootstrap: {quantity(config.resamples, 'resampled split')}")
     splits = resample(dataset, num_splits=config.resamples, seed=run.seed, pattern=config.cluster)
     rows = collect_rows(

@@ -44,7 +44,7 @@ class CompareConfig:
     retry: bool = False
     """Train detectors again that failed before."""
 
-    rounds: PositiveInt = 5
+    rounds: PositiveInt = 10
     """Rounds of the time measurement; each goes through all detectors."""
 
     timed_images: PositiveInt = 8

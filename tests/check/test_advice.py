@@ -48,7 +48,7 @@ def test_a_size_without_boxes_is_the_smallest():
 def test_every_list_of_the_table_has_a_row_for_any_data():
     few, many = squares(6).dataset, squares(40).dataset
     assert (advice.advise_epochs(few, batch_size=4).value, advice.advise_epochs(many, batch_size=8).value) == (100, 100)
-    assert advice.advise_epochs(few, batch_size=4).reason == "200 updates in all, from 6 images"
+    assert advice.advise_epochs(few, batch_size=4).reason == "100 updates in all, from 6 images"
     assert (advice.advise_batch_size(few).value, advice.advise_batch_size(many).value) == (4, 8)
     assert advice.advise_augmentation(few, epochs=24).value == "light"
     assert advice.advise_sampling(few).value == "uniform"

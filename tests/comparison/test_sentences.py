@@ -88,6 +88,16 @@ def test_nobody_is_recommended_where_nothing_was_detected():
     assert lines[0].startswith("No detector was right anywhere") and not any("Take" in line for line in lines)
 
 
+def test_a_row_that_was_trained_elsewhere_is_named_with_its_budget():
+    added = make_row("a", [0.5], 1.0, model="ssd_r18")
+    added = replace(added, results=tuple(replace(each, note="trained before, for 24 epochs") for each in added.results))
+    rows = [added, make_row("b", [0.4], 2.0, model="yolov2_tiny"), make_row("c", [0.3], 3.0)]
+    lines = conclude(rows, [], SeedSpread(0.01, math.inf), num_images=9)
+    text = "Not trained by this comparison: c (another program's); a (trained before, for 24 epochs). "
+    assert any(line.startswith(text) for line in lines)
+    assert not any("Not trained" in line for line in conclude(rows[1:2], [], SeedSpread(0.01, math.inf), num_images=9))
+
+
 def test_unlike_starts_and_clusters_are_said():
     trained = make_row("a", [0.5], 1.0, model="ssd_r18")
     trained = replace(trained, results=tuple(replace(each, initial="embedded") for each in trained.results))

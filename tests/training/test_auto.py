@@ -75,6 +75,21 @@ def test_the_model_has_the_settings_of_the_architecture(demo_data):
     assert decide(demo_data, architecture={"width": 64}).config.model.startswith("faster_rcnn_")
 
 
+def test_weights_of_ones_own_detector_choose_it_and_not_another_with_its_backbone(demo_data, tmp_path):
+    path = tmp_path / "cells.safetensors"
+    save_detector(path, build("retinanet_efficientnet_lite0_fpn", class_names=("a", "b")))
+    decided = decide(demo_data, weights=str(path))
+    assert decided.config.model == "retinanet_efficientnet_lite0_fpn"
+    assert decided.choices[0].reason == "the detector of the weights that are given"
+
+
+def test_the_reason_says_what_the_detector_starts_from(demo_data):
+    assert decide(demo_data).choices[0].reason == "small, with ImageNet weights that come with focaldet"
+    assert decide(demo_data, weights=None).choices[0].reason == "small, with random weights"
+    gamma = decide(demo_data, weights=None, architecture={"loss": {"gamma": 1.0}})
+    assert gamma.choices[0].reason == "the first that fits what is given, with random weights"
+
+
 def test_without_data_the_defaults_hold():
     assert decide_settings({}, defaults=True) == (RunConfig(), ())
 
@@ -84,8 +99,9 @@ def test_the_model_fits_the_initial_weights(demo_data, tmp_path):
     save_detector(path, build("faster_rcnn_mobilenet_v2_fpn", num_classes=3))
     assert decide(demo_data, weights=str(path)).config.model == "faster_rcnn_mobilenet_v2_fpn"
     save_detector(path, build("ssd_r18", num_classes=3))
+    assert decide(demo_data, weights=str(path)).config.model == "ssd_r18"
     with pytest.raises((ConfigError, CheckpointError), match="auto knows no detector for these settings; name one"):
-        decide(demo_data, weights=str(path))
+        decide(demo_data, weights=str(path), architecture={"width": 64})
     save_detector(path, build("ssd_mobilenet_v2_tf", num_classes=3))
     decided = decide(demo_data, weights=str(path))
     assert (decided.config.model, decided.config.size) == ("ssd_mobilenet_v2_tf", None), "its own size"

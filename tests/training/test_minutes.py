@@ -71,6 +71,7 @@ def test_a_run_ends_in_its_minutes_and_its_schedule_with_it(tmp_path, monkeypatc
     printed = capsys.readouterr().out
     assert "as many steps as fit into 1 min" in printed
     assert "1 s a step and " in printed and " epochs\n" in printed
+    assert "step 1/48  epoch 1  ETA 0:59" in printed  # not the 48 steps and 8 evaluations of the plan before any speed
 
 
 @pytest.mark.prove

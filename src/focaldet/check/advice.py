@@ -3,7 +3,7 @@
 `focaldet train` takes it where a setting is `auto`. Each piece is one value with its reason in one sentence.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,14 +41,6 @@ def small_models() -> tuple[str, ...]:
     return tuple(RULES["small_models"])
 
 
-def advise_model(candidates: Sequence[str]) -> Choice:
-    """The first of `candidates`: those of `candidate_models` that fit the initial weights, at least one."""
-    reason = "small, with ImageNet weights that come with focaldet"
-    if candidates[0] != candidate_models()[0]:
-        reason = "the first that fits the weights and the architecture that are given"
-    return Choice("model", candidates[0], reason)
-
-
 def advise_size(dataset: Dataset, resize: Resize) -> Choice:
     """The long side in pixels (of a square its side) at which the objects of `dataset` are large enough to detect.
 
@@ -82,7 +74,7 @@ def object_sides(dataset: Dataset, resize: Resize) -> Float64[Tensor, " M"]:
 def advise_epochs(dataset: Dataset, *, batch_size: int) -> Choice:
     """How often the images are passed through."""
     epochs = _first_row("epochs", images=len(dataset))["epochs"]
-    updates = epochs * -(-len(dataset) // batch_size)
+    updates = epochs * max(1, len(dataset) // batch_size)
     return Choice("epochs", epochs, f"{quantity(updates, 'update')} in all, from {quantity(len(dataset), 'image')}")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from focaldet.check.advice import advise_model, candidate_models
+from focaldet.check.advice import candidate_models
 from focaldet.check.anchor_clusters import anchor_shapes
 from focaldet.check.check import check_data
 from focaldet.cli import Switch
@@ -58,7 +58,7 @@ def check_command(
         html: Write the report as a page with images of each kind of problem.
         json: Print JSON.
     """
-    model = model or str(advise_model(candidate_models()).value)
+    model = model or candidate_models()[0]
     detector, preprocessing = named_config(model, architecture=architecture or {}), find_preset(model).preprocessing
     resize = preprocessing.resize.with_sides(size=size, short_side=short_side, max_side=max_side)
     try:

@@ -38,7 +38,7 @@ def conclude(
     if len(compared) > 1 and best.mean("ap"):
         lines += recommend(compared, differences, budget_ms=budget_ms)
         lines += describe_differences(differences)
-    lines += _describe_starts(rows)
+    lines += _describe_starts(rows) + _describe_other_trainings(rows)
     images = quantity(num_images, "image")
     if num_clusters is not None:
         images += f" in {quantity(num_clusters, 'cluster')}"
@@ -144,6 +144,19 @@ def _describe_starts(rows: Sequence[ComparedDetector]) -> list[str]:
         return []
     parts = [f"{', '.join(names)} from {initial or 'random weights'}" for initial, names in starts.items()]
     return [f"They did not start alike, which matters most where training is short: {'; '.join(parts)}."]
+
+
+def _describe_other_trainings(rows: Sequence[ComparedDetector]) -> list[str]:
+    """Which rows this comparison did not train: their budget was another."""
+    notes = {row.name: "another program's" for row in rows if not row.results and row.sample is not None}
+    notes |= {row.name: result.note for row in rows for result in row.results if result.note}
+    if not notes:
+        return []
+    parts = [f"{name} ({note})" for name, note in notes.items()]
+    return [
+        f"Not trained by this comparison: {'; '.join(parts)}. Between these and the others AP differs by the training "
+        "as well as by the detector."
+    ]
 
 
 def _describe_basis(rows: Sequence[ComparedDetector], spread: SeedSpread, *, images: str) -> str:

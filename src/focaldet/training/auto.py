@@ -4,6 +4,7 @@ A `RunConfig` holds decided values only, and so does the `config.yaml` of a run 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from focaldet import config as configs
@@ -14,7 +15,9 @@ from focaldet.errors import CheckpointError, ConfigError, FocaldetError
 from focaldet.models import build, find_preset, named_config
 from focaldet.training.config import AUTO, AUTO_DEFAULTS, AUTO_SETTINGS, RunConfig
 from focaldet.training.run_folder import RunFolder
+from focaldet.training.state import initial_weights
 from focaldet.weights import load_into
+from focaldet.weights.load import saved_preset
 
 
 class DecidedRun(NamedTuple):
@@ -90,7 +93,7 @@ def _follow_rules(plain: RunConfig, asked: list[str]) -> list[Choice]:
     train = open_splits(plain.data, seed=plain.seed).train
     values: dict[str, Any] = {"model": plain.model, "batch_size": plain.batch_size, "epochs": plain.epochs}
     rules = {
-        "model": lambda: advice.advise_model(fitting_models(plain)),
+        "model": lambda: choose_model(plain),
         "size": lambda: advice.advise_size(train, find_preset(values["model"]).preprocessing.resize),
         "batch_size": lambda: advice.advise_batch_size(train),
         "epochs": lambda: advice.advise_epochs(train, batch_size=values["batch_size"]),
@@ -106,24 +109,34 @@ def _follow_rules(plain: RunConfig, asked: list[str]) -> list[Choice]:
     return chosen
 
 
-def fitting_models(config: RunConfig) -> list[str]:
-    """The detectors that `model: auto` may choose, which have the settings of the architecture that are given and can
-    start from the weights that are; the best first.
+def choose_model(config: RunConfig) -> Choice:
+    """The detector of `model: auto`: the one that the initial weights are of; else the first of `candidate_models` that
+    can start from them and has the settings of the architecture that are given.
 
     Raises:
-        CheckpointError, ConfigError: there is none; says why.
+        CheckpointError, ConfigError: the weights cannot be read, or there is no such detector; says why.
     """
+    weights = None if config.weights in (None, AUTO) else str(config.weights)
+    saved = None if weights is None else saved_preset(weights)
+    candidates = dict.fromkeys([*([] if saved is None else [saved]), *advice.candidate_models()])
     fitting: list[str] = []
     problem: FocaldetError | None = None
-    for name in advice.candidate_models():
+    for name in candidates:
         try:
             named_config(name, architecture=config.architecture)
-            if config.weights not in (None, AUTO):
+            if weights is not None:
                 detector = build(name, architecture=config.architecture)
-                load_into(detector, str(config.weights), input=config.weights_input)
+                if load_into(detector, weights, input=config.weights_input).kind == "detector":
+                    return Choice("model", name, "the detector of the weights that are given")
             fitting.append(name)
         except (CheckpointError, ConfigError) as error:
-            problem = error
+            problem = problem or error
     if not fitting and problem is not None:
         raise type(problem)(f"model: auto knows no detector for these settings; name one with --model ({problem})")
-    return fitting
+    start = "ImageNet weights that come with focaldet"
+    if weights is not None:
+        start = f"a start from {weights}"
+    elif initial_weights(replace(config, model=fitting[0])) is None:
+        start = "random weights"
+    first = "small" if fitting[0] == advice.candidate_models()[0] else "the first that fits what is given"
+    return Choice("model", fitting[0], f"{first}, with {start}")

@@ -21,7 +21,15 @@ EARLY_UPDATES, NUM_BATCHES = 500, 8
 
 def has_trained_norm(detector: Detector) -> bool:
     """Whether some layer of BatchNorm keeps running statistics; a frozen one does not."""
-    return any(isinstance(module, nn.BatchNorm2d) for module in detector.modules())
+    was_training = detector.training
+    has_norm = bool(_follow_batches(detector.train()))
+    detector.train(was_training)
+    return has_norm
+
+
+def _follow_batches(detector: Detector) -> list[nn.BatchNorm2d]:
+    """The layers of a detector in training whose statistics are those of the batches: frozen ones evaluate."""
+    return [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
 
 
 def share_buffers(detector: Detector, *, num_ranks: int) -> None:
@@ -33,8 +41,9 @@ def share_buffers(detector: Detector, *, num_ranks: int) -> None:
 @torch.no_grad()
 def measure_norm(detector: Detector, batches: Iterable[Batch], *, autocast: Autocast) -> Detector:
     """A copy of `detector` whose BatchNorm has the mean statistics of `batches` under its weights."""
-    measured = copy.deepcopy(detector).eval()
-    norms = [module for module in measured.modules() if isinstance(module, nn.BatchNorm2d)]
+    measured = copy.deepcopy(detector)
+    norms = _follow_batches(measured.train())
+    measured.eval()
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()

@@ -397,10 +397,13 @@ class Trainer:
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def _seconds_left(self) -> float:
-        """Seconds to the end of the run at the present speed, evaluations included."""
+        """Seconds to the end of the run at the present speed, evaluations included; at most those of `minutes`."""
         every, epochs = self.settings.evaluate_every, self.num_epochs - self.state.epoch
         evaluations = 0 if every is None else math.ceil(epochs / every)
-        return self.pace.seconds_for(steps=self.total_steps - self.state.step, evaluations=evaluations)
+        seconds = self.pace.seconds_for(steps=self.total_steps - self.state.step, evaluations=evaluations)
+        if self.config.minutes is not None:
+            seconds = min(seconds, max(0.0, 60 * self.config.minutes - (read_clock() - self.begin)))
+        return seconds
 
     def _revision_is_due(self) -> bool:
         """Whether the plan of a run of some minutes must be revised within the epoch; it always is after one."""

@@ -24,7 +24,13 @@ from focaldet.weights.checkpoint import (
     parse_metadata,
     saved_config,
 )
-from focaldet.weights.compatibility import BEHIND_ENCODER, FREE, require_same_settings, setting_differences
+from focaldet.weights.compatibility import (
+    BEHIND_ENCODER,
+    FREE,
+    matching_preset,
+    require_same_settings,
+    setting_differences,
+)
 from focaldet.weights.exported.detector import open_exported
 from focaldet.weights.exported.graphs import is_exported
 from focaldet.weights.formats import darknet
@@ -33,7 +39,7 @@ from focaldet.weights.formats.files import TensorFile, read_tensors
 from focaldet.weights.formats.registry import recognize_format
 from focaldet.weights.normalization import describe_input, replace_scaling, with_input
 from focaldet.weights.parts import shared_names
-from focaldet.weights.sources import WeightsSource, find_weights
+from focaldet.weights.sources import TORCHVISION_WEIGHTS, WeightsSource, find_weights
 from focaldet.weights.tensor_names import (
     TensorShapes,
     build_on_meta,
@@ -160,6 +166,23 @@ def load_into(
     if (file_format := recognize_format(file.tensors)) is not None:
         return _fill_detector(detector, file_format.read(file, source, stated, detector), source)
     return _fill_backbone(detector, file, source, stated)
+
+
+def saved_preset(spec: str) -> str | None:
+    """The preset whose detector a file of focaldet's holds, its classes aside; None for any other file.
+
+    Raises:
+        CheckpointError, ConfigError: as `find_weights`, or the file is damaged.
+    """
+    if spec in TORCHVISION_WEIGHTS or spec.startswith("timm:"):
+        return None  # a download of another program's
+    path = find_weights(spec).path
+    if darknet.is_darknet(path) or is_exported(path):
+        return None
+    file = read_tensors(path)
+    if not is_checkpoint(file):
+        return None
+    return matching_preset(saved_config(parse_metadata(file.statements, path), path))
 
 
 def _require_sound(tensors: Mapping[str, Tensor], source: WeightsSource, allow_nonfinite: bool) -> None:

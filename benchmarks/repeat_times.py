@@ -1,0 +1,50 @@
+"""Whether the times of `focaldet compare` repeat: measured again and again, what each number differs by.
+
+    python benchmarks/repeat_times.py runs/compare [--times 3]
+
+Runs, images, rounds and batch size are those of the comparison's timing.json, which stays as it is. The last two
+columns are the largest value over the smallest, less one, of the time that the comparison goes by and of the median.
+"""
+
+import argparse
+from pathlib import Path
+
+from focaldet import config as configs
+from focaldet.comparison.timing import TIMING_RECORD, TimingReport, time_detectors
+
+
+def measure_again(folder: Path, *, times: int) -> list[TimingReport]:
+    """The times of a comparison's detectors, measured so many times."""
+    key = configs.read_mapping(folder / TIMING_RECORD)["key"]
+    runs = {name: Path(path) for name, (path, _) in key["runs"].items()}
+    images = [Path(path) for path in key["images"]]
+    reports = []
+    for number in range(times):
+        report = time_detectors(runs, images, rounds=key["rounds"], batch_size=key["batch"])
+        print(f"{number + 1} of {times}: load {report.load_before} before, {report.load_after} after", flush=True)
+        reports.append(report)
+    return reports
+
+
+def spread(values: list[float]) -> str:
+    """The largest over the smallest, less one."""
+    return f"{max(values) / min(values) - 1:6.1%}"
+
+
+def main() -> None:
+    """Measure, and print a row for each detector and each number."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of a finished comparison")
+    parser.add_argument("--times", type=int, default=3)
+    words = parser.parse_args()
+    reports = measure_again(words.folder, times=words.times)
+    for unit, part in (("ms", "total"), ("images/s", "throughput")):
+        print(f"{unit:42} {'best':>{9 * words.times}} {'median':>7}")
+        for name in reports[0].detectors:
+            measured = [getattr(report.detectors[name], part) for report in reports if name in report.detectors]
+            best, median = [each.best for each in measured], [each.median for each in measured]
+            print(f"{name:42} {''.join(f'{value:9.1f}' for value in best)} {spread(best)} {spread(median)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

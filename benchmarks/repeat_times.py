@@ -1,24 +1,26 @@
 """Whether the times of `focaldet compare` repeat: measured again and again, what each number differs by.
 
-    python benchmarks/repeat_times.py runs/compare [--times 3]
+    python benchmarks/repeat_times.py runs/compare [--times 2]
 
-Runs, images, rounds and batch size are those of the comparison's timing.json, which stays as it is. The last two
-columns are the largest value over the smallest, less one, of the time that the comparison goes by and of the median.
+Runs, images, rounds and batch size are those of the comparison's timing.json, which stays as it is and is the first of
+the measurements. The last two columns are the largest value over the smallest, less one, of the time that the
+comparison goes by and of the median.
 """
 
 import argparse
 from pathlib import Path
 
 from focaldet import config as configs
-from focaldet.comparison.timing import TIMING_RECORD, TimingReport, time_detectors
+from focaldet.comparison.timing import TIMING_RECORD, TimingReport, read_timing, time_detectors
 
 
 def measure_again(folder: Path, *, times: int) -> list[TimingReport]:
-    """The times of a comparison's detectors, measured so many times."""
-    key = configs.read_mapping(folder / TIMING_RECORD)["key"]
+    """The times of a comparison's detectors as it has them, then measured so many times more."""
+    file = folder / TIMING_RECORD
+    saved = configs.read_mapping(file)
+    key, reports = saved["key"], [read_timing(saved["report"], source=str(file))]
     runs = {name: Path(path) for name, (path, _) in key["runs"].items()}
     images = [Path(path) for path in key["images"]]
-    reports = []
     for number in range(times):
         report = time_detectors(runs, images, rounds=key["rounds"], batch_size=key["batch"])
         print(f"{number + 1} of {times}: load {report.load_before} before, {report.load_after} after", flush=True)
@@ -35,11 +37,11 @@ def main() -> None:
     """Measure, and print a row for each detector and each number."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of a finished comparison")
-    parser.add_argument("--times", type=int, default=3)
+    parser.add_argument("--times", type=int, default=2)
     words = parser.parse_args()
     reports = measure_again(words.folder, times=words.times)
     for unit, part in (("ms", "total"), ("images/s", "throughput")):
-        print(f"{unit:42} {'best':>{9 * words.times}} {'median':>7}")
+        print(f"{unit:42} {'best':>{9 * len(reports)}} {'median':>7}")
         for name in reports[0].detectors:
             measured = [getattr(report.detectors[name], part) for report in reports if name in report.detectors]
             best, median = [each.best for each in measured], [each.median for each in measured]

@@ -199,7 +199,7 @@ def measure_or_read(
     file = out / TIMING_RECORD
     saved = configs.read_mapping(file) if file.exists() else {}
     if saved.get("key") == key:
-        return _read_timing(saved["report"], source=str(file))
+        return read_timing(saved["report"], source=str(file))
     report = time_detectors(
         runs, images, rounds=rounds, batch_size=batch_size, device=device, precision=precision, log=log
     )
@@ -207,7 +207,7 @@ def measure_or_read(
     return report
 
 
-def _read_timing(values: Mapping[str, Any], *, source: str) -> TimingReport:
+def read_timing(values: Mapping[str, Any], *, source: str) -> TimingReport:
     """The report that was written as plain values."""
     timings = {
         name: configs.from_dict(DetectorTiming, each, source=source) for name, each in values["detectors"].items()

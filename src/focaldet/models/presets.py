@@ -128,8 +128,8 @@ PRESETS: dict[str, Preset] = {
         RetinaNetConfig(backbone="resnext101_32x8d"), published=PublishedAP(40.8, 61.1, 44.1, 24.1, 44.2, 51.2)
     ),
     "retinanet_x101_64x4d_fpn": Preset(RetinaNetConfig(backbone="resnext101_64x4d")),
-    "retinanet_mobilenet_v2_fpn": Preset(_SMALL_RETINANET),
-    "retinanet_efficientnet_lite0_fpn": Preset(replace(_SMALL_RETINANET, **_LITE0)),
+    "retinanet_mobilenet_v2_fpn": Preset(_SMALL_RETINANET, _LONG_320),
+    "retinanet_efficientnet_lite0_fpn": Preset(replace(_SMALL_RETINANET, **_LITE0), _LONG_320),
     "retinanet_r50_fpn_tv": Preset(_TORCHVISION, _TORCHVISION_PREPROCESSING),
     "retinanet_r50_fpn_v2_tv": Preset(
         replace(

@@ -57,7 +57,8 @@ class MatchConfig:
     equal pairs the one with the first anchor comes first, then that with the first object, as in Caffe.
 
     With `rule` adaptive all this gives way to ATSS (`ops.adaptive`): of the `candidates` anchors of every level that
-    are nearest to an object those whose IoU stands out among them, whatever it is.
+    are nearest to an object those whose IoU stands out among them, whatever it is. The paper's 9 are for one anchor a
+    cell; with S of them take 9 S.
 
     Raises:
         ConfigError: `background_iou` is above `foreground_iou`.

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from focaldet import config as configs
+from focaldet.check import advice
+from focaldet.data.splits import open_splits
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.models import build
+from focaldet.models import build, find_preset
 from focaldet.training.auto import decide_settings, without_auto
 from focaldet.training.config import AUTO_SETTINGS, RunConfig
 from focaldet.weights import save_detector
@@ -88,6 +90,24 @@ def test_the_reason_says_what_the_detector_starts_from(demo_data):
     assert decide(demo_data, weights=None).choices[0].reason == "small, with random weights"
     gamma = decide(demo_data, weights=None, architecture={"loss": {"gamma": 1.0}})
     assert gamma.choices[0].reason == "the first that fits what is given, with random weights"
+
+
+def test_the_anchors_of_a_small_retinanet_follow_the_objects(demo_data, tmp_path):
+    name = "architecture.anchors.base_scale"
+    decided = decide(demo_data, model="retinanet_efficientnet_lite0_fpn", size=320)
+    objects = advice.object_sides(
+        open_splits(decided.config.data, seed=0).train, find_preset(decided.config.model).preprocessing.resize
+    )
+    smaller = float(objects.sort().values[int(0.25 * (len(objects) - 1))])
+    assert chosen(decided)[name] == pytest.approx(min(max(smaller / 8, 2), 8), abs=0.051)
+    assert decided.config.architecture["anchors"]["base_scale"] == chosen(decided)[name]
+    assert "25% of the objects are smaller than" in decided.choices[-1].reason
+    typed = {"anchors": {"base_scale": 4.0}}
+    assert name not in chosen(decide(demo_data, model="retinanet_efficientnet_lite0_fpn", architecture=typed))
+    assert name not in chosen(decide(demo_data, model="retinanet_r50_fpn"))
+    path = tmp_path / "cells.safetensors"
+    save_detector(path, build("retinanet_efficientnet_lite0_fpn", class_names=("a", "b")))
+    assert name not in chosen(decide(demo_data, weights=str(path))), "trained with anchors of its own"
 
 
 def test_without_data_the_defaults_hold():

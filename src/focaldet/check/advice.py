@@ -3,7 +3,7 @@
 `focaldet train` takes it where a setting is `auto`. Each piece is one value with its reason in one sentence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,10 @@ from focaldet.config import read_mapping
 from focaldet.data.dataset import Dataset
 from focaldet.data.formats.text import quantity
 from focaldet.models import PRESETS
+from focaldet.nets.necks import PYRAMID_STRIDES_PX
 from focaldet.types import Resize
 
+BASE_SCALE = "architecture.anchors.base_scale"
 RULES: Mapping[str, Any] = read_mapping(Path(__file__).with_name("advice.yaml"))
 
 
@@ -63,6 +65,28 @@ def advise_size(dataset: Dataset, resize: Resize) -> Choice:
         limit = "the images are not larger" if chosen != rule["sides_px"][-1] else "more is slow"
         reason += f", where {least} px would be better, but {limit}"
     return Choice("size", chosen, reason)
+
+
+def advise_anchors(dataset: Dataset, resize: Resize) -> Choice:
+    """How many strides wide the anchors are: on the finest map as wide as the smaller objects.
+
+    Adaptive matching finds an anchor for every object, but one that is four times as wide learns slowly: its overlap is
+    what the box loss and the target of the score begin with.
+    """
+    rule = RULES["anchors"]
+    sides, stride = object_sides(dataset, resize), PYRAMID_STRIDES_PX[0]
+    if not len(sides):
+        return Choice(BASE_SCALE, float(rule["most"]), "there are no boxes to choose by")
+    small = _quantile(sides, rule["fraction"])
+    scale = round(min(max(small / stride, rule["least"]), rule["most"]), 1)
+    reason = f"anchors from {scale * stride:.0f} px on, as {rule['fraction']:.0%} of the objects are smaller than "
+    return Choice(BASE_SCALE, scale, f"{reason}{small:.0f} px")
+
+
+def has_fitted_anchors(model: str, settings: Iterable[str]) -> bool:
+    """Whether the anchors of a detector follow the data: unless one of the `settings` that are given says otherwise."""
+    own = ("architecture.anchors.", "architecture.matching.")
+    return model in RULES["anchors"]["models"] and not any(name.startswith(own) for name in settings)
 
 
 def object_sides(dataset: Dataset, resize: Resize) -> Float64[Tensor, " M"]:

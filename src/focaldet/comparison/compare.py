@@ -13,7 +13,7 @@ from focaldet.comparison.config import CompareConfig
 from focaldet.comparison.folder import COMPARE_PAGE, comparison_record, open_compare_folder
 from focaldet.comparison.jobs import RESULTS, JobResult, read_result, run_job
 from focaldet.comparison.numbers import write_numbers
-from focaldet.comparison.plan import Job, plan_jobs, shard_jobs, write_jobs
+from focaldet.comparison.plan import Job, fit_anchors, plan_jobs, shard_jobs, write_jobs
 from focaldet.comparison.rows import Comparison, cluster_keys, collect_rows, compare_rows, resample
 from focaldet.comparison.sentences import conclude
 from focaldet.comparison.timing import DetectorTiming, Spread, TimingReport, measure_or_read
@@ -75,7 +75,7 @@ def compare(
     threads = run.threads or min(torch.get_num_threads(), usable_cores())
     with torch_settings(threads=threads, deterministic=run.deterministic):
         added = add_earlier(names, run.out, evaluated, options=options, record=record, add=config.add)
-        part = shard_jobs(jobs, config.part)
+        part = shard_jobs(fit_anchors(jobs, train_source.dataset), config.part)
         results = _run_jobs(part, run, sources, evaluated, options=options, config=config, log=log)
         if results is None:
             return Comparison(run.out, interrupted=True)
@@ -106,7 +106,7 @@ def write_job_files(run: RunConfig, config: CompareConfig) -> list[Path]:
     source, validation, _ = open_sources(run, None)
     record = comparison_record(run, source, _open_evaluated(run, config, validation))
     open_compare_folder(run.out, record, overwrite=run.overwrite)
-    return write_jobs(run.out, shard_jobs(jobs, config.part))
+    return write_jobs(run.out, shard_jobs(fit_anchors(jobs, source.dataset), config.part))
 
 
 def _open_evaluated(run: RunConfig, config: CompareConfig, validation: ImageSource) -> ImageSource:

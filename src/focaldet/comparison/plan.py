@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from focaldet import config as configs
+from focaldet.check.advice import advise_anchors
 from focaldet.comparison.config import CompareConfig
-from focaldet.data.dataset import ImageSource
+from focaldet.data.dataset import Dataset, ImageSource
 from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, FocaldetError
-from focaldet.models import named_config
+from focaldet.models import find_preset, named_config
 from focaldet.runtime import launch_fabric, num_processes, pick_device, torch_settings
+from focaldet.training.auto import may_fit_anchors
 from focaldet.training.config import RunConfig
 from focaldet.training.state import build_state
 from focaldet.training.step import train_step
@@ -70,6 +72,19 @@ def plan_jobs(run: RunConfig, config: CompareConfig) -> list[Job]:
         )
         jobs.append(Job(name, settings))
     return jobs
+
+
+def fit_anchors(jobs: Sequence[Job], dataset: Dataset) -> list[Job]:
+    """The trainings, those of small RetinaNets with the anchors that `focaldet train` would choose for these images."""
+    fitted = []
+    for job in jobs:
+        run = job.run
+        if may_fit_anchors(run, configs.flatten({"architecture": run.architecture})):
+            choice = advise_anchors(dataset, run.resize(find_preset(run.model).preprocessing.resize))
+            anchors = {"anchors": {"base_scale": choice.value}}
+            run = replace(run, architecture=configs.merge(run.architecture, anchors))
+        fitted.append(replace(job, run=run))
+    return fitted
 
 
 def shard_jobs(jobs: Sequence[Job], part: tuple[int, int]) -> list[Job]:

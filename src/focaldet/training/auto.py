@@ -3,7 +3,7 @@
 A `RunConfig` holds decided values only, and so does the `config.yaml` of a run folder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -50,18 +50,22 @@ def decide_settings(values: Mapping[str, Any], *, source: str = "settings", defa
         raise ConfigError(f"{asked[0]}: auto is for a run without phases, which say it themselves")
     if defaults:
         asked += [name for name in AUTO_DEFAULTS if name not in given and _is_open(name, plain, given)]
+        models = advice.candidate_models() if "model" in asked else (plain.model,)
+        if any(may_fit_anchors(replace(plain, model=name), given) for name in models):
+            asked.append(advice.BASE_SCALE)
     if not asked or plain.data == type(plain.data)():
         return DecidedRun(plain, ())
     begun = RunFolder(plain.out).config
     if plain.resume and begun.exists():
         chosen = _read_choices(begun, asked)
     else:
-        chosen = _follow_rules(plain, asked)
+        chosen = _follow_rules(plain, asked, given)
         if given.get("size") != AUTO and "model" in asked and chosen[0].value not in advice.small_models():
             chosen = [choice for choice in chosen if choice.setting != "size"]  # it has a size of its own
     for choice in chosen:
-        first, _, second = choice.setting.partition(".")
-        change = {first: {second: choice.value} if second else choice.value}
+        change = choice.value
+        for part in reversed(choice.setting.split(".")):
+            change = {part: change}
         values = configs.merge(values, change)
     return DecidedRun(configs.from_dict(RunConfig, values, source=source), tuple(chosen))
 
@@ -71,6 +75,16 @@ def _is_open(name: str, plain: RunConfig, given: Mapping[str, Any]) -> bool:
     if name == "size":
         return plain.short_side is None and ("model" not in given or given["model"] in (AUTO, *advice.small_models()))
     return name != "epochs" or (plain.overfit is None and plain.minutes is None)
+
+
+def may_fit_anchors(config: RunConfig, settings: Iterable[str]) -> bool:
+    """Whether the anchors of the detector are to follow the data: not where its trained weights go with others.
+
+    `settings` are the names of those that were given, such as `architecture.anchors.scales`.
+    """
+    if config.phases or not advice.has_fitted_anchors(config.model, settings):
+        return False
+    return config.weights in (None, AUTO) or saved_preset(str(config.weights)) is None
 
 
 def without_auto(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +102,7 @@ def _read_choices(file: Any, asked: list[str]) -> list[Choice]:
     return [Choice(name, begun[name], f"as in {file}, with which the run began") for name in asked if name in begun]
 
 
-def _follow_rules(plain: RunConfig, asked: list[str]) -> list[Choice]:
+def _follow_rules(plain: RunConfig, asked: list[str], given: Iterable[str]) -> list[Choice]:
     """What the table of rules says for each setting, those first on which others depend."""
     train = open_splits(plain.data, seed=plain.seed).train
     values: dict[str, Any] = {"model": plain.model, "batch_size": plain.batch_size, "epochs": plain.epochs}
@@ -106,6 +120,9 @@ def _follow_rules(plain: RunConfig, asked: list[str]) -> list[Choice]:
             choice = rules[name]()
             values[name] = choice.value
             chosen.append(choice)
+    if advice.BASE_SCALE in asked and advice.has_fitted_anchors(values["model"], given):
+        sized = replace(plain, size=values.get("size", plain.size))
+        chosen.append(advice.advise_anchors(train, sized.resize(find_preset(values["model"]).preprocessing.resize)))
     return chosen
 
 

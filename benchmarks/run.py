@@ -2,7 +2,8 @@
 
 Each row runs on the same numbers in both programs, A/B/A/B…; only the ratios of one run compare, so they are what is
 written first. The load of the machine stands beside them. With `--device cuda` the rows run there, with `--small` on
-numbers so few that the script is known to work within seconds, anywhere.
+numbers so few that the script is known to work within seconds, anywhere. Only a whole run replaces what is kept in
+`results/`; others go to `build/benchmarks`.
 
     python benchmarks/run.py                      # the CPU, every row
     python benchmarks/run.py --rows "NMS 5000 × 80" matching
@@ -51,6 +52,8 @@ from focaldet.runtime import pick_precision
 from focaldet.types import ImageSize
 
 STRIDES_PX, FINEST = (4, 8, 16, 32), 2
+SCRATCH = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
+EVERY_ROW = ("",)  # the name of each contains it
 
 
 @dataclass(frozen=True)
@@ -290,10 +293,16 @@ def draw(result: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
+def choose_folder(chosen: argparse.Namespace) -> Path | None:
+    """Where the result goes: only a whole run replaces the one that is kept with the source (None)."""
+    is_whole = tuple(chosen.rows) == EVERY_ROW and not chosen.small
+    return chosen.out or (None if is_whole else SCRATCH)
+
+
 def main() -> None:
     """Measure, print, draw, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="+", default=[""], help="rows whose name contains one of these words")
+    parser.add_argument("--rows", nargs="+", default=[*EVERY_ROW], help="rows whose name contains one of these words")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--small", action="store_true", help="few numbers: whether it works, not how fast")
@@ -309,7 +318,7 @@ def main() -> None:
     result = measure(rows, rounds=chosen.rounds, device=device)
     print_table(result)
     values = {"small": chosen.small, "load before": load, "load after": os.getloadavg(), "rows": result}
-    path = write_result(f"run_{device.type}", values, folder=chosen.out)
+    path = write_result(f"run_{device.type}", values, folder=choose_folder(chosen))
     draw(result, path.with_suffix(".svg"))
     print(path)
 

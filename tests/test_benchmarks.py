@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +38,25 @@ def test_every_operation_has_its_row_in_the_table_the_file_and_the_drawing(tmp_p
     for name, row in result["rows"].items():
         assert f"| {name} |" in printed
         assert row["speed-up"]["min"] == row["seconds"]["torchvision"]["min"] / row["seconds"]["focaldet"]["min"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "small", "out", "folder"),
+    [
+        ([""], False, None, None),
+        (["NMS"], False, None, "build/benchmarks"),
+        ([""], True, None, "build/benchmarks"),
+        (["NMS"], True, Path("mine"), "mine"),
+    ],
+)
+def test_only_a_whole_run_replaces_the_results_that_are_kept(monkeypatch, rows, small, out, folder):
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    before = {*sys.modules}
+    choose_folder = runpy.run_path(str(RUN))["choose_folder"]
+    for name in {"losses", "measure"} - before:
+        sys.modules.pop(name, None)
+    chosen = choose_folder(SimpleNamespace(rows=rows, small=small, out=out))
+    assert chosen is None if folder is None else str(chosen).endswith(folder)
 
 
 @pytest.mark.prove

@@ -21,6 +21,7 @@ from focaldet.cli.peers import read_answers
 from focaldet.models import named_config
 from focaldet.models.published import detector_rows
 from focaldet.runtime import pick_device
+from focaldet.training.rate_finder import RateCurve
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +37,7 @@ def settings_of(monkeypatch):
     """The `RunConfig` that a `train` line comes to, without training."""
     seen = []
     result = SimpleNamespace(interrupted=False, out=Path("run"), best=None)
-    monkeypatch.setattr("focaldet.cli.train.train", lambda config, notes: seen.append(config) or result)
+    monkeypatch.setattr("focaldet.cli.train.train", lambda config, **_: seen.append(config) or result)
     monkeypatch.setattr("focaldet.training.auto.AUTO_DEFAULTS", ())  # most of the data are only names
 
     def read(line):
@@ -260,7 +261,7 @@ class TestDryRun:
         output = capsys.readouterr().out
         assert re.search(r"^size +320 +auto: 25% of the objects are smaller than \d+ px at 320$", output, re.MULTILINE)
         assert re.search(r"^model +faster_rcnn_\w+ +auto: ", output, re.MULTILINE)
-        assert re.search(r"^sampling +\w+ +auto: .* boxes of the most frequent class", output, re.MULTILINE)
+        assert re.search(r"^sampling +\w+ +auto: .* images with the most frequent class", output, re.MULTILINE)
         assert re.search(r"^short_side +none +default$", output, re.MULTILINE)
         assert not re.search(r"^(?!architecture).* null ", output, re.MULTILINE)
         assert "augmentation light: flip_horizontal 0.5, scale_jitter 0.8 1.25" in output
@@ -276,6 +277,8 @@ class TestDryRun:
         assert "minutes or epochs, not both" in refused(capsys, "train D --minutes 3 --epochs 24")
         assert "unknown detector" in refused(capsys, "train --model retinanet_r --dry-run")
         assert "architecture" in refused(capsys, "train --architecture.widht 3 --dry-run")
+        line = "train --model retinanet_mobilenet_v2_fpn --architecture.loss.alpha 0.5 --dry-run"
+        assert "loss.alpha: has no effect with loss.quality: true" in refused(capsys, line)
         assert "--json is for --dry-run" in refused(capsys, "train DIR --json")
 
 
@@ -380,7 +383,7 @@ def test_an_unknown_setting_of_the_architecture_names_the_nearest(capsys, demo_d
 
 
 def test_interruptions_have_their_own_status(monkeypatch, capsys):
-    monkeypatch.setattr("focaldet.cli.train.train", lambda config, notes: SimpleNamespace(interrupted=True))
+    monkeypatch.setattr("focaldet.cli.train.train", lambda config, **_: SimpleNamespace(interrupted=True))
     assert main(["train"]) == 130
 
     def ctrl_c(*arguments, **named):
@@ -643,3 +646,35 @@ def test_flags_and_values_of_version_0_1_are_read(capsys):
     new = ["train", "--augment.recolor", "0.5", "--augment.keep-boxes=center", "--license=MIT", "centre"]
     assert rename_old(old) == new
     assert capsys.readouterr().err.count("is now called") == 3
+
+
+def test_every_choice_of_a_run_that_is_resumed_says_where_it_comes_from(demo_data, tmp_path, capsys):
+    """They all have the same reason."""
+    (tmp_path / "config.yaml").write_text("model: ssd_r18\nsize: 96\nepochs: 7\n")
+    line = f"train --data {demo_data} --out {tmp_path} --resume --dry-run --json"
+    assert main([*line.split(), "--data.val", str(demo_data / "instances_test.json")]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    for name, value in {"model": "ssd_r18", "size": 96, "epochs": 7}.items():
+        assert (rows[name]["value"], rows[name]["source"][:11]) == (value, "auto: as in")
+
+
+def test_a_search_for_the_rate_says_what_was_chosen_before_it_begins(monkeypatch, capsys, demo_data):
+    def search(settings, *, log, progress):
+        log(f"weights: for {settings.model}")
+        progress(1, 100)
+        return RateCurve((), None)
+
+    monkeypatch.setattr("focaldet.cli.train.find_rate", search)
+    assert main(["train", "--data", str(demo_data), "--find-lr"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[:3]] == ["model", "size", "epochs"]
+    assert lines[3].startswith("weights: for faster_rcnn_") and lines[-1].startswith("no rate made the loss fall")
+
+
+def test_reading_the_data_counts_for_the_minutes(monkeypatch, demo_data):
+    seen = []
+    monkeypatch.setattr("focaldet.cli.train.read_clock", lambda: 7.0)
+    result = SimpleNamespace(interrupted=True)
+    monkeypatch.setattr("focaldet.cli.train.train", lambda config, **named: seen.append(named) or result)
+    assert main(["train", "--data", str(demo_data), "--minutes", "3"]) == 130
+    assert seen[0]["begin"] == 7.0

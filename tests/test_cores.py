@@ -1,8 +1,11 @@
 """How many threads beside other programs: by times that are made up, and by a real thread that waits."""
 
 import itertools
+import multiprocessing
 import os
 import sys
+import threading
+import time
 
 import pytest
 
@@ -35,6 +38,14 @@ def test_alone_the_number_stays(monkeypatch):
 
 def test_two_threads_that_wait_half_of_the_time_become_one_and_stay_one(monkeypatch):
     assert watch_of(2, run_of(30, waiting=1.0, free=0.0), monkeypatch) == [2] + [1] * 29
+
+
+def test_what_is_waited_for_ones_own_helpers_does_not_count(monkeypatch):
+    """Processes that load images and threads that read them: the sums must not depend on how many there are."""
+    rows = [(*row, 1.0 * n) for n, row in enumerate(run_of(30, waiting=1.0, free=0.0))]
+    assert watch_of(2, rows, monkeypatch) == [2] * 30
+    rows = [(*row, 0.4 * n) for n, row in enumerate(run_of(30, waiting=1.0, free=0.0))]
+    assert watch_of(2, rows, monkeypatch) == [2] + [1] * 29, "the rest is that of other programs"
 
 
 def test_one_busy_moment_changes_nothing(monkeypatch):
@@ -92,3 +103,26 @@ def test_linux_tells_these_times():
     first, second = read_core_times(), read_core_times()
     assert first.waited is not None and first.free is not None
     assert second.clock > first.clock and second.free >= first.free
+
+
+def spin(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what threads and processes took")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("helper", [threading.Thread, multiprocessing.get_context("fork").Process])
+def test_the_time_of_helpers_is_known_while_they_live(helper):
+    leave = multiprocessing.get_context("fork").Event()
+    before = read_core_times()
+    working = helper(target=lambda: (spin(0.1), leave.wait(20)), daemon=True)
+    working.start()
+    end, helped = time.monotonic() + 20, 0.0
+    while helped < 0.09 and time.monotonic() < end:
+        time.sleep(0.05)
+        helped = read_core_times().helped - before.helped
+    leave.set()
+    working.join()
+    assert 0.09 <= helped < 1

@@ -135,3 +135,7 @@ def test_threads_are_fewer_inside_and_as_before_behind_it(monkeypatch):
         with runtime.shared_cores(torch.device("cpu")) as share:
             share()
             assert torch.get_num_threads() == 2, "a number that somebody chose stays"
+            assert share.note == (
+                "other programs use the cores, and 2 threads wait for each other: OMP_NUM_THREADS=1 would be faster"
+            )
+            assert share.watch is None, "it is said once"

@@ -6,7 +6,9 @@ come to less than a tenth of their speed; with fewer threads each they share the
 """
 
 import math
+import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -47,37 +49,57 @@ def _quota() -> float | None:
 
 
 class CoreTimes(NamedTuple):
-    """Seconds up to now: the clock's, those that threads of this process waited for a core, and cores were free.
+    """Seconds up to now: the clock's, those that threads that compute waited for a core, and cores were free.
 
-    The last two are None where the system does not tell them.
+    These two are None where the system does not tell them. `helped` are those in which this program's own helpers had
+    a core: processes that load images, and threads that read them.
     """
 
     clock: float
     waited: float | None
     free: float | None
+    helped: float = 0.0
 
 
 def read_core_times() -> CoreTimes:
-    """What Linux counts of this process and of the cores that it may use; elsewhere only the clock."""
+    """What Linux counts of this process and of the cores that it may use; elsewhere only the clock.
+
+    The threads that compute are torch's own and the one that calls. All that Python has started beside are helpers.
+    """
     waited = free = None
+    helpers = {thread.native_id for thread in threading.enumerate()} - {threading.get_native_id()}
+    helped = sum(_process_seconds(process.pid) for process in multiprocessing.active_children())
     with suppress(OSError, ValueError, IndexError):
         waited = 0.0
         for task in Path("/proc/self/task").iterdir():
             with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
-                waited += int((task / "schedstat").read_text().split()[1]) / 1e9
+                ran, waiting = (int(word) / 1e9 for word in (task / "schedstat").read_text().split()[:2])
+                is_helper = int(task.name) in helpers
+                helped, waited = (helped + ran, waited) if is_helper else (helped, waited + waiting)
     with suppress(OSError, ValueError, IndexError, AttributeError):
         names, ticks = {f"cpu{core}" for core in os.sched_getaffinity(0)}, os.sysconf("SC_CLK_TCK")
         rows = [row.split() for row in Path("/proc/stat").read_text().splitlines() if row.startswith("cpu")]
         free = sum(int(row[4]) + int(row[5]) for row in rows if row[0] in names) / ticks
-    return CoreTimes(time.perf_counter(), waited, free)
+    return CoreTimes(time.perf_counter(), waited, free, helped)
+
+
+def _process_seconds(pid: int | None) -> float:
+    """Seconds that a process has had a core; 0 where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError, AttributeError):
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a name may have spaces
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 class CoreWatch:
     """Decides how many threads a computation should have while other programs come and go.
 
+    What the computation waits for its own helpers does not count: a number of threads that hung on them would change
+    the sums with the number of processes that load.
+
     Attributes:
         threads: the number to have now, between 1 and `most`.
-        waiting: the fraction of the time that the threads had no core, at the last look.
+        waiting: the fraction of the time that the threads had no core because of others, at the last look.
     """
 
     def __init__(
@@ -101,8 +123,9 @@ class CoreWatch:
         self._last, seconds = now, now.clock - last.clock
         if now.waited is None or last.waited is None or seconds <= 0:
             return False
-        # Threads that have ended since take what they waited with them.
-        self.waiting = max(0.0, now.waited - last.waited) / (seconds * self.threads)
+        # Threads and processes that have ended since take their times with them.
+        own = max(0.0, now.helped - last.helped)
+        self.waiting = max(0.0, now.waited - last.waited - own) / (seconds * self.threads)
         if self.waiting > BUSY_FRACTION:
             return self._take_fewer(now)
         self._busy_looks = 0

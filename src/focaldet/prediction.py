@@ -352,6 +352,7 @@ def predict_files(
             share()
             if progress is not None and process.global_rank == 0:
                 progress(num_done, len(paths))
+    notes += [share.note] if share.note is not None else []
     skipped = count_skipped(inputs, exclude=out)
     return PredictResult(out, len(paths), num_detections, tuple(failed), (*score_notes, *notes), skipped)
 

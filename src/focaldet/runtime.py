@@ -234,26 +234,47 @@ def torch_settings(*, threads: int | None, deterministic: bool) -> Iterator[None
         torch.use_deterministic_algorithms(deterministic_before)
 
 
-@contextmanager
-def shared_cores(device: torch.device) -> Iterator[Callable[[], None]]:
-    """Gives what is to be called between two batches: torch then has fewer threads while other programs need the cores.
+@dataclass
+class CoreSharing:
+    """To be called between two batches: torch then has fewer threads while other programs need the cores.
 
-    The number of before holds again behind it. Nothing is changed where the number is somebody's own, by
-    OMP_NUM_THREADS or because results must not vary, and where the work is done on a GPU.
+    `watch` is None where nothing is to be done. Where the number of threads is somebody's own (`is_fixed`) it stays,
+    and `note` says in one line what would be faster, once that is known.
+    """
+
+    watch: CoreWatch | None
+    is_fixed: bool = False
+    note: str | None = None
+
+    def __call__(self) -> None:
+        """Look at the cores and act."""
+        if self.watch is None or not self.watch.look():
+            return
+        if not self.is_fixed:
+            torch.set_num_threads(self.watch.threads)
+            return
+        before, fewer, self.watch = torch.get_num_threads(), self.watch.threads, None
+        waste = f"other programs use the cores, and {before} threads wait for each other"
+        self.note = f"{waste}: OMP_NUM_THREADS={fewer} would be faster"
+
+
+@contextmanager
+def shared_cores(device: torch.device) -> Iterator[CoreSharing]:
+    """Gives what is to be called between two batches; the number of threads of before holds again behind it.
+
+    The number is fixed where it is somebody's own, by OMP_NUM_THREADS or because results must not vary, and nothing is
+    done where the work is done on a GPU.
     """
     before = torch.get_num_threads()
-    if device.type != "cpu" or "OMP_NUM_THREADS" in os.environ or torch.are_deterministic_algorithms_enabled():
-        yield lambda: None
+    if device.type != "cpu":
+        yield CoreSharing(None)
         return
+    is_fixed = "OMP_NUM_THREADS" in os.environ or torch.are_deterministic_algorithms_enabled()
     watch = CoreWatch(before)
-
-    def share() -> None:
-        if watch.look():
-            torch.set_num_threads(watch.threads)
-
     try:
-        torch.set_num_threads(watch.threads)
-        yield share
+        if not is_fixed:
+            torch.set_num_threads(watch.threads)
+        yield CoreSharing(watch, is_fixed)
     finally:
         torch.set_num_threads(before)
 

@@ -31,7 +31,8 @@ def boxes_of(sides, *, image_px=640):
         ([20] * 3 + [200] * 5, 640, 512, "25% of the objects are smaller than 10 px at 320, than 16 px at 512"),
         ([20] + [200] * 7, 640, 320, "100 px"),
         ([8] * 8, 640, 640, "8 px at 640, where 14 px would be better, but more is slow"),
-        ([8] * 8, 430, 416, "where 14 px would be better, but the images are not larger"),
+        ([8] * 8, 430, 416, "where 14 px would be better, but 512 px would enlarge half of the images"),
+        ([8] * 8, 600, 512, "but 640 px would enlarge half of the images"),
         ([50] * 8, 200, 320, "80 px at 320"),
     ],
 )
@@ -53,7 +54,22 @@ def test_every_list_of_the_table_has_a_row_for_any_data():
     assert advice.advise_augmentation(few, epochs=24).value == "light"
     assert advice.advise_sampling(few).value == "uniform"
     rare = replace(many, labels=torch.tensor([1] + [0] * 39, dtype=torch.int32))
-    assert advice.advise_sampling(rare).reason == "39.0 boxes of the most frequent class for one of the rarest"
+    assert advice.advise_sampling(rare).reason == "39.0 images with the most frequent class for one with the rarest"
+
+
+def test_a_class_is_rare_by_its_images_and_not_by_its_boxes():
+    """Sampling draws images: where every image has twenty cells and one platelet, none is worth drawing more often."""
+    data = squares(10).dataset
+    crowded = replace(
+        data,
+        offsets=torch.arange(11) * 21,
+        boxes=data.boxes.repeat_interleave(21, 0),
+        labels=torch.tensor([0] * 20 + [1], dtype=torch.int32).repeat(10),
+        flags=torch.zeros(210, dtype=torch.uint8),
+        areas=data.areas.repeat_interleave(21),
+    )
+    choice = advice.advise_sampling(crowded)
+    assert (choice.value, choice.reason[:4]) == ("uniform", "1.0 ")
 
 
 def test_models_of_the_table_exist_once_their_backbone_does():
@@ -80,4 +96,4 @@ def test_the_guide_states_the_rules_as_they_are():
     few = advice.RULES["batch_size"][0]
     assert f"8; {few['batch_size']} below {few['images_below']} images" in text
     assert [row["preset"] for row in advice.RULES["augment"]] == ["light"] and "| `light`: `strong` was" in text
-    assert advice.RULES["sampling"][0]["imbalance_from"] == 10 and "ten times as many boxes" in text
+    assert advice.RULES["sampling"][0]["imbalance_from"] == 10 and "in ten times as many images" in text

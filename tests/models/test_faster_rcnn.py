@@ -63,6 +63,8 @@ def outputs(*, objectness=(0.0,) * 4, regions=ANCHORS, logits=None, deltas=None)
         ({"straddle_px": -1.0}, "straddle_px: Input should be greater than or equal to 0"),
         ({"norm": "batch", "norm_eps": 0.0}, "norm_eps: .* must be above 0"),
         ({"region": {"matching": {"background_iou": 0.6}}}, "background_iou: must be at most foreground_iou"),
+        ({"rpn": {"matching": {"rule": "adaptive"}}}, r"rpn\.matching\.rule: adaptive is for .* the RPN"),
+        ({"region": {"matching": {"rule": "adaptive"}}}, r"region\.matching\.rule: adaptive is for .* second stage"),
     ],
 )
 def test_settings_out_of_range_are_named(setting, problem):
@@ -198,6 +200,16 @@ def test_detections_by_hand():
     torch.testing.assert_close(detections.scores, torch.stack([expected[2, 1], expected[0, 0]]))
     network.config = replace(network.config, detect=replace(network.config.detect, max_detections=1))
     assert len(network.detect(outputs(regions=regions, logits=logits), [ImageSize(100, 100)])[0]) == 1
+
+
+def test_one_object_has_one_answer_across_classes():
+    """Of two classes at one place the better stays; by classes alone both."""
+    logits = [[2.0, 1.9, 0.0], [0.0, 1.9, 0.0], [0.0, 0.0, 9.0], [0.0, 0.0, 9.0]]
+    names = []
+    for across in (False, True):
+        network = detector(detect={"score_threshold": 0.3, "across_classes": across})
+        names.append(network.detect(outputs(logits=logits), [ImageSize(100, 100)])[0].names)
+    assert names == [("dog", "cat"), ("dog",)]
 
 
 def test_margins_are_those_of_the_regions():

@@ -313,3 +313,30 @@ def test_softmax_margins_are_one_for_each_anchor():
     margins = softmax().margins(outputs(rows.tolist()), [DOG])
     torch.testing.assert_close(margins.positive.sigmoid(), torch.tensor([0.7, 0.5]))
     torch.testing.assert_close(margins.negative.sigmoid(), torch.tensor([0.8, 0.9998]))
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"loss": {"alpha": 0.5}}, "loss.alpha: has no effect with loss.quality: true; change that"),
+        ({"loss": {"alpha": None, "gamma": 1.0}}, "loss.alpha: has no effect with loss.quality: true"),
+        ({"loss": {"beta": 0.2}}, "loss.beta: has no effect with loss.box: giou"),
+        ({"loss": {"beta": 0.2, "box": "l1"}}, "loss.beta: has no effect with loss.box: l1"),
+        ({"matching": {"foreground_iou": 0.6}}, "matching.foreground_iou: has no effect with matching.rule: adaptive"),
+        ({"matching": {"background_iou": 0.3}}, "matching.background_iou: has no effect with matching.rule: adaptive"),
+        ({"matching": {"low_quality": "any"}}, "matching.low_quality: has no effect with matching.rule: adaptive"),
+        ({"matching": {"rule": "iou", "candidates": 5}}, "matching.candidates: has no effect with matching.rule: iou"),
+    ],
+)
+def test_what_has_no_effect_is_refused_where_it_is_given(setting, reason):
+    for network in ("retinanet_mobilenet_v2_fpn", "retinanet_efficientnet_lite0_fpn"):
+        with pytest.raises(focaldet.ConfigError, match=f"architecture of {network}: {reason}"):
+            build(network, num_classes=2, architecture=setting)
+
+
+def test_what_the_other_setting_gives_an_effect_is_taken():
+    settings = {"loss": {"quality": False, "alpha": 0.5, "box": "smooth_l1", "beta": 0.2}}
+    matching = {"rule": "iou", "foreground_iou": 0.6, "low_quality": "any"}
+    architecture = {**SMALL, **settings, "matching": matching}
+    config = build("retinanet_mobilenet_v2_fpn", num_classes=2, architecture=architecture).config
+    assert (config.loss.alpha, config.loss.beta, config.matching.foreground_iou) == (0.5, 0.2, 0.6)

@@ -172,6 +172,19 @@ def test_what_the_loss_counts_is_what_the_margins_tell():
     torch.testing.assert_close(losses, expected)
 
 
+def test_one_object_has_one_answer_across_classes():
+    """Two priors moved to one place; each is another class, the second one both."""
+    deltas = torch.zeros(5, 4)
+    deltas[1] = encode(PRIORS[0], PRIORS[1]) / torch.tensor([0.1, 0.1, 0.2, 0.2])
+    logits = torch.tensor([[-9.0, -9, 9]]).repeat(5, 1)
+    logits[:2] = torch.tensor([[3.0, 0, 0], [1.0, 2, 0]])
+    outputs, labels = OUTPUTS._replace(logits=logits[None], deltas=deltas[None]), []
+    for across in (False, True):
+        (actual,) = tiny(detect=SSDDetectConfig(across_classes=across)).detect(outputs, [ImageSize(40, 40)])
+        labels.append(actual.labels.tolist())
+    assert labels == [[0, 1], [0]]
+
+
 def test_detections_undo_the_variances():
     """Deltas that encode a box, divided by the variances, give it back; scores are those of the softmax."""
     box = torch.tensor([12.0, 1.0, 24.0, 9.0])
@@ -221,6 +234,7 @@ def test_a_fresh_network_is_even_or_answers_the_prior():
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"backbone": "mobilenet_v2"}, "ceil_pool and dilated_c5"),
         ({"extra_width": 130}, "multiple of 4"),
+        ({"matching": {"rule": "adaptive"}}, "matching.rule: adaptive .* SSD matches by iou"),
     ],
 )
 def test_what_does_not_fit_is_refused(architecture, words):

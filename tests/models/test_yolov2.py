@@ -311,6 +311,18 @@ def test_detections_are_darknets():
         np.testing.assert_allclose(row, corners, rtol=1e-5, atol=1e-3)
 
 
+def test_one_object_has_one_answer_across_classes():
+    """One anchor that is sure of an object and unsure of its class, beside anchors that see none."""
+    raw = np.full((1, 5 * 8, 3, 3), -9.0)
+    raw[0, :8, 1, 1] = [0.0, 0.0, 0.0, 0.0, 5.0, 2.0, 1.9, -9.0]
+    _, outputs = outputs_of(raw, COCO_ANCHORS, 3)
+    labels = []
+    for across in (False, True):
+        detector = double("yolov2", **SMALL, detect={"score_threshold": 0.3, "across_classes": across})
+        labels.append(detector.detect(outputs, [ImageSize(96, 96)])[0].labels.tolist())
+    assert labels == [[0, 1], [0]]
+
+
 def test_the_best_pairs_are_kept_where_there_are_too_many():
     raw = np.random.default_rng(6).normal(0, 1, (1, 40, 3, 3))
     _, outputs = outputs_of(raw, COCO_ANCHORS, 3)

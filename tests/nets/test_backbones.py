@@ -231,3 +231,18 @@ def test_timm_names_that_do_not_exist() -> None:
     pytest.importorskip("timm")
     with pytest.raises(ConfigError, match="timm:no_such_net"):
         build_backbone("timm:no_such_net", norm="batch", eps=1e-5, stride_in_1x1=False)
+
+
+def test_timm_backbones_whose_maps_have_channels_last_are_turned() -> None:
+    pytest.importorskip("timm")
+    with torch.device("meta"):
+        backbone = build_backbone("timm:mambaout_femto", norm="batch", eps=1e-5, stride_in_1x1=False)
+        maps = backbone(torch.zeros(1, 3, 64, 96))
+    assert [tuple(x.shape[-2:]) for x in maps] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert tuple(x.shape[1] for x in maps) == backbone.channels
+
+
+def test_timm_backbones_for_one_size_of_images_are_refused() -> None:
+    pytest.importorskip("timm")
+    with torch.device("meta"), pytest.raises(ConfigError, match=r"timm:swin_tiny.*: takes no image of 160 × 128 px"):
+        build_backbone("timm:swin_tiny_patch4_window7_224", norm="batch", eps=1e-5, stride_in_1x1=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from focaldet.errors import ConfigError
-from focaldet.training import timing, trainer
+from focaldet.training import batch_norm, logs, timing, trainer
 from focaldet.training.config import RunConfig
 from focaldet.training.minutes import END_SECONDS, Plan, first_plan, revise_plan
 from focaldet.training.run_folder import RunFolder
@@ -21,7 +21,7 @@ EIGHT = squares(8)
 
 
 class Clock:
-    """Turned by every step and evaluation; `slower` is the step after which both take twice as long.
+    """Turned by every step, evaluation and measuring of BatchNorm; after step `slower` all take twice as long.
 
     With `idle` a step does nothing else.
     """
@@ -30,7 +30,7 @@ class Clock:
         self.now, self.steps = 100.0, 0
         for module in (timing, trainer):
             monkeypatch.setattr(module, "read_clock", lambda: self.now)
-        plain_step, plain_detect = trainer.train_step, trainer.detect_all
+        plain_step, plain_detect, plain_measure = trainer.train_step, trainer.detect_all, trainer.measure_norm
 
         def timed_step(state, batches, *, stopwatch, **named):
             self.steps += 1
@@ -47,6 +47,11 @@ class Clock:
             self.now += evaluation * (1 + (self.steps >= slower))
             return plain_detect(detector, *args, **named)
 
+        def timed_measure(*args, **named):
+            self.now += batch_norm.NUM_BATCHES / 2 * step * (1 + (self.steps >= slower))
+            return plain_measure(*args, **named)
+
+        monkeypatch.setattr(trainer, "measure_norm", timed_measure)
         monkeypatch.setattr(trainer, "train_step", timed_step)
         monkeypatch.setattr(trainer, "detect_all", timed_detect)
 
@@ -58,6 +63,7 @@ def rates_of(out):
 
 @pytest.mark.parametrize("slower", [1000, 12])
 def test_a_run_ends_in_its_minutes_and_its_schedule_with_it(tmp_path, monkeypatch, capsys, slower):
+    monkeypatch.setattr(logs, "SECONDS_TO_FIRST_LINE", 0.0)
     clock = Clock(monkeypatch, slower=slower, idle=True)
     begin = clock.now
     result = train(small_run(tmp_path, epochs=24, minutes=1.0, evaluate_every=3), sources=(EIGHT, EIGHT))
@@ -72,6 +78,21 @@ def test_a_run_ends_in_its_minutes_and_its_schedule_with_it(tmp_path, monkeypatc
     assert "as many steps as fit into 1 min" in printed
     assert "1 s a step and " in printed and " epochs\n" in printed
     assert "step 1/48  epoch 1  ETA 0:59" in printed  # not the 48 steps and 8 evaluations of the plan before any speed
+
+
+def test_the_average_of_the_best_weights_is_within_the_minutes(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, evaluation=6.0, idle=True)
+    begin = clock.now
+    config = small_run(tmp_path, epochs=24, minutes=1.0, evaluate_every=3, average_best=2)
+    train(config, sources=(EIGHT, EIGHT))
+    assert 45 <= clock.now - begin + END_SECONDS <= 60
+
+
+def test_what_went_before_the_call_counts_where_it_is_said(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, idle=True)
+    begin = clock.now
+    train(small_run(tmp_path, epochs=24, minutes=1.0), sources=(EIGHT, EIGHT), begin=begin - 30)
+    assert 20 <= clock.now - begin + END_SECONDS <= 30
 
 
 @pytest.mark.prove

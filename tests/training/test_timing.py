@@ -33,6 +33,11 @@ def test_the_pace_forgets_the_warm_up_and_guesses_the_first_evaluation():
     assert (pace.step, pace.evaluation) == (3.0, timing.EVALUATION_GUESS * 2 * 3.0)
     pace.count_evaluation(7.0)
     assert pace.seconds_for(steps=10, evaluations=2) == 44.0
+    with_norm = Pace(images_per_step=8, validation_images=16, extra_steps=4.0)
+    with_norm.count_step(2.0)
+    assert with_norm.evaluation == (timing.EVALUATION_GUESS * 2 + 4) * 2.0
+    with_norm.count_evaluation(7.0)
+    assert with_norm.evaluation == 7.0
 
 
 SECONDS = {LOADING: 12.0, FORWARD: 18.0, BACKWARD: 17.0, UPDATE: 1.25, EVALUATION: 3.5, OTHER: 0.25}

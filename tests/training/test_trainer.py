@@ -499,9 +499,14 @@ def test_overfit_takes_images_with_boxes_and_repeats_them(tmp_path):
     assert len(rows_of(tmp_path)) == 16
 
 
-def test_losses_fall_and_boxes_appear(tmp_path):
-    """The whole chain: shifted labels, anchors that are off or losses that do not reach the weights fail here."""
-    config = small_run(tmp_path, overfit=4, epochs=4, evaluate_every=4, learning_rate=2e-3, backbone_factor=1.0)
+@pytest.mark.parametrize("ema", [None, 0.998])
+def test_losses_fall_and_boxes_appear(tmp_path, ema):
+    """The whole chain: shifted labels, anchors that are off or losses that do not reach the weights fail here.
+
+    So does an average that still hangs on the first weights, or BatchNorm that does not fit it.
+    """
+    rates = {"learning_rate": 2e-3, "backbone_factor": 1.0}
+    config = small_run(tmp_path, overfit=4, epochs=4, evaluate_every=4, ema=ema, **rates)
     result = run(config, data=squares(4))
     losses = [float(row["loss"]) for row in rows_of(tmp_path)]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])

@@ -150,3 +150,14 @@ def test_another_detector_gives_backbone_and_pyramid(
     coarse = architecture == {"anchors": {"base_scale": 3.0}}
     assert ("pyramid.p6.weight" in report.loaded) == coarse
     assert ("pyramid.p6.weight" in report.skipped) != coarse
+
+
+def test_norms_of_timm_keep_what_they_add_to_the_variance(tmp_path: Path) -> None:
+    """A file of another detector with the same backbone says it of the norms that are focaldet's."""
+    other = {"backbone": "timm:resnet18", "norm_eps": 1e-3}
+    save_detector(tmp_path / "w.safetensors", build("ssd_mobilenet_v2", class_names=("a", "b"), architecture=other))
+    detector = small("timm:resnet18", norm_eps=1e-5, frozen_stages=0)
+    report = load_into(detector, tmp_path / "w.safetensors")
+    assert report.kind == "backbone" and detector.config.norm_eps == 1e-3
+    norms = [module for module in detector.get_submodule("backbone").modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {module.eps for module in norms} == {1e-5}

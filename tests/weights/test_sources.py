@@ -106,3 +106,20 @@ def test_all_published_classifiers_want_imagenets_mean_and_deviation() -> None:
             transforms = member.transforms()
             assert transforms.mean == [0.485, 0.456, 0.406]
             assert transforms.std == [0.229, 0.224, 0.225]
+
+
+def test_the_files_of_tensorflow_that_are_read_are_named(tmp_path: Path) -> None:
+    """For the folder of its model zoo, and for the other files of a checkpoint."""
+    data = "model.ckpt.data-00000-of-00001"
+    for name in ("frozen_inference_graph.pb", "model.ckpt.index", data, "model.ckpt.meta", "checkpoint"):
+        (tmp_path / name).touch()
+    named = f"by the name of the file: {tmp_path}/frozen_inference_graph.pb or {tmp_path}/model.ckpt$"
+    with pytest.raises(CheckpointError, match=f"is not a run folder with weights .*{named}"):
+        find_weights(tmp_path)
+    assert find_weights(tmp_path / "model.ckpt").path == tmp_path / "model.ckpt.index"
+    for name in (data, "model.ckpt.meta"):
+        with pytest.raises(CheckpointError, match=rf"{name}: is a part of .*: name {tmp_path}/model\.ckpt$"):
+            find_weights(tmp_path / name)
+    (tmp_path / "model.ckpt.index").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.ckpt\.index, which must lie beside it, is missing"):
+        find_weights(tmp_path / data)

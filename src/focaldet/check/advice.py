@@ -14,6 +14,7 @@ from focaldet.check.anchor_fit import resize_boxes
 from focaldet.config import read_mapping
 from focaldet.data.dataset import Dataset
 from focaldet.data.formats.text import quantity
+from focaldet.data.loading.sampler import pair_images_with_classes
 from focaldet.models import PRESETS
 from focaldet.nets.necks import PYRAMID_STRIDES_PX
 from focaldet.types import Resize
@@ -62,7 +63,8 @@ def advise_size(dataset: Dataset, resize: Resize) -> Choice:
     parts = [f"{small[side]:.0f} px at {side}" for side in dict.fromkeys((shown, chosen))]
     reason = f"{fraction:.0%} of the objects are smaller than {', than '.join(parts)}"
     if small[chosen] < least:
-        limit = "the images are not larger" if chosen != rule["sides_px"][-1] else "more is slow"
+        larger = [side for side in rule["sides_px"] if side > chosen]
+        limit = f"{larger[0]} px would enlarge half of the images" if larger else "more is slow"
         reason += f", where {least} px would be better, but {limit}"
     return Choice("size", chosen, reason)
 
@@ -117,11 +119,11 @@ def advise_augmentation(dataset: Dataset, *, epochs: int) -> Choice:
 
 def advise_sampling(dataset: Dataset) -> Choice:
     """Whether images of rare classes are drawn more often."""
-    boxes = dataset.labels[dataset.flags == 0].long().bincount().tolist()
-    present = [number for number in boxes if number] or [1]
-    imbalance = max(present) / min(present)
+    _, labels = pair_images_with_classes(dataset)
+    num_images = [number for number in labels.bincount().tolist() if number] or [1]
+    imbalance = max(num_images) / min(num_images)
     sampling = _first_row("sampling", imbalance=imbalance)["sampling"]
-    return Choice("sampling", sampling, f"{imbalance:.1f} boxes of the most frequent class for one of the rarest")
+    return Choice("sampling", sampling, f"{imbalance:.1f} images with the most frequent class for one with the rarest")
 
 
 def _first_row(name: str, **facts: float | int) -> Mapping[str, Any]:

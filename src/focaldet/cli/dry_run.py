@@ -7,7 +7,7 @@ from focaldet import config as configs
 from focaldet.check.advice import Choice
 from focaldet.cli.output import print_table, say
 from focaldet.files import to_json_text
-from focaldet.models import find_preset
+from focaldet.models import effective_config, find_preset
 from focaldet.training.config import RunConfig
 from focaldet.training.phases import check_phases, describe_phase
 from focaldet.training.state import asked_architecture, initial_architecture, initial_weights
@@ -36,20 +36,22 @@ def list_settings(
     Raises:
         ConfigError: the detector cannot be built as it is asked for.
     """
+    if not run.resume:
+        effective_config(run.model, architecture=run.architecture)
     values = {**configs.to_dict(run), "architecture": configs.to_dict(asked_architecture(run))}
     given = configs.current_names(RunConfig, file, source="file", warn=False)
-    provenance = {
-        **{f"auto: {choice.reason}": {choice.setting: choice.value} for choice in choices},
-        "typed": configs.flatten(typed),
-        "file": configs.flatten(given),
-        "random weights": configs.flatten({"architecture": initial_architecture(run)}),
-    }
+    provenance = [
+        *((f"auto: {choice.reason}", {choice.setting: choice.value}) for choice in choices),
+        ("typed", configs.flatten(typed)),
+        ("file", configs.flatten(given)),
+        ("random weights", configs.flatten({"architecture": initial_architecture(run)})),
+    ]
     values["architecture"].pop("num_classes")  # that of the data holds
     settings = []
     for name, value in configs.flatten(values).items():
         base = "preset" if name.startswith(("architecture.", "augment.")) and name != "augment.preset" else "default"
         names = {name, "frozen_stages"} if name == "architecture.frozen_stages" else {name}
-        sources = [source for source, flat in provenance.items() if names & flat.keys()]
+        sources = [source for source, flat in provenance if names & flat.keys()]
         settings.append(SettingRow(name, value, sources[0] if sources else base))
     return settings
 

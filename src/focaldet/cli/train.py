@@ -6,10 +6,11 @@ from typing import Any
 from focaldet.cli import Switch
 from focaldet.cli.dry_run import list_settings, print_settings
 from focaldet.cli.flags import Data, TrainFlags
-from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_rates, say
+from focaldet.cli.output import CLEAN, INTERRUPTED, print_json, print_rates, progress, say
 from focaldet.cli.settings import read_settings, run_settings, with_data
 from focaldet.errors import ConfigError
 from focaldet.training.rate_finder import find_rate
+from focaldet.training.timing import read_clock
 from focaldet.training.trainer import train
 
 
@@ -30,6 +31,7 @@ def train_command(
         find_lr: Try learning rates for some hundred steps, print the loss at each and one to take, and write nothing.
         json: Print the settings of --dry-run as JSON.
     """
+    begin = read_clock()
     run, config, data = _resumed_run(run or {}, config, data)
     if json and not dry_run:
         raise ConfigError("train: --json is for --dry-run; a training writes metrics.csv and events.jsonl")
@@ -41,10 +43,15 @@ def train_command(
         else:
             print_settings(settings, rows)
         return CLEAN
+    notes = [f"auto: {choice}" for choice in choices]
     if find_lr:
-        print_rates(find_rate(settings))
+        for note in notes:
+            say(note)
+        with progress("find-lr") as seen:
+            curve = find_rate(settings, log=say, progress=seen)
+        print_rates(curve)
         return CLEAN
-    result = train(settings, notes=[f"auto: {choice}" for choice in choices])
+    result = train(settings, notes=notes, begin=begin)
     if result.interrupted:
         return INTERRUPTED
     if result.best is not None:

@@ -84,7 +84,8 @@ class TimedDetections:
 class Evaluation:
     """What `run_evaluation` computed: the metrics, the images, and the folder that was written, if one was.
 
-    `notes` say where the files are if they are of other data than the run's own, and what they replaced.
+    `notes` say where the files are if they are of other data than the run's own, what they replaced, and how it would
+    have been faster beside other programs.
     """
 
     metrics: Metrics
@@ -259,7 +260,8 @@ def run_evaluation(
             about = {"split": dataset.name, FINGERPRINT: dataset.fingerprint()}
             configs.write_json(folder / "metrics.json", about | metrics.to_dict())
     replaced = None if earlier is None else f"{earlier} in {folder}"
-    return Evaluation(metrics, dataset, folder, tuple(each for each in (note, replaced) if each is not None))
+    notes = tuple(each for each in (note, replaced, share.note) if each is not None)
+    return Evaluation(metrics, dataset, folder, notes)
 
 
 def raise_limit(detector: Detector, max_detections: int) -> None:

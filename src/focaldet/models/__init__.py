@@ -9,6 +9,7 @@ from focaldet.errors import ConfigError
 from focaldet.models.base import Detector, DetectorConfig, LossContext, Preset
 from focaldet.models.faster_rcnn.model import FasterRCNNConfig
 from focaldet.models.presets import PRESETS
+from focaldet.models.retinanet import RetinaNetConfig
 from focaldet.models.ssd import SSDConfig
 from focaldet.models.yolov2 import YOLOv2Config
 from focaldet.types import Preprocessing
@@ -23,6 +24,7 @@ __all__ = [
     "SSDConfig",
     "YOLOv2Config",
     "build",
+    "effective_config",
     "find_preset",
     "from_config",
     "named_config",
@@ -30,6 +32,16 @@ __all__ = [
 ]
 
 MOST_CLASSES = 100_000  # a file that claims more is damaged, or made to take all memory
+
+DISABLED_BY: Mapping[str, tuple[str, frozenset[Any]]] = {
+    "loss.alpha": ("loss.quality", frozenset({True})),
+    "loss.beta": ("loss.box", frozenset({"l1", "giou"})),
+    "matching.candidates": ("matching.rule", frozenset({"iou"})),
+    "matching.foreground_iou": ("matching.rule", frozenset({"adaptive"})),
+    "matching.background_iou": ("matching.rule", frozenset({"adaptive"})),
+    "matching.low_quality": ("matching.rule", frozenset({"adaptive"})),
+}
+"""Settings of a RetinaNet, and for each another one with those of its values under which it has no effect."""
 
 
 def find_preset(name: str) -> Preset:
@@ -70,6 +82,26 @@ def named_config(name: str, *, architecture: Mapping[str, Any] | None = None) ->
     return configs.override(base, architecture, source=f"architecture of {name}") if architecture else base
 
 
+def effective_config(name: str, *, architecture: Mapping[str, Any] | None = None) -> DetectorConfig:
+    """As `named_config`, where every setting of `architecture` changes something.
+
+    A config alone does not tell what was given from what has its default, so this is for `architecture` as somebody
+    wrote it.
+
+    Raises:
+        ConfigError: a setting has no effect beside another one, which is named; else as `named_config`.
+    """
+    config, source = named_config(name, architecture=architecture), f"architecture of {name}"
+    given = configs.current_names(type(config), architecture or {}, source=source, warn=False)
+    held = configs.flatten(configs.to_dict(config)) if isinstance(config, RetinaNetConfig) else {}
+    for setting in sorted(DISABLED_BY.keys() & configs.flatten(given).keys()):
+        other, values = DISABLED_BY[setting]
+        if held.get(other) in values:
+            reason = f"{other}: {str(held[other]).lower()}"
+            raise ConfigError(f"{source}: {setting}: has no effect with {reason}; change that, or leave it out")
+    return config
+
+
 def build(
     name: str,
     *,
@@ -83,12 +115,13 @@ def build(
     The number of classes is that of `class_names` unless `num_classes` says it; without both it is the config's own.
 
     Raises:
-        ConfigError: the name or a setting is unknown or out of range, or the two numbers of classes differ.
+        ConfigError: the name or a setting is unknown, out of range or without effect, or the two numbers of classes
+            differ.
     """
     if class_names and num_classes not in (None, len(class_names)):
         raise ConfigError(f"num_classes is {num_classes}, but {len(class_names)} class_names are given")
     count = len(class_names) or num_classes
-    config = named_config(name, architecture=architecture)
+    config = effective_config(name, architecture=architecture)
     if count is not None:
         config = config.replace(num_classes=count)
     return from_config(config, class_names=class_names, preprocessing=preprocessing or find_preset(name).preprocessing)

@@ -33,7 +33,7 @@ from focaldet.ops.classifier import class_loss_sum, decisions
 from focaldet.ops.losses.regression import smooth_l1_loss
 from focaldet.ops.matching import MatchConfig, Matches, match
 from focaldet.ops.nms import class_nms
-from focaldet.ops.padded import PaddedDetections, clip_to_sizes, nms_mask, select_best
+from focaldet.ops.padded import NMSLimits, PaddedDetections, clip_to_sizes, nms_mask, select_best, take_rows
 from focaldet.ops.priors import PriorConfig, all_priors
 from focaldet.ops.sampling import hardest_negatives
 from focaldet.ranges import BackboneName, Channels, ClassCount, Factor, LayerCount, NonNegativeFloat, PerLevel
@@ -257,10 +257,12 @@ class SSD(Detector):
         boxes = decode(outputs.deltas * self._variances(outputs), outputs.anchors.expand_as(outputs.deltas))
         clipped = clip_to_sizes(boxes, sizes)
         scores = self._probabilities(outputs.logits).transpose(1, 2)
+        limits = NMSLimits(config.nms_iou, config.score_threshold, config.max_detections)
+        if config.across_classes:
+            return _select_across_classes(clipped, scores, limits, top_k=config.top_k)
         if scores.shape[2] > config.top_k:  # the best of each class alone take part
             scores = torch.where(scores >= scores.topk(config.top_k).values[..., -1:], scores, 0.0)
-        kept = nms_mask(clipped, scores, config.nms_iou, config.score_threshold, config.max_detections)
-        return select_best(clipped, scores, kept, most=config.max_detections)
+        return select_best(clipped, scores, nms_mask(clipped, scores, *limits), most=config.max_detections)
 
     def _probabilities(self, logits: Float[Tensor, "*A V"]) -> Float[Tensor, "*A K"]:
         return logits.softmax(-1)[..., :-1] if self.config.classifier == "softmax" else logits.sigmoid()
@@ -302,5 +304,17 @@ class SSD(Detector):
         label, rank = (best > config.score_threshold).nonzero().unbind(1)
         scores = best[label, rank]
         clipped = clip(boxes[prior[label, rank]], height=size.height, width=size.width)
-        keep = class_nms(clipped, scores, label, iou=config.nms_iou, most=config.max_detections)
+        kinds = torch.zeros_like(label) if config.across_classes else label
+        keep = class_nms(clipped, scores, kinds, iou=config.nms_iou, most=config.max_detections)
         return Detections(clipped[keep], scores[keep], label[keep], self.class_names)
+
+
+def _select_across_classes(
+    boxes: Float[Tensor, "B A 4"], scores: Float[Tensor, "B K A"], limits: NMSLimits, *, top_k: int
+) -> PaddedDetections:
+    """The best of the `top_k` priors of each class, where a box suppresses those of all classes."""
+    best, prior = scores.topk(min(top_k, scores.shape[2]))
+    labels = torch.arange(scores.shape[1], device=boxes.device)[None, :, None].expand_as(prior).flatten(1)
+    chosen, values = take_rows(boxes, prior.flatten(1)), best.flatten(1)[:, None]
+    kept = nms_mask(chosen, values, *limits)
+    return select_best(chosen, values, kept, most=limits.most, labels=labels)

@@ -10,7 +10,7 @@ from focaldet.config import Fraction, validate_fields
 from focaldet.models.base import DetectorConfig, level_cells
 from focaldet.ops.classifier import Classifier
 from focaldet.ops.grids import Grid, prior_grids
-from focaldet.ops.matching import MatchConfig
+from focaldet.ops.matching import MatchConfig, require_fixed_thresholds
 from focaldet.ops.priors import Priors
 from focaldet.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from focaldet.types import ImageSize
@@ -41,12 +41,17 @@ class SSDLossConfig:
 @validate_fields
 @dataclass(frozen=True, slots=True)
 class SSDDetectConfig:
-    """From logits to detections: threshold, the best `top_k` priors of each class, NMS per class, the best of all."""
+    """From logits to detections: threshold, the best `top_k` priors of each class, NMS per class, the best of all.
+
+    With `across_classes` a box suppresses those of all classes, so that one object has one answer where classes look
+    alike.
+    """
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.01
     top_k: PositiveInt = 400
     nms_iou: Fraction = 0.45
     max_detections: PositiveInt = 200
+    across_classes: bool = False
 
 
 class SSDSettings(DetectorConfig):
@@ -62,6 +67,10 @@ class SSDSettings(DetectorConfig):
     matching: MatchConfig
     loss: SSDLossConfig
     detect: SSDDetectConfig
+
+    def __post_init__(self) -> None:
+        DetectorConfig.__post_init__(self)
+        require_fixed_thresholds(self.matching, setting="matching", detector="SSD")
 
     @property
     def classifier(self) -> Classifier:

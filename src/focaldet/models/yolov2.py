@@ -105,13 +105,15 @@ class YOLOv2LossConfig:
 class YOLOv2DetectConfig:
     """From raw outputs to detections: threshold on objectness × class, best `top_k` pairs, NMS per class.
 
-    darknet keeps every pair above its threshold and every detection; COCO scores the best 100.
+    darknet keeps every pair above its threshold and every detection; COCO scores the best 100. With `across_classes` a
+    box suppresses those of all classes, so that one object has one answer where classes look alike.
     """
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.005
     top_k: PositiveInt = 4000
     nms_iou: Fraction = 0.45
     max_detections: PositiveInt = 100
+    across_classes: bool = False
 
 
 @validate_fields
@@ -261,7 +263,8 @@ class YOLOv2(Detector):
         scores, anchor, label = padded.best_pairs(pairs, config.top_k, fill=0.0)
         boxes = decode_in_cells(padded.take_rows(outputs.deltas, anchor), outputs.anchors[anchor], stride_px=STRIDE_PX)
         limits = padded.NMSLimits(config.nms_iou, config.score_threshold, config.max_detections)
-        kept = padded.nms_labeled(boxes, scores, label, limits, num_classes=self.config.num_classes)
+        kinds = torch.zeros_like(label) if config.across_classes else label
+        kept = padded.nms_labeled(boxes, scores, kinds, limits, num_classes=self.config.num_classes)
         inside = padded.clip_to_sizes(boxes, sizes)
         return padded.select_best(inside, scores[:, None], kept[:, None], most=config.max_detections, labels=label)
 
@@ -328,6 +331,7 @@ class YOLOv2(Detector):
             pairs = pairs[scores[pairs].topk(config.top_k).indices]
         anchor, label = pairs // self.config.num_classes, pairs % self.config.num_classes
         boxes = decode_in_cells(outputs.deltas[image, anchor], outputs.anchors[anchor], stride_px=STRIDE_PX)
-        keep = class_nms(boxes, scores[pairs], label, iou=config.nms_iou, most=config.max_detections)
+        kinds = torch.zeros_like(label) if config.across_classes else label
+        keep = class_nms(boxes, scores[pairs], kinds, iou=config.nms_iou, most=config.max_detections)
         inside = clip(boxes[keep], height=size.height, width=size.width)
         return Detections(inside, scores[pairs][keep], label[keep], self.class_names)

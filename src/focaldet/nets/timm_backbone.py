@@ -15,6 +15,9 @@ from focaldet.errors import ConfigError
 from focaldet.nets.backbone import NUM_STAGES, Backbone
 from focaldet.nets.norm import NormKind
 
+# Height and width of an image that a model is tried on when it is built; multiples of the largest stride.
+TRIED_PX = (128, 160)
+
 
 @dataclass(frozen=True, slots=True)
 class PublishedWeights:
@@ -59,8 +62,8 @@ class TimmBackbone(Backbone):
         std: the standard deviation likewise.
 
     Raises:
-        ConfigError: timm is not installed, does not know the name, the model has no maps of these strides, or `norm` is
-            group.
+        ConfigError: timm is not installed, does not know the name, the model has no maps of these strides or takes
+            images of one size only, or `norm` is group.
     """
 
     def __init__(self, name: str, *, norm: NormKind = "batch") -> None:
@@ -69,6 +72,7 @@ class TimmBackbone(Backbone):
             raise ConfigError(f"backbone timm:{name}: has timm's own normalization: norm must be batch or frozen")
         self.name, self._freezes_norm = name, norm == "frozen"
         self.model = _create_model(name)
+        self._is_channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
         info: Any = self.model.feature_info
         at = {stride: index for index, stride in enumerate(info.reduction())}
         if not {4, 8, 16, 32} <= set(at):
@@ -82,6 +86,7 @@ class TimmBackbone(Backbone):
         self.mean, self.std = _on_255(published["mean"]), _on_255(published["std"])
         for norm_layer in self._frozen_norms():
             norm_layer.requires_grad_(False)
+        self._require_maps()
 
     def _frozen_norms(self) -> list[nn.Module]:
         kinds = (nn.BatchNorm2d,)
@@ -110,7 +115,32 @@ class TimmBackbone(Backbone):
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Tensor]:
         """The maps C2…C5 of normalized images."""
         maps = self.model(images)
-        return [maps[index] for index in self._indices]
+        return [self._channels_first(maps[index]) for index in self._indices]
+
+    def _channels_first(self, features: Tensor) -> Tensor:
+        """A map as B C H W, which some of timm's transformers have as B H W C."""
+        return features.permute(0, 3, 1, 2) if self._is_channels_last else features
+
+    @torch.no_grad()
+    def _require_maps(self) -> None:
+        """Make sure that the model turns an image of any size into maps of the channels that timm states.
+
+        Raises:
+            ConfigError: it is made for one size, or its maps are of another form.
+        """
+        height, width = TRIED_PX
+        try:
+            maps = self.eval()(torch.zeros(1, 3, height, width, device=next(self.parameters()).device))
+        except Exception as error:  # whatever the model, which is timm's, comes to
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ConfigError(
+                f"backbone timm:{self.name}: takes no image of {width} × {height} px, and a detector needs one that "
+                f"takes every size: {reason}"
+            ) from None
+        self.train()
+        widths = tuple(features.shape[1] if features.ndim == 4 else 0 for features in maps)
+        if widths != self.channels:
+            raise ConfigError(f"backbone timm:{self.name}: maps of {widths} channels, timm states {self.channels}")
 
     def stages(self) -> list[list[nn.Module]]:
         """The modules of each stage: the stem, then those that end in C2, C3, C4, C5.

@@ -56,9 +56,9 @@ class MatchConfig:
     then the highest of the objects and anchors that are left, and so on; such an anchor is assigned to its object. Of
     equal pairs the one with the first anchor comes first, then that with the first object, as in Caffe.
 
-    With `rule` adaptive all this gives way to ATSS (`ops.adaptive`): of the `candidates` anchors of every level that
-    are nearest to an object those whose IoU stands out among them, whatever it is. The paper's 9 are for one anchor a
-    cell; with S of them take 9 S.
+    With `rule` adaptive, which RetinaNet alone takes, all this gives way to ATSS (`ops.adaptive`): of the `candidates`
+    anchors of every level that are nearest to an object those whose IoU stands out among them, whatever it is. The
+    paper's 9 are for one anchor a cell; with S of them take 9 S.
 
     Raises:
         ConfigError: `background_iou` is above `foreground_iou`.
@@ -77,6 +77,16 @@ class MatchConfig:
                 f"background_iou: must be at most foreground_iou, which is {self.foreground_iou}, "
                 f"got {self.background_iou}"
             )
+
+
+def require_fixed_thresholds(config: MatchConfig, *, setting: str, detector: str) -> None:
+    """Refuse the adaptive rule where there are no levels of anchors for it to choose from.
+
+    Raises:
+        ConfigError: names the setting and what takes the rule.
+    """
+    if config.rule == "adaptive":
+        raise ConfigError(f"{setting}.rule: adaptive is for the anchors of RetinaNet; {detector} matches by iou")
 
 
 class Matches(NamedTuple):

@@ -12,7 +12,7 @@ from focaldet.check import advice
 from focaldet.check.advice import Choice
 from focaldet.data.splits import open_splits
 from focaldet.errors import CheckpointError, ConfigError, FocaldetError
-from focaldet.models import build, find_preset, named_config
+from focaldet.models import find_preset, from_config, named_config
 from focaldet.training.config import AUTO, AUTO_DEFAULTS, AUTO_SETTINGS, RunConfig
 from focaldet.training.run_folder import RunFolder
 from focaldet.training.state import initial_weights
@@ -140,9 +140,10 @@ def choose_model(config: RunConfig) -> Choice:
     problem: FocaldetError | None = None
     for name in candidates:
         try:
-            named_config(name, architecture=config.architecture)
+            fitted = named_config(name, architecture=config.architecture)
             if weights is not None:
-                detector = build(name, architecture=config.architecture)
+                preprocessing = find_preset(name).preprocessing
+                detector = from_config(fitted, class_names=(), preprocessing=preprocessing)
                 if load_into(detector, weights, input=config.weights_input).kind == "detector":
                     return Choice("model", name, "the detector of the weights that are given")
             fitting.append(name)

@@ -27,6 +27,11 @@ def has_trained_norm(detector: Detector) -> bool:
     return has_norm
 
 
+def steps_to_measure(detector: Detector) -> float:
+    """What measuring takes, in steps of training, of which it is forward alone; 0 where nothing is to be measured."""
+    return NUM_BATCHES / 2 if has_trained_norm(detector) else 0.0
+
+
 def _follow_batches(detector: Detector) -> list[nn.BatchNorm2d]:
     """The layers of a detector in training whose statistics are those of the batches: frozen ones evaluate."""
     return [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d) and module.training]

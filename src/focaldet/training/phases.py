@@ -12,7 +12,7 @@ from typing import Any
 from focaldet import config as configs
 from focaldet.data.formats.text import list_names
 from focaldet.errors import ConfigError
-from focaldet.models import find_preset
+from focaldet.models import effective_config, find_preset
 from focaldet.training.config import RunConfig
 from focaldet.training.state import asked_architecture
 from focaldet.weights.tensor_names import TensorShapes, build_on_meta, shapes_of
@@ -36,6 +36,8 @@ def check_phases(config: RunConfig) -> None:
 def _check_network(config: RunConfig, first: TensorShapes | None) -> TensorShapes:
     """The shapes of the network's tensors, which are those of the `first` phase where there is one."""
     config.resize(find_preset(config.model).preprocessing.resize)  # refuses sides that contradict each other
+    if not config.resume:  # a run that began before some setting lost its effect goes on
+        effective_config(config.model, architecture=config.architecture)
     detector = build_on_meta(asked_architecture(config))
     if not any(parameter.requires_grad for parameter in detector.parameters()):
         raise ConfigError("nothing is left to train")

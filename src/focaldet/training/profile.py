@@ -21,11 +21,13 @@ class StepProfile:
         table: the file of the table, by the time of each operation itself.
         trace: the file that chrome://tracing and ui.perfetto.dev draw.
         text: one line on the operations that take the most; None until the steps were measured.
+        first_measured: the step, from 1, with which measuring begins; without it nothing is written.
     """
 
     def __init__(self, folder: Path, *, device: torch.device) -> None:
         self.table, self.trace = folder / "profile.txt", folder / "profile.json"
         self.text: str | None = None
+        self.first_measured, self._num_steps = SKIPPED_STEPS + WARM_UP_STEPS + 1, 0
         self._device = device
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         steps = schedule(wait=SKIPPED_STEPS, warmup=WARM_UP_STEPS, active=MEASURED_STEPS, repeat=1)
@@ -36,10 +38,18 @@ class StepProfile:
         """Take note of a step; after the last one that is measured, the line that says what took the most."""
         if self._profile is None:
             return None
+        self._num_steps += 1
         self._profile.step()
         if self.text is not None:
             self.stop()
         return self.text
+
+    def end(self) -> str | None:
+        """Measure no more; the line on the profile, or on why there is none, where `count_step` gave none before."""
+        if self.text is not None:
+            return None
+        self.stop()
+        return self.text or f"profile: nothing was measured, as the run has fewer than {self.first_measured} steps"
 
     def stop(self) -> None:
         """Measure no more; a profile under way is written."""
@@ -48,6 +58,8 @@ class StepProfile:
         self._profile = None
 
     def _write(self, measured: Any) -> None:
+        if self._num_steps < self.first_measured:
+            return
         kind = "cuda" if self._device.type == "cuda" else "cpu"
         rows = measured.key_averages()
         table = rows.table(sort_by=f"self_{kind}_time_total", row_limit=TABLE_ROWS, max_name_column_width=60)

@@ -1,4 +1,4 @@
-"""The images that a run trains and is evaluated on."""
+"""The images that a run trains and is evaluated on, and the loader of those that it trains on."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from jaxtyping import UInt8
 from torch import Tensor
 
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import Dataset, FileSource, ImageSource
 from focaldet.data.formats.text import quantity
+from focaldet.data.loading.loader import Loader
 from focaldet.data.splits import first_with_boxes, open_splits
+from focaldet.runtime import Ranks
 from focaldet.training.config import RunConfig
-from focaldet.types import Target
+from focaldet.types import Preprocessing, Target
 
 # An epoch of `overfit` shows its few images again and again, up to this many updates.
 OVERFIT_UPDATES = 16
@@ -61,3 +64,29 @@ def open_sources(
 
 def _choose(source: ImageSource, positions: Sequence[int]) -> ChosenImages:
     return ChosenImages(source.dataset.subset(positions, "overfit"), source, tuple(positions))
+
+
+def build_loader(
+    config: RunConfig, number: int, source: ImageSource, *, preprocessing: Preprocessing, ranks: Ranks
+) -> Loader:
+    """The batches of phase `number` (from 0) of a run, for one of its processes.
+
+    With `overfit` they are the images as they are: neither augmented, nor balanced, nor of several sizes.
+    """
+    phases = config.phase_configs
+    phase, overfit = phases[number], phases[number].overfit is not None
+    return Loader(
+        source,
+        preprocessing=preprocessing,
+        batch_size=phase.batch_size // (ranks.world_size * phase.accumulate),
+        seed=phase.seed,
+        augment=AugmentConfig(preset="none") if overfit else phase.augment,
+        num_epochs=phase.epochs,
+        first_epoch=sum(earlier.epochs for earlier in phases[:number]),
+        workers=phase.workers,
+        rank=ranks.global_rank,
+        num_ranks=ranks.world_size,
+        sampling="uniform" if overfit else phase.sampling,
+        multi_scale=None if overfit else phase.multi_scale,
+        multi_scale_end=phase.multi_scale_end,
+    )

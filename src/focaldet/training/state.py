@@ -192,8 +192,10 @@ def next_state(state: TrainState, config: RunConfig, *, before: RunConfig, kept:
     # Only what differs between the phases: the initial weights and the data decided some of the settings that hold.
     changed = _changes(*(configs.to_dict(asked_architecture(settings)) for settings in (before, config)))
     architecture = configs.merge(configs.to_dict(kept.config), changed)
-    detector = build(config.model, class_names=kept.class_names, architecture=architecture)
-    detector.preprocessing = replace(kept.preprocessing, resize=config.resize(detector.preprocessing.resize))
+    following_config = configs.from_dict(type(kept.config), architecture, source=f"architecture of {config.model}")
+    own = find_preset(config.model).preprocessing
+    detector = from_config(following_config, class_names=kept.class_names, preprocessing=own)
+    detector.preprocessing = replace(kept.preprocessing, resize=config.resize(own.resize))
     # BatchNorm's counters of batches may come or go; all other tensors are the same (`phases.check_phases`).
     detector.load_state_dict(kept.state_dict(), strict=False)
     detector = detector.to(fabric.device)

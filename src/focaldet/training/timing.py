@@ -57,14 +57,22 @@ class Stopwatch:
 class Pace:
     """The speed of a run as measured since the program began: seconds of a step and of an evaluation.
 
-    `evaluation` are those of the last evaluation before. `num_steps` counts the steps that were measured.
+    `evaluation` are those of the last evaluation before, `extra_steps` what one takes beside the images until one was
+    measured, in steps. `num_steps` counts the steps that were measured.
     """
 
-    def __init__(self, *, images_per_step: int, validation_images: int, evaluation: float | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        images_per_step: int,
+        validation_images: int,
+        evaluation: float | None = None,
+        extra_steps: float = 0.0,
+    ) -> None:
         self.num_steps = 0
         self._steps: deque[float] = deque(maxlen=RECENT_STEPS)
         self._evaluation = evaluation
-        self._guess = EVALUATION_GUESS * validation_images / images_per_step
+        self._guess = EVALUATION_GUESS * validation_images / images_per_step + extra_steps
 
     def count_step(self, seconds: float) -> None:
         """Take note of the seconds of a step, all between it and the one before included but for evaluations."""

@@ -47,6 +47,7 @@ from focaldet.training.batch_norm import (
     has_trained_norm,
     measure_norm,
     share_buffers,
+    steps_to_measure,
 )
 from focaldet.training.checkpoint import load_state, save_state
 from focaldet.training.config import BASE_BATCH, RunConfig, check_processes
@@ -65,7 +66,7 @@ from focaldet.training.preflight import (
 from focaldet.training.profile import StepProfile
 from focaldet.training.run_folder import RunFolder, check_identity, identity, lock_run, open_folder, write_environment
 from focaldet.training.signals import StopSignal, stop_signal
-from focaldet.training.sources import open_sources
+from focaldet.training.sources import build_loader, open_sources
 from focaldet.training.state import TrainState, build_state, initial_weights, next_state
 from focaldet.training.step import train_step
 from focaldet.training.timing import EVALUATION, LOADING, OTHER, Pace, Stopwatch, describe_epoch, read_clock
@@ -105,7 +106,11 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, *, sources: tuple[ImageSource, ImageSource] | None = None, notes: Sequence[str] = ()
+    config: RunConfig,
+    *,
+    sources: tuple[ImageSource, ImageSource] | None = None,
+    notes: Sequence[str] = (),
+    begin: float | None = None,
 ) -> TrainResult:
     """Train a detector and write a run folder; with `resume`, continue to the weights that an unbroken run reaches.
 
@@ -116,6 +121,7 @@ def train(
         config: all settings.
         sources: images to train on and to evaluate on, instead of those in `config.data`.
         notes: lines to log at the beginning.
+        begin: the moment of `timing.read_clock` from which on the minutes count; by default that of the call.
 
     Raises:
         ConfigError: a setting is out of range, or the folder is taken.
@@ -124,12 +130,11 @@ def train(
         NonFiniteLossError: the loss or its gradient is not finite.
         OutOfMemoryError: out of memory.
     """
-    begin = read_clock()
+    begin = read_clock() if begin is None else begin
     check_processes(config, num_processes=num_processes())
     folder = open_folder(config)
     check_phases(config)
-    threads = config.threads or min(torch.get_num_threads(), usable_cores())  # torch does not know a container's quota
-    torch_state = torch_settings(threads=threads, deterministic=config.deterministic)
+    torch_state = torch_settings(threads=count_threads(config), deterministic=config.deterministic)
     held = lock_run(config.out) if is_first_process() else nullcontext()
     with explain_errors(config), explain_worker_death(), held, torch_state, stop_signal() as stop:
         if is_first_process():
@@ -139,6 +144,11 @@ def train(
         trainer = Trainer(config, folder=folder, fabric=fabric, stop=stop, sources=sources, begin=begin)
         trainer.notes[:0] = notes
         return trainer.run()
+
+
+def count_threads(config: RunConfig) -> int:
+    """The threads that a training begins with: torch does not know the quota of a container."""
+    return config.threads or min(torch.get_num_threads(), usable_cores())
 
 
 class Trainer:
@@ -226,28 +236,14 @@ class Trainer:
             images_per_step=self.settings.batch_size,
             validation_images=len(self.validation.dataset),
             evaluation=self.state.evaluation_seconds,
+            extra_steps=steps_to_measure(self.state.evaluated) if self.state.measures_norm else 0.0,
         )
         self._follow_plan()
 
     def _build_loader(self, number: int) -> Loader:
         """The loader of training images of phase `number`, from 0."""
-        phases, fabric, detector = self.config.phase_configs, self.fabric, self.state.detector
-        config, overfit = phases[number], phases[number].overfit is not None
-        return Loader(
-            self.source,
-            preprocessing=detector.preprocessing,
-            batch_size=config.batch_size // (fabric.world_size * config.accumulate),
-            seed=config.seed,
-            augment=AugmentConfig(preset="none") if overfit else config.augment,
-            num_epochs=config.epochs,
-            first_epoch=sum(phase.epochs for phase in phases[:number]),
-            workers=config.workers,
-            rank=fabric.global_rank,
-            num_ranks=fabric.world_size,
-            sampling="uniform" if overfit else config.sampling,
-            multi_scale=None if overfit else config.multi_scale,
-            multi_scale_end=config.multi_scale_end,
-        )
+        detector = self.state.detector
+        return build_loader(self.config, number, self.source, preprocessing=detector.preprocessing, ranks=self.fabric)
 
     def _steps_per_epoch(self, number: int) -> int:
         """Updates in an epoch of phase `number`; the last may be of fewer batches than `accumulate`."""
@@ -290,6 +286,8 @@ class Trainer:
                 self._log_phase()
                 interrupted = not self._train_phase()
             interrupted = interrupted or not self._average_best()
+            if self.profile is not None and (text := self.profile.end()) is not None:
+                self._write("note", step=self.state.step, text=text)
             return self._end(interrupted=interrupted)
         finally:
             if self.profile is not None:
@@ -382,8 +380,9 @@ class Trainer:
             self._write("note", step=self.state.step, text=f"{text}--threads {cores.threads} would be faster")
             self.cores = None
             return
+        is_fewer = cores.threads < torch.get_num_threads()
         torch.set_num_threads(cores.threads)
-        why = "other programs use the cores" if cores.waiting else "there are free cores again"
+        why = "other programs use the cores" if is_fewer else "there are free cores again"
         text = f"{why}: {quantity(cores.threads, 'thread')} from here on (--threads {cores.most} keeps that number)"
         self._write("note", step=self.state.step, text=text)
 
@@ -482,7 +481,7 @@ class Trainer:
         state.evaluation_seconds = self.stopwatch.lap(EVALUATION)
         self.pace.count_evaluation(state.evaluation_seconds)
         remark = "" if not is_best else "  (best so far)" if metrics.ap else "  (AP tells nothing: best is the last)"
-        text = f"epoch {epoch}/{self.num_epochs}  {_summarize(metrics)}{remark}"
+        text = f"epoch {epoch}/{self.num_epochs}  {_summarize_metrics(metrics)}{remark}"
         numbers = {name: value for name, value in values.items() if name in HEADLINES}
         self._write(
             "evaluation", **self._phase_number(), epoch=epoch, step=state.step, best=is_best, text=text, **numbers
@@ -501,12 +500,14 @@ class Trainer:
         return self.measured[state.step]
 
     def _closing_seconds(self) -> float:
-        """A guess of what measuring BatchNorm at the end takes; where there are evaluations it is a part of theirs."""
-        state = self.state
+        """A guess of what follows the last step beside its evaluation and the report: BatchNorm, and `average_best`."""
+        config, state = self.config, self.state
+        norm_seconds = steps_to_measure(state.evaluated) * self.pace.step
         is_early = state.measures_norm and state.step - self.first_step < EARLY_UPDATES
-        if self.config.evaluate_every is not None or not is_early or not has_trained_norm(state.evaluated):
-            return 0.0
-        return NUM_BATCHES * self.pace.step / 2  # forward alone
+        seconds = norm_seconds if is_early and config.evaluate_every is None else 0.0  # else a part of the evaluation
+        if config.average_best is not None and not state.has_average:
+            seconds += norm_seconds + self.pace.evaluation
+        return seconds
 
     def _measure_norm(self, detector: Detector) -> Detector:
         """The detector with the statistics of BatchNorm under its weights, if it has trained ones."""
@@ -529,7 +530,7 @@ class Trainer:
             precision=autocast.precision,
             workers=settings.workers,
             fabric=fabric if fabric.world_size > 1 else None,
-            progress=self._give_up_when_stopped if fabric.world_size == 1 else None,
+            progress=self._observe_evaluation if fabric.world_size == 1 else None,
         )
         detections = dict(enumerate(result.detections))
         return evaluate_detections(self.validation.dataset, detections), detections
@@ -569,10 +570,10 @@ class Trainer:
         is_best = (metrics.ap or 0.0) > max(ap for ap, _ in state.best_epochs)
         what = "the average of the weights after epochs " + ", ".join(map(str, sorted(epochs)))
         if is_best:
-            text = f"{what}: {_summarize(metrics)}, better than each; it is best.safetensors"
+            text = f"{what}: {_summarize_metrics(metrics)}, better than each; it is best.safetensors"
             self._keep_best(metrics, detections, average)
         else:
-            text = f"{what}: {_summarize(metrics)}, not better than the best; best.safetensors stays"
+            text = f"{what}: {_summarize_metrics(metrics)}, not better than the best; best.safetensors stays"
         state.has_average = True
         self._write("average", epochs=sorted(epochs), ap=metrics.ap, best=is_best, text=text)
         self.save()
@@ -590,9 +591,10 @@ class Trainer:
         best = self.state.best
         return best is None or not best["ap"] or (metrics.ap or 0.0) > best["ap"]
 
-    def _give_up_when_stopped(self, done: int, total: int | None) -> None:
-        """Leave the evaluation when the run is asked to stop: a resumed run evaluates again."""
+    def _observe_evaluation(self, done: int, total: int | None) -> None:
+        """Look at the cores, and leave the evaluation when the run is asked to stop: a resumed run evaluates again."""
         del done, total
+        self._share_cores()
         if self.stop:
             raise _StopRequestedError
 
@@ -776,6 +778,6 @@ def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, 
     ]
 
 
-def _summarize(metrics: Metrics) -> str:
+def _summarize_metrics(metrics: Metrics) -> str:
     named = {"AP": metrics.ap, "AP50": metrics.ap50, "AP75": metrics.ap75}
     return "  ".join(f"{name} {percent(value)}" for name, value in named.items())

@@ -13,6 +13,7 @@ from focaldet.data.formats.text import list_names, quantity
 from focaldet.errors import CheckpointError
 from focaldet.models import Detector, DetectorConfig, build, from_config
 from focaldet.nets.norm import FrozenBatchNorm
+from focaldet.nets.timm_backbone import TimmBackbone
 from focaldet.runtime import Progress
 from focaldet.types import Preprocessing
 from focaldet.weights.backbones import read_backbone
@@ -367,8 +368,10 @@ def _set_norm_eps(detector: Detector, eps: float | None) -> tuple[str, ...]:
     old = detector.config.norm_eps
     if old is None or eps is None or old == eps:
         return ()
+    backbones = [module for module in detector.modules() if isinstance(module, TimmBackbone)]
+    of_timm = {id(module) for backbone in backbones for module in backbone.modules()}  # whose layers keep their own
     for module in detector.modules():
-        if isinstance(module, FrozenBatchNorm | nn.BatchNorm2d):
+        if isinstance(module, FrozenBatchNorm | nn.BatchNorm2d) and id(module) not in of_timm:
             module.eps = eps
     detector.config = detector.config.replace(norm_eps=eps)
     return (f"norm_eps is now {eps:g} instead of {old:g}: these weights were trained with it",)

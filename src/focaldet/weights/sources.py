@@ -1,5 +1,6 @@
 """Where weights come from: a file, a run folder, or a name that stands for a download."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,8 @@ EMBEDDED_WEIGHTS = {"embedded:efficientnet_lite0": "efficientnet_lite0"}
 """Names of the weights that come with focaldet, and their backbones."""
 
 _HUB = "https://huggingface.co"
-INDEX_SUFFIX = ".index"  # of the file that stands for a checkpoint of TensorFlow
+INDEX_SUFFIX, GRAPH_SUFFIX = ".index", ".pb"  # of the files that stand for a checkpoint and a graph of TensorFlow
+CHECKPOINT_PART = re.compile(r"(?<=.)\.(data-\d{5}-of-\d{5}|meta)$")
 RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")
 
 
@@ -69,6 +71,7 @@ def find_weights(spec: str | Path, *, backbone: str | None = None, progress: Pro
     path = Path(spec)
     if path.is_dir():
         return WeightsSource(str(spec), _run_weights(path))
+    _refuse_checkpoint_part(path)
     index = path.with_name(f"{path.name}{INDEX_SUFFIX}")
     if not path.exists() and index.is_file():  # how TensorFlow calls a checkpoint
         return WeightsSource(str(spec), index)
@@ -103,7 +106,25 @@ def _run_weights(folder: Path) -> Path:
     for name in RUN_WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder}: is not a run folder with weights (neither {' nor '.join(RUN_WEIGHTS)} is there)")
+    missing = f"{folder}: is not a run folder with weights (neither {' nor '.join(RUN_WEIGHTS)} is there)"
+    endings = (INDEX_SUFFIX, GRAPH_SUFFIX)
+    files = sorted(folder / path.name.removesuffix(INDEX_SUFFIX) for path in folder.glob("*") if path.suffix in endings)
+    hint = f"; TensorFlow's are read by the name of the file: {' or '.join(map(str, files))}" if files else ""
+    raise CheckpointError(missing + hint)
+
+
+def _refuse_checkpoint_part(path: Path) -> None:
+    """Raise where a file of a checkpoint of TensorFlow is named that says nothing by itself.
+
+    Raises:
+        CheckpointError: says what to name.
+    """
+    checkpoint = path.with_name(CHECKPOINT_PART.sub("", path.name))
+    if checkpoint == path or not path.is_file():
+        return
+    index = path.with_name(f"{checkpoint.name}{INDEX_SUFFIX}")
+    hint = f"name {checkpoint}" if index.is_file() else f"{index.name}, which must lie beside it, is missing"
+    raise CheckpointError(f"{path}: is a part of a checkpoint of TensorFlow: {hint}")
 
 
 def _torchvision_url(name: str, *, backbone: str | None) -> str:

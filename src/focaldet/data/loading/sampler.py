@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from focaldet.data.dataset import Dataset
@@ -38,14 +38,16 @@ def repeat_factors(dataset: Dataset) -> Float64[Tensor, " N"]:
     et al. 2019, section 4, with every class below the threshold: t = 1). Ignored boxes do not count; an image
     without objects has factor 1.
     """
-    counts = dataset.offsets.diff()
-    image = torch.repeat_interleave(torch.arange(len(dataset)), counts)[dataset.flags == 0]
-    labels = dataset.labels[dataset.flags == 0].long()
-    present = torch.unique(torch.stack([image, labels]), dim=1)
-    num_images = torch.bincount(present[1], minlength=len(dataset.classes.names)).double()
+    images, labels = pair_images_with_classes(dataset)
+    num_images = torch.bincount(labels, minlength=len(dataset.classes.names)).double()
     factors = torch.ones(len(dataset), dtype=torch.float64)
-    class_factors = (len(dataset) / num_images[present[1]]).sqrt()
-    return factors.scatter_reduce(0, present[0], class_factors, "amax")
+    return factors.scatter_reduce(0, images, (len(dataset) / num_images[labels]).sqrt(), "amax")
+
+
+def pair_images_with_classes(dataset: Dataset) -> Int64[Tensor, "2 P"]:
+    """Each image with each class that it has an object of, once: the indices of the images, and the labels."""
+    image = torch.repeat_interleave(torch.arange(len(dataset)), dataset.offsets.diff())[dataset.flags == 0]
+    return torch.unique(torch.stack([image, dataset.labels[dataset.flags == 0].long()]), dim=1)
 
 
 def uniform_order(num_images: int, *, rng: random.Random) -> list[int]:

@@ -60,6 +60,7 @@ from focaldet.nets.regions import PooledTail, RegionPredictor, RPNHead, RPNHeadC
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
 from focaldet.ops.classifier import Classifier, decisions
 from focaldet.ops.grids import Grid, pyramid_grids
+from focaldet.ops.matching import require_fixed_thresholds
 from focaldet.ops.padded import PaddedDetections
 from focaldet.ops.proposals import ProposalConfig
 from focaldet.ops.roi import PoolConfig, pool_pyramid
@@ -122,6 +123,8 @@ class FasterRCNNConfig(ComponentsConfig):
     def __post_init__(self) -> None:
         ComponentsConfig.__post_init__(self)
         refuse_unused_settings(self)
+        require_fixed_thresholds(self.rpn.matching, setting="rpn.matching", detector="the RPN")
+        require_fixed_thresholds(self.region.matching, setting="region.matching", detector="the second stage")
 
     @property
     def classifier(self) -> Classifier:

@@ -89,13 +89,15 @@ def detect_padded(
         nms_iou=proposals.nms_iou,
     )
     scores = score_regions(stage, regions, is_region, image_sizes=rpn.image_sizes, config=config)
+    across = detect.across_classes
     if refine is None:
-        return select_padded(scores, sizes, NMSLimits(detect.nms_iou, detect.score_threshold, detect.max_detections))
+        limits = NMSLimits(detect.nms_iou, detect.score_threshold, detect.max_detections)
+        return select_padded(scores, sizes, limits, across_classes=across)
     refined = refine_regions(scores, is_region, image_sizes=rpn.image_sizes)
     again = score_regions(stage, *refined, image_sizes=rpn.image_sizes, config=config)
     scores = RegionScores(*(torch.cat(pair, 1) for pair in zip(scores, again, strict=True)))
     limits = NMSLimits(refine.nms_iou, detect.score_threshold, detect.max_detections)
-    return select_padded(scores, sizes, limits, vote_iou=refine.vote_iou)
+    return select_padded(scores, sizes, limits, vote_iou=refine.vote_iou, across_classes=across)
 
 
 def score_regions(
@@ -176,6 +178,7 @@ def select_padded(
     limits: NMSLimits,
     *,
     vote_iou: float | None = None,
+    across_classes: bool = False,
 ) -> PaddedDetections:
     """As `postprocess.select_detections` of every image; with `vote_iou` the kept boxes are voted on."""
     count, num_classes = scores.boxes.shape[1:3]
@@ -183,9 +186,9 @@ def select_padded(
     values = scores.probabilities.transpose(1, 2).flatten(1)
     is_candidate = (values > limits.least_score) & has_sides(boxes, least_px=MIN_DETECTION_SIDE_PX)
     values = torch.where(is_candidate, values, 0.0)
-    # A class of an image is a group of its own: it has its own boxes.
-    by_class = boxes.reshape(-1, count, 4)
-    kept = nms_mask(by_class, values.reshape(-1, 1, count), *limits)
+    # A class of an image has its own boxes: it is a group of its own, or all classes are one.
+    group = num_classes * count if across_classes else count
+    kept = nms_mask(boxes.reshape(-1, group, 4), values.reshape(-1, 1, group), *limits)
     labels = torch.arange(num_classes, device=boxes.device).repeat_interleave(count)[None].expand_as(values)
     best = select_best(boxes, values[:, None], kept.reshape(values.shape)[:, None], most=limits.most, labels=labels)
     if vote_iou is None:

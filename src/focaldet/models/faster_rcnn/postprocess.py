@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
@@ -26,11 +27,16 @@ MIN_DETECTION_SIDE_PX = 1e-2  # boxes that clipping leaves without area are drop
 @validate_fields
 @dataclass(frozen=True, slots=True)
 class FasterRCNNDetectConfig:
-    """From the second stage to detections: threshold, NMS per class, the best of all."""
+    """From the second stage to detections: threshold, NMS per class, the best of all.
+
+    With `across_classes` a box suppresses those of all classes, so that one object has one answer where classes look
+    alike.
+    """
 
     score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
     nms_iou: Fraction = 0.5
     max_detections: PositiveInt = 100
+    across_classes: bool = False
 
 
 def decode_regions(
@@ -59,7 +65,8 @@ def select_detections(
     region, label = candidates.nonzero().unbind(1)
     every_box, scores = clipped[region, label], probabilities[region, label]
     iou = config.nms_iou if refine is None else refine.nms_iou
-    keep = class_nms(every_box, scores, label, iou=iou, most=config.max_detections)
+    kinds = torch.zeros_like(label) if config.across_classes else label
+    keep = class_nms(every_box, scores, kinds, iou=iou, most=config.max_detections)
     best = every_box[keep]
     if refine is not None:  # a mean of boxes in the image may leave it by the last digit
         voted = vote(every_box, scores, label, kept=keep, iou=refine.vote_iou)

@@ -3,7 +3,7 @@
 The bar is the mean of ten runs with ten seeds minus four deviations (LOG.md, 2026-12-01); `--measure 10` measures it
 anew. `.ci/run` calls this where the images are.
 
-    python benchmarks/guard.py --data DIR/bccd [--measure 10]
+    python benchmarks/guard.py --data DIR/bccd [--measure 10] [--first-seed 0]
 """
 
 import argparse
@@ -33,10 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of bccd")
     parser.add_argument("--measure", type=int, default=1, help="how many seeds to train; with one, the bar counts")
+    parser.add_argument("--first-seed", type=int, default=0)
     words = parser.parse_args()
     aps = []
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(words.measure):
+        for seed in range(words.first_seed, words.first_seed + words.measure):
             begin = time.monotonic()
             aps.append(train_once(words.data, Path(folder) / f"run{seed}", seed=seed))
             print(f"seed {seed}: AP {100 * aps[-1]:.1f} in {time.monotonic() - begin:.0f} s", flush=True)

@@ -146,9 +146,9 @@ def time_detectors(
         with _leave_out(name, reasons, log):
             times = 1e3 * numpy.array(steps[name])
             timings[name] = DetectorTiming(
-                total=_summarize(times.sum(axis=2)),
-                parts={part: _summarize(times[:, :, index]) for index, part in enumerate(IMAGE_PARTS)},
-                throughput=_summarize(numpy.array(rates[name]))._replace(best=max(rates[name])),
+                total=_find_spread(times.sum(axis=2)),
+                parts={part: _find_spread(times[:, :, index]) for index, part in enumerate(IMAGE_PARTS)},
+                throughput=_find_spread(numpy.array(rates[name]))._replace(best=max(rates[name])),
                 parameters=sum(parameter.numel() for parameter in predictor.detector.parameters()) or None,
                 gflop=count_gflop(predictor, images[0]) or None,  # torch does not see into an exported file
                 memory_mb=measure_peak_memory(runs[name], images[0], device=device, precision=precision),
@@ -265,7 +265,7 @@ def count_gflop(predictor: Predictor, path: Path) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def _summarize(values: numpy.ndarray[Any, Any]) -> Spread:
+def _find_spread(values: numpy.ndarray[Any, Any]) -> Spread:
     """The numbers of measurements by round and image."""
     p10, median, p90 = numpy.quantile(values, [0.1, 0.5, 0.9]).tolist()
     return Spread(median, p10, p90, values.size, best=float(numpy.median(values.min(axis=0))))

@@ -47,7 +47,8 @@ def repeat_factors(dataset: Dataset) -> Float64[Tensor, " N"]:
 def pair_images_with_classes(dataset: Dataset) -> Int64[Tensor, "2 P"]:
     """Each image with each class that it has an object of, once: the indices of the images, and the labels."""
     image = torch.repeat_interleave(torch.arange(len(dataset)), dataset.offsets.diff())[dataset.flags == 0]
-    return torch.unique(torch.stack([image, dataset.labels[dataset.flags == 0].long()]), dim=1)
+    pairs: Tensor = torch.unique(torch.stack([image, dataset.labels[dataset.flags == 0].long()]), dim=1)
+    return pairs
 
 
 def uniform_order(num_images: int, *, rng: random.Random) -> list[int]:

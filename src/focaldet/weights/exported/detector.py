@@ -60,17 +60,20 @@ class ExportedDetector(Detector):
         self.input_size = parse_size(metadata.extra.get("input_size", ""))
 
     def extra_repr(self) -> str:
-        return f"{self.source}, {self.metadata.extra.get('format')} {self.precision}"
+        stated = self.metadata.extra
+        return f"{self.source}, {stated.get('format')} {self.precision}"
 
     @property
     def precision(self) -> str:
         """What the file was exported in: fp32, fp16 or int8."""
-        return self.metadata.extra.get("precision", "fp32")
+        stated = self.metadata.extra
+        return stated.get("precision", "fp32")
 
     @property
     def max_detections(self) -> int | None:
         """The most detections of an image, as far as the file says so."""
-        text = self.metadata.extra.get("max_detections", "")
+        stated = self.metadata.extra
+        text = stated.get("max_detections", "")
         return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
     @property

@@ -12,6 +12,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.evaluation.evaluate import raise_limit
 from focaldet.service.pipeline import count_lanes
 from focaldet.weights import load_detector
+from focaldet.weights.exported.graphs import OpenVinoGraph
 from tests.fuzz.optional_doors import DESCRIBED, onnx_graph
 
 
@@ -79,9 +80,9 @@ def test_a_library_takes_no_more_threads_than_the_container_has_cores(file_of, m
     assert session.get_session_options().intra_op_num_threads == 1
 
 
-def test_a_library_with_threads_of_its_own_has_one_lane_in_the_service(file_of):
+def test_a_library_that_computes_in_turn_has_one_lane_in_the_service(file_of):
     detector = load_detector(file_of()).detector
     predictor = SimpleNamespace(detector=detector, device=torch.device("cpu"))
-    assert (count_lanes(predictor, 4), detector.has_own_threads) == (1, True)
-    detector.graph.has_own_threads = False
-    assert count_lanes(predictor, 4) == 4
+    assert (count_lanes(predictor, 4), OpenVinoGraph.runs_in_turn) == (4, True)
+    detector.graph.runs_in_turn = True
+    assert count_lanes(predictor, 4) == 1

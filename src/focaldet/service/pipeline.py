@@ -157,12 +157,12 @@ class DetectionPipeline:
 
 
 def count_lanes(predictor: Predictor, cores: int) -> int:
-    """How many batches are computed at a time: on the CPU one for each core, where torch computes.
+    """How many batches are computed at a time: on the CPU one for each core.
 
-    Other libraries compute each batch with all cores, whoever calls them: there a second lane would only make smaller
-    batches of what waits.
+    OpenVINO, compiled for latency, computes one after the other with all cores: there a second lane only makes smaller
+    batches of what waits. onnxruntime does not: two lanes took .75 of the processor's time for an image (`LOG.md`).
     """
     detector = predictor.detector
-    if predictor.device.type != "cpu" or (isinstance(detector, ExportedDetector) and detector.has_own_threads):
+    if predictor.device.type != "cpu" or (isinstance(detector, ExportedDetector) and detector.runs_in_turn):
         return 1
     return min(cores, MOST_LANES)

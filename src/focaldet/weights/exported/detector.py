@@ -77,9 +77,9 @@ class ExportedDetector(Detector):
         return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
     @property
-    def has_own_threads(self) -> bool:
-        """Whether all threads of another library than torch compute each batch."""
-        return self.graph.has_own_threads
+    def runs_in_turn(self) -> bool:
+        """Whether batches that are given to it at the same time are computed one after the other."""
+        return self.graph.runs_in_turn
 
     def forward(self, images: Images, sizes: ImageSizes, targets: Sequence[Target] | None = None) -> PaddedDetections:
         """The detections of padded RGB images in 0…255, which are rounded to bytes.

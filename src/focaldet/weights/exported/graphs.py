@@ -46,8 +46,8 @@ class Graph(Protocol):
     """What it says about itself, in JSON; None of a file that focaldet did not write."""
     least_px: int
     """The shortest side of an image, where the size is open."""
-    has_own_threads: bool
-    """Whether the library computes with threads of its own, all of them for each batch, whatever torch has."""
+    runs_in_turn: bool
+    """Whether the library computes batches that are given to it at the same time one after the other."""
 
     def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
         """The detections of RGB images; `sizes` are (height, width) without padding."""
@@ -81,7 +81,7 @@ def count_threads() -> int:
 class OnnxGraph:
     """A `.onnx` file in onnxruntime."""
 
-    least_px, has_own_threads = 1, True
+    least_px, runs_in_turn = 1, False
 
     def __init__(self, path: Path) -> None:
         runtime = import_library("onnxruntime", extra="onnx")
@@ -109,7 +109,7 @@ class OpenVinoGraph:
     Left to itself OpenVINO computes in bf16 where the processor has it.
     """
 
-    least_px, has_own_threads = 1, True
+    least_px, runs_in_turn = 1, True
 
     def __init__(self, path: Path) -> None:
         openvino = import_library("openvino", extra="openvino")
@@ -142,7 +142,7 @@ class ProgramGraph:
     It is a program: open only files of people whose programs you would run.
     """
 
-    least_px, has_own_threads = LEAST_PROGRAM_PX, False
+    least_px, runs_in_turn = LEAST_PROGRAM_PX, False
 
     def __init__(self, path: Path) -> None:
         extra = {STATEMENT: ""}

@@ -17,8 +17,9 @@ RUN pip install --constraint constraints.txt ".[${EXTRAS}]" \
 USER 10001
 
 EXPOSE 8000
+# The port is that of the command, which may have another --port than the default.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
+  CMD ["python", "-c", "import re, urllib.request as r; words = open('/proc/1/cmdline').read(); port = (re.findall('--port[=\\0]([0-9]+)', words) or ['8000'])[-1]; r.urlopen('http://127.0.0.1:' + port + '/healthz', timeout=4)"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["focaldet", "serve"]
 CMD ["/run_folder", "--host", "0.0.0.0"]

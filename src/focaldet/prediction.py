@@ -26,7 +26,7 @@ from focaldet.data.augment.geometry import resize_image
 from focaldet.data.formats.text import quantity
 from focaldet.data.images import read_reduced, to_pixels
 from focaldet.data.inputs import count_skipped, find_images, output_names, resolve_links
-from focaldet.data.loading.collate import pad_images
+from focaldet.data.loading.collate import blank_image, pad_images
 from focaldet.data.loading.sampler import group_by_size
 from focaldet.errors import ConfigError, DataError
 from focaldet.evaluation.image_list import ListedCocoWriter, read_image_list
@@ -50,6 +50,7 @@ from focaldet.runtime import (
 from focaldet.types import Detections, ImageSize
 from focaldet.weights import Trained, load_detector
 from focaldet.weights.compatibility import require_same_settings
+from focaldet.weights.exported.detector import ExportedDetector
 from focaldet.weights.thresholds import ScoreThresholds
 
 READING_THREADS = 4
@@ -95,18 +96,21 @@ class Predictor:
         **fields: Unpack[InferenceFields],
     ) -> None:
         self.options = replace(options, **fields)
-        self.device = pick_device(self.options.device)
-        self.precision = pick_precision(self.options.precision, device=self.device)
-        detector = apply_options(detector, self.options).to(self.device)
+        device = pick_device(self.options.device)
+        detector = apply_options(detector, self.options).to(device)
         self.detector = detector.to(memory_format=torch.channels_last).eval()
         self.category_ids, self.thresholds = category_ids, thresholds
         self.device = self.detector.device  # an exported file stays on the CPU
+        # Around an exported file nothing is computed in fewer bits, whatever is in it.
+        is_exported = isinstance(detector, ExportedDetector)
+        self.precision = pick_precision("fp32" if is_exported else self.options.precision, device=self.device)
 
     def __repr__(self) -> str:
-        """Model, number of classes, input size, device and precision."""
+        """Model, number of classes, input size, device and precision, of an exported file that of the file."""
         detector = self.detector
         classes = quantity(detector.config.num_classes, "class", "classes")
-        parts = (type(detector).__name__, classes, detector.preprocessing.resize, self.device, self.precision)
+        precision = detector.precision if isinstance(detector, ExportedDetector) else self.precision
+        parts = (type(detector).__name__, classes, detector.preprocessing.resize, self.device, precision)
         return f"Predictor({', '.join(map(str, parts))})"
 
     @property
@@ -215,6 +219,14 @@ class Predictor:
         sizes, originals = [image.size for image in images], [image.original_size for image in images]
         detections = detect_batch(self.detector, batch, sizes=sizes, original_sizes=originals, precision=self.precision)
         return list(map(ImageDetections, originals, detections))
+
+    def warm_up(self) -> None:
+        """Detect in a blank image: the first one takes longer than those that follow, in each thread."""
+        preprocessing = self.detector.preprocessing
+        original = ImageSize(480, 640)
+        size = preprocessing.padded_size(preprocessing.resize.target(original))
+        batch = blank_image(size, preprocessing=preprocessing)[None]
+        detect_batch(self.detector, batch, sizes=[size], original_sizes=[original], precision=self.precision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -333,7 +333,7 @@ def test_heic_is_read_with_its_package_and_named_without_it(tmp_path, monkeypatc
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(16))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     images._teach_heif.cache_clear()
-    with pytest.raises(DataError, match=r"HEIC image: install the package pillow-heif"):
+    with pytest.raises(DataError, match=r"is a HEIC image, which cannot be read here: install the package pillow-heif"):
         read_header(path)
     monkeypatch.undo()
     images._teach_heif.cache_clear()

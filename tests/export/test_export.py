@@ -16,18 +16,27 @@ import torch
 
 import focaldet
 from focaldet.cli import main
+from focaldet.data.dataset import FileSource
 from focaldet.data.loading.collate import blank_image
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.export import benchmark as benchmarks
 from focaldet.export import export, quantize
+from focaldet.export.graph import trace
 from focaldet.export.images import open_export_images
-from focaldet.export.metadata import read_training
+from focaldet.export.metadata import describe_export, read_limits, read_training
+from focaldet.export.openvino_file import convert_openvino
 from focaldet.export.proof import Limits
 from focaldet.export.quantize import postprocess_names
+from focaldet.models import build
+from focaldet.models.faster_rcnn.plus import RefineConfig
+from focaldet.ops.padded import PaddedDetections
 from focaldet.types import Resize
 from focaldet.weights import load_detector, read_metadata
 from focaldet.weights.exported.graphs import import_library
-from tests.evaluation.cases import make_image
+from focaldet.weights.thresholds import ScoreThreshold, ScoreThresholds, read_thresholds
+from tests.evaluation.cases import BrightDetector, make_image
+from tests.every_detector.test_plain_torch import DETECTORS
+from tests.export.conftest import unchecked_shapes
 
 PROVE = pytest.mark.prove  # torch.export takes the program apart for half a minute
 every = pytest.mark.parametrize("name", ["onnx", "openvino", pytest.param("torch", marks=PROVE)])
@@ -194,7 +203,7 @@ def test_an_exported_file_cannot_be_trained_or_exported_again(exported, tmp_path
     detector = load_detector(exported.onnx.path).detector
     with pytest.raises(ConfigError, match="cannot be saved as weights"):
         detector.save(tmp_path / "w.safetensors")
-    with pytest.raises(ConfigError, match=r"export: .* is an exported file"):
+    with pytest.raises(ConfigError, match=r"model\.onnx: an exported file cannot be exported; take the run folder"):
         export.export_detector(exported.onnx.path, tmp_path / "again.onnx")
 
 
@@ -284,6 +293,60 @@ def test_int8_is_compared_where_the_detector_is_sure(small_run, monkeypatch, bef
     assert [reason in text for text in result.reasons] == ([True] if reason else [])
 
 
+def test_an_int8_file_that_detects_nothing_is_rejected_where_the_split_has_no_boxes(small_run, monkeypatch):
+    """0 and 0 would be no fall of the AP."""
+    detector = load_detector(small_run).detector
+    images = open_export_images(small_run, detector, data=None, split="val", needs_ap=True)
+    dataset = images.labeled.dataset
+    bare = FileSource(dataset.select_boxes(torch.zeros(len(dataset.boxes), dtype=torch.bool)))
+    timed = SimpleNamespace(detections=[detections_of()] * len(dataset), milliseconds_per_image=1.0)
+    monkeypatch.setattr(export, "detect", lambda *_, **__: timed)
+    result = export.compare_file(detector, detector, replace(images, labeled=bare), precision="int8", max_drop=0.01)
+    assert (result.ap, result.exported_ap) == (None, None)
+    assert [text.partition(":")[0] for text in result.reasons] == ["nothing was detected on these images"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_accepted"),
+    [
+        ((0.9, 0.8, 0.7, 0.6), (0.9, 0.8, 0.7), True),  # more than 1 %
+        ((0.9, 0.8), (0.9,), True),
+        ((0.9,), (), False),
+        ((0.9, 0.8, 0.7, 0.6), (0.9,), False),
+    ],
+)
+def test_one_decision_that_tips_over_does_not_reject_a_file(before, after, is_accepted):
+    seen = export.compare_detections([detections_of(*before)], [detections_of(*after)])
+    assert (seen.reasons(export.LIMITS["fp32"]) == ()) == is_accepted
+
+
+@pytest.mark.parametrize(
+    ("words", "has_ap", "most"),
+    [
+        (["--format", "openvino", "--precision", "int8"], True, 0.01),
+        (["--format", "openvino", "--max-drop", "0.02"], True, 0.02),
+        (["--format", "openvino"], False, 0.01),
+    ],
+)
+def test_the_ap_is_measured_on_the_images_of_the_run(small_run, tmp_path, monkeypatch, words, has_ap, most):
+    """For int8 and where somebody types a limit, also without --data."""
+    seen = []
+
+    def stop(detector, images, *, max_drop, **_):
+        seen.append((images.labeled is not None and images.class_match is not None, max_drop))
+        raise ConfigError("seen")
+
+    monkeypatch.setattr(export, "convert_detector", stop)
+    assert main(["export", str(small_run), "--out", str(tmp_path / "m.xml"), *words]) == 2
+    assert seen == [(has_ap, most)]
+
+
+def test_a_limit_on_the_fall_of_the_ap_needs_boxes(small_run, tmp_path, capsys):
+    weights = small_run / "weights" / "best.safetensors"
+    assert main(["export", str(weights), "--out", str(tmp_path / "m.onnx"), "--max-drop", "0.02"]) == 2
+    assert "max_drop: there is no AP, since the weights are not in a run folder" in capsys.readouterr().err
+
+
 def test_the_ap_of_the_best_evaluation_is_stated_without_data(small_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
@@ -291,6 +354,31 @@ def test_the_ap_of_the_best_evaluation_is_stated_without_data(small_run, tmp_pat
     events = [{"event": "evaluation", "best": best, "ap": ap} for best, ap in ((True, 0.2), (True, 0.4), (False, 0.3))]
     (run / "events.jsonl").write_text("\n".join([*map(json.dumps, events), '{"event": "evalu']))
     assert read_training(run)["ap"] == 0.4
+
+
+def test_what_was_measured_of_another_size_is_not_stated_as_that_of_the_file(small_run, tmp_path):
+    """With --size or --architecture the AP of the training is of another detector, and the thresholds are."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    (run / "events.jsonl").write_text('{"event": "evaluation", "best": true, "ap": 0.4}\n')
+    kept = ScoreThresholds(ScoreThreshold(None, 0.5, 0.9, 0.9, 0.9, 50), (), data="val")
+    stated = []
+    for options in ({}, {"size": 96}, {"architecture": {"detect": {"nms_iou": 0.3}}}):
+        trained, is_changed = export.open_trained(run, focaldet.InferenceOptions(**options), purpose="exported")
+        trained = replace(trained, thresholds=kept)
+        about = describe_export(trained, trained.detector, run, format="onnx", precision="fp32", is_changed=is_changed)
+        ap, text = json.loads(about.extra["training"]).get("ap"), about.extra.get("score_thresholds")
+        stated.append((ap, text and read_thresholds(about.extra, source="m.onnx").data))
+    changed = (None, "val, with another input size or other settings")
+    assert stated == [(0.4, None), changed, changed]
+
+
+def test_the_overlap_that_is_stated_is_that_of_the_refinement():
+    detector = build("faster_rcnn_r18_c4", num_classes=2, architecture=DETECTORS["faster_rcnn_r18_c4"])
+    assert read_limits(detector)["nms_iou"] == detector.config.detect.nms_iou
+    plus = replace(detector.config.plus, refine=RefineConfig(nms_iou=0.25))
+    detector.config = replace(detector.config, plus=plus)
+    assert read_limits(detector)["nms_iou"] == 0.25
 
 
 @pytest.mark.parametrize("command", ["export", "benchmark"])
@@ -302,8 +390,61 @@ def test_flags_that_would_do_nothing_are_unknown(command, flag, capsys):
 
 def test_an_exported_file_is_not_benchmarked(exported, capsys):
     assert main(["benchmark", str(exported.onnx.path)]) == 2
-    assert "benchmark: " in (error := capsys.readouterr().err)
-    assert "is an exported file" in error
+    assert "model.onnx: an exported file cannot be benchmarked; take the run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["export", "benchmark"])
+def test_several_processes_are_refused(small_run, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setattr(export, "num_processes", lambda: 2)
+    words = ["--out", str(tmp_path / "m.onnx")] if command == "export" else []
+    assert main([command, str(small_run), *words]) == 2
+    assert "by one process; start it without torchrun or SLURM tasks" in capsys.readouterr().err
+
+
+class BranchingDetector(BrightDetector):
+    """Somebody's detector, which does something else for dark images."""
+
+    def detect_padded(self, images, sizes):
+        count = 1 if images.float().mean() > 9 else 2
+        boxes = images.new_zeros(len(sizes), count, 4).float()
+        return PaddedDetections(boxes, boxes[..., 0], boxes[..., 0].long(), sizes[:, 0])
+
+
+def test_a_detector_that_torch_cannot_trace_is_one_line():
+    start = "export: torch.export cannot trace BranchingDetector.detect_padded: "
+    with unchecked_shapes(), pytest.raises(ConfigError) as caught:
+        trace(BranchingDetector())
+    text = str(caught.value)
+    assert (text.startswith(start), len(text) > len(start) + 10, "\n" in text) == (True, True, False)
+
+
+def test_what_openvino_cannot_convert_is_one_line(monkeypatch):
+    def fail(_):
+        raise RuntimeError("Exception from src/core.cpp:7:\nCheck 'true' failed\nat all")
+
+    monkeypatch.setattr(import_library("openvino", extra="openvino"), "convert_model", fail)
+    with pytest.raises(ConfigError, match=r"export: openvino cannot convert the model: Check 'true' failed$"):
+        convert_openvino(SimpleNamespace(SerializeToString=lambda: b""))
+
+
+def test_a_format_that_fails_is_a_note_in_its_row(small_run, monkeypatch):
+    """Whatever library it fails in; the others are measured."""
+
+    def fail(error):
+        def write(*_):
+            raise error
+
+        return write
+
+    writers = {
+        ("onnx", "fp32"): fail(CheckpointError("m.onnx: onnxruntime cannot open it")),
+        ("openvino", "fp32"): fail(RuntimeError("Exception from src/core.cpp:7:\nno such primitive\nat all")),
+    }
+    monkeypatch.setattr(benchmarks, "convert_all", lambda *_: writers)
+    rows = {row.name: row for row in benchmarks.benchmark(small_run, rounds=1)}
+    assert rows["onnx fp32"].note == "m.onnx: onnxruntime cannot open it"
+    assert rows["openvino fp32"].note == "no such primitive"
+    assert rows["torch, eager"].milliseconds_per_image > 0
 
 
 def test_the_ap_of_both_is_compared_where_data_are_given(traced_once, small_run, demo_data, tmp_path, capsys):

@@ -51,6 +51,15 @@ def test_without_boxes_one_model_is_made_and_not_measured(small_run, monkeypatch
     assert tries.depths == [1]
 
 
+def test_where_no_box_counts_one_model_is_made(small_run, demo_data, monkeypatch):
+    """An AP that is none does not fall: it would be taken for good enough whatever the model detects."""
+    tries = Tries(monkeypatch, None)
+    detector = load_detector(small_run).detector
+    images = open_export_images(small_run, detector, data=demo_data, split="test")
+    assert quantize.quantize_model(None, detector, images, max_drop=0.01) == "int8 behind layer 1"
+    assert tries.depths == [1]
+
+
 def test_embedded_images_are_not_calibrated_on(small_run, demo_data, tmp_path, capsys):
     """Neither for bare weights nor where the data of the run have gone: they say nothing about the user's images."""
     weights = small_run / "weights" / "best.safetensors"

@@ -103,6 +103,8 @@ def test_without_a_score_the_scores_that_the_weights_keep_are_taken():
         (lambda: {"content": encode(), "params": {"score": "nan"}}, 422, "score must be"),
         (lambda: {"content": encode(), "params": {"classes": "cat"}}, 422, "'cat' is unknown; allowed are cell, dog"),
         (lambda: {"content": encode(), "params": {"url": "http://example.org/a.jpg"}}, 422, "'url' is unknown"),
+        (lambda: {"content": encode(), "params": {"conf": "0.5"}}, 422, "'conf' is unknown: it is called score here"),
+        (lambda: {"content": b"\0\0\0\x18ftypheic" + bytes(99)}, 422, "is a HEIC image, which cannot be read here"),
         (lambda: {"files": {"image": encode()}}, 422, "the form's field file"),
         (lambda: {"files": [("file", encode()), ("file", encode())]}, 400, "more than one file"),
         (lambda: {"data": {"file": "/etc/passwd"}, "files": {"x": b""}}, 422, "field file"),
@@ -111,7 +113,8 @@ def test_without_a_score_the_scores_that_the_weights_keep_are_taken():
         (lambda: {"content": b"http://example.org/image.jpg"}, 422, "not an image"),
     ],
 )
-def test_a_request_that_cannot_be_answered_is_told_why(client, request_of, status, message):
+def test_a_request_that_cannot_be_answered_is_told_why(client, monkeypatch, request_of, status, message):
+    monkeypatch.setattr("focaldet.data.images._teach_heif", lambda: False)
     answer = client.post("/predict", **request_of())
     assert (answer.status_code, [*answer.json()]) == (status, ["error"])
     assert message in answer.json()["error"]
@@ -168,6 +171,16 @@ def test_a_service_that_ends_is_not_ready():
         assert client.get("/v2/health/live").status_code == 200
 
 
+def test_no_request_is_taken_before_every_lane_is_warm():
+    predictor = bright_predictor()
+    warm_up, done = predictor.warm_up, []
+    predictor.warm_up = lambda: (time.sleep(0.3), warm_up(), done.append(True))
+    app = build_service(predictor, ServiceOptions())
+    with TestClient(app) as client:
+        assert (len(done) >= 1, app.state.pipeline.is_warm) == (True, True)
+        assert client.get("/healthz").status_code == 200
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_service_whose_lane_has_ended_is_not_ready():
     predictor = bright_predictor()
@@ -203,9 +216,18 @@ def test_unknown_paths_and_methods_are_refused_in_the_same_form(client):
 
 def test_the_token_is_asked_for_where_there_are_answers():
     with TestClient(build_service(bright_predictor(), ServiceOptions(token=SECRET))) as client:
-        for path in ("/", "/healthz", "/v2/health/live", "/v2/health/ready", "/static/app.js"):
+        # The page has a link to /docs, in which a browser sends no token.
+        for path in (
+            "/",
+            "/docs",
+            "/openapi.json",
+            "/healthz",
+            "/v2/health/live",
+            "/v2/health/ready",
+            "/static/app.js",
+        ):
             assert client.get(path).status_code == 200
-        for path in ("/info", "/metrics", "/docs", "/openapi.json", "/v2", "/v2/models/focaldet"):
+        for path in ("/info", "/metrics", "/v2", "/v2/models/focaldet"):
             assert client.get(path).status_code == 401
         for sent in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": SECRET}, {"Authorization": "Bearer "}):
             answer = client.post("/predict", content=encode(), headers=sent)
@@ -285,3 +307,15 @@ def test_the_openapi_description_is_plain_json(client):
     description = client.get("/openapi.json").json()
     assert "multipart/form-data" in json.dumps(description["paths"]["/predict"])
     assert not LEAKS.search(json.dumps(description))
+
+
+def test_the_openapi_description_has_every_status_and_the_body_of_the_protocol(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    predict, infer = (paths[path]["post"] for path in ("/predict", "/v2/models/{model}/infer"))
+    for operation in (predict, infer):
+        assert {"400", "401", "408", "413", "415", "422", "503"} <= {*operation["responses"]}
+    schema = infer["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["required"] == ["inputs"]
+    assert {"name", "shape", "datatype"} == {*schema["properties"]["inputs"]["items"]["required"]}
+    assert "$ref" not in json.dumps(infer["requestBody"])
+    assert {"model", "Inference-Header-Content-Length"} <= {row["name"] for row in infer["parameters"]}

@@ -175,7 +175,7 @@ def test_what_was_submitted_before_the_end_is_answered():
 
 
 def test_a_count_that_fails_ends_no_lane(caplog):
-    def fail(number, seconds):
+    def fail(number, seconds, is_shared):
         raise OSError("the disk is full")
 
     async def run():
@@ -185,7 +185,47 @@ def test_a_count_that_fails_ends_no_lane(caplog):
             assert queue.is_alive
 
     asyncio.run(run())
-    assert "could not be counted" in caplog.text
+    assert ("could not be counted" in caplog.text, "OSError: the disk is full" in caplog.text) == (True, True)
+
+
+async def until_warm(queue):
+    deadline = time.monotonic() + 10
+    while not queue.is_warm and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert queue.is_warm
+
+
+def test_each_lane_begins_with_a_blank_image_that_is_not_counted():
+    predictor, lanes = bright_predictor(), []
+    warm_up = predictor.warm_up
+
+    def note():
+        lanes.append(threading.current_thread().name)
+        warm_up()
+
+    predictor.warm_up = note
+
+    async def run():
+        async with running_queue(predictor, lanes=3) as (queue, sizes):
+            await until_warm(queue)
+            assert (len({*lanes}), len(lanes), sizes) == (3, 3, [])
+            await submit(queue, make_image())
+            assert sizes == [1]
+
+    asyncio.run(run())
+
+
+def test_a_blank_image_that_fails_ends_no_lane(caplog):
+    predictor = bright_predictor()
+    predictor.warm_up = lambda: 1 / 0
+
+    async def run():
+        async with running_queue(predictor) as (queue, _):
+            await until_warm(queue)
+            assert len((await submit(queue, make_image())).detections) == 1
+
+    asyncio.run(run())
+    assert "a blank image could not be computed" in caplog.text
 
 
 def test_the_first_free_lane_leaves_work_to_the_others():

@@ -128,6 +128,19 @@ def test_what_would_wait_longer_than_an_end_takes_is_refused():
     pipeline.require_room()
 
 
+def test_one_slow_batch_does_not_refuse_those_behind_it():
+    """As the first one of a size is, while a library prepares itself for it."""
+    pipeline = DetectionPipeline(bright_predictor(), ServiceOptions(), observe=lambda *_: None)
+    pipeline._note_batch(1, 30.0, is_shared=False)
+    for _ in range(9):
+        pipeline._note_batch(1, 0.1, is_shared=False)
+    pipeline.images.take(1)
+    pipeline.require_room()
+    for _ in range(40):
+        pipeline._note_batch(1, 2.0, is_shared=False)
+    assert pipeline._seconds_per_image == pytest.approx(2.0, abs=0.1)
+
+
 def test_a_full_queue_refuses_before_the_body_comes():
     gate, started = threading.Event(), threading.Event()
     predictor = slow_predictor(gate=gate, started=started)

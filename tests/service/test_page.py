@@ -81,7 +81,9 @@ def test_images_are_shown_with_boxes_and_choices(browser, address):
         assert page.locator(".box").count() == 1
         page.keyboard.press("ArrowRight")
         status(page, "pale.png")
+        page.evaluate("document.querySelector('#strip img').marked = true")
         page.locator("#score").fill("0.9")
+        assert page.evaluate("document.querySelector('#strip img').marked")  # and not made anew with each step
         assert (page.locator(".box").count(), page.locator("#score-text").text_content()) == (0, "0.90")
         page.locator("#score").evaluate("element => element.blur()")
         page.keyboard.press("-")
@@ -125,6 +127,60 @@ def test_the_camera_is_detected_in_as_it_runs(browser, address):
         page.keyboard.press("s")
         status(page, "camera_1.jpg: ")
         assert page.locator("#camera").text_content() == "Camera"
+
+
+def waits_for(page, holds):
+    """Until it holds; meanwhile the browser goes on."""
+    for _ in range(100):
+        if holds():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError
+
+
+@contextmanager
+def running_camera(browser, address):
+    """The page with its camera on, and the requests of it, none of which is answered by itself."""
+    with opened(browser, address, permissions=["camera"]) as page:
+        held = []
+        page.route("**/predict*", lambda route: held.append(route))  # noqa: PLW0108  it takes no built-in
+        page.keyboard.press("c")
+        waits_for(page, lambda: len(held) == 1)
+        yield page, held
+        page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_camera_that_is_stopped_waits_for_no_answer(browser, address):
+    with running_camera(browser, address) as (page, held):
+        page.keyboard.press("c")
+        assert page.locator("#camera").text_content() == "Camera"
+        held[0].continue_()
+        page.wait_for_timeout(500)
+        assert (page.locator("#status").text_content(), len(held)) == ("", 1)
+        assert page.locator("#empty").is_visible()
+
+
+def test_a_camera_that_is_stopped_and_started_has_one_loop(browser, address):
+    with running_camera(browser, address) as (page, held):
+        page.keyboard.press("c")
+        page.keyboard.press("c")
+        waits_for(page, lambda: len(held) == 2)
+        held[0].continue_()
+        page.wait_for_timeout(500)
+        assert len(held) == 2  # the first session asks for nothing more
+        held[1].continue_()
+        waits_for(page, lambda: len(held) == 3)
+
+
+def test_two_quick_presses_leave_the_camera_off(browser, address):
+    with opened(browser, address, permissions=["camera"]) as page:
+        page.wait_for_selector("#classes li")
+        page.evaluate("() => { toggleCamera(); toggleCamera(); }")
+        page.wait_for_timeout(500)
+        assert page.evaluate("[state.camera, document.querySelector('#video').srcObject]") == [None, None]
+        assert page.locator("#camera").text_content() == "Camera"
+        page.click("#camera")
+        status(page, "camera: ")
 
 
 def test_the_token_is_asked_for(browser):

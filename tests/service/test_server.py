@@ -172,6 +172,33 @@ def test_the_token_may_stand_in_the_environment(monkeypatch):
     assert DRAIN_SECONDS < 10
 
 
+@pytest.mark.parametrize("text", ["", "  "])
+def test_an_empty_token_in_the_environment_is_refused(monkeypatch, capsys, text):
+    """Else a variable that somebody forgot to fill would open the service to everybody."""
+    monkeypatch.setattr("focaldet.cli.serve.serve", lambda *_, **__: None)
+    monkeypatch.setenv("FOCALDET_TOKEN", text)
+    assert main(["serve", "RUN"]) == 2
+    assert "FOCALDET_TOKEN: is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "is_said"),
+    [
+        (["--host", "0.0.0.0"], True),
+        (["--host", "::"], True),
+        (["--host", "0.0.0.0", "--token", "long enough"], False),
+        (["--host", "::1"], False),
+        (["--host", "localhost"], False),
+        ([], False),
+    ],
+)
+def test_a_service_that_others_reach_without_a_token_says_so(monkeypatch, capsys, words, is_said):
+    monkeypatch.delenv("FOCALDET_TOKEN", raising=False)
+    monkeypatch.setattr("focaldet.cli.serve.serve", lambda factory, ready: ready("http://x:1", "Predictor()"))
+    assert main(["serve", "RUN", *words]) == 0
+    assert ("no token is set" in capsys.readouterr().out) == is_said
+
+
 @pytest.mark.parametrize("served", ["runs/cells", pytest.param("cells.onnx", marks=pytest.mark.prove)])
 def test_the_lines_of_the_readme(tiny_run, demo_data, tmp_path, monkeypatch, served):
     """train, export, serve, curl: what the service answers, of the run or of the file, is that of `predict`."""

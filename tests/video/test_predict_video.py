@@ -12,7 +12,7 @@ from focaldet.cli import main
 from focaldet.errors import ConfigError, DataError
 from focaldet.prediction import Predictor
 from focaldet.video.predict_video import predict_video, video_names
-from focaldet.video.reading import FrameSource, open_source, turn_upright
+from focaldet.video.reading import FrameSource, VideoSource, open_source, turn_upright
 from focaldet.weights.thresholds import ScoreThreshold, ScoreThresholds
 from tests.evaluation.cases import BrightDetector, make_image
 
@@ -170,6 +170,7 @@ def test_a_folder_of_frames_is_in_the_order_of_its_numbers(tmp_path, capsys):
     for index in (0, 1, 2, 10, 9):
         Image.fromarray(frame_image(index).permute(1, 2, 0).numpy()).save(folder / f"frame_{index}.png")
     (folder / "frame_3.png").write_bytes(b"<html>")
+    (folder / "._frame_0.png").write_bytes(b"what macOS leaves beside files")
     result = predict_video(predictor(), folder, tmp_path / "out", fps=5.0)
     rows = lines_of(result)
     assert [row["boxes"][0][0] for row in rows] == [4, 6, 8, 22, 24]
@@ -195,6 +196,35 @@ def test_a_damaged_video_gives_what_can_be_read(video, tmp_path):
     result = predict_video(predictor(), broken, tmp_path / "out")
     assert 0 < result.num_frames <= NUM_FRAMES
     assert len(lines_of(result)) == result.num_frames
+
+
+def test_frames_behind_damaged_packets_keep_their_numbers(video, tmp_path, monkeypatch):
+    """Three frames are lost by two packets."""
+    decode = VideoSource._decode
+
+    def lose(self):
+        for number, frame in enumerate(decode(self)):
+            self.num_damaged += number in (2, 6)
+            if number not in (2, 6, 7):
+                yield frame
+
+    monkeypatch.setattr(VideoSource, "_decode", lose)
+    rows = lines_of(predict_video(predictor(), video, tmp_path, drawn=False))
+    assert [row["frame"] for row in rows] == [0, 1, 3, 4, 5, 8, 9, 10, 11]
+    assert [row["seconds"] for row in rows] == pytest.approx([row["frame"] / 10 for row in rows])
+    rows = lines_of(predict_video(predictor(), video, tmp_path, drawn=False, every=4))
+    assert [row["frame"] for row in rows] == [0, 4, 8]
+
+
+def test_a_video_of_one_frame_of_a_million_is_written(video, tmp_path):
+    result = predict_video(predictor(), video, tmp_path, every=1_000_000)
+    assert (result.num_frames, times_of(result.video)) == (1, [0])
+
+
+def test_several_processes_do_not_write_one_video(video, tmp_path, monkeypatch):
+    monkeypatch.setattr("focaldet.video.predict_video.num_processes", lambda: 2)
+    with pytest.raises(ConfigError, match="a video is written by one process; start it without torchrun"):
+        predict_video(predictor(), video, tmp_path)
 
 
 @pytest.mark.parametrize(

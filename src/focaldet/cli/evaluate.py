@@ -37,7 +37,7 @@ def evaluate_command(
     """Evaluate a detector, or a COCO result file of any program, with the 12 COCO numbers.
 
     Args:
-        run: Run folder, weights file, or a name such as torchvision:coco_v1.
+        run: Run folder, weights file, exported file (.onnx, .xml, .pt2), or a name such as torchvision:coco_v1.
         predictions: COCO result file to score against the ground truth `--data`, instead of a detector.
         max_detections: How many detections of each image and class count, the best ones; COCO's numbers are with 100.
             A detector that answers with fewer is let answer with so many.

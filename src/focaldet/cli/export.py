@@ -34,7 +34,7 @@ def export_command(
     data: Data = None,
     parts: DataParts = None,
     split: Annotated[str, Parameter(help=SPLIT_HELP)] = "val",
-    max_drop: float = MAX_DROP,
+    max_drop: Annotated[float | None, Parameter(show_default=f"{MAX_DROP:g}")] = None,
     options: GraphOptions = None,
     json: Switch = False,
 ) -> int:
@@ -45,7 +45,8 @@ def export_command(
         out: The file: .onnx, .xml (and .bin beside it) for openvino, .pt2 for torch.
         format: onnx, openvino or torch.
         precision: fp32; for openvino also fp16 and int8.
-        max_drop: How far the AP of the file, 0 to 1, may lie below that of the detector, with --data.
+        max_drop: How far the AP of the file, 0 to 1, may lie below that of the detector. Typed, or for int8, the AP is
+            measured without --data too, on the images of the run.
         json: Print JSON.
     """
     with progress("export") as seen:

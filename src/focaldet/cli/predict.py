@@ -38,7 +38,7 @@ def predict_command(
     <name>.jsonl has a line for each.
 
     Args:
-        run: Run folder, weights file, or a name such as torchvision:coco_v1.
+        run: Run folder, weights file, exported file (.onnx, .xml, .pt2), or a name such as torchvision:coco_v1.
         out: Folder for the drawn images and the files beside them.
         score: Detections below it are dropped. By default the scores with the largest F1, by class, that the weights
             file keeps; .3 where it keeps none.

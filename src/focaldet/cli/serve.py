@@ -1,5 +1,6 @@
 """`focaldet serve`."""
 
+import ipaddress
 import os
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ from cyclopts import Group, Parameter
 from focaldet.cli.flags import flags_of
 from focaldet.cli.output import CLEAN, say
 from focaldet.data.formats.text import quantity
+from focaldet.errors import ConfigError
 from focaldet.evaluation.inference import InferenceOptions
 from focaldet.service.options import ServiceOptions
 from focaldet.service.server import ServiceFactory, serve
@@ -34,11 +36,14 @@ def serve_command(
     """Serve a detector over HTTP.
 
     Args:
-        run: Run folder, weights file, or a name such as torchvision:coco_v1.
+        run: Run folder, weights file, exported file (.onnx, .xml, .pt2), or a name such as torchvision:coco_v1.
         weights: Weights for `run` where that is the name of a detector.
     """
     settings = ServiceOptions(**(service or {}))
-    if settings.token is None and (token := os.environ.get(TOKEN_VARIABLE)):
+    token = os.environ.get(TOKEN_VARIABLE)
+    if settings.token is None and token is not None:
+        if not token.strip():
+            raise ConfigError(f"{TOKEN_VARIABLE}: is empty, which would let everybody in; give it a secret or unset it")
         settings = replace(settings, token=token)
     inference = dict(options or {}) | {"batch_size": settings.batch_size}
 
@@ -46,8 +51,19 @@ def serve_command(
         say(f"{predictor}\nserving  {address}   (API: {address}/docs)")
         if settings.workers > 1:
             say(f"{quantity(settings.workers, 'process', 'processes')} start now")
+        if settings.token is None and not is_loopback(settings.host):
+            text = f"since --host is {settings.host} and no token is set"
+            say(f"note: other machines can use this service, {text} ({TOKEN_VARIABLE})")
         sys.stdout.flush()
 
     serve(ServiceFactory(run, settings, weights, inference), ready=ready)
     say("stopped: every accepted request was answered, or its time was over")
     return CLEAN
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

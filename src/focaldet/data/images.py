@@ -298,8 +298,8 @@ def _formats_for(path: Path | io.BytesIO) -> tuple[str, ...]:
             "is an AVIF image, which this Pillow cannot read: install pillow 11.3 or later", file=_file_name(path)
         )
     if kind == "HEIF" and not _teach_heif():
-        problem = "is a HEIC image: install the package pillow-heif (pip install 'focaldet[heic]') to read such images"
-        raise DataError(problem, file=_file_name(path))
+        remedy = "install the package pillow-heif (pip install 'focaldet[heic]')"
+        raise DataError(f"is a HEIC image, which cannot be read here: {remedy}", file=_file_name(path))
     return (*_FORMATS, kind) if kind else _FORMATS
 
 

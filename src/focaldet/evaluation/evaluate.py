@@ -36,6 +36,7 @@ from focaldet.runtime import (
 )
 from focaldet.types import Detections, ImageSize, Target
 from focaldet.weights import load_detector, override_postprocess
+from focaldet.weights.exported.detector import ExportedDetector
 from focaldet.weights.thresholds import ScoreThresholds
 
 RESULT_FILES = ("predictions.json", "metrics.json")
@@ -265,10 +266,22 @@ def run_evaluation(
 
 
 def raise_limit(detector: Detector, max_detections: int) -> None:
-    """Let a detector answer with at least so many objects an image, where more than COCO's limit are asked for."""
-    own = getattr(getattr(detector.config, "detect", None), "max_detections", max_detections)
-    if own < max_detections != MAX_DETECTIONS:
-        detector.config = override_postprocess(detector.config, {"detect": {"max_detections": max_detections}})
+    """Let a detector answer with at least so many objects an image, where more than COCO's limit are asked for.
+
+    Raises:
+        ConfigError: it is an exported file, whose graph answers with fewer.
+    """
+    is_exported = isinstance(detector, ExportedDetector)
+    limits = detector if is_exported else getattr(detector.config, "detect", None)
+    own = getattr(limits, "max_detections", None)
+    if own is None or own >= max_detections or max_detections == MAX_DETECTIONS:
+        return
+    if is_exported:
+        raise ConfigError(
+            f"max_detections: the file answers with at most {own} objects an image; export the run folder again with "
+            f"--architecture.detect.max-detections {max_detections}, or take that"
+        )
+    detector.config = override_postprocess(detector.config, {"detect": {"max_detections": max_detections}})
 
 
 def set_up_evaluation(

@@ -4,16 +4,16 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from focaldet.data.config import DataConfig
-from focaldet.errors import ConfigError
+from focaldet.errors import CheckpointError, ConfigError
 from focaldet.evaluation.evaluate import open_loader
-from focaldet.evaluation.inference import InferenceOptions, apply_options, detect_batch
-from focaldet.export.export import FORMAT_SUFFIXES, Format, convert_all, detect, measure_ap
+from focaldet.evaluation.inference import InferenceOptions, detect_batch
+from focaldet.export.export import FORMAT_SUFFIXES, Format, convert_all, detect, measure_ap, open_trained
 from focaldet.export.images import ExportImages, open_export_images
 from focaldet.export.metadata import describe_export
 from focaldet.export.proof import ExportPrecision
@@ -21,7 +21,7 @@ from focaldet.models import Detector
 from focaldet.runtime import Process, Progress, pick_precision
 from focaldet.types import Batch
 from focaldet.weights import load_detector
-from focaldet.weights.exported.detector import ExportedDetector
+from focaldet.weights.exported.graphs import summarize_error
 
 ROUNDS = 5
 VARIANTS: tuple[tuple[Format, ExportPrecision], ...] = (
@@ -68,17 +68,16 @@ def benchmark(
         progress: called with rounds done and to do.
 
     Raises:
-        ConfigError: a setting out of range, or an exported file.
+        ConfigError: a setting out of range, an exported file, or several processes.
         CheckpointError: no weights, or damaged ones.
         DataError: data that cannot be read.
     """
     if rounds < 1:
         raise ConfigError(f"rounds: must be at least 1, got {rounds}")
-    trained = load_detector(run)
-    if isinstance(trained.detector, ExportedDetector):
-        trained.detector.refuse_options(["benchmark"])
-    detector = apply_options(trained.detector, replace(options, device="cpu", precision=None)).float().eval()
+    trained, is_changed = open_trained(run, options, purpose="benchmarked")
+    detector = trained.detector
     images = open_export_images(run, detector, data=data, split=split)
+    batches = _open_batches(detector, images)
     files, rows = {"torch, eager": detector}, {}
     with tempfile.TemporaryDirectory(prefix="focaldet-") as folder:
         writers = convert_all(detector, images, VARIANTS)
@@ -88,23 +87,25 @@ def benchmark(
             try:
                 if isinstance(write, ConfigError):
                     raise write
-                write(path, describe_export(trained, detector, run, format=kind, precision=precision), None)
-                files[name] = load_detector(path).detector
-            except ConfigError as error:
+                about = describe_export(trained, detector, run, format=kind, precision=precision, is_changed=is_changed)
+                write(path, about, None)
+                exported = load_detector(path).detector
+                _time(exported, batches[:1])
+                files[name] = exported
+            except (ConfigError, CheckpointError) as error:
                 rows[name] = BenchmarkRow(name, note=str(error))
-        times = time_in_turns(files, images, rounds=rounds, progress=progress)
+            except RuntimeError as error:  # of the library that runs the file
+                rows[name] = BenchmarkRow(name, note=summarize_error(error))
+        times = time_in_turns(files, batches, rounds=rounds, progress=progress)
         for name, each in files.items():
             rows[name] = BenchmarkRow(name, _ap(each, images), times[name])
     return sorted(rows.values(), key=lambda row: row.milliseconds_per_image or float("inf"))
 
 
 def time_in_turns(
-    detectors: Mapping[str, Detector], images: ExportImages, *, rounds: int, progress: Progress | None
+    detectors: Mapping[str, Detector], batches: list[Batch], *, rounds: int, progress: Progress | None
 ) -> dict[str, float]:
     """Milliseconds per image of each, the median of rounds in which all run one after the other; one round warms up."""
-    ranks, options = Process(0, 1, torch.device("cpu")), InferenceOptions(batch_size=1)
-    first = next(iter(detectors.values()))
-    batches = list(open_loader(first, images.proof, options=options, ranks=ranks).epoch(0))
     spent: dict[str, list[float]] = {name: [] for name in detectors}
     for number in range(rounds + 1):
         for name, detector in detectors.items():
@@ -112,6 +113,12 @@ def time_in_turns(
         if progress is not None:
             progress(number, rounds)
     return {name: statistics.median(times[1:]) for name, times in spent.items()}
+
+
+def _open_batches(detector: Detector, images: ExportImages) -> list[Batch]:
+    """The images to compare on, each a batch."""
+    ranks, options = Process(0, 1, torch.device("cpu")), InferenceOptions(batch_size=1)
+    return list(open_loader(detector, images.proof, options=options, ranks=ranks).epoch(0))
 
 
 def _time(detector: Detector, batches: list[Batch]) -> float:

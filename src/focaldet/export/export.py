@@ -19,7 +19,7 @@ from focaldet.evaluation.coco import evaluate_detections
 from focaldet.evaluation.evaluate import ClassMatch, TimedDetections, detect_all, relabel_detections
 from focaldet.evaluation.inference import InferenceOptions, apply_options
 from focaldet.export.graph import trace
-from focaldet.export.images import ExportImages, open_export_images, require_calibration
+from focaldet.export.images import ExportImages, open_export_images, require_ap, require_calibration
 from focaldet.export.metadata import describe_export, write_statements
 from focaldet.export.onnx_file import convert_onnx, write_onnx
 from focaldet.export.openvino_file import convert_openvino, model_info, write_openvino
@@ -27,9 +27,9 @@ from focaldet.export.program_file import convert_program, write_program
 from focaldet.export.proof import LIMITS, Agreement, ExportPrecision, compare_detections
 from focaldet.export.quantize import quantize_model
 from focaldet.models import Detector
-from focaldet.runtime import Progress
+from focaldet.runtime import Progress, num_processes
 from focaldet.types import Detections
-from focaldet.weights import Metadata, load_detector
+from focaldet.weights import Metadata, Trained, load_detector
 from focaldet.weights.exported.detector import ExportedDetector, round_to_bytes
 
 Format = Literal["onnx", "openvino", "torch"]
@@ -82,7 +82,7 @@ def export_detector(
     precision: ExportPrecision = "fp32",
     data: DataConfig | str | Path | None = None,
     split: str = "val",
-    max_drop: float = MAX_DROP,
+    max_drop: float | None = None,
     options: InferenceOptions = InferenceOptions(),  # noqa: B008  frozen
     progress: Progress | None = None,
 ) -> ExportResult:
@@ -97,40 +97,48 @@ def export_detector(
         format: onnx, openvino or torch.
         precision: fp32; of openvino also fp16 (of the weights) and int8.
         data: images with boxes. The AP of both is compared on them, and int8 is calibrated on them. Without it the
-            images of the run's own data are compared without an AP, else embedded ones.
+            images of the run's own data are compared, for int8 and where `max_drop` is given with their AP, else
+            embedded ones.
         split: of the data.
-        max_drop: how far the AP of the file, in [0, 1], may lie below that of the detector.
+        max_drop: how far the AP of the file, in [0, 1], may lie below that of the detector; .01 by default.
         options: `size`, `short_side`, `max_side` and `architecture` become part of the file.
         progress: called with images done and to do.
 
     Raises:
-        ConfigError: a setting out of range, a library that is not installed, a detector that cannot be traced, or
-            int8 without images of the data.
+        ConfigError: a setting out of range, a library that is not installed, a detector that cannot be traced, int8
+            without images of the data, `max_drop` without boxes, or several processes.
         CheckpointError: no weights or damaged ones, or a file that cannot be written.
         DataError: data that cannot be read.
     """
     path = Path(out)
     check_request(path, format=format, precision=precision, max_drop=max_drop)
-    trained = load_detector(run)
-    if isinstance(trained.detector, ExportedDetector):
-        trained.detector.refuse_options(["export"])
-    detector = apply_options(trained.detector, replace(options, device="cpu", precision=None)).float().eval()
-    images = open_export_images(run, detector, data=data, split=split)
+    trained, is_changed = open_trained(run, options, purpose="exported")
+    detector, needs_ap = trained.detector, precision == "int8" or max_drop is not None
+    images = open_export_images(run, detector, data=data, split=split, needs_ap=needs_ap)
     if precision == "int8":
         require_calibration(images)
-    metadata = describe_export(trained, detector, run, format=format, precision=precision)
+    if max_drop is not None:
+        require_ap(images)
+    most = MAX_DROP if max_drop is None else max_drop
+    metadata = describe_export(trained, detector, run, format=format, precision=precision, is_changed=is_changed)
     make_folder(path.parent)
-    write = convert_detector(detector, images, format=format, precision=precision, max_drop=max_drop)
+    write = convert_detector(detector, images, format=format, precision=precision, max_drop=most)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         trial = Path(folder) / path.name
         write(trial, metadata, None)
         exported = load_detector(trial).detector
-        result = compare_file(detector, exported, images, precision=precision, max_drop=max_drop, progress=progress)
+        result = compare_file(detector, exported, images, precision=precision, max_drop=most, progress=progress)
         write(trial, metadata, asdict(replace(result, path=Path(path.name))) | {"path": path.name})
         return replace(result, path=move_result(trial, path, is_accepted=result.is_accepted))
 
 
-def check_request(path: Path, *, format: Format, precision: ExportPrecision, max_drop: float) -> None:  # noqa: A002
+def check_request(
+    path: Path,
+    *,
+    format: Format,  # noqa: A002  as the flag
+    precision: ExportPrecision,
+    max_drop: float | None,
+) -> None:
     """Refuse what does not fit together, before the work.
 
     Raises:
@@ -140,8 +148,26 @@ def check_request(path: Path, *, format: Format, precision: ExportPrecision, max
         raise ConfigError(f"out: a file of {format} ends in {FORMAT_SUFFIXES[format]}, got {path.name}")
     if precision != "fp32" and format != "openvino":
         raise ConfigError(f"precision: {precision} is for --format openvino, {format} takes fp32")
-    if not 0 <= max_drop <= 1:
+    if max_drop is not None and not 0 <= max_drop <= 1:
         raise ConfigError(f"max_drop: must be in 0…1, got {max_drop:g}")
+
+
+def open_trained(run: str | Path, options: InferenceOptions, *, purpose: str) -> tuple[Trained, bool]:
+    """The detector of `run`, in fp32 on the CPU and with the options, and whether these made another one of it.
+
+    Raises:
+        ConfigError: an exported file, which cannot be what `purpose` says, a setting out of range, or several
+            processes, which would all do the same.
+        CheckpointError: no weights, or damaged ones.
+    """
+    if num_processes() > 1:
+        raise ConfigError(f"a detector is {purpose} by one process; start it without torchrun or SLURM tasks")
+    trained = load_detector(run)
+    if isinstance(trained.detector, ExportedDetector):
+        trained.detector.refuse(f"be {purpose}")
+    before = trained.detector.config, trained.detector.preprocessing
+    detector = apply_options(trained.detector, replace(options, device="cpu", precision=None)).float().eval()
+    return replace(trained, detector=detector), before != (detector.config, detector.preprocessing)
 
 
 def convert_all(
@@ -153,7 +179,7 @@ def convert_all(
 ) -> dict[tuple[Format, ExportPrecision], Writer | ConfigError]:
     """Of each format and precision a function that writes the detector with its metadata to a path, traced once.
 
-    In the place of one whose library is not installed stands the error.
+    In the place of one whose library is not installed, or cannot do it, stands the error.
 
     Raises:
         ConfigError: the detector cannot be traced.
@@ -229,37 +255,41 @@ def compare_file(
     progress: Progress | None = None,
 ) -> ExportResult:
     """The result of comparing a detector with its exported file, without a path yet."""
-    limits = LIMITS[precision]
-    with give_bytes(detector):
-        before, after = (detect(each, images.proof) for each in (detector, exported))
+    limits, match = LIMITS[precision], images.class_match
+    before, after = detect_both(detector, exported, images.proof)
     least_score = pick_least_score(before.detections, most=limits.least_score)
     comparison = compare_detections(before.detections, after.detections, least_score=least_score)
-    reasons, notes = comparison.reasons(limits), list[str]()
+    result = ExportResult(Path(), images.description, comparison)
+    if images.labeled is not None and match is not None:
+        before, after = detect_both(detector, exported, images.labeled, progress=progress)
+        result = replace(
+            result,
+            ap=measure_ap(before, images.labeled, match),
+            exported_ap=measure_ap(after, images.labeled, match),
+            milliseconds_per_image=before.milliseconds_per_image,
+            exported_milliseconds_per_image=after.milliseconds_per_image,
+        )
+    reasons, notes = [*comparison.reasons(limits)], list[str]()
     if images.embedded_because:
         notes.append(f"compared on embedded images, since {images.embedded_because}; --data names others")
-    if not comparison.num_detections and precision == "int8" and images.labeled is None:
-        reasons = (*reasons, "nothing was detected on these images: give others, with boxes, with --data")
+    if not comparison.num_detections and precision == "int8" and not result.ap:
+        reasons.append("nothing was detected on these images: give others, with boxes, with --data")
     elif not comparison.num_detections:
         notes.append("nothing was detected on these images: they prove nothing")
     if not detector.preprocessing.resize.antialias:
         notes.append(ROUNDED_NOTE)
-    result = ExportResult(Path(), images.description, comparison, reasons, notes=tuple(notes))
-    if images.labeled is None or images.class_match is None:
-        return result
+    if result.ap is not None and result.exported_ap is not None and result.ap - result.exported_ap > max_drop:
+        drop = f"AP {100 * result.exported_ap:.1f} after {100 * result.ap:.1f}"
+        reasons.append(f"{drop}, at most {100 * max_drop:g} less are allowed")
+    return replace(result, reasons=tuple(reasons), notes=tuple(notes))
+
+
+def detect_both(
+    detector: Detector, exported: Detector, source: ImageSource, *, progress: Progress | None = None
+) -> tuple[TimedDetections, TimedDetections]:
+    """What a detector and its file detect on all images of a source, both of bytes."""
     with give_bytes(detector):
-        before, after = (detect(each, images.labeled, progress=progress) for each in (detector, exported))
-    ap, exported_ap = (measure_ap(timed, images.labeled, images.class_match) for timed in (before, after))
-    if ap is not None and exported_ap is not None and ap - exported_ap > max_drop:
-        drop = f"AP {100 * exported_ap:.1f} after {100 * ap:.1f}, at most {100 * max_drop:g} less are allowed"
-        reasons = (*reasons, drop)
-    return replace(
-        result,
-        reasons=reasons,
-        ap=ap,
-        exported_ap=exported_ap,
-        milliseconds_per_image=before.milliseconds_per_image,
-        exported_milliseconds_per_image=after.milliseconds_per_image,
-    )
+        return detect(detector, source, progress=progress), detect(exported, source, progress=progress)
 
 
 def pick_least_score(detections: Sequence[Detections], *, most: float) -> float:

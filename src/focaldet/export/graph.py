@@ -3,6 +3,8 @@
 Axes: B images, H W pixels, D detections of an image.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,10 +12,11 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from focaldet.errors import ConfigError, FocaldetError
 from focaldet.models import Detector
-from focaldet.runtime import eval_mode
+from focaldet.runtime import eval_mode, is_out_of_memory
 from focaldet.types import ImageSize, Preprocessing
-from focaldet.weights.exported.graphs import LEAST_PROGRAM_PX
+from focaldet.weights.exported.graphs import LEAST_PROGRAM_PX, summarize_error
 
 STEP_PX = 32  # sides of images whose size is left open are multiples of it
 LEAST_SIDE, MOST_SIDE = LEAST_PROGRAM_PX // STEP_PX, 256  # in steps
@@ -56,5 +59,25 @@ def trace(detector: Detector) -> ExportedProgram:
     shapes = {"images": {0: batch, **open_sides}, "sizes": {0: batch}}
     images = torch.zeros(TRACED_BATCH, 3, height, width, dtype=torch.uint8)
     sizes = torch.tensor([[height, width]] * TRACED_BATCH)
-    with eval_mode(detector), torch.no_grad():
+    name = type(detector).__name__
+    with eval_mode(detector), torch.no_grad(), explain_failure(f"torch.export cannot trace {name}.detect_padded"):
         return torch.export.export(Pipeline(detector), (images, sizes), dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def explain_failure(what: str) -> Iterator[None]:
+    """Inside, an error of a library becomes one line: `what` failed, and the first line of its message.
+
+    What it cannot do with a detector is no fault of focaldet: the detector may be the user's own.
+
+    Raises:
+        ConfigError: in the place of the library's error, which is its cause.
+    """
+    try:
+        yield
+    except (FocaldetError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ConfigError(f"export: {what}: {summarize_error(error)}") from error

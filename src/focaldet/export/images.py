@@ -33,9 +33,11 @@ class ExportImages:
 
 
 def open_export_images(
-    run: str | Path, detector: Detector, *, data: DataConfig | str | Path | None, split: str
+    run: str | Path, detector: Detector, *, data: DataConfig | str | Path | None, split: str, needs_ap: bool = False
 ) -> ExportImages:
     """The images of `data`, with their boxes; without it those of the run's own data, else embedded scenes of digits.
+
+    Those of the run's own data have their boxes only where an AP is needed, since measuring it takes its time.
 
     Raises:
         DataError: `data` cannot be read.
@@ -48,7 +50,7 @@ def open_export_images(
     if "data" in settings:
         try:
             config = configs.from_dict(DataConfig, settings["data"], source="config.yaml of the run: data")
-            return _open_files(config, detector, split=split, seed=settings.get("seed", 0), labeled=False)
+            return _open_files(config, detector, split=split, seed=settings.get("seed", 0), labeled=needs_ap)
         except FocaldetError as error:  # they have moved, or are not on this machine
             problem = error.problem if isinstance(error, DataError) else "its settings name them wrongly"
             reason = f"the data of the run cannot be read: {problem}"
@@ -69,6 +71,18 @@ def require_calibration(images: ExportImages) -> None:
         raise ConfigError(
             f"precision: int8 is calibrated on images of the data, and {images.embedded_because}; name them with --data"
         )
+
+
+def require_ap(images: ExportImages) -> None:
+    """Refuse a limit on the fall of the AP where no AP can be measured.
+
+    Raises:
+        ConfigError: the images have no boxes that count.
+    """
+    if images.labeled is None:
+        raise ConfigError(f"max_drop: there is no AP, since {images.embedded_because}; name images with --data")
+    if not bool((images.labeled.dataset.flags == 0).any()):
+        raise ConfigError(f"max_drop: there is no AP, since {images.labeled.dataset.name} has no boxes")
 
 
 def _open_files(config: DataConfig, detector: Detector, *, split: str, seed: int, labeled: bool) -> ExportImages:

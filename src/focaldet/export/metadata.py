@@ -17,9 +17,12 @@ from focaldet.models import Detector
 from focaldet.weights import Metadata, Trained
 from focaldet.weights.checkpoint import describe_detector
 from focaldet.weights.exported.graphs import STATEMENT
+from focaldet.weights.thresholds import THRESHOLDS_KEY
 
 ENVIRONMENT, EVENTS = "environment.json", "events.jsonl"
 MOST_EVENT_BYTES = 200_000_000
+CHANGED = ", with another input size or other settings"
+"""Behind the name of the images that thresholds were measured on, of a detector that was changed since."""
 
 
 def describe_export(
@@ -29,15 +32,19 @@ def describe_export(
     *,
     format: str,  # noqa: A002  as the flag
     precision: str,
+    is_changed: bool = False,
 ) -> Metadata:
     """Classes, preprocessing and license of the detector; beside them, as texts by name, how and of what it was made.
 
-    What the weights file says beyond that, such as thresholds by class, is handed on.
+    What the weights file says beyond that, such as thresholds by class, is handed on. Where the detector `is_changed`,
+    has another input size or other settings than those it was evaluated with, the thresholds say so, and the AP of its
+    training is left out.
     """
     stated = trained.metadata
     size = fixed_size(detector.preprocessing)
-    detect = detector.config.detect
     extra = dict(stated.extra) if stated is not None else {}
+    if is_changed and (thresholds := trained.thresholds) is not None:
+        extra[THRESHOLDS_KEY] = replace(thresholds, data=f"{thresholds.data or 'its images'}{CHANGED}").to_text()
     extra |= {
         "format": format,
         "precision": precision,
@@ -47,15 +54,25 @@ def describe_export(
         "torch": torch.__version__,
         "source": Path(trained.source).name,
     }
-    names = ("score_threshold", "nms_iou", "max_detections")
-    extra |= {name: f"{getattr(detect, name):g}" for name in names if hasattr(detect, name)}
+    extra |= {name: f"{value:g}" for name, value in read_limits(detector).items()}
     if (training := read_training(run)) is not None:
+        if is_changed:
+            training.pop("ap", None)
         extra["training"] = files.to_json_text(training)
     described = describe_detector(detector, license=stated.license if stated else None, extra=extra)
     # Where the graph takes multiples of 32 px alone, the file pads to them, whatever the detector did.
     divisor = detector.preprocessing.size_divisor if size else math.lcm(detector.preprocessing.size_divisor, STEP_PX)
     preprocessing = replace(detector.preprocessing, size_divisor=divisor)
     return replace(described, category_ids=trained.category_ids, preprocessing=preprocessing)
+
+
+def read_limits(detector: Detector) -> dict[str, float]:
+    """The thresholds of a detector's post-processing by name, those that it has."""
+    config, names = detector.config, ("score_threshold", "nms_iou", "max_detections")
+    limits = {name: getattr(config.detect, name) for name in names if hasattr(config.detect, name)}
+    # Boxes that are refined go through NMS behind the refinement alone.
+    refine = getattr(getattr(config, "plus", None), "refine", None)
+    return limits if refine is None else limits | {"nms_iou": refine.nms_iou}
 
 
 def read_training(run: str | Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from focaldet.export.graph import explain_failure
 from focaldet.ops import padded  # noqa: F401  registers focaldet::nms_mask
 from focaldet.weights.exported.graphs import GRAPH_INPUTS, GRAPH_OUTPUTS, import_library
 from focaldet.weights.formats.files import write_atomically
@@ -19,11 +20,11 @@ def convert_onnx(program: ExportedProgram) -> Any:
     """The model of ONNX that computes what the program does.
 
     Raises:
-        ConfigError: onnx or onnxscript is not installed.
+        ConfigError: onnx or onnxscript is not installed, or it cannot be said in ONNX.
     """
     for name in ("onnx", "onnxscript"):
         import_library(name, extra="onnx")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), explain_failure("torch.onnx cannot translate the graph"):
         warnings.simplefilter("ignore")  # of the exporter about itself and about torch
         exported: Any = torch.onnx.export(
             program,

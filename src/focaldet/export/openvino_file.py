@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from focaldet.errors import CheckpointError
+from focaldet.export.graph import explain_failure
 from focaldet.weights.checkpoint import Metadata
 from focaldet.weights.exported.graphs import import_library
 from focaldet.weights.formats.files import write_atomically
@@ -18,13 +19,14 @@ def convert_openvino(model: Any) -> Any:
     """The model of ONNX in OpenVINO's own form, simplified: a scale behind a convolution is part of its weights.
 
     Raises:
-        ConfigError: openvino is not installed.
+        ConfigError: openvino is not installed, or cannot read the model.
     """
     openvino = import_library("openvino", extra="openvino")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_atomically(path, model.SerializeToString())
-        return openvino.convert_model(path).clone()
+        with explain_failure("openvino cannot convert the model"):
+            return openvino.convert_model(path).clone()
 
 
 def write_openvino(model: Any, path: Path, *, half: bool, statements: Mapping[str, str]) -> None:

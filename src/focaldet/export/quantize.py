@@ -16,12 +16,13 @@ from focaldet.data.dataset import FileSource, ImageSource
 from focaldet.evaluation.coco import evaluate_detections
 from focaldet.evaluation.evaluate import ClassMatch, open_loader, relabel_detections
 from focaldet.evaluation.inference import InferenceOptions, to_original
+from focaldet.export.graph import explain_failure
 from focaldet.export.images import ExportImages, pick_evenly
 from focaldet.models import Detector
 from focaldet.runtime import Process
 from focaldet.types import Batch, Detections
 from focaldet.weights.exported.detector import round_to_bytes
-from focaldet.weights.exported.graphs import GRAPH_OUTPUTS, import_library
+from focaldet.weights.exported.graphs import GRAPH_OUTPUTS, count_threads, import_library
 
 FP32_DEPTHS = (1, 3, 9, 27)
 """How many layers from the image on stay in fp32: these numbers are tried in turn."""
@@ -45,7 +46,7 @@ def quantize_model(model: Any, detector: Detector, images: ExportImages, *, max_
     enough is taken, else the best.
 
     Raises:
-        ConfigError: nncf is not installed.
+        ConfigError: nncf is not installed, or cannot quantize the model.
     """
     labeled, match = images.labeled, images.class_match
     if labeled is None or match is None:
@@ -53,9 +54,11 @@ def quantize_model(model: Any, detector: Detector, images: ExportImages, *, max_
     chosen = labeled.dataset.subset(pick_evenly(len(labeled.dataset), VALIDATION_IMAGES), labeled.dataset.name)
     measure = functools.partial(measure_compiled_ap, detector=detector, source=FileSource(chosen), match=match)
     before, best, best_ap = measure(model), None, -1.0
+    if before is None:
+        return quantize_behind(model, FP32_DEPTHS[0], detector, images.calibration)
     for depth in FP32_DEPTHS:
         quantized = quantize_behind(model, depth, detector, images.calibration)
-        ap = measure(quantized)
+        ap = measure(quantized) or 0.0
         if ap > best_ap:
             best, best_ap = quantized, ap
         if before - ap <= max_drop:
@@ -67,12 +70,13 @@ def quantize_behind(model: Any, depth: int, detector: Detector, calibration: Ima
     """The model with all weighted layers in int8 but those that have fewer than `depth` of them before them.
 
     Raises:
-        ConfigError: nncf is not installed.
+        ConfigError: nncf is not installed, or cannot quantize the model.
     """
-    nncf = import_library("nncf", extra="openvino")
+    nncf = import_library("nncf", extra="int8")
     nncf.set_log_level("ERROR")
     names = [*postprocess_names(model), *(name for name, number in layer_depths(model).items() if number <= depth)]
-    with contextlib.redirect_stdout(io.StringIO()):  # NNCF draws its progress there, where our results go
+    # NNCF draws its progress on stdout, where our results go.
+    with contextlib.redirect_stdout(io.StringIO()), explain_failure("nncf cannot quantize the model"):
         return nncf.quantize(
             model.clone(),
             nncf.Dataset(Batches(detector, calibration), feed_batch),
@@ -95,14 +99,15 @@ def layer_depths(model: Any) -> dict[str, int]:
     return layers
 
 
-def measure_compiled_ap(model: Any, detector: Detector, source: ImageSource, match: ClassMatch) -> float:
-    """COCO's AP of a model in [0, 1]; 0 where the images have no boxes."""
-    compiled = compile_model(model)
+def measure_compiled_ap(model: Any, detector: Detector, source: ImageSource, match: ClassMatch) -> float | None:
+    """COCO's AP of a model in [0, 1]; None where the images have no boxes."""
     detections: dict[int, Detections] = {}
-    for batch in Batches(detector, source):
-        each = detect_compiled(compiled, batch, detector)
-        detections[batch.indices[0]] = relabel_detections(each, match, source.dataset.classes)
-    return evaluate_detections(source.dataset, detections).ap or 0.0
+    with explain_failure("openvino cannot run the model"):
+        compiled = compile_model(model)
+        for batch in Batches(detector, source):
+            each = detect_compiled(compiled, batch, detector)
+            detections[batch.indices[0]] = relabel_detections(each, match, source.dataset.classes)
+    return evaluate_detections(source.dataset, detections).ap
 
 
 def postprocess_names(model: Any) -> list[str]:
@@ -149,7 +154,8 @@ def feed_batch(batch: Batch) -> dict[str, Any]:
 def compile_model(model: Any) -> Any:
     """The model ready to compute, in fp32 where it is not quantized."""
     openvino = import_library("openvino", extra="openvino")
-    return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": count_threads()}
+    return openvino.Core().compile_model(model, "CPU", hints)
 
 
 def detect_compiled(compiled: Any, batch: Batch, detector: Detector) -> Detections:

@@ -20,6 +20,8 @@ SCORE_TEXT = (
     "Detections below it are left out. By default those below the scores of the largest F1, which the weights keep for "
     f"each class; {DEFAULT_SCORE:g} where they keep none."
 )
+SCORE_NAMES = {"conf", "conf_thres", "confidence", "min_score", "score_threshold", "threshold"}
+"""What other services call the field `score`."""
 
 
 class BoxAnswer(BaseModel):
@@ -98,7 +100,8 @@ class SelectionReader:
             RefusalError: a field is unknown or its value not allowed; names it.
         """
         if unknown := sorted({*fields} - {"score", "classes"}):
-            raise RefusalError(422, f"{unknown[0][:40]!r} is unknown; allowed are file, score and classes")
+            hint = ": it is called score here" if unknown[0].lower() in SCORE_NAMES else ""
+            raise RefusalError(422, f"{unknown[0][:40]!r} is unknown{hint}; allowed are file, score and classes")
         scores = fields.get("score", ())
         keep = score_filter(self.predictor, _read_score(scores[-1]))[0] if scores else self._keep_default
         return Selection(keep, self._read_labels(fields.get("classes", ())) or None)

@@ -1,5 +1,6 @@
 """The application: which path is answered by what."""
 
+import asyncio
 import signal
 import threading
 import time
@@ -29,12 +30,15 @@ from focaldet.service.refusals import RefusalError
 from focaldet.service.uploads import answer_while_connected, read_body, read_upload
 
 STATIC = {"app.css": "text/css", "app.js": "text/javascript"}
+POLL_SECONDS = 0.01
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
+        400: "a damaged form or query, or JSON that breaks the protocol",
         401: "the token is missing or wrong",
         408: "the body did not arrive in time",
         413: "too many bytes or pixels",
+        415: "a compressed body",
         422: "not an image, or a field out of range",
         503: "busy; the header Retry-After says for how many seconds",
     }.items()
@@ -91,6 +95,9 @@ def build_service(predictor: Predictor, options: ServiceOptions) -> FastAPI:
     async def run_threads(app: FastAPI) -> AsyncIterator[None]:
         pipeline.start()
         _note_end(app)
+        # The server takes no connection before this ends, so that no client waits for what a first image costs.
+        while pipeline.is_alive and not (pipeline.is_warm or app.state.is_ending):
+            await asyncio.sleep(POLL_SECONDS)
         yield
         await pipeline.stop()
 
@@ -252,7 +259,12 @@ def _add_protocol(app: FastAPI, selections: SelectionReader, pipeline: Detection
         _require_model(options, model, version)
         return metadata
 
-    @app.post("/v2/models/{model}/infer", summary="Detect objects in images", responses=REFUSALS)
+    @app.post(
+        "/v2/models/{model}/infer",
+        summary="Detect objects in images",
+        responses=REFUSALS,
+        openapi_extra=protocol.INFER_BODY,
+    )
     @app.post("/v2/models/{model}/versions/{version}/infer", include_in_schema=False)
     async def infer(request: Request, model: str, version: str = protocol.MODEL_VERSION) -> Response:
         _require_model(options, model, version)

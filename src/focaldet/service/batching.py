@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 
 import torch
 
@@ -43,6 +43,8 @@ class _Job:
 class BatchQueue:
     """Threads that run a detector on the images they are given, in batches.
 
+    Each begins with a blank image, which nobody counts: the first one in a thread takes many times as long as others.
+
     How many may wait is for the caller to limit.
 
     Args:
@@ -58,9 +60,10 @@ class BatchQueue:
     ) -> None:
         self.predictor, self.batch_size, self.observe = predictor, batch_size, observe
         self.lanes, self.cores = lanes, cores
-        self._changed = Condition()  # guards the three below
+        self._warming = Lock()  # one after the other: each has all cores for it
+        self._changed = Condition()  # guards what follows
         self._waiting: deque[_Job] = deque()
-        self._busy, self._is_ending = 0, False
+        self._busy, self._is_ending, self._num_cold = 0, False, lanes
         names = [f"focaldet-batches-{number}" for number in range(lanes)]
         self._threads = [Thread(target=self._run, name=name, daemon=True) for name in names]
 
@@ -73,6 +76,11 @@ class BatchQueue:
     def is_running(self) -> bool:
         """Whether any lane runs."""
         return any(thread.is_alive() for thread in self._threads)
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether every lane has computed its blank image."""
+        return self._num_cold == 0
 
     def start(self) -> None:
         """Start the threads."""
@@ -95,6 +103,7 @@ class BatchQueue:
 
     def _run(self) -> None:
         torch.get_num_threads()  # else torch's first operation here takes the number that any thread set last
+        self._warm_up()
         while batch := self._next_batch():
             jobs, threads = batch
             is_shared = threads < self.cores
@@ -107,6 +116,17 @@ class BatchQueue:
                 raise
             with self._changed:
                 self._busy -= 1
+
+    def _warm_up(self) -> None:
+        """Compute a blank image; where that fails, the images will say why."""
+        try:
+            with self._warming:
+                if not self._is_ending:
+                    self.predictor.warm_up()
+        except Exception:
+            LOGGER.exception("a blank image could not be computed")
+        with self._changed:
+            self._num_cold -= 1
 
     def _next_batch(self) -> tuple[list[_Job], int] | None:
         """The first image that waits with others of its padded size, and how many threads compute them; else None.

@@ -24,8 +24,8 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": POLICY,
 }
-OPEN_PATHS = frozenset({"/", "/healthz", "/v2/health/live", "/v2/health/ready"})
-"""What needs no token: the page, which has no secret, and the questions of whoever supervises the process."""
+OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/v2/health/live", "/v2/health/ready"})
+"""What needs no token: the pages, which have no secret, and the questions of whoever supervises the process."""
 DISCONNECTED = 499  # in the metrics alone: the client went away
 ENDING = RefusalError(503, "the service is ending, try again later", retry_seconds=5, closes=True)
 """For requests that are cut off as their time in an ending service is over, which the server would answer with 500."""

@@ -75,6 +75,43 @@ class InferRequest(BaseModel):
     outputs: list[TensorAsked] = Field(default_factory=list, max_length=16)
 
 
+def inline_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema of a model in one piece: references in it would be looked for in the whole of an OpenAPI file."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolve(member) for member in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return resolve(definitions[part["$ref"].rpartition("/")[2]])
+        return {name: resolve(value) for name, value in part.items()}
+
+    return {name: resolve(value) for name, value in schema.items()}
+
+
+INFER_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": inline_schema(InferRequest)},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+    "parameters": [
+        {
+            "name": JSON_LENGTH_HEADER,
+            "in": "header",
+            "schema": {"type": "integer", "minimum": 0},
+            "description": "Length of the JSON where the data of tensors come behind it.",
+        }
+    ],
+}
+"""What OpenAPI says of a request, which is read here and not by FastAPI."""
+
+
 @dataclass(frozen=True, slots=True)
 class Inference:
     """A request that was understood: its images, what is asked for, and how to answer."""

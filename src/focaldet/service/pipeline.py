@@ -21,6 +21,7 @@ from focaldet.service.batching import BatchedDetections, BatchQueue
 from focaldet.service.options import DRAIN_SECONDS, ServiceOptions
 from focaldet.service.refusals import Quota, RefusalError, refuse_failure
 from focaldet.types import Detections, ImageSize
+from focaldet.weights.exported.detector import ExportedDetector
 
 MOST_DECODING_THREADS, MOST_LANES = 4, 8
 AVERAGING = 0.1  # of the seconds per image, from which Retry-After is reckoned
@@ -53,13 +54,13 @@ class DetectionPipeline:
         self.images = Quota(options.queue)
         self.buffer = Quota(round(options.buffer_megabytes * 1e6))
         self._observe = observe
-        self._seconds_per_image = 0.0
+        self._seconds_per_image, self._num_batches = 0.0, 0
         threads = min(MOST_DECODING_THREADS, usable_cores())
         self._pool = ThreadPoolExecutor(
             threads, thread_name_prefix="focaldet-decode", initializer=torch.set_num_threads, initargs=(1,)
         )
         cores = torch.get_num_threads()
-        lanes = min(cores, MOST_LANES) if predictor.device.type == "cpu" else 1
+        lanes = count_lanes(predictor, cores)
         self._batches = BatchQueue(
             predictor, batch_size=options.batch_size, observe=self._note_batch, lanes=lanes, cores=cores
         )
@@ -73,6 +74,11 @@ class DetectionPipeline:
     def is_running(self) -> bool:
         """Whether any thread of the batches still computes."""
         return self._batches.is_running
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether the first image of each thread of the batches, which takes longer than others, is behind it."""
+        return self._batches.is_warm
 
     def start(self) -> None:
         """Start the threads."""
@@ -138,8 +144,25 @@ class DetectionPipeline:
         return self.predictor.prepare(content, most_pixels=self.options.max_pixels)
 
     def _note_batch(self, num_images: int, seconds: float, is_shared: bool) -> None:
-        """Keep the smoothed time of an image, of which the lanes compute several at a time where they share cores."""
+        """Keep the smoothed time of an image, of which the lanes compute several at a time where they share cores.
+
+        The mean of the first batches goes over into a smoothed one: were the first batch the beginning, one that is
+        slow by chance would be felt for twenty others.
+        """
         spent = seconds / num_images / (self._batches.lanes if is_shared else 1)
-        before = self._seconds_per_image or spent
-        self._seconds_per_image = (1 - AVERAGING) * before + AVERAGING * spent
+        self._num_batches += 1
+        weight = max(AVERAGING, 1 / self._num_batches)
+        self._seconds_per_image += weight * (spent - self._seconds_per_image)
         self._observe(num_images, seconds)
+
+
+def count_lanes(predictor: Predictor, cores: int) -> int:
+    """How many batches are computed at a time: on the CPU one for each core.
+
+    OpenVINO, compiled for latency, computes one after the other with all cores: there a second lane only makes smaller
+    batches of what waits. onnxruntime does not: two lanes took .75 of the processor's time for an image (`LOG.md`).
+    """
+    detector = predictor.detector
+    if predictor.device.type != "cpu" or (isinstance(detector, ExportedDetector) and detector.runs_in_turn):
+        return 1
+    return min(cores, MOST_LANES)

@@ -14,7 +14,7 @@ from focaldet.data.inputs import output_names, resolve_links
 from focaldet.errors import ConfigError
 from focaldet.files import to_json_text
 from focaldet.prediction import DEFAULT_SCORE, Predictor, score_filter
-from focaldet.runtime import Progress
+from focaldet.runtime import Progress, num_processes
 from focaldet.types import Detections
 from focaldet.video.reading import CAMERA, Frame, FrameSource, open_source
 from focaldet.video.tracking import LOST_FRAMES, Tracker
@@ -76,10 +76,10 @@ def predict_video(
 
     Raises:
         DataError: the source cannot be read.
-        ConfigError: a setting is out of range, `out` cannot be made, or the video would replace itself.
+        ConfigError: a setting is out of range, `out` cannot be made, the video would replace itself, or several
+            processes would write the same files.
     """
-    if every < 1:
-        raise ConfigError(f"every: must be at least 1, got {every}")
+    _check_call(every)
     select, notes = _select_function(predictor, score=score, track=track, every=every)
     frames = open_source(str(source), fps=fps)
     name = name or frames.name
@@ -126,6 +126,14 @@ def video_names(sources: Sequence[str]) -> list[str]:
         for path, camera in zip(paths, cameras, strict=True)
     ]
     return output_names(named)
+
+
+def _check_call(every: int) -> None:
+    """Refuse a step below 1, and several processes, which would write the same files."""
+    if num_processes() > 1:
+        raise ConfigError("a video is written by one process; start it without torchrun or SLURM tasks")
+    if every < 1:
+        raise ConfigError(f"every: must be at least 1, got {every}")
 
 
 def _select_function(predictor: Predictor, *, score: float | None, track: bool, every: int) -> tuple[Select, list[str]]:

@@ -54,7 +54,8 @@ class FrameSource:
     def __init__(self, path: Path, *, fps: float | None = None) -> None:
         self.name, self.fps = path.absolute().name, fps or DEFAULT_FPS
         self.num_damaged = 0
-        self._paths = sorted((file for file in path.iterdir() if file.suffix.lower() in SUFFIXES), key=_natural_order)
+        files = (file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+        self._paths = sorted(files, key=_natural_order)
         if not self._paths:
             raise DataError("no images in it", file=path)
 
@@ -116,13 +117,22 @@ class VideoSource(FrameSource):
         return max(1, round(float(stream.duration * stream.time_base) * self.fps))
 
     def frames(self, *, every: int = 1) -> Iterator[Frame]:
-        """Every `every`-th frame from the first one on; damaged packets are counted in `num_damaged`."""
+        """Every `every`-th frame from the first one on; damaged packets are counted in `num_damaged`.
+
+        How many frames they cost is known from the times of those that follow; where these have none, one each.
+        """
         first: float | None = None
+        index, damaged, last = -1, 0, 0.0
         self._require_pixels(self._stream.width * self._stream.height)
         with closing(self._container):
-            for index, frame in enumerate(self._decode()):
+            for frame in self._decode():
+                index += 1
+                if frame.time is None:
+                    index, damaged = index + self.num_damaged - damaged, self.num_damaged
+                elif self.num_damaged and first is not None:
+                    index += max(0, round((float(frame.time) - last) * self.fps) - 1)
                 seconds = index / self.fps if frame.time is None else float(frame.time)
-                first = seconds if first is None else first
+                first, last = seconds if first is None else first, seconds
                 self._require_pixels(frame.width * frame.height)
                 if index % every == 0:
                     yield Frame(index, seconds - first, turn_upright(frame.to_ndarray(format="rgb24"), frame.rotation))
@@ -220,5 +230,5 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
 
 
 def to_rate(fps: float) -> Fraction:
-    """The rate of a video as a fraction, such as 30000/1001."""
-    return Fraction(fps).limit_denominator(1001)
+    """The rate of a video as a fraction, such as 30000/1001, and never 0."""
+    return max(Fraction(1, 1001), Fraction(fps).limit_denominator(1001))

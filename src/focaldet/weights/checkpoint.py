@@ -158,12 +158,21 @@ def saved_config(metadata: Metadata, path: Path) -> DetectorConfig:
             f"{path}: config: backbone {printable(config.backbone)}: a weights file may name an architecture of timm, "
             "not a hub or folder: build that detector yourself, then fill it with focaldet.load_into"
         )
+    require_plausible(metadata, path, num_classes=config.num_classes)
+    return config
+
+
+def require_plausible(metadata: Metadata, path: Path, *, num_classes: int) -> None:
+    """Refuse a description that contradicts itself, or asks for images that no file may ask for.
+
+    Raises:
+        CheckpointError: the input size is too large, or there are names or ids for another number of classes.
+    """
     if (side := metadata.preprocessing.resize.size) > MOST_FILE_SIDE_PX:
         raise CheckpointError(f"{path}: preprocessing.resize.size: must be at most {MOST_FILE_SIDE_PX} px, got {side}")
     for key in ("class_names", "category_ids"):
-        if (values := getattr(metadata, key)) and len(values) != config.num_classes:
-            raise CheckpointError(f"{path}: {key}: {len(values)} entries for {config.num_classes} classes")
-    return config
+        if (values := getattr(metadata, key)) and len(values) != num_classes:
+            raise CheckpointError(f"{path}: {key}: {len(values)} entries for {num_classes} classes")
 
 
 def parse_metadata(statements: Mapping[str, str], path: Path) -> Metadata:

@@ -3,7 +3,7 @@
 
 const part = (id) => document.getElementById(id);
 const state = { images: [], current: -1, score: 0.3, hidden: new Set(), classes: [], maxBytes: Infinity, name: "",
-  camera: null, live: null, waiting: [], running: 0 };
+  session: null, camera: null, live: null, waiting: [], running: 0 };
 const AT_A_TIME = 2, TRIES = 20;
 let token = sessionStorage.getItem("token") || "";
 
@@ -198,15 +198,27 @@ function showDetections(answer) {
 function showStrip() {
   const strip = part("strip");
   strip.hidden = state.images.length < 2 && !state.camera;
-  strip.replaceChildren(...state.images.map((entry, index) => {
-    const text = entry.error ? "!" : entry.answer ? String(visible(entry.answer).length) : "…";
-    const button = element("button", { type: "button", title: entry.name, className: entry.error ? "failed" : "" },
-      entry.error ? "" : element("img", { src: entry.url, alt: entry.name }), element("i", { textContent: text }));
-    button.setAttribute("role", "option");
-    button.setAttribute("aria-selected", String(index === state.current && !state.camera));
-    button.addEventListener("click", () => { stopCamera(); select(index); });
-    return button;
-  }));
+  const buttons = state.images.map((entry, index) => {
+    entry.button ||= thumbnail(entry);
+    entry.button.lastChild.textContent = entry.error ? "!" : entry.answer ? String(visible(entry.answer).length) : "…";
+    entry.button.setAttribute("aria-selected", String(index === state.current && !state.camera));
+    if (entry.error && !entry.button.classList.contains("failed")) {
+      entry.button.classList.add("failed");
+      entry.button.firstChild.remove();
+    }
+    return entry.button;
+  });
+  const isSame = buttons.length === strip.children.length && buttons.every((button, index) => button === strip.children[index]);
+  if (!isSame) strip.replaceChildren(...buttons);
+}
+
+// Made once for each image: an image that is made anew is decoded anew, with each step of the slider.
+function thumbnail(entry) {
+  const button = element("button", { type: "button", title: entry.name },
+    element("img", { src: entry.url, alt: entry.name }), element("i"));
+  button.setAttribute("role", "option");
+  button.addEventListener("click", () => { stopCamera(); select(state.images.indexOf(entry)); });
+  return button;
 }
 
 function setScore(value) {
@@ -257,30 +269,41 @@ function downloadCoco() {
 
 // Camera
 
+// A session lasts from one press of the button to the next; what an earlier one still waits for comes to nothing.
 async function toggleCamera() {
-  if (state.camera) return stopCamera();
+  if (state.session) return stopCamera();
+  const session = state.session = {}, isOver = () => state.session !== session;
   try {
-    state.camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });
+    const camera = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });
+    if (isOver()) return stopTracks(camera);
+    Object.assign(state, { camera, live: { name: "camera", answer: null, error: null } });
+    part("camera").textContent = "Stop camera";
+    part("video").srcObject = camera;
+    await part("video").play();
   } catch (error) {
+    if (isOver()) return;
+    stopCamera();
     return tell(`the camera cannot be used: ${error.message}`, true);
   }
-  state.live = { name: "camera", answer: null, error: null };
-  part("camera").textContent = "Stop camera";
-  part("video").srcObject = state.camera;
-  await part("video").play();
+  if (isOver()) return;
   fit(part("video").videoWidth, part("video").videoHeight);
   show();
-  while (state.camera) {
+  while (!isOver()) {
     try {
-      state.live.answer = await detect(await grab());
-      state.live.error = null;
+      const answer = await detect(await grab());
+      if (isOver()) return;
+      state.live.answer = answer;
+      show();
     } catch (error) {
+      if (isOver()) return;
       tell(error.message, true);
       await new Promise((done) => setTimeout(done, 500));
-      continue;
     }
-    if (state.camera) show();
   }
+}
+
+function stopTracks(camera) {
+  for (const track of camera.getTracks()) track.stop();
 }
 
 function grab() {
@@ -290,15 +313,15 @@ function grab() {
 }
 
 function stopCamera() {
-  if (!state.camera) return;
-  for (const track of state.camera.getTracks()) track.stop();
-  state.camera = state.live = part("video").srcObject = null;
+  if (!state.session) return;
+  if (state.camera) stopTracks(state.camera);
+  state.session = state.camera = state.live = part("video").srcObject = null;
   part("camera").textContent = "Camera";
   show();
 }
 
 async function keepFrame() {
-  if (state.camera) add([new File([await grab()], `camera_${state.images.length + 1}.jpg`, { type: "image/jpeg" })]);
+  if (state.camera && part("video").videoWidth) add([new File([await grab()], `camera_${state.images.length + 1}.jpg`, { type: "image/jpeg" })]);
 }
 
 // Hands and keys

@@ -19,7 +19,7 @@ from focaldet.models.base import LossContext
 from focaldet.ops.padded import PaddedDetections
 from focaldet.ranges import ClassCount
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Target
-from focaldet.weights.checkpoint import Metadata, parse_metadata
+from focaldet.weights.checkpoint import Metadata, parse_metadata, require_plausible
 from focaldet.weights.exported.graphs import STATEMENT, Graph, open_graph, parse_size
 
 
@@ -41,6 +41,10 @@ class ExportedDetector(Detector):
         graph: the opened file.
         metadata: what the file says about itself.
         source: what messages call it.
+
+    Raises:
+        ConfigError: the number of classes is out of range.
+        ValueError: the size of the images is none.
     """
 
     config: ExportedConfig
@@ -57,7 +61,25 @@ class ExportedDetector(Detector):
 
     def extra_repr(self) -> str:
         stated = self.metadata.extra
-        return f"{self.source}, {stated.get('format')} {stated.get('precision')}"
+        return f"{self.source}, {stated.get('format')} {self.precision}"
+
+    @property
+    def precision(self) -> str:
+        """What the file was exported in: fp32, fp16 or int8."""
+        stated = self.metadata.extra
+        return stated.get("precision", "fp32")
+
+    @property
+    def max_detections(self) -> int | None:
+        """The most detections of an image, as far as the file says so."""
+        stated = self.metadata.extra
+        text = stated.get("max_detections", "")
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+    @property
+    def runs_in_turn(self) -> bool:
+        """Whether batches that are given to it at the same time are computed one after the other."""
+        return self.graph.runs_in_turn
 
     def forward(self, images: Images, sizes: ImageSizes, targets: Sequence[Target] | None = None) -> PaddedDetections:
         """The detections of padded RGB images in 0…255, which are rounded to bytes.
@@ -66,7 +88,7 @@ class ExportedDetector(Detector):
             ConfigError: with targets, or images of another size than the graph takes.
         """
         if targets is not None:
-            self._refuse("be trained")
+            self.refuse("be trained")
         (height, width), size = images.shape[-2:], self.input_size
         if size is not None and size != (height, width):
             raise ConfigError(f"{self.source}: takes images of {size.width} × {size.height} px, got {width} × {height}")
@@ -98,7 +120,7 @@ class ExportedDetector(Detector):
         Raises:
             ConfigError: always.
         """
-        self._refuse("be trained")
+        self.refuse("be trained")
 
     def save(self, path: str | Path, *, license: str | None = None) -> None:  # noqa: A002  as of the base
         """Not of an exported file, which is saved by being copied.
@@ -106,7 +128,7 @@ class ExportedDetector(Detector):
         Raises:
             ConfigError: always.
         """
-        self._refuse("be saved as weights")
+        self.refuse("be saved as weights")
 
     def refuse_options(self, names: Sequence[str]) -> None:
         """Refuse settings that are part of the graph.
@@ -120,7 +142,12 @@ class ExportedDetector(Detector):
                 "or take that"
             )
 
-    def _refuse(self, what: str) -> NoReturn:
+    def refuse(self, what: str) -> NoReturn:
+        """Refuse what cannot be done with a graph, such as "be trained".
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError(f"{self.source}: an exported file cannot {what}; take the run folder or weights file")
 
 
@@ -133,11 +160,16 @@ def open_exported(path: Path, *, label: str) -> ExportedDetector:
     """The detector of an exported file.
 
     Raises:
-        CheckpointError: damaged, or not written by `focaldet export`.
+        CheckpointError: damaged, not written by `focaldet export`, or contradicting itself.
         ConfigError: the library that it needs is not installed.
     """
     graph = open_graph(path)
     if graph.statement is None:
         raise CheckpointError(f"{path}: was not written by `focaldet export`: its metadata lack {STATEMENT!r}")
     metadata = parse_metadata({STATEMENT: graph.statement}, path)
-    return ExportedDetector(graph, metadata, source=label)
+    try:
+        detector = ExportedDetector(graph, metadata, source=label)
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(f"{path}: metadata: {error}") from None
+    require_plausible(metadata, path, num_classes=detector.config.num_classes)
+    return detector

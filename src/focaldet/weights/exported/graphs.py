@@ -17,9 +17,11 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from focaldet.cores import usable_cores
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.files import require_plain
 from focaldet.ops.padded import PaddedDetections
+from focaldet.ranges import MOST_DIVISOR, MOST_FILE_SIDE_PX
 from focaldet.types import ImageSize
 
 STATEMENT = "focaldet"
@@ -28,6 +30,7 @@ GRAPH_INPUTS = ("images", "sizes")
 GRAPH_OUTPUTS = ("boxes", "scores", "labels", "count")
 LEAST_PROGRAM_PX = 64  # the shortest open side of a program of torch.export; the other kinds take 32 px, too
 TELEMETRY = "openvino_telemetry"
+SIZE_TEXT = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})", re.ASCII)
 PLAIN_MEMBER = re.compile(
     r"data/(weights/weight_\d+|constants/tensor_\d+|(weights|constants)/model_\w+_config\.json|sample_inputs/model\.pt)"
     r"|models/model\.json|extra/\w+|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
@@ -43,6 +46,8 @@ class Graph(Protocol):
     """What it says about itself, in JSON; None of a file that focaldet did not write."""
     least_px: int
     """The shortest side of an image, where the size is open."""
+    runs_in_turn: bool
+    """Whether the library computes batches that are given to it at the same time one after the other."""
 
     def run(self, images: UInt8[Tensor, "B 3 H W"], sizes: Int64[Tensor, "B 2"]) -> PaddedDetections:
         """The detections of RGB images; `sizes` are (height, width) without padding."""
@@ -68,15 +73,20 @@ def import_library(name: str, *, extra: str) -> Any:
     return library
 
 
-class OnnxGraph:
-    """A `.onnx` file in onnxruntime, with as many threads as torch has."""
+def count_threads() -> int:
+    """How many threads a library computes with: as many as torch, and no more than the container may use."""
+    return min(torch.get_num_threads(), usable_cores())
 
-    least_px = 1
+
+class OnnxGraph:
+    """A `.onnx` file in onnxruntime."""
+
+    least_px, runs_in_turn = 1, False
 
     def __init__(self, path: Path) -> None:
         runtime = import_library("onnxruntime", extra="onnx")
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
+        options.intra_op_num_threads = count_threads()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others need the cores meanwhile
         try:
@@ -99,14 +109,14 @@ class OpenVinoGraph:
     Left to itself OpenVINO computes in bf16 where the processor has it.
     """
 
-    least_px = 1
+    least_px, runs_in_turn = 1, True
 
     def __init__(self, path: Path) -> None:
         openvino = import_library("openvino", extra="openvino")
         try:
             core = openvino.Core()
             model = core.read_model(path)
-            hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+            hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": count_threads()}
             self._compiled = core.compile_model(model, "CPU", hints | {"PERFORMANCE_HINT": "LATENCY"})
         except Exception as error:  # RuntimeError and its own
             raise CheckpointError(f"{path}: openvino cannot open it: {summarize_error(error)}") from None
@@ -132,7 +142,7 @@ class ProgramGraph:
     It is a program: open only files of people whose programs you would run.
     """
 
-    least_px = LEAST_PROGRAM_PX
+    least_px, runs_in_turn = LEAST_PROGRAM_PX, False
 
     def __init__(self, path: Path) -> None:
         extra = {STATEMENT: ""}
@@ -181,8 +191,17 @@ def open_graph(path: Path) -> Graph:
 
 
 def parse_size(text: str) -> ImageSize | None:
-    """The size in a text such as "320x480" (height, width); None in an empty one."""
-    return ImageSize(*map(int, text.split("x"))) if text else None
+    """The size in a text such as "320x480" (height, width); None in an empty one.
+
+    Raises:
+        ValueError: another text, or a side that no file may state.
+    """
+    if not text:
+        return None
+    sides = match.groups() if (match := SIZE_TEXT.fullmatch(text)) else ()
+    if not sides or max(map(int, sides)) > MOST_FILE_SIDE_PX + MOST_DIVISOR:
+        raise ValueError(f"input_size: must be height and width such as 320x480, got {text!r}")
+    return ImageSize(*map(int, sides))
 
 
 def _refuse_pickles(path: Path) -> None:

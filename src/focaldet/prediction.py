@@ -96,8 +96,7 @@ class Predictor:
         **fields: Unpack[InferenceFields],
     ) -> None:
         self.options = replace(options, **fields)
-        device = pick_device(self.options.device)
-        detector = apply_options(detector, self.options).to(device)
+        detector = apply_options(detector, self.options).to(pick_device(self.options.device))
         self.detector = detector.to(memory_format=torch.channels_last).eval()
         self.category_ids, self.thresholds = category_ids, thresholds
         self.device = self.detector.device  # an exported file stays on the CPU

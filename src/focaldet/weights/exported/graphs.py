@@ -73,7 +73,7 @@ def import_library(name: str, *, extra: str) -> Any:
     return library
 
 
-def count_threads() -> int:
+def count_graph_threads() -> int:
     """How many threads a library computes with: as many as torch, and no more than the container may use."""
     return min(torch.get_num_threads(), usable_cores())
 
@@ -86,7 +86,7 @@ class OnnxGraph:
     def __init__(self, path: Path) -> None:
         runtime = import_library("onnxruntime", extra="onnx")
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = count_threads()
+        options.intra_op_num_threads = count_graph_threads()
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others need the cores meanwhile
         try:
@@ -116,7 +116,7 @@ class OpenVinoGraph:
         try:
             core = openvino.Core()
             model = core.read_model(path)
-            hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": count_threads()}
+            hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": count_graph_threads()}
             self._compiled = core.compile_model(model, "CPU", hints | {"PERFORMANCE_HINT": "LATENCY"})
         except Exception as error:  # RuntimeError and its own
             raise CheckpointError(f"{path}: openvino cannot open it: {summarize_error(error)}") from None

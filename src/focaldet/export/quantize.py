@@ -22,7 +22,7 @@ from focaldet.models import Detector
 from focaldet.runtime import Process
 from focaldet.types import Batch, Detections
 from focaldet.weights.exported.detector import round_to_bytes
-from focaldet.weights.exported.graphs import GRAPH_OUTPUTS, count_threads, import_library
+from focaldet.weights.exported.graphs import GRAPH_OUTPUTS, count_graph_threads, import_library
 
 FP32_DEPTHS = (1, 3, 9, 27)
 """How many layers from the image on stay in fp32: these numbers are tried in turn."""
@@ -154,7 +154,7 @@ def feed_batch(batch: Batch) -> dict[str, Any]:
 def compile_model(model: Any) -> Any:
     """The model ready to compute, in fp32 where it is not quantized."""
     openvino = import_library("openvino", extra="openvino")
-    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": count_threads()}
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": count_graph_threads()}
     return openvino.Core().compile_model(model, "CPU", hints)
 
 

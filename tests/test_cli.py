@@ -81,11 +81,11 @@ def test_a_file_of_detections_refuses_the_flags_of_a_detector(capsys, flag):
 
 class TestTrainFlags:
     def test_the_documented_call(self, settings_of):
-        line = "--data DIR --model retinanet_mobilenet_v2_fpn --weights W --epochs 24 --size 320 --out runs/cells"
+        line = "--data DIR --model faster_rcnn_mobilenet_v2_fpn --weights W --epochs 24 --size 320 --out runs/cells"
         config = settings_of(line)
         expected = focaldet.RunConfig(
             data=focaldet.DataConfig(path=Path("DIR")),
-            model="retinanet_mobilenet_v2_fpn",
+            model="faster_rcnn_mobilenet_v2_fpn",
             weights="W",
             epochs=24,
             size=320,
@@ -454,7 +454,7 @@ class TestCheckMeasuresTheAnchorsOfEveryKind:
     @pytest.mark.parametrize(
         ("model", "size", "level"),
         [
-            ("retinanet_mobilenet_v2_fpn", "short side 800", "STRIDE 128"),
+            ("retinanet_mobilenet_v2_fpn", "long side 320 px", "STRIDE 128"),
             ("ssd_r18", "320 × 320 px", "C3"),
             ("yolov2", "544 × 544 px, letterbox", "STRIDE 32"),
         ],

@@ -137,7 +137,7 @@ def choose_model(config: RunConfig) -> Choice:
     saved = None if weights is None else saved_preset(weights)
     candidates = dict.fromkeys([*([] if saved is None else [saved]), *advice.candidate_models()])
     fitting: list[str] = []
-    problem: FocaldetError | None = None
+    problems: list[FocaldetError] = []
     for name in candidates:
         try:
             fitted = named_config(name, architecture=config.architecture)
@@ -148,8 +148,13 @@ def choose_model(config: RunConfig) -> Choice:
                     return Choice("model", name, "the detector of the weights that are given")
             fitting.append(name)
         except (CheckpointError, ConfigError) as error:
-            problem = problem or error
-    if not fitting and problem is not None:
+            problems.append(error)
+    if not fitting:
+        # Of a detector that has the setting at least in part, if there is one.
+        known = (
+            error for error in problems if any(name in str(error) for name in configs.flatten(config.architecture))
+        )
+        problem = next(known, problems[0])
         raise type(problem)(f"model: auto knows no detector for these settings; name one with --model ({problem})")
     start = "ImageNet weights that come with focaldet"
     if weights is not None:

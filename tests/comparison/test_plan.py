@@ -1,12 +1,15 @@
 """The job list, its parts, and what is refused before anything is trained."""
 
+import dataclasses
+
 import pytest
 
 import focaldet
+from focaldet.check.advice import advise_anchors
 from focaldet.cli import main
 from focaldet.cli.compare import read_budget
 from focaldet.comparison.config import CompareConfig
-from focaldet.comparison.plan import estimate_minutes, plan_jobs, shard_jobs
+from focaldet.comparison.plan import estimate_minutes, fit_anchors, plan_jobs, shard_jobs
 from focaldet.comparison.systems import (
     PAPER_DETECTORS,
     SMALL_DETECTORS,
@@ -36,6 +39,23 @@ def test_every_detector_is_trained_with_every_seed_and_the_same_settings(tmp_pat
     assert varied == {"model", "seed", "out", "data"}
     assert [job.run.data.split_seed for job in jobs] == [None, None, 5, 5], "all leave out the same images"
     assert all(job.run.evaluate_every is None and job.run.out == tmp_path / "runs" / job.name for job in jobs)
+
+
+def test_small_retinanets_have_the_anchors_that_training_would_choose(demo_data, tmp_path):
+    model = "retinanet_efficientnet_lite0_fpn"
+    data = focaldet.DataConfig(path=demo_data, val=demo_data / "instances_test.json")
+    run = RunConfig(data=data, out=tmp_path, size=320)
+    source, _, _ = open_sources(run, None)
+    lines = []
+    jobs = plan_jobs(run, tiny_comparison(models=(model, TWO), seeds=2))
+    fitted = fit_anchors(jobs, source.dataset, log=lines.append)
+    choice = advise_anchors(source.dataset, find_preset(model).preprocessing.resize)
+    assert [job.run.architecture for job in fitted] == [{"anchors": {"base_scale": choice.value}}, {}] * 2
+    assert lines == [f"{model}: {choice}"]
+    typed = plan_jobs(
+        dataclasses.replace(run, architecture={"anchors": {"scales": [1.0]}}), tiny_comparison(models=(model,))
+    )
+    assert fit_anchors(typed, source.dataset) == typed
 
 
 def test_the_parts_of_the_list_are_all_of_it_once(tmp_path):

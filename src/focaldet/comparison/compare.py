@@ -75,7 +75,7 @@ def compare(
     threads = run.threads or min(torch.get_num_threads(), usable_cores())
     with torch_settings(threads=threads, deterministic=run.deterministic):
         added = add_earlier(names, run.out, evaluated, options=options, record=record, add=config.add)
-        part = shard_jobs(fit_anchors(jobs, train_source.dataset), config.part)
+        part = shard_jobs(fit_anchors(jobs, train_source.dataset, log=log), config.part)
         results = _run_jobs(part, run, sources, evaluated, options=options, config=config, log=log)
         if results is None:
             return Comparison(run.out, interrupted=True)

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,16 +74,22 @@ def plan_jobs(run: RunConfig, config: CompareConfig) -> list[Job]:
     return jobs
 
 
-def fit_anchors(jobs: Sequence[Job], dataset: Dataset) -> list[Job]:
-    """The trainings, those of small RetinaNets with the anchors that `focaldet train` would choose for these images."""
-    fitted = []
+def fit_anchors(jobs: Sequence[Job], dataset: Dataset, *, log: Callable[[str], None] = lambda _: None) -> list[Job]:
+    """The trainings, those of small RetinaNets with the anchors that `focaldet train` would choose for these images.
+
+    `log` is called with a line for each such detector.
+    """
+    fitted, lines = [], dict[str, None]()
     for job in jobs:
         run = job.run
         if may_fit_anchors(run, configs.flatten({"architecture": run.architecture})):
             choice = advise_anchors(dataset, run.resize(find_preset(run.model).preprocessing.resize))
             anchors = {"anchors": {"base_scale": choice.value}}
             run = replace(run, architecture=configs.merge(run.architecture, anchors))
+            lines[f"{run.model}: {choice}"] = None
         fitted.append(replace(job, run=run))
+    for line in lines:
+        log(line)
     return fitted
 
 

@@ -12,7 +12,7 @@ from focaldet.errors import CheckpointError, ConfigError
 from focaldet.models import build, find_preset
 from focaldet.training.auto import decide_settings, without_auto
 from focaldet.training.config import AUTO_SETTINGS, RunConfig
-from focaldet.weights import save_detector
+from focaldet.weights import load_into, save_detector
 
 
 def decide(data, *, defaults=True, **values):
@@ -107,7 +107,21 @@ def test_the_anchors_of_a_small_retinanet_follow_the_objects(demo_data, tmp_path
     assert name not in chosen(decide(demo_data, model="retinanet_r50_fpn"))
     path = tmp_path / "cells.safetensors"
     save_detector(path, build("retinanet_efficientnet_lite0_fpn", class_names=("a", "b")))
-    assert name not in chosen(decide(demo_data, weights=str(path))), "trained with anchors of its own"
+    again = decide(demo_data, weights=str(path))
+    assert chosen(again)[name] == 8.0 and again.choices[-1].reason == "as in the weights"
+    fitted = build(
+        "retinanet_efficientnet_lite0_fpn", class_names=("a", "b"), architecture={"anchors": {"base_scale": 5.8}}
+    )
+    save_detector(path, fitted)
+    for values in ({}, {"model": "retinanet_efficientnet_lite0_fpn"}):
+        further = decide(demo_data, weights=str(path), **values).config
+        assert further.model == "retinanet_efficientnet_lite0_fpn"
+        assert further.architecture["anchors"]["base_scale"] == 5.8, "what was trained goes on"
+        detector = build(further.model, class_names=("c",), architecture=further.architecture)
+        assert load_into(detector, path).kind == "detector"
+    save_detector(path, build("faster_rcnn_efficientnet_lite0_fpn", class_names=("a", "b")))
+    other = decide(demo_data, weights=str(path), model="retinanet_efficientnet_lite0_fpn", size=320)
+    assert chosen(other) == {name: chosen(decided)[name], "epochs": 100}, "a backbone has no anchors"
 
 
 def test_without_data_the_defaults_hold():

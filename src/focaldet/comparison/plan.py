@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from focaldet import config as configs
-from focaldet.check.advice import advise_anchors
 from focaldet.comparison.config import CompareConfig
 from focaldet.data.dataset import Dataset, ImageSource
 from focaldet.data.loading.loader import Loader
 from focaldet.errors import ConfigError, FocaldetError
-from focaldet.models import find_preset, named_config
+from focaldet.models import named_config
 from focaldet.runtime import launch_fabric, num_processes, pick_device, torch_settings
-from focaldet.training.auto import may_fit_anchors
+from focaldet.training.auto import choose_anchors, may_fit_anchors
 from focaldet.training.config import RunConfig
 from focaldet.training.state import build_state
 from focaldet.training.step import train_step
@@ -83,7 +82,7 @@ def fit_anchors(jobs: Sequence[Job], dataset: Dataset, *, log: Callable[[str], N
     for job in jobs:
         run = job.run
         if may_fit_anchors(run, configs.flatten({"architecture": run.architecture})):
-            choice = advise_anchors(dataset, run.resize(find_preset(run.model).preprocessing.resize))
+            choice = choose_anchors(run, dataset)
             anchors = {"anchors": {"base_scale": choice.value}}
             run = replace(run, architecture=configs.merge(run.architecture, anchors))
             lines[f"{run.model}: {choice}"] = None

@@ -10,14 +10,18 @@ from typing import Any, NamedTuple
 from focaldet import config as configs
 from focaldet.check import advice
 from focaldet.check.advice import Choice
+from focaldet.data.dataset import Dataset
 from focaldet.data.splits import open_splits
 from focaldet.errors import CheckpointError, ConfigError, FocaldetError
-from focaldet.models import find_preset, from_config, named_config
+from focaldet.models import DetectorConfig, find_preset, from_config, named_config
 from focaldet.training.config import AUTO, AUTO_DEFAULTS, AUTO_SETTINGS, RunConfig
 from focaldet.training.run_folder import RunFolder
 from focaldet.training.state import initial_weights
 from focaldet.weights import load_into
-from focaldet.weights.load import saved_preset
+from focaldet.weights.compatibility import FREE, matching_preset
+from focaldet.weights.load import saved_settings
+
+OWN_SCALE = advice.BASE_SCALE.removeprefix("architecture.")
 
 
 class DecidedRun(NamedTuple):
@@ -78,13 +82,29 @@ def _is_open(name: str, plain: RunConfig, given: Mapping[str, Any]) -> bool:
 
 
 def may_fit_anchors(config: RunConfig, settings: Iterable[str]) -> bool:
-    """Whether the anchors of the detector are to follow the data: not where its trained weights go with others.
+    """Whether the anchors of the detector are to be chosen by `choose_anchors`.
 
     `settings` are the names of those that were given, such as `architecture.anchors.scales`.
     """
-    if config.phases or not advice.has_fitted_anchors(config.model, settings):
-        return False
-    return config.weights in (None, AUTO) or saved_preset(str(config.weights)) is None
+    return not config.phases and advice.has_fitted_anchors(config.model, settings)
+
+
+def choose_anchors(config: RunConfig, dataset: Dataset) -> Choice:
+    """How wide the anchors are: as in the weights where these are of such a detector, else as the smaller objects."""
+    name, saved = _read_trained_start(config)
+    if name == config.model and saved is not None:
+        return Choice(advice.BASE_SCALE, configs.flatten(configs.to_dict(saved))[OWN_SCALE], "as in the weights")
+    return advice.advise_anchors(dataset, config.resize(find_preset(config.model).preprocessing.resize))
+
+
+def _read_trained_start(config: RunConfig) -> tuple[str | None, DetectorConfig | None]:
+    """The preset of the detector that the initial weights are of, fitted anchors aside, and its settings."""
+    saved = None if config.weights in (None, AUTO) else saved_settings(str(config.weights))
+    if saved is None:
+        return None, None
+    name = matching_preset(saved)
+    fitted = None if name else matching_preset(saved, free=frozenset(FREE | {OWN_SCALE}))
+    return name or (fitted if fitted in advice.RULES["anchors"]["models"] else None), saved
 
 
 def without_auto(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +142,7 @@ def _follow_rules(plain: RunConfig, asked: list[str], given: Iterable[str]) -> l
             chosen.append(choice)
     if advice.BASE_SCALE in asked and advice.has_fitted_anchors(values["model"], given):
         sized = replace(plain, size=values.get("size", plain.size))
-        chosen.append(advice.advise_anchors(train, sized.resize(find_preset(values["model"]).preprocessing.resize)))
+        chosen.append(choose_anchors(replace(sized, model=values["model"]), train))
     return chosen
 
 
@@ -134,13 +154,17 @@ def choose_model(config: RunConfig) -> Choice:
         CheckpointError, ConfigError: the weights cannot be read, or there is no such detector; says why.
     """
     weights = None if config.weights in (None, AUTO) else str(config.weights)
-    saved = None if weights is None else saved_preset(weights)
-    candidates = dict.fromkeys([*([] if saved is None else [saved]), *advice.candidate_models()])
+    own, saved = _read_trained_start(config)
+    candidates = dict.fromkeys([*([] if own is None else [own]), *advice.candidate_models()])
     fitting: list[str] = []
     problems: list[FocaldetError] = []
     for name in candidates:
         try:
-            fitted = named_config(name, architecture=config.architecture)
+            settings = dict(config.architecture)
+            if name == own and saved is not None and name in advice.RULES["anchors"]["models"]:
+                scale = configs.flatten(configs.to_dict(saved))[OWN_SCALE]
+                settings = configs.merge({"anchors": {"base_scale": scale}}, settings)
+            fitted = named_config(name, architecture=settings)
             if weights is not None:
                 preprocessing = find_preset(name).preprocessing
                 detector = from_config(fitted, class_names=(), preprocessing=preprocessing)

@@ -25,13 +25,7 @@ from focaldet.weights.checkpoint import (
     parse_metadata,
     saved_config,
 )
-from focaldet.weights.compatibility import (
-    BEHIND_ENCODER,
-    FREE,
-    matching_preset,
-    require_same_settings,
-    setting_differences,
-)
+from focaldet.weights.compatibility import BEHIND_ENCODER, FREE, require_same_settings, setting_differences
 from focaldet.weights.exported.detector import open_exported
 from focaldet.weights.exported.graphs import is_exported
 from focaldet.weights.formats import darknet
@@ -169,8 +163,8 @@ def load_into(
     return _fill_backbone(detector, file, source, stated)
 
 
-def saved_preset(spec: str) -> str | None:
-    """The preset whose detector a file of focaldet's holds, its classes aside; None for any other file.
+def saved_settings(spec: str) -> DetectorConfig | None:
+    """The settings of the detector in a file of focaldet's; None for any other file.
 
     Raises:
         CheckpointError, ConfigError: as `find_weights`, or the file is damaged.
@@ -181,9 +175,7 @@ def saved_preset(spec: str) -> str | None:
     if darknet.is_darknet(path) or is_exported(path):
         return None
     file = read_tensors(path)
-    if not is_checkpoint(file):
-        return None
-    return matching_preset(saved_config(parse_metadata(file.statements, path), path))
+    return saved_config(parse_metadata(file.statements, path), path) if is_checkpoint(file) else None
 
 
 def _require_sound(tensors: Mapping[str, Tensor], source: WeightsSource, allow_nonfinite: bool) -> None:

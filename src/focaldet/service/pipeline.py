@@ -160,7 +160,7 @@ def count_lanes(predictor: Predictor, cores: int) -> int:
     """How many batches are computed at a time: on the CPU one for each core.
 
     OpenVINO, compiled for latency, computes one after the other with all cores: there a second lane only makes smaller
-    batches of what waits. onnxruntime does not: two lanes took .75 of the processor's time for an image (`LOG.md`).
+    batches of what waits. onnxruntime computes them side by side.
     """
     detector = predictor.detector
     if predictor.device.type != "cpu" or (isinstance(detector, ExportedDetector) and detector.runs_in_turn):

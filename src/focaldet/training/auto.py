@@ -13,7 +13,7 @@ from focaldet.check.advice import Choice
 from focaldet.data.dataset import Dataset
 from focaldet.data.splits import open_splits
 from focaldet.errors import CheckpointError, ConfigError, FocaldetError
-from focaldet.models import DetectorConfig, find_preset, from_config, named_config
+from focaldet.models import find_preset, from_config, named_config
 from focaldet.training.config import AUTO, AUTO_DEFAULTS, AUTO_SETTINGS, RunConfig
 from focaldet.training.run_folder import RunFolder
 from focaldet.training.state import initial_weights
@@ -91,20 +91,30 @@ def may_fit_anchors(config: RunConfig, settings: Iterable[str]) -> bool:
 
 def choose_anchors(config: RunConfig, dataset: Dataset) -> Choice:
     """How wide the anchors are: as in the weights where these are of such a detector, else as the smaller objects."""
-    name, saved = _read_trained_start(config)
-    if name == config.model and saved is not None:
-        return Choice(advice.BASE_SCALE, configs.flatten(configs.to_dict(saved))[OWN_SCALE], "as in the weights")
+    start = _read_trained_start(config)
+    if start.preset == config.model and start.base_scale is not None:
+        return Choice(advice.BASE_SCALE, start.base_scale, "as in the weights")
     return advice.advise_anchors(dataset, config.resize(find_preset(config.model).preprocessing.resize))
 
 
-def _read_trained_start(config: RunConfig) -> tuple[str | None, DetectorConfig | None]:
-    """The preset of the detector that the initial weights are of, fitted anchors aside, and its settings."""
+class TrainedStart(NamedTuple):
+    """The preset whose detector the initial weights are of, and how wide its anchors are where these follow the data.
+
+    Both are None where the weights are of no detector of focaldet's.
+    """
+
+    preset: str | None = None
+    base_scale: float | None = None
+
+
+def _read_trained_start(config: RunConfig) -> TrainedStart:
     saved = None if config.weights in (None, AUTO) else saved_settings(str(config.weights))
     if saved is None:
-        return None, None
-    name = matching_preset(saved)
-    fitted = None if name else matching_preset(saved, free=frozenset(FREE | {OWN_SCALE}))
-    return name or (fitted if fitted in advice.RULES["anchors"]["models"] else None), saved
+        return TrainedStart()
+    fitted = matching_preset(saved, free=frozenset(FREE | {OWN_SCALE}))
+    if fitted is not None and advice.has_fitted_anchors(fitted, ()):
+        return TrainedStart(fitted, configs.flatten(configs.to_dict(saved))[OWN_SCALE])
+    return TrainedStart(matching_preset(saved))
 
 
 def without_auto(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,16 +164,15 @@ def choose_model(config: RunConfig) -> Choice:
         CheckpointError, ConfigError: the weights cannot be read, or there is no such detector; says why.
     """
     weights = None if config.weights in (None, AUTO) else str(config.weights)
-    own, saved = _read_trained_start(config)
-    candidates = dict.fromkeys([*([] if own is None else [own]), *advice.candidate_models()])
+    start = _read_trained_start(config)
+    candidates = dict.fromkeys([*([] if start.preset is None else [start.preset]), *advice.candidate_models()])
     fitting: list[str] = []
     problems: list[FocaldetError] = []
     for name in candidates:
         try:
             settings = dict(config.architecture)
-            if name == own and saved is not None and name in advice.RULES["anchors"]["models"]:
-                scale = configs.flatten(configs.to_dict(saved))[OWN_SCALE]
-                settings = configs.merge({"anchors": {"base_scale": scale}}, settings)
+            if name == start.preset and start.base_scale is not None:
+                settings = configs.merge({"anchors": {"base_scale": start.base_scale}}, settings)
             fitted = named_config(name, architecture=settings)
             if weights is not None:
                 preprocessing = find_preset(name).preprocessing
@@ -180,10 +189,10 @@ def choose_model(config: RunConfig) -> Choice:
         )
         problem = next(known, problems[0])
         raise type(problem)(f"model: auto knows no detector for these settings; name one with --model ({problem})")
-    start = "ImageNet weights that come with focaldet"
+    origin = "ImageNet weights that come with focaldet"
     if weights is not None:
-        start = f"a start from {weights}"
+        origin = f"a start from {weights}"
     elif initial_weights(replace(config, model=fitting[0])) is None:
-        start = "random weights"
+        origin = "random weights"
     first = "small" if fitting[0] == advice.candidate_models()[0] else "the first that fits what is given"
-    return Choice("model", fitting[0], f"{first}, with {start}")
+    return Choice("model", fitting[0], f"{first}, with {origin}")

@@ -71,7 +71,7 @@ def plot_points(rows: Sequence[ComparedDetector], marks: dict[str, str]) -> list
         low, high = row.sample.interval()
         ap, total = 100 * row.sample.mean, row.timing.total
         ends = min(100 * low, ap), max(100 * high, ap)
-        times = total.best, min(total.p10, total.best), max(total.p90, total.best)
+        times = total.median, total.p10, total.p90
         points.append(PlotPoint(marks[row.name], (ap, *ends), times, row.two_stage))
     return points
 

@@ -162,7 +162,7 @@ def draw_trade_off(
             zorder=3,
         )
         drawn.append(bars.lines[0])
-    axes.set_xlabel("ms an image (log), bars to the 90th percentile")
+    axes.set_xlabel("ms an image (log), bars are the 10th to 90th percentile")
     axes.set_title("AP, %, bars are the 95 % interval over images", loc="left", fontsize=12, color=gray)
     axes.margins(x=0.12, y=0.09)
     _label_ticks(axes)

@@ -148,7 +148,8 @@ class VideoSource(FrameSource):
 
     def frames(self, *, every: int = 1) -> Iterator[Frame]:
         """Every `every`-th frame from the first one on; damaged packets are counted in `num_damaged`."""
-        first, counter = None, _FrameCounter(self.fps)
+        first: float | None = None
+        counter = _FrameCounter(self.fps)
         self._require_pixels(self._stream.width * self._stream.height)
         with closing(self._container):
             for frame in self._decode():

@@ -178,6 +178,7 @@ def test_it_fits_a_phone_and_is_dark_where_that_is_wished(browser, scheme, size)
         photograph(page, shot("4_classes"))
         give(page, ("a broken file.png", b"<html>"))
         status(page, "a broken file.png: the file is not an image")
+        require_inside(page.locator("#strip .failed").bounding_box(), page.locator("#strip").bounding_box())
         photograph(page, shot("5_broken"))
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(250, 250, 248)", "dark": "rgb(20, 22, 26)"}[scheme]

@@ -292,8 +292,8 @@ def test_a_camera_is_looked_at_frame_by_frame_until_it_is_interrupted(camera, tm
     seen, sizes = [], []
     detector = predictor()
     stream = detector.predict_stream
-    detector.predict_stream = lambda frames, **settings: sizes.append(settings["batch_size"]) or stream(
-        frames, **settings
+    detector.predict_stream = lambda frames, **settings: (
+        sizes.append(settings["batch_size"]) or stream(frames, **settings)
     )
 
     def interrupt(done, total):

@@ -46,8 +46,8 @@ TENSOR_OUTPUTS = (
     {"name": "count", "datatype": "INT64", "shape": [-1]},
 )
 DATATYPES = {str(row["name"]): str(row["datatype"]) for row in (*TENSOR_INPUTS, *TENSOR_OUTPUTS)}
-MOST_JSON_VALUES = 3_000_000
-"""Numbers, texts, lists and objects in the JSON of a request: enough for the pixels of an image of one megapixel."""
+MOST_JSON_VALUES = 1_500_000
+"""Numbers, texts, lists and objects in the JSON of a request: enough for the pixels of 640 × 480 in nested lists."""
 _PARSING = threading.Lock()
 """Held while one request is parsed: Python parses one at a time anyway, and so only one takes the memory for it."""
 

@@ -80,6 +80,9 @@ async function work() {
 function select(index) {
   state.current = Math.max(-1, Math.min(index, state.images.length - 1));
   show();
+  if (state.current < 0) return;
+  const strip = part("strip"), { offsetLeft: left, offsetWidth: width } = state.images[state.current].button;
+  strip.scrollLeft = Math.max(left + width + 3 - strip.clientWidth, Math.min(strip.scrollLeft, left - 3));
 }
 
 function remove() {

@@ -1,4 +1,4 @@
-"""The guard on what RetinaNet learns: its bars, its scenes, and when it fails; the trainings themselves are left out."""
+"""The guard on what RetinaNet learns: its bars, its scenes, and when it fails, without the trainings themselves."""
 
 import importlib.util
 import statistics

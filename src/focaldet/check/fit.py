@@ -163,7 +163,7 @@ def choose_anchor_model(detector: DetectorConfig) -> str | None:
 
 def fit_model_anchors(model: str, dataset: Dataset, resize: Resize) -> FittedAnchors:
     """The anchors that training gives a detector of `anchor_models` on a split with boxes, and how they fit these."""
-    scale = advise_anchors(dataset, resize).value
+    scale = float(advise_anchors(dataset, resize).value)
     before, after = named_config(model), named_config(model, architecture={"anchors": {"base_scale": scale}})
     assert isinstance(before, RetinaNetConfig)
     sample, preprocessing = _sample_images(dataset), replace(find_preset(model).preprocessing, resize=resize)

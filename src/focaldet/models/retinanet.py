@@ -179,14 +179,15 @@ class RetinaNet(Detector):
         """Logits and encoded boxes of all anchors for padded RGB images in 0…255."""
         levels = self.pyramid(self.backbone(self.normalize(images))[1:])
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
+        config = self.config.anchors
         anchors = pyramid_anchors(
-            self.config.anchors,
+            config,
             strides_px=PYRAMID_STRIDES_PX,
             shapes=shapes,
             image=(images.shape[-2], images.shape[-1]),
             device=images.device,
         )
-        level_sizes = tuple(height * width * self.config.anchors.per_cell for height, width in shapes)
+        level_sizes = tuple(height * width * config.per_cell for height, width in shapes)
         return RetinaNetOutputs(self.class_subnet(levels), self.box_subnet(levels), anchors, level_sizes)
 
     def losses(self, outputs: RetinaNetOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
@@ -246,12 +247,12 @@ class RetinaNet(Detector):
 
         It ignores what is neither object nor background, and with `mining` what is easy.
         """
-        matching, levels = self.config.matching, outputs.level_sizes
-        matches = [match(outputs.anchors, t.boxes, t.ignored, matching, level_sizes=levels) for t in targets]
+        config, levels = self.config, outputs.level_sizes
+        matches = [match(outputs.anchors, t.boxes, t.ignored, config.matching, level_sizes=levels) for t in targets]
         pairs = zip(targets, matches, strict=True)
-        labels = torch.stack([m.labels(t.labels, background=self.config.num_classes) for t, m in pairs])
+        labels = torch.stack([m.labels(t.labels, background=config.num_classes) for t, m in pairs])
         ignored = torch.stack([m.ignored for m in matches])
-        if self.config.loss.mining is not None:
+        if config.loss.mining is not None:
             ignored = self._ignore_easy(outputs, labels, ignored)
         return matches, labels, ignored
 
@@ -334,8 +335,7 @@ class RetinaNet(Detector):
         The threshold is applied to the logits: the sigmoid of all A × K would cost more than everything else here.
         """
         config = self.config.detect
-        num_classes = logits.shape[1]
-        flat = logits.reshape(-1)
+        flat, num_classes = logits.reshape(-1), logits.shape[1]
         limit = logit(config.score_threshold) if config.score_threshold > 0 else -torch.inf
         bounds = torch.tensor([0, *level_sizes]).cumsum(0).tolist()
         chosen = []

@@ -143,7 +143,7 @@ def test_what_went_before_the_call_counts_where_it_is_said(tmp_path, monkeypatch
 
 @pytest.mark.prove
 def test_a_run_of_minutes_that_is_stopped_keeps_to_what_is_left_and_ends_alike(tmp_path, monkeypatch):
-    config = small_run(tmp_path / "straight", epochs=24, minutes=0.35, evaluate_every=2, ema=0.9)
+    config = small_run(tmp_path / "straight", epochs=24, minutes=0.6, evaluate_every=2, ema=0.9)
     Clock(monkeypatch)
     train(config, sources=(EIGHT, EIGHT))
     monkeypatch.undo()
@@ -154,7 +154,7 @@ def test_a_run_of_minutes_that_is_stopped_keeps_to_what_is_left_and_ends_alike(t
     clock = Clock(monkeypatch)
     begin = clock.now
     train(dataclasses.replace(config, resume=True), sources=(EIGHT, EIGHT))
-    assert clock.now - begin < 15
+    assert clock.now - begin < 20, "what it took before the stop is not made again"
     states = [torch.load(RunFolder(tmp_path / name).state, weights_only=True) for name in ("straight", "stopped")]
     assert states[0]["time"]["plan"] == states[1]["time"]["plan"]
     assert rates_of(tmp_path / "straight") == rates_of(tmp_path / "stopped")

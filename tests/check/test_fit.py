@@ -51,9 +51,10 @@ def test_coverage_before_and_after_by_hand():
     anchors = advice_for(boxes_of([64] * 8), RETINANET).anchors
     line = (
         f"{RETINANET}: at long side 320 px training gives it anchors from 32 px on, as wide as the smaller objects; "
-        "100% of the boxes reach IoU 0.5 with an anchor, 0% with those from 64 px on that it has by itself"
+        "100% of the boxes reach IoU 0.5 with an anchor (mean 1.00), 0% (0.25) with those from 64 px on that it has by "
+        "itself"
     )
-    assert anchors == FittedAnchors(RETINANET, "long side 320 px", 4.0, 32.0, 64.0, 1.0, 0.0)
+    assert anchors == FittedAnchors(RETINANET, "long side 320 px", 4.0, 32.0, 64.0, 1.0, 0.0, 1.0, 0.25)
     assert anchors.line() == line
     # A box in four of 32 px, the others of 160: anchors of 32 px, whose fourth map has 256 and whose third 128.
     mixed = advice_for(boxes_of([64] * 3 + [320] * 5), RETINANET).anchors

@@ -74,10 +74,12 @@ def anchor_report(dataset: Dataset, detector: DetectorConfig, preprocessing: Pre
     )
 
 
-def overlap_coverage(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> float:
-    """The fraction of the boxes, at least one, with IoU ≥ 0.5 to some anchor, whatever the rule that matches them."""
-    fit = level_overlaps(*_place_boxes(dataset, preprocessing), detector)
-    return float((fit.amax(1) >= FOREGROUND_IOU).double().mean())
+def overlap_coverage(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> tuple[float, float]:
+    """The fraction of the boxes, at least one, with IoU ≥ 0.5 to some anchor, and the mean IoU with the best one,
+    whatever the rule that matches them.
+    """
+    best = level_overlaps(*_place_boxes(dataset, preprocessing), detector).amax(1).double()
+    return float((best >= FOREGROUND_IOU).double().mean()), float(best.mean())
 
 
 def _place_boxes(dataset: Dataset, preprocessing: Preprocessing) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:

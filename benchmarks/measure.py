@@ -35,6 +35,17 @@ def interleaved(
     }
 
 
+def wait_for_device(form: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`form`, followed by a wait until a GPU has computed it."""
+
+    def run() -> None:
+        form()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
+
+
 def environment() -> dict[str, Any]:
     """Machine, versions and commit, without the name of the host."""
     return {
@@ -44,7 +55,7 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -56,6 +67,14 @@ def write_result(name: str, values: Mapping[str, Any], *, folder: Path | None = 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**values, "environment": environment()}, indent=2) + "\n")
     return path
+
+
+def _version(package: str) -> str | None:
+    """None where the package is not installed: not every benchmark needs all of them."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -118,17 +118,16 @@ def run_apart(name: str, arguments: list[str], *, seconds: float) -> dict[str, A
     with tempfile.TemporaryDirectory(prefix="focaldet-gpu-") as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--only", name, "--answer", str(answer)]
-        process = subprocess.Popen(
+        with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        try:
-            _, errors = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return {"state": "failed", "text": f"took more than {seconds:.0f} s"}
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # those of a compiler, too
-            process.wait()
+        ) as process:
+            try:
+                _, errors = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                return {"state": "failed", "text": f"took more than {seconds:.0f} s"}
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # those of a compiler, too
         if answer.exists():
             return json.loads(answer.read_text())
         last = (errors.strip().splitlines() or [f"ended with {process.returncode}"])[-1]

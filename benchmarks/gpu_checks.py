@@ -48,7 +48,7 @@ def check_focal_loss(device: torch.device, *, small: bool) -> str:
             loss = losses.focal_loss_sum(x, labels.to(device), alpha=alpha, gamma=gamma)
             (gradient,) = torch.autograd.grad(loss, x)
             errors = (
-                abs(float(loss) / total - 1),
+                abs(loss.detach().item() / total - 1),
                 float((gradient.double().cpu() - slope).abs().max() / slope.abs().max()),
             )
             assert all(error <= limit for error, limit in zip(errors, limits, strict=True)), (
@@ -67,7 +67,7 @@ def focal_exactly(logits: Tensor, labels: Tensor, alpha: float | None, gamma: fl
         loss = losses.focal_loss(x, targets, gamma=gamma).sum()
     else:
         loss = losses.balanced_focal_loss(x, targets, alpha=alpha, gamma=gamma).sum()
-    return loss.item(), torch.autograd.grad(loss, x)[0]
+    return loss.detach().item(), torch.autograd.grad(loss, x)[0]
 
 
 def check_nms(device: torch.device, *, small: bool) -> str:
@@ -120,7 +120,7 @@ def check_roi_align(device: torch.device, *, small: bool) -> str:
     halves = [regions[index == image].double() for image in (0, 1)]
     order = torch.cat([(index == image).nonzero()[:, 0] for image in (0, 1)]).argsort()
     expected = peer(named, halves, [(side, side)] * 2)[order]
-    pairs = [(pooled, expected)]
+    pairs = [(pooled.detach(), expected.detach())]
     gradients = torch.autograd.grad((pooled * weights.to(device)).sum(), mine)
     pairs += zip(gradients, torch.autograd.grad((expected * weights).sum(), exact), strict=True)
     errors = [float((a.cpu().double() - b).abs().max() / b.abs().max().clamp(min=1)) for a, b in pairs]

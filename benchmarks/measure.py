@@ -19,16 +19,20 @@ PACKAGES = ("torch", "torchvision", "lightning-fabric", "hotcoco", "numpy")
 
 
 def interleaved(
-    forms: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+    forms: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, Any]]:
     """Seconds of each form, A/B/A/B…: shared machines drift, so only times of one interleaved run compare."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for turn in range(warmup + rounds):
         for name, form in forms.items():
-            start = time.perf_counter()
+            start = clock()
             form()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {
         name: {"min": min(taken), "median": statistics.median(taken), "rounds": taken}
         for name, taken in seconds.items()

@@ -25,7 +25,7 @@ runpy.run_path({str(BENCHMARKS / "gpu.py")!r}, run_name="__main__")
 """
 ROWS = (
     *("focal loss against fp64", "NMS against brute force", "RoIAlign against torchvision in fp64"),
-    *("DDP of one process", "focal loss", "train SSD", "predict YOLOv2", "data, host, device"),
+    *("DDP of one process", "focal loss", "train YOLOv2", "predict YOLOv2", "data, host, device"),
     *("predict YOLOv2, CUDA graph", "matching × 100"),
 )
 

@@ -1,12 +1,13 @@
 """How time and memory grow with the boxes, classes, pixels, images and detections: a table, JSON, and a drawing.
 
-    python benchmarks/growth.py                       # make bench-growth: some three minutes on one core
+    python benchmarks/growth.py                       # make bench-growth: one or two minutes of a core
     python benchmarks/growth.py --series predict --most 100000
 
 Beside each series stands the exponent of a straight line through the upper half of its points, both axes logarithmic:
-1 grows in proportion, 0 not at all. Memory is the peak of a process of its own, which the series has for itself.
+1 grows in proportion, 0 not at all. Seconds are those of the processor, by all threads together, so that other programs
+count little. Memory is the peak of a process that the series has for itself.
 With `--small` the series are short: whether it works, not how it grows. Only a whole run replaces what is kept in
-`results/`; others go to `build/benchmarks`.
+`results/` and the drawing in `docs/`; others go to `build/benchmarks`.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +39,8 @@ from focaldet.training.state import start_state
 from focaldet.training.step import train_step
 from focaldet.types import Batch, ImageSize, Target
 
-SCRATCH = Path(__file__).resolve().parent.parent / "build" / "benchmarks"
+REPOSITORY = Path(__file__).resolve().parent.parent
+SCRATCH, DRAWING = REPOSITORY / "build" / "benchmarks", REPOSITORY / "docs" / "growth.svg"
 TRAINED, DETECTING = "retinanet_mobilenet_v2_fpn", "yolov2_tiny"
 IMAGES_A_STEP, CLASSES, BOXES, SIDE_PX = 2, 10, 10, 256
 THUMBNAIL_PX = 64  # of the images to predict and to read the annotations of
@@ -167,7 +170,7 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float | None:
 def measure_steps(growth: Growth, *, rounds: int) -> dict[str, Any]:
     """Seconds of all sizes in turn, in this process."""
     forms = {str(size): growth.make(size, Path()) for size in growth.sizes}
-    seconds = interleaved(forms, rounds=rounds)
+    seconds = interleaved(forms, rounds=rounds, clock=time.process_time)
     return {"sizes": [*growth.sizes], "seconds": [seconds[str(size)]["min"] for size in growth.sizes]}
 
 
@@ -178,7 +181,7 @@ def measure_with_memory(growth: Growth) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="focaldet-growth-") as folder:
             run = growth.make(size, Path(folder))
             forget_peak()
-            taken = interleaved({"": run}, rounds=1, warmup=0)[""]["min"]
+            taken = interleaved({"": run}, rounds=1, warmup=0, clock=time.process_time)[""]["min"]
             if position:
                 seconds.append(taken)
                 peaks.append(peak_mb())
@@ -242,14 +245,20 @@ def draw_growth(series: Mapping[str, Growth], rows: Mapping[str, Mapping[str, An
 
 def draw_panel(axes: Any, growth: Growth, row: Mapping[str, Any], column: str) -> None:
     """One curve with its points, and what its exponent is."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     is_memory = column == "peak_mb"
     axes.plot(row["sizes"], row[column], marker="o", markersize=4, linewidth=2, color=COLORS[1 if is_memory else 0])
     axes.set(xscale="log", yscale="log", xlabel=growth.axis)
     low, high = min(row[column]), max(row[column])
     middle = math.sqrt(low * high)
     axes.set_ylim(min(low, middle / 4) / 1.3, max(high, middle * 4) * 1.3)  # what hardly grows is to look so
+    for axis, span in ((axes.xaxis, row["sizes"][-1] / row["sizes"][0]), (axes.yaxis, high / low)):
+        axis.set_major_locator(LogLocator(subs=(1.0,) if span > 50 else (1.0, 3.0)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter(NullFormatter())
     power = row["exponents"][column]
-    axes.set_title(f"{growth.title}: {'peak, MB' if is_memory else 'seconds'}", loc="left", fontsize=11)
+    axes.set_title(f"{growth.title}: {'peak, MB' if is_memory else 'CPU seconds'}", loc="left", fontsize=11)
     text = "" if power is None else f"n^{power:.2f}"
     axes.annotate(text, (0.04, 0.9), xycoords="axes fraction", fontsize=11, weight="bold")
 
@@ -283,7 +292,8 @@ def main() -> None:
     is_whole = chosen.series is None and chosen.most is None and not chosen.small
     values = {"small": chosen.small, "load after": os.getloadavg(), "series": rows}
     path = write_result("growth", values, folder=chosen.out or (None if is_whole else SCRATCH))
-    draw_growth(series, rows, path.with_suffix(".svg"))
+    is_kept = is_whole and chosen.out is None
+    draw_growth(series, rows, DRAWING if is_kept else path.with_suffix(".svg"))
     print(path)
 
 

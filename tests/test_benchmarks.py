@@ -27,7 +27,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     yield run_rows
     torch.set_num_threads(threads)
-    for name in {"losses", "measure"} - before:
+    for name in {"losses", "measure", "photographs"} - before:
         sys.modules.pop(name, None)
 
 
@@ -53,7 +53,7 @@ def test_only_a_whole_run_replaces_the_results_that_are_kept(monkeypatch, rows, 
     monkeypatch.syspath_prepend(str(RUN.parent))
     before = {*sys.modules}
     choose_folder = runpy.run_path(str(RUN))["choose_folder"]
-    for name in {"losses", "measure"} - before:
+    for name in {"losses", "measure", "photographs"} - before:
         sys.modules.pop(name, None)
     chosen = choose_folder(SimpleNamespace(rows=rows, small=small, out=out))
     assert chosen is None if folder is None else str(chosen).endswith(folder)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from focaldet import config as configs
+from focaldet.comparison.machine import pick_computing
 from focaldet.comparison.plan import RUNS, Job
 from focaldet.data.dataset import Classes, ImageSource
 from focaldet.errors import CheckpointError, DataError, FocaldetError, TakenError
@@ -204,11 +205,15 @@ def _read_event(line: str) -> dict[str, Any]:
 def evaluate_run(run: Path, source: ImageSource, out: Path, *, options: InferenceOptions) -> Metrics:
     """The metrics of a run's weights on the images of `source`, the same as of `focaldet eval`, written to `out`.
 
+    An exported file is run as it is: device and precision of `options` are not for it.
+
     Raises:
         CheckpointError: no weights, or damaged ones.
         ConfigError: no class in common.
     """
     dataset = source.dataset
+    device, precision = pick_computing(run, device=options.device, precision=options.precision)
+    options = replace(options, device=device, precision=precision)
     detector = apply_options(load_detector(run, allow_nonfinite=options.allow_nonfinite).detector, options).to(
         pick_device(options.device)
     )

@@ -11,6 +11,7 @@ import torch
 
 from focaldet.prediction import Predictor
 from focaldet.runtime import Precision
+from focaldet.weights.exported.graphs import is_exported
 
 PEAK_MEMORY_SECONDS = 600
 PEAK_MEMORY = """
@@ -29,10 +30,18 @@ print(torch.cuda.max_memory_allocated() if predictor.device.type == "cuda" else 
 """
 
 
+def pick_computing(
+    path: Path, *, device: str | None, precision: Precision | None
+) -> tuple[str | None, Precision | None]:
+    """Device and precision to run a run folder with: those given; of an exported file, which fixes both, its own."""
+    return ("cpu", None) if is_exported(path) else (device, precision)
+
+
 def measure_peak_memory(
     run: Path, image: Path, *, device: str | None, precision: Precision | None = None
 ) -> float | None:
     """Megabytes that a process takes at most that loads a run and looks at one image twice; None where it fails."""
+    device, precision = pick_computing(run, device=device, precision=precision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     words = [str(run), str(image), str(torch.get_num_threads()), device, precision or ""]
     call = [sys.executable, "-c", PEAK_MEMORY, *words]

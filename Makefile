@@ -24,7 +24,7 @@ help:
 	@echo "make bench DATA=folder WEIGHTS=file    side by side with torchvision: results in benchmarks/results/"
 	@echo "make bench-rows    every operation beside torchvision's, interleaved; bench-gpu: the same on a GPU"
 	@echo "make docs    build the documentation as a site, every link checked: build/docs/index.html"
-	@echo "make figures    redraw the images in docs/"
+	@echo "make figures    redraw the images in docs/, and write the table of focaldet models anew"
 
 demo: $(INSTALLED)
 	$(RUN)/focaldet demo $(DEMO)
@@ -64,6 +64,7 @@ docs: $(INSTALLED)
 	@echo "look at  build/docs/index.html"
 
 figures: $(INSTALLED)
+	$(RUN)/python docs/list_detectors.py
 	$(RUN)/python docs/draw_networks.py
 	$(RUN)/python docs/draw_figures.py
 

@@ -86,7 +86,7 @@ def _require(condition: object) -> None:
 def _read_lists(file: Path, stream: BufferedReader) -> PlainCoco:
     windows, images, parts = Windows(stream), list[dict[str, Any]](), list[Columns]()
     for name, text in windows:
-        rows = _decode(text)
+        rows = _decode_rows(text)
         if name == "images":
             images += [{key: row[key] for key in _IMAGE_FIELDS if key in row} for row in rows]
         else:
@@ -191,7 +191,7 @@ def _last_gap(text: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _decode(rows: bytes) -> list[dict[str, Any]]:
+def _decode_rows(rows: bytes) -> list[dict[str, Any]]:
     """The objects in a piece of a list, none of which has a key twice.
 
     Behind each key of the text is a colon, before it the key's quote or a space. Where there are no more such colons
@@ -215,8 +215,8 @@ def _columns(rows: list[dict[str, Any]]) -> Columns:
     """The fields that count of some annotations."""
     return {
         **{key: _integers(rows, key) for key in ("id", "image_id", "category_id")},
-        "bbox": _boxes([row["bbox"] for row in rows]),
-        "area": _areas([row.get("area") for row in rows]),
+        "bbox": _xywh_of([row["bbox"] for row in rows]),
+        "area": _areas_of([row.get("area") for row in rows]),
         **{key: _flags_of([row.get(key, 0) for row in rows]) for key in ("iscrowd", "ignore")},
     }
 
@@ -227,14 +227,14 @@ def _integers(rows: list[dict[str, Any]], key: str) -> Int64[numpy.ndarray, " R"
     return numpy.array(values, dtype=numpy.int64)
 
 
-def _boxes(values: list[Any]) -> Float64[numpy.ndarray, "R 4"]:
+def _xywh_of(values: list[Any]) -> Float64[numpy.ndarray, "R 4"]:
     _require({*map(type, values)} == {list} and {*map(len, values)} == {4})
     numbers = list(chain.from_iterable(values))
     _require({*map(type, numbers)} <= {int, float})
     return numpy.array(numbers, dtype=numpy.float64).reshape(-1, 4)
 
 
-def _areas(values: list[Any]) -> Float64[numpy.ndarray, " R"]:
+def _areas_of(values: list[Any]) -> Float64[numpy.ndarray, " R"]:
     _require({*map(type, values)} <= {int, float, type(None)})
     areas = numpy.array([math.nan if value is None else value for value in values], dtype=numpy.float64)
     _require((numpy.isnan(areas) | ((areas >= 0) & (areas < math.inf))).all())

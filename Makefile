@@ -25,7 +25,7 @@ help:
 	@echo "make bench-rows    every operation beside torchvision's, interleaved; bench-growth: how time and memory grow"
 	@echo "make bench-gpu    checks, operations, networks on one GPU in 8 minutes (without one: small, on the CPU)"
 	@echo "make docs    build the documentation as a site, every link checked: build/docs/index.html"
-	@echo "make figures    redraw the images in docs/"
+	@echo "make figures    redraw the images in docs/, and write the table of focaldet models anew"
 
 demo: $(INSTALLED)
 	$(RUN)/focaldet demo $(DEMO)
@@ -67,6 +67,7 @@ docs: $(INSTALLED)
 	@echo "look at  build/docs/index.html"
 
 figures: $(INSTALLED)
+	$(RUN)/python docs/list_detectors.py
 	$(RUN)/python docs/draw_networks.py
 	$(RUN)/python docs/draw_figures.py
 

@@ -58,6 +58,7 @@ from focaldet.training.minutes import describe_plan, first_plan, revise_plan
 from focaldet.training.optim import rate_factor
 from focaldet.training.phases import check_phases, describe_phase
 from focaldet.training.preflight import (
+    COMPILED_ON_CPU,
     ONE_VALUE,
     describe_one_value,
     require_norm_values,
@@ -767,7 +768,9 @@ def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, 
     length = f"{quantity(num_steps, 'step')} in {quantity(config.epochs, 'epoch')}"
     if config.minutes is not None:
         length = f"as many steps as fit into {config.minutes:g} min"
+    is_slowed = config.compile and fabric.device.type == "cpu"
     return [
+        *([COMPILED_ON_CPU] if is_slowed else []),
         f"model: {config.model}, {quantity(len(detector.class_names), 'class', 'classes')}, "
         f"{trained / 1e6:.1f} M trained parameters, {detector.preprocessing.resize}",
         f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "

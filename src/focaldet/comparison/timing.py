@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from focaldet import config as configs
-from focaldet.comparison.machine import describe_machine, measure_peak_memory, read_load
+from focaldet.comparison.machine import describe_machine, measure_peak_memory, pick_computing, read_load
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.images import read_reduced
 from focaldet.data.loading.collate import pad_images
@@ -178,6 +178,7 @@ def _open(
     if str(run) in opened:
         return opened[str(run)]
     begin = time.perf_counter()
+    device, precision = pick_computing(run, device=device, precision=precision)
     predictor = load(run, device=device, precision=precision)
     if time.perf_counter() - begin > KEPT_OPEN_S:
         opened[str(run)] = predictor

@@ -37,6 +37,14 @@ def test_only_plain_files_are_read(tmp_path, kind, reason, read):
     assert caught.value.filename in (str(path), path)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
+def test_no_file_takes_the_place_of_a_pipe_or_device(tmp_path, kind):
+    path = make(kind, tmp_path)
+    with pytest.raises(OSError, match="is a (pipe|device), not a file"):
+        files.write_bytes(path, b"x")
+    assert not path.is_file() and path.exists() and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     path = tmp_path / "sparse"
     with path.open("wb") as file:

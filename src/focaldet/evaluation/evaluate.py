@@ -450,13 +450,21 @@ def read_run_settings(run: str | Path) -> dict[str, Any]:
 def run_data_config(data: DataConfig | str | Path | None, settings: dict[str, Any]) -> DataConfig:
     """The data that were named, else those in the settings of a run.
 
+    Named data are divided as the run divides its own: of data without a split for validation the same images are held
+    out, which a run of `focaldet compare` decides by another seed than its own.
+
     Raises:
         ConfigError: none were named, and the settings name none or bad ones.
     """
-    if isinstance(data, DataConfig):
-        return data
-    if data is not None:
-        return DataConfig(path=Path(data))
-    if "data" not in settings:
-        raise ConfigError("data: name the images and annotations to evaluate on; these weights are not in a run folder")
-    return configs.from_dict(DataConfig, settings["data"], source="config.yaml of the run: data")
+    own = settings.get("data")
+    if data is None:
+        if own is None:
+            raise ConfigError(
+                "data: name the images and annotations to evaluate on; these weights are not in a run folder"
+            )
+        return configs.from_dict(DataConfig, own, source="config.yaml of the run: data")
+    config = data if isinstance(data, DataConfig) else DataConfig(path=Path(data))
+    split_seed = own.get("split_seed") if isinstance(own, dict) else None
+    if config.split_seed is not None or split_seed is None:
+        return config
+    return configs.override(config, {"split_seed": split_seed}, source="config.yaml of the run: data")

@@ -12,10 +12,11 @@ from focaldet.cli.output import is_first, print_json, print_metrics, progress, s
 from focaldet.config import make_folder
 from focaldet.data.dataset import FileSource
 from focaldet.errors import ConfigError
-from focaldet.evaluation.coco import Metrics, evaluate_files
+from focaldet.evaluation.coco import Metrics
 from focaldet.evaluation.evaluate import Evaluation, run_evaluation
 from focaldet.evaluation.evaluator import MAX_DETECTIONS
 from focaldet.evaluation.inference import InferenceOptions
+from focaldet.evaluation.result_files import evaluate_files
 from focaldet.files import write_json
 from focaldet.outputs import begin_call
 from focaldet.report.run_report import write_report

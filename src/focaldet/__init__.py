@@ -31,9 +31,10 @@ if TYPE_CHECKING:  # the same names as in MODULES, for mypy and editors; a test 
     from focaldet.data.augment.config import AugmentConfig
     from focaldet.data.config import DataConfig
     from focaldet.data.convert.convert_data import convert_data
-    from focaldet.evaluation.coco import Metrics, evaluate_files
+    from focaldet.evaluation.coco import Metrics
     from focaldet.evaluation.evaluate import evaluate
     from focaldet.evaluation.inference import InferenceOptions
+    from focaldet.evaluation.result_files import evaluate_files
     from focaldet.export.export import ExportResult, export_detector
     from focaldet.models import Detector, DetectorConfig, Preset, build, register
     from focaldet.prediction import Predictor, load
@@ -54,9 +55,10 @@ MODULES = {
     "data.augment.config": ("AugmentConfig",),
     "data.config": ("DataConfig",),
     "data.convert.convert_data": ("convert_data",),
-    "evaluation.coco": ("Metrics", "evaluate_files"),
+    "evaluation.coco": ("Metrics",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.inference": ("InferenceOptions",),
+    "evaluation.result_files": ("evaluate_files",),
     "export.export": ("ExportResult", "export_detector"),
     "models": ("Detector", "DetectorConfig", "Preset", "build", "register"),
     "prediction": ("Predictor", "load"),

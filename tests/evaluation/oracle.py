@@ -5,13 +5,18 @@ A detection is (image, label, box xyxy, score), an object (image, label, box xyx
 
 import random
 
+import numpy
+
 from focaldet.evaluation.evaluator import ground_truth_of, open_evaluator
 from focaldet.evaluation.results import result_rows
 from tests.evaluation.cases import make_dataset, make_detections
 
 
-def scenes(seed, *, images=8, classes=3, crowds=False):
-    """A dataset and the detections of its images: near objects, of wrong classes, doubled, and beside everything."""
+def scenes(seed, *, images=8, classes=3, crowds=False, ties=True):
+    """A dataset and the detections of its images: near objects, of wrong classes, doubled, and beside everything.
+
+    With `crowds` some objects are ignored; without `ties` no two scores are equal.
+    """
     rng = random.Random(seed)
     names = tuple("abcdefg"[:classes])
     objects, detections = [], {}
@@ -29,6 +34,8 @@ def scenes(seed, *, images=8, classes=3, crowds=False):
             x, y = rng.uniform(0, 160), rng.uniform(0, 160)
             rows.append(([x, y, x + 30, y + 30], rng.randint(1, 60) / 100, rng.randrange(classes)))
         rng.shuffle(rows)
+        if not ties:
+            rows = [(box, score + (99 * image + k) / 1e6, label) for k, (box, score, label) in enumerate(rows)]
         objects.append(boxes)
         detections[image] = make_detections(*sorted(rows, key=lambda row: -row[1]), names=names)
     return make_dataset(objects, names=names, sizes=[(240, 240)] * images), detections
@@ -96,5 +103,5 @@ def average_precision(rows, num_objects):
     for rank, (_, is_right) in enumerate(rows, start=1):
         right += is_right
         points.append((right / num_objects, right / rank))
-    recalls = [step / 100 for step in range(101)]
-    return sum(max((p for r, p in points if r >= recall - 1e-12), default=0.0) for recall in recalls) / 101
+    recalls = numpy.linspace(0, 1, 101).tolist()  # as COCO has them: 0.7000000000000001 is above 7 of 10 objects
+    return sum(max((p for r, p in points if r >= recall), default=0.0) for recall in recalls) / 101

@@ -18,7 +18,8 @@ from focaldet.data.config import DataConfig
 from focaldet.data.splits import open_split
 from focaldet.errors import ConfigError
 from focaldet.evaluation import coco, evaluator
-from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, evaluate_files
+from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections
+from focaldet.evaluation.result_files import evaluate_files
 from focaldet.evaluation.results import write_results
 from focaldet.types import Detections
 from tests.evaluation.cases import make_dataset, make_detections
@@ -353,7 +354,8 @@ def test_what_the_limit_of_detections_cuts_is_told_and_the_limit_can_be_raised()
     assert limited.max_detections == 100 and limited.per_class[0].ar100 == pytest.approx(100 / 150)
     assert limited.notes == (
         "the best 100 detections of each image and class count in COCO: 1 image with more than 100 objects of a class: "
-        "50 of 170 objects are out of reach; 50 of 170 detections do not count; --max-detections raises the limit",
+        "50 of 170 objects are out of reach; 50 of 170 detections do not count; focaldet eval --max-detections "
+        "raises the limit",
     )
     raised = evaluate_detections(dataset, detections, max_detections=150)
     assert (raised.ap, raised.ar100, raised.max_detections, raised.notes) == (ONE, ONE, 150, ())
@@ -361,3 +363,17 @@ def test_what_the_limit_of_detections_cuts_is_told_and_the_limit_can_be_raised()
     assert Metrics.from_dict(raised.to_dict()) == raised
     with pytest.raises(ConfigError, match="max_detections: must be at least 11"):
         evaluate_detections(dataset, detections, max_detections=10)
+
+
+def test_what_a_detector_cannot_reach_that_answers_with_fewer_objects_an_image_is_told():
+    """Of three classes sixty objects each in an image: none has more than COCO's hundred, together they do."""
+    boxes = [([x * 20.0, y * 20.0, x * 20.0 + 10, y * 20.0 + 10], x % 3, 0) for x in range(18) for y in range(10)]
+    dataset = make_dataset([boxes, boxes[:100], []], names=("a", "b", "c"))
+    detections = {0: make_detections(*((box, 0.9, label) for box, label, _ in boxes[:100]), names=("a", "b", "c"))}
+    assert evaluate_detections(dataset, detections).notes == ()
+    assert evaluate_detections(dataset, detections, image_limit=100).notes == (
+        "the detector answers with at most 100 objects an image: 1 image with more, 80 of 280 objects are out of "
+        "reach; focaldet eval --max-detections raises the limit",
+    )
+    assert evaluate_detections(dataset, detections, image_limit=180).notes == ()
+    assert evaluate_detections(make_dataset([[], []]), {}, image_limit=100).notes == ()

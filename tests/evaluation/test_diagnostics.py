@@ -21,13 +21,18 @@ BOX, FAR, SHIFTED = [0, 0, 20, 20], [60, 60, 80, 80], [8, 0, 28, 20]  # the last
 
 
 def confuse(detections, objects, *, score, num_classes):
-    """Rows: truth, columns: prediction, last: background; best first, whatever the class."""
+    """Rows: truth, columns: prediction, last: background; best first, whatever the class.
+
+    Ignored objects are in no row, and detections that match no object of their class but lie on an ignored one in no
+    column.
+    """
     counts = [[0] * (num_classes + 1) for _ in range(num_classes + 1)]
-    taken = set()
-    for image, label, box, value in sorted(detections, key=lambda row: -row[3]):
+    taken, matches = set(), oracle.match(detections, objects)
+    counted = [each for each, one in zip(detections, matches, strict=True) if one != "ignored"]
+    for image, label, box, value in sorted(counted, key=lambda row: -row[3]):
         if value < score:
             continue
-        free = [k for k, each in enumerate(objects) if each[0] == image and k not in taken]
+        free = [k for k, each in enumerate(objects) if each[0] == image and k not in taken and not each[3]]
         best = max(free, key=lambda k: oracle.iou(box, objects[k][2]), default=None)
         if best is not None and oracle.iou(box, objects[best][2]) >= 0.5:
             taken.add(best)
@@ -35,13 +40,14 @@ def confuse(detections, objects, *, score, num_classes):
         else:
             counts[num_classes][label] += 1
     for k, each in enumerate(objects):
-        counts[each[1]][num_classes] += k not in taken
+        counts[each[1]][num_classes] += k not in taken and not each[3]
     return tuple(map(tuple, counts))
 
 
+@pytest.mark.parametrize("crowds", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_confusion_is_that_of_plain_loops(seed):
-    truth, rows, evaluator = oracle.columns(*oracle.scenes(seed))
+def test_confusion_is_that_of_plain_loops(seed, crowds):
+    truth, rows, evaluator = oracle.columns(*oracle.scenes(seed, crowds=crowds))
     for score in (0.0, 0.37, 2.0):
         expected = confuse(oracle.detections_of(rows), oracle.boxes_of(truth), score=score, num_classes=3)
         assert count_confusion(evaluator, truth, score=score).counts == expected
@@ -99,9 +105,9 @@ def test_a_perfect_score_is_calibrated_and_a_bold_one_is_not():
 
 
 def error_kind(number, detections, objects, matches):
-    """TIDE's kind of the error of an unmatched detection, and the object that it is about."""
+    """TIDE's kind of the error of an unmatched detection, and the object that it is about, which is never ignored."""
     image, label, box, _ = detections[number]
-    here = [k for k, each in enumerate(objects) if each[0] == image]
+    here = [k for k, each in enumerate(objects) if each[0] == image and not each[3]]
     same = max((k for k in here if objects[k][1] == label), key=lambda k: oracle.iou(box, objects[k][2]), default=None)
     other = max((k for k in here if objects[k][1] != label), key=lambda k: oracle.iou(box, objects[k][2]), default=None)
     same_iou = oracle.iou(box, objects[same][2]) if same is not None else 0.0
@@ -115,31 +121,57 @@ def error_kind(number, detections, objects, matches):
     return ("Bkg", None) if max(same_iou, other_iou) < 0.1 else ("Both", None)
 
 
+def mend_errors(name, errors, detections, objects, matches):
+    """The detections without one kind of error, and what they match then.
+
+    A wrong class or a poor box becomes right where the object has no match: the best one about it, of both kinds
+    together. All other detections with the error are gone.
+    """
+    best = {}
+    for number in sorted(errors, key=lambda number: -detections[number][3]):
+        kind, one = errors[number]
+        if kind in ("Cls", "Loc") and one not in matches:
+            best.setdefault(one, number)
+    mended = []
+    for number, detection in enumerate(detections):
+        kind, one = errors.get(number, ("", None))
+        if kind != name:
+            mended.append((detection, matches[number]))
+        elif best.get(one) == number:
+            image, _, box, score = detection
+            mended.append(((image, objects[one][1], box, score), one))
+    return [detection for detection, _ in mended], [match for _, match in mended]
+
+
+@pytest.mark.parametrize("crowds", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_kinds_of_errors_are_those_of_plain_loops(seed):
-    truth, rows, evaluator = oracle.columns(*oracle.scenes(seed, images=12))
+def test_kinds_of_errors_are_those_of_plain_loops(seed, crowds):
+    truth, rows, evaluator = oracle.columns(*oracle.scenes(seed, images=12, crowds=crowds, ties=False))
     objects, detections = oracle.boxes_of(truth), oracle.detections_of(rows)
     matches = oracle.match(detections, objects)
     errors = {n: error_kind(n, detections, objects, matches) for n, one in enumerate(matches) if one is None}
     about = {k for kind, k in errors.values() if kind in ("Loc", "Cls")}
-    missed = [k for k in range(len(objects)) if k not in matches and k not in about]
+    missed = [k for k, each in enumerate(objects) if k not in matches and k not in about and not each[3]]
     kinds = {each.name: each for each in count_error_kinds(evaluator)}
     expected = {name: sum(kind == name for kind, _ in errors.values()) for name in ERROR_MEANINGS}
     assert {name: each.count for name, each in kinds.items()} == {**expected, "Miss": len(missed)}
     base = mean_ap(detections, objects, matches)
-    for name in ("Both", "Dupe", "Bkg"):  # without these detections
-        kept = [n for n in range(len(detections)) if errors.get(n, ("", None))[0] != name]
-        better = mean_ap([detections[n] for n in kept], objects, [matches[n] for n in kept])
-        assert kinds[name].ap50_gain == pytest.approx(better - base, abs=1e-9)
-    without = [(*each[:3], k in missed) for k, each in enumerate(objects)]
+    for name in ("Cls", "Loc", "Both", "Dupe", "Bkg"):
+        better, mended = mend_errors(name, errors, detections, objects, matches)
+        assert kinds[name].ap50_gain == pytest.approx(mean_ap(better, objects, mended) - base, abs=1e-9), name
+    without = [(*each[:3], each[3] or k in missed) for k, each in enumerate(objects)]
     assert kinds["Miss"].ap50_gain == pytest.approx(mean_ap(detections, without, matches) - base, abs=1e-9)
 
 
 def mean_ap(detections, objects, matches):
-    """AP50, mean over the classes with objects; those flagged do not count."""
+    """AP50, mean over the classes with objects; those flagged do not count, nor what lies on them."""
     values = []
     for label in sorted({each[1] for each in objects if not each[3]}):
-        rows = [(d[3], one is not None) for d, one in zip(detections, matches, strict=True) if d[1] == label]
+        rows = [
+            (d[3], one is not None)
+            for d, one in zip(detections, matches, strict=True)
+            if d[1] == label and one != "ignored"
+        ]
         values.append(oracle.average_precision(rows, sum(each[1] == label and not each[3] for each in objects)))
     return sum(values) / len(values)
 

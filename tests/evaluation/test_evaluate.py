@@ -10,9 +10,10 @@ from PIL import Image
 from focaldet.cli import main
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Classes
+from focaldet.data.splits import open_split
 from focaldet.errors import CheckpointError, ConfigError, DataError
 from focaldet.evaluation import evaluate as module
-from focaldet.evaluation.coco import Metrics, evaluate_files
+from focaldet.evaluation.coco import Metrics
 from focaldet.evaluation.evaluate import (
     describe_folder,
     detect_all,
@@ -21,7 +22,10 @@ from focaldet.evaluation.evaluate import (
     match_classes,
     relabel_detections,
     relabel_target,
+    run_data_config,
+    set_up_evaluation,
 )
+from focaldet.evaluation.result_files import evaluate_files
 from focaldet.models import build
 from focaldet.prediction import Predictor
 from focaldet.runtime import Process
@@ -319,3 +323,26 @@ def test_other_data_than_those_of_the_run_get_a_folder_of_their_own(tmp_path):
     assert "eval-moved-val, those of its own data stay" in describe_folder(
         run, run / "eval-moved-val", out=None, split="val"
     )
+
+
+def test_named_data_are_divided_as_those_of_the_run(run, data):
+    """The second seed of a comparison leaves out the images that the first one does, and says so in its settings."""
+    (data / "instances_val.json").rename(data / "instances_train.json")
+    settings = {"data": {"path": str(data), "split_seed": 3}, "seed": 4}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    held_out, others = (open_split(DataConfig(path=data), "val", seed=seed).fingerprint() for seed in (3, 4))
+    assert held_out != others
+    for named in (None, data, DataConfig(path=data)):
+        assert set_up_evaluation(run, named, split="val").dataset.fingerprint() == held_out
+    assert evaluate(run, data, device="cpu") and [path.name for path in run.glob("eval*")] == ["eval-val"]
+    typed = DataConfig(path=data, split_seed=4)
+    assert set_up_evaluation(run, typed, split="val").dataset.fingerprint() == others
+    with pytest.raises(ConfigError, match=r"config\.yaml of the run: data: split_seed: .*'x'"):
+        run_data_config(data, {"data": {"split_seed": "x"}})
+
+
+def test_no_page_of_numbers_that_are_gone_stays(run):
+    evaluate(run, device="cpu")
+    (run / "eval-val" / "report.html").write_text("of that evaluation")
+    evaluate(run, device="cpu")
+    assert not (run / "eval-val" / "report.html").exists()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from focaldet.errors import DataError
-from focaldet.evaluation.coco import evaluate_files
 from focaldet.evaluation.image_list import read_image_list
+from focaldet.evaluation.result_files import evaluate_files
 from focaldet.prediction import Predictor, predict_files
 from tests.data.datasets import coco_document, write_coco
 from tests.evaluation.cases import BrightDetector, make_image

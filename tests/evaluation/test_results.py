@@ -11,7 +11,8 @@ from PIL import Image
 from focaldet.data.config import DataConfig
 from focaldet.data.splits import open_splits
 from focaldet.errors import DataError
-from focaldet.evaluation.coco import evaluate_detections, evaluate_files
+from focaldet.evaluation.coco import evaluate_detections
+from focaldet.evaluation.result_files import evaluate_files
 from focaldet.evaluation.results import read_results, result_rows, write_results
 from focaldet.report.run_report import detections_per_image
 from tests.evaluation.cases import make_dataset, make_detections

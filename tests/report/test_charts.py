@@ -104,8 +104,24 @@ class TestTheEndOfTheAxis:
         assert usual_top([loss]) == (pytest.approx(1.1, abs=0.15), True)
         assert re.search(r">loss \(cut off above 1\.\d+\)<", chart_figure(chart(loss, y_label="loss")))
 
-    def test_short_and_even_curves_are_shown_whole(self):
-        assert usual_top([Curve("a", range(5), [9, 1, 1, 1, 1])]) == (pytest.approx(9.45), False)
+    @pytest.mark.parametrize("later", [[1.0, 0.9, 0.8], [1.0] * 7, [1.0] * 19])
+    def test_neither_does_the_first_of_a_few(self, later):
+        """A run of some epochs that logs seldom; the text of the axis says what is not there."""
+        loss = Curve("loss", range(1 + len(later)), [60.0, *later])
+        assert usual_top([loss]) == (pytest.approx(1.1), True)
+        assert re.search(r">loss \(cut off above 1\.1\)<", chart_figure(chart(loss, y_label="loss")))
+
+    @pytest.mark.parametrize(
+        "y", [[9, 1], [9, 1, 1], [3, 1, 1, 1, 1], [1, 1, 9, 1, 1], [8 / (1 + k) for k in range(8)]]
+    )
+    def test_few_points_without_such_a_first_one_are_shown_whole(self, y):
+        assert usual_top([Curve("a", range(len(y)), y)]) == (pytest.approx(1.05 * max(y)), False)
+
+    def test_the_first_of_a_few_shows_where_another_curve_needs_the_axis(self):
+        curves = [Curve("a", range(4), [9, 1, 1, 1]), Curve("b", range(4), [8, 8, 8, 8])]
+        assert usual_top(curves) == (pytest.approx(9.45), False)
+
+    def test_even_curves_are_shown_whole(self):
         assert usual_top([Curve("a", range(200), [1.4 - k / 400 for k in range(200)])]) == (pytest.approx(1.47), False)
 
     def test_a_loss_below_zero_is_shown(self):

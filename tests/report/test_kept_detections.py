@@ -52,6 +52,14 @@ class TestDataWithoutASplitForValidation:
         evaluate_run(run, file, "eval-val")
         assert "20 images, 20 boxes" in text_of(report_runs([run]))
 
+    @pytest.mark.parametrize("is_named", [False, True])
+    def test_another_seed_may_divide_the_data(self, file, tmp_path, is_named):
+        """As in a comparison, whose runs all leave out the same images, whether the data are named or not."""
+        run = make_run(tmp_path / "run", file, seed=3)
+        (run / "config.yaml").write_text(f"model: m\nseed: 4\ndata: {{path: {file}, split_seed: 3}}\n")
+        page = text_of(report_runs([run], file if is_named else None))
+        assert "2 images, 2 boxes" in page and '<p class="value">100.0</p>' in page
+
     def test_runs_with_other_seeds_have_other_images(self, file, tmp_path):
         runs = [make_run(tmp_path / f"run{seed}", file, seed=seed) for seed in (0, 1)]
         with pytest.raises(DataError, match=r"run1 are of other images .* than those of .*run0"):

@@ -185,6 +185,23 @@ def test_new_settings_of_a_run_that_is_started_anew_are_read(data, tmp_path):
     assert '<p class="model">after</p>' in (run / PAGE).read_text()
 
 
+def test_numbers_and_images_of_a_run_that_is_started_anew_are_gone(data, tmp_path):
+    """`train --overwrite` removes the detections before it writes the settings; the first evaluation comes later."""
+    run = make_run(tmp_path / "run", data, shift=5)
+    monitor = RunMonitor(run)
+    monitor.write_page(seconds=1.0)
+    assert "The twelve COCO numbers" in (run / PAGE).read_text()
+    (run / "predictions.json").rename(tmp_path / "later.json")
+    os.utime(run / "config.yaml", ns=(1, 1))
+    monitor.refresh()
+    monitor.write_page(seconds=1.0)
+    assert "The twelve COCO numbers" not in (run / PAGE).read_text() and "<img" not in (run / PAGE).read_text()
+    (tmp_path / "later.json").rename(run / "predictions.json")
+    monitor.refresh()
+    monitor.write_page(seconds=1.0)
+    assert "The twelve COCO numbers" in (run / PAGE).read_text()
+
+
 def test_no_text_of_a_run_is_a_command_for_the_terminal(data, tmp_path):
     evil = "\x1b]0;owned\x07 [red]x[/red] \u202e"
     run = make_run(tmp_path / "run", data)

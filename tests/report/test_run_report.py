@@ -181,6 +181,26 @@ def test_settings_without_a_value_say_what_that_means(run):
     assert "bf16 where the hardware has it" in page
 
 
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ("weights: null", "0, as the weights were random"),
+        ("model: retinanet_r18_fpn\nweights: auto", "0, as the weights were random"),
+        ("model: retinanet_efficientnet_lite0_fpn\nweights: auto", "as the preset"),
+        ("model: retinanet_r18_fpn\nweights: auto\narchitecture: {backbone: efficientnet_lite0}", "as the preset"),
+        ("model: gone\nweights: auto", "as the preset"),
+        ("weights: w.safetensors", "as the preset"),
+        ("weights: null\narchitecture: {frozen_stages: 1}", "1, as the architecture says"),
+    ],
+)
+def test_frozen_stages_that_were_not_set_are_those_that_held(run, settings, stages):
+    """As `training.state.initial_architecture` decides it."""
+    (run / "config.yaml").write_text(f"{settings}\nfrozen_stages: null\n")
+    page = page_of(run)
+    assert f'frozen_stages</th><td class="text"><code>{stages}</code>' in page
+    assert ("none: they were random" in page) == ("weights: null" in settings)
+
+
 def test_names_from_the_data_cannot_become_markup(run):
     dataset = Scenes((EVIL, '" onload="x')).dataset
     dataset.problems.add(Problem("warning", EVIL, EVIL, EVIL))

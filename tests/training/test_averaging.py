@@ -29,7 +29,9 @@ def test_the_average_stays_where_it_evaluates_better(tmp_path, monkeypatch, caps
     """AP is 0.2, 0.4, 0.3 after three epochs, and the average of the last two has another."""
     plain, values = trainer.evaluate_detections, iter([0.2, 0.4, 0.3, average_ap])
     monkeypatch.setattr(
-        trainer, "evaluate_detections", lambda *args: dataclasses.replace(plain(*args), ap=next(values))
+        trainer,
+        "evaluate_detections",
+        lambda *args, **named: dataclasses.replace(plain(*args, **named), ap=next(values)),
     )
     config = small_run(tmp_path, epochs=3, evaluate_every=1, average_best=2)
     result = train(config, sources=(EIGHT, EIGHT))

@@ -59,6 +59,19 @@ def test_a_row_per_step_and_per_evaluation(tmp_path):
     assert log.num_rows == 3
 
 
+def test_a_note_of_an_evaluation_is_an_event_once_whatever_its_numbers_are(tmp_path):
+    shown = io.StringIO()
+    log = open_log(tmp_path, console=Console(file=shown, width=80))
+    for step, notes in enumerate([["5 of 9 are cut"], ["6 of 9 are cut", "another"], [], ["7 of 9 are cut"]], start=1):
+        log.write("evaluation", epoch=step, step=step, ap=0.5, notes=notes)
+    log.close()
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    notes = [event["text"] for event in events if event["event"] == "note"]
+    assert notes == ["note: 5 of 9 are cut", "note: another"] == shown.getvalue().splitlines()
+    assert not any("notes" in event for event in events)
+    assert list(rows_of(tmp_path / "metrics.csv")[0])[-1] == "ap"
+
+
 def test_rows_come_every_few_steps(tmp_path):
     log = open_log(tmp_path, log_every=3)
     write_steps(log, range(1, 8))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from focaldet import config as configs
 from focaldet.data.config import DataConfig
+from focaldet.data.dataset import starts
 from focaldet.data.problems import Problem
 from focaldet.errors import (
     CheckpointError,
@@ -31,7 +32,7 @@ from focaldet.training.logs import MetricsFile
 from focaldet.training.run_folder import RunFolder
 from focaldet.training.trainer import explain_errors, train
 from focaldet.weights import load_detector, read_metadata, save_detector
-from tests.training.squares import ARCHITECTURE, small_run, squares
+from tests.training.squares import ARCHITECTURE, Squares, small_run, squares
 
 EIGHT = squares(8, empty=(5,))
 
@@ -108,6 +109,19 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "learning rate: 0.000707 = 0.001 × √(4 / 8) for 4 images per update" in printed
     assert "epoch 3/3  AP" in printed and "\x1b" not in printed
+
+
+def test_what_the_detector_cannot_reach_is_said_once(tmp_path, capsys):
+    """A detector that answers with one object an image, and an image with two."""
+    offsets = starts(torch.tensor([2, 0, 1, 1, 1, 0, 1, 1]))
+    crowded = Squares(dataclasses.replace(EIGHT.dataset, offsets=offsets), EIGHT.images)
+    architecture = {**ARCHITECTURE, "detect": {"max_detections": 1}}
+    result = run(small_run(tmp_path / "run", evaluate_every=1, architecture=architecture), crowded)
+    text = "at most 1 object an image: 1 image with more, 1 of 7 objects are out of reach"
+    assert capsys.readouterr().out.count(text) == 1
+    events = [json.loads(line) for line in RunFolder(tmp_path / "run").events.read_text().splitlines()]
+    assert [event["event"] for event in events if text in event.get("text", "")] == ["note"]
+    assert text in result.last.notes[0] and text in RunFolder(tmp_path / "run").report.read_text()
 
 
 def test_the_license_of_the_initial_weights_stays_with_what_is_learned(tmp_path, monkeypatch):
@@ -387,8 +401,8 @@ def fake_ap(monkeypatch, values):
     """Let the evaluations of a run give these AP, one after another."""
     plain, left = trainer.evaluate_detections, iter(values)
 
-    def evaluate(*args):
-        return dataclasses.replace(plain(*args), ap=next(left))
+    def evaluate(*args, **named):
+        return dataclasses.replace(plain(*args, **named), ap=next(left))
 
     monkeypatch.setattr(trainer, "evaluate_detections", evaluate)
 

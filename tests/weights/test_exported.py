@@ -9,7 +9,7 @@ import torch
 
 import focaldet
 from focaldet.errors import CheckpointError, ConfigError
-from focaldet.evaluation.evaluate import raise_limit
+from focaldet.evaluation.limits import raise_limit
 from focaldet.service.pipeline import count_lanes
 from focaldet.weights import load_detector
 from focaldet.weights.exported.graphs import OpenVinoGraph

@@ -55,18 +55,20 @@ class Analysis:
     resampled: Resampled
 
 
-def analyze_detections(dataset: Dataset, rows: ResultRows, *, metrics: Metrics | None = None) -> Analysis:
+def analyze_detections(
+    dataset: Dataset, rows: ResultRows, *, metrics: Metrics | None = None, image_limit: int | None = None
+) -> Analysis:
     """Everything about the detections in `rows` on `dataset`.
 
     `metrics` are taken where they are known already, and with them the limit of detections that they were computed
-    with; COCO's limit otherwise.
+    with; COCO's limit otherwise. `image_limit` is the most objects of an image that the detector answers with.
     """
     truth = ground_truth_of(dataset)
     limit = MAX_DETECTIONS if metrics is None else metrics.max_detections
     evaluator = open_evaluator(truth, rows, max_detections=limit)
     curves = measure_curves(evaluator, truth, rows)
     if metrics is None:
-        metrics = compute_metrics(truth, rows, max_detections=limit, data=dataset.name)
+        metrics = compute_metrics(truth, rows, max_detections=limit, data=dataset.name, image_limit=image_limit)
     thresholds = curves.thresholds(dataset.name)
     score = DEFAULT_REPORT_SCORE if thresholds is None else thresholds.overall.score
     groups = group_by_objects(truth)

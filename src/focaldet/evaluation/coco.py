@@ -5,18 +5,14 @@ Axes: N images, K classes, D detections, T IoU thresholds, R recall thresholds, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy
 from jaxtyping import Float64
 
 from focaldet import config as configs
-from focaldet.data.config import DataConfig
 from focaldet.data.dataset import Dataset
-from focaldet.data.formats.split_names import ALIASES, pick
 from focaldet.data.formats.text import quantity
-from focaldet.data.splits import find_parts, open_split
 from focaldet.errors import ConfigError
 from focaldet.evaluation.diagnostics import ConfusionMatrix, count_confusion
 from focaldet.evaluation.evaluator import (
@@ -26,9 +22,8 @@ from focaldet.evaluation.evaluator import (
     ground_truth_of,
     open_evaluator,
     rank_classes,
-    read_ground_truth,
 )
-from focaldet.evaluation.results import ResultRows, read_results, result_rows
+from focaldet.evaluation.results import ResultRows, result_rows
 from focaldet.evaluation.score_curves import measure_curves
 from focaldet.types import Detections
 from focaldet.weights.thresholds import ScoreThresholds
@@ -36,6 +31,7 @@ from focaldet.weights.thresholds import ScoreThresholds
 SIZE_RANGES = ("all", "small", "medium", "large")  # by area: below 32², to 96², above, in pixels of the original image
 AP50, AP75 = 0, 5  # indices on axis T
 HIGHEST_LIMIT = 2  # index on axis M of the highest limit of detections
+HIGHER_LIMIT = "focaldet eval --max-detections raises the limit"
 
 HEADLINES: dict[str, tuple[str, str]] = {
     "ap": ("AP", "mean over IoU .50 to .95"),
@@ -134,12 +130,17 @@ class Metrics:
 
 
 def evaluate_detections(
-    dataset: Dataset, detections: Mapping[int, Detections], *, max_detections: int = MAX_DETECTIONS
+    dataset: Dataset,
+    detections: Mapping[int, Detections],
+    *,
+    max_detections: int = MAX_DETECTIONS,
+    image_limit: int | None = None,
 ) -> Metrics:
     """The COCO metrics of `detections`, given by the index of their image, in pixels of the stored images.
 
     An image that is not among them counts as one without detections. Labels are those of the dataset. At most the
-    `max_detections` best detections per image and class count; what that cuts is in the notes. Boxes flagged as crowd
+    `max_detections` best detections per image and class count; what that cuts is in the notes, and what the detector
+    cannot reach that answers with at most `image_limit` objects an image, where that is known. Boxes flagged as crowd
     or difficult are ignored: missing them costs nothing, and detections that lie on them (intersection over the area of
     the detection, any number of them) are neither right nor wrong.
 
@@ -155,42 +156,8 @@ def evaluate_detections(
         lowest, highest = (int(values.min()), int(values.max())) if len(values) else (0, -1)
         if lowest < 0 or highest >= limit:
             raise IndexError(f"{name} must be in 0…{limit - 1}, got {lowest}…{highest}")
-    return compute_metrics(ground_truth_of(dataset), rows, max_detections=max_detections, data=dataset.name)
-
-
-def evaluate_files(
-    predictions: Path, ground_truth: Path | DataConfig, *, split: str = "val", max_detections: int = MAX_DETECTIONS
-) -> Metrics:
-    """The COCO metrics of a COCO result file, of any program, against annotations in any format that can be read.
-
-    Args:
-        predictions: a JSON list of records with `image_id`, `category_id`, `bbox` (x, y, width, height) and `score`.
-        ground_truth: a COCO annotation file, or a folder with one for the split: its boxes count exactly as stated, and
-            no image need be there; or a data folder of another format, whose boxes count as in training (clipped to
-            their images).
-        split: which part of a folder.
-        max_detections: how many detections of each image and class count.
-
-    Raises:
-        DataError: a record is malformed or names an image or category that the ground truth lacks.
-        ConfigError: see `evaluate_detections`.
-    """
-    data = ground_truth if isinstance(ground_truth, DataConfig) else DataConfig(path=ground_truth)
-    file = _coco_file(data, split)
-    truth = ground_truth_of(open_split(data, split, seed=0)) if file is None else read_ground_truth(file)
-    rows = read_results(predictions, image_ids=truth.image_ids.tolist(), classes=truth.classes)
-    return compute_metrics(truth, rows, max_detections=max_detections, data=split)
-
-
-def _coco_file(data: DataConfig, split: str) -> Path | None:
-    """The COCO file of a split, whose images need not be there; None where the split is in no such file."""
-    is_alone = data.train is data.val is data.test is None
-    if is_alone and data.path is not None and data.path.is_file() and data.path.suffix.lower() == ".json":
-        return data.path
-    parts = find_parts(data)
-    role = next((role for role in ALIASES if role == split), None)
-    part = parts.get(split) or (parts.get(pick(parts, role) or "") if role else None)
-    return part.layout.splits[part.name][0] if part is not None and part.layout.format == "coco" else None
+    truth = ground_truth_of(dataset)
+    return compute_metrics(truth, rows, max_detections=max_detections, data=dataset.name, image_limit=image_limit)
 
 
 def check_max_detections(number: int) -> None:
@@ -199,8 +166,12 @@ def check_max_detections(number: int) -> None:
         raise ConfigError(f"max_detections: must be at least {LOWER_LIMITS[-1] + 1}, got {number}")
 
 
-def compute_metrics(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int, data: str = "") -> Metrics:
+def compute_metrics(
+    truth: CocoGroundTruth, rows: ResultRows, *, max_detections: int, data: str = "", image_limit: int | None = None
+) -> Metrics:
     """The metrics of `rows` against `truth`, computed by hotcoco; `data` names the images.
+
+    `image_limit` is the most objects of an image that the detector answers with, where that is known.
 
     Raises:
         ConfigError: see `evaluate_detections`.
@@ -223,7 +194,7 @@ def compute_metrics(truth: CocoGroundTruth, rows: ResultRows, *, max_detections:
         num_boxes=int(counts.sum()),
         num_detections=len(rows.scores),
         max_detections=max_detections,
-        notes=_describe_cut(truth, rows, max_detections=max_detections),
+        notes=(*_describe_cut(truth, rows, max_detections=max_detections), *_describe_limit(truth, image_limit)),
         score_thresholds=thresholds,
         confusion=None if thresholds is None else count_confusion(evaluator, truth, score=thresholds.overall.score),
     )
@@ -248,7 +219,20 @@ def _describe_cut(truth: CocoGroundTruth, rows: ResultRows, *, max_detections: i
     if not parts:
         return ()
     limit = f"the best {max_detections} detections of each image and class count{' in COCO' * (max_detections == 100)}"
-    return (f"{limit}: {'; '.join(parts)}; --max-detections raises the limit",)
+    return (f"{limit}: {'; '.join(parts)}; {HIGHER_LIMIT}",)
+
+
+def _describe_limit(truth: CocoGroundTruth, image_limit: int | None) -> tuple[str, ...]:
+    """What a detector cannot reach that answers with at most `image_limit` objects an image, of all classes."""
+    objects = numpy.bincount(truth.image_indices[~truth.ignored])
+    if image_limit is None or not (objects > image_limit).any():
+        return ()
+    images, out_of_reach = int((objects > image_limit).sum()), int((objects - image_limit).clip(min=0).sum())
+    return (
+        f"the detector answers with at most {quantity(image_limit, 'object')} an image: "
+        f"{quantity(images, 'image')} with more, "
+        f"{out_of_reach} of {int(objects.sum())} objects are out of reach; {HIGHER_LIMIT}",
+    )
 
 
 def _class_metrics(

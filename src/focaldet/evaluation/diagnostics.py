@@ -100,21 +100,51 @@ class ImageScore:
 
 
 def count_confusion(evaluator: Any, truth: CocoGroundTruth, *, score: float) -> ConfusionMatrix | None:
-    """The confusion matrix of the detections of at least `score`; None with very many classes."""
+    """The confusion matrix of the detections of at least `score`; None with very many classes.
+
+    Ignored objects, and the detections that lie on one of their class, have no part in it.
+    """
     names = truth.classes.names
     if not 0 < len(names) <= MOST_CONFUSION_CLASSES:
         return None
-    result = evaluator.confusion_matrix(iou_thr=MATCH_IOU, max_det=NO_LIMIT, min_score=score)
+    result = drop_ignored(evaluator).confusion_matrix(iou_thr=MATCH_IOU, max_det=NO_LIMIT, min_score=score)
     order = [*(result["cat_ids"].index(rank) for rank in rank_classes(truth).tolist()), len(names)]
     matrix = numpy.asarray(result["matrix"], dtype=numpy.int64)[numpy.ix_(order, order)]
     return ConfusionMatrix(names, tuple(map(tuple, matrix.tolist())), score)
 
 
 def count_error_kinds(evaluator: Any) -> tuple[ErrorKind, ...]:
-    """TIDE's kinds of errors of all detections, in the order of `ERROR_MEANINGS`."""
-    result = evaluator.tide_errors(pos_thr=MATCH_IOU, bg_thr=NEAR_IOU)
+    """TIDE's kinds of errors of all detections, in the order of `ERROR_MEANINGS`.
+
+    Ignored objects, and the detections that lie on one of their class, have no part in them.
+    """
+    result = drop_ignored(evaluator).tide_errors(pos_thr=MATCH_IOU, bg_thr=NEAR_IOU)
     gains, counts = result["delta_ap"], result["counts"]
     return tuple(ErrorKind(name, int(counts[name]), float(gains[name])) for name in ERROR_MEANINGS)
+
+
+def drop_ignored(evaluator: Any) -> Any:
+    """An evaluator of the same without ignored objects and the detections that do not count because of them.
+
+    hotcoco calls a detection that lies partly on an ignored object a poor box of it, and in the confusion matrix one
+    that lies on it a detection of nothing. Without ignored objects it is the evaluator itself.
+    """
+    from hotcoco import COCO, COCOeval
+
+    if not evaluator.coco_gt.get_ann_ids(iscrowd=True):
+        return evaluator
+    known = evaluator.coco_gt.dataset
+    truth = COCO(known | {"annotations": [each for each in known["annotations"] if not each["iscrowd"]]})
+    counted = evaluator.image_diagnostics(iou_thr=MATCH_IOU)["dt_status"]
+    rows = [
+        (each["image_id"], *each["bbox"], each["score"], each["category_id"])
+        for each in evaluator.coco_dt.dataset["annotations"]
+        if each["id"] in counted
+    ]
+    without = COCOeval(truth, truth.load_res(numpy.array(rows, dtype=numpy.float64).reshape(-1, 7)), "bbox")
+    without.params.max_dets = evaluator.params.max_dets
+    without.evaluate()
+    return without
 
 
 def measure_calibration(evaluator: Any, truth: CocoGroundTruth) -> Calibration:

@@ -18,6 +18,7 @@ from focaldet.errors import ConfigError
 from focaldet.evaluation.coco import Metrics, check_max_detections, evaluate_detections
 from focaldet.evaluation.evaluator import MAX_DETECTIONS
 from focaldet.evaluation.inference import InferenceFields, InferenceOptions, apply_options, detect_batch
+from focaldet.evaluation.limits import answer_limit, raise_limit
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
 from focaldet.outputs import begin_call
@@ -35,11 +36,10 @@ from focaldet.runtime import (
     shared_cores,
 )
 from focaldet.types import Detections, ImageSize, Target
-from focaldet.weights import load_detector, override_postprocess
-from focaldet.weights.exported.detector import ExportedDetector
+from focaldet.weights import load_detector
 from focaldet.weights.thresholds import ScoreThresholds
 
-RESULT_FILES = ("predictions.json", "metrics.json")
+RESULT_FILES, PAGE_FILE = ("predictions.json", "metrics.json"), "report.html"
 FINGERPRINT = "data"  # the name in metrics.json of what tells data from all others
 EVALUATION_KINDS = ("eval", "hard", "imbalance")  # what the names of the folders in a run folder begin with
 PATH_SETTINGS = ("path", "train", "val", "test", "images")  # of the data
@@ -86,13 +86,14 @@ class Evaluation:
     """What `run_evaluation` computed: the metrics, the images, and the folder that was written, if one was.
 
     `notes` say where the files are if they are of other data than the run's own, what they replaced, and how it would
-    have been faster beside other programs.
+    have been faster beside other programs. `thresholds` are the scores that the weights keep, where they do.
     """
 
     metrics: Metrics
     dataset: Dataset
     folder: Path | None
     notes: tuple[str, ...]
+    thresholds: ScoreThresholds | None = None
 
 
 def detect_all(
@@ -242,6 +243,8 @@ def run_evaluation(
     if folder is not None:
         configs.make_folder(folder)
         earlier = begin_call(folder, "eval", RESULT_FILES) if is_first_process() else None
+        if earlier is not None:
+            (folder / PAGE_FILE).unlink(missing_ok=True)  # it tells of what is replaced
     with join_processes(pick_device(options.device)) as ranks, shared_cores(ranks.device) as share:
 
         def count_batch(done: int, total: int | None) -> None:
@@ -252,36 +255,18 @@ def run_evaluation(
         timed = detect_all(
             setup.detector.to(ranks.device), FileSource(dataset), options=options, fabric=ranks, progress=count_batch
         )
-        detections = [relabel_detections(each, match, dataset.classes) for each in timed.detections]
-        metrics = evaluate_detections(dataset, dict(enumerate(detections)), max_detections=max_detections)
+        relabeled = (relabel_detections(each, match, dataset.classes) for each in timed.detections)
+        detections, limit = dict(enumerate(relabeled)), answer_limit(setup.detector)
+        metrics = evaluate_detections(dataset, detections, max_detections=max_detections, image_limit=limit)
         notes = (*match.notes, *metrics.notes)
         metrics = replace(metrics, milliseconds_per_image=timed.milliseconds_per_image, notes=notes)
         if folder is not None and ranks.global_rank == 0:
-            write_results(folder / "predictions.json", dataset, dict(enumerate(detections)))
+            write_results(folder / "predictions.json", dataset, detections)
             about = {"split": dataset.name, FINGERPRINT: dataset.fingerprint()}
             configs.write_json(folder / "metrics.json", about | metrics.to_dict())
     replaced = None if earlier is None else f"{earlier} in {folder}"
     notes = tuple(each for each in (note, replaced, share.note) if each is not None)
-    return Evaluation(metrics, dataset, folder, notes)
-
-
-def raise_limit(detector: Detector, max_detections: int) -> None:
-    """Let a detector answer with at least so many objects an image, where more than COCO's limit are asked for.
-
-    Raises:
-        ConfigError: it is an exported file, whose graph answers with fewer.
-    """
-    is_exported = isinstance(detector, ExportedDetector)
-    limits = detector if is_exported else getattr(detector.config, "detect", None)
-    own = getattr(limits, "max_detections", None)
-    if own is None or own >= max_detections or max_detections == MAX_DETECTIONS:
-        return
-    if is_exported:
-        raise ConfigError(
-            f"max_detections: the file answers with at most {own} objects an image; export the run folder again with "
-            f"--architecture.detect.max-detections {max_detections}, or take that"
-        )
-    detector.config = override_postprocess(detector.config, {"detect": {"max_detections": max_detections}})
+    return Evaluation(metrics, dataset, folder, notes, setup.thresholds)
 
 
 def set_up_evaluation(
@@ -450,13 +435,21 @@ def read_run_settings(run: str | Path) -> dict[str, Any]:
 def run_data_config(data: DataConfig | str | Path | None, settings: dict[str, Any]) -> DataConfig:
     """The data that were named, else those in the settings of a run.
 
+    Named data are divided as the run divides its own: of data without a split for validation the same images are held
+    out, which a run of `focaldet compare` decides by another seed than its own.
+
     Raises:
         ConfigError: none were named, and the settings name none or bad ones.
     """
-    if isinstance(data, DataConfig):
-        return data
-    if data is not None:
-        return DataConfig(path=Path(data))
-    if "data" not in settings:
-        raise ConfigError("data: name the images and annotations to evaluate on; these weights are not in a run folder")
-    return configs.from_dict(DataConfig, settings["data"], source="config.yaml of the run: data")
+    own = settings.get("data")
+    if data is None:
+        if own is None:
+            raise ConfigError(
+                "data: name the images and annotations to evaluate on; these weights are not in a run folder"
+            )
+        return configs.from_dict(DataConfig, own, source="config.yaml of the run: data")
+    config = data if isinstance(data, DataConfig) else DataConfig(path=Path(data))
+    split_seed = own.get("split_seed") if isinstance(own, dict) else None
+    if config.split_seed is not None or split_seed is None:
+        return config
+    return configs.override(config, {"split_seed": split_seed}, source="config.yaml of the run: data")

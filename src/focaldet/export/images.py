@@ -3,14 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from focaldet import config as configs
 from focaldet.data.config import DataConfig
 from focaldet.data.dataset import FileSource, ImageSource
 from focaldet.data.demo.dataset import DemoScenes
 from focaldet.data.formats.text import quantity
 from focaldet.data.splits import find_parts, open_split
 from focaldet.errors import ConfigError, DataError, FocaldetError
-from focaldet.evaluation.evaluate import ClassMatch, match_classes, open_evaluation_split, read_run_settings
+from focaldet.evaluation.evaluate import (
+    ClassMatch,
+    match_classes,
+    open_evaluation_split,
+    read_run_settings,
+    run_data_config,
+)
 from focaldet.models import Detector
 
 PROOF_IMAGES = 20
@@ -44,13 +49,12 @@ def open_export_images(
         ConfigError: no class of `data` is one of the detector's.
     """
     settings = read_run_settings(run)
+    seed = settings.get("seed", 0)
     if data is not None:
-        config = data if isinstance(data, DataConfig) else DataConfig(path=Path(data))
-        return _open_files(config, detector, split=split, seed=settings.get("seed", 0), labeled=True)
+        return _open_files(run_data_config(data, settings), detector, split=split, seed=seed, labeled=True)
     if "data" in settings:
         try:
-            config = configs.from_dict(DataConfig, settings["data"], source="config.yaml of the run: data")
-            return _open_files(config, detector, split=split, seed=settings.get("seed", 0), labeled=needs_ap)
+            return _open_files(run_data_config(None, settings), detector, split=split, seed=seed, labeled=needs_ap)
         except FocaldetError as error:  # they have moved, or are not on this machine
             problem = error.problem if isinstance(error, DataError) else "its settings name them wrongly"
             reason = f"the data of the run cannot be read: {problem}"

@@ -24,8 +24,8 @@ INCHES = (6.0, 4.0)
 DOTS_PER_INCH = 180
 LEGEND_LETTERS, LEGEND_ROW_INCHES = 60, 0.26  # letters of a row of the legend with its lines, and its height
 MOST_POINTS = 300  # of a noisy curve
-FEW_POINTS = 20  # a curve of no more has no usual range
-STEEP = 1.5  # an axis that would be so many times as long as usual values need is cut
+FEW_POINTS, FEWEST_POINTS = 20, 4  # a curve of no more than the first has no quantiles, of fewer no usual range
+STEEP, STEEP_START = 1.5, 3.0  # an axis that would be so many times as long as usual values need is cut
 FALLBACK_FONTS = ("Noto Sans CJK KR", "Noto Sans CJK JP", "NanumGothic", "Malgun Gothic", "AppleGothic")
 LOOK: dict[str, Any] = {
     "font.size": 13,
@@ -150,14 +150,24 @@ def write_curves(charts: Mapping[str, Chart], path: Path) -> None:
 def usual_top(curves: Sequence[Curve]) -> tuple[float, bool]:
     """Where a y axis from 0 ends, and whether it cuts curves off.
 
-    It reaches the highest value, unless that is far above what 95 % of the values of every long curve need: then the
-    first steps of a training would own the whole axis.
+    It reaches the highest value, unless that is far above what 95 % of the values of every long curve need, and all but
+    the first value of every short one: then the first steps of a training would own the whole axis.
     """
     values = [curve.y for curve in map(Curve.finite, curves) if curve.y]
     highest = max(map(max, values), default=1.0)
-    usual = max((float(numpy.quantile(y, 0.95)) if len(y) > FEW_POINTS else max(y) for y in values), default=1.0)
+    usual = max(map(_usual_value, values), default=1.0)
     is_cut = highest > STEEP * usual > 0
     return (1.1 * usual if is_cut else 1.05 * highest) or 1.0, is_cut
+
+
+def _usual_value(y: Sequence[float]) -> float:
+    """The highest value of a curve, or of its usual ones where it is far above them."""
+    highest = max(y)
+    if len(y) < FEWEST_POINTS:
+        return highest
+    is_short = len(y) <= FEW_POINTS
+    usual = max(y[1:]) if is_short else float(numpy.quantile(y, 0.95))
+    return usual if highest > (STEEP_START if is_short else STEEP) * usual else highest
 
 
 def render_figure(

@@ -13,7 +13,7 @@ from focaldet.evaluation.error_pairs import ErrorPair
 from focaldet.evaluation.score_curves import ScoreCurves
 from focaldet.report.charts import Chart, Curve, chart_figure
 from focaldet.report.page import bar_cell, section, table
-from focaldet.weights.thresholds import LEAST_BOXES
+from focaldet.weights.thresholds import LEAST_BOXES, ScoreThresholds
 
 MOST_CLASS_CURVES = 6
 MOST_POINTS_OF_CURVE = 200
@@ -21,17 +21,20 @@ MOST_PAIRS = 8
 MOST_SHOWN_CLASSES = 20  # in the confusion matrix: those with the most errors
 
 
-def error_sections(analysis: Analysis, pairs: Sequence[ErrorPair]) -> str:
-    """Scores, confusion of classes, kinds of errors, errors that come together, and calibration."""
+def error_sections(analysis: Analysis, pairs: Sequence[ErrorPair], *, stored: ScoreThresholds | None) -> str:
+    """Scores, confusion of classes, kinds of errors, errors that come together, and calibration.
+
+    `stored` are the scores that the weights keep, if they do and are known.
+    """
     return (
-        section("From which score on", *_score_parts(analysis))
+        section("From which score on", *_score_parts(analysis, stored))
         + section("Which class is taken for which", *confusion_parts(analysis.confusion))
         + section("Kinds of errors", error_kind_table([("", analysis)]), pair_table(pairs, analysis.score))
         + section("How sure it is, and how often right", *_calibration_parts(analysis.calibration))
     )
 
 
-def _score_parts(analysis: Analysis) -> list[str]:
+def _score_parts(analysis: Analysis, stored: ScoreThresholds | None) -> list[str]:
     """A sentence, the table of the best scores, and charts of precision, recall and F1."""
     thresholds, curves = analysis.metrics.score_thresholds, analysis.curves
     if thresholds is None:
@@ -42,12 +45,27 @@ def _score_parts(analysis: Analysis) -> list[str]:
     text = (
         f"<p>The largest F1 over all classes is {percent(best.f1)} %, with the detections of a score of at least "
         f"<b>{best.score:.2f}</b>: {percent(best.precision)} % of them are right (precision), and "
-        f"{percent(best.recall)} % of the objects are detected (recall), at IoU .5.{around} The weights file of a "
-        "training keeps these scores, and <code>focaldet predict</code> uses them where no <code>--score</code> is "
-        f"typed: that of the class, where it has {LEAST_BOXES} objects or more.</p>"
+        f"{percent(best.recall)} % of the objects are detected (recall), at IoU .5.{around} "
+        f"{_describe_use(thresholds, stored, [each.name for each in analysis.metrics.per_class])}</p>"
     )
     charts = "".join(map(chart_figure, _score_charts(curves)))
     return [text, threshold_table(analysis), f'<div class="charts">{charts}</div>']
+
+
+def _describe_use(best: ScoreThresholds, stored: ScoreThresholds | None, names: Sequence[str]) -> str:
+    """Whether `predict` uses the best scores of these images, or those of others that the weights keep."""
+    if stored is None:
+        return f"<code>focaldet predict --score {best.overall.score:.2f}</code> takes it."
+    used, here = ([f"{score:.2f}" for score in each.for_classes(names)] for each in (stored, best))
+    if used == here:
+        return (
+            "The weights keep these scores, and <code>focaldet predict</code> uses them where no <code>--score</code> "
+            f"is typed: that of the class, where it has {LEAST_BOXES} objects or more."
+        )
+    return (
+        "Where no <code>--score</code> is typed, <code>focaldet predict</code> uses others, which the weights keep: "
+        f"{escape(stored.describe(names))}."
+    )
 
 
 def threshold_table(analysis: Analysis) -> str:

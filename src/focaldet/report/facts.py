@@ -13,8 +13,10 @@ from focaldet import config as configs
 from focaldet.data.dataset import Dataset
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.files import to_json_text
+from focaldet.models import PRESETS
 from focaldet.report.page import fold, section, table
 from focaldet.weights import read_metadata
+from focaldet.weights.sources import embedded_weights
 
 SMALL_AREA, LARGE_AREA = 32**2, 96**2  # square pixels of the original image, as COCO has them
 MOST_CLASSES_LISTED = 30
@@ -24,7 +26,7 @@ NOT_SET: Mapping[str, str] = {
     "device": "the best one of the machine",
     "precision": "bf16 where the hardware has it, else fp32",
     "threads": "as torch decides",
-    "weights": "as the model asks",
+    "weights": "none: they were random",
     "weights_input": "as the weights file states",
     "frozen_stages": "as the preset",
     "size": "not given",
@@ -112,13 +114,18 @@ def settings_table(settings: Mapping[str, Any]) -> str:
     rows = [
         [escape(name), f"<code>{escape(text)}</code>"]
         for name, value in configs.flatten(values).items()
-        if (text := setting_text(name, value))
+        if (text := setting_text(name, value, settings))
     ]
     return fold("Settings of the training", table(["Setting", "Value"], rows, text_columns=[1])) if rows else ""
 
 
-def setting_text(name: str, value: Any) -> str:
-    """A value for people; empty for parts of the data that were not named one by one."""
+def setting_text(name: str, value: Any, settings: Mapping[str, Any] | None = None) -> str:
+    """A value for people; empty for parts of the data that were not named one by one.
+
+    What a setting without a value means may depend on the other `settings` of the run.
+    """
+    if value is None and name == "frozen_stages":
+        return _frozen_text(settings or {})
     if value is None:
         return "" if name.startswith("data.") else NOT_SET.get(name, "off")
     if isinstance(value, bool):
@@ -126,6 +133,20 @@ def setting_text(name: str, value: Any) -> str:
     if value in ([], {}, ()):
         return "none"
     return value if isinstance(value, str) else to_json_text(value)
+
+
+def _frozen_text(settings: Mapping[str, Any]) -> str:
+    """The stages that stay fixed where `frozen_stages` does not say: those of the preset, none of random weights."""
+    architecture = settings.get("architecture")
+    architecture = architecture if isinstance(architecture, Mapping) else {}
+    if "frozen_stages" in architecture:
+        return f"{architecture['frozen_stages']}, as the architecture says"
+    weights = settings.get("weights", "auto")
+    if weights == "auto":
+        preset = PRESETS.get(str(settings.get("model")))
+        backbone = architecture.get("backbone", None if preset is None else preset.config.backbone)
+        weights = "of the preset" if preset is None else embedded_weights(backbone)
+    return NOT_SET["frozen_stages"] if weights is not None else "0, as the weights were random"
 
 
 def _detector_block(run: Path) -> str:

@@ -4,7 +4,7 @@ All formats but COCO number their images 1, 2, 3 …, so that the ids of a resul
 the fingerprints do, which a training writes into `environment.json` and an evaluation into its `metrics.json`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from focaldet.evaluation.evaluate import (
     run_data_config,
 )
 from focaldet.evaluation.evaluator import MAX_DETECTIONS
+from focaldet.report.evaluated import EvaluatedDetector, describe_run
 
 RESULTS, NUMBERS, ENVIRONMENT = "predictions.json", "metrics.json", "environment.json"
 
@@ -38,6 +39,8 @@ class KeptDetections:
         config: the data as they were opened.
         dataset: the images.
         training: the images that the run was trained on, where they were opened anyway.
+        named: the data that were named; None for those of the run.
+        split: which part of them.
     """
 
     run: Path
@@ -47,6 +50,13 @@ class KeptDetections:
     config: DataConfig
     dataset: Dataset
     training: Dataset | None = None
+    named: DataConfig | None = None
+    split: str = "val"
+
+    @property
+    def detector(self) -> EvaluatedDetector:
+        """The detector of the run, and how it and the images are named."""
+        return describe_run(self.run, data=self.named, split=self.split)
 
     @property
     def max_detections(self) -> int:
@@ -99,7 +109,8 @@ def open_kept_detections(
             f"{run}{where} --split {split} first (focaldet monitor shows a run that is being trained)"
         )
     require_images(kept.dataset, known, run=run, path=path)
-    return kept
+    given = DataConfig(path=Path(data)) if isinstance(data, str | Path) else data
+    return replace(kept, named=given, split=split)
 
 
 def open_validation_images(config: DataConfig, settings: dict[str, Any]) -> tuple[Dataset, Dataset | None]:

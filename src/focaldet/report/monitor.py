@@ -87,6 +87,7 @@ class RunMonitor:
             return
         if stamps.config not in (None, self.stamps.config):  # started anew
             self.settings, self._datasets = read_if_there(self.run / "config.yaml"), None
+            self._evaluation, self._evaluated = "", None
         self.stamps, self.history = stamps, read_history(self.run)
 
     @property

@@ -55,7 +55,15 @@ def report_runs(
     path = out or (first.run / "report.html" if split == "val" else first.path.with_name("report.html"))
     make_folder(path.parent)
     training = first.training or open_training_split(first.config, first.dataset, seed=run_seed(first.settings))
-    return write_report(first.run, source, metrics=first.metrics, predictions=first.path, out=path, training=training)
+    return write_report(
+        first.run,
+        source,
+        metrics=first.metrics,
+        predictions=first.path,
+        out=path,
+        training=training,
+        detector=first.detector,
+    )
 
 
 def open_training_split(config: DataConfig, evaluated: Dataset, *, seed: int) -> Dataset | None:

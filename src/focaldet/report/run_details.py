@@ -10,6 +10,7 @@ from focaldet.evaluation.analysis import Analysis, analyze_detections, confident
 from focaldet.evaluation.error_pairs import pair_errors
 from focaldet.evaluation.results import read_results
 from focaldet.report.errors import confusion_parts, pair_table, threshold_table
+from focaldet.report.evaluated import EvaluatedDetector
 from focaldet.report.facts import environment_table
 from focaldet.report.history import History, read_history
 from focaldet.report.image_pairs import worst_images
@@ -31,6 +32,7 @@ class ReportedRun:
     detections: list[Detections]
     history: History
     settings: dict[str, Any]
+    detector: EvaluatedDetector
 
 
 def read_reported_run(name: str, kept: KeptDetections, source: ImageSource) -> ReportedRun:
@@ -41,8 +43,9 @@ def read_reported_run(name: str, kept: KeptDetections, source: ImageSource) -> R
     """
     dataset = source.dataset
     rows = read_results(kept.path, image_ids=dataset.image_ids.tolist(), classes=dataset.classes)
-    analysis, detections = analyze_detections(dataset, rows, metrics=kept.metrics), detections_per_image(rows, dataset)
-    return ReportedRun(name, kept.run, analysis, detections, read_history(kept.run), kept.settings)
+    detector, detections = kept.detector, detections_per_image(rows, dataset)
+    analysis = analyze_detections(dataset, rows, metrics=kept.metrics, image_limit=detector.image_limit)
+    return ReportedRun(name, kept.run, analysis, detections, read_history(kept.run), kept.settings, detector)
 
 
 def score_section(runs: Sequence[ReportedRun]) -> str:
@@ -74,7 +77,7 @@ def worst_image_section(runs: Sequence[ReportedRun], source: ImageSource, *, pag
     def images(run: ReportedRun) -> str:
         score = run.analysis.score
         worst = worst_images(source, run.detections, run.analysis.images, score=score, most=NUM_WORST_OF_RUN)
-        return "".join([*(worst or ["<p>No image has an error.</p>"]), hard_link(run.folder, page)])
+        return "".join([*(worst or ["<p>No image has an error.</p>"]), hard_link(run.folder, page, run.detector)])
 
     return _fold_runs("The worst images", runs, images)
 

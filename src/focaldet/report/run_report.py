@@ -15,6 +15,7 @@ from focaldet.evaluation.error_pairs import pair_errors
 from focaldet.evaluation.results import ResultRows, read_results
 from focaldet.report.accuracy import accuracy_sections
 from focaldet.report.errors import error_sections
+from focaldet.report.evaluated import EvaluatedDetector, describe_run
 from focaldet.report.facts import facts_sections
 from focaldet.report.history import history_sections, read_history
 from focaldet.report.image_pairs import even_images, worst_images
@@ -38,6 +39,7 @@ def write_report(
     predictions: Path | None = None,
     out: Path | None = None,
     training: Dataset | None = None,
+    detector: EvaluatedDetector | None = None,
 ) -> Path:
     """Write the page of a run and return its path.
 
@@ -52,13 +54,16 @@ def write_report(
         predictions: the COCO result file of these images; `predictions.json` in the run folder by default.
         out: the page; `report.html` in the run folder by default.
         training: the images that were trained on, for the facts of the data.
+        detector: how the detector and the images are named, and what its weights keep; by default those of the run.
 
     Raises:
         DataError: `predictions` cannot be read or is of other images, or an image cannot be read.
     """
     settings = configs.read_mapping(run / "config.yaml") if (run / "config.yaml").is_file() else {}
     name, path = run.absolute().name, out or run / "report.html"
-    evaluation = evaluation_sections(run, source, metrics=metrics, predictions=predictions, page=path)
+    evaluation = evaluation_sections(
+        run, source, metrics=metrics, predictions=predictions, page=path, detector=detector
+    )
     write_page(
         path,
         f"{name} · focaldet report",
@@ -72,18 +77,24 @@ def write_report(
 
 
 def evaluation_sections(
-    run: Path, source: ImageSource, *, page: Path, metrics: Metrics | None = None, predictions: Path | None = None
+    run: Path,
+    source: ImageSource,
+    *,
+    page: Path,
+    metrics: Metrics | None = None,
+    predictions: Path | None = None,
+    detector: EvaluatedDetector | None = None,
 ) -> str:
     """What a page says of the detections of a run on the images of `source`: numbers, errors, images.
 
     Raises:
         DataError: see `write_report`.
     """
-    dataset = source.dataset
+    dataset, detector = source.dataset, detector or describe_run(run)
     rows = read_results(
         predictions or run / "predictions.json", image_ids=dataset.image_ids.tolist(), classes=dataset.classes
     )
-    analysis = analyze_detections(dataset, rows, metrics=metrics)
+    analysis = analyze_detections(dataset, rows, metrics=metrics, image_limit=detector.image_limit)
     detections = detections_per_image(rows, dataset)
     outcomes = confident_outcomes(dataset, detections, score=analysis.score)
     pairs = pair_errors(outcomes, dataset.classes.names)
@@ -92,8 +103,8 @@ def evaluation_sections(
     return (
         f"<p>{_describe_evaluation(dataset, analysis.metrics)}</p>{notes}"
         + accuracy_sections(analysis)
-        + error_sections(analysis, pairs)
-        + section("The worst images", *worst, hard_link(run, page) if worst else "")
+        + error_sections(analysis, pairs, stored=detector.thresholds)
+        + section("The worst images", *worst, hard_link(run, page, detector) if worst else "")
         + section("Images", *even_images(source, detections, score=analysis.score))
     )
 
@@ -120,11 +131,11 @@ def _describe_evaluation(dataset: Dataset, metrics: Metrics) -> str:
     )
 
 
-def hard_link(run: Path, page: Path) -> str:
+def hard_link(run: Path, page: Path, detector: EvaluatedDetector) -> str:
     """A link to the explorers that were made of the run, or how to make one."""
     explorers = sorted(run.glob("hard-*/index.html"))
     if not explorers:
-        command = escape(f"focaldet study hard {run}")
+        command = escape(detector.study_command())
         return f"<p>Every object and every error, to sort and to filter: <code>{command}</code></p>"
     links = (
         f'<a href="{escape(os.path.relpath(each, page.parent))}">{escape(each.parent.name)}</a>' for each in explorers

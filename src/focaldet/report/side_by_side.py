@@ -217,7 +217,10 @@ def _setting_table(runs: Sequence[ReportedRun]) -> str:
     names = list(dict.fromkeys(name for each in flat for name in each))
     rows = []
     for name in names:
-        values = [setting_text(name, each[name]) if name in each else "-" for each in flat]
+        values = [
+            setting_text(name, each[name], run.settings) if name in each else "-"
+            for each, run in zip(flat, runs, strict=True)
+        ]
         if len(set(values)) > 1:
             rows.append([escape(name), *(f"<code>{escape(value)}</code>" for value in values)])
     columns = list(range(1, len(runs) + 1))

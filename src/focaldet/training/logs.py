@@ -5,6 +5,7 @@ A record has a kind: "step", "evaluation", or the name of an event.
 
 import csv
 import io
+import re
 import resource
 import sys
 import time
@@ -31,6 +32,8 @@ class RunLog:
     Steps and evaluations go to metrics.csv and to the trackers; evaluations and events, with the time, to
     events.jsonl, which is the history of all starts and never cut. The terminal has a progress bar and a line per
     event that has a `text`; without a terminal it is a plain line every ten seconds, the first one after two.
+
+    The `notes` of an evaluation become events of their own, each once, whatever its numbers are the next time.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class RunLog:
         console: Console | None = None,
     ) -> None:
         self.metrics, self.trackers, self.total_steps = metrics, trackers, total_steps
-        self.events = open_growing(events)
+        self.events, self.known_notes = open_growing(events), set[str]()
         self.console = console or Console(file=sys.stdout)
         self.is_terminal, self.next_line = self.console.is_terminal, time.monotonic() + SECONDS_TO_FIRST_LINE
         self.progress = Progress(
@@ -61,6 +64,7 @@ class RunLog:
 
     def write(self, kind: str, **values: Any) -> None:
         """Write one record."""
+        notes = values.pop("notes", ())
         self.metrics.write(kind, values)
         if kind == "step":
             self._show_step(values)
@@ -68,6 +72,8 @@ class RunLog:
             self._write_event(kind, values)
         if kind in ("step", "evaluation"):
             self._track(kind, values)
+        for note in notes:
+            self._write_note(note)
 
     def set_total(self, steps: int) -> None:
         """Say how many steps the run will have, where that has changed."""
@@ -84,6 +90,13 @@ class RunLog:
         self.events.write(to_json_text(record, default=str) + "\n")
         if "text" in values:
             self._print(values["text"])
+
+    def _write_note(self, note: str) -> None:
+        """Write a note of an evaluation, unless one that differs in its numbers alone was written before."""
+        words = re.sub(r"\d+", "", note)
+        if words not in self.known_notes:
+            self.known_notes.add(words)
+            self._write_event("note", {"text": f"note: {note}"})
 
     def _show_step(self, values: Mapping[str, Any]) -> None:
         """Time left, each loss, images per second, learning rate, memory."""

@@ -27,6 +27,7 @@ from focaldet.data.loading.loader import Loader, explain_worker_death
 from focaldet.errors import CheckpointError, ConfigError, LostProcessError, OutOfMemoryError
 from focaldet.evaluation.coco import HEADLINES, Metrics, evaluate_detections, percent
 from focaldet.evaluation.evaluate import detect_all
+from focaldet.evaluation.limits import answer_limit
 from focaldet.evaluation.results import write_results
 from focaldet.models import Detector
 from focaldet.report.run_report import write_report
@@ -477,8 +478,7 @@ class Trainer:
             self.save()
             return False
         is_best = self._is_best(metrics)
-        before, values = state.last, metrics.to_dict()
-        state.last = values
+        before, state.last = state.last, metrics.to_dict()
         state.evaluations_without_gain = 0 if is_best else state.evaluations_without_gain + 1
         if is_best:
             self._keep_best(metrics, detections, detector)
@@ -487,7 +487,7 @@ class Trainer:
         self.pace.count_evaluation(state.evaluation_seconds)
         remark = "" if not is_best else "  (best so far)" if metrics.ap else "  (AP tells nothing: best is the last)"
         text = f"epoch {epoch}/{self.num_epochs}  {_summarize_metrics(metrics)}{remark}"
-        numbers = {name: value for name, value in values.items() if name in HEADLINES}
+        numbers = {name: value for name, value in state.last.items() if name in (*HEADLINES, "notes")}
         self._write(
             "evaluation", **self._phase_number(), epoch=epoch, step=state.step, best=is_best, text=text, **numbers
         )
@@ -537,7 +537,7 @@ class Trainer:
             progress=self._observe_evaluation if fabric.world_size == 1 else None,
         )
         detections = dict(enumerate(result.detections))
-        return evaluate_detections(self.validation.dataset, detections), detections
+        return evaluate_detections(self.validation.dataset, detections, image_limit=answer_limit(detector)), detections
 
     def _keep_best(self, metrics: Metrics, detections: dict[int, Detections], detector: Detector) -> None:
         """Write the detections and weights of the best evaluation so far."""

@@ -19,6 +19,7 @@ from focaldet.errors import CheckpointError, DataError, FocaldetError, TakenErro
 from focaldet.evaluation.coco import Metrics, evaluate_detections
 from focaldet.evaluation.evaluate import detect_all, match_classes, relabel_detections
 from focaldet.evaluation.inference import InferenceOptions, apply_options
+from focaldet.evaluation.limits import answer_limit
 from focaldet.evaluation.results import write_results
 from focaldet.files import read_utf8, write_json
 from focaldet.runtime import pick_device
@@ -222,7 +223,7 @@ def evaluate_run(run: Path, source: ImageSource, out: Path, *, options: Inferenc
     detections = {
         index: relabel_detections(each, match, dataset.classes) for index, each in enumerate(timed.detections)
     }
-    metrics = evaluate_detections(dataset, detections)
+    metrics = evaluate_detections(dataset, detections, image_limit=answer_limit(detector))
     metrics = replace(metrics, notes=(*match.notes, *metrics.notes))
     configs.make_folder(out)
     write_results(out / PREDICTIONS, dataset, detections)

@@ -1,8 +1,12 @@
 # The service in a container, on the CPU: everything comes from package registries, nothing runs as root.
 #
 #   docker build -t focaldet .
-#   docker build --build-arg EXTRAS=serve,onnx -t focaldet .    # to serve an exported file: onnx or openvino
 #   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD/runs/cells:/run_folder:ro" -e FOCALDET_TOKEN=... focaldet
+#
+# An exported file needs its library (onnx or openvino), and its name, by whose suffix it is known:
+#
+#   docker build --build-arg EXTRAS=serve,onnx -t focaldet .
+#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD:/files:ro" -e FOCALDET_TOKEN=... focaldet /files/cells.onnx --host 0.0.0.0
 #
 # A read-only file system will do: docker run --read-only --tmpfs /tmp …
 FROM python:3.12-slim

@@ -13,7 +13,7 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test prove: export MALLOC_MMAP_THRESHOLD_ := 1073741824
 test prove: export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-.PHONY: help demo test check prove fuzz bench bench-rows bench-gpu docs figures
+.PHONY: help demo test check prove fuzz bench bench-rows bench-growth bench-gpu docs figures
 
 help:
 	@echo "make demo    set up, train a small RetinaNet on the embedded data, evaluate, draw: runs/demo/report.html"
@@ -22,9 +22,10 @@ help:
 	@echo "make prove   the long proofs: kills, mutations, overfits"
 	@echo "make fuzz SECONDS=60    open damaged files of every kind, each read or refused: failures in build/fuzz"
 	@echo "make bench DATA=folder WEIGHTS=file    side by side with torchvision: results in benchmarks/results/"
-	@echo "make bench-rows    every operation beside torchvision's, interleaved; bench-gpu: the same on a GPU"
+	@echo "make bench-rows    every operation beside torchvision's, interleaved; bench-growth: how time and memory grow"
+	@echo "make bench-gpu    checks, operations, networks on one GPU in 8 minutes (without one: small, on the CPU)"
 	@echo "make docs    build the documentation as a site, every link checked: build/docs/index.html"
-	@echo "make figures    redraw the images in docs/"
+	@echo "make figures    redraw the images in docs/, and write the table of focaldet models anew"
 
 demo: $(INSTALLED)
 	$(RUN)/focaldet demo $(DEMO)
@@ -55,15 +56,18 @@ bench: $(INSTALLED)
 bench-rows: $(INSTALLED)
 	$(RUN)/python benchmarks/run.py
 
+bench-growth: $(INSTALLED)
+	$(RUN)/python benchmarks/growth.py
+
 bench-gpu: $(INSTALLED)
-	$(RUN)/python -m pytest -n 0 tests/ops/test_fused_cuda.py
-	$(RUN)/python benchmarks/run.py --device cuda
+	$(RUN)/python benchmarks/gpu.py
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
 	@echo "look at  build/docs/index.html"
 
 figures: $(INSTALLED)
+	$(RUN)/python docs/list_detectors.py
 	$(RUN)/python docs/draw_networks.py
 	$(RUN)/python docs/draw_figures.py
 

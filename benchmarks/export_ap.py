@@ -65,7 +65,7 @@ def main() -> None:
     variants = [variant for variant, name in zip(VARIANTS, names, strict=True) if name in words.formats]
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        for (kind, precision), write in convert_all(detector, images, variants).items():
+        for (kind, precision), write in convert_all(detector, images, variants):
             if isinstance(write, Exception):
                 raise write
             path = Path(folder) / f"{precision}{FORMAT_SUFFIXES[kind]}"

@@ -1,17 +1,19 @@
 """Export presets with random weights, and compare what the files detect with what the detectors do: a row for each.
 
     python benchmarks/export_presets.py [NAME ...] [--formats onnx openvino torch] [--precision fp32 int8]
-        [--images FOLDER] [--size 320] [--tiny] [--results FILE.json]
+        [--images FOLDER] [--size 320] [--tiny] [--results FILE.json] [--core-minutes 60]
 
 All presets by default. The images are 20 of those in the folder, evenly spread over their names, else 20 of the
 embedded scenes: four at batch 1 and sixteen at batch 4. A detector whose input size is open gets them at 256 and 320
-px, or at `--size` alone, which others are set to before they are exported. The class layers get weights that let them
-detect much. `--tiny` takes the tests' small variants of the architectures in place of the presets.
+px, or at `--size` alone, which others are set to before they are exported. Detector and file each pad them by their own
+rule, as for whoever uses them. The class layers get weights that let them detect much, and what no graph can say,
+`plus.scales`, is left out. `--tiny` takes the tests' small variants of the architectures in place of the presets.
 
 fp16 and int8 are precisions of OpenVINO alone; int8 is calibrated on the same 20 images, as `focaldet export` does it
 without an AP, at the last of the sizes. Of int8 the detections with scores from .3 on are compared, of a detector whose
-best scores are lower from their median on. A row is a detector, format and precision; where FILE.json has it already,
-with an error too, it is not made again: other images or sizes need another file.
+best scores are lower from their median on. A row is a detector, format and precision, with the seconds since the row
+before it; FILE.json has it as soon as it is measured. Where FILE.json has it already, with an error too, it is not made
+again: other images or sizes need another file. After `--core-minutes` of all cores no further detector is begun.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +50,7 @@ from focaldet.weights.exported.detector import round_to_bytes
 CLASSES = ("cat", "dog", "bird")
 NUM_IMAGES, SINGLE, BATCH = 20, 4, 4
 SIZES = (256, 320)
+EXPORTABLE = {"faster_rcnn_r101_c4_plus": {"plus": {"scales": []}}}
 Variant = tuple[Format, ExportPrecision]
 
 
@@ -99,38 +102,39 @@ def set_size(detector: Detector, size: int) -> None:
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
 
 
-def batches(detector: Detector, source: ImageSource) -> list[tuple[torch.Tensor, list[ImageSize]]]:
-    """The images as batches of one and of four, in bytes, as files take them."""
+def batches(detector: Detector, source: ImageSource) -> Iterator[tuple[torch.Tensor, list[ImageSize]]]:
+    """The images as batches of one and of four, in bytes, as files take them, padded as the detector pads."""
     preprocessing, resize = detector.preprocessing, detector.preprocessing.resize
     images = [source.load(i, epoch=0)[0] for i in range(len(source.dataset))]
     images = [resize_image(image, resize, original=ImageSize(*image.shape[1:])) for image in images]
     starts = [*range(min(SINGLE, len(images))), *range(SINGLE, len(images), BATCH)]
-    groups = [images[start : start + (1 if start < SINGLE else BATCH)] for start in starts]
-    return [
-        (round_to_bytes(pad_images(group, preprocessing=preprocessing)), [ImageSize(*i.shape[1:]) for i in group])
-        for group in groups
-    ]
+    for start in starts:
+        group = images[start : start + (1 if start < SINGLE else BATCH)]
+        sizes = [ImageSize(*image.shape[1:]) for image in group]
+        yield round_to_bytes(pad_images(group, preprocessing=preprocessing)), sizes
 
 
-def detect(detector: Detector, pairs) -> list[Detections]:
-    with torch.no_grad():
-        return [each for images, sizes in pairs for each in detector.detect(detector(images, sizes), sizes)]
+def detect(detector: Detector, source: ImageSource, sizes: Sequence[int]) -> list[Detections]:
+    """The detections on all images at each of the sizes, the last of which the detector keeps."""
+    detections = []
+    for size in sizes:
+        set_size(detector, size)
+        with torch.no_grad():
+            for images, shapes in batches(detector, source):
+                detections += detector.detect(detector(images, shapes), shapes)
+    return detections
 
 
 def measure(
     name: str, architecture: dict, variants: Sequence[Variant], *, source: ImageSource, size: int | None = None
-) -> list[dict]:
-    """What each file differs by from the detector; a row that says why where there is no file."""
+) -> Iterator[dict]:
+    """A row for each file as soon as it is measured: what it differs by from the detector, or why there is none."""
+    begin = time.perf_counter()
     detector = make_detector(name, architecture)
     is_fixed = detector.preprocessing.resize.is_square
     sizes = [size] if size is not None else [detector.preprocessing.resize.size] if is_fixed else SIZES
-    pairs = []
-    for each in sizes:
-        set_size(detector, each)
-        pairs += batches(detector, source)
-    right = detect(detector, pairs)
-    begin, rows = time.perf_counter(), []
-    for (kind, precision), write in convert_all(detector, ExportImages(source, source, ""), variants).items():
+    right = detect(detector, source, sizes)
+    for (kind, precision), write in convert_all(detector, ExportImages(source, source, ""), variants):
         row = {"preset": name, "format": kind, "precision": precision}
         try:
             if isinstance(write, ConfigError):
@@ -139,14 +143,16 @@ def measure(
                 path = Path(folder) / f"model{FORMAT_SUFFIXES[kind]}"
                 trained = Trained(detector, (), name)
                 write(path, describe_export(trained, detector, name, format=kind, precision=precision), None)
-                answers = detect(load_detector(path).detector, pairs)
+                exported = load_detector(path).detector
+                answers = detect(exported, source, sizes)
         except (FocaldetError, RuntimeError) as error:
-            rows.append(row | {"error": describe(error)})
-            continue
-        least_score = pick_least_score(right, most=LIMITS[precision].least_score)
-        seen = compare_detections(right, answers, least_score=least_score)
-        rows.append(row | {"seconds": round(time.perf_counter() - begin, 1), **seen.to_dict()})
-    return rows
+            row |= {"error": describe(error)}
+        else:
+            least_score = pick_least_score(right, most=LIMITS[precision].least_score)
+            row |= compare_detections(right, answers, least_score=least_score).to_dict()
+            row["size_divisor"] = exported.preprocessing.size_divisor
+        yield row | {"seconds": round(time.perf_counter() - begin, 1)}
+        begin = time.perf_counter()
 
 
 def describe(error: Exception) -> str:
@@ -167,8 +173,9 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--core-minutes", type=float, default=float("inf"))
     options = parser.parse_args()
-    detectors = {name: {} for name in PRESETS}
+    detectors = {name: EXPORTABLE.get(name, {}) for name in PRESETS}
     if options.tiny:
         from tests.every_detector import test_plain_torch
 
@@ -180,16 +187,26 @@ def main() -> None:
         missing = [variant for variant in variants if variant not in done]
         if not missing:
             continue
-        try:
-            new = measure(name, detectors[name], missing, source=source, size=options.size)
-        except Exception as error:  # of building or tracing it: so of every format
-            about = {"preset": name, "error": describe(error)}
-            new = [{**about, "format": kind, "precision": precision} for kind, precision in missing]
-        for row in new:
+        if time.process_time() > 60 * options.core_minutes:
+            print(f"--core-minutes are over: {name} and those behind it are not measured", file=sys.stderr)
+            break
+        for row in make_rows(name, detectors[name], missing, source=source, size=options.size):
             print(json.dumps(row), flush=True)
-        rows += new
-        if options.results is not None:
-            options.results.write_text(json.dumps(rows, indent=1) + "\n")
+            rows.append(row)
+            if options.results is not None:
+                options.results.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def make_rows(name: str, architecture: dict, variants: Sequence[Variant], **settings) -> Iterator[dict]:
+    """As `measure`; where that fails as a whole, as in building a detector, rows that say why."""
+    missing = [*variants]
+    try:
+        for row in measure(name, architecture, variants, **settings):
+            missing.remove((row["format"], row["precision"]))
+            yield row
+    except Exception as error:
+        for kind, precision in missing:
+            yield {"preset": name, "format": kind, "precision": precision, "error": describe(error)}
 
 
 if __name__ == "__main__":

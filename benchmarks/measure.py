@@ -19,20 +19,35 @@ PACKAGES = ("torch", "torchvision", "lightning-fabric", "hotcoco", "numpy")
 
 
 def interleaved(
-    forms: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1
+    forms: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, dict[str, Any]]:
     """Seconds of each form, A/B/A/B…: shared machines drift, so only times of one interleaved run compare."""
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for turn in range(warmup + rounds):
         for name, form in forms.items():
-            start = time.perf_counter()
+            start = clock()
             form()
             if turn >= warmup:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return {
         name: {"min": min(taken), "median": statistics.median(taken), "rounds": taken}
         for name, taken in seconds.items()
     }
+
+
+def wait_for_device(form: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """`form`, followed by a wait until a GPU has computed it."""
+
+    def run() -> None:
+        form()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run
 
 
 def environment() -> dict[str, Any]:
@@ -44,7 +59,7 @@ def environment() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.system(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
@@ -56,6 +71,14 @@ def write_result(name: str, values: Mapping[str, Any], *, folder: Path | None = 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**values, "environment": environment()}, indent=2) + "\n")
     return path
+
+
+def _version(package: str) -> str | None:
+    """None where the package is not installed: not every benchmark needs all of them."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -10,6 +10,8 @@ comparison goes by and of the median.
 import argparse
 from pathlib import Path
 
+import torch
+
 from focaldet import config as configs
 from focaldet.comparison.timing import TIMING_RECORD, TimingReport, read_timing, time_detectors
 
@@ -21,8 +23,12 @@ def measure_again(folder: Path, *, times: int) -> list[TimingReport]:
     key, reports = saved["key"], [read_timing(saved["report"], source=str(file))]
     runs = {name: Path(path) for name, (path, _) in key["runs"].items()}
     images = [Path(path) for path in key["images"]]
+    threads, device, precision = key["computing"]
+    torch.set_num_threads(threads)
     for number in range(times):
-        report = time_detectors(runs, images, rounds=key["rounds"], batch_size=key["batch"])
+        report = time_detectors(
+            runs, images, rounds=key["rounds"], batch_size=key["batch"], device=device, precision=precision
+        )
         print(f"{number + 1} of {times}: load {report.load_before} before, {report.load_after} after", flush=True)
         reports.append(report)
     return reports

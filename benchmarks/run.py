@@ -7,12 +7,11 @@ numbers so few that the script is known to work within seconds, anywhere. Only a
 
     python benchmarks/run.py                      # the CPU, every row
     python benchmarks/run.py --rows "NMS 5000 × 80" matching
-    python benchmarks/run.py --device cuda        # make bench-gpu
+    python benchmarks/run.py --device cuda        # `gpu.py` has these rows, too
 """
 
 import argparse
 import atexit
-import json
 import os
 import shutil
 import tempfile
@@ -25,10 +24,9 @@ from typing import Any
 import torch
 from losses import case as focal_case
 from losses import fused, torchvision_pattern
-from measure import interleaved, write_result
-from PIL import Image
+from measure import interleaved, wait_for_device, write_result
+from photographs import UncachedSource, write_photographs
 from torch import Tensor
-from torch.nn.functional import interpolate
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, read_image
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn
@@ -38,10 +36,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, box_iou
 from torchvision.transforms import v2
 
 from focaldet.data.augment.config import AugmentConfig
-from focaldet.data.config import DataConfig
-from focaldet.data.dataset import FileSource
 from focaldet.data.loading.loader import Loader
-from focaldet.data.splits import open_splits
 from focaldet.evaluation.inference import detect_batch
 from focaldet.models import build, find_preset
 from focaldet.ops.anchors import AnchorConfig, pyramid_anchors
@@ -174,37 +169,17 @@ def nms_row(device: torch.device, count: int, classes: int, *, most: int | None,
     )
 
 
-class UncachedSource:
-    """A source that the loader does not keep in memory, as it does with a small set of files."""
-
-    def __init__(self, source: FileSource) -> None:
-        self.dataset, self.load = source.dataset, source.load
-
-
 def loader_row(preset: str, *, small: bool) -> Row:
     """Twelve photographs from file to batches of four, short side 800; torchvision flips, resizes and pads."""
     folder = Path(tempfile.mkdtemp(prefix="focaldet-loader-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     size = ImageSize(48, 64) if small else ImageSize(480, 640)
-    paths = [folder / f"{number}.jpg" for number in range(12)]
-    for path in paths:
-        coarse = torch.rand(1, 3, size.height // 4, size.width // 4, generator=generator())
-        pixels = (255 * interpolate(coarse, size=tuple(size), mode="bicubic").clamp(0, 1)).byte()[0]
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path, quality=90)
-    images = [
-        {"id": number, "file_name": path.name, "height": size.height, "width": size.width}
-        for number, path in enumerate(paths)
-    ]
-    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [8, 8, 30, 20], "iscrowd": 0} for n in range(12)]
-    (folder / "truth.json").write_text(
-        json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cell"}]})
-    )
-    dataset = open_splits(DataConfig(train=folder / "truth.json", val=folder / "truth.json"), seed=0).train
+    source = UncachedSource(write_photographs(folder, number=12, size=size))
+    paths = [source.dataset.path(index) for index in range(len(source.dataset))]
     preprocessing = find_preset("retinanet_r50_fpn").preprocessing
     if small:
         preprocessing = replace(preprocessing, resize=preprocessing.resize.with_sides(short_side=96, max_side=160))
     augment = AugmentConfig(preset=preset, flip_horizontal=0.5)
-    source = UncachedSource(FileSource(dataset))
     loader = Loader(source, preprocessing=preprocessing, batch_size=4, seed=0, augment=augment)
     side, most = (96, 160) if small else (800, 1333)
     change = v2.Compose([v2.RandomHorizontalFlip(), v2.Resize(side, max_size=most, antialias=True)])
@@ -245,18 +220,10 @@ def predict_row(device: torch.device, name: str, *, side: int) -> Row:
 
 def measure(rows: Mapping[str, Row], *, rounds: int, device: torch.device) -> dict[str, dict[str, Any]]:
     """Seconds of both forms of every row, all of them in turn, and how many times as fast focaldet is."""
-
-    def wait(form: Callable[[], object]) -> Callable[[], object]:
-        def run() -> None:
-            form()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        return run
-
     forms = {}
     for name, row in rows.items():
-        forms |= {f"{name} · focaldet": wait(row.focaldet), f"{name} · torchvision": wait(row.torchvision)}
+        forms |= {f"{name} · focaldet": row.focaldet, f"{name} · torchvision": row.torchvision}
+    forms = {name: wait_for_device(form, device) for name, form in forms.items()}
     seconds = interleaved(forms, rounds=rounds)
     result = {}
     for name, row in rows.items():

@@ -7,7 +7,8 @@ Measures `predict` alone, then the service on a free port under load, bounded by
 answers, throughput beside the mean of predict's own, CPU seconds per image of the service (of its answers of every
 kind) and of predict, the mean size of a batch, statuses by kind of client, answers that differ from `predict`'s, memory
 of the service, and what SIGTERM lost.
-The exit status is 1 where an answer differs, a status is 5xx but 503, or an accepted request is lost.
+The exit status is 1 where an answer differs, a good request before SIGTERM has another end than 200 or 503 (such as a
+connection that is cut), any status is 5xx but 503, or an accepted request is lost.
 
 Of 32 clients 24 send good images one after the other; two each send broken files, bodies that are too large, bodies
 that come a byte at a time, and bodies whose Content-Length is wrong. Clients, service and `predict` share the cores.
@@ -138,6 +139,16 @@ def equals(predictions: list[dict], expected: focaldet.Detections) -> bool:
     )
 
 
+def find_faults(statuses: dict[str, Counter[str]]) -> list[str]:
+    """The kinds of clients with a status that none of them may have, an error of the connection included."""
+    return [
+        f"{kind}: {status}"
+        for kind, counts in statuses.items()
+        for status in counts
+        if (status not in ("200", "503") if kind == "good" else status[:1] == "5" and status != "503")
+    ]
+
+
 def family_of(pid: int) -> list[tuple[Path, str]]:
     """The folders in /proc of a process and its children, and their status."""
     family = []
@@ -249,6 +260,7 @@ def main() -> int:
         "predict_cpu_seconds_per_image": [round(spent, 4) for _, spent in own],
         "throughput_of_predict": round(result["images_per_second"] / mean, 3),
         "statuses": {kind: dict(counts) for kind, counts in load.statuses.items()},
+        "faults": find_faults(load.statuses),
         "answers_that_differ": load.num_wrong,
         "lost_at_sigterm": load.num_lost,
         "clients": options.clients,
@@ -259,8 +271,7 @@ def main() -> int:
         },
     }
     print(json.dumps(result, indent=1))
-    bad = [status for counts in load.statuses.values() for status in counts if status[:1] == "5" and status != "503"]
-    return int(bool(load.num_wrong or load.num_lost or bad))
+    return int(bool(load.num_wrong or load.num_lost or result["faults"]))
 
 
 if __name__ == "__main__":

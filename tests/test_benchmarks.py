@@ -27,7 +27,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     yield run_rows
     torch.set_num_threads(threads)
-    for name in {"losses", "measure"} - before:
+    for name in {"losses", "measure", "photographs"} - before:
         sys.modules.pop(name, None)
 
 
@@ -53,7 +53,7 @@ def test_only_a_whole_run_replaces_the_results_that_are_kept(monkeypatch, rows, 
     monkeypatch.syspath_prepend(str(RUN.parent))
     before = {*sys.modules}
     choose_folder = runpy.run_path(str(RUN))["choose_folder"]
-    for name in {"losses", "measure"} - before:
+    for name in {"losses", "measure", "photographs"} - before:
         sys.modules.pop(name, None)
     chosen = choose_folder(SimpleNamespace(rows=rows, small=small, out=out))
     assert chosen is None if folder is None else str(chosen).endswith(folder)
@@ -71,3 +71,12 @@ def test_no_operation_has_fallen_behind_torchvision(run):
 def test_whole_detectors_run_side_by_side(run):
     _, result = run("--small", "--rounds", "1", "--rows", "predict")
     assert set(result["rows"]) == {"predict retinanet R50", "predict faster_rcnn R50"}
+
+
+def test_a_good_request_that_is_cut_fails_the_load_on_the_service():
+    """Before SIGTERM; and others may be refused or cut, but not with 500."""
+    find_faults = runpy.run_path(str(RUN.with_name("serve_load.py")))["find_faults"]
+    statuses = {"good": {"200": 90, "503": 9}, "broken": {"422": 5}, "lying": {"closed": 1, "ReadError": 2, "503": 1}}
+    assert find_faults(statuses) == []
+    for kind, status in (("good", "ReadError"), ("good", "422"), ("good", "500"), ("slow", "500")):
+        assert find_faults({**statuses, kind: {"200": 1, status: 1}}) == [f"{kind}: {status}"]

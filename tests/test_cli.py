@@ -28,7 +28,7 @@ from focaldet.training.rate_finder import RateCurve
 def the_table_of_detectors_is_made_once():
     """It builds them all, in seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("focaldet.cli.models.detector_rows", functools.cache(detector_rows))
+        patch.setattr("focaldet.models.published.detector_rows", functools.cache(detector_rows))
         yield
 
 
@@ -370,7 +370,9 @@ def test_every_answer_names_a_flag_of_its_command():
 
 def test_flags_of_version_0_1_are_read_and_say_what_they_are_called_now(capsys, monkeypatch):
     seen = []
-    monkeypatch.setattr("focaldet.cli.models.convert", lambda *_, **settings: seen.append(settings["license"]) or 1 / 0)
+    monkeypatch.setattr(
+        "focaldet.cli.convert.convert", lambda *_, **settings: seen.append(settings["license"]) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         main(["convert", "a.pth", "--out", "a.safetensors", "--licence=MIT"])
     assert seen == ["MIT"]
@@ -389,7 +391,7 @@ def test_interruptions_have_their_own_status(monkeypatch, capsys):
     def ctrl_c(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("focaldet.cli.models.detector_rows", ctrl_c)
+    monkeypatch.setattr("focaldet.cli.models.read_rows", ctrl_c)
     assert main(["models"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -411,6 +413,21 @@ class TestModels:
         assert rows["retinanet_r50_fpn_tv"]["num_parameters"] == 34_014_999
         assert rows["retinanet_r101_fpn"]["published"]["ap"] == 39.1
         assert rows["retinanet_r50_fpn"]["published"] is None
+
+    def test_a_new_process_prints_the_same_without_the_detectors(self, capsys):
+        for words in (["models"], ["models", "--json"]):
+            command = [sys.executable, "-m", "focaldet", *words]
+            ended = subprocess.run(command, capture_output=True, text=True, check=True)
+            assert main(words) == 0
+            assert ended.stdout == capsys.readouterr().out
+
+    def test_a_registered_detector_is_listed(self, capsys, monkeypatch):
+        preset = focaldet.models.PRESETS["ssd_r18"]
+        monkeypatch.setitem(focaldet.models.PRESETS, "mine", preset)
+        monkeypatch.setattr("focaldet.models.published.PRESETS", {"mine": preset})
+        monkeypatch.setattr("focaldet.models.published.detector_rows", detector_rows)
+        assert main(["models"]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["mine", "resnet18"]
 
 
 class TestCheck:
@@ -584,8 +601,8 @@ def test_the_help_explains_every_flag_once(capsys):
     assert len(flags) == len({*flags}) > 60
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["study", "--help"]])
-def test_help_and_version_do_not_wait_for_torch(words):
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["study", "--help"], ["models"], ["models", "--json"]])
+def test_help_version_and_the_list_of_detectors_do_not_wait_for_torch(words):
     program = f"import sys, focaldet.cli; focaldet.cli.main({words}); print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     modules = ended.stdout.splitlines()[-1].split()

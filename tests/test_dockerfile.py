@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from focaldet.cli import main
+from focaldet.export.export import FORMAT_SUFFIXES
 from focaldet.service.options import ServiceOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -63,6 +65,36 @@ def test_the_ports_are_that_of_the_service():
     assert command[:2] == ["focaldet", "serve"]
     assert "--port" not in command
     assert those("EXPOSE") == [str(ServiceOptions().port)]
+
+
+def run_lines():
+    """The words of every `docker run` that is documented."""
+    texts = [(REPOSITORY / name).read_text() for name in ("Dockerfile", "docs/guide/serving.md")]
+    return [shlex.split(line) for text in texts for line in re.findall(r"^(?:#   )?(docker run --rm .*)$", text, re.M)]
+
+
+@pytest.mark.parametrize("words", run_lines(), ids=" ".join)
+def test_what_a_container_serves_is_what_is_mounted(monkeypatch, words):
+    """And others than the container itself reach it, at the port that is published."""
+    seen = []
+    monkeypatch.setattr("focaldet.cli.serve.serve", lambda factory, ready: seen.append(factory))
+    monkeypatch.delenv("FOCALDET_TOKEN", raising=False)
+    image = words.index("focaldet")
+    command = json.loads(those("ENTRYPOINT")[0]) + (words[image + 1 :] or json.loads(those("CMD")[0]))
+    assert main(command[1:]) == 0
+    (factory,) = seen
+    source, target, mode = words[words.index("-v") + 1].split(":")
+    assert (factory.options.host, mode) == ("0.0.0.0", "ro")
+    assert words[words.index("-p") + 1].split(":")[-1] == str(factory.options.port)
+    served = Path(factory.spec)
+    assert served.is_relative_to(target)
+    assert not Path(source).suffix  # a mounted file would lose its suffix, by which its kind is known
+    assert served.suffix in ("", *FORMAT_SUFFIXES.values())
+
+
+def test_the_files_of_both_kinds_are_documented():
+    assert {words[-1] == "focaldet" for words in run_lines()} == {True, False}
+    assert len(run_lines()) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Text that others wrote, such as names of files, classes and tensors: how it is shown, and how it is stored."""
 
+from collections.abc import Sequence
+
 LONGEST_SHOWN, LONGEST_MESSAGE = 200, 2000
 
 
@@ -29,6 +31,19 @@ def storable(text: str) -> str:
 def is_whole(text: str) -> bool:
     """Whether `text` consists of whole characters: UTF-8 can hold it as it is."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def align_columns(rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
+    """The rows of a table as lines: columns two spaces apart, at the left where in `left`, else at the right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _escape(text: str, keep: str) -> str:

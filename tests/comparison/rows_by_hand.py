@@ -30,7 +30,7 @@ def make_row(name, aps, ms=None, *, model=None, error=None, width=0.02):
     sample = (
         ApSample(name, tuple(aps), sum(aps) / len(aps) + width * torch.linspace(-1, 1, 101).double()) if aps else None
     )
-    timing = None if ms is None else DetectorTiming(Spread(ms, 0.9 * ms, 1.3 * ms, 40, ms), {}, gflop=2.0)
+    timing = None if ms is None else DetectorTiming(Spread(ms, 0.9 * ms, 1.3 * ms, 40, 0.8 * ms), {}, gflop=2.0)
     return ComparedDetector(
         name,
         backbone=None if config is None else config.backbone,

@@ -17,6 +17,7 @@ from focaldet.comparison.added import check_names
 from focaldet.comparison.compare import compare, find_finished
 from focaldet.comparison.folder import comparison_record, read_record
 from focaldet.comparison.jobs import read_result
+from focaldet.comparison.machine import pick_computing
 from focaldet.comparison.rows import cluster_keys
 from focaldet.data.config import DataConfig
 from focaldet.data.splits import open_split
@@ -27,7 +28,15 @@ from focaldet.training import trainer
 from focaldet.training.config import RunConfig
 from focaldet.training.run_folder import lock_run
 from focaldet.training.sources import open_sources
-from tests.comparison.tiny_detectors import BROKEN, ONE, TWO, tiny_comparison, tiny_presets, tiny_settings
+from tests.comparison.tiny_detectors import (
+    BROKEN,
+    ONE,
+    TWO,
+    tiny_comparison,
+    tiny_presets,
+    tiny_settings,
+    write_exported,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -228,6 +237,41 @@ def test_earlier_runs_and_results_of_other_programs_stand_in_the_same_table(whol
     assert (pair.mean, pair.low, pair.high) == (0.0, 0.0, 0.0)
     assert any(line.startswith("Within 20 ms: ") for line in merged.sentences)
     assert any("one seed" in line for line in merged.sentences)
+
+
+def test_an_exported_file_is_compared_as_it_is_and_says_what_it_was_trained_on(whole, demo_data, tmp_path, no_page):
+    """Whatever precision the others have."""
+    data = DataConfig(path=demo_data, val=demo_data / "instances_test.json")
+    marks = {part: open_split(data, part, seed=0).fingerprint() for part in ("train", "val")}
+    said = {
+        "unknown": {},
+        "chosen": {"training": json.dumps({"data": {"train": marks["train"], "validation": marks["val"]}})},
+        "learned": {"training": json.dumps({"data": {"train": marks["val"]}})},
+        "odd": {"training": "[]"},
+    }
+    files = [write_exported(tmp_path / f"{name}.onnx", extra=extra) for name, extra in said.items()]
+    settings = tiny_settings(demo_data, tmp_path / "out", precision="fp32", device="cpu")
+    merged = compare(settings, tiny_comparison(models=(ONE,), add=tuple(files)))
+    rows = {row.name: row for row in merged.rows}
+    assert {*rows} == {ONE, *(file.name for file in files)}
+    results = {name: rows[f"{name}.onnx"] for name in said}
+    notes = {name: row.results[0].note.removeprefix("an exported file; ") for name, row in results.items()}
+    assert notes == {
+        "unknown": "how it was trained is not known here",
+        "chosen": "its weights were chosen on these images",
+        "learned": "it was trained on the images that are evaluated, so its AP is too high",
+        "odd": "how it was trained is not known here",
+    }
+    assert all(row.error is None and row.metrics[0].num_detections > 0 for row in results.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("m.onnx", ("cpu", None)), ("run", ("cuda", "bf16"))], ids=["a file", "a run"]
+)
+def test_device_and_precision_are_those_of_a_file(tmp_path, name, expected):
+    (tmp_path / "m.onnx").write_bytes(b"")
+    (tmp_path / "run").mkdir()
+    assert pick_computing(tmp_path / name, device="cuda", precision="bf16") == expected
 
 
 @pytest.mark.parametrize(

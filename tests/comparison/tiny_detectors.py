@@ -1,8 +1,11 @@
 """Detectors of a few filters under names of their own, and a comparison of them on the demo's scenes."""
 
 import contextlib
+import json
 from dataclasses import replace
 
+import numpy
+import onnx
 import pytest
 
 from focaldet.comparison.config import CompareConfig
@@ -51,3 +54,38 @@ def tiny_comparison(**changes):
     """Two detectors with one seed each, timed in two rounds on two images."""
     settings = {"models": (ONE, TWO), "seeds": 1, "rounds": 2, "timed_images": 2, "resamples": 100}
     return CompareConfig(**{**settings, **changes})
+
+
+def write_exported(path, **said):
+    """A file of ONNX that sees a 0 in the upper left quarter of every image, and says this about itself."""
+    make, kinds = onnx.helper.make_node, onnx.TensorProto
+    numbers = {"quarter": numpy.float32([[0, 0, 0, 0.5], [0, 0, 0.5, 0]]), "one": [1], "two": [2], "sure": [[0.9]]}
+    numbers |= {"nothing": [[0.0]], "single": [1.0]}
+    nodes = [
+        make("Cast", ["sizes"], ["floats"], to=kinds.FLOAT),
+        make("MatMul", ["floats", "quarter"], ["corners"]),
+        make("Unsqueeze", ["corners", "one"], ["boxes"]),
+        make("ReduceMax", ["boxes", "two"], ["sides"], keepdims=0),
+        make("Mul", ["sides", "nothing"], ["zeros"]),
+        make("Add", ["zeros", "sure"], ["scores"]),
+        make("Cast", ["zeros"], ["labels"], to=kinds.INT64),
+        make("Squeeze", ["zeros", "one"], ["no"]),
+        make("Add", ["no", "single"], ["some"]),
+        make("Cast", ["some"], ["count"], to=kinds.INT64),
+    ]
+    arrays = [numpy.array(value) for value in numbers.values()]
+    weights = [
+        onnx.numpy_helper.from_array(each.astype("float32") if each.dtype.kind == "f" else each, name)
+        for name, each in zip(numbers, arrays, strict=True)
+    ]
+    given = [("images", kinds.UINT8, ["b", 3, "h", "w"]), ("sizes", kinds.INT64, ["b", 2])]
+    answered = [("boxes", kinds.FLOAT, ["b", 1, 4]), ("scores", kinds.FLOAT, ["b", 1])]
+    answered += [("labels", kinds.INT64, ["b", 1]), ("count", kinds.INT64, ["b"])]
+    ports = [[onnx.helper.make_tensor_value_info(*port) for port in ports] for ports in (given, answered)]
+    graph = onnx.helper.make_graph(nodes, "quarter", *ports, weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    about = {"architecture": "RetinaNetConfig", "config": {"num_classes": 1}, "class_names": ["0"], "version": 2}
+    about |= {"category_ids": [1], "preprocessing": {}, **said}
+    onnx.helper.set_model_props(model, {"focaldet": json.dumps(about)})
+    path.write_bytes(model.SerializeToString())
+    return path

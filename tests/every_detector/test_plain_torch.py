@@ -29,6 +29,12 @@ DETECTORS = {
     "yolov2_tiny": {"width": 32},
     "faster_rcnn_r18_fpn": {**TINY, "width": 16, "head_width": 16, **SMALL_HEAD},
     "faster_rcnn_r18_c4": {**TINY, "pooling": {"size": 4}, "plus": {"context": True}, **SMALL_HEAD},
+    "faster_rcnn_r101_c4_plus": {
+        **TINY,
+        "pooling": {"size": 4},  # of the kind max
+        "plus": {"scales": []},  # which no graph can say; the refinement and the context remain
+        **SMALL_HEAD,
+    },
     "faster_rcnn_inception_resnet_small_tdm": {
         "backbone": "inception_resnet_tiny",
         "top_down": [16],

@@ -21,7 +21,7 @@ FORMATS = ["onnx", "openvino", "torch"]
 @pytest.mark.parametrize("name", DETECTORS)
 def test_files_of_every_detector_answer_as_it_does(name):
     with unchecked_shapes():
-        rows = measure(name, DETECTORS[name], pick_variants(FORMATS, ["fp32"]), source=open_images(None))
+        rows = [*measure(name, DETECTORS[name], pick_variants(FORMATS, ["fp32"]), source=open_images(None))]
     assert [row["format"] for row in rows] == FORMATS
     for row in rows:
         assert row["num_detections"] > 100
@@ -63,3 +63,24 @@ def test_rows_that_are_in_the_results_are_not_made_again(tmp_path, monkeypatch):
     rows = json.loads(results.read_text())
     assert [row["error"] for row in rows if row["preset"] == "yolov2"] == ["RuntimeError: cannot be built"] * 2
     assert {name for name, *_ in run()} == PRESETS.keys() - {*names}
+
+
+def test_rows_are_kept_where_a_later_one_fails_and_none_is_begun_after_the_time(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "rows.json"
+
+    def fail_late(name, architecture, variants, **_):
+        yield {"preset": name, "format": "onnx", "precision": "fp32"}
+        assert len(json.loads(results.read_text())) == 1
+        raise MemoryError("of all that there was")
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["export_presets.py", "--results", str(results), *words])
+        export_presets.main()
+
+    monkeypatch.setattr(export_presets, "measure", fail_late)
+    run("yolov2")
+    errors = [row.get("error") for row in json.loads(results.read_text())]
+    assert errors == [None, "MemoryError: of all that there was"]
+    run("ssd_r18", "--core-minutes", "0")
+    assert len(json.loads(results.read_text())) == 2
+    assert "--core-minutes are over: ssd_r18" in capsys.readouterr().err

@@ -20,11 +20,11 @@ from focaldet.data.dataset import FileSource
 from focaldet.data.loading.collate import blank_image
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.export import benchmark as benchmarks
-from focaldet.export import export, quantize
-from focaldet.export.graph import trace
+from focaldet.export import export, graph, quantize
+from focaldet.export.graph import Traced, trace
 from focaldet.export.images import open_export_images
 from focaldet.export.metadata import describe_export, read_limits, read_training
-from focaldet.export.openvino_file import convert_openvino
+from focaldet.export.openvino_file import convert_openvino, write_openvino
 from focaldet.export.proof import Limits
 from focaldet.export.quantize import postprocess_names
 from focaldet.models import build
@@ -32,11 +32,14 @@ from focaldet.models.faster_rcnn.plus import RefineConfig
 from focaldet.ops.padded import PaddedDetections
 from focaldet.types import Resize
 from focaldet.weights import load_detector, read_metadata
+from focaldet.weights.checkpoint import describe_detector
+from focaldet.weights.exported.detector import ExportedDetector
 from focaldet.weights.exported.graphs import import_library
 from focaldet.weights.thresholds import ScoreThreshold, ScoreThresholds, read_thresholds
 from tests.evaluation.cases import BrightDetector, make_image
 from tests.every_detector.test_plain_torch import DETECTORS
 from tests.export.conftest import unchecked_shapes
+from tests.test_docs import code_of
 
 PROVE = pytest.mark.prove  # torch.export takes the program apart for half a minute
 every = pytest.mark.parametrize("name", ["onnx", "openvino", pytest.param("torch", marks=PROVE)])
@@ -148,15 +151,12 @@ def test_half_precision_takes_half_the_room(exported, small_run, tmp_path, monke
 
 @PROVE
 def test_pt2_runs_without_focaldet(exported):
-    program = f"""
-import sys, torch, torchvision
-module = torch.export.load({str(exported.torch.path)!r}).module(check_guards=False)
-boxes, scores, labels, count = module(torch.zeros(3, 3, 160, 192, dtype=torch.uint8), torch.tensor([[160, 192]] * 3))
-assert boxes.shape == (3, 100, 4) and count.shape == (3,)
-print(any(name.startswith("focaldet") for name in sys.modules))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[-1] == "False"
+    """With the lines of the guide."""
+    lines = code_of("export", "run_pt2.py").replace("cells.pt2", str(exported.torch.path))
+    lines = f"import sys\n{lines}\nprint(any(name.startswith('focaldet') for name in sys.modules))\n"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    *shapes, has_focaldet = done.stdout.splitlines()
+    assert (shapes[-1], has_focaldet) == ("torch.Size([3, 100, 4]) torch.Size([3])", "False")
 
 
 @every
@@ -272,6 +272,74 @@ def detections_of(*scores):
     return focaldet.Detections(boxes, torch.tensor(scores), torch.zeros(len(scores), dtype=torch.int64), ("a",))
 
 
+class Silent:
+    """A graph that is not run."""
+
+    statement, runs_in_turn = None, False
+
+    def __init__(self, least_px=1):
+        self.least_px = least_px
+
+    def run(self, images, sizes):
+        raise AssertionError("nobody asks it")
+
+
+def file_of(detector, *, size_divisor=32, least_px=1):
+    """An exported file of the detector that pads images to this."""
+    about = describe_detector(detector, license=None, extra={})
+    about = replace(about, preprocessing=replace(about.preprocessing, size_divisor=size_divisor))
+    return ExportedDetector(Silent(least_px), about, source="m.onnx")
+
+
+@pytest.mark.parametrize(("own", "notes"), [(8, 1), (32, 0)])
+def test_boxes_are_compared_as_the_file_pads_and_the_ap_is_that_of_the_detector(small_run, monkeypatch, own, notes):
+    """Where the two pad differently they detect differently: no fault of the file, but its user must know."""
+    detector, seen = load_detector(small_run).detector, []
+    images = open_export_images(small_run, detector, data=None, split="val", needs_ap=True)
+    detector.preprocessing = replace(detector.preprocessing, size_divisor=own)
+
+    def note_padding(each, source, **_):
+        seen.append(each.preprocessing.size_divisor)
+        return SimpleNamespace(detections=[detections_of()] * len(source.dataset), milliseconds_per_image=1.0)
+
+    monkeypatch.setattr(export, "detect", note_padding)
+    result = export.compare_file(detector, file_of(detector), images, precision="fp32", max_drop=0.01)
+    assert seen == [32, 32, own, 32]
+    assert detector.preprocessing.size_divisor == own
+    assert sum(f"multiples of 32 px, the detector in torch to {own}" in text for text in result.notes) == notes
+
+
+@pytest.mark.parametrize(("least_px", "side"), [(1, 32), (64, 64)])
+def test_the_detector_is_given_what_the_graph_gets(least_px, side):
+    """A program of torch takes no side below 64 px, which its file pads."""
+    detector = BrightDetector()
+    with export.give_bytes(detector, file_of(detector, least_px=least_px)):
+        detector(torch.full((1, 3, 32, 96), 7.6), [focaldet.ImageSize(32, 96)])
+    (given,) = detector.seen
+    assert given.dtype == torch.uint8
+    assert given.shape == (1, 3, side, 96)
+    assert given[0, 0, :32].eq(8).all()
+    padding = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None]
+    assert torch.equal(given[0, :, 32:], padding.expand(3, side - 32, 96))
+
+
+@pytest.mark.parametrize(
+    ("own", "traceable", "asked", "padded"),
+    [(1, True, [1], 1), (24, False, [24, 32], 96), (32, True, [32], 32), (64, True, [32], 64)],
+)
+def test_the_graph_takes_what_the_detector_pads_to_where_it_can_be_traced(monkeypatch, own, traceable, asked, padded):
+    steps = []
+
+    def trace_or_fail(detector, size=None, *, step_px=32):
+        steps.append(step_px)
+        if not traceable and step_px != 32:
+            raise ConfigError("a rest of a division")
+
+    monkeypatch.setattr(graph, "trace_steps", trace_or_fail)
+    assert trace(BrightDetector(size_divisor=own)).size_divisor == padded
+    assert steps == asked
+
+
 @pytest.mark.parametrize(
     ("before", "after", "least", "reason"),
     [
@@ -284,11 +352,12 @@ def detections_of(*scores):
 def test_int8_is_compared_where_the_detector_is_sure(small_run, monkeypatch, before, after, least, reason):
     detector = load_detector(small_run).detector
     images = open_export_images(small_run, detector, data=None, split="val")
-    answers = {id(detector): before, id(images): after}
+    file = file_of(detector)
+    answers = {id(detector): before, id(file): after}
     monkeypatch.setattr(
         export, "detect", lambda each, *_, **__: SimpleNamespace(detections=[detections_of(*answers[id(each)])] * 4)
     )
-    result = export.compare_file(detector, images, images, precision="int8", max_drop=0.01)
+    result = export.compare_file(detector, file, images, precision="int8", max_drop=0.01)
     assert result.comparison.least_score == pytest.approx(least)
     assert [reason in text for text in result.reasons] == ([True] if reason else [])
 
@@ -301,7 +370,8 @@ def test_an_int8_file_that_detects_nothing_is_rejected_where_the_split_has_no_bo
     bare = FileSource(dataset.select_boxes(torch.zeros(len(dataset.boxes), dtype=torch.bool)))
     timed = SimpleNamespace(detections=[detections_of()] * len(dataset), milliseconds_per_image=1.0)
     monkeypatch.setattr(export, "detect", lambda *_, **__: timed)
-    result = export.compare_file(detector, detector, replace(images, labeled=bare), precision="int8", max_drop=0.01)
+    images = replace(images, labeled=bare)
+    result = export.compare_file(detector, file_of(detector), images, precision="int8", max_drop=0.01)
     assert (result.ap, result.exported_ap) == (None, None)
     assert [text.partition(":")[0] for text in result.reasons] == ["nothing was detected on these images"]
 
@@ -440,11 +510,49 @@ def test_a_format_that_fails_is_a_note_in_its_row(small_run, monkeypatch):
         ("onnx", "fp32"): fail(CheckpointError("m.onnx: onnxruntime cannot open it")),
         ("openvino", "fp32"): fail(RuntimeError("Exception from src/core.cpp:7:\nno such primitive\nat all")),
     }
-    monkeypatch.setattr(benchmarks, "convert_all", lambda *_: writers)
+    monkeypatch.setattr(benchmarks, "convert_all", lambda *_: iter(writers.items()))
     rows = {row.name: row for row in benchmarks.benchmark(small_run, rounds=1)}
     assert rows["onnx fp32"].note == "m.onnx: onnxruntime cannot open it"
     assert rows["openvino fp32"].note == "no such primitive"
     assert rows["torch, eager"].milliseconds_per_image > 0
+
+
+@pytest.mark.parametrize("fails", ["trace", "convert_onnx"])
+def test_what_fails_for_several_formats_is_tried_once_and_noted_in_each_row(small_run, monkeypatch, fails):
+    """A detector that cannot be traced has its time in torch."""
+    tries = []
+
+    def fail(_):
+        tries.append(fails)
+        raise ConfigError(f"{fails} cannot do it")
+
+    monkeypatch.setattr(export, "trace", lambda _: Traced(None, 32))
+    monkeypatch.setattr(export, fails, fail)
+    monkeypatch.setattr(benchmarks, "VARIANTS", benchmarks.VARIANTS[:-1])  # what is left is made of the ONNX model
+    rows = {row.name: row for row in benchmarks.benchmark(small_run, rounds=1)}
+    assert rows.pop("torch, eager").milliseconds_per_image > 0
+    assert len(rows) == 4
+    assert {row.note for row in rows.values()} == {f"{fails} cannot do it"}
+    assert tries == [fails]
+
+
+def test_each_file_is_timed_on_images_that_are_padded_as_it_pads(small_run, monkeypatch):
+    times = []
+
+    def note_batches(detector, batches):
+        times.append((detector.preprocessing.size_divisor, {each.images.shape[-1] % 96 for each in batches}))
+        return 1.0
+
+    def make(path, *_):
+        path.write_bytes(b"")
+
+    file = file_of(load_detector(small_run).detector, size_divisor=96)
+    monkeypatch.setattr(benchmarks, "convert_all", lambda *_: [(("onnx", "fp32"), make)])
+    opened = iter([SimpleNamespace(detector=file)])
+    monkeypatch.setattr(benchmarks, "load_detector", lambda _: next(opened))
+    monkeypatch.setattr(benchmarks, "_time", note_batches)
+    benchmarks.benchmark(small_run, rounds=1)
+    assert times == [(96, {0}), *[(32, {64}), (96, {0})] * 2]
 
 
 def test_the_ap_of_both_is_compared_where_data_are_given(traced_once, small_run, demo_data, tmp_path, capsys):
@@ -477,6 +585,7 @@ def test_a_detector_that_resizes_to_fractions_is_compared_on_bytes(exported, sma
     ("arguments", "message"),
     [
         (["--out", "m.xml"], "out: a file of onnx ends in .onnx, got m.xml"),
+        (["--out", "M.XML", "--format", "openvino"], "out: a file of openvino ends in .xml, got M.XML"),
         (["--out", "m.onnx", "--precision", "int8"], "precision: int8 is for --format openvino"),
         (["--out", "m.onnx", "--max-drop", "2"], "max_drop: must be in 0…1, got 2"),
     ],
@@ -484,6 +593,22 @@ def test_a_detector_that_resizes_to_fractions_is_compared_on_bytes(exported, sma
 def test_what_does_not_fit_together_is_said_before_the_work(arguments, message, capsys):
     assert main(["export", "no run", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["m.xml", "m.bin", "m.xml.rejected", "m.bin.rejected"])
+def test_a_folder_in_the_place_of_a_file_is_said_before_the_work(tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    assert main(["export", "no run", "--out", str(tmp_path / "m.xml"), "--format", "openvino"]) == 2
+    assert f"{name} is a folder" in capsys.readouterr().err
+
+
+def test_what_openvino_says_of_a_file_it_cannot_write_is_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Exception from src/core.cpp:7:\nCannot open the file\nat all")
+
+    monkeypatch.setattr(import_library("openvino", extra="openvino"), "save_model", fail)
+    with pytest.raises(CheckpointError, match=r"m\.xml: cannot be written: Cannot open the file$"):
+        write_openvino(SimpleNamespace(), tmp_path / "m.xml", half=False, statements={})
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])

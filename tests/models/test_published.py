@@ -1,12 +1,16 @@
 """The table of `focaldet models`: the paper's figures, and parameters counted by hand elsewhere."""
 
-from dataclasses import astuple
+import json
+from dataclasses import asdict, astuple
+from importlib.resources import files
 
 import pytest
 
+from focaldet.cli.models import embedded_backbones
 from focaldet.models import PRESETS
 from focaldet.models.published import detector_rows
 from focaldet.types import Resize
+from focaldet.weights.sources import EMBEDDED_WEIGHTS
 
 COUNTED = {
     "retinanet_r50_fpn": 37_915_572,
@@ -29,6 +33,12 @@ def rows():
 
 def test_every_detector_has_a_row(rows):
     assert list(rows) == list(PRESETS)
+
+
+def test_the_list_that_is_read_without_torch_is_that_of_the_detectors(rows):
+    stored = json.loads(files("focaldet.cli").joinpath("detectors.json").read_text(encoding="utf-8"))
+    assert stored == [asdict(row) for row in rows.values()], "run docs/list_detectors.py"
+    assert embedded_backbones() == sorted(EMBEDDED_WEIGHTS.values())
 
 
 @pytest.mark.parametrize("name", COUNTED)

@@ -5,12 +5,15 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 import focaldet
 from focaldet import losses
-from focaldet.models import LossContext, build
-from focaldet.models.retinanet import LossConfig, RetinaNet, RetinaNetOutputs
+from focaldet.models import PRESETS, LossContext, build
+from focaldet.models.retinanet import LossConfig, RetinaNet, RetinaNetConfig, RetinaNetOutputs
 from focaldet.types import ImageSize, Preprocessing, Target
+from focaldet.weights import load_detector, load_into, save_detector
+from tests.weights.test_checkpoint import rewrite
 
 SMALL = {"width": 16, "head_depth": 1}
 ANCHORS = torch.tensor(
@@ -59,6 +62,44 @@ def target(boxes, labels, ignored=None):
 def test_settings_out_of_range_are_named(setting, problem):
     with pytest.raises(focaldet.ConfigError, match=problem):
         build("retinanet_r18_fpn", num_classes=2, architecture=setting)
+
+
+SMALL_PRESETS = ("retinanet_efficientnet_lite0_fpn", "retinanet_mobilenet_v2_fpn")
+
+
+def test_the_pyramid_is_normalized_nowhere_unless_it_is_asked_for():
+    retinanets = [preset.config for preset in PRESETS.values() if isinstance(preset.config, RetinaNetConfig)]
+    assert len(retinanets) >= 8 and not any(config.neck_norm for config in retinanets)
+    net = build(SMALL_PRESETS[1], num_classes=2, architecture={**SMALL, "neck_norm": True})
+    norms = [name for name, module in net.pyramid.named_modules() if isinstance(module, nn.GroupNorm)]
+    assert norms == [f"{part}_norms.{level}" for part in ("lateral", "output") for level in range(3)]
+
+
+@pytest.mark.parametrize("head_norm", [False, True])
+def test_behind_a_normalized_pyramid_a_fresh_network_answers_with_its_prior(head_norm):
+    torch.manual_seed(0)
+    change = {"width": 32, "head_depth": 1, "head_norm": head_norm, "neck_norm": True}
+    net = build(SMALL_PRESETS[1], num_classes=2, architecture=change).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        scores = net(images, [ImageSize(64, 96)] * 2).logits.sigmoid()
+    assert float(scores.mean()) == pytest.approx(0.01, rel=0.15)
+
+
+def test_weights_of_before_the_setting_load_and_a_normalized_pyramid_takes_the_backbone_alone(tmp_path):
+    path = tmp_path / "old.safetensors"
+    trained = build(SMALL_PRESETS[1], num_classes=2, architecture=SMALL)
+    save_detector(path, trained)
+    rewrite(path, lambda _, description: description["config"].pop("neck_norm"))
+    loaded = load_detector(path).detector
+    assert loaded.config == trained.config
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in loaded.state_dict().items())
+    normalized = build(SMALL_PRESETS[1], num_classes=2, architecture={**SMALL, "neck_norm": True})
+    before = normalized.pyramid.lateral[0].weight.clone()
+    assert load_into(normalized, path).kind == "backbone"
+    backbones = (net.backbone.state_dict().values() for net in (normalized, trained))
+    assert all(torch.equal(one, other) for one, other in zip(*backbones, strict=True))
+    assert torch.equal(normalized.pyramid.lateral[0].weight, before)
 
 
 def test_detections_by_hand():

@@ -263,6 +263,15 @@ def test_padding_by_hand() -> None:
     assert max_pool(-odd, stride=1, padding="same").flatten().tolist() == [-1, -1, -2, -3, -4]
 
 
+@pytest.mark.parametrize("size_px", [(6, 8), (7, 8), (1, 5)])
+def test_in_an_export_the_maximum_is_the_same(monkeypatch, size_px) -> None:
+    """There padding may not depend on whether a number that is open is even."""
+    x = torch.randn(2, 3, *size_px).relu()
+    expected = max_pool(x, stride=2, padding="same")
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert torch.equal(max_pool(x, stride=2, padding="same"), expected)
+
+
 @pytest.mark.parametrize("size_px", [(64, 80), (72, 56), (65, 96), (50, 41), (7, 23)])
 @torch.no_grad()
 def test_the_map_of_stride_16_is_every_other_row_of_that_of_stride_8(tensors: dict[str, Tensor], size_px) -> None:

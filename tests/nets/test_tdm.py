@@ -84,6 +84,17 @@ def test_the_top_down_map_takes_the_size_of_the_lateral(cells: int, columns: int
     assert actual[0, 1].tolist() == [expected] * rows
 
 
+@pytest.mark.parametrize("columns", [*range(1, 12), 511, 512, 1023])
+def test_in_an_export_the_map_is_raised_to_the_same(monkeypatch, columns: int) -> None:
+    """Of a number of cells that is open: half of it, rounded up, and itself where the coarse map is as large."""
+    module, fine = passing_top_down(), torch.zeros(1, 1, 3, columns)
+    maps = [torch.randn(1, 1, rows, cells) for rows, cells in ((2, (columns + 1) // 2), (3, columns))]
+    expected = [module(coarse, fine) for coarse in maps]
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    for coarse, right in zip(maps, expected, strict=True):
+        assert torch.equal(module(coarse, fine), right)
+
+
 @pytest.mark.parametrize("size_px", [(64, 96), (70, 41)])
 @pytest.mark.parametrize(("widths", "level"), [((16,), 1), ((16, 8), 0)])
 def test_on_the_trunks_maps_gradients_reach_every_part(widths, level: int, size_px) -> None:

@@ -3,13 +3,17 @@
 import base64
 import json
 import struct
+import tracemalloc
 
 import numpy
 import pytest
 from starlette.testclient import TestClient
 
+from focaldet.service import inference_protocol as protocol
+from focaldet.service.answers import SelectionReader
 from focaldet.service.app import build_service
 from focaldet.service.options import ServiceOptions
+from focaldet.service.refusals import RefusalError
 from tests.evaluation.cases import make_image
 from tests.service.services import bright_predictor, encode, running_service
 
@@ -139,6 +143,49 @@ def test_deeply_nested_data_do_no_harm(client):
     deep = "[" * 5000 + "]" * 5000
     text = json.dumps(tensor(data=["x"])).replace('["x"]', deep)
     assert client.post(INFER, content=text).status_code == 400
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'""', b"1"])
+@pytest.mark.parametrize("where", ["data", "parameters", "another field"])
+def test_json_of_millions_of_values_is_refused_with_little_memory(value, where):
+    """Three bytes of text can be a list of a hundred: a body took 35 times its size before it was refused."""
+    count = protocol.MOST_JSON_VALUES // (2 if value in (b"[]", b"{}") else 1)
+    body = {
+        "data": tensor(data=["x"]),
+        "parameters": tensor() | {"parameters": {"a": ["x"]}},
+        "another field": tensor() | {"a": ["x"]},
+    }[where]
+    text = json.dumps(body).encode().replace(b'["x"]', b"[" + (value + b",") * count + value + b"]")
+    assert len(text) < ServiceOptions().max_bytes
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusalError, match=r"more than 1\.5 million values") as refused:
+            protocol.read_inference(
+                text, None, selections=SelectionReader(bright_predictor()), options=ServiceOptions()
+            )
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (refused.value.status, most < 1e6) == (413, True)
+
+
+def test_as_many_values_as_are_allowed_are_read(client, monkeypatch):
+    pixels = tensor(name="pixels", datatype="UINT8", shape=[1, 1, 3], data=[[1, 2, 3]])
+    text = json.dumps(pixels)
+    for missing, status in ((0, 200), (1, 413)):
+        monkeypatch.setattr(protocol, "MOST_JSON_VALUES", sum(map(text.count, ",[{")) - missing)
+        assert client.post(INFER, content=text).status_code == status
+
+
+def test_a_request_that_waits_has_its_images_alone():
+    """Base64 and lists of pixels are larger than what is read from them."""
+    inference = protocol.read_inference(
+        json.dumps(as_json()).encode(),
+        None,
+        selections=SelectionReader(bright_predictor()),
+        options=ServiceOptions(),
+    )
+    assert (inference.request.id, inference.request.inputs, len(inference.images)) == ("seven", [], 3)
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "99999", "²"])

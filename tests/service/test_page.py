@@ -1,15 +1,35 @@
 """The page for people in a real browser: images in, boxes, choices, downloads, keys, phone, dark, and the camera."""
 
 import json
+import os
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from focaldet.prediction import Predictor
 from tests.chromium import open_chromium
-from tests.evaluation.cases import make_image
+from tests.evaluation.cases import BrightDetector, make_image
 from tests.service.services import SECRET, bright_predictor, encode, running_service
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
+OVERLAPS = """() => {
+  const kinds = "h1, h2, h3, button, a, input, label, p, li, summary, dl, td, th, pre, #frame, #strip";
+  const parts = [...document.querySelectorAll(kinds)]
+    .filter((part) => part.getClientRects().length && !part.closest("#strip *, #frame *"));
+  const rows = parts.map((part) => [part, part.getBoundingClientRect(), part.closest("ul, ol")]);
+  const overlaps = [];
+  for (const [a, p, list] of rows) for (const [b, q, other] of rows) {
+    if (a === b || a.contains(b) || b.contains(a) || a.compareDocumentPosition(b) & 2) continue;
+    if ((list || other) && list !== other) continue; // what is scrolled out of a list is not seen
+    const width = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+    const height = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+    if (width > 1 && height > 1) overlaps.push(`${a.outerHTML.slice(0, 60)} over ${b.outerHTML.slice(0, 60)}`);
+  }
+  return overlaps;
+}"""
+COUNTS = "[...document.querySelectorAll('#strip i')].map(i => i.textContent).join()"
 DROP = """([bytes, name]) => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([new Uint8Array(bytes)], name));
@@ -72,8 +92,7 @@ def test_images_are_shown_with_boxes_and_choices(browser, address):
         assert page.locator(".box span").text_content() == "cell 1.00"
         give(page, ("dog.png", encode(dog)), ("pale.png", encode(make_image(red=220))), ("broken.png", b"<html>"))
         status(page, "dog.png: 64 × 48")
-        counts = "[...document.querySelectorAll('#strip i')].map(i => i.textContent).join()"
-        page.wait_for_function(f"() => {counts} === '1,1,1,!'")
+        page.wait_for_function(f"() => {COUNTS} === '1,1,1,!'")
 
         page.uncheck("#classes li:nth-child(2) input")
         assert page.locator(".box").count() == 0
@@ -107,17 +126,87 @@ def test_a_file_that_is_too_large_is_not_sent(browser, address):
         status(page, "large.png: the file has 0.6 MB, at most 0.5 MB are taken")
 
 
+@contextmanager
+def service_of_many_classes():
+    """The address of a service whose classes have names of all lengths."""
+    names = ("cell", "a class with a name that is longer than its line", *(f"class {k}" for k in range(2, 14)))
+    predictor = Predictor(BrightDetector(names=names), device="cpu", precision="fp32")
+    with running_service(predictor, name="cells", max_megabytes=0.5) as (host, port):
+        yield f"http://{host}:{port}"
+
+
+def photograph(page, name):
+    """Nothing lies over another or beside the window; where FOCALDET_SHOTS names a folder, an image of the page too."""
+    assert page.evaluate(OVERLAPS) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    if folder := os.environ.get("FOCALDET_SHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def require_inside(part, whole):
+    """A rectangle lies in another, up to a pixel."""
+    for start, length in (("x", "width"), ("y", "height")):
+        assert part[start] >= whole[start] - 1
+        assert part[start] + part[length] <= whole[start] + whole[length] + 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_a_phone_and_is_dark_where_that_is_wished(browser, address, scheme):
-    with opened(browser, address, color_scheme=scheme) as page:
-        page.set_viewport_size(PHONE)
-        give(page, *[(f"{number}.png", encode()) for number in range(8)])
-        status(page, "64 × 48")
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["390", "1280"])
+def test_it_fits_a_phone_and_is_dark_where_that_is_wished(browser, scheme, size):
+    corner = make_image((480, 640), (400, 4, 630, 220), green=200)
+    shot = partial("{}_{}_{}".format, size["width"], scheme)
+    with service_of_many_classes() as address, opened(browser, address, color_scheme=scheme) as page:
+        page.set_viewport_size(size)
+        page.wait_for_selector("#classes li")
+        photograph(page, shot("1_empty"))
+        page.evaluate(DROP, [list(encode(corner)), "corner.png"])
+        status(page, "640 × 480")
+        photograph(page, shot("2_dropped"))
+        require_inside(page.locator(".box span").bounding_box(), page.locator("#frame").bounding_box())
+        give(page, *[(f"{k}.png", encode(make_image(red=215 + 5 * k, green=200 * (k % 2)))) for k in range(8)])
+        status(page, "0.png: 64 × 48")
+        page.wait_for_function(f"() => {COUNTS} === '1,1,1,1,1,1,1,1,1'")
+        page.locator("#score").fill("0.85")
+        page.locator("#score").evaluate("element => element.blur()")
+        assert page.locator(".box").count() == 0
+        photograph(page, shot("3_slider"))
+        page.keyboard.press("ArrowRight")
+        page.locator("#score").fill("0.5")
+        page.uncheck("#classes li:nth-child(1) input")
+        page.click("summary")
+        assert page.locator(".box").count() == 1
+        photograph(page, shot("4_classes"))
+        give(page, ("a broken file.png", b"<html>"))
+        status(page, "a broken file.png: the file is not an image")
+        require_inside(page.locator("#strip .failed").bounding_box(), page.locator("#strip").bounding_box())
+        photograph(page, shot("5_broken"))
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert ground == {"light": "rgb(250, 250, 248)", "dark": "rgb(20, 22, 26)"}[scheme]
         page.goto(f"{address}/docs")
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        photograph(page, shot("6_docs"))
+
+
+def test_a_detector_without_names_has_its_numbers_as_categories(browser):
+    predictor = Predictor(BrightDetector(names=()), device="cpu", precision="fp32")
+    with running_service(predictor) as (host, port), opened(browser, f"http://{host}:{port}") as page:
+        give(page, ("dog.png", encode(make_image(green=200))), ("cell.png", encode()))
+        page.wait_for_function(f"() => {COUNTS} === '1,1'")
+        _, coco = downloaded(page, lambda: page.click("#coco"))
+        assert [row["category_id"] for row in coco["annotations"]] == [2, 1]
+        assert sorted(coco["categories"], key=lambda row: row["id"]) == [{"id": 1, "name": "0"}, {"id": 2, "name": "1"}]
+
+
+def test_an_image_behind_the_camera_is_not_removed(browser, address):
+    with opened(browser, address, permissions=["camera"]) as page:
+        give(page, ("cell.png", encode()))
+        status(page, "cell.png: 64 × 48")
+        page.keyboard.press("c")
+        status(page, "camera: ")
+        page.keyboard.press("Delete")
+        page.keyboard.press("c")
+        status(page, "cell.png: 64 × 48")
+        page.keyboard.press("Delete")
+        assert page.locator("#empty").is_visible()
 
 
 def test_the_camera_is_detected_in_as_it_runs(browser, address):

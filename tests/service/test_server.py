@@ -16,6 +16,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import httpx2
+import numpy
 import pytest
 
 import focaldet
@@ -199,32 +200,60 @@ def test_a_service_that_others_reach_without_a_token_says_so(monkeypatch, capsys
     assert ("no token is set" in capsys.readouterr().out) == is_said
 
 
-@pytest.mark.parametrize("served", ["runs/cells", pytest.param("cells.onnx", marks=pytest.mark.prove)])
-def test_the_lines_of_the_readme(tiny_run, demo_data, tmp_path, monkeypatch, served):
-    """train, export, serve, curl: what the service answers, of the run or of the file, is that of `predict`."""
+def readme_line(start):
+    """The words of the first line of the README's commands that begins so."""
+    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
+    return shlex.split(next(line for line in lines if line.startswith(start)), comments=True)
+
+
+def replace_words(words, changes):
+    return [changes.get(word, word) for word in words]
+
+
+def ask_with_curl(served):
+    """What the service answers to the README's curl, all detections."""
     curl = shutil.which("curl")
     if curl is None:
         pytest.skip("no curl on this machine")
-    lines = (Path(__file__).parents[2] / "README.md").read_text().splitlines()
-    export, serve, post = (
-        shlex.split(next(line for line in lines if line.startswith(start)), comments=True)
-        for start in ("focaldet export", "focaldet serve", "curl -F")
-    )
+    serve, post = readme_line("focaldet serve"), readme_line("curl -F")
+    with process_of("-m", *replace_words(serve, {"8000": "0", "runs/cells": served})) as (_, address):
+        url = post[-1].replace("http://127.0.0.1:8000", address) + "?score=0"
+        done = subprocess.run([curl, "--silent", *post[1:-1], url], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)["predictions"]
+
+
+def require_detections(predictions, expected):
+    """The same classes, scores and boxes in the same order, and at least one."""
+    assert len(expected) > 0
+    assert [row["class"] for row in predictions] == expected.labels.tolist()
+    assert [row["confidence"] for row in predictions] == pytest.approx(expected.scores.tolist(), abs=1e-4)
+    boxes = numpy.array([[row["box"][side] for side in ("x1", "y1", "x2", "y2")] for row in predictions])
+    assert numpy.abs(boxes - expected.boxes.numpy()).max() < 0.05
+
+
+def test_the_readme_s_serve_and_curl_answer_what_predict_does(tiny_run, demo_data, tmp_path, monkeypatch):
     shutil.copytree(tiny_run, tmp_path / "runs" / "cells")
     shutil.copy(next((demo_data / "images").glob("test_*.png")), tmp_path / "image.jpg")
     monkeypatch.chdir(tmp_path)
-    if served != "runs/cells":
-        words = [{"DIR": str(demo_data)}.get(word, word) for word in export]
-        subprocess.run([sys.executable, "-m", *words], check=True)
-    words = [{"8000": "0", "runs/cells": served}.get(word, word) for word in serve]
-    with process_of("-m", *words) as (_, address):
-        url = post[-1].replace("http://127.0.0.1:8000", address) + "?score=0"
-        done = subprocess.run([curl, "--silent", *post[1:-1], url], capture_output=True, text=True, check=True)
-    answer = json.loads(done.stdout)
-    expected = focaldet.load(tiny_run).predict(tmp_path / "image.jpg")
-    assert [row["class"] for row in answer["predictions"]] == expected.labels.tolist()
-    assert [row["confidence"] for row in answer["predictions"]] == pytest.approx(expected.scores.tolist(), abs=1e-5)
-    assert len(expected) > 0
+    require_detections(ask_with_curl("runs/cells"), focaldet.load("runs/cells").predict("image.jpg"))
+
+
+@pytest.mark.prove
+def test_the_lines_of_the_readme_from_train_to_curl(demo_data, tmp_path, monkeypatch):
+    """An epoch of a tiny network; of the file, which computes in fp32, the answer is that of the run in fp32."""
+    shutil.copy(next((demo_data / "images").glob("test_*.png")), tmp_path / "image.jpg")
+    monkeypatch.chdir(tmp_path)
+    tiny = {"width": "32", "head-depth": "1", "norm": "batch", "detect.score-threshold": "0"}
+    overrides = [word for name, value in tiny.items() for word in (f"--architecture.{name}", value)]
+    train = replace_words(
+        readme_line("focaldet train   DIR"), {"DIR": str(demo_data), "W": "none", "24": "1", "320": "64"}
+    )
+    export = replace_words(readme_line("focaldet export"), {"DIR": str(demo_data)})
+    assert (train[-1], export[2:5]) == ("runs/cells", ["runs/cells", "--out", "cells.onnx"])
+    subprocess.run([sys.executable, "-m", *train, *overrides], check=True)
+    subprocess.run([sys.executable, "-m", *export], check=True)
+    expected = focaldet.load("runs/cells", precision="fp32").predict("image.jpg")
+    require_detections(ask_with_curl("cells.onnx"), expected)
 
 
 @pytest.mark.prove

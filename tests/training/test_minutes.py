@@ -4,15 +4,18 @@ import csv
 import dataclasses
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from focaldet.errors import ConfigError
-from focaldet.training import batch_norm, logs, timing, trainer
+from focaldet.training import batch_norm, evaluation_time, logs, timing, trainer
 from focaldet.training.config import RunConfig
 from focaldet.training.minutes import END_SECONDS, Plan, first_plan, revise_plan
 from focaldet.training.run_folder import RunFolder
+from focaldet.training.sources import choose_images
+from focaldet.training.state import TrainState
 from focaldet.training.timing import Pace
 from focaldet.training.trainer import train
 from tests.training.squares import small_run, squares
@@ -21,14 +24,15 @@ EIGHT = squares(8)
 
 
 class Clock:
-    """Turned by every step, evaluation and measuring of BatchNorm; after step `slower` all take twice as long.
+    """Turned by every step and every image that is passed through beside it; after step `slower` all is half as fast.
 
-    With `idle` a step does nothing else.
+    `evaluation` are the seconds of detecting on eight images; measuring BatchNorm passes 32 through. With `idle` a step
+    does nothing else.
     """
 
-    def __init__(self, monkeypatch, *, step=1.0, evaluation=2.0, slower=1000, stop_at=None, idle=False):
-        self.now, self.steps = 100.0, 0
-        for module in (timing, trainer):
+    def __init__(self, monkeypatch, *, step=1.0, evaluation=1.0, slower=1000, stop_at=None, idle=False):
+        self.now, self.steps, self.timed = 100.0, 0, 0
+        for module in (timing, trainer, evaluation_time):
             monkeypatch.setattr(module, "read_clock", lambda: self.now)
         plain_step, plain_detect, plain_measure = trainer.train_step, trainer.detect_all, trainer.measure_norm
 
@@ -43,17 +47,22 @@ class Clock:
                 os.kill(os.getpid(), signal.SIGTERM)
             return plain_step(state, batches, stopwatch=stopwatch, **named)
 
-        def timed_detect(detector, *args, **named):
-            self.now += evaluation * (1 + (self.steps >= slower))
-            return plain_detect(detector, *args, **named)
+        def timed_detect(detector, source, **named):
+            self.now += evaluation * len(source.dataset) / 8 * (1 + (self.steps >= slower))
+            return plain_detect(detector, source, **named)
+
+        def timed_few(detector, source, **named):
+            self.timed += len(source.dataset)
+            return timed_detect(detector, source, **named)
 
         def timed_measure(*args, **named):
-            self.now += batch_norm.NUM_BATCHES / 2 * step * (1 + (self.steps >= slower))
+            self.now += evaluation * batch_norm.NUM_BATCHES * 4 / 8 * (1 + (self.steps >= slower))
             return plain_measure(*args, **named)
 
         monkeypatch.setattr(trainer, "measure_norm", timed_measure)
         monkeypatch.setattr(trainer, "train_step", timed_step)
         monkeypatch.setattr(trainer, "detect_all", timed_detect)
+        monkeypatch.setattr(evaluation_time, "detect_all", timed_few)
 
 
 def rates_of(out):
@@ -81,11 +90,48 @@ def test_a_run_ends_in_its_minutes_and_its_schedule_with_it(tmp_path, monkeypatc
 
 
 def test_the_average_of_the_best_weights_is_within_the_minutes(tmp_path, monkeypatch):
-    clock = Clock(monkeypatch, evaluation=6.0, idle=True)
+    clock = Clock(monkeypatch, idle=True)
     begin = clock.now
     config = small_run(tmp_path, epochs=24, minutes=1.0, evaluate_every=3, average_best=2)
     train(config, sources=(EIGHT, EIGHT))
     assert 45 <= clock.now - begin + END_SECONDS <= 60
+
+
+@pytest.mark.parametrize(("evaluation", "least"), [(0.2, 57), (4.0, 52)])
+def test_the_first_evaluation_is_timed_before_it_is_made(tmp_path, monkeypatch, evaluation, least):
+    """A guess from the steps would be 5.5 s for 1 s, a tenth of the time unused, or for 20 s, which is exceeded."""
+    clock = Clock(monkeypatch, evaluation=evaluation, idle=True)
+    begin = clock.now
+    train(small_run(tmp_path, epochs=24, minutes=1.0, evaluate_every=1000), sources=(EIGHT, EIGHT))
+    assert least <= clock.now - begin + END_SECONDS <= 60
+    assert clock.timed == (12 if evaluation == 0.2 else 4), "more batches only where they take next to no time"
+
+
+def test_a_run_of_epochs_times_nothing_beforehand(tmp_path, monkeypatch):
+    clock = Clock(monkeypatch, idle=True)
+    train(small_run(tmp_path, epochs=3, evaluate_every=1), sources=(EIGHT, EIGHT))
+    assert clock.timed == 0
+
+
+def test_the_images_that_are_timed_lie_evenly_and_the_quickest_batch_counts(monkeypatch):
+    clock, seconds, batches = [0.0], iter([4.0, 0.3, 0.2]), []
+
+    def detect(detector, source, *, batch_size, precision):
+        assert (detector, precision, batch_size) == ("average", "fp32", len(source.positions))
+        batches.append(source.positions)
+        clock[0] += next(seconds)
+
+    state = TrainState.__new__(TrainState)
+    state.ema, state.autocast = "average", SimpleNamespace(precision="fp32")
+    monkeypatch.setattr(evaluation_time, "read_clock", lambda: clock[0])
+    monkeypatch.setattr(evaluation_time, "detect_all", detect)
+    assert evaluation_time.time_detection(state, squares(10), batch_size=4, total=6000.0) == pytest.approx(0.05)
+    assert batches == [(0, 2, 5, 7), (1, 3, 6, 8), (2, 4, 7, 9)]
+    seconds = iter([4.0])
+    assert evaluation_time.time_detection(state, squares(3), batch_size=4, total=180.0) == pytest.approx(4 / 3)
+    assert batches[3:] == [(0, 1, 2)], "one batch of those that there are, as it took more than a hundredth"
+    nothing = choose_images(squares(3), [], name="nothing")
+    assert evaluation_time.time_detection(state, nothing, batch_size=4, total=180.0) == 0.0
 
 
 def test_what_went_before_the_call_counts_where_it_is_said(tmp_path, monkeypatch):
@@ -97,7 +143,7 @@ def test_what_went_before_the_call_counts_where_it_is_said(tmp_path, monkeypatch
 
 @pytest.mark.prove
 def test_a_run_of_minutes_that_is_stopped_keeps_to_what_is_left_and_ends_alike(tmp_path, monkeypatch):
-    config = small_run(tmp_path / "straight", epochs=24, minutes=0.35, evaluate_every=2, ema=0.9)
+    config = small_run(tmp_path / "straight", epochs=24, minutes=0.6, evaluate_every=2, ema=0.9)
     Clock(monkeypatch)
     train(config, sources=(EIGHT, EIGHT))
     monkeypatch.undo()
@@ -108,7 +154,7 @@ def test_a_run_of_minutes_that_is_stopped_keeps_to_what_is_left_and_ends_alike(t
     clock = Clock(monkeypatch)
     begin = clock.now
     train(dataclasses.replace(config, resume=True), sources=(EIGHT, EIGHT))
-    assert clock.now - begin < 15
+    assert clock.now - begin < 20, "what it took before the stop is not made again"
     states = [torch.load(RunFolder(tmp_path / name).state, weights_only=True) for name in ("straight", "stopped")]
     assert states[0]["time"]["plan"] == states[1]["time"]["plan"]
     assert rates_of(tmp_path / "straight") == rates_of(tmp_path / "stopped")

@@ -33,11 +33,24 @@ def test_the_pace_forgets_the_warm_up_and_guesses_the_first_evaluation():
     assert (pace.step, pace.evaluation) == (3.0, timing.EVALUATION_GUESS * 2 * 3.0)
     pace.count_evaluation(7.0)
     assert pace.seconds_for(steps=10, evaluations=2) == 44.0
-    with_norm = Pace(images_per_step=8, validation_images=16, extra_steps=4.0)
+    with_norm = Pace(images_per_step=8, validation_images=16, norm_images=64)
     with_norm.count_step(2.0)
-    assert with_norm.evaluation == (timing.EVALUATION_GUESS * 2 + 4) * 2.0
+    assert with_norm.norm == timing.NORM_GUESS * 8 * 2.0
+    assert with_norm.evaluation == timing.EVALUATION_GUESS * 2 * 2.0 + with_norm.norm
     with_norm.count_evaluation(7.0)
-    assert with_norm.evaluation == 7.0
+    assert with_norm.evaluation == 7.0 and not with_norm.is_guess
+
+
+def test_images_that_were_timed_take_the_place_of_the_guess_and_an_evaluation_theirs():
+    pace = Pace(images_per_step=8, validation_images=16, norm_images=64)
+    pace.count_step(2.0)
+    assert pace.is_guess
+    pace.count_detection(0.05)
+    each = 0.05 * timing.EVALUATION_MARGIN
+    assert not pace.is_guess and each > 0.05
+    assert (pace.norm, pace.evaluation) == (pytest.approx(64 * each), pytest.approx(80 * each))
+    pace.count_evaluation(5.0)
+    assert (pace.norm, pace.evaluation) == (pytest.approx(64 * each), 5.0)
 
 
 SECONDS = {LOADING: 12.0, FORWARD: 18.0, BACKWARD: 17.0, UPDATE: 1.25, EVALUATION: 3.5, OTHER: 0.25}

@@ -249,11 +249,15 @@ def test_a_run_starts_from_the_weights_that_come_with_focaldet_and_is_resumed_wi
     run(dataclasses.replace(config, weights="embedded:efficientnet_lite0", epochs=2, resume=True))
 
 
-def test_network_can_be_compiled(tmp_path, monkeypatch):
+def test_network_can_be_compiled(tmp_path, monkeypatch, capsys):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     run(small_run(tmp_path, epochs=1, compile=True))
     assert compiled == ["RetinaNet"]
+    line = "compile: on the CPU a compiled network is trained more slowly than one that is not: leave it out"
+    assert capsys.readouterr().out.count(line) == 1
+    run(small_run(tmp_path / "plain", epochs=1))
+    assert line not in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from fractions import Fraction
 
 import numpy
@@ -11,8 +12,10 @@ from PIL import Image
 from focaldet.cli import main
 from focaldet.errors import ConfigError, DataError
 from focaldet.prediction import Predictor
+from focaldet.video import reading
 from focaldet.video.predict_video import predict_video, video_names
 from focaldet.video.reading import FrameSource, VideoSource, open_source, turn_upright
+from focaldet.video.writing import VideoWriter
 from focaldet.weights.thresholds import ScoreThreshold, ScoreThresholds
 from tests.evaluation.cases import BrightDetector, make_image
 
@@ -188,32 +191,57 @@ def test_odd_sides_lose_their_last_row_in_the_drawn_video_alone(tmp_path):
 
 
 def test_a_damaged_video_gives_what_can_be_read(video, tmp_path):
+    """A packet of 0xFF, which has no length that fits: it is counted, and the frames keep their numbers."""
     data = bytearray(video.read_bytes())
-    middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 4
-    data[middle : middle + 40] = b"\xff" * 40
+    with av.open(str(video)) as container:
+        spans = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    start, size = spans[NUM_FRAMES // 2]
+    data[start : start + size] = b"\xff" * size
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(data)
     result = predict_video(predictor(), broken, tmp_path / "out")
-    assert 0 < result.num_frames <= NUM_FRAMES
-    assert len(lines_of(result)) == result.num_frames
+    rows = lines_of(result)
+    assert (result.num_damaged, result.num_frames, len(rows)) == (1, NUM_FRAMES - 1, NUM_FRAMES - 1)
+    assert [row["frame"] for row in rows] == [round(10 * row["seconds"]) for row in rows]
+    assert rows[-1]["frame"] == NUM_FRAMES - 1
 
 
-def test_frames_behind_damaged_packets_keep_their_numbers(video, tmp_path, monkeypatch):
-    """Three frames are lost by two packets."""
+def lose(monkeypatch, *, damaged, lost):
+    """A decoder that meets a damaged packet before each of these frames, and never gives others."""
     decode = VideoSource._decode
 
-    def lose(self):
+    def give_others(self):
         for number, frame in enumerate(decode(self)):
-            self.num_damaged += number in (2, 6)
-            if number not in (2, 6, 7):
+            self.num_damaged += number in damaged
+            if number not in lost:
                 yield frame
 
-    monkeypatch.setattr(VideoSource, "_decode", lose)
+    monkeypatch.setattr(VideoSource, "_decode", give_others)
+
+
+@pytest.mark.parametrize("damaged", [(2, 6), (0, 3)])
+def test_frames_behind_damaged_packets_keep_their_numbers(video, tmp_path, monkeypatch, damaged):
+    """Three frames are lost by two packets, at once or, as decoders hold frames back, some frames later."""
+    lose(monkeypatch, damaged=damaged, lost=(2, 6, 7))
     rows = lines_of(predict_video(predictor(), video, tmp_path, drawn=False))
     assert [row["frame"] for row in rows] == [0, 1, 3, 4, 5, 8, 9, 10, 11]
     assert [row["seconds"] for row in rows] == pytest.approx([row["frame"] / 10 for row in rows])
     rows = lines_of(predict_video(predictor(), video, tmp_path, drawn=False, every=4))
     assert [row["frame"] for row in rows] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("lost", [(3,), ()])
+def test_a_rate_that_varies_is_no_damage(tmp_path, monkeypatch, lost):
+    """Only the gap behind a damaged packet is of lost frames; a camera that made a break is none, long after it too."""
+    seconds = [index / 10 for index in range(60)] + [6.7, 6.8, 7.6]
+    writer = VideoWriter(tmp_path / "varying.mp4", fps=10)
+    for index, second in enumerate(seconds):
+        writer.add(Image.fromarray(frame_image(index % 12).permute(1, 2, 0).numpy()), seconds=second)
+    writer.close()
+    lose(monkeypatch, damaged=(3,), lost=lost)
+    rows = lines_of(predict_video(predictor(), tmp_path / "varying.mp4", tmp_path / "out", drawn=False))
+    assert [row["frame"] for row in rows] == [index for index in range(63) if index not in lost]
+    assert rows[-1]["seconds"] == pytest.approx(7.6, abs=0.001)
 
 
 def test_a_video_of_one_frame_of_a_million_is_written(video, tmp_path):
@@ -249,6 +277,35 @@ def test_what_is_not_a_video_is_refused_by_name(tmp_path, name, content, message
 def test_a_camera_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(DataError, match="camera:99: cannot be read"):
         predict_video(predictor(), "camera:99", tmp_path)
+
+
+@pytest.fixture
+def camera(video, tmp_path, monkeypatch):
+    """A video that stands where the third camera would be."""
+    shutil.copy(video, tmp_path / "video3")
+    monkeypatch.setitem(reading._CAMERAS, sys.platform, ("mp4", f"{tmp_path}/video{{}}"))
+    return "camera:3"
+
+
+def test_a_camera_is_looked_at_frame_by_frame_until_it_is_interrupted(camera, tmp_path):
+    """Then the command has done what it was asked for: no error, and both files are whole."""
+    seen, sizes = [], []
+    detector = predictor()
+    stream = detector.predict_stream
+    detector.predict_stream = lambda frames, **settings: (
+        sizes.append(settings["batch_size"]) or stream(frames, **settings)
+    )
+
+    def interrupt(done, total):
+        seen.append((done, total))
+        if done == 5:
+            raise KeyboardInterrupt
+
+    result = predict_video(detector, camera, tmp_path / "out", batch_size=8, track=True, progress=interrupt)
+    assert (result.num_frames, result.num_tracks, result.video.name) == (5, 1, "camera_3.mp4")
+    assert (sizes, seen[-1]) == ([1], (5, None))
+    assert [row["frame"] for row in lines_of(result)] == [0, 1, 2, 3, 4]
+    assert len(times_of(result.video)) == 5
 
 
 def test_settings_out_of_range_are_refused(video, tmp_path):
@@ -302,6 +359,6 @@ def test_the_command_line(video, tmp_path, monkeypatch, capsys):
 
 
 def test_without_the_package_it_is_named(video, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ConfigError, match=r"pip install 'focaldet\[video\]'"):
         predict_video(predictor(), video, tmp_path)

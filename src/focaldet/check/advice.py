@@ -85,10 +85,15 @@ def advise_anchors(dataset: Dataset, resize: Resize) -> Choice:
     return Choice(BASE_SCALE, scale, f"{reason}{small:.0f} px")
 
 
+def anchor_models() -> tuple[str, ...]:
+    """The detectors whose anchors are chosen from the data, the best first."""
+    return tuple(RULES["anchors"]["models"])
+
+
 def has_fitted_anchors(model: str, settings: Iterable[str]) -> bool:
     """Whether the anchors of a detector follow the data: unless one of the `settings` that are given says otherwise."""
     own = ("architecture.anchors.", "architecture.matching.")
-    return model in RULES["anchors"]["models"] and not any(name.startswith(own) for name in settings)
+    return model in anchor_models() and not any(name.startswith(own) for name in settings)
 
 
 def object_sides(dataset: Dataset, resize: Resize) -> Float64[Tensor, " M"]:

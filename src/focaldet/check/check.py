@@ -74,7 +74,8 @@ def check_data(
     findings.show_problems()
     splits = tuple(_describe(dataset, detector, prepared) for dataset in datasets.values())
     source = config.path or config.train or config.val or config.test
-    advice = advise(next(iter(datasets.values())), detector, prepared) if detector is not None else None
+    train = inspection.train if inspection.train is not None else next(iter(datasets.values()))
+    advice = advise(train, detector, prepared) if detector is not None else None
     return Report(str(source), splits, inspection.chosen, findings.problems, findings.exhibits, advice)
 
 

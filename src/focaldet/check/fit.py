@@ -5,13 +5,24 @@ from typing import Any
 
 import torch
 
-from focaldet.check.advice import Choice, advise_augmentation, advise_epochs, advise_size
-from focaldet.check.anchor_fit import anchor_report
+from focaldet.check.advice import (
+    Choice,
+    advise_anchors,
+    advise_augmentation,
+    advise_epochs,
+    advise_size,
+    anchor_models,
+    candidate_models,
+)
+from focaldet.check.anchor_fit import FOREGROUND_IOU, anchor_report, overlap_coverage
 from focaldet.check.box_checks import box_owners
 from focaldet.config import to_dict
 from focaldet.data.dataset import Dataset
+from focaldet.models import find_preset, named_config
 from focaldet.models.base import DetectorConfig
-from focaldet.types import Preprocessing
+from focaldet.models.retinanet import RetinaNetConfig
+from focaldet.nets.necks import PYRAMID_STRIDES_PX
+from focaldet.types import Preprocessing, Resize
 
 MOST_IMAGES = 3000  # that the sizes are tried on
 BATCH_SIZE = 8  # that of training, on which the advised epochs depend
@@ -22,12 +33,46 @@ WORTH_COVERED = 0.05  # more of the boxes that a change must reach
 
 
 @dataclass(frozen=True, slots=True)
+class FittedAnchors:
+    """The anchors that training gives the small RetinaNet `model`: as wide as the smaller objects of the data.
+
+    `base_scale` is their width in strides, `smallest_px` the side of the smallest ones, `preset_px` that of the
+    preset's; `resize` says the size of the images in words. `covered` is the fraction of the boxes with IoU ≥ 0.5 to
+    some anchor, `average_iou` the mean IoU with the best one: objects far from square reach 0.5 with no square anchor,
+    and yet are learned from one that fits them better. `covered_before` and `average_iou_before` are the same with
+    the anchors of the preset.
+    """
+
+    model: str
+    resize: str
+    base_scale: float
+    smallest_px: float
+    preset_px: float
+    covered: float
+    covered_before: float
+    average_iou: float
+    average_iou_before: float
+
+    def line(self) -> str:
+        """One sentence for those who wonder what training will do."""
+        begin = f"{self.model}: at {self.resize} training gives it anchors from {self.smallest_px:.0f} px on, "
+        reach = (
+            f"{self.covered:.0%} of the boxes reach IoU {FOREGROUND_IOU} with an anchor (mean {self.average_iou:.2f})"
+        )
+        if self.smallest_px == self.preset_px:
+            return f"{begin}as they are; {reach}"
+        before = f"{self.covered_before:.0%} ({self.average_iou_before:.2f}) with those from {self.preset_px:.0f} px on"
+        return f"{begin}as wide as the smaller objects; {reach}, {before} that it has by itself"
+
+
+@dataclass(frozen=True, slots=True)
 class Advice:
     """What to train with, and the fraction of the boxes that reach an anchor.
 
     `choices` are settings with their reasons, the long side in pixels first. `covered` are the fractions at each long
     side that was tried. `asked` is the long side that was asked for, None where the short side decides; `resize` says
     it in words, and `covered_now` is the fraction there. `by_center` and `criterion` are those of `AnchorReport`.
+    `anchors` are those of a small RetinaNet at the size of the command that is advised, None where nothing is fitted.
     """
 
     choices: tuple[Choice, ...]
@@ -37,6 +82,7 @@ class Advice:
     covered_now: float
     by_center: bool
     criterion: str
+    anchors: FittedAnchors | None = None
 
     @property
     def size(self) -> int:
@@ -61,10 +107,11 @@ class Advice:
     def lines(self) -> list[str]:
         """What fits and why, a line for each setting."""
         now = f"at {self.resize} {self.covered_now:.0%} of the boxes {self.criterion}"
+        anchors = [] if self.anchors is None else [self.anchors.line()]
         if self.is_fine:
             fits = "this size fits" if self.covered_now >= self.enough else "the images are not larger"
-            return [f"{now}: {fits}", *map(str, self.choices[1:])]
-        return [f"{now}, at {self.size} px {self.covered[self.size]:.0%}", *map(str, self.choices)]
+            return [f"{now}: {fits}", *map(str, self.choices[1:]), *anchors]
+        return [f"{now}, at {self.size} px {self.covered[self.size]:.0%}", *map(str, self.choices), *anchors]
 
     def flags(self) -> str:
         """The settings as flags of `focaldet train`; the size that was asked for where it fits."""
@@ -86,14 +133,60 @@ def advise(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocess
     if now is None:
         return None
     resize = preprocessing.resize
-    size = advise_size(dataset, resize)
+    size = advise_size(whole, resize)
     sides = sorted({*SIZES, int(size.value)})
     covered = {side: _coverage(dataset, detector, preprocessing, size=side) for side in sides}
     asked = None if resize.mode == "short" else resize.size
     advice = Advice((size,), asked, str(resize), covered, now.covered, now.by_center, now.criterion)
     epochs = advise_epochs(whole, batch_size=BATCH_SIZE)
     others = (epochs, advise_augmentation(whole, epochs=epochs.value))
-    return replace(advice, choices=(size, *others))
+    model = choose_anchor_model(detector)
+    anchors = None
+    if model is not None:
+        own = resize if advice.used is None else find_preset(model).preprocessing.resize.with_sides(size=advice.used)
+        anchors = fit_model_anchors(model, whole, own)
+    return replace(advice, choices=(size, *others), anchors=anchors)
+
+
+def choose_anchor_model(detector: DetectorConfig) -> str | None:
+    """The small RetinaNet whose anchors are worth a line: the detector itself if training fits them, the first one of
+    the table beside another detector that `model: auto` may choose, and None beside all others.
+    """
+    presets = {name: find_preset(name).config for name in (*candidate_models(), *anchor_models())}
+    alike = [
+        name
+        for name, config in presets.items()
+        if (type(config), config.backbone) == (type(detector), detector.backbone)
+    ]
+    if not alike:
+        return None
+    if alike[0] not in anchor_models():
+        return anchor_models()[0]
+    own = presets[alike[0]]
+    assert isinstance(detector, RetinaNetConfig) and isinstance(own, RetinaNetConfig)
+    return alike[0] if (detector.anchors, detector.matching) == (own.anchors, own.matching) else None
+
+
+def fit_model_anchors(model: str, dataset: Dataset, resize: Resize) -> FittedAnchors:
+    """The anchors that training gives a detector of `anchor_models` on a split with boxes, and how they fit these."""
+    scale = float(advise_anchors(dataset, resize).value)
+    before, after = named_config(model), named_config(model, architecture={"anchors": {"base_scale": scale}})
+    assert isinstance(before, RetinaNetConfig)
+    sample, preprocessing = _sample_images(dataset), replace(find_preset(model).preprocessing, resize=resize)
+    stride = PYRAMID_STRIDES_PX[0]
+    covered, average_iou = overlap_coverage(sample, after, preprocessing)
+    covered_before, average_iou_before = overlap_coverage(sample, before, preprocessing)
+    return FittedAnchors(
+        model=model,
+        resize=str(resize),
+        base_scale=scale,
+        smallest_px=scale * stride,
+        preset_px=before.anchors.base_scale * stride,
+        covered=covered,
+        covered_before=covered_before,
+        average_iou=average_iou,
+        average_iou_before=average_iou_before,
+    )
 
 
 def _sample_images(dataset: Dataset) -> Dataset:

@@ -10,7 +10,7 @@ from focaldet.check.findings import Exhibit
 from focaldet.check.fit import Advice
 from focaldet.data.formats.text import quantity
 from focaldet.data.problems import Problems
-from focaldet.text import printable
+from focaldet.text import align_columns
 
 LISTED_CLASSES = 10  # at each end of the list, where not all are asked for
 
@@ -77,19 +77,6 @@ class Report:
             problems or ["no problems found"],
         ]
         return "\n\n".join("\n".join(part) for part in parts if part).split("\n")
-
-
-def align_columns(rows: Sequence[Sequence[str]], *, left: set[int]) -> list[str]:
-    """The rows of a table as lines: columns two spaces apart, at the left where in `left`, else at the right."""
-    rows = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _split_lines(splits: Sequence[SplitReport]) -> list[str]:

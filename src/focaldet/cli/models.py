@@ -1,16 +1,13 @@
-"""`focaldet models` and `focaldet convert`: the detectors there are, and those of other programs."""
+"""`focaldet models`: the detectors there are, listed without torch, whose import alone takes seconds."""
 
+import json as json_format
+import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
+from importlib.resources import files
+from typing import Any
 
 from focaldet.cli import Switch
-from focaldet.cli.output import print_json, print_table, progress, say
-from focaldet.models.published import detector_rows
-from focaldet.weights.convert import convert
-from focaldet.weights.sources import EMBEDDED_WEIGHTS
+from focaldet.cli.output import print_json, print_table, say
 
 
 def models_command(*, json: Switch = False) -> None:
@@ -19,62 +16,41 @@ def models_command(*, json: Switch = False) -> None:
     Args:
         json: Print JSON.
     """
-    rows = detector_rows()
+    rows = read_rows()
     if json:
-        print_json([asdict(row) for row in rows])
+        print_json(rows)
         return
     columns = ["NAME", "BACKBONE", "CLASSES", "PARAMETERS", "AP", "AP50", "AP75", "APS", "APM", "APL", "INPUT"]
-    print_table([columns, *(row.cells() for row in rows)], left={0, 1, 10})
+    print_table([columns, *map(_cells, rows)], left={0, 1, 10})
     say("AP: percent on COCO test-dev, as Lin et al. 2017 print it in table 2")
-    say(f"ImageNet weights come with focaldet for: {', '.join(EMBEDDED_WEIGHTS.values())}")
+    say(f"ImageNet weights come with focaldet for: {', '.join(embedded_backbones())}")
     say("any backbone of timm: --architecture.backbone timm:NAME")
 
 
-def convert_command(
-    source: str,
-    /,
-    *,
-    out: Path,
-    layout: Annotated[str | None, Parameter(name="--from")] = None,
-    model: str | None = None,
-    weights_input: str | None = None,
-    license: str | None = None,  # noqa: A002
-    overwrite: Switch = False,
-    verbose: Switch = False,
-    json: Switch = False,
-) -> None:
-    """Write the detector in another program's weights file as one of focaldet, and report what it consists of.
+def read_rows() -> list[dict[str, Any]]:
+    """The fields of a `DetectorRow` for each detector, in the order of the table of presets.
 
-    Args:
-        source: Weights file, or a name such as torchvision:coco_v1.
-        out: File to write; ends in .safetensors.
-        layout: Program that the file must come from: detectron2, mmdetection, torchvision, caffe or darknet.
-        model: Entry of the table of detectors that the file must fit; darknet's files need it.
-        weights_input: What the weights were trained to see, such as imagenet, where the file does not state it.
-        license: License of the weights, instead of the one that the source is known by.
-        overwrite: Replace the file at --out.
-        verbose: List every tensor with those of the file it was made of.
-        json: Print JSON, the list of tensors included.
+    They are read from `detectors.json`, which `docs/list_detectors.py` writes and a test compares with the detectors.
+    A program that has imported the presets may have registered some of its own: there all are built and counted.
     """
-    with progress("download") as seen:
-        done = convert(
-            source,
-            out,
-            layout=layout,
-            model=model,
-            input=weights_input,
-            license=license,
-            overwrite=overwrite,
-            progress=seen,
-        )
-    if json:
-        print_json(done.to_dict())
-        return
-    if verbose:
-        rows = [
-            [tensor.name, "×".join(map(str, tensor.shape)) or "1", " + ".join(tensor.made_of)]
-            for tensor in done.tensors
-        ]
-        print_table([["TENSOR", "SHAPE", "FROM"], *rows], left={0, 1, 2})
-        say()
-    print_table(done.rows(), left={0, 1})
+    if "focaldet.models" in sys.modules:
+        from focaldet.models import published
+
+        return [asdict(row) for row in published.detector_rows()]
+    rows: list[dict[str, Any]] = json_format.loads(
+        files("focaldet.cli").joinpath("detectors.json").read_text(encoding="utf-8")
+    )
+    return rows
+
+
+def embedded_backbones() -> list[str]:
+    """The backbones whose weights come with focaldet, by the names of their files."""
+    names = (file.name for file in files("focaldet").joinpath("weights", "embedded").iterdir())
+    return sorted(name.removesuffix(".safetensors") for name in names if name.endswith(".safetensors"))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    """A line of the table: name, backbone, classes, parameters, the six figures, input."""
+    published = row["published"]
+    figures = [f"{value:.1f}" for value in published.values()] if published else ["-"] * 6
+    return [row["name"], row["backbone"], str(row["num_classes"]), f"{row['num_parameters']:,}", *figures, row["input"]]

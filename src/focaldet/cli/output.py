@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focaldet.files import to_json_text
-from focaldet.text import LONGEST_MESSAGE, printable
+from focaldet.text import LONGEST_MESSAGE, align_columns, printable
 
 if TYPE_CHECKING:
     from focaldet.evaluation.coco import Metrics
@@ -155,6 +155,4 @@ def print_rates(curve: "RateCurve") -> None:
 
 def print_table(rows: Sequence[Sequence[str]], *, left: set[int]) -> None:
     """Columns two spaces apart; those in `left` start at the left, numbers end at the right."""
-    from focaldet.check.report import align_columns
-
     say(*align_columns(rows, left=left))

@@ -1,6 +1,7 @@
 """What was made before a comparison: runs, exported files, other comparisons, and results of other programs."""
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from focaldet.report.side_by_side import name_runs
 from focaldet.training.config import RunConfig
 from focaldet.training.run_folder import RunFolder, differences
 from focaldet.training.state import initial_weights
-from focaldet.weights import load_detector
+from focaldet.weights import Metadata, load_detector
 from focaldet.weights.download import sha256
 from focaldet.weights.exported.graphs import is_exported
 from focaldet.weights.sources import find_weights
@@ -149,7 +150,8 @@ def _add_run(path: Path, name: str, out: Path, *, evaluated: ImageSource, option
     mark = weights_mark(path)
     plain = re.sub(r"[^\w.-]", "_", name)
     job = f"added-{plain}-{mark}"
-    result = _describe_file(path, name, job) if is_exported(path) else _describe_run(path, name, job, evaluated)
+    describe = _describe_file if is_exported(path) else _describe_run
+    result = describe(path, name, job, evaluated)
     if not (out / EVALUATIONS / job / METRICS).exists():
         evaluate_run(path, evaluated, out / EVALUATIONS / job, options=options)
     return result
@@ -162,11 +164,24 @@ def weights_mark(path: Path) -> str:
     return hashlib.sha256("".join(sha256(file) for file in files if file.is_file()).encode()).hexdigest()[:8]
 
 
-def _describe_file(path: Path, name: str, job: str) -> JobResult:
+def _describe_file(path: Path, name: str, job: str, evaluated: ImageSource) -> JobResult:
+    """What an exported file says of the training of its detector: on which data, of which it has the fingerprints."""
     metadata = load_detector(path).metadata
-    model = None if metadata is None else metadata.model
-    note = "an exported file; how it was trained is not known here"
-    return JobResult(job, name, model or name, 0, path, None, 0, 0, 0.0, note=note)
+    model, known = (None, None) if metadata is None else (metadata.model, _read_fingerprints(metadata))
+    text = "how it was trained is not known here"
+    if known is not None:
+        text = _describe_overlap(known, evaluated.dataset, is_best=True)  # export takes the best weights of a run
+    return JobResult(job, name, model or name, 0, path, None, 0, 0, 0.0, note=f"an exported file; {text}")
+
+
+def _read_fingerprints(metadata: Metadata) -> dict[str, Any] | None:
+    """Those of the data of a training, by what they were for; None where the file of its detector lacks them."""
+    try:
+        training = json.loads(metadata.extra.get("training", ""))
+    except (ValueError, RecursionError):
+        return None
+    known = training.get("data") if isinstance(training, dict) else None
+    return known if isinstance(known, dict) else None
 
 
 def _describe_run(path: Path, name: str, job: str, evaluated: ImageSource) -> JobResult:
@@ -175,6 +190,8 @@ def _describe_run(path: Path, name: str, job: str, evaluated: ImageSource) -> Jo
     run = configs.from_dict(RunConfig, configs.read_mapping(folder.config), source=str(folder.config))
     ending = read_ending(path)
     seen = count_images(ending, run)
+    values = configs.read_mapping(folder.environment) if folder.environment.is_file() else {}
+    overlap = _describe_overlap(values.get("data"), evaluated.dataset, is_best=folder.best.is_file())
     has_whole_epochs = run.minutes is None and run.patience is None and not run.phases
     return JobResult(
         job,
@@ -187,7 +204,7 @@ def _describe_run(path: Path, name: str, job: str, evaluated: ImageSource) -> Jo
         round(seen / max(1, run.epochs)) if has_whole_epochs else 0,
         float(ending.get("seconds_training", 0.0)),
         wall_seconds=float(ending.get("seconds", 0.0)),
-        note=f"{_describe_budget(run)}; {_describe_overlap(folder, evaluated.dataset)}",
+        note=f"{_describe_budget(run)}; {overlap}",
     )
 
 
@@ -196,14 +213,11 @@ def _describe_budget(run: RunConfig) -> str:
     return f"trained before, for {budget}"
 
 
-def _describe_overlap(folder: RunFolder, dataset: Dataset) -> str:
-    """How the images that are evaluated were used in a training."""
-    values = configs.read_mapping(folder.environment) if folder.environment.is_file() else {}
-    known = values.get("data")
-    known, mark = known if isinstance(known, dict) else {}, dataset.fingerprint()
+def _describe_overlap(fingerprints: Any, dataset: Dataset, *, is_best: bool) -> str:
+    """How the images that are evaluated were used in a training; `is_best` says which of its weights are compared."""
+    known, mark = fingerprints if isinstance(fingerprints, dict) else {}, dataset.fingerprint()
     if known.get("train") == mark:
         return "it was trained on the images that are evaluated, so its AP is too high"
     if known.get("validation") == mark:
-        chosen = folder.best.is_file()
-        return "its weights were chosen on these images" if chosen else "its last weights, as of the others"
+        return "its weights were chosen on these images" if is_best else "its last weights, as of the others"
     return "with another division of the data or other data: images evaluated here may be among those it was trained on"

@@ -99,7 +99,7 @@ def _table_note(rows: Sequence[ComparedDetector]) -> str:
         seeds += " n is the number of seeds where others failed."
     return (
         f'<p class="chance">Percent; bold is the best of a column. {seeds} ms: from the image file to its '
-        "boxes, one image at a time: the fastest round of each image, the median over the images. Rows in italics are "
+        "boxes, one image at a time, the median over images and rounds. Rows in italics are "
         "the paper's own, trained on COCO and evaluated on its test-dev: their height cannot be compared with the "
         "rows above, their order can.</p>"
     )
@@ -239,14 +239,14 @@ def _time_tables(rows: Sequence[ComparedDetector], marks: Mapping[str, str], tim
     lines = []
     for row, each in timed:
         total = each.total
-        parts = [f"{each.parts[part].best:.1f}" if part in each.parts else "-" for part in IMAGE_PARTS]
-        rate = "-" if each.throughput is None else f"{each.throughput.best:.1f}"
+        parts = [f"{each.parts[part].median:.1f}" if part in each.parts else "-" for part in IMAGE_PARTS]
+        rate = "-" if each.throughput is None else f"{each.throughput.median:.1f}"
         size = "-" if each.input is None else f"{each.input[1]} × {each.input[0]}"
         lines.append(
             [
                 _name_cell(row, marks),
-                f"{total.best:.1f}",
-                f"{total.median:.1f}" if total.num_values > 1 else "-",
+                f"{total.median:.1f}",
+                f"{total.best:.1f}" if total.num_values > 1 else "-",
                 f"{total.p10:.1f} to {total.p90:.1f}" if total.num_values > 1 else "-",
                 str(total.num_values) if total.num_values > 1 else "-",
                 *parts,
@@ -257,7 +257,7 @@ def _time_tables(rows: Sequence[ComparedDetector], marks: Mapping[str, str], tim
                 "-" if each.memory_mb is None else f"{each.memory_mb:,.0f}",
             ]
         )
-    heads = ["", "ms", "median", "p10 to p90", "n", *IMAGE_PARTS, "images/s", "input px"]
+    heads = ["", "ms", "fastest", "p10 to p90", "n", *IMAGE_PARTS, "images/s", "input px"]
     heads += ["M parameters", "GFLOP", "memory MB"]
     reasons = {} if timing is None else timing.reasons
     texts = [f'<p class="note">{escape(name)} has no times: {escape(reason)}</p>' for name, reason in reasons.items()]
@@ -278,8 +278,8 @@ def _machine_note(timing: TimingReport | None) -> str:
         f'<p class="{"chance" if timing.is_quiet else "note"}">{timing.rounds} rounds over all detectors in turn, '
         f"{quantity(timing.images, 'image')} each, after one that does not count; "
         f"{quantity(timing.threads, 'thread')}; images/s in batches of {timing.batch_size}. The second stage belongs "
-        "to forward. ms, its parts and images/s are of the fastest rounds, as these repeat; median and percentiles are "
-        f"of all rounds, and none was left out.{load}{escape(warning)} {machine}.</p>"
+        "to forward. ms, its parts, images/s and percentiles are of all rounds, none left out; fastest is the median "
+        f"over the images of each one's fastest round.{load}{escape(warning)} {machine}.</p>"
     )
 
 

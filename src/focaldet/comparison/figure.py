@@ -71,7 +71,7 @@ def plot_points(rows: Sequence[ComparedDetector], marks: dict[str, str]) -> list
         low, high = row.sample.interval()
         ap, total = 100 * row.sample.mean, row.timing.total
         ends = min(100 * low, ap), max(100 * high, ap)
-        times = total.best, min(total.p10, total.best), max(total.p90, total.best)
+        times = total.median, total.p10, total.p90
         points.append(PlotPoint(marks[row.name], (ap, *ends), times, row.two_stage))
     return points
 
@@ -168,7 +168,7 @@ def draw_trade_off(
             zorder=3,
         )
         drawn.append(bars.lines[0])
-    axes.set_xlabel("ms an image (log), bars to the 90th percentile")
+    axes.set_xlabel("ms an image (log), bars are the 10th to 90th percentile")
     axes.set_title("AP, %, bars are the 95 % interval over images", loc="left", fontsize=12, color=gray)
     axes.margins(x=0.12, y=0.09)
     _label_ticks(axes)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from focaldet import config as configs
+from focaldet.comparison.machine import pick_computing
 from focaldet.comparison.plan import RUNS, Job
 from focaldet.comparison.started import MOST_DEATHS, mark_start
 from focaldet.data.dataset import Classes, ImageSource
@@ -246,6 +247,7 @@ def evaluate_run(
 ) -> Metrics | None:
     """The metrics of a run's weights on the images of `source`, the same as of `focaldet eval`, written to `out`.
 
+    An exported file is run as it is: device and precision of `options` are not for it.
     None, and nothing is written, where `stop` is set on the way.
 
     Raises:
@@ -253,6 +255,8 @@ def evaluate_run(
         ConfigError: no class in common.
     """
     dataset = source.dataset
+    device, precision = pick_computing(run, device=options.device, precision=options.precision)
+    options = replace(options, device=device, precision=precision)
     detector = apply_options(load_detector(run, allow_nonfinite=options.allow_nonfinite).detector, options).to(
         pick_device(options.device)
     )

@@ -11,24 +11,37 @@ import torch
 
 from focaldet.prediction import Predictor
 from focaldet.runtime import Precision
+from focaldet.weights.exported.graphs import is_exported
 
 PEAK_MEMORY_SECONDS = 600
 PEAK_MEMORY = """
-import resource, sys, torch
+import pathlib, resource, sys, torch
 torch.set_num_threads(int(sys.argv[3]))
 import focaldet
 predictor = focaldet.load(sys.argv[1], batch_size=1, device=sys.argv[4], precision=sys.argv[5] or None)
 for _ in range(2):
     predictor(sys.argv[2])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+status = pathlib.Path("/proc/self/status")
+if status.exists():  # Linux passes the peak of the process that starts another on to its getrusage
+    peak = 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+else:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(torch.cuda.max_memory_allocated() if predictor.device.type == "cuda" else peak)
 """
+
+
+def pick_computing(
+    path: Path, *, device: str | None, precision: Precision | None
+) -> tuple[str | None, Precision | None]:
+    """Device and precision to run a run folder with: those given; of an exported file, which fixes both, its own."""
+    return ("cpu", None) if is_exported(path) else (device, precision)
 
 
 def measure_peak_memory(
     run: Path, image: Path, *, device: str | None, precision: Precision | None = None
 ) -> float | None:
     """Megabytes that a process takes at most that loads a run and looks at one image twice; None where it fails."""
+    device, precision = pick_computing(run, device=device, precision=precision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     words = [str(run), str(image), str(torch.get_num_threads()), device, precision or ""]
     call = [sys.executable, "-c", PEAK_MEMORY, *words]

@@ -1,10 +1,12 @@
 """How long trained detectors take for an image: fair between detectors, and split into its parts.
 
 All detectors take turns on the same images, round after round, so that what else the machine does meets all of them.
-Nothing is left out but the first round, which warms up. What disturbs a machine only ever makes it slower, so the
-figure to compare by is that of each image's fastest round; the median of all, slow ones included, stands beside it.
+Nothing is left out but the first round, which warms up: the figure to compare by is the median of all others, slow ones
+included. On a machine that is not quiet the fastest round of each image, which stands beside it, repeats better.
+Each round reads the weights anew: where they happen to lie in memory can make a detector slow for as long as it lives.
 """
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from focaldet import config as configs
-from focaldet.comparison.machine import describe_machine, measure_peak_memory, read_load
+from focaldet.comparison.machine import describe_machine, measure_peak_memory, pick_computing, read_load
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.images import read_reduced
 from focaldet.data.loading.collate import pad_images
@@ -31,14 +33,14 @@ from focaldet.types import ImageSize
 
 TIMING_RECORD = "timing.json"
 THROUGHPUT_BATCHES = 2  # at least, so that images are read while the network works
+KEPT_OPEN_S = 5.0  # what takes longer to open is opened once
 IMAGE_PARTS = ("decode", "resize", "forward", "postprocess")
 
 
 class Spread(NamedTuple):
     """Median, 10th and 90th percentile and number of measurements, in milliseconds or images per second, and the best.
 
-    `best` is the least of the rounds for each image, the median over the images; of images per second the highest. Of
-    all these numbers it is the one that comes out the same when it is measured again.
+    `best` is the least of the rounds for each image, the median over the images; of images per second the highest.
     """
 
     median: float
@@ -120,42 +122,42 @@ def time_detectors(
 
     A detector that fails, for example for lack of memory, has its reason among `reasons` and no times.
     """
-    predictors, reasons = dict[str, Predictor](), dict[str, str]()
-    for name, run in runs.items():
-        with _leave_out(name, reasons, log):
-            predictors[name] = load(run, device=device, precision=precision)
-    load_before = read_load()
-    steps: dict[str, list[list[list[float]]]] = {name: [] for name in runs}  # round, image, part
+    load_before, reasons = read_load(), dict[str, str]()
+    costs = dict[str, dict[str, Any]]()  # what is the same in every round
+    laps: dict[str, list[list[list[float]]]] = {name: [] for name in runs}  # round, image, part
     rates: dict[str, list[float]] = {name: [] for name in runs}
+    opened = dict[str, Predictor]()
+    machine = describe_machine(None)
+    gc.collect()
+    gc.freeze()  # what the program holds by now would make each later look for garbage longer
     for number in range(rounds + 1):
-        for name, predictor in predictors.items():
-            if name in reasons:
-                continue
+        for name in [name for name in runs if name not in reasons]:
             with _leave_out(name, reasons, log):
-                laps = [time_image(predictor, path) for path in images]
+                predictor = _open(opened, runs[name], device=device, precision=precision)
+                if name not in costs:
+                    machine = describe_machine(predictor) | machine  # of the first where they differ
+                    costs[name] = _count_costs(predictor, images[0])
+                predictor.predict(images[0])  # the first image takes longer, of whatever was just read
+                seconds = [time_image(predictor, path) for path in images]
                 rate = _time_batches(predictor, images, batch_size=batch_size)
                 if number:
-                    steps[name].append(laps)
+                    laps[name].append(seconds)
                     rates[name].append(rate)
         log(f"time: round {number} of {rounds}" if number else "time: warmed up")
+    gc.unfreeze()
     load_after = read_load()
     timings = {}
-    for name, predictor in predictors.items():
-        if name in reasons:
-            continue
+    for name in [name for name in runs if name not in reasons]:
         with _leave_out(name, reasons, log):
-            times = 1e3 * numpy.array(steps[name])
+            times = 1e3 * numpy.array(laps[name])
             timings[name] = DetectorTiming(
                 total=_find_spread(times.sum(axis=2)),
                 parts={part: _find_spread(times[:, :, index]) for index, part in enumerate(IMAGE_PARTS)},
                 throughput=_find_spread(numpy.array(rates[name]))._replace(best=max(rates[name])),
-                parameters=sum(parameter.numel() for parameter in predictor.detector.parameters()) or None,
-                gflop=count_gflop(predictor, images[0]) or None,  # torch does not see into an exported file
                 memory_mb=measure_peak_memory(runs[name], images[0], device=device, precision=precision),
-                input=_input_size(predictor, images[0]),
+                **costs[name],
             )
     threads = torch.get_num_threads()
-    machine = describe_machine(next(iter(predictors.values()), None))
     return TimingReport(timings, machine, threads, rounds, len(images), batch_size, load_before, load_after, reasons)
 
 
@@ -167,6 +169,29 @@ def _leave_out(name: str, reasons: dict[str, str], log: Callable[[str], None]) -
     except (FocaldetError, RuntimeError, MemoryError, OSError) as error:
         reasons[name] = " ".join(str(error).split()) or type(error).__name__
         log(f"time: {name} is left out: {reasons[name]}")
+
+
+def _open(
+    opened: dict[str, Predictor], run: Path, *, device: str | None, precision: Precision | None
+) -> Predictor:
+    """The detector, read anew; one that is slow to open (`.pt2` files: 15 s) is among `opened` and stays there."""
+    if str(run) in opened:
+        return opened[str(run)]
+    begin = time.perf_counter()
+    device, precision = pick_computing(run, device=device, precision=precision)
+    predictor = load(run, device=device, precision=precision)
+    if time.perf_counter() - begin > KEPT_OPEN_S:
+        opened[str(run)] = predictor
+    return predictor
+
+
+def _count_costs(predictor: Predictor, path: Path) -> dict[str, Any]:
+    """`parameters`, `gflop` and `input` of `DetectorTiming`."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in predictor.detector.parameters()) or None,
+        "gflop": count_gflop(predictor, path) or None,  # torch does not see into an exported file
+        "input": _input_size(predictor, path),
+    }
 
 
 def measure_or_read(
@@ -195,6 +220,7 @@ def measure_or_read(
         "batch": batch_size,
         "computing": [torch.get_num_threads(), device, precision],
         "numbers": list(Spread._fields),
+        "weights": "read in each round",
     }
     file = out / TIMING_RECORD
     saved = configs.read_mapping(file) if file.exists() else {}

@@ -56,12 +56,14 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """The splits for training, validation and testing as a check sees them: what is wrong is among `problems`, and what
-    could be read is in `datasets`, by its own name. `chosen` is the sentence that training would say.
+    could be read is in `datasets`, by its own name. `chosen` is the sentence that training would say. `train` are the
+    images that it would train on, without those that it would hold out; None where there is no such split.
     """
 
     datasets: dict[str, Dataset]
     chosen: str
     problems: Problems
+    train: Dataset | None = None
 
 
 def open_splits(config: DataConfig, *, seed: int) -> Splits:
@@ -112,14 +114,17 @@ def inspect_splits(config: DataConfig, *, seed: int) -> Inspection:
                 datasets[name] = with_classes(datasets[name], train.classes, strict=config.strict and role == "val")
             except DataError as error:
                 problems.add(Problem("error", "classes differ", error.problem, error.file, problem))
-    if train is not None and "val" not in names and len(train) < 2:
+    is_divided = train is not None and "val" not in names
+    if train is not None and is_divided and len(train) < 2:
         message = "has one image only, which cannot be divided; name other data with data.val"
         problems.add(Problem("error", "no validation split", message, str(train.root)))
     every = Problems()
     for each in (problems, *(dataset.problems for dataset in datasets.values())):
         every.extend(each)
     seed = seed if config.split_seed is None else config.split_seed
-    return Inspection(datasets, _inspection_sentence(names, parts, chosen, seed), every)
+    if train is not None and is_divided and len(train) > 1:
+        train, _ = hold_out(train, seed=seed)
+    return Inspection(datasets, _inspection_sentence(names, parts, chosen, seed), every, train)
 
 
 def _inspection_sentence(

@@ -13,14 +13,14 @@ from focaldet.data.config import DataConfig
 from focaldet.errors import CheckpointError, ConfigError
 from focaldet.evaluation.evaluate import open_loader
 from focaldet.evaluation.inference import InferenceOptions, detect_batch
-from focaldet.export.export import FORMAT_SUFFIXES, Format, convert_all, detect, measure_ap, open_trained
+from focaldet.export.export import FORMAT_SUFFIXES, Format, Writer, convert_all, detect, measure_ap, open_trained
 from focaldet.export.images import ExportImages, open_export_images
 from focaldet.export.metadata import describe_export
 from focaldet.export.proof import ExportPrecision
 from focaldet.models import Detector
 from focaldet.runtime import Process, Progress, pick_precision
 from focaldet.types import Batch
-from focaldet.weights import load_detector
+from focaldet.weights import Metadata, load_detector
 from focaldet.weights.exported.graphs import summarize_error
 
 ROUNDS = 5
@@ -77,20 +77,18 @@ def benchmark(
     trained, is_changed = open_trained(run, options, purpose="benchmarked")
     detector = trained.detector
     images = open_export_images(run, detector, data=data, split=split)
-    batches = _open_batches(detector, images)
+    batches = {detector.preprocessing.size_divisor: _open_batches(detector, images)}
     files, rows = {"torch, eager": detector}, {}
     with tempfile.TemporaryDirectory(prefix="focaldet-") as folder:
-        writers = convert_all(detector, images, VARIANTS)
-        for (kind, precision), write in writers.items():
+        for (kind, precision), write in convert_all(detector, images, VARIANTS):
             name = f"{kind} {precision}" if kind != "torch" else "torch.export fp32"
             path = Path(folder) / f"{precision}{FORMAT_SUFFIXES[kind]}"
+            about = describe_export(trained, detector, run, format=kind, precision=precision, is_changed=is_changed)
             try:
-                if isinstance(write, ConfigError):
-                    raise write
-                about = describe_export(trained, detector, run, format=kind, precision=precision, is_changed=is_changed)
-                write(path, about, None)
-                exported = load_detector(path).detector
-                _time(exported, batches[:1])
+                exported = _open_file(write, path, about)
+                if (divisor := exported.preprocessing.size_divisor) not in batches:
+                    batches[divisor] = _open_batches(exported, images)
+                _time(exported, batches[divisor][:1])
                 files[name] = exported
             except (ConfigError, CheckpointError) as error:
                 rows[name] = BenchmarkRow(name, note=str(error))
@@ -103,16 +101,31 @@ def benchmark(
 
 
 def time_in_turns(
-    detectors: Mapping[str, Detector], batches: list[Batch], *, rounds: int, progress: Progress | None
+    detectors: Mapping[str, Detector],
+    batches: Mapping[int, list[Batch]],
+    *,
+    rounds: int,
+    progress: Progress | None,
 ) -> dict[str, float]:
-    """Milliseconds per image of each, the median of rounds in which all run one after the other; one round warms up."""
+    """Milliseconds per image of each, the median of rounds in which all run one after the other; one round warms up.
+
+    `batches` are the images by the number of pixels that they are padded to multiples of; each detector gets its own.
+    """
     spent: dict[str, list[float]] = {name: [] for name in detectors}
     for number in range(rounds + 1):
         for name, detector in detectors.items():
-            spent[name].append(_time(detector, batches))
+            spent[name].append(_time(detector, batches[detector.preprocessing.size_divisor]))
         if progress is not None:
             progress(number, rounds)
     return {name: statistics.median(times[1:]) for name, times in spent.items()}
+
+
+def _open_file(write: Writer | ConfigError, path: Path, about: Metadata) -> Detector:
+    """The detector of the file that `write` makes; what stands in its place is raised."""
+    if isinstance(write, ConfigError):
+        raise write
+    write(path, about, None)
+    return load_detector(path).detector
 
 
 def _open_batches(detector: Detector, images: ExportImages) -> list[Batch]:

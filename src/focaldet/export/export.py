@@ -1,15 +1,12 @@
 """Export a trained detector: trace it, write the file, compare both on real images, keep or reject the file."""
 
 import contextlib
-import functools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-from torch.export import ExportedProgram
 
 from focaldet.config import make_folder
 from focaldet.data.config import DataConfig
@@ -18,7 +15,7 @@ from focaldet.errors import ConfigError
 from focaldet.evaluation.coco import evaluate_detections
 from focaldet.evaluation.evaluate import ClassMatch, TimedDetections, detect_all, relabel_detections
 from focaldet.evaluation.inference import InferenceOptions, apply_options
-from focaldet.export.graph import trace
+from focaldet.export.graph import fixed_size, make_once, pad_to, trace
 from focaldet.export.images import ExportImages, open_export_images, require_ap, require_calibration
 from focaldet.export.metadata import describe_export, write_statements
 from focaldet.export.onnx_file import convert_onnx, write_onnx
@@ -30,7 +27,7 @@ from focaldet.models import Detector
 from focaldet.runtime import Progress, num_processes
 from focaldet.types import Detections
 from focaldet.weights import Metadata, Trained, load_detector
-from focaldet.weights.exported.detector import ExportedDetector, round_to_bytes
+from focaldet.weights.exported.detector import ExportedDetector
 
 Format = Literal["onnx", "openvino", "torch"]
 Writer = Callable[[Path, Metadata, dict[str, Any] | None], None]
@@ -40,6 +37,10 @@ MAX_DROP = 0.01
 REJECTED = ".rejected"
 ROUNDED_NOTE = (
     "this detector resizes images to values between two bytes, which the file rounds: both are compared on bytes"
+)
+PADDED_NOTE = (
+    "the file pads images to multiples of {} px, the detector in torch to {}, so that their detections differ: boxes "
+    "are compared with both padded as the file pads, the AP of the detector is that with its own padding"
 )
 
 
@@ -127,6 +128,7 @@ def export_detector(
         trial = Path(folder) / path.name
         write(trial, metadata, None)
         exported = load_detector(trial).detector
+        assert isinstance(exported, ExportedDetector)
         result = compare_file(detector, exported, images, precision=precision, max_drop=most, progress=progress)
         write(trial, metadata, asdict(replace(result, path=Path(path.name))) | {"path": path.name})
         return replace(result, path=move_result(trial, path, is_accepted=result.is_accepted))
@@ -142,14 +144,23 @@ def check_request(
     """Refuse what does not fit together, before the work.
 
     Raises:
-        ConfigError: a suffix that is not the format's, a precision that it does not have, `max_drop` out of range.
+        ConfigError: a suffix that is not the format's, a folder of that name, a precision that the format does not
+            have, `max_drop` out of range.
     """
-    if path.suffix.lower() != FORMAT_SUFFIXES[format]:
+    if path.suffix != FORMAT_SUFFIXES[format]:
         raise ConfigError(f"out: a file of {format} ends in {FORMAT_SUFFIXES[format]}, got {path.name}")
+    if folder := next((each for each in list_files(path) if each.is_dir()), None):
+        raise ConfigError(f"out: {folder} is a folder")
     if precision != "fp32" and format != "openvino":
         raise ConfigError(f"precision: {precision} is for --format openvino, {format} takes fp32")
     if max_drop is not None and not 0 <= max_drop <= 1:
         raise ConfigError(f"max_drop: must be in 0…1, got {max_drop:g}")
+
+
+def list_files(path: Path) -> list[Path]:
+    """All files that an export to `path` may write: itself, the numbers of a `.xml`, and both where it is rejected."""
+    parts = [path, path.with_suffix(".bin")] if path.suffix == FORMAT_SUFFIXES["openvino"] else [path]
+    return [file for part in parts for file in (part, part.with_name(part.name + REJECTED))]
 
 
 def open_trained(run: str | Path, options: InferenceOptions, *, purpose: str) -> tuple[Trained, bool]:
@@ -176,33 +187,35 @@ def convert_all(
     variants: Sequence[tuple[Format, ExportPrecision]],
     *,
     max_drop: float = MAX_DROP,
-) -> dict[tuple[Format, ExportPrecision], Writer | ConfigError]:
-    """Of each format and precision a function that writes the detector with its metadata to a path, traced once.
+) -> Iterator[tuple[tuple[Format, ExportPrecision], Writer | ConfigError]]:
+    """Of each format and precision in turn a function that writes the detector with its metadata to a path.
 
-    In the place of one whose library is not installed, or cannot do it, stands the error.
-
-    Raises:
-        ConfigError: the detector cannot be traced.
+    The detector is traced once. In the place of a format whose library is not installed, or of a detector that cannot
+    be traced, stands the error.
     """
-    program = trace(detector)
-    onnx_model = functools.cache(lambda: convert_onnx(program))
-    network = functools.cache(lambda: convert_openvino(onnx_model()))
-    writers: dict[tuple[Format, ExportPrecision], Writer | ConfigError] = {}
-    for kind, precision in variants:
+    traced = make_once(lambda: trace(detector))
+    onnx_model = make_once(lambda: convert_onnx(traced().program))
+    network = make_once(lambda: convert_openvino(onnx_model(), size=fixed_size(detector.preprocessing)))
+
+    def convert(kind: Format, precision: ExportPrecision) -> Writer:
+        divisor = traced().size_divisor
+        if kind == "torch":
+            return make_writer(write_program, convert_program(traced().program), divisor)
+        if kind == "onnx":
+            return make_writer(write_onnx, onnx_model(), divisor)
+        model = network()
+        if precision == "int8":
+            require_calibration(images)
+            with pad_to(detector, divisor):
+                model = quantize_model(model, detector, images, max_drop=max_drop)
+        return make_openvino_writer(model, divisor, half=precision == "fp16")
+
+    for variant in variants:
         try:
-            if kind == "torch":
-                writers[kind, precision] = _program_writer(convert_program(program))
-            elif kind == "onnx":
-                writers[kind, precision] = _onnx_writer(onnx_model())
-            else:
-                model = network()
-                if precision == "int8":
-                    require_calibration(images)
-                    model = quantize_model(model, detector, images, max_drop=max_drop)
-                writers[kind, precision] = _openvino_writer(model, half=precision == "fp16")
+            writer: Writer | ConfigError = convert(*variant)
         except ConfigError as error:
-            writers[kind, precision] = error
-    return writers
+            writer = error
+        yield variant, writer
 
 
 def convert_detector(
@@ -218,45 +231,49 @@ def convert_detector(
     Raises:
         ConfigError: a library is not installed, or the detector cannot be traced.
     """
-    writer = convert_all(detector, images, [(format, precision)], max_drop=max_drop)[format, precision]
+    ((_, writer),) = convert_all(detector, images, [(format, precision)], max_drop=max_drop)
     if isinstance(writer, ConfigError):
         raise writer
     return writer
 
 
-def _program_writer(program: ExportedProgram) -> Writer:
-    def write(path: Path, metadata: Metadata, results: dict[str, Any] | None) -> None:
-        write_program(program, path, statements=write_statements(metadata, results))
+def make_writer(write: Callable[..., None], model: Any, size_divisor: int) -> Writer:
+    """`write` for this model, whose images are padded to multiples of `size_divisor`."""
 
-    return write
+    def write_file(path: Path, metadata: Metadata, results: dict[str, Any] | None) -> None:
+        write(model, path, statements=write_statements(metadata, results, size_divisor=size_divisor))
 
-
-def _onnx_writer(model: Any) -> Writer:
-    def write(path: Path, metadata: Metadata, results: dict[str, Any] | None) -> None:
-        write_onnx(model, path, statements=write_statements(metadata, results))
-
-    return write
+    return write_file
 
 
-def _openvino_writer(model: Any, *, half: bool) -> Writer:
-    def write(path: Path, metadata: Metadata, results: dict[str, Any] | None) -> None:
-        write_openvino(model, path, half=half, statements=write_statements(metadata, results) | model_info(metadata))
+def make_openvino_writer(model: Any, size_divisor: int, *, half: bool) -> Writer:
+    """As `make_writer` for a model of OpenVINO, with its weights in fp16 where `half`."""
 
-    return write
+    def write_file(path: Path, metadata: Metadata, results: dict[str, Any] | None) -> None:
+        statements = write_statements(metadata, results, size_divisor=size_divisor) | model_info(metadata)
+        write_openvino(model, path, half=half, statements=statements)
+
+    return write_file
 
 
 def compare_file(
     detector: Detector,
-    exported: Detector,
+    exported: ExportedDetector,
     images: ExportImages,
     *,
     precision: ExportPrecision,
     max_drop: float,
     progress: Progress | None = None,
 ) -> ExportResult:
-    """The result of comparing a detector with its exported file, without a path yet."""
+    """The result of comparing a detector with its exported file, without a path yet.
+
+    Detections are compared with images padded as the file pads them. The AP is of each with its own padding: what
+    everybody who uses them gets.
+    """
     limits, match = LIMITS[precision], images.class_match
-    before, after = detect_both(detector, exported, images.proof)
+    own, padded = detector.preprocessing.size_divisor, exported.preprocessing.size_divisor
+    with pad_to(detector, padded):
+        before, after = detect_both(detector, exported, images.proof)
     least_score = pick_least_score(before.detections, most=limits.least_score)
     comparison = compare_detections(before.detections, after.detections, least_score=least_score)
     result = ExportResult(Path(), images.description, comparison)
@@ -278,6 +295,8 @@ def compare_file(
         notes.append("nothing was detected on these images: they prove nothing")
     if not detector.preprocessing.resize.antialias:
         notes.append(ROUNDED_NOTE)
+    if padded != own:
+        notes.append(PADDED_NOTE.format(padded, own))
     if result.ap is not None and result.exported_ap is not None and result.ap - result.exported_ap > max_drop:
         drop = f"AP {100 * result.exported_ap:.1f} after {100 * result.ap:.1f}"
         reasons.append(f"{drop}, at most {100 * max_drop:g} less are allowed")
@@ -285,10 +304,10 @@ def compare_file(
 
 
 def detect_both(
-    detector: Detector, exported: Detector, source: ImageSource, *, progress: Progress | None = None
+    detector: Detector, exported: ExportedDetector, source: ImageSource, *, progress: Progress | None = None
 ) -> tuple[TimedDetections, TimedDetections]:
-    """What a detector and its file detect on all images of a source, both of bytes."""
-    with give_bytes(detector):
+    """What a detector and its file detect on all images of a source, both of the bytes that the file's graph gets."""
+    with give_bytes(detector, exported):
         return detect(detector, source, progress=progress), detect(exported, source, progress=progress)
 
 
@@ -302,9 +321,9 @@ def pick_least_score(detections: Sequence[Detections], *, most: float) -> float:
 
 
 @contextlib.contextmanager
-def give_bytes(detector: Detector) -> Iterator[None]:
-    """Inside, the detector gets images rounded to bytes, as its file does."""
-    hook = detector.register_forward_pre_hook(lambda _, given: (round_to_bytes(given[0]), *given[1:]))
+def give_bytes(detector: Detector, exported: ExportedDetector) -> Iterator[None]:
+    """Inside, the detector gets images as the graph of its file does: in bytes, none shorter than the graph takes."""
+    hook = detector.register_forward_pre_hook(lambda _, given: (exported.prepare(given[0]), *given[1:]))
     try:
         yield
     finally:

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from focaldet import config as configs
 from focaldet import files
-from focaldet.export.graph import STEP_PX, fixed_size
+from focaldet.export.graph import fixed_size
 from focaldet.models import Detector
 from focaldet.weights import Metadata, Trained
 from focaldet.weights.checkpoint import describe_detector
@@ -60,10 +59,7 @@ def describe_export(
             training.pop("ap", None)
         extra["training"] = files.to_json_text(training)
     described = describe_detector(detector, license=stated.license if stated else None, extra=extra)
-    # Where the graph takes multiples of 32 px alone, the file pads to them, whatever the detector did.
-    divisor = detector.preprocessing.size_divisor if size else math.lcm(detector.preprocessing.size_divisor, STEP_PX)
-    preprocessing = replace(detector.preprocessing, size_divisor=divisor)
-    return replace(described, category_ids=trained.category_ids, preprocessing=preprocessing)
+    return replace(described, category_ids=trained.category_ids)
 
 
 def read_limits(detector: Detector) -> dict[str, float]:
@@ -110,9 +106,15 @@ def read_best_ap(events: Path) -> float | None:
     return None
 
 
-def write_statements(metadata: Metadata, results: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """The metadata as the texts that an exported file holds; `results` of the comparison are put among them."""
+def write_statements(
+    metadata: Metadata, results: Mapping[str, Any] | None = None, *, size_divisor: int
+) -> dict[str, str]:
+    """The metadata as the texts that an exported file holds; `results` of the comparison are put among them.
+
+    `size_divisor` is what the graph takes, which may be more than the detector pads to.
+    """
     extra = dict(metadata.extra)
     if results is not None:
         extra["check"] = files.to_json_text(results)
-    return {STATEMENT: configs.to_json(replace(metadata, extra=extra))}
+    preprocessing = replace(metadata.preprocessing, size_divisor=size_divisor)
+    return {STATEMENT: configs.to_json(replace(metadata, extra=extra, preprocessing=preprocessing))}

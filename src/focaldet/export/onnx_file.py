@@ -14,6 +14,7 @@ from focaldet.weights.exported.graphs import GRAPH_INPUTS, GRAPH_OUTPUTS, import
 from focaldet.weights.formats.files import write_atomically
 
 OPSET = 18
+INT32 = 6  # onnx.TensorProto.INT32
 
 
 def convert_onnx(program: ExportedProgram) -> Any:
@@ -32,7 +33,10 @@ def convert_onnx(program: ExportedProgram) -> Any:
             opset_version=OPSET,
             input_names=list(GRAPH_INPUTS),
             output_names=list(GRAPH_OUTPUTS),
-            custom_translation_table={torch.ops.focaldet.nms_mask.default: translate_nms_mask},
+            custom_translation_table={
+                torch.ops.focaldet.nms_mask.default: translate_nms_mask,
+                torch.ops.torchvision.roi_pool.default: translate_roi_pool,
+            },
             verbose=False,
         )
     model = exported.model_proto
@@ -66,6 +70,16 @@ def translate_nms_mask(boxes: Any, scores: Any, iou: float, least_score: float, 
     ones = op.Expand(op.Constant(value_floats=[1.0]), shape)
     zeros = op.Expand(op.Constant(value_float=0.0), op.Shape(scores))
     return op.Greater(op.ScatterND(zeros, selected, ones), op.Constant(value_float=0.5))
+
+
+def translate_roi_pool(features: Any, rows: Any, scale: float, height: int, width: int) -> Any:
+    """torchvision's RoIPool, which onnxscript knows with other arguments.
+
+    Where each maximum lies, its second answer, is asked for by gradients alone: something of its type stands there.
+    """
+    op = import_library("onnxscript", extra="onnx").opset18
+    pooled = op.MaxRoiPool(features, rows, pooled_shape=[height, width], spatial_scale=scale)
+    return pooled, op.Cast(pooled, to=INT32)
 
 
 def remove_traces(model: Any) -> None:

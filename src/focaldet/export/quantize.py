@@ -27,7 +27,7 @@ from focaldet.weights.exported.graphs import GRAPH_OUTPUTS, count_graph_threads,
 FP32_DEPTHS = (1, 3, 9, 27)
 """How many layers from the image on stay in fp32: these numbers are tried in turn."""
 VALIDATION_IMAGES = 300
-"""At most so many images tell whether more layers must stay in fp32; the finished file is measured on all."""
+"""At most so many images tell whether more layers must stay in fp32; a model that seems good is measured on all."""
 WEIGHTED = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul"}
 FEATURES_FIRST = {
     *("ROIAlign", "ROIPooling", "GridSample", "Reshape", "Transpose", "Interpolate", "Slice", "StridedSlice"),
@@ -43,7 +43,7 @@ def quantize_model(model: Any, detector: Detector, images: ExportImages, *, max_
 
     The first layer stays in fp32. Where the images are labeled and the AP falls by more, so do the first few, and then
     more of them: an error that is made early passes through all that follows. Of these models the first that is good
-    enough is taken, else the best.
+    enough on all images is taken, else the one that is best on a sample of them.
 
     Raises:
         ConfigError: nncf is not installed, or cannot quantize the model.
@@ -51,18 +51,23 @@ def quantize_model(model: Any, detector: Detector, images: ExportImages, *, max_
     labeled, match = images.labeled, images.class_match
     if labeled is None or match is None:
         return quantize_behind(model, FP32_DEPTHS[0], detector, images.calibration)
-    chosen = labeled.dataset.subset(pick_evenly(len(labeled.dataset), VALIDATION_IMAGES), labeled.dataset.name)
-    measure = functools.partial(measure_compiled_ap, detector=detector, source=FileSource(chosen), match=match)
-    before, best, best_ap = measure(model), None, -1.0
-    if before is None:
+    every, measure = labeled.dataset, functools.partial(measure_compiled_ap, detector=detector, match=match)
+    sources: list[ImageSource] = [FileSource(every.subset(pick_evenly(len(every), VALIDATION_IMAGES), every.name))]
+    sources += [labeled] if len(every) > VALIDATION_IMAGES else []
+    before = functools.cache(lambda index: measure(model, source=sources[index]))
+    if before(0) is None:
         return quantize_behind(model, FP32_DEPTHS[0], detector, images.calibration)
+    best, best_ap = None, -1.0
     for depth in FP32_DEPTHS:
         quantized = quantize_behind(model, depth, detector, images.calibration)
-        ap = measure(quantized) or 0.0
-        if ap > best_ap:
-            best, best_ap = quantized, ap
-        if before - ap <= max_drop:
-            break
+        for index, source in enumerate(sources):
+            ap = measure(quantized, source=source) or 0.0
+            if index == 0 and ap > best_ap:
+                best, best_ap = quantized, ap
+            if (before(index) or 0.0) - ap > max_drop:
+                break
+        else:
+            return quantized
     return best
 
 

@@ -1,6 +1,9 @@
-"""The table of detectors with their sizes counted: what `focaldet models` prints."""
+"""The table of detectors with their sizes counted.
 
-from dataclasses import astuple, dataclass
+`focaldet models` prints the copy of it in `cli/detectors.json`, to read which no torch is needed.
+"""
+
+from dataclasses import dataclass
 
 import torch
 
@@ -23,11 +26,6 @@ class DetectorRow:
     num_parameters: int
     input: str
     published: PublishedAP | None
-
-    def cells(self) -> list[str]:
-        """The row of a table: name, backbone, classes, parameters, the six figures, input."""
-        figures = [f"{value:.1f}" for value in astuple(self.published)] if self.published else ["-"] * 6
-        return [self.name, self.backbone, str(self.num_classes), f"{self.num_parameters:,}", *figures, self.input]
 
 
 def detector_rows() -> tuple[DetectorRow, ...]:

@@ -100,7 +100,7 @@ class RetinaNetConfig(DetectorConfig):
     `stride_in_1x1` is the paper's MSRA form; torchvision's ImageNet weights want it in the 3×3, the default here.
     `frozen_stages` counts the stem and the stages after it. `prior` is π, the probability a fresh network gives every
     class at every anchor. `head_norm` puts GroupNorm into the subnets, `tower_init` is how they start (`nets.heads`).
-    `p6_from` and `p7_relu` are the pyramid's two variants (`nets.necks`).
+    `p6_from` and `p7_relu` are the pyramid's two variants, and `neck_norm` puts GroupNorm into it (`nets.necks`).
     `classifier` softmax is for comparison: one softmax over the classes and a background class in place of K sigmoids.
     Everything keeps its meaning: `loss.alpha` weighs objects and 1 - `loss.alpha` background, `loss.gamma` 0 is the
     cross entropy, and `prior` leaves 1 - K π to the background, which must be above 0.
@@ -115,6 +115,7 @@ class RetinaNetConfig(DetectorConfig):
     width: Channels = 256
     p6_from: Literal["C5", "P5"] = "C5"
     p7_relu: bool = True
+    neck_norm: bool = False
     head_depth: LayerCount = 4
     head_norm: bool = False
     tower_init: TowerInit = "normal"
@@ -165,7 +166,8 @@ class RetinaNet(Detector):
             raise ConfigError(f"loss.quality: takes the place of `class_loss`, which {name} overrides; set it to false")
         self.backbone = build_backbone(c.backbone, norm=c.norm, eps=c.norm_eps, stride_in_1x1=c.stride_in_1x1)
         self.backbone.freeze(c.frozen_stages)
-        self.pyramid = FeaturePyramid(self.backbone.channels[1:], c.width, p6_from=c.p6_from, p7_relu=c.p7_relu)
+        channels = self.backbone.channels[1:]
+        self.pyramid = FeaturePyramid(channels, c.width, p6_from=c.p6_from, p7_relu=c.p7_relu, norm=c.neck_norm)
         biases = prior_biases(c.classifier, num_classes=c.num_classes, prior=c.prior)
         subnet = partial(
             Subnet, c.width, depth=c.head_depth, per_cell=c.anchors.per_cell, norm=c.head_norm, tower_init=c.tower_init
@@ -177,15 +179,15 @@ class RetinaNet(Detector):
         """Logits and encoded boxes of all anchors for padded RGB images in 0…255."""
         levels = self.pyramid(self.backbone(self.normalize(images))[1:])
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
+        config = self.config.anchors
         anchors = pyramid_anchors(
-            self.config.anchors,
+            config,
             strides_px=PYRAMID_STRIDES_PX,
             shapes=shapes,
             image=(images.shape[-2], images.shape[-1]),
             device=images.device,
         )
-        config = self.config
-        level_sizes = tuple(height * width * config.anchors.per_cell for height, width in shapes)
+        level_sizes = tuple(height * width * config.per_cell for height, width in shapes)
         return RetinaNetOutputs(self.class_subnet(levels), self.box_subnet(levels), anchors, level_sizes)
 
     def losses(self, outputs: RetinaNetOutputs, targets: Sequence[Target], context: LossContext) -> dict[str, Tensor]:
@@ -245,12 +247,11 @@ class RetinaNet(Detector):
 
         It ignores what is neither object nor background, and with `mining` what is easy.
         """
-        matching, levels = self.config.matching, outputs.level_sizes
-        matches = [match(outputs.anchors, t.boxes, t.ignored, matching, level_sizes=levels) for t in targets]
+        config, levels = self.config, outputs.level_sizes
+        matches = [match(outputs.anchors, t.boxes, t.ignored, config.matching, level_sizes=levels) for t in targets]
         pairs = zip(targets, matches, strict=True)
-        labels = torch.stack([m.labels(t.labels, background=self.config.num_classes) for t, m in pairs])
+        labels = torch.stack([m.labels(t.labels, background=config.num_classes) for t, m in pairs])
         ignored = torch.stack([m.ignored for m in matches])
-        config = self.config
         if config.loss.mining is not None:
             ignored = self._ignore_easy(outputs, labels, ignored)
         return matches, labels, ignored
@@ -334,8 +335,7 @@ class RetinaNet(Detector):
         The threshold is applied to the logits: the sigmoid of all A × K would cost more than everything else here.
         """
         config = self.config.detect
-        num_classes = logits.shape[1]
-        flat = logits.reshape(-1)
+        flat, num_classes = logits.reshape(-1), logits.shape[1]
         limit = logit(config.score_threshold) if config.score_threshold > 0 else -torch.inf
         bounds = torch.tensor([0, *level_sizes]).cumsum(0).tolist()
         chosen = []

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from focaldet.errors import ConfigError
 from focaldet.nets.initialize import initialize_he, initialize_normal, set_biases
-from focaldet.nets.norm import GroupNorm
+from focaldet.nets.norm import wide_group_norm
 from focaldet.ops.classifier import Classifier
 
-NORM_GROUPS = 32
 TowerInit = Literal["normal", "he"]
 
 
@@ -28,8 +27,7 @@ class Subnet(nn.Module):
     each (Focal Loss paper, section 4.1).
     `tower_init` "he" starts the tower's weights from N(0, 2 / fan-in) instead: with the paper's number every layer
     shrinks the signal, at 256 channels to a third, at 96 to a fifth, and a short training never gets going.
-    `norm` puts GroupNorm between convolution and ReLU, whose bias it makes needless: `NORM_GROUPS` groups, and where
-    they do not divide the width fewer, of four channels or more.
+    `norm` puts GroupNorm (`nets.norm.wide_group_norm`) between convolution and ReLU, whose bias it makes needless.
     """
 
     def __init__(
@@ -46,7 +44,7 @@ class Subnet(nn.Module):
         super().__init__()
         self.values = values
         self.tower = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=not norm) for _ in range(depth))
-        self.norms = nn.ModuleList(GroupNorm(_num_groups(width), width) for _ in range(depth if norm else 0))
+        self.norms = nn.ModuleList(wide_group_norm(width) for _ in range(depth if norm else 0))
         self.predict = nn.Conv2d(width, per_cell * values, 3, padding=1)
         initialize_tower(self.tower, tower_init)
         initialize_normal([self.predict])
@@ -63,11 +61,6 @@ class Subnet(nn.Module):
         # B S·V H W lies in memory as B H W S·V when convolutions run channels-last: then nothing is copied here.
         x = self.predict(x).permute(0, 2, 3, 1)
         return x.reshape(x.shape[0], -1, self.values).float()
-
-
-def _num_groups(width: int) -> int:
-    """A group of one channel has a single value on a map of one cell, and its norm is rounding errors."""
-    return NORM_GROUPS if width % NORM_GROUPS == 0 else max(1, math.gcd(NORM_GROUPS, width) // 4)
 
 
 def initialize_tower(modules: Iterable[nn.Module], tower_init: TowerInit) -> None:

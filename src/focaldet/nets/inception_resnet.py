@@ -276,11 +276,13 @@ def pad_for_halving(x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
 
 
 def max_pool(x: Float[Tensor, "B C H W"], *, stride: int, padding: Padding) -> Float[Tensor, "B C h w"]:
-    """The maximum of each 3×3 window; padding is never the largest."""
+    """The maximum of each 3×3 window of what ReLU gave; padding is never the largest."""
     if padding == "valid":
         return F.max_pool2d(x, 3, stride)
     if stride == 1:
         return F.max_pool2d(x, 3, 1, 1)
+    if torch.compiler.is_exporting():  # a size that is open has no fixed padding; beside what is ≥ 0 zeros will do
+        return F.max_pool2d(pad_for_halving(x), 3, 2)
     # Rounding up lets the last window hang over: that is the row behind an even number of them.
     return F.max_pool2d(x, 3, 2, (x.shape[-2] % 2, x.shape[-1] % 2), ceil_mode=True)
 

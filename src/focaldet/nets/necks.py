@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focaldet.nets.initialize import initialize_xavier
-from focaldet.nets.norm import NormKind, norm_layer
+from focaldet.nets.norm import NormKind, norm_layer, wide_group_norm
 
 PYRAMID_STRIDES_PX = (8, 16, 32, 64, 128)
 REGION_STRIDES_PX = (4, 8, 16, 32, 64)
@@ -37,23 +37,34 @@ class FeaturePyramid(nn.Module):
     `p6_from` is the input of P6: C5 in the paper and Detectron, P5 in torchvision's first RetinaNet and many later
     works. No normalization and no non-linearity but the ReLU before P7 (Focal Loss paper, footnote 2), which
     mmdetection leaves out: `p7_relu`.
+
+    `norm` puts GroupNorm (`nets.norm.wide_group_norm`) behind the lateral and the output convolutions, whose bias it
+    makes needless, as detectron2 and torchvision place norms; P6 and P7 come from normalized maps and have none.
     """
 
     def __init__(
-        self, channels: Sequence[int], width: int, *, p6_from: Literal["C5", "P5"], p7_relu: bool = True
+        self,
+        channels: Sequence[int],
+        width: int,
+        *,
+        p6_from: Literal["C5", "P5"],
+        p7_relu: bool = True,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.p6_from, self.p7_relu = p6_from, p7_relu
-        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in channels)
-        self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in channels)
+        self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1, bias=not norm) for c in channels)
+        self.output = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, bias=not norm) for _ in channels)
+        count = len(channels) if norm else 0
+        self.lateral_norms = nn.ModuleList(wide_group_norm(width) for _ in range(count))
+        self.output_norms = nn.ModuleList(wide_group_norm(width) for _ in range(count))
         self.p6 = HalvingConv(channels[-1] if p6_from == "C5" else width, width)
         self.p7 = HalvingConv(width, width)
         initialize_xavier(self.modules())
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """P3…P7 from C3, C4, C5, finest first."""
-        laterals = [lateral(x) for lateral, x in zip(self.lateral, maps, strict=True)]
-        levels = [output(x) for output, x in zip(self.output, top_down(laterals), strict=True)]
+        levels = _each(self.output, self.output_norms, top_down(_each(self.lateral, self.lateral_norms, maps)))
         p6 = self.p6(maps[-1] if self.p6_from == "C5" else levels[-1])
         return [*levels, p6, self.p7(F.relu(p6) if self.p7_relu else p6)]
 

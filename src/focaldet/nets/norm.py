@@ -1,5 +1,6 @@
 """Normalization layers, and the convolution that absorbs a frozen one."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 NormKind = Literal["frozen", "batch", "group"]
+NORM_GROUPS = 32
 
 
 class FrozenBatchNorm(nn.Module):
@@ -56,6 +58,16 @@ class GroupNorm(nn.GroupNorm):
         rows = x.reshape(x.shape[0], self.num_groups, -1)
         rows = torch.instance_norm(rows, None, None, None, None, True, 0.0, self.eps, False)
         return rows.reshape(x.shape) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def wide_group_norm(channels: int) -> GroupNorm:
+    """GroupNorm for maps that may be a single cell: `NORM_GROUPS` groups, or fewer of four channels and more where they
+    do not divide the channels.
+
+    A group of one channel has a single value on a map of one cell, and its norm is rounding errors.
+    """
+    divides = channels % NORM_GROUPS == 0
+    return GroupNorm(NORM_GROUPS if divides else max(1, math.gcd(NORM_GROUPS, channels) // 4), channels)
 
 
 def norm_layer(kind: NormKind, channels: int, *, eps: float = 1e-5) -> nn.Module:

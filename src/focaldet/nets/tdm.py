@@ -37,7 +37,9 @@ class TopDownModule(nn.Module):
 
     def forward(self, coarse: Float[Tensor, "B C h w"], fine: Float[Tensor, "B D H W"]) -> Float[Tensor, "B E H W"]:
         top = F.relu(self.top_down(coarse), inplace=True)
-        if coarse.shape[-2:] != fine.shape[-2:]:
+        if torch.compiler.is_exporting():  # the same cells, of maps made with padding, without asking for their number
+            top = F.interpolate(top, size=fine.shape[-2:], mode="nearest")
+        elif coarse.shape[-2:] != fine.shape[-2:]:
             top = fit_cells(F.interpolate(top, scale_factor=2, mode="nearest"), like=fine, padding=0)
         both = torch.cat([F.relu(self.lateral(fine), inplace=True), top], 1)
         return F.relu(self.output(both), inplace=True)

@@ -71,6 +71,9 @@ def pool_pyramid(
     if _sums_rows(levels[0], config):
         strides = [2 ** (finest + number) for number in range(len(levels))]
         return _align(levels, regions, image_index, level, strides_px=strides, config=config)
+    if len(levels) == 1:
+        stride_px = 2**finest
+        return pool(levels[0], regions, image_index, stride_px=stride_px, frame_px=frame_px, config=config)
     members = [(level == number).nonzero().squeeze(1) for number in range(len(levels))]
     pooled = [
         pool(features, regions[of], image_index[of], stride_px=2 ** (finest + number), frame_px=frame_px, config=config)
@@ -160,6 +163,8 @@ def crop_and_resize(
     x, in_map_x = sample_positions(regions[:, 0], regions[:, 2], size, frame=frame_px[1], cells=width)
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=-1)
     inside = in_map_y[:, :, None] & in_map_x[:, None, :]
+    if features.device.type == "cpu" and not torch.compiler.is_exporting():
+        return _sum_corners(features, grid, inside, image_index)
     members = [(image_index == image).nonzero().squeeze(1) for image in range(len(features))]
     crops = [_sample_grid(image[None], grid[of]) for image, of in zip(features, members, strict=True)]
     return torch.cat(crops)[torch.cat(members).argsort()] * inside[:, None]
@@ -187,12 +192,34 @@ def _sample_grid(image: Float[Tensor, "1 C H W"], grid: Float[Tensor, "R S S 2"]
     return crops.reshape(image.shape[1], count, size, size).transpose(0, 1)
 
 
+def _sum_corners(
+    features: Float[Tensor, "B C H W"],
+    grid: Float[Tensor, "R S S 2"],
+    inside: Bool[Tensor, "R S S"],
+    image_index: Int64[Tensor, " R"],
+) -> Float[Tensor, "R C S S"]:
+    """Each region from its image, 0 where not `inside`: on the CPU one weighted sum of rows, as in `align_levels`."""
+    channels, height, width = features.shape[1:]
+    corners = _corners(grid.detach(), height, width)
+    first = (image_index * height * width)[:, None, None]
+    index = torch.stack([first + y * width + x for y, x, _ in corners], dim=-1)
+    weights = torch.stack([weight for *_, weight in corners], dim=-1) * inside[..., None]
+    rows = features.permute(0, 2, 3, 1).reshape(-1, channels)
+    sums = F.embedding_bag(index.view(-1, 4), rows, mode="sum", per_sample_weights=weights.view(-1, 4))
+    return sums.view(*grid.shape[:3], channels).permute(0, 3, 1, 2)
+
+
 def blend_corners(image: Float[Tensor, "C H W"], grid: Float[Tensor, "R S S 2"]) -> Float[Tensor, "R C S S"]:
     """As `F.grid_sample` with corners aligned and the border repeated, of the four cells around each point by index."""
-    last = grid.new_tensor([image.shape[2] - 1, image.shape[1] - 1])
+    corners = _corners(grid, image.shape[1], image.shape[2])
+    return torch.stack([image[:, y, x] * weight for y, x, weight in corners]).sum(0).transpose(0, 1)
+
+
+def _corners(grid: Float[Tensor, "R S S 2"], height: int, width: int) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
+    """Row, column and weight of each of the four cells around every point, those beyond the border on it."""
+    last = grid.new_tensor([width - 1, height - 1])
     position = ((grid + 1) / 2 * last).minimum(last).clamp(min=0)
     low = position.floor()
     (right, below), (left, above) = (position - low).unbind(-1), (1 - (position - low)).unbind(-1)
     (x0, y0), (x1, y1) = low.long().unbind(-1), (low + 1).minimum(last).long().unbind(-1)
-    corners = ((y0, x0, above * left), (y0, x1, above * right), (y1, x0, below * left), (y1, x1, below * right))
-    return torch.stack([image[:, y, x] * weight for y, x, weight in corners]).sum(0).transpose(0, 1)
+    return (y0, x0, above * left), (y0, x1, above * right), (y1, x0, below * left), (y1, x1, below * right)

@@ -37,7 +37,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         400: "a damaged form or query, or JSON that breaks the protocol",
         401: "the token is missing or wrong",
         408: "the body did not arrive in time",
-        413: "too many bytes or pixels",
+        413: "too many bytes or pixels, or under /v2 images or values of JSON",
         415: "a compressed body",
         422: "not an image, or a field out of range",
         503: "busy; the header Retry-After says for how many seconds",

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from focaldet.report.page import PAGE_POLICY, header, render_page, section, table
+from focaldet.service.inference_protocol import MOST_JSON_VALUES
 from focaldet.service.options import ServiceOptions
 
 DOCS_STYLE = "code { font-family: ui-monospace, monospace; overflow-wrap: anywhere; } td.text { min-width: 180px; }"
@@ -20,6 +21,7 @@ def render_docs(openapi: Mapping[str, Any], options: ServiceOptions, *, address:
     limits = [
         ["Body of a request", f"{options.max_megabytes:g} MB, within {options.body_seconds:g} s"],
         ["Image", f"{options.max_megapixels:g} megapixels"],
+        ["JSON of a request under /v2", f"{MOST_JSON_VALUES / 1e6:g} million values"],
         ["Images that wait", f"{options.queue} for each process; more are refused with 503 and Retry-After"],
     ]
     parts = [

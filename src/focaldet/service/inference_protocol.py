@@ -15,6 +15,7 @@ import base64
 import binascii
 import itertools
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,10 @@ TENSOR_OUTPUTS = (
     {"name": "count", "datatype": "INT64", "shape": [-1]},
 )
 DATATYPES = {str(row["name"]): str(row["datatype"]) for row in (*TENSOR_INPUTS, *TENSOR_OUTPUTS)}
+MOST_JSON_VALUES = 1_500_000
+"""Numbers, texts, lists and objects in the JSON of a request: enough for the pixels of 640 × 480 in nested lists."""
+_PARSING = threading.Lock()
+"""Held while one request is parsed: Python parses one at a time anyway, and so only one takes the memory for it."""
 
 
 class TensorIn(BaseModel):
@@ -114,7 +119,10 @@ INFER_BODY = {
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A request that was understood: its images, what is asked for, and how to answer."""
+    """A request that was understood: its images, what is asked for, and how to answer.
+
+    The request has no inputs any more: it waits for the detections, and the images are all that is needed of them.
+    """
 
     request: InferRequest
     images: list[bytes | UInt8[Tensor, "3 H W"]]
@@ -127,11 +135,32 @@ def read_inference(
     """The inference that the body of a request describes; `json_length` is the header, None where there is none.
 
     Raises:
-        RefusalError: the body does not follow the protocol, says where; or its shape has too many images or pixels.
+        RefusalError: the body does not follow the protocol, says where; or it has too many values, images or pixels.
     """
     length = _read_length(json_length, len(body))
+    text = body[:length]
+    _require_few_values(text)
+    with _PARSING:
+        request = _parse_request(text)
+        images = _read_images(request, body[length:], options)
+        request.inputs.clear()
+    return Inference(request, images, _read_parameters(request.parameters, selections))
+
+
+def _require_few_values(text: bytes) -> None:
+    """Refuse JSON of too many values by its commas and brackets, before it is parsed.
+
+    Three bytes of text can be a list, which takes a hundred.
+    """
+    if sum(map(text.count, (b",", b"[", b"{"))) > MOST_JSON_VALUES:
+        message = f"the request's JSON has more than {MOST_JSON_VALUES / 1e6:g} million values"
+        raise RefusalError(413, f"{message}; send pixels as binary data, or an encoded image")
+
+
+def _parse_request(text: bytes) -> InferRequest:
+    """The request, with one input of its datatype and outputs that there are."""
     try:
-        request = InferRequest.model_validate_json(body[:length])
+        request = InferRequest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -145,11 +174,16 @@ def read_inference(
     (tensor,) = request.inputs
     if tensor.datatype != DATATYPES[tensor.name]:
         raise RefusalError(400, f"inputs.{tensor.name}: the datatype must be {DATATYPES[tensor.name]}")
+    return request
+
+
+def _read_images(request: InferRequest, rest: bytes, options: ServiceOptions) -> list[bytes | Tensor]:
+    """The images of the one input; `rest` are the bytes behind the JSON."""
+    (tensor,) = request.inputs
     if any(side < 1 for side in tensor.shape):
         raise RefusalError(400, f"inputs.{tensor.name}: every side of the shape must be at least 1")
-    raw = _binary_part(tensor, body[length:])
     read = _read_encoded if tensor.name == "image" else _read_pixels
-    return Inference(request, read(tensor, raw, options), _read_parameters(request.parameters, selections))
+    return read(tensor, _binary_part(tensor, rest), options)
 
 
 def _read_length(text: str | None, limit: int) -> int:

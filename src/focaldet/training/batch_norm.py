@@ -27,9 +27,9 @@ def has_trained_norm(detector: Detector) -> bool:
     return has_norm
 
 
-def steps_to_measure(detector: Detector) -> float:
-    """What measuring takes, in steps of training, of which it is forward alone; 0 where nothing is to be measured."""
-    return NUM_BATCHES / 2 if has_trained_norm(detector) else 0.0
+def images_to_measure(detector: Detector, batch_size: int) -> int:
+    """The images that are passed through to measure; 0 where nothing is to be measured."""
+    return NUM_BATCHES * batch_size if has_trained_norm(detector) else 0
 
 
 def _follow_batches(detector: Detector) -> list[nn.BatchNorm2d]:

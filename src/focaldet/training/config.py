@@ -166,7 +166,7 @@ class RunConfig:
     """Keep images and weights in channels-last memory order."""
 
     compile: bool = False
-    """Compile the network with torch.compile."""
+    """Compile the network with torch.compile, for training on a GPU; on the CPU it makes training slower."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Random changes to the training images."""

@@ -13,6 +13,7 @@ from focaldet.runtime import Autocast, eval_mode, require_memory
 from focaldet.training.config import RunConfig
 from focaldet.types import ImageSize
 
+COMPILED_ON_CPU = "compile: on the CPU a compiled network is trained more slowly than one that is not: leave it out"
 ONE_VALUE = "Expected more than 1 value per channel"  # how torch's BatchNorm begins its complaint
 
 

@@ -59,11 +59,13 @@ def open_sources(
     notes.append(
         f"overfit: training and scoring on the same {quantity(len(few), 'image')}, {quantity(repeats, 'time')} an epoch"
     )
-    return _choose(sources[0], few * repeats), _choose(sources[0], few), notes
+    chosen = [choose_images(sources[0], positions, name="overfit") for positions in (few * repeats, few)]
+    return chosen[0], chosen[1], notes
 
 
-def _choose(source: ImageSource, positions: Sequence[int]) -> ChosenImages:
-    return ChosenImages(source.dataset.subset(positions, "overfit"), source, tuple(positions))
+def choose_images(source: ImageSource, positions: Sequence[int], *, name: str) -> ChosenImages:
+    """The images of a source at these positions, as a source called `name`."""
+    return ChosenImages(source.dataset.subset(positions, name), source, tuple(positions))
 
 
 def build_loader(

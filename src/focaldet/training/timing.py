@@ -13,8 +13,12 @@ STEP_PARTS = (FORWARD, BACKWARD, UPDATE)
 # Steps whose mean is the present speed, and those at the start of a program that are slow and do not count.
 RECENT_STEPS, WARM_UP_STEPS = 64, 2
 
-# Of an evaluation before there has been one: its seconds for an image, in those of training on one.
-EVALUATION_GUESS = 0.75
+# Of an evaluation before any image of it was timed: its seconds for an image, in those of training on one. Of BatchNorm
+# that is measured anew, which is forward alone, likewise.
+EVALUATION_GUESS, NORM_GUESS = 0.75, 0.5
+
+# An evaluation takes this much longer than what was timed: metrics, saving, and more boxes than early in a run.
+EVALUATION_MARGIN = 1.2
 
 # A part that takes less of an epoch is not printed.
 WORTH_TELLING = 0.01
@@ -57,8 +61,8 @@ class Stopwatch:
 class Pace:
     """The speed of a run as measured since the program began: seconds of a step and of an evaluation.
 
-    `evaluation` are those of the last evaluation before, `extra_steps` what one takes beside the images until one was
-    measured, in steps. `num_steps` counts the steps that were measured.
+    `evaluation` are those of the last evaluation before, `norm_images` the images that one passes through beside its
+    own, to measure BatchNorm; all images are those of this process. `num_steps` counts the steps that were measured.
     """
 
     def __init__(
@@ -67,12 +71,14 @@ class Pace:
         images_per_step: int,
         validation_images: int,
         evaluation: float | None = None,
-        extra_steps: float = 0.0,
+        norm_images: int = 0,
     ) -> None:
         self.num_steps = 0
         self._steps: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._images_per_step, self._validation_images = images_per_step, validation_images
+        self._norm_images = norm_images
         self._evaluation = evaluation
-        self._guess = EVALUATION_GUESS * validation_images / images_per_step + extra_steps
+        self._detection: float | None = None
 
     def count_step(self, seconds: float) -> None:
         """Take note of the seconds of a step, all between it and the one before included but for evaluations."""
@@ -85,6 +91,15 @@ class Pace:
         """Take note of the seconds of an evaluation."""
         self._evaluation = seconds
 
+    def count_detection(self, seconds: float) -> None:
+        """Take note of the seconds of an image in an evaluation, before there has been one."""
+        self._detection = EVALUATION_MARGIN * seconds
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether nothing of an evaluation was timed."""
+        return self._evaluation is None and self._detection is None
+
     @property
     def step(self) -> float:
         """Seconds of a step: the mean of the recent ones; 0 before the first."""
@@ -92,8 +107,19 @@ class Pace:
 
     @property
     def evaluation(self) -> float:
-        """Seconds of an evaluation: those of the last one, or a guess from the speed of training."""
-        return self._guess * self.step if self._evaluation is None else self._evaluation
+        """Seconds of an evaluation: those of the last one, or from the time of some images, or of training."""
+        if self._evaluation is not None:
+            return self._evaluation
+        return self._validation_images * self._image_seconds(EVALUATION_GUESS) + self.norm
+
+    @property
+    def norm(self) -> float:
+        """Seconds of measuring BatchNorm: a guess from the time of some images, or from that of training."""
+        return self._norm_images * self._image_seconds(NORM_GUESS)
+
+    def _image_seconds(self, guess: float) -> float:
+        """Seconds of an image as timed in detection, or as a fraction of those in training."""
+        return guess * self.step / self._images_per_step if self._detection is None else self._detection
 
     def seconds_for(self, *, steps: int, evaluations: int) -> float:
         """Seconds that so many steps and evaluations will take."""

@@ -45,18 +45,20 @@ from focaldet.training.batch_norm import (
     EARLY_UPDATES,
     NUM_BATCHES,
     has_trained_norm,
+    images_to_measure,
     measure_norm,
     share_buffers,
-    steps_to_measure,
 )
 from focaldet.training.checkpoint import load_state, save_state
 from focaldet.training.config import BASE_BATCH, RunConfig, check_processes
 from focaldet.training.diagnosis import explain_zero_ap
+from focaldet.training.evaluation_time import time_detection
 from focaldet.training.logs import MetricsFile, RunLog, clock, open_trackers
 from focaldet.training.minutes import describe_plan, first_plan, revise_plan
 from focaldet.training.optim import rate_factor
 from focaldet.training.phases import check_phases, describe_phase
 from focaldet.training.preflight import (
+    COMPILED_ON_CPU,
     ONE_VALUE,
     describe_one_value,
     require_norm_values,
@@ -221,24 +223,23 @@ class Trainer:
 
     def _begin_phase(self) -> None:
         """Set up what belongs to the phase that the state is in."""
-        number, phases, fabric, detector = self.state.phase, self.config.phase_configs, self.fabric, self.state.detector
+        state, phases, fabric, number = self.state, self.config.phase_configs, self.fabric, self.state.phase
         self.settings = phases[number]
         self.first_epoch = sum(phase.epochs for phase in phases[:number])
         self.end_epoch = self.first_epoch + self.settings.epochs
         self.first_step = sum(self.num_steps[:number])
-        require_norm_values(detector, self.settings, self.source.dataset, autocast=self.state.autocast)
+        require_norm_values(state.detector, self.settings, self.source.dataset, autocast=state.autocast)
         if self.settings.compile:
-            detector.compile()
-        self.module = fabric.strategy.setup_module(detector)
+            state.detector.compile()
+        self.module = fabric.strategy.setup_module(state.detector)
         self.loader = self._build_loader(number)
         self.measured: dict[int, Detector] = {}
-        self.stopwatch, context = Stopwatch(), self.state.context
-        self.epoch_start = context.images_seen
+        self.stopwatch, self.epoch_start = Stopwatch(), state.context.images_seen
         self.pace = Pace(
-            images_per_step=self.settings.batch_size,
-            validation_images=len(self.validation.dataset),
-            evaluation=self.state.evaluation_seconds,
-            extra_steps=steps_to_measure(self.state.evaluated) if self.state.measures_norm else 0.0,
+            images_per_step=self.settings.batch_size // fabric.world_size,
+            validation_images=math.ceil(len(self.validation.dataset) / fabric.world_size),
+            evaluation=state.evaluation_seconds,
+            norm_images=images_to_measure(state.evaluated, self.loader.batch_size) if state.measures_norm else 0,
         )
         self._follow_plan()
 
@@ -417,6 +418,10 @@ class Trainer:
         if before is None or minutes is None:
             return
         total = 60 * minutes
+        if self.pace.is_guess:
+            seconds = time_detection(state, self.validation, batch_size=self.loader.batch_size, total=total)
+            self.pace.count_detection(seconds)
+            self.stopwatch.lap(EVALUATION)
         plan = revise_plan(
             before,
             step=state.step,
@@ -504,11 +509,10 @@ class Trainer:
     def _closing_seconds(self) -> float:
         """A guess of what follows the last step beside its evaluation and the report: BatchNorm, and `average_best`."""
         config, state = self.config, self.state
-        norm_seconds = steps_to_measure(state.evaluated) * self.pace.step
         is_early = state.measures_norm and state.step - self.first_step < EARLY_UPDATES
-        seconds = norm_seconds if is_early and config.evaluate_every is None else 0.0  # else a part of the evaluation
+        seconds = self.pace.norm if is_early and config.evaluate_every is None else 0.0  # else a part of the evaluation
         if config.average_best is not None and not state.has_average:
-            seconds += norm_seconds + self.pace.evaluation
+            seconds += self.pace.norm + self.pace.evaluation
         return seconds
 
     def _measure_norm(self, detector: Detector) -> Detector:
@@ -765,7 +769,9 @@ def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, 
     length = f"{quantity(num_steps, 'step')} in {quantity(config.epochs, 'epoch')}"
     if config.minutes is not None:
         length = f"as many steps as fit into {config.minutes:g} min"
+    is_slowed = config.compile and fabric.device.type == "cpu"
     return [
+        *([COMPILED_ON_CPU] if is_slowed else []),
         f"model: {config.model}, {quantity(len(detector.class_names), 'class', 'classes')}, "
         f"{trained / 1e6:.1f} M trained parameters, {detector.preprocessing.resize}",
         f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "

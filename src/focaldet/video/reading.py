@@ -24,6 +24,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 CAMERA = re.compile(r"camera:(\d+)")
 DEFAULT_FPS = 25.0
+REORDERED_FRAMES = 16  # that a decoder may hold back: so much later those that a damaged packet cost are missing
 # Containers that hold their own data. Playlists, which name other files and addresses, are not among them.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,ogg,flv,asf,mjpeg,h264,hevc"
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("vfwcap", "{}")}
@@ -75,6 +76,35 @@ class FrameSource:
             yield Frame(index, index / self.fps, pixels)
 
 
+class _FrameCounter:
+    """Numbers the frames of a video, of which damaged packets may have cost some.
+
+    How many these are is known from the times of the frames behind them; where these have none, it is one a packet.
+    A video whose rate varies has gaps without any damage: so a damaged packet explains one gap, and none that comes
+    more than `REORDERED_FRAMES` later.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self.fps, self._index, self._last = fps, -1, 0.0
+        self._num_damaged = self._unexplained = self._patience = 0
+
+    def count(self, seconds: float | None, *, num_damaged: int) -> int:
+        """The number of the next frame, by its time and by how many packets were damaged so far."""
+        if num_damaged > self._num_damaged:
+            self._unexplained += num_damaged - self._num_damaged
+            self._num_damaged, self._patience = num_damaged, REORDERED_FRAMES
+        lost = 0
+        if seconds is None:
+            lost = self._unexplained
+        elif self._index >= 0 and self._unexplained:
+            lost = max(0, round((seconds - self._last) * self.fps) - 1)
+        self._patience -= 1
+        self._unexplained = max(0, self._unexplained - lost) if self._patience > 0 else 0
+        self._index += 1 + lost
+        self._last = self._index / self.fps if seconds is None else seconds
+        return self._index
+
+
 class VideoSource(FrameSource):
     """A video file, read by FFmpeg through PyAV; other files or addresses that it names are not opened.
 
@@ -117,22 +147,15 @@ class VideoSource(FrameSource):
         return max(1, round(float(stream.duration * stream.time_base) * self.fps))
 
     def frames(self, *, every: int = 1) -> Iterator[Frame]:
-        """Every `every`-th frame from the first one on; damaged packets are counted in `num_damaged`.
-
-        How many frames they cost is known from the times of those that follow; where these have none, one each.
-        """
+        """Every `every`-th frame from the first one on; damaged packets are counted in `num_damaged`."""
         first: float | None = None
-        index, damaged, last = -1, 0, 0.0
+        counter = _FrameCounter(self.fps)
         self._require_pixels(self._stream.width * self._stream.height)
         with closing(self._container):
             for frame in self._decode():
-                index += 1
-                if frame.time is None:
-                    index, damaged = index + self.num_damaged - damaged, self.num_damaged
-                elif self.num_damaged and first is not None:
-                    index += max(0, round((float(frame.time) - last) * self.fps) - 1)
+                index = counter.count(frame.time, num_damaged=self.num_damaged)
                 seconds = index / self.fps if frame.time is None else float(frame.time)
-                first, last = seconds if first is None else first, seconds
+                first = seconds if first is None else first
                 self._require_pixels(frame.width * frame.height)
                 if index % every == 0:
                     yield Frame(index, seconds - first, turn_upright(frame.to_ndarray(format="rgb24"), frame.rotation))

@@ -32,14 +32,20 @@ def shared_names(detector: Detector, file_config: DetectorConfig, tensors: Mappi
     if not (backbone and same_norm and same_shapes and _equal(config, file_config, _OF_BACKBONE)):
         return {}
     offset = _num_levels(expected) - _num_levels(tensors)
-    same_coarse = _equal(config, file_config, _OF_COARSE_LEVELS)
+    same_coarse, same_neck = _equal(config, file_config, _OF_COARSE_LEVELS), _have_same_neck(config, file_config)
     pyramid = {
         _shift_level(name, offset): name
         for name in tensors
-        if name.startswith("pyramid.") and (same_coarse or not name.startswith(_COARSE_LEVELS))
+        if same_neck and name.startswith("pyramid.") and (same_coarse or not name.startswith(_COARSE_LEVELS))
     }
     fitting = {name: old for name, old in pyramid.items() if expected.get(name) == shapes[old]}
     return {name: name for name in backbone} | fitting
+
+
+def _have_same_neck(config: DetectorConfig, other: DetectorConfig) -> bool:
+    """Whether neither pyramid is normalized, or both in the same way: RetinaNet's norms are of another kind."""
+    has_norm, other_has_norm = (getattr(each, "neck_norm", False) for each in (config, other))
+    return bool(has_norm == other_has_norm and (not has_norm or type(config) is type(other)))
 
 
 def _equal(config: DetectorConfig, other: DetectorConfig, settings: Mapping[str, Any]) -> bool:

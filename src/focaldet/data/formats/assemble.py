@@ -163,12 +163,11 @@ def _note_failures(records: Records, measured: list[ImageSize | DataError], *, l
         first = failures[0]
         raise DataError(first.problem + more, file=first.file, record=first.record, field=first.field)
     for i, (size, stated) in enumerate(zip(measured, records.stated_sizes, strict=True)):
-        location = records.image_location(i)
         if isinstance(size, DataError):
-            records.problems.add(location.problem("error", "image unusable", size.problem))
+            records.problems.add(records.image_location(i).problem("error", "image unusable", size.problem))
         elif stated is not None and stated != size:
             image, message = records.root / records.paths[i], _size_difference(stated, size)
-            records.problems.add(location.problem("warning", "size differs", message, image=image))
+            records.problems.add(records.image_location(i).problem("warning", "size differs", message, image=image))
     return torch.tensor([not isinstance(size, DataError) for size in measured])
 
 

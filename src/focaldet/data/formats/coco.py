@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from focaldet.data.dataset import CROWD, DIFFICULT, Classes
+from focaldet.data.formats.coco_rows import AnnotationRows, read_plain
 from focaldet.data.formats.image_folders import look_near, usual_folders
 from focaldet.data.formats.json_files import json_kind, read_json
 from focaldet.data.formats.listing import Listing
@@ -119,27 +120,26 @@ def read_coco_file(
         DataError: the file is not well-formed COCO json; names the record and field.
     """
     reading = reading or Reading()
-    document = read_json(file, _slim)
+    plain = read_plain(file)
+    document = read_json(file, _slim) if plain is None else plain.document
     image_rows = Table(document, "images", file=file, reading=reading)
-    annotations = Table(document, "annotations", file=file, reading=reading)
+    table = Table(document, "annotations", file=file, reading=reading)
     classes = _coco_classes(Table(document, "categories", file=file, reading=reading), reading)
     image_ids = image_rows.identifiers()
     names = image_rows.column("file_name", (str,), "the name of an image file", stand_in="")
     sizes = _stated_sizes(image_rows)
     images = image_rows.good
-    owners = {image_ids[i]: k for k, i in enumerate(images)}
-    labels = {category: label for label, category in enumerate(classes.category_ids)}
-    annotations.identifiers(default=None)
-    _take_polygons(annotations, reading)
-    xywh = annotations.boxes("bbox")
-    owner_column = annotations.references("image_id", owners, "images", gone="box without image")
-    label_column = annotations.references("category_id", labels, "categories")
-    origin, sides = xywh[:, :2], xywh[:, 2:]
-    flags, areas = _flags(annotations, reading), annotations.numbers("area")
+    annotations = (
+        _check_annotations(table, [image_ids[i] for i in images], classes.category_ids, reading)
+        if plain is None
+        else plain.annotations
+    )
+    flags = _flags(annotations, reading)
+    origin, sides = annotations.xywh[:, :2], annotations.xywh[:, 2:]
     stated = [names[i] for i in images]
     root, lookup = _find_images(file, name, stated, reading, listing) if look_up else (file.parent, None)
     rows = annotations.good
-    kept = slice(None) if len(rows) == len(annotations.rows) else torch.tensor(rows, dtype=torch.int64)
+    kept = slice(None) if len(rows) == len(flags) else torch.tensor(rows, dtype=torch.int64)
     return Records(
         name=name,
         source=file,
@@ -148,17 +148,41 @@ def read_coco_file(
         image_ids=[image_ids[i] for i in images],
         paths=stated,
         stated_sizes=[sizes[i] for i in images],
-        owners=torch.tensor(owner_column, dtype=torch.int64)[kept],
+        owners=annotations.owners[kept],
         boxes=torch.cat([origin, origin + sides], 1)[kept],
         sides=sides[kept],
-        labels=torch.tensor(label_column, dtype=torch.int64)[kept],
+        labels=annotations.labels[kept],
         flags=flags[kept],
-        areas=areas[kept],
+        areas=annotations.areas[kept],
         image_location=lambda k: image_rows.location(images[k], "file_name"),
         box_location=lambda k: annotations.location(rows[k], "bbox"),
         problems=reading.problems,
         lookup=lookup,
         annotation_files=(file,),
+    )
+
+
+def _check_annotations(
+    table: Table, image_ids: Sequence[int], category_ids: Sequence[int], reading: Reading
+) -> AnnotationRows:
+    """The annotations of a file that is not plain; every fault is refused, listed or taken with a warning."""
+    owners, labels = ({known: k for k, known in enumerate(ids)} for ids in (image_ids, category_ids))
+    table.identifiers(default=None)
+    _take_polygons(table, reading)
+    xywh = table.boxes("bbox")
+    owner_column = table.references("image_id", owners, "images", gone="box without image")
+    label_column = table.references("category_id", labels, "categories")
+    crowds, ignored = (torch.tensor(table.flags(key), dtype=torch.uint8) for key in ("iscrowd", "ignore"))
+    areas = table.numbers("area")
+    return AnnotationRows(
+        owners=torch.tensor(owner_column, dtype=torch.int64),
+        labels=torch.tensor(label_column, dtype=torch.int64),
+        xywh=xywh,
+        areas=areas,
+        crowds=crowds,
+        ignored=ignored,
+        good=table.good,
+        location=table.location,
     )
 
 
@@ -232,9 +256,9 @@ def _pixel_column(images: Table, key: str) -> list[int | None]:
     return values
 
 
-def _flags(annotations: Table, reading: Reading) -> UInt8[Tensor, " M"]:
+def _flags(annotations: AnnotationRows, reading: Reading) -> UInt8[Tensor, " M"]:
     """Crowds, and objects with the flag `ignore`, which are neither object nor background."""
-    crowds, ignored = (torch.tensor(annotations.flags(key), dtype=torch.uint8) for key in ("iscrowd", "ignore"))
+    crowds, ignored = annotations.crowds, annotations.ignored
     rows = (ignored * (1 - crowds)).nonzero()[:, 0].tolist()
     message = "has the flag ignore: neither object nor background"
     reading.problems.add_all(

@@ -159,7 +159,8 @@ def crop_all(
     rows = grid.reshape(regions.shape[0], -1, size, 2)
     crops = F.grid_sample(features, rows, padding_mode="border", align_corners=True)
     cells = crops.reshape(*features.shape[:2], -1, size, size).transpose(1, 2).flatten(0, 1)
-    return cells * inside[:, None]
+    # Chosen and not multiplied: `inside` are no features, and what computes it is decoding, which int8 leaves alone.
+    return torch.where(inside[:, None], cells, 0.0)
 
 
 def refine_regions(

@@ -80,9 +80,13 @@ async function work() {
 function select(index) {
   state.current = Math.max(-1, Math.min(index, state.images.length - 1));
   show();
+  if (state.current < 0) return;
+  const strip = part("strip"), { offsetLeft: left, offsetWidth: width } = state.images[state.current].button;
+  strip.scrollLeft = Math.max(left + width + 3 - strip.clientWidth, Math.min(strip.scrollLeft, left - 3));
 }
 
 function remove() {
+  if (state.camera) return; // the selected image is not the one that is shown
   const [entry] = state.images.splice(state.current, 1);
   if (!entry) return;
   URL.revokeObjectURL(entry.url);
@@ -154,11 +158,18 @@ function showBoxes(answer) {
     Object.assign(made.style, { left: `${100 * x1 / width}%`, top: `${100 * y1 / height}%`,
       width: `${100 * (x2 - x1) / width}%`, height: `${100 * (y2 - y1) / height}%` });
     made.classList.toggle("low", y1 / height < 0.05);
-    made.classList.toggle("right", x1 / width > 0.8);
     made.detection = one;
     return made;
   }) : [];
   part("boxes").replaceChildren(...boxes);
+  keepLabelsInside();
+}
+
+// A label that would leave the image on its right moves to the left, as far as there is room.
+function keepLabelsInside() {
+  const whole = part("boxes").clientWidth;
+  const moves = [...part("boxes").children].map((box) => [box, whole - box.offsetLeft - box.firstChild.offsetWidth]);
+  for (const [box, room] of moves) box.firstChild.style.left = room < 2 ? `${Math.max(room, -box.offsetLeft) - 2}px` : "";
 }
 
 function showClasses(answer) {
@@ -256,15 +267,17 @@ function downloadJson() {
 function downloadCoco() {
   if (!answered().length) return;
   const images = [], annotations = [];
+  const categories = new Map(state.classes.map(({ id, name }) => [id, name])); // none where a detector has no names
   answered().forEach((entry, index) => {
     images.push({ id: index + 1, file_name: entry.name, ...entry.answer.image });
     for (const one of visible(entry.answer)) {
-      const { x1, y1, x2, y2 } = one.box, category = state.classes[one.class];
-      annotations.push({ id: annotations.length + 1, image_id: index + 1, category_id: category ? category.id : one.class + 1,
+      const { x1, y1, x2, y2 } = one.box, named = state.classes[one.class], category = named ? named.id : one.class + 1;
+      if (!named) categories.set(category, one.name);
+      annotations.push({ id: annotations.length + 1, image_id: index + 1, category_id: category,
         bbox: [x1, y1, x2 - x1, y2 - y1], area: (x2 - x1) * (y2 - y1), iscrowd: 0, score: one.confidence });
     }
   });
-  download("coco.json", { images, categories: state.classes.map(({ id, name }) => ({ id, name })), annotations });
+  download("coco.json", { images, categories: [...categories].map(([id, name]) => ({ id, name })), annotations });
 }
 
 // Camera
@@ -348,6 +361,7 @@ document.addEventListener("drop", (event) => {
   part("stage").classList.remove("over");
   add(event.dataTransfer.files);
 });
+new ResizeObserver(keepLabelsInside).observe(part("frame"));
 document.addEventListener("paste", (event) => add(event.clipboardData.files));
 
 const KEYS = {

@@ -93,17 +93,19 @@ class ExportedDetector(Detector):
         if size is not None and size != (height, width):
             raise ConfigError(f"{self.source}: takes images of {size.width} × {size.height} px, got {width} × {height}")
         sizes = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes, dtype=torch.int64)
-        content = round_to_bytes(images).cpu()
-        return self.graph.run(self._pad(content).contiguous() if size is None else content.contiguous(), sizes.cpu())
+        return self.graph.run(self.prepare(images).contiguous(), sizes.cpu())
 
-    def _pad(self, images: UInt8[Tensor, "B 3 H1 W1"]) -> UInt8[Tensor, "B 3 H W"]:
-        """The images, padded further at the bottom and right where the graph does not take so short a side."""
-        height, width = (max(side, self.graph.least_px) for side in images.shape[2:])
-        if (height, width) == tuple(images.shape[2:]):
-            return images
+    def prepare(self, images: Images) -> UInt8[Tensor, "B 3 H2 W2"]:
+        """The images as the graph gets them: in bytes, and where their size is open and the graph does not take so
+        short a side, padded further at the bottom and right.
+        """
+        content, least = round_to_bytes(images).cpu(), 1 if self.input_size is not None else self.graph.least_px
+        height, width = (max(side, least) for side in content.shape[2:])
+        if (height, width) == tuple(content.shape[2:]):
+            return content
         color = torch.tensor(self.preprocessing.rgb_padding).round().clamp(0, 255).to(torch.uint8)
-        padded = color.view(1, 3, 1, 1).repeat(len(images), 1, height, width)
-        padded[:, :, : images.shape[2], : images.shape[3]] = images
+        padded = color.view(1, 3, 1, 1).repeat(len(content), 1, height, width)
+        padded[:, :, : content.shape[2], : content.shape[3]] = content
         return padded
 
     def detect(self, outputs: PaddedDetections, sizes: Sequence[ImageSize]) -> list[Detections]:

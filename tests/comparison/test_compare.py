@@ -11,10 +11,11 @@ import pytest
 
 import focaldet
 from focaldet.cli import main
+from focaldet.cli.compare import _print_plan
 from focaldet.comparison import compare_page, jobs
 from focaldet.comparison.added import check_names
-from focaldet.comparison.compare import compare
-from focaldet.comparison.folder import read_record
+from focaldet.comparison.compare import compare, find_finished
+from focaldet.comparison.folder import comparison_record, read_record
 from focaldet.comparison.jobs import read_result
 from focaldet.comparison.machine import pick_computing
 from focaldet.comparison.rows import cluster_keys
@@ -24,7 +25,9 @@ from focaldet.errors import CheckpointError, ConfigError, DataError
 from focaldet.evaluation.coco import percent
 from focaldet.evaluation.evaluate import read_run_settings, run_data_config
 from focaldet.training import trainer
+from focaldet.training.config import RunConfig
 from focaldet.training.run_folder import lock_run
+from focaldet.training.sources import open_sources
 from tests.comparison.tiny_detectors import (
     BROKEN,
     ONE,
@@ -315,7 +318,8 @@ def test_the_command_end_to_end(demo_data, tmp_path, capsys):
     assert f"{ONE}-seed0" in capsys.readouterr().out and not (tmp_path / "out").exists()
     assert main(["compare", *line.split(), "--write-jobs"]) == 0
     job = tmp_path / "out" / "jobs" / f"{ONE}-seed0.yaml"
-    assert f"torchrun --nproc-per-node 2 -m focaldet train --config {job}\n" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"focaldet train --config {job}\n" in output and "srun --ntasks-per-node N" in output
     assert main(["train", "--config", str(job)]) == 0
     assert main(["compare", *line.split()]) == 0
     output = capsys.readouterr().out
@@ -379,8 +383,9 @@ def test_names_of_rows_are_told_apart(whole, demo_data, tmp_path, no_page):
     assert "trained before, for 1 epoch" in rows["a/run"].results[0].note
     with pytest.raises(ConfigError, match="is named twice"):
         check_names(tiny_comparison(add=(first, first)))
-    with pytest.raises(ConfigError, match=f"{ONE}' is the name of a detector"):
-        check_names(tiny_comparison(results={ONE: tmp_path / "peer.json"}))
+    for config in (tiny_comparison(), tiny_comparison(models=("yolov2_tiny",), add=(whole[0].out,))):
+        with pytest.raises(ConfigError, match=f"{ONE}' is the name of a detector"):
+            check_names(replace(config, results={ONE: tmp_path / "peer.json"}))
 
 
 def test_a_result_file_that_cannot_be_read_is_said_before_any_training(demo_data, tmp_path, monkeypatch):
@@ -419,8 +424,9 @@ def test_an_optional_group_of_a_cluster_that_takes_no_part_is_no_match(demo_data
 
 @pytest.mark.parametrize(("size", "said"), [(None, False), (320, True)])
 def test_an_older_comparison_in_which_each_had_its_own_size_goes_on(demo_data, tmp_path, capsys, size, said):
-    identity = {"settings": {"size": size}, "data": {}}
-    (tmp_path / "compare.json").write_text(json.dumps({"identity": identity}))
+    run = RunConfig(data=DataConfig(path=demo_data), minutes=1, size=size)
+    train, val, _ = open_sources(run, None)
+    (tmp_path / "compare.json").write_text(json.dumps({"identity": comparison_record(run, train, val)}))
     line = ["compare", "--data", str(demo_data), "--models", ONE, "--budget", "60s", "--dry-run"]
     assert main([*line, "--out", str(tmp_path)]) == 0
     assert ("size 320 for all" in capsys.readouterr().out) == said
@@ -430,3 +436,44 @@ def test_comparisons_that_share_a_training_are_not_both_added(whole, tmp_path):
     other = shutil.copytree(whole[0].out, tmp_path / "other")
     with pytest.raises(ConfigError, match=f"two of the comparisons have a training {ONE}-seed0"):
         check_names(tiny_comparison(add=(whole[0].out, other)))
+
+
+def test_a_dry_run_counts_what_would_be_trained(whole, demo_data, tmp_path, capsys):
+    out, config = whole[0].out, tiny_comparison(models=(ONE, TWO, BROKEN), seeds=1)
+    settings = tiny_settings(demo_data, out)
+    names = [f"{name}-seed0" for name in (ONE, TWO, BROKEN)]
+    finished = find_finished(settings, config)
+    assert [finished[name] for name in names] == ["finished", "finished", "failed"]
+    assert BROKEN not in " ".join(find_finished(settings, replace(config, retry=True)))
+    overwriting = replace(settings, overwrite=True)
+    assert find_finished(overwriting, config) == {}
+    elsewhere = find_finished(tiny_settings(demo_data, tmp_path / "new"), replace(config, add=(out,)))
+    assert [elsewhere[name] for name in names] == ["added", "added", "failed"]
+    _print_plan(overwriting, replace(config, models=(ONE,)))
+    assert re.search(rf"{ONE}-seed0 +{ONE} +0 +\d", capsys.readouterr().out), "minutes, as it would be trained"
+    assert read_result(out, names[0]) is not None, "nothing was removed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cluster": "film_(.*)"}, "cluster: .* matches no image"),
+        ({"results": {"peer": "peer.json"}}, r"peer\.json"),
+        ({"add": ("nowhere",)}, "add: nowhere is neither a run folder"),
+    ],
+)
+def test_a_dry_run_is_refused_for_what_the_comparison_would_be(demo_data, tmp_path, changes, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        _print_plan(tiny_settings(demo_data, tmp_path / "out"), tiny_comparison(**changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_other_settings_is_refused(whole, demo_data):
+    with pytest.raises(ConfigError, match="other settings: epochs was 1, is 2"):
+        _print_plan(tiny_settings(demo_data, whole[0].out, epochs=2), tiny_comparison())
+
+
+def test_a_device_that_is_not_there_is_no_fault_of_each_detector(demo_data, tmp_path):
+    with pytest.raises(ConfigError, match="device: 'cuda:77'"):
+        compare(tiny_settings(demo_data, tmp_path / "out", device="cuda:77"), tiny_comparison())
+    assert not (tmp_path / "out").exists()

@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 
-from focaldet.comparison.compare_page import write_compare_page
+from focaldet.comparison.compare_page import _bar_table, write_compare_page
 from focaldet.comparison.figure import mark_rows
 from focaldet.comparison.sentences import conclude, sort_by_ap
 from focaldet.comparison.systems import SMALL_DETECTORS
@@ -16,6 +16,10 @@ from tests.evaluation.cases import make_dataset, make_detections, make_image
 
 NUM_IMAGES = 500
 EVIL = "<script>alert(1)</script>"
+FIRST_PAINT = """() => new Promise(resolve => {
+    const take = list => list.getEntriesByName("first-contentful-paint").forEach(entry => resolve(entry.startTime))
+    new PerformanceObserver(take).observe({type: "paint", buffered: true})
+})"""
 
 
 class ManyScenes:
@@ -59,6 +63,12 @@ def page_path(tmp_path_factory):
     return path
 
 
+def measure_paint(page):
+    """Milliseconds to the first paint of anything, the page loaded anew."""
+    page.reload()
+    return page.evaluate(FIRST_PAINT)
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_a_real_browser_shows_it_within_a_second(page_path, scheme, width):
     with open_chromium() as browser:
@@ -72,12 +82,12 @@ def test_a_real_browser_shows_it_within_a_second(page_path, scheme, width):
         shown = page.evaluate("document.documentElement.scrollWidth")
         results = page.locator("section", has_text="Two-stage methods").first.locator(".wide").first
         cut = results.evaluate("table => table.scrollWidth - table.clientWidth")
-        paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        paints = [measure_paint(page) for _ in range(3)]  # once the browser has begun
     assert loaded and messages == []
     assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
     assert shown <= width, "the page is not wider than the screen"
-    assert width < 1000 or cut <= 0, "the results are shown whole on a desk"
-    assert paint < 1000 or width < 1000  # the first page of a browser on a loaded machine is its start
+    assert (cut <= 0) == (width > 1000), "the results are shown whole on a desk, and scroll on a phone"
+    assert 0 < min(paints) < 1000, "milliseconds"
 
 
 def test_the_page_folds_what_is_long_and_names_what_is_real(page_path):
@@ -85,3 +95,8 @@ def test_the_page_folds_what_is_long_and_names_what_is_real(page_path):
     assert text.count("<summary>Which differences are real</summary>") == 1
     assert text.index("Take ") < text.index("<summary>Which differences are real") < text.index("Results")
     assert EVIL not in text and text.count("<img") == 6 * 10
+
+
+def test_in_a_column_of_zeros_nothing_is_bold():
+    html = _bar_table(["a", "b"], ["small", "large"], [[0.0, 0.5], [0.0, 0.25]])
+    assert html.count("<strong>") == 1 and "<strong>50.0</strong>" in html

@@ -17,9 +17,14 @@ from focaldet.comparison.figure import (
     place_label,
     plot_points,
     trade_off_figure,
+    write_trade_off,
 )
 from focaldet.comparison.systems import published_points
 from tests.comparison.rows_by_hand import make_row
+
+
+def area(box):
+    return box.overlap(box)
 
 
 def test_overlap_of_rectangles():
@@ -48,8 +53,13 @@ def test_labels_of_nine_detectors_and_the_published_points_cover_nothing(seed):
     FigureCanvasAgg(figure)
     placed = draw_trade_off(figure, points=points, front=[(10.0, 20.0), (90.0, 60.0)], published=published_points())
     assert len(placed) == 19
-    overlaps = [one.overlap(other) for one, other in itertools.combinations(placed, 2)]
-    assert max(overlaps) < 1.0
+    (axes,), renderer = figure.axes, figure.canvas.get_renderer()
+    frame, *drawn = (Rectangle(*each.get_window_extent(renderer).extents) for each in (axes.patch, *axes.texts))
+    assert len(drawn) == 19 and min(area(each) for each in drawn) > 30
+    assert max(one.overlap(other) for one, other in itertools.combinations(drawn, 2)) < 1.0
+    assert all(each.overlap(frame) > 0.99 * area(each) for each in drawn), "inside the axes"
+    markers = axes.transData.transform([(point.ms[0], point.ap[0]) for point in points])
+    assert not any(each.overlap(Rectangle(x - 2, y - 2, x + 2, y + 2)) for each in drawn for x, y in markers)
 
 
 def test_a_row_without_time_or_accuracy_is_no_point():
@@ -73,3 +83,11 @@ def test_the_figure_of_a_page_names_its_detectors_and_follows_its_colors():
 def test_marks_go_on_after_z():
     names = [make_row(str(number), [0.5]) for number in range(28)]
     assert list(mark_rows(names).values())[24:] == ["Y", "Z", "A1", "B1"]
+
+
+def test_a_figure_of_earlier_times_is_removed_where_there_are_none(tmp_path):
+    for name in ("figure.png", "figure.svg"):
+        (tmp_path / name).write_text("of an earlier call")
+    rows = [make_row("a", [0.5])]
+    write_trade_off(tmp_path / "figure", rows, mark_rows(rows))
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,8 @@
 """The job list, its parts, and what is refused before anything is trained."""
 
 import dataclasses
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,7 @@ from focaldet.check.advice import advise_anchors
 from focaldet.cli import main
 from focaldet.cli.compare import read_budget
 from focaldet.comparison.config import CompareConfig
-from focaldet.comparison.plan import estimate_minutes, fit_anchors, plan_jobs, shard_jobs
+from focaldet.comparison.plan import count_job_processes, estimate_minutes, fit_anchors, plan_jobs, shard_jobs
 from focaldet.comparison.systems import (
     PAPER_DETECTORS,
     SMALL_DETECTORS,
@@ -19,7 +21,7 @@ from focaldet.comparison.systems import (
 )
 from focaldet.errors import ConfigError
 from focaldet.models import PRESETS, find_preset
-from focaldet.training.config import RunConfig
+from focaldet.training.config import RunConfig, check_processes
 from focaldet.training.sources import open_sources
 from tests.comparison.tiny_detectors import BROKEN, ONE, TWO, tiny_comparison, tiny_presets, tiny_settings
 
@@ -106,11 +108,39 @@ def test_minutes_are_estimated_from_the_budget_or_from_a_few_steps(demo_data, tm
         ({"average_best": 2}, "average_best: the last weights are compared"),
         ({"overfit": 2}, "overfit: accuracy is compared"),
         ({"architecture": {"detect": {"nms_iuo": 0.3}}}, "nms_iuo"),
+        ({"evaluate_every": 3}, "evaluate_every: has no effect: the last weights are evaluated"),
+        ({"save_minutes": 30.0}, "save_minutes: has no effect: the state is saved every 1 min"),
     ],
 )
-def test_what_would_make_trainings_unequal_is_refused(tmp_path, changes, message):
+def test_what_would_make_trainings_unequal_or_have_no_effect_is_refused(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         plan_jobs(RunConfig(out=tmp_path, **changes), tiny_comparison())
+
+
+def test_the_state_is_saved_every_minute_or_more_often(tmp_path):
+    saved = [
+        plan_jobs(RunConfig(out=tmp_path, **changes), tiny_comparison())[0].run.save_minutes
+        for changes in ({}, {"save_minutes": 0.5})
+    ]
+    assert saved == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "changes", "count"),
+    [
+        (0, {}, 1),
+        (4, {}, 4),
+        (6, {}, 4),
+        (8, {"accumulate": 4}, 2),
+        (8, {"device": "cpu"}, 1),
+        (3, {"batch_size": 6}, 3),
+    ],
+)
+def test_a_job_is_divided_among_the_gpus_that_can_share_its_images(tmp_path, monkeypatch, num_gpus, changes, count):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: num_gpus)
+    run = RunConfig(out=tmp_path, **changes)
+    assert count_job_processes(run) == count
+    check_processes(run, num_processes=count)
 
 
 def test_several_processes_are_told_of_the_job_files(tmp_path, monkeypatch):
@@ -129,6 +159,7 @@ def test_several_processes_are_told_of_the_job_files(tmp_path, monkeypatch):
         ({"times": {"peer": 3.0}}, "times: 'peer' is not among the results"),
         ({"cluster": "(frame"}, "cluster: .* is not a regular expression"),
         ({"seeds": 0}, "seeds"),
+        ({"seed_deviation": 3.0, "seeds": 2}, "seed_deviation: has no effect with 2 seeds"),
     ],
 )
 def test_bad_settings_are_refused_where_they_are_written(changes, message):
@@ -151,12 +182,39 @@ def test_a_budget_is_a_time(text, minutes):
         ("--data D --resume", "--resume is for one training; use the same command"),
         ("--data D --preset small --models yolov2", "give either --models or --preset"),
         ("--data D --models yolov3", "unknown detector 'yolov3'"),
+        ("--data D --evaluate-every 2", "--evaluate-every has no effect: the last weights are evaluated, once"),
+        ("--data D --save-minutes 10", "--save-minutes has no effect: the state is saved every 1 min"),
+        ("--data D --seed-deviation 1 --seeds 3", "seed_deviation: has no effect with 3 seeds"),
+        ("--data D --dry-run --write-jobs", "give either --dry-run or --write-jobs"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(capsys, line, message):
     assert main(["compare", *line.split()]) == 2
     output = capsys.readouterr()
     assert message in output.err and output.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: yolov2", "model in {file} is for one training; use --models"),
+        ("evaluate_every: 1", "evaluate_every in {file} has no effect"),
+        ("save_minutes: 10.0", "save_minutes in {file} has no effect"),
+    ],
+)
+def test_what_a_file_says_without_effect_is_refused(tmp_path, capsys, text, message):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    assert main(["compare", "--data", "D", "--config", str(file)]) == 2
+    assert message.format(file=file) in capsys.readouterr().err
+
+
+def test_a_file_of_what_holds_anyway_is_taken(demo_data, tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    file.write_text("evaluate_every: null\nsave_minutes: 0.5\nresume: false\nminutes: 1\n")
+    line = ["compare", "--data", str(demo_data), "--models", ONE, "--config", str(file), "--out", str(tmp_path / "out")]
+    assert main([*line, "--dry-run"]) == 0
+    assert "budget of each training: 60 s" in capsys.readouterr().out
 
 
 def test_all_detectors_get_the_size_that_training_would_choose(demo_data, tmp_path, capsys):
@@ -173,10 +231,13 @@ def test_all_detectors_get_the_size_that_training_would_choose(demo_data, tmp_pa
         "1",
         "--write-jobs",
     ]
-    assert main([*line, "--out", str(tmp_path / "chosen")]) == 0
-    assert "size 320 for all: " in capsys.readouterr().out
+    assert main([*line, "--out", str(tmp_path / "chosen size")]) == 0
+    output = capsys.readouterr().out
+    assert "size 320 for all: " in output
+    commands = [shlex.split(text) for text in output.splitlines() if text.startswith("focaldet train --config ")]
+    assert [Path(command[3]).is_file() for command in commands] == [True, True], "a path with a blank is quoted"
     assert main([*line, "--out", str(tmp_path / "typed"), "--size", "96"]) == 0
     assert "for all" not in capsys.readouterr().out
-    for folder, size in (("chosen", 320), ("typed", 96)):
+    for folder, size in (("chosen size", 320), ("typed", 96)):
         jobs = sorted((tmp_path / folder / "jobs").iterdir())[:2]
         assert [focaldet.config.read_mapping(job)["size"] for job in jobs] == [size, size]

@@ -105,3 +105,20 @@ def test_unlike_starts_and_clusters_are_said():
     lines = conclude(rows, [], SeedSpread(0.01, math.inf), num_images=9, num_clusters=3)
     assert any("did not start alike" in line and "a from embedded; b from random weights" in line for line in lines)
     assert "9 images in 3 clusters" in lines[-1]
+
+
+def test_a_detector_some_of_whose_trainings_failed_is_named_with_the_reason():
+    row = make_row("a", [0.5, 0.52], 1.0, model="ssd_r18")
+    failed = replace(row.results[0], name="a-seed2", seed=2, images_seen=0, error="out of memory")
+    row = replace(row, results=(*row.results, failed))
+    lines = conclude([row, make_row("b", [0.3], 2.0)], [], SeedSpread(0.0141, 1.0), num_images=9)
+    assert lines[-1] == "a: 1 of 3 trainings failed, its numbers are of the rest: out of memory"
+    assert not any("has no numbers" in line for line in lines)
+
+
+def test_of_an_exported_file_nobody_says_what_it_started_from():
+    trained, added = (make_row(name, [0.5], 1.0, model="ssd_r18") for name in "ab")
+    trained = replace(trained, results=tuple(replace(each, initial="embedded") for each in trained.results))
+    exported = tuple(replace(each, images_seen=0, num_images=0, note="an exported file") for each in added.results)
+    lines = conclude([trained, replace(added, results=exported)], [], SeedSpread(0.01, math.inf), num_images=9)
+    assert not any("did not start alike" in line for line in lines)

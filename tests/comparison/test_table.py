@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -108,3 +109,24 @@ def test_special_characters_of_latex_are_words_where_they_have_to_be():
 def test_in_a_column_of_zeros_none_is_the_best():
     lines = table_lines([make_row("a", [0.0], 10.0), make_row("b", [0.0], 20.0)])
     assert [line.best for line in lines if line.kind == "detector"] == [frozenset({8}), frozenset()]
+
+
+def test_seeds_that_failed_are_counted_beside_the_deviation():
+    row = ROWS[1]
+    failed = replace(row.results[0], seed=2, images_seen=0, error="out of memory")
+    row = replace(row, results=(*row.results, failed))
+    (line,) = (line for line in table_lines([row]) if line.kind == "detector")
+    assert line.cells[2] == "52.0 ± 2.8 (n = 2)"
+    columns = number_columns(row)
+    assert (columns["seeds"], columns["failed_seeds"], columns["images_seen"], columns["error"]) == (2, 1, 40, None)
+
+
+def test_what_is_not_known_is_empty_and_no_zero():
+    unknown = {"images_seen", "epochs", "training_seconds", "wall_seconds", "training_pflop", "initial_weights"}
+    added = make_row("added", [0.5], 10.0, model="ssd_r18")
+    note = "an exported file"
+    exported = tuple(replace(each, images_seen=0, num_images=0, seconds=0.0, note=note) for each in added.results)
+    for row in (ROWS[-1], replace(added, results=exported)):
+        columns = number_columns(row)
+        assert {name for name in unknown if columns[name] is not None} == set()
+    assert number_columns(added)["initial_weights"] == "random"

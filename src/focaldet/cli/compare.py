@@ -1,32 +1,46 @@
 """`focaldet compare`."""
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
-from focaldet.cli import Switch
+from focaldet.cli import Switch, flag_name
 from focaldet.cli.flags import Data, RunFlags, flags_of
 from focaldet.cli.output import CLEAN, FAILED, INTERRUPTED, print_table, say
 from focaldet.cli.settings import read_settings, run_settings
-from focaldet.comparison.compare import compare, describe_budget, write_job_files
+from focaldet.comparison.compare import compare, describe_budget, find_finished, open_inputs, write_job_files
 from focaldet.comparison.config import DEFAULT_MINUTES, CompareConfig
 from focaldet.comparison.folder import read_record
-from focaldet.comparison.jobs import read_result
 from focaldet.comparison.numbers import summary_rows
-from focaldet.comparison.plan import Job, estimate_minutes, plan_jobs, shard_jobs
+from focaldet.comparison.plan import (
+    EVALUATED_ONCE,
+    SAVE_MINUTES,
+    SAVED_OFTEN,
+    count_job_processes,
+    estimate_minutes,
+    plan_jobs,
+    shard_jobs,
+)
 from focaldet.comparison.systems import SMALL_DETECTORS, TABLES
 from focaldet.errors import ConfigError
 from focaldet.models import find_preset
 from focaldet.training.config import AUTO, RunConfig
-from focaldet.training.sources import open_sources
 
 COMPARE_OUT = Path("runs/compare")
 SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 TIMING_MINUTES = 0.2  # of each detector, a guess
+FOR_ONE_TRAINING = {
+    "model": "is for one training; use --models",
+    "resume": "is for one training; use the same command, which continues",
+    "evaluate_every": EVALUATED_ONCE,
+    "save_minutes": SAVED_OFTEN,
+}
+"""Settings of a training that a comparison has no use for, and what is said of each."""
 
 if TYPE_CHECKING:
     CompareFields = dict[str, Any]
@@ -57,6 +71,8 @@ def compare_command(
             nothing.
     """
     values = dict(options or {})
+    if dry_run and jobs:
+        raise ConfigError("compare: give either --dry-run or --write-jobs")
     if preset is not None:
         if "models" in values:
             raise ConfigError("compare: give either --models or --preset")
@@ -68,12 +84,10 @@ def compare_command(
     if size:
         say(size)
     if dry_run:
-        _print_plan(settings, shard_jobs(plan_jobs(settings, comparison), comparison.part))
+        _print_plan(settings, comparison)
         return CLEAN
     if jobs:
-        for path in write_job_files(settings, comparison):
-            say(f"torchrun --nproc-per-node 2 -m focaldet train --config {path}")
-        say("then the same command without --write-jobs evaluates them and makes the page")
+        _print_jobs(write_job_files(settings, comparison), settings)
         return CLEAN
     result = compare(settings, comparison, log=say)
     if result.interrupted:
@@ -110,9 +124,7 @@ def _compare_settings(
         ConfigError: two budgets, or a flag of one training alone.
     """
     typed, stated = dict(run or {}), read_settings(file)
-    for name, instead in {"model": "--models", "resume": "the same command, which continues"}.items():
-        if name in typed:
-            raise ConfigError(f"compare: --{name} is for one training; use {instead}")
+    _refuse_without_effect(typed, stated, file)
     given = [name for name in ("epochs", "minutes") if name in typed] + ["budget"] * (budget is not None)
     if len(given) > 1:
         raise ConfigError(f"compare: give one of {' and '.join(f'--{name}' for name in given)}")
@@ -130,23 +142,58 @@ def _compare_settings(
     return settings if "out" in {*typed, *stated} else replace(settings, out=COMPARE_OUT), said
 
 
-def _print_plan(settings: RunConfig, jobs: Sequence[Job]) -> None:
-    """A line for each training with its estimated minutes, and their sum; nothing is written."""
-    sources = open_sources(settings, None)[:2]
+def _refuse_without_effect(typed: Mapping[str, Any], stated: Mapping[str, Any], file: Path | None) -> None:
+    """Refuse settings that would be overwritten; `stated` are those of the `file`.
+
+    Raises:
+        ConfigError: names the setting, and where it is stated.
+    """
+    for name, reason in FOR_ONE_TRAINING.items():
+        if (value := typed.get(name, stated.get(name))) in (None, False):
+            continue
+        is_small = name == "save_minutes" and isinstance(value, int | float) and value <= SAVE_MINUTES
+        if not is_small:
+            where = f"--{flag_name(name)}" if name in typed else f"{name} in {file}"
+            raise ConfigError(f"compare: {where} {reason}")
+
+
+def _print_plan(settings: RunConfig, comparison: CompareConfig) -> None:
+    """A line for each training with its estimated minutes, and their sum; nothing is written.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: what the comparison would be refused for.
+    """
+    jobs, inputs = shard_jobs(plan_jobs(settings, comparison), comparison.part), open_inputs(settings, comparison)
+    finished = find_finished(settings, comparison)
     per_model: dict[str, float | None] = {}
     lines, total = [["TRAINING", "DETECTOR", "SEED", "MINUTES", ""]], 0.0
     for job in jobs:
-        model = job.run.model
-        if model not in per_model:
-            per_model[model] = estimate_minutes(job, sources)
-        minutes = per_model[model]
-        is_done = read_result(settings.out, job.name) is not None
-        total += 0.0 if is_done else minutes or 0.0
-        text = "-" if minutes is None else f"{minutes:.1f}"
-        lines.append([job.name, model, str(job.run.seed), text, "finished" if is_done else ""])
+        model, text, status = job.run.model, "", finished.get(job.name, "")
+        if not status:
+            if model not in per_model:
+                per_model[model] = estimate_minutes(job, inputs.sources)
+            minutes = per_model[model]
+            total += minutes or 0.0
+            text = "-" if minutes is None else f"{minutes:.1f}"
+        lines.append([job.name, model, str(job.run.seed), text, status])
     print_table(lines, left={0, 1, 4})
-    overhead = TIMING_MINUTES * len(per_model)
+    num_timed = len({job.run.model for job in jobs} | {*inputs.names.values()})
     say(f"\nbudget of each training: {describe_budget(settings)}; out {settings.out}")
-    say(f"about {total:.0f} min of training, {overhead:.0f} min of measuring; nothing was written")
+    say(f"about {total:.0f} min of training, {TIMING_MINUTES * num_timed:.0f} min of measuring; nothing was written")
+    if others := [*inputs.names.values(), *inputs.others]:
+        say(f"beside them: {', '.join(others)}")
     if unknown := [model for model, minutes in per_model.items() if minutes is None]:
         say(f"cannot be trained like this: {', '.join(unknown)}")
+
+
+def _print_jobs(paths: Sequence[Path], settings: RunConfig) -> None:
+    """The command of each training, and how it is started on several devices."""
+    count = count_job_processes(settings)
+    start = "focaldet" if count == 1 else f"torchrun --nproc-per-node {count} -m focaldet"
+    for path in paths:
+        say(f"{start} train --config {shlex.quote(str(path))}")
+    say(
+        "on N GPUs: torchrun --nproc-per-node N -m focaldet train --config FILE",
+        "in SLURM: srun --ntasks-per-node N --gpus-per-node N python -m focaldet train --config FILE",
+        "then the same command without --write-jobs (and --overwrite) evaluates them and makes the page",
+    )

@@ -16,6 +16,7 @@ from focaldet.comparison.jobs import (
     METRICS,
     RESULTS,
     JobResult,
+    count_images,
     evaluate_run,
     read_ending,
     read_result,
@@ -50,15 +51,15 @@ def check_names(config: CompareConfig) -> dict[Path, str]:
             raise ConfigError(f"add: {path} is neither a run folder, an exported file nor the folder of a comparison")
     if twice := [path for path, count in Counter(path.resolve() for path in config.add).items() if count > 1]:
         raise ConfigError(f"add: {twice[0]} is named twice")
-    added = [_job_results(path) for path in config.add if path not in single]
+    added = [read_job_results(path) for path in config.add if path not in single]
     jobs = Counter(result.name for results in added for result in results)
     if twice_trained := [name for name, count in jobs.items() if count > 1]:
         raise ConfigError(f"add: two of the comparisons have a training {twice_trained[0]}; add one of them")
-    taken = {*config.models, *config.results, *(result.detector for results in added for result in results)}
-    names = {}
+    trained = {*config.models, *(result.detector for results in added for result in results)}
+    taken, names = trained | {*config.results}, {}
     for path, name in zip(single, name_runs(single), strict=True):
         names[path] = f"{name} (added)" if name in taken else name
-    if both := sorted({*config.models} & {*config.results}):
+    if both := sorted(trained & {*config.results}):
         raise ConfigError(f"results: {both[0]!r} is the name of a detector that is trained; take another one")
     return names
 
@@ -83,7 +84,6 @@ def add_earlier(
     evaluated: ImageSource,
     *,
     options: InferenceOptions,
-    record: Mapping[str, Any],
     add: tuple[Path, ...],
 ) -> list[JobResult]:
     """The results of the runs, exported files and comparisons that were made before.
@@ -95,28 +95,40 @@ def add_earlier(
         out: the folder of this comparison.
         evaluated: the images to evaluate on.
         options: how the detectors are run.
-        record: the settings and data of this comparison.
-        add: all that is added.
+        add: all that is added, which `check_added` has looked at.
 
     Raises:
-        ConfigError: a comparison with other settings or data.
-        CheckpointError: a run has not ended, or has no weights.
+        CheckpointError: weights that are damaged.
     """
     results = []
     for path in add:
         if path in names:
             results.append(_add_run(path, names[path], out, evaluated=evaluated, options=options))
-            continue
-        if changed := differences(record, read_record(path) or record):
-            raise ConfigError(f"add: {path} is a comparison with other settings or data: {'; '.join(changed)}")
-        results += _add_comparison(path, out, evaluated, options=options)
+        else:
+            results += _add_comparison(path, out, evaluated, options=options)
     return results
+
+
+def check_added(names: Mapping[Path, str], record: Mapping[str, Any], add: tuple[Path, ...]) -> None:
+    """Make sure that what is added can be: `names` are the rows of runs and files, `record` is of this comparison.
+
+    Raises:
+        ConfigError: a comparison with other settings or data.
+        CheckpointError: a run has not ended, or has no weights.
+    """
+    for path in add:
+        if path in names:
+            find_weights(path)
+            if not is_exported(path):
+                read_ending(path)
+        elif changed := differences(record, read_record(path) or record):
+            raise ConfigError(f"add: {path} is a comparison with other settings or data: {'; '.join(changed)}")
 
 
 def _add_comparison(path: Path, out: Path, evaluated: ImageSource, *, options: InferenceOptions) -> list[JobResult]:
     """The results of the finished jobs of another comparison, evaluated and written down for this one."""
     results = []
-    for other in _job_results(path):
+    for other in read_job_results(path):
         result = read_result(out, other.name)
         if result is None:
             result = other
@@ -127,7 +139,7 @@ def _add_comparison(path: Path, out: Path, evaluated: ImageSource, *, options: I
     return results
 
 
-def _job_results(path: Path) -> list[JobResult]:
+def read_job_results(path: Path) -> list[JobResult]:
     """The results of the finished jobs of a comparison."""
     names = [file.stem for file in sorted((path / RESULTS).glob("*.json"))]
     return [result for name in names if (result := read_result(path, name)) is not None]
@@ -177,7 +189,7 @@ def _describe_run(path: Path, name: str, job: str, evaluated: ImageSource) -> Jo
     folder = RunFolder(path)
     run = configs.from_dict(RunConfig, configs.read_mapping(folder.config), source=str(folder.config))
     ending = read_ending(path)
-    seen = int(ending["step"]) * run.batch_size
+    seen = count_images(ending, run)
     values = configs.read_mapping(folder.environment) if folder.environment.is_file() else {}
     overlap = _describe_overlap(values.get("data"), evaluated.dataset, is_best=folder.best.is_file())
     has_whole_epochs = run.minutes is None and run.patience is None and not run.phases

@@ -1,16 +1,23 @@
 """`focaldet compare`: train detectors alike, evaluate them alike, and write the paper's table and Figure 2."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from focaldet.comparison.added import add_earlier, check_names, evaluate_results
+from focaldet.comparison.added import add_earlier, check_added, check_names, evaluate_results, read_job_results
 from focaldet.comparison.compare_page import write_compare_page
 from focaldet.comparison.config import CompareConfig
-from focaldet.comparison.folder import COMPARE_PAGE, comparison_record, open_compare_folder
+from focaldet.comparison.folder import (
+    COMPARE_PAGE,
+    check_compare_folder,
+    comparison_record,
+    open_compare_folder,
+    read_record,
+)
 from focaldet.comparison.jobs import RESULTS, JobResult, read_result, run_job
 from focaldet.comparison.numbers import write_numbers
 from focaldet.comparison.plan import Job, fit_anchors, plan_jobs, shard_jobs, write_jobs
@@ -21,11 +28,12 @@ from focaldet.cores import usable_cores
 from focaldet.data.dataset import FileSource, ImageSource
 from focaldet.data.formats.text import quantity
 from focaldet.errors import ConfigError, TakenError
+from focaldet.evaluation.bootstrap import SEED_DEVIATION
 from focaldet.evaluation.coco import Metrics
 from focaldet.evaluation.evaluate import open_evaluation_split
 from focaldet.evaluation.inference import InferenceOptions
 from focaldet.report.image_pairs import even_indices
-from focaldet.runtime import torch_settings
+from focaldet.runtime import pick_device, torch_settings
 from focaldet.training.config import RunConfig
 from focaldet.training.sources import open_sources
 
@@ -48,7 +56,8 @@ def compare(
     starts over. A detector that cannot be trained is a row with the reason.
 
     Args:
-        run: the settings of every training; `model` and `evaluate_every` are not used, `seed` is the first seed.
+        run: the settings of every training; `model` is not used, `seed` is the first seed. The state is saved at least
+            every minute.
         config: which detectors, and how accuracy and time are measured.
         log: called with a line before and after every training.
 
@@ -56,27 +65,25 @@ def compare(
         ConfigError: a setting is out of range or would make the trainings unequal, or `run.out` is the folder of
             something else or of a comparison with other settings or data.
         DataError: data or results of another program that cannot be read.
+        CheckpointError: a run that is added has not ended or has no weights, or the disk is full.
     """
     log = log or (lambda _: None)
     jobs = plan_jobs(run, config)
     if run.resume:
         raise ConfigError("resume: the same command without it continues a comparison")
-    train_source, validation, messages = open_sources(run, None)
-    for message in messages:
+    pick_device(run.device)  # one that is not there is refused here, not by every training
+    inputs = open_inputs(run, config)
+    for message in inputs.messages:
         log(message)
-    sources, evaluated = (train_source, validation), _open_evaluated(run, config, validation)
-    names = check_names(config)
-    cluster_keys(evaluated.dataset, config.cluster)
-    others = evaluate_results(config.results, evaluated.dataset)
-    record = comparison_record(run, train_source, evaluated)
+    evaluated, record = inputs.evaluated, inputs.record
     open_compare_folder(run.out, record, overwrite=run.overwrite)
     options = InferenceOptions(device=run.device, precision=run.precision, workers=run.workers)
     # Torch does not know the quota of a container.
     threads = run.threads or min(torch.get_num_threads(), usable_cores())
     with torch_settings(threads=threads, deterministic=run.deterministic):
-        added = add_earlier(names, run.out, evaluated, options=options, record=record, add=config.add)
-        part = shard_jobs(fit_anchors(jobs, train_source.dataset, log=log), config.part)
-        results = _run_jobs(part, run, sources, evaluated, options=options, config=config, log=log)
+        added = add_earlier(inputs.names, run.out, evaluated, options=options, add=config.add)
+        part = shard_jobs(fit_anchors(jobs, inputs.sources[0].dataset, log=log), config.part)
+        results = _run_jobs(part, run, inputs, options=options, config=config, log=log)
         if results is None:
             return Comparison(run.out, interrupted=True)
         finished = sum(read_result(run.out, job.name) is not None for job in jobs)
@@ -91,7 +98,7 @@ def compare(
         results = [result for job in jobs if (result := read_result(run.out, job.name)) is not None]
         job_names = {job.name for job in jobs}
         results += [result for result in added if result.name not in job_names]
-        return _conclude(run, config, results, others, evaluated, record=record, log=log)
+        return _conclude(run, config, results, inputs, log=log)
 
 
 def write_job_files(run: RunConfig, config: CompareConfig) -> list[Path]:
@@ -102,11 +109,61 @@ def write_job_files(run: RunConfig, config: CompareConfig) -> list[Path]:
     Raises:
         ConfigError, DataError: as `compare`.
     """
-    jobs = plan_jobs(run, config)
-    source, validation, _ = open_sources(run, None)
-    record = comparison_record(run, source, _open_evaluated(run, config, validation))
-    open_compare_folder(run.out, record, overwrite=run.overwrite)
-    return write_jobs(run.out, shard_jobs(fit_anchors(jobs, source.dataset), config.part))
+    jobs, inputs = plan_jobs(run, config), open_inputs(run, config)
+    open_compare_folder(run.out, inputs.record, overwrite=run.overwrite)
+    return write_jobs(run.out, shard_jobs(fit_anchors(jobs, inputs.sources[0].dataset), config.part))
+
+
+@dataclass(frozen=True, slots=True)
+class CompareInputs:
+    """All that a comparison is given, as it is before anything is trained or written.
+
+    Attributes:
+        sources: the images to train on, and those that a training calls its validation images.
+        evaluated: the images to evaluate on.
+        names: the row of each run or file that is added.
+        others: the result file of each other program, with its metrics.
+        record: what must stay the same in one comparison.
+        messages: what is to be said of the data.
+    """
+
+    sources: tuple[ImageSource, ImageSource]
+    evaluated: ImageSource
+    names: dict[Path, str]
+    others: dict[str, tuple[Path, Metrics]]
+    record: dict[str, Any]
+    messages: tuple[str, ...]
+
+
+def open_inputs(run: RunConfig, config: CompareConfig) -> CompareInputs:
+    """Look at all that a comparison is given; nothing is trained or written.
+
+    Raises:
+        ConfigError: two rows would have one name, what is added is nothing that can be compared, a pattern of clusters
+            matches nothing, or `run.out` is the folder of something else.
+        DataError: data or results of another program that cannot be read.
+        CheckpointError: a run that is added has not ended, or has no weights.
+    """
+    train_source, validation, messages = open_sources(run, None)
+    evaluated, names = _open_evaluated(run, config, validation), check_names(config)
+    cluster_keys(evaluated.dataset, config.cluster)
+    record = comparison_record(run, train_source, evaluated)
+    check_added(names, record, config.add)
+    check_compare_folder(run.out, record, overwrite=run.overwrite)
+    others = evaluate_results(config.results, evaluated.dataset)
+    return CompareInputs((train_source, validation), evaluated, names, others, record, tuple(messages))
+
+
+def find_finished(run: RunConfig, config: CompareConfig) -> dict[str, str]:
+    """What became of the jobs that will not be run, by name: "finished", "failed", or "added" for another comparison's.
+
+    Those that failed are run again with `config.retry`, and with `run.overwrite` all but those that are added.
+    """
+    added = [result for path in config.add if read_record(path) is not None for result in read_job_results(path)]
+    here = [] if run.overwrite else read_job_results(run.out)
+    words = {result.name: "added" if result.error is None else "failed" for result in added}
+    words |= {result.name: "finished" if result.error is None else "failed" for result in here}
+    return {name: word for name, word in words.items() if not (config.retry and word == "failed")}
 
 
 def _open_evaluated(run: RunConfig, config: CompareConfig, validation: ImageSource) -> ImageSource:
@@ -119,8 +176,7 @@ def _open_evaluated(run: RunConfig, config: CompareConfig, validation: ImageSour
 def _run_jobs(
     jobs: Sequence[Job],
     run: RunConfig,
-    sources: tuple[ImageSource, ImageSource],
-    evaluated: ImageSource,
+    inputs: CompareInputs,
     *,
     options: InferenceOptions,
     config: CompareConfig,
@@ -138,7 +194,7 @@ def _run_jobs(
             log(f"{progress}{_time_left(seconds, len(jobs) - number + 1)}")
             begin = time.monotonic()
             try:
-                result = run_job(job, run.out, sources=sources, evaluated=evaluated, options=options)
+                result = run_job(job, run.out, sources=inputs.sources, evaluated=inputs.evaluated, options=options)
             except TakenError as error:
                 log(f"{progress}  left to the other process: {error}")
                 (run.out / RESULTS / f"{job.name}.json").unlink(missing_ok=True)  # of a failure before, with --retry
@@ -165,13 +221,12 @@ def _conclude(
     run: RunConfig,
     config: CompareConfig,
     results: Sequence[JobResult],
-    others: Mapping[str, tuple[Path, Metrics]],
-    evaluated: ImageSource,
+    inputs: CompareInputs,
     *,
-    record: Mapping[str, Any],
     log: Log,
 ) -> Comparison:
     """Measure times, compare, and write all files."""
+    evaluated = inputs.evaluated
     dataset = evaluated.dataset
     timing = _measure_times(run, config, results, evaluated, log=log)
     timings = {} if timing is None else dict(timing.detectors)
@@ -180,7 +235,7 @@ def _conclude(
     splits = resample(dataset, num_splits=config.resamples, seed=run.seed, pattern=config.cluster)
     rows = collect_rows(
         results,
-        others,
+        inputs.others,
         out=run.out,
         dataset=dataset,
         splits=splits,
@@ -189,14 +244,13 @@ def _conclude(
     )
     keys = cluster_keys(dataset, config.cluster)
     num_clusters = None if keys is None else len({*keys})
-    pairs, spread = compare_rows(
-        rows, assumed=config.seed_deviation / 100, num_units=num_clusters or len(dataset), seed=run.seed
-    )
+    assumed = SEED_DEVIATION if config.seed_deviation is None else config.seed_deviation / 100
+    pairs, spread = compare_rows(rows, assumed=assumed, num_units=num_clusters or len(dataset), seed=run.seed)
     sentences = conclude(
         rows, pairs, spread, num_images=len(dataset), num_clusters=num_clusters, budget_ms=config.budget_ms
     )
     comparison = Comparison(run.out, run.out / COMPARE_PAGE, tuple(rows), pairs, spread, sentences)
-    write_numbers(comparison, record=record, timing=timing)
+    write_numbers(comparison, record=inputs.record, timing=timing)
     metric_notes = [f"{row.name}: {note}" for row in rows for metrics in row.metrics for note in metrics.notes]
     write_compare_page(
         run.out / COMPARE_PAGE,
@@ -215,10 +269,18 @@ def _conclude(
 def _notes_on_runs(results: Sequence[JobResult]) -> list[str]:
     """What a reader must know of runs that were added, and of trainings on different machines."""
     notes = [f"{result.detector}: {result.note}" for result in results if result.note]
-    computed = {(each.device, each.threads) for each in results if each.device and not each.note}
+    computed = {
+        (each.device.split(":")[0], each.threads, max(1, each.processes))
+        for each in results
+        if each.device and not each.note
+    }
     if len(computed) > 1:
-        on = ", ".join(sorted(f"{device} with {quantity(threads, 'thread')}" for device, threads in computed))
-        notes.append(f"the trainings ran on different machines or numbers of threads ({on})")
+        texts = [
+            f"{device} with {quantity(threads, 'thread')}"
+            + (f" in each of {processes} processes" if processes > 1 else "")
+            for device, threads, processes in sorted(computed)
+        ]
+        notes.append(f"the trainings ran on different machines or numbers of threads ({', '.join(texts)})")
     return notes
 
 

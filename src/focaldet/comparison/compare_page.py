@@ -95,6 +95,8 @@ def _name_cell(row: ComparedDetector, marks: Mapping[str, str]) -> str:
 def _table_note(rows: Sequence[ComparedDetector]) -> str:
     several = any(row.sample is not None and len(row.sample.ap) > 1 for row in rows)
     seeds = "± is the standard deviation between seeds." if several else "One seed each: no deviation is known."
+    if any(row.failures and row.metrics for row in rows):
+        seeds += " n is the number of seeds where others failed."
     return (
         f'<p class="chance">Percent; bold is the best of a column. {seeds} ms: from the image file to its '
         "boxes, one image at a time, the median over images and rounds. Rows in italics are "
@@ -150,10 +152,10 @@ def _count_cell(count: float) -> str:
 
 
 def _bar_table(names: Sequence[str], heads: Sequence[str], values: Sequence[Sequence[float | None]]) -> str:
-    """A table of fractions as bars, the highest of each column bold."""
+    """A table of fractions as bars, the highest of each column bold, if it is above 0."""
     best = [max((value for value in column if value is not None), default=None) for column in zip(*values, strict=True)]
     lines = [
-        [name, *(_bar(value, is_best=value == top) for value, top in zip(row, best, strict=True))]
+        [name, *(_bar(value, is_best=value == top and bool(top)) for value, top in zip(row, best, strict=True))]
         for name, row in zip(names, values, strict=True)
     ]
     return page.table(["", *heads], lines)
@@ -276,8 +278,8 @@ def _machine_note(timing: TimingReport | None) -> str:
         f'<p class="{"chance" if timing.is_quiet else "note"}">{timing.rounds} rounds over all detectors in turn, '
         f"{quantity(timing.images, 'image')} each, after one that does not count; "
         f"{quantity(timing.threads, 'thread')}; images/s in batches of {timing.batch_size}. The second stage belongs "
-        "to forward. ms, its parts, images/s and percentiles are of all rounds, none left out; fastest is the median over "
-        f"the images of each one's fastest round.{load}{escape(warning)} {machine}.</p>"
+        "to forward. ms, its parts, images/s and percentiles are of all rounds, none left out; fastest is the median "
+        f"over the images of each one's fastest round.{load}{escape(warning)} {machine}.</p>"
     )
 
 
@@ -294,10 +296,10 @@ def _training_table(
                 [
                     _name_cell(row, marks),
                     str(result.seed),
-                    escape(result.initial or "random"),
-                    f"{result.images_seen:,}",
-                    f"{result.epochs:.1f}" if result.num_images else "-",
-                    f"{result.seconds:.0f}",
+                    escape(result.start or "-"),
+                    f"{result.images_seen:,}" if result.images_seen else "-",
+                    "-" if result.epochs is None else f"{result.epochs:.1f}",
+                    f"{result.seconds:.0f}" if result.seconds else "-",
                     _wall_cell(result.wall_seconds, None if result.note else budget_seconds),
                     f"{3 * (gflop or 0.0) * result.images_seen / 1e6:.2g}" if has_pflop else "-",
                     "done" if result.error is None else f'<span class="reason">{escape(result.error)}</span>',

@@ -60,8 +60,8 @@ class CompareConfig:
     """Regular expression whose first group in an image's path is its cluster, where images are not independent (the
     frames of a film): the bootstrap draws whole clusters."""
 
-    seed_deviation: NonNegativeFloat = 1.0
-    """Standard deviation of AP between seeds, in points, to assume where every detector has one seed only."""
+    seed_deviation: NonNegativeFloat | None = None
+    """Standard deviation of AP between seeds, in points, to assume where there is one seed only. None: 1.0."""
 
     budget_ms: PositiveFloat | None = None
     """Milliseconds an image that are allowed: the page also names the best detector within them."""
@@ -71,6 +71,8 @@ class CompareConfig:
             raise ConfigError(f"shard: must be a part of so many, such as 2/8, got {self.shard!r}")
         if unknown := [name for name in self.times if name not in self.results]:
             raise ConfigError(f"times: {unknown[0]!r} is not among the results")
+        if self.seed_deviation is not None and self.seeds > 1:
+            raise ConfigError(f"seed_deviation: has no effect with {self.seeds} seeds, which measure it; leave it out")
         if len({*self.models}) < len(self.models):
             raise ConfigError(f"models: named twice: {', '.join(self.models)}")
         if self.cluster is not None:

@@ -95,12 +95,18 @@ def trade_off_figure(
 def write_trade_off(
     path: Path, rows: Sequence[ComparedDetector], marks: dict[str, str], published: Sequence[PublishedPoint] = ()
 ) -> None:
-    """Write the figure as PNG and SVG beside each other, where there is one, with the names of the detectors."""
+    """Write the figure as PNG and SVG beside each other, with the names of the detectors.
+
+    Where there are no points there is no figure: one of an earlier call is removed.
+    """
     points = plot_points(rows, marks)
     names = {mark: name for name, mark in marks.items()}
-    for file_format in ("png", "svg") if points else ():
-        content = _render_trade_off(rows, points, published, file_format=file_format, names=names)
-        write_bytes(path.with_suffix(f".{file_format}"), content)
+    for file_format in ("png", "svg"):
+        file = path.with_suffix(f".{file_format}")
+        if not points:
+            file.unlink(missing_ok=True)
+            continue
+        write_bytes(file, _render_trade_off(rows, points, published, file_format=file_format, names=names))
 
 
 def _render_trade_off(

@@ -37,16 +37,28 @@ def write_record(out: Path, value: Any) -> None:
     write_json(out / COMPARE_RECORD, value)
 
 
+def check_compare_folder(out: Path, record: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Whether `out` is the folder of this comparison already; nothing is written.
+
+    Raises:
+        ConfigError: it contains something else, or, without `overwrite`, a comparison with other settings or data.
+    """
+    file = out / COMPARE_RECORD
+    return out.exists() and continues_record(out, file, record, kind="comparison", overwrite=overwrite)
+
+
 def open_compare_folder(out: Path, record: Mapping[str, Any], *, overwrite: bool) -> None:
     """Make `out` the folder of this comparison; what an earlier one left is removed with `overwrite`.
 
     Raises:
         ConfigError: it contains something else, or a comparison with other settings or data.
     """
-    if continues_record(out, out / COMPARE_RECORD, record, kind="comparison", overwrite=overwrite):
+    if check_compare_folder(out, record, overwrite=overwrite):
         return
-    for name in (TIMING_RECORD, *PAGES):
-        (out / name).unlink(missing_ok=True)
-    for name in (RESULTS, EVALUATIONS, RUNS, JOBS):  # a result stands for a run that is there, so it goes first
-        remove_folder(out / name)
+    configs.make_folder(out)
+    if (out / COMPARE_RECORD).exists():  # in a new folder others may have begun meanwhile
+        for name in (TIMING_RECORD, *PAGES):
+            (out / name).unlink(missing_ok=True)
+        for name in (RESULTS, EVALUATIONS, RUNS, JOBS):  # a result stands for a run that is there, so it goes first
+            remove_folder(out / name)
     write_record(out, {"identity": dict(record)})

@@ -5,17 +5,18 @@ without it a job is not finished.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from focaldet import config as configs
 from focaldet.comparison.machine import pick_computing
 from focaldet.comparison.plan import RUNS, Job
+from focaldet.comparison.started import MOST_DEATHS, mark_start
 from focaldet.data.dataset import Classes, ImageSource
-from focaldet.errors import CheckpointError, DataError, FocaldetError, TakenError
+from focaldet.errors import CheckpointError, DataError, FocaldetError, OutOfMemoryError, TakenError
 from focaldet.evaluation.coco import Metrics, evaluate_detections
 from focaldet.evaluation.evaluate import detect_all, match_classes, relabel_detections
 from focaldet.evaluation.inference import InferenceOptions, apply_options
@@ -23,7 +24,9 @@ from focaldet.evaluation.limits import answer_limit
 from focaldet.evaluation.results import write_results
 from focaldet.files import read_utf8, write_json
 from focaldet.runtime import pick_device
+from focaldet.training.config import RunConfig
 from focaldet.training.run_folder import RunFolder
+from focaldet.training.signals import StopSignal, stop_signal
 from focaldet.training.state import initial_weights
 from focaldet.training.trainer import train
 from focaldet.weights import load_detector
@@ -33,6 +36,10 @@ from focaldet.weights.thresholds import THRESHOLDS_KEY
 
 RESULTS, EVALUATIONS = "results", "evaluations"
 METRICS, PREDICTIONS = "metrics.json", "predictions.json"
+DEATHS = (
+    "its process was killed {deaths} times in a row without saving anything new, for lack of memory most likely: try a "
+    "smaller size or batch_size, or accumulate; --retry trains it again"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ class JobResult:
         wall_seconds: of the whole training, set-up included, breaks not; 0 where that is not known.
         device: that it was trained on, and with how many `threads`; empty where that is not known.
         note: what a reader must know of a run that was added.
+        processes: that trained it together; 0 where that is not known.
     """
 
     name: str
@@ -69,11 +77,18 @@ class JobResult:
     device: str = ""
     threads: int = 0
     note: str = ""
+    processes: int = 0
 
     @property
-    def epochs(self) -> float:
-        """Passes over the training images."""
-        return self.images_seen / max(1, self.num_images)
+    def epochs(self) -> float | None:
+        """Passes over the training images; None where it is not known how many these are."""
+        return self.images_seen / self.num_images if self.num_images else None
+
+    @property
+    def start(self) -> str | None:
+        """What it started from, in a word; None where that is not known, as of an exported file."""
+        is_known = self.images_seen or not self.note
+        return (self.initial or "random") if is_known else None
 
 
 def read_result(out: Path, name: str) -> JobResult | None:
@@ -102,8 +117,9 @@ def run_job(
 ) -> JobResult | None:
     """Train, evaluate and write down one job; None where it was asked to stop, and is saved.
 
-    A detector that cannot be trained or evaluated has a result with the reason. The weights get the scores with the
-    largest F1 on the evaluated images.
+    A detector that cannot be trained or evaluated has a result with the reason, as has one whose process died twice in
+    a row without saving a new state. The weights get the scores with the largest F1 where the evaluated images are
+    those of validation.
 
     Args:
         job: the training.
@@ -118,18 +134,20 @@ def run_job(
         CheckpointError: the disk is full.
     """
     run = job.run
-    num_images = len(sources[0].dataset)
-    result = JobResult(job.name, run.model, run.model, run.seed, run.out, None, 0, num_images, 0.0)
-    result = replace(result, device=str(pick_device(run.device)), threads=torch.get_num_threads())
+    result = JobResult(job.name, run.model, run.model, run.seed, run.out, None, 0, len(sources[0].dataset), 0.0)
     try:
-        result = replace(result, initial=initial_weights(run))
-        trained = train(replace(run, resume=RunFolder(run.out).config.exists()), sources=sources)
-        if trained.interrupted:
-            return None
-        seen = count_steps(run.out) * run.batch_size
-        result = replace(result, images_seen=seen, seconds=trained.seconds_training, wall_seconds=trained.seconds)
-        metrics = evaluate_run(run.out, evaluated, out / EVALUATIONS / job.name, options=options)
-        _store_thresholds(run.out, metrics)
+        with mark_start(out / RESULTS / f"{job.name}.started", run.out) as deaths:
+            if deaths >= MOST_DEATHS:
+                raise OutOfMemoryError(DEATHS.format(deaths=deaths))
+            result = replace(result, initial=initial_weights(run))
+            trained = train(replace(run, resume=RunFolder(run.out).config.exists()), sources=sources)
+            if trained.interrupted:
+                return None
+            seen = count_images(read_ending(run.out), run)
+            result = replace(result, images_seen=seen, seconds=trained.seconds_training, wall_seconds=trained.seconds)
+            result = replace(result, **_read_computing(run.out))
+            if not _evaluate_job(job, out, sources[1], evaluated, options=options):
+                return None
     except (DataError, TakenError):
         raise
     except Exception as error:  # one detector of many: the others go on
@@ -139,6 +157,31 @@ def run_job(
         result = replace(result, error=" ".join(f"{kind}{error}".split()) or type(error).__name__)
     write_result(out, result)
     return result
+
+
+def _evaluate_job(
+    job: Job, out: Path, validation: ImageSource, evaluated: ImageSource, *, options: InferenceOptions
+) -> bool:
+    """Evaluate a job that is trained; False when asked to stop.
+
+    The thresholds that `predict` takes are those of the validation images: images that are kept for a test do not
+    choose them.
+    """
+    with stop_signal() as stop:
+        metrics = evaluate_run(job.run.out, evaluated, out / EVALUATIONS / job.name, options=options, stop=stop)
+        if metrics is None or stop:
+            return False
+    if evaluated.dataset.fingerprint() == validation.dataset.fingerprint():
+        _store_thresholds(job.run.out, metrics)
+    return True
+
+
+def _read_computing(run: Path) -> dict[str, Any]:
+    """Device, threads and processes of a training, whoever collects it; nothing where its folder does not say it."""
+    file = RunFolder(run).environment
+    known = configs.read_mapping(file) if file.is_file() else {}
+    kinds = {"device": str, "threads": int, "processes": int}
+    return {name: known[name] for name, kind in kinds.items() if type(known.get(name)) is kind}
 
 
 def write_result(out: Path, result: JobResult) -> None:
@@ -171,13 +214,10 @@ def _store_thresholds(run: Path, metrics: Metrics) -> None:
     )
 
 
-def count_steps(run: Path) -> int:
-    """The updates of a run that has ended, from its `events.jsonl`.
-
-    Raises:
-        CheckpointError: the run has not ended.
-    """
-    return int(read_ending(run)["step"])
+def count_images(ending: Mapping[str, Any], run: RunConfig) -> int:
+    """The images that a training has seen, by its `read_ending`; an estimate for older runs, which do not say it."""
+    seen = ending.get("images_seen")
+    return seen if type(seen) is int else int(ending["step"]) * run.batch_size
 
 
 def read_ending(run: Path) -> dict[str, Any]:
@@ -203,10 +243,13 @@ def _read_event(line: str) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def evaluate_run(run: Path, source: ImageSource, out: Path, *, options: InferenceOptions) -> Metrics:
+def evaluate_run(
+    run: Path, source: ImageSource, out: Path, *, options: InferenceOptions, stop: StopSignal | None = None
+) -> Metrics | None:
     """The metrics of a run's weights on the images of `source`, the same as of `focaldet eval`, written to `out`.
 
     An exported file is run as it is: device and precision of `options` are not for it.
+    None, and nothing is written, where `stop` is set on the way.
 
     Raises:
         CheckpointError: no weights, or damaged ones.
@@ -219,7 +262,10 @@ def evaluate_run(run: Path, source: ImageSource, out: Path, *, options: Inferenc
         pick_device(options.device)
     )
     match = match_classes(detector.class_names, dataset.classes, num_classes=detector.config.num_classes)
-    timed = detect_all(detector, source, options=options)
+    try:
+        timed = detect_all(detector, source, options=options, progress=partial(_go_on, stop))
+    except _StoppedError:
+        return None
     detections = {
         index: relabel_detections(each, match, dataset.classes) for index, each in enumerate(timed.detections)
     }
@@ -229,6 +275,17 @@ def evaluate_run(run: Path, source: ImageSource, out: Path, *, options: Inferenc
     write_results(out / PREDICTIONS, dataset, detections)
     write_json(out / METRICS, {"split": dataset.name} | metrics.to_dict())
     return metrics
+
+
+class _StoppedError(Exception):
+    """Leaves an evaluation under way; never leaves this file."""
+
+
+def _go_on(stop: StopSignal | None, done: int, total: int | None) -> None:
+    """Leave the evaluation once it is asked to stop."""
+    del done, total
+    if stop:
+        raise _StoppedError
 
 
 def read_metrics(folder: Path) -> Metrics:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from focaldet import config as configs
 from focaldet.comparison.config import CompareConfig
 from focaldet.data.dataset import Dataset, ImageSource
@@ -20,6 +22,8 @@ from focaldet.training.step import train_step
 
 RUNS, JOBS = "runs", "jobs"
 SAVE_MINUTES = 1.0  # so that a kill costs little
+EVALUATED_ONCE = "has no effect: the last weights are evaluated, once"
+SAVED_OFTEN = f"has no effect: the state is saved every {SAVE_MINUTES:g} min or more often, so that a kill costs little"
 NUM_STEPS = 3  # that an estimate takes, the first of which does not count
 
 
@@ -35,8 +39,8 @@ def plan_jobs(run: RunConfig, config: CompareConfig) -> list[Job]:
     """The trainings in the order in which they are run: all detectors with the first seed, then with the next.
 
     Raises:
-        ConfigError: a detector is unknown or cannot be built as asked for, a setting would make the trainings unequal,
-            or several processes were started together.
+        ConfigError: a detector is unknown or cannot be built as asked for, a setting would make the trainings unequal
+            or would have no effect, or several processes were started together.
     """
     if num_processes() > 1:
         raise ConfigError(
@@ -48,6 +52,8 @@ def plan_jobs(run: RunConfig, config: CompareConfig) -> list[Job]:
         "patience": "all detectors have the same budget" if run.patience else "",
         "average_best": "the last weights are compared, none chosen on the images" if run.average_best else "",
         "overfit": "accuracy is compared on images that were not trained on" if run.overfit else "",
+        "evaluate_every": EVALUATED_ONCE if run.evaluate_every not in (None, RunConfig.evaluate_every) else "",
+        "save_minutes": SAVED_OFTEN if SAVE_MINUTES < run.save_minutes != RunConfig.save_minutes else "",
     }.items():
         if reason:
             raise ConfigError(f"{name}: {reason}; remove it")
@@ -106,6 +112,13 @@ def write_jobs(out: Path, jobs: Sequence[Job]) -> list[Path]:
         paths.append(folder / f"{job.name}.yaml")
         configs.save(job.run, paths[-1])
     return paths
+
+
+def count_job_processes(run: RunConfig) -> int:
+    """The GPUs of this machine among which the images of an update can be divided; 1 where there are not several."""
+    num_devices = torch.cuda.device_count() if run.device in (None, "cuda") else 1
+    images = run.batch_size // run.accumulate
+    return max(count for count in range(1, max(1, num_devices) + 1) if images % count == 0)
 
 
 def estimate_minutes(job: Job, sources: tuple[ImageSource, ImageSource]) -> float | None:

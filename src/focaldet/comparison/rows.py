@@ -14,7 +14,7 @@ from focaldet.comparison.jobs import EVALUATIONS, PREDICTIONS, JobResult, read_m
 from focaldet.comparison.systems import SYSTEMS, System, system_of
 from focaldet.comparison.timing import DetectorTiming
 from focaldet.data.dataset import Dataset
-from focaldet.errors import ConfigError
+from focaldet.errors import CheckpointError, ConfigError
 from focaldet.evaluation.bootstrap import (
     ApDifference,
     ApSample,
@@ -36,6 +36,10 @@ from focaldet.models.base import DetectorConfig
 from focaldet.prediction import DEFAULT_SCORE
 from focaldet.report.run_report import detections_per_image
 from focaldet.types import Detections
+from focaldet.weights import load_detector
+from focaldet.weights.checkpoint import read_metadata, saved_config
+from focaldet.weights.exported.graphs import is_exported
+from focaldet.weights.sources import find_weights
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,7 @@ class ComparedDetector:
     @property
     def error(self) -> str | None:
         """Why there is nothing to compare, from the first training; None where there is something."""
-        errors = [result.error for result in self.results if result.error is not None]
-        return errors[0] if errors and not self.metrics else None
+        return self.failures[0] if self.failures and not self.metrics else None
 
     def mean(self, field: str) -> float | None:
         """A number of `Metrics`, the mean over the seeds that have it."""
@@ -87,16 +90,26 @@ class ComparedDetector:
         return None if self.timing is None else self.timing.total.median
 
     @property
-    def images_seen(self) -> int:
-        """Images that a seed was trained on, repetitions counted; the mean over the seeds."""
-        seen = [result.images_seen for result in self.results if result.error is None]
-        return round(sum(seen) / len(seen)) if seen else 0
+    def failures(self) -> list[str]:
+        """The reasons of the trainings that failed, one for each."""
+        return [result.error for result in self.results if result.error is not None]
+
+    def training_mean(self, field: str) -> float | None:
+        """A number of `JobResult`, the mean over the trainings that know it, which is where it is not 0."""
+        values = [value for result in self.results if result.error is None and (value := getattr(result, field))]
+        return sum(values) / len(values) if values else None
+
+    @property
+    def images_seen(self) -> int | None:
+        """Images that a seed was trained on, repetitions counted; the mean over the seeds. None where nobody knows."""
+        mean = self.training_mean("images_seen")
+        return None if mean is None else round(mean)
 
     @property
     def training_pflop(self) -> float | None:
         """10^15 operations of a training: three times those of the network for each image seen, at its test size."""
-        gflop = None if self.timing is None else self.timing.gflop
-        return None if gflop is None or not self.images_seen else 3 * gflop * self.images_seen / 1e6
+        gflop, seen = None if self.timing is None else self.timing.gflop, self.images_seen
+        return None if gflop is None or seen is None else 3 * gflop * seen / 1e6
 
 
 @dataclass(frozen=True)
@@ -185,13 +198,25 @@ def collect_rows(
 
 
 def _network_config(result: JobResult, architecture: Mapping[str, Any]) -> DetectorConfig | None:
-    """The settings of the network of a training, as far as they are known."""
+    """The settings of the network of a training, as far as they are known; of one that was added those in its file."""
+    if result.note:
+        return _read_config(result.run)
     if result.model not in PRESETS:
         return None
     try:
-        return named_config(result.model, architecture={} if result.note else architecture)
+        return named_config(result.model, architecture=architecture)
     except ConfigError:  # a detector that could not be built
         return PRESETS[result.model].config
+
+
+def _read_config(run: Path) -> DetectorConfig | None:
+    """The settings of the network that the weights of a run folder, or an exported file, state; None without any."""
+    try:
+        path = find_weights(run).path
+        metadata = load_detector(path).metadata if is_exported(path) else read_metadata(path)
+        return None if metadata is None else saved_config(metadata, path)
+    except (CheckpointError, ConfigError):
+        return None
 
 
 def _order(row: ComparedDetector) -> tuple[bool, bool, int]:

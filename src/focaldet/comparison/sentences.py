@@ -44,7 +44,17 @@ def conclude(
         images += f" in {quantity(num_clusters, 'cluster')}"
     lines.append(_describe_basis(compared, spread, images=images))
     lines += [f"{row.name} has no numbers: {row.error}" for row in rows if row.error is not None]
-    return tuple(lines)
+    return (*lines, *_describe_failures(rows))
+
+
+def _describe_failures(rows: Sequence[ComparedDetector]) -> list[str]:
+    """Which detectors have numbers of a part of their trainings only, and why."""
+    lines = []
+    for row in rows:
+        if row.failures and row.metrics:
+            count, reasons = quantity(len(row.results), "training"), "; ".join(dict.fromkeys(row.failures))
+            lines.append(f"{row.name}: {len(row.failures)} of {count} failed, its numbers are of the rest: {reasons}")
+    return lines
 
 
 def sort_by_ap(rows: Iterable[ComparedDetector]) -> list[ComparedDetector]:
@@ -136,13 +146,15 @@ def pareto_front(rows: Iterable[ComparedDetector]) -> list[ComparedDetector]:
 
 def _describe_starts(rows: Sequence[ComparedDetector]) -> list[str]:
     """Which detectors started from trained weights, where not all did."""
-    starts: dict[str | None, list[str]] = {}
+    starts: dict[str, list[str]] = {}
     for row in rows:
-        for initial in dict.fromkeys(result.initial for result in row.results if result.error is None):
-            starts.setdefault(initial, []).append(row.name)
+        for start in dict.fromkeys(result.start for result in row.results if result.error is None):
+            if start is not None:
+                starts.setdefault(start, []).append(row.name)
     if len(starts) < 2:
         return []
-    parts = [f"{', '.join(names)} from {initial or 'random weights'}" for initial, names in starts.items()]
+    words = {"random": "random weights"}
+    parts = [f"{', '.join(names)} from {words.get(start, start)}" for start, names in starts.items()]
     return [f"They did not start alike, which matters most where training is short: {'; '.join(parts)}."]
 
 

@@ -59,6 +59,8 @@ def _detector_line(row: ComparedDetector, best: Sequence[str | None]) -> TableLi
     deviation = None if row.sample is None else row.sample.deviation
     if deviation is not None:
         values[0] += f" ± {100 * deviation:.1f}"
+    if row.failures:
+        values[0] += f" (n = {len(row.metrics)})"
     return TableLine("detector", (row.name, row.backbone or "-", *values, time), marks)
 
 
@@ -152,7 +154,7 @@ def number_columns(row: ComparedDetector) -> dict[str, Any]:
     """Everything that was measured of a detector in plain numbers, for CSV and JSON; APs are in [0, 1]."""
     timing, sample = row.timing, row.sample
     low, high = (None, None) if sample is None else sample.interval()
-    finished = [result for result in row.results if result.error is None]
+    starts = [result.start for result in row.results if result.error is None]
     throughput, parts = (None, {}) if timing is None else (timing.throughput, timing.parts)
     return {
         "detector": row.name,
@@ -160,6 +162,7 @@ def number_columns(row: ComparedDetector) -> dict[str, Any]:
         "two_stage": row.two_stage,
         "paper": None if row.system is None else f"{row.system.title}, {row.system.backbone}",
         "seeds": len(row.metrics),
+        "failed_seeds": len(row.failures),
         **{field: row.mean(field) for field in TABLE_NUMBERS},
         "ap_deviation": None if sample is None else sample.deviation,
         "ap_low": finite_or_none(low),
@@ -174,11 +177,11 @@ def number_columns(row: ComparedDetector) -> dict[str, Any]:
         "parameters": None if timing is None else timing.parameters,
         "gflop": None if timing is None else timing.gflop,
         "memory_mb": None if timing is None else timing.memory_mb,
-        "initial_weights": finished[0].initial or "random" if finished else None,
+        "initial_weights": starts[0] if starts else None,
         "images_seen": row.images_seen,
-        "epochs": sum(result.epochs for result in finished) / len(finished) if finished else None,
-        "training_seconds": sum(result.seconds for result in finished) / len(finished) if finished else None,
-        "wall_seconds": sum(result.wall_seconds for result in finished) / len(finished) if finished else None,
+        "epochs": row.training_mean("epochs"),
+        "training_seconds": row.training_mean("seconds"),
+        "wall_seconds": row.training_mean("wall_seconds"),
         "training_pflop": row.training_pflop,
         "score": row.score,
         "error": row.error,

@@ -156,16 +156,23 @@ def _describe_holder(file: Path) -> str:
 def _is_dead(file: Path) -> bool:
     """Whether the process that holds a lock was of this machine and has ended."""
     known = _read_holder(file)
-    process = known.get("process")
-    if known.get("machine") != platform.node() or type(process) is not int or not 0 < process < 2**31:
+    process, machine = known.get("process"), known.get("machine")
+    if machine != platform.node() or type(process) is not int or not 0 < process < 2**31:
+        return False
+    return not runs_on_this_machine(process, machine)
+
+
+def runs_on_this_machine(process: int, machine: str) -> bool:
+    """Whether the process of that number is one of this machine, by its name, and alive."""
+    if machine != platform.node():
         return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
-        return True
-    except OSError:
         return False
-    return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def _visible_names(out: Path) -> list[str]:
@@ -281,8 +288,15 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(old)
 
 
-def write_environment(path: Path, *, config: RunConfig, fingerprints: Mapping[str, str], fabric: Any) -> None:
-    """Write versions, seed, commit, machine and the fingerprints of the data as JSON."""
+def write_environment(
+    folder: RunFolder, config: RunConfig, *, fingerprints: Mapping[str, str], fabric: Any, ended: bool
+) -> None:
+    """Write versions, seed, commit, machine and the fingerprints of the data as JSON.
+
+    Those of a run that has `ended`, in which nothing is left to train, stay as they are.
+    """
+    if ended and folder.environment.exists():
+        return
     versions = {
         name: importlib.metadata.version(name)
         for name in ("focaldet", "torch", "torchvision", "lightning-fabric", "numpy")
@@ -297,7 +311,7 @@ def write_environment(path: Path, *, config: RunConfig, fingerprints: Mapping[st
         "platform": platform.platform(),
         "data": dict(fingerprints),
     }
-    write_text(path, to_json_text(environment, indent=2) + "\n")
+    write_text(folder.environment, to_json_text(environment, indent=2) + "\n")
 
 
 def source_commit() -> str | None:

@@ -217,7 +217,9 @@ class Trainer:
         self.begin, self.last_save = begin - self.state.seconds_spent, time.monotonic()
         if fabric.is_global_zero:
             folder.create(config)
-            write_environment(folder.environment, config=config, fingerprints=fingerprints, fabric=fabric)
+            write_environment(
+                folder, config, fingerprints=fingerprints, fabric=fabric, ended=self.state.epoch >= self.num_epochs
+            )
             self.log = self._open_log()
 
     def _begin_phase(self) -> None:
@@ -682,9 +684,8 @@ class Trainer:
                 self._write("note", text=f"AP {ap}; best.safetensors are the last weights")
                 if best.ap == 0 and not self.has_explained:
                     self._explain_zero_ap()
-            self._write(
-                "finished", step=state.step, seconds_training=state.seconds_training, seconds=seconds, text=text
-            )
+            spent = {"seconds_training": state.seconds_training, "seconds": seconds}
+            self._write("finished", step=state.step, images_seen=state.context.images_seen, **spent, text=text)
         return TrainResult(
             out=self.folder.path,
             best=best,

@@ -40,7 +40,7 @@ def test_only_plain_files_are_read(tmp_path, kind, reason, read):
 @pytest.mark.parametrize("kind", ["pipe", "link to a device"])
 def test_no_file_takes_the_place_of_a_pipe_or_device(tmp_path, kind):
     path = make(kind, tmp_path)
-    with pytest.raises(OSError, match="is a (pipe|device), not a file"):
+    with pytest.raises(OSError, match=r"is a (pipe|device), not a file"):
         files.write_bytes(path, b"x")
     assert not path.is_file() and path.exists() and list(tmp_path.iterdir()) == [path]
 

@@ -87,7 +87,8 @@ class ComparedDetector:
     @property
     def milliseconds(self) -> float | None:
         """The time of an image, the median over images and rounds."""
-        return None if self.timing is None else self.timing.total.median
+        timing = self.timing
+        return None if timing is None else timing.total.median
 
     @property
     def failures(self) -> list[str]:

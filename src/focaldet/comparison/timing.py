@@ -171,9 +171,7 @@ def _leave_out(name: str, reasons: dict[str, str], log: Callable[[str], None]) -
         log(f"time: {name} is left out: {reasons[name]}")
 
 
-def _open(
-    opened: dict[str, Predictor], run: Path, *, device: str | None, precision: Precision | None
-) -> Predictor:
+def _open(opened: dict[str, Predictor], run: Path, *, device: str | None, precision: Precision | None) -> Predictor:
     """The detector, read anew; one that is slow to open (`.pt2` files: 15 s) is among `opened` and stays there."""
     if str(run) in opened:
         return opened[str(run)]

@@ -1,16 +1,19 @@
-"""What would go wrong in a training and is known before its first step: no boxes, no memory, norms of one value."""
+"""What is known of a training before its first step: what it is, and what would go wrong (boxes, memory, norms)."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import Dataset
 from focaldet.data.formats.text import quantity
 from focaldet.errors import ConfigError, DataError
 from focaldet.models import Detector
 from focaldet.runtime import Autocast, eval_mode, require_memory
-from focaldet.training.config import RunConfig
+from focaldet.training.config import BASE_BATCH, RunConfig
+from focaldet.training.state import TrainState
 from focaldet.types import ImageSize
 
 COMPILED_ON_CPU = "compile: on the CPU a compiled network is trained more slowly than one that is not: leave it out"
@@ -98,3 +101,29 @@ def _padded_sizes(config: RunConfig, detector: Detector, dataset: Dataset) -> se
     rules = [resize] if config.multi_scale is None else [resize.with_sides(size=side) for side in config.multi_scale]
     originals = {ImageSize(*size) for size in torch.unique(dataset.sizes, dim=0).tolist()}
     return {preprocessing.padded_size(rule.target(size)) for rule in rules for size in originals}
+
+
+def describe_training(config: RunConfig, state: TrainState, *, num_steps: int, fabric: Any) -> list[str]:
+    """What the log of a training begins with: network, learning rate, length, machine, augmentation."""
+    detector = state.detector
+    trained = sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
+    ratio = f"{config.batch_size} / {BASE_BATCH}"
+    augment = config.augment if config.overfit is None else AugmentConfig(preset="none")
+    scale = f"({ratio})" if config.optimizer == "sgd" else f"√({ratio})"
+    length = f"{quantity(num_steps, 'step')} in {quantity(config.epochs, 'epoch')}"
+    if config.minutes is not None:
+        length = f"as many steps as fit into {config.minutes:g} min"
+    is_slowed = config.compile and fabric.device.type == "cpu"
+    return [
+        *([COMPILED_ON_CPU] if is_slowed else []),
+        f"model: {config.model}, {quantity(len(detector.class_names), 'class', 'classes')}, "
+        f"{trained / 1e6:.1f} M trained parameters, {detector.preprocessing.resize}",
+        f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "
+        f"for {quantity(config.batch_size, 'image')} per update, {config.optimizer}, {config.schedule}; "
+        f"backbone × {config.backbone_factor:g}",
+        f"{length} on {fabric.device}, "
+        f"{state.autocast.precision}, {quantity(fabric.world_size, 'process', 'processes')}; "
+        f"run folder {config.out}",
+        f"augmentation {augment.describe()}"
+        + (f"; sampling {config.sampling}" if config.sampling != "uniform" else ""),
+    ]

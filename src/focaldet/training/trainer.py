@@ -20,7 +20,6 @@ import torch
 
 from focaldet import config as configs
 from focaldet.cores import CoreWatch, usable_cores
-from focaldet.data.augment.config import AugmentConfig
 from focaldet.data.dataset import ImageSource
 from focaldet.data.formats.text import quantity
 from focaldet.data.loading.loader import Loader, explain_worker_death
@@ -51,7 +50,7 @@ from focaldet.training.batch_norm import (
     share_buffers,
 )
 from focaldet.training.checkpoint import load_state, save_state
-from focaldet.training.config import BASE_BATCH, RunConfig, check_processes
+from focaldet.training.config import RunConfig, check_processes
 from focaldet.training.diagnosis import explain_zero_ap
 from focaldet.training.evaluation_time import time_detection
 from focaldet.training.logs import MetricsFile, RunLog, clock, open_trackers
@@ -59,9 +58,9 @@ from focaldet.training.minutes import describe_plan, first_plan, revise_plan
 from focaldet.training.optim import rate_factor
 from focaldet.training.phases import check_phases, describe_phase
 from focaldet.training.preflight import (
-    COMPILED_ON_CPU,
     ONE_VALUE,
     describe_one_value,
+    describe_training,
     require_norm_values,
     require_objects,
     require_training_memory,
@@ -70,7 +69,7 @@ from focaldet.training.profile import StepProfile
 from focaldet.training.run_folder import RunFolder, check_identity, identity, lock_run, open_folder, write_environment
 from focaldet.training.signals import StopSignal, stop_signal
 from focaldet.training.sources import build_loader, open_sources
-from focaldet.training.state import TrainState, build_state, initial_weights, next_state
+from focaldet.training.state import build_state, initial_weights, next_state
 from focaldet.training.step import train_step
 from focaldet.training.timing import EVALUATION, LOADING, OTHER, Pace, Stopwatch, describe_epoch, read_clock
 from focaldet.types import Batch, Detections
@@ -661,7 +660,7 @@ class Trainer:
             text = describe_phase(self.config, self.state.phase + 1)
             self._write("phase", **self._phase_number(), step=self.state.step, text=text)
         num_steps = self.num_steps[self.state.phase]
-        for line in _describe_training(self.settings, self.state, num_steps=num_steps, fabric=self.fabric):
+        for line in describe_training(self.settings, self.state, num_steps=num_steps, fabric=self.fabric):
             self._write("note", text=line)
 
     def _end(self, *, interrupted: bool) -> TrainResult:
@@ -757,31 +756,6 @@ def _compare_processes(folder: RunFolder, fabric: Any) -> list[str]:
     return [
         f"resumed with {quantity(now, 'process', 'processes')}, before with {before}: the same images in every "
         "update, and weights that differ by rounding; BatchNorm, where it is trained, sees the images of one process"
-    ]
-
-
-def _describe_training(config: RunConfig, state: TrainState, *, num_steps: int, fabric: Any) -> list[str]:
-    detector = state.detector
-    trained = sum(parameter.numel() for parameter in detector.parameters() if parameter.requires_grad)
-    ratio = f"{config.batch_size} / {BASE_BATCH}"
-    augment = config.augment if config.overfit is None else AugmentConfig(preset="none")
-    scale = f"({ratio})" if config.optimizer == "sgd" else f"√({ratio})"
-    length = f"{quantity(num_steps, 'step')} in {quantity(config.epochs, 'epoch')}"
-    if config.minutes is not None:
-        length = f"as many steps as fit into {config.minutes:g} min"
-    is_slowed = config.compile and fabric.device.type == "cpu"
-    return [
-        *([COMPILED_ON_CPU] if is_slowed else []),
-        f"model: {config.model}, {quantity(len(detector.class_names), 'class', 'classes')}, "
-        f"{trained / 1e6:.1f} M trained parameters, {detector.preprocessing.resize}",
-        f"learning rate: {config.scaled_learning_rate:.3g} = {config.learning_rate:g} × {scale} "
-        f"for {quantity(config.batch_size, 'image')} per update, {config.optimizer}, {config.schedule}; "
-        f"backbone × {config.backbone_factor:g}",
-        f"{length} on {fabric.device}, "
-        f"{state.autocast.precision}, {quantity(fabric.world_size, 'process', 'processes')}; "
-        f"run folder {config.out}",
-        f"augmentation {augment.describe()}"
-        + (f"; sampling {config.sampling}" if config.sampling != "uniform" else ""),
     ]
 
 

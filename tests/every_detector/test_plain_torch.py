@@ -31,9 +31,11 @@ DETECTORS = {
     "faster_rcnn_r18_c4": {**TINY, "pooling": {"size": 4}, "plus": {"context": True}, **SMALL_HEAD},
     "faster_rcnn_r101_c4_plus": {
         **TINY,
+        "norm": "batch",
         "pooling": {"size": 4},  # of the kind max
         "plus": {"scales": []},  # which no graph can say; the refinement and the context remain
-        **SMALL_HEAD,
+        "anchors": {"base_scale": 1.0},
+        "proposals": {"detect": {"top_k": 60, "keep": 40}},
     },
     "faster_rcnn_inception_resnet_small_tdm": {
         "backbone": "inception_resnet_tiny",

@@ -50,20 +50,25 @@ def small_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def traced_once() -> Iterator[None]:
-    """One trace and one conversion for all exports of the small run, which take most of their time."""
+    """One trace and one conversion for all exports of the small run, which take most of their time.
+
+    Until the session ends, so other detectors pass through here, too: each has its own.
+    """
     trace, convert = export.trace, export.convert_onnx
-    programs, models = [], []
+    programs, models = {}, {}
 
     def trace_once(detector):
-        if not programs:
+        divisor, is_square = detector.preprocessing.size_divisor, detector.preprocessing.resize.is_square
+        key = str(detector.config), detector.class_names, divisor, is_square
+        if key not in programs:
             with unchecked_shapes():
-                programs.append(trace(detector))
-        return programs[0]
+                programs[key] = trace(detector)
+        return programs[key]
 
     def convert_once(program):
-        if not models:
-            models.append(convert(program))
-        return models[0]
+        if id(program) not in models:
+            models[id(program)] = convert(program)
+        return models[id(program)]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "trace", trace_once)

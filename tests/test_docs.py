@@ -10,6 +10,7 @@ import torch
 
 import focaldet
 from focaldet.config import to_dict
+from focaldet.data import config, splits
 from focaldet.data.augment.config import AUGMENT_PRESETS, AugmentConfig
 from focaldet.data.formats import registry
 from focaldet.models.presets import PRESETS
@@ -68,22 +69,20 @@ def test_the_format_of_the_guide_is_read(tmp_path, monkeypatch):
     exec(compile(code, "box_lines.py", "exec"), names)
     assert code_lines(code) < 60
     row = registry.AnnotationFormat(names["find_box_lines"], names["read_box_lines"])
-    monkeypatch.setattr(registry, "FORMATS", {"box_lines": row})
-    monkeypatch.setattr("focaldet.data.splits.FORMATS", {"box_lines": row}, raising=False)
+    for module in (config, splits, registry):  # all imported before, or they would keep this table for good
+        monkeypatch.setattr(module, "FORMATS", {"box_lines": row})
     for name in ("a.png", "b.png"):
         Image.new("RGB", (64, 48)).save(tmp_path / name)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     (tmp_path / "train.txt").write_text("a.png 1,2,30,40,dog 5,5,20,20,cat\n")
     (tmp_path / "val.txt").write_text("b.png\n")
-    from focaldet.data.splits import open_splits
-
-    splits = open_splits(focaldet.DataConfig(path=tmp_path), seed=0)
-    assert (len(splits.train), len(splits.val)) == (1, 1)
-    assert splits.train.classes.names == ("cat", "dog")
-    assert splits.train.boxes.tolist() == [[1, 2, 30, 40], [5, 5, 20, 20]]
+    parts = splits.open_splits(focaldet.DataConfig(path=tmp_path), seed=0)
+    assert (len(parts.train), len(parts.val)) == (1, 1)
+    assert parts.train.classes.names == ("cat", "dog")
+    assert parts.train.boxes.tolist() == [[1, 2, 30, 40], [5, 5, 20, 20]]
     (tmp_path / "train.txt").write_text("a.png 1,2,30,40,bird\n")
     with pytest.raises(focaldet.DataError, match=r"train.txt · line 1: got 1,2,30,40,bird; must be"):
-        open_splits(focaldet.DataConfig(path=tmp_path), seed=0)
+        splits.open_splits(focaldet.DataConfig(path=tmp_path), seed=0)
 
 
 def test_the_table_of_formats_is_what_the_guide_says():

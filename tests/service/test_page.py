@@ -122,6 +122,7 @@ def test_images_are_shown_with_boxes_and_choices(browser, address):
 
 def test_a_file_that_is_too_large_is_not_sent(browser, address):
     with opened(browser, address) as page:
+        page.wait_for_function("() => state.maxBytes < Infinity")  # the page has been told the limit
         give(page, ("large.png", bytes(600_000)))
         status(page, "large.png: the file has 0.6 MB, at most 0.5 MB are taken")
 

@@ -55,7 +55,7 @@ class TestAResultFileInAFolderOfOthers:
         assert main([*line, "--max-detections", "300"]) == 0
         output = capsys.readouterr().out
         assert "note: replaces the file of an earlier eval" in output
-        assert f"note: removed {page}, which told of other metrics" in output
+        assert f"note: removed {page}, which showed other metrics" in output
         assert (folder / "predictions.json").read_bytes() == before["predictions.json"] and not page.exists()
         assert json.loads((folder / "metrics.json").read_text())["max_detections"] == 300
 

@@ -91,7 +91,7 @@ def _score_file(predictions: Path, data: DataConfig, *, out: Path | None, split:
 def _replace_metrics(folder: Path, metrics: Metrics) -> list[str]:
     """Write the metrics of a result file beside what is there; sentences on what they replace.
 
-    The page of the evaluation whose metrics they replace would tell of other numbers: it is removed.
+    The page of the evaluation whose metrics they replace would show other numbers: it is removed.
     """
     file, page, before = folder / "metrics.json", folder / PAGE_FILE, earlier_call(folder)
     stay = [] if before is None else [path for path in before.files if path != file]
@@ -102,7 +102,7 @@ def _replace_metrics(folder: Path, metrics: Metrics) -> list[str]:
     notes = [] if earlier is None else [f"{earlier} in {folder}"]
     if is_stale:
         page.unlink()
-        notes.append(f"removed {page}, which told of other metrics")
+        notes.append(f"removed {page}, which showed other metrics")
     return notes
 
 

@@ -3,16 +3,19 @@
     python benchmarks/repeat_times.py runs/compare [--times 2]
 
 Runs, images, rounds and batch size are those of the comparison's timing.json, which stays as it is and is the first of
-the measurements. The last two columns are the largest value over the smallest, less one, of the time that the
-comparison goes by and of the median.
+the measurements. The last three columns are the largest value over the smallest, less one: of each image's fastest
+round, of the median, which the comparison goes by, and of the median by that of the probe, a fixed piece of work beside
+each measurement. Where that last one is small and the others are not, the machine's own speed changed.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
 
 from focaldet import config as configs
+from focaldet.allocator import keep_freed_memory
 from focaldet.comparison.timing import TIMING_RECORD, TimingReport, read_timing, time_detectors
 
 
@@ -30,6 +33,7 @@ def measure_again(folder: Path, *, times: int) -> list[TimingReport]:
             runs, images, rounds=key["rounds"], batch_size=key["batch"], device=device, precision=precision
         )
         print(f"{number + 1} of {times}: load {report.load_before} before, {report.load_after} after", flush=True)
+        print(f"probe {report.probe}, {'quiet' if report.is_quiet else 'not quiet'}", flush=True)
         reports.append(report)
     return reports
 
@@ -45,13 +49,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of a finished comparison")
     parser.add_argument("--times", type=int, default=2)
     words = parser.parse_args()
+    keep_freed_memory()  # as the command does
     reports = measure_again(words.folder, times=words.times)
     for unit, part in (("ms", "total"), ("images/s", "throughput")):
-        print(f"{unit:42} {'best':>{9 * len(reports)}} {'median':>7}")
+        print(f"{unit:42} {'median':>{9 * len(reports)}} {'best':>6} {'median':>7} {'by probe':>9}")
         for name in reports[0].detectors:
-            measured = [getattr(report.detectors[name], part) for report in reports if name in report.detectors]
+            made = [report for report in reports if name in report.detectors]
+            measured = [getattr(report.detectors[name], part) for report in made]
             best, median = [each.best for each in measured], [each.median for each in measured]
-            print(f"{name:42} {''.join(f'{value:9.1f}' for value in best)} {spread(best)} {spread(median)}", flush=True)
+            probes = [report.probe.median if report.probe else math.nan for report in made]
+            power = -1 if part == "total" else 1
+            by_probe = [value * probe**power for value, probe in zip(median, probes, strict=True)]
+            columns = f"{spread(best)} {spread(median):>7} {spread(by_probe):>9}"
+            print(f"{name:42} {''.join(f'{value:9.1f}' for value in median)} {columns}", flush=True)
 
 
 if __name__ == "__main__":

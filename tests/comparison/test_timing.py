@@ -61,6 +61,7 @@ def test_detectors_take_turns_and_the_first_round_does_not_count(image, monkeypa
     assert total.best == pytest.approx(4 * (4 + 5) / 2)  # of each image the faster round
     assert report.detectors["b"].parts["decode"].median == pytest.approx((6 + 7 + 10 + 11) / 4)
     assert report.detectors["a"].throughput.num_values == 2 and report.detectors["a"].throughput.best > 0
+    assert report.probe.num_values == 4 and 0 < report.probe.best <= report.probe.median  # two detectors in two rounds
     assert report.detectors["a"].parameters == 1 and report.detectors["a"].input == (64, 64)
 
 
@@ -100,6 +101,9 @@ def test_a_loaded_machine_is_told_from_a_quiet_one():
     assert TimingReport(**settings, load_before=0.5, load_after=2.1).is_quiet
     assert not TimingReport(**settings, load_before=0.5, load_after=4.0).is_quiet
     assert TimingReport(**settings, load_before=None, load_after=None).is_quiet
+    for slowest, is_quiet in ((1.2, True), (1.3, False)):  # no load tells of the other users of a virtual machine
+        probe = Spread(1.1, 1.0, slowest, 10, 1.0)
+        assert TimingReport(**settings, load_before=0.5, load_after=2.1, probe=probe).is_quiet == is_quiet
 
 
 @pytest.mark.prove

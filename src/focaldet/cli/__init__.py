@@ -12,6 +12,7 @@ from typing import Annotated
 import yaml
 from cyclopts import App, CycloptsError, Parameter
 
+from focaldet.allocator import keep_freed_memory
 from focaldet.cli.output import (
     CLEAN,
     INTERRUPTED,
@@ -36,6 +37,8 @@ TRACEBACK_VARIABLE = "FOCALDET_TRACEBACK"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status."""
     open_streams()
+    if arguments is None:  # else the process is another program's
+        keep_freed_memory()
     words = rename_old(sys.argv[1:] if arguments is None else arguments)
     try:
         with quiet_unless_first():

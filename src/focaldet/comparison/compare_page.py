@@ -270,8 +270,12 @@ def _machine_note(timing: TimingReport | None) -> str:
         return ""
     loads = [f"{value:.1f}" for value in (timing.load_before, timing.load_after) if value is not None]
     load = f" Load {' before and '.join(loads)} after." if loads else ""
+    if timing.probe is not None:
+        probe = timing.probe
+        load += f" The same small convolution took {probe.best:.1f} ms at best, {probe.median:.1f} in the median"
+        load += f" and {probe.p90:.1f} in the slowest tenth."
     warning = (
-        "" if timing.is_quiet else " Other programs were running: times may be too long, and by different amounts."
+        "" if timing.is_quiet else " Something else used the machine: times may be too long, and by different amounts."
     )
     machine = escape(", ".join(f"{name} {value}" for name, value in timing.machine.items()))
     return (

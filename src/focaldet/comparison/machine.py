@@ -3,17 +3,21 @@
 import importlib.metadata
 import os
 import platform
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
+from torch.nn import functional
 
 from focaldet.prediction import Predictor
 from focaldet.runtime import Precision
 from focaldet.weights.exported.graphs import is_exported
 
 PEAK_MEMORY_SECONDS = 600
+PROBE_CHANNELS, PROBE_SIDE, PROBE_TIMES = 64, 96, 5
 PEAK_MEMORY = """
 import pathlib, resource, sys, torch
 torch.set_num_threads(int(sys.argv[3]))
@@ -50,6 +54,36 @@ def measure_peak_memory(
     except subprocess.TimeoutExpired:
         return None
     return float(done.stdout.split()[-1]) / 1e6 if done.returncode == 0 and done.stdout else None
+
+
+class Probe:
+    """A fixed piece of work, a convolution, whose time says how fast the machine is at the moment.
+
+    The load does not tell that of a virtual machine, whose processor others use too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.map = torch.randn(1, PROBE_CHANNELS, PROBE_SIDE, PROBE_SIDE, generator=draw).to(device)
+        self.weight = torch.randn(PROBE_CHANNELS, PROBE_CHANNELS, 3, 3, generator=draw).to(device)
+
+    def __call__(self) -> float:
+        """Milliseconds, the median of `PROBE_TIMES`."""
+        return statistics.median(self._time() for _ in range(PROBE_TIMES))
+
+    @torch.no_grad()
+    def _time(self) -> float:
+        wait_for(self.map.device)
+        begin = time.perf_counter()
+        functional.conv2d(self.map, self.weight, padding=1)
+        wait_for(self.map.device)
+        return 1e3 * (time.perf_counter() - begin)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def read_load() -> float | None:

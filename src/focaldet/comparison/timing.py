@@ -9,7 +9,7 @@ Each round reads the weights anew: where they happen to lie in memory can make a
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from focaldet import config as configs
-from focaldet.comparison.machine import describe_machine, measure_peak_memory, pick_computing, read_load
+from focaldet.comparison.machine import (
+    Probe,
+    describe_machine,
+    measure_peak_memory,
+    pick_computing,
+    read_load,
+    wait_for,
+)
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.images import read_reduced
 from focaldet.data.loading.collate import pad_images
@@ -28,12 +35,13 @@ from focaldet.errors import FocaldetError
 from focaldet.evaluation.inference import to_original
 from focaldet.files import write_json
 from focaldet.prediction import Predictor, load
-from focaldet.runtime import Precision, autocast
+from focaldet.runtime import Precision, autocast, pick_device
 from focaldet.types import ImageSize
 
 TIMING_RECORD = "timing.json"
 THROUGHPUT_BATCHES = 2  # at least, so that images are read while the network works
 KEPT_OPEN_S = 5.0  # what takes longer to open is opened once
+STEADY = 1.25  # how much longer the same work may take in nine of ten cases than at its fastest
 IMAGE_PARTS = ("decode", "resize", "forward", "postprocess")
 
 
@@ -80,7 +88,8 @@ class TimingReport:
     """The timings by detector, and the machine that they were taken on.
 
     `load_before` and `load_after` are the mean numbers of running processes of the last minute, this one included;
-    `reasons` say why a detector has no times.
+    `probe` is what a fixed piece of work took, beside each detector in each round; `reasons` say why a detector has no
+    times.
     """
 
     detectors: dict[str, DetectorTiming]
@@ -92,11 +101,13 @@ class TimingReport:
     load_before: float | None
     load_after: float | None
     reasons: dict[str, str] = field(default_factory=dict)
+    probe: Spread | None = None
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing else seems to have run: the load is not above the threads of the measurement."""
-        return self.load_after is None or self.load_after <= max(1, self.threads) + 0.5
+        """Whether nothing else ran: the load is not above the threads of the measurement, and the speed was steady."""
+        is_loaded = self.load_after is not None and self.load_after > max(1, self.threads) + 0.5
+        return not is_loaded and (self.probe is None or self.probe.p90 <= STEADY * self.probe.best)
 
 
 def time_detectors(
@@ -122,43 +133,75 @@ def time_detectors(
 
     A detector that fails, for example for lack of memory, has its reason among `reasons` and no times.
     """
-    load_before, reasons = read_load(), dict[str, str]()
-    costs = dict[str, dict[str, Any]]()  # what is the same in every round
-    laps: dict[str, list[list[list[float]]]] = {name: [] for name in runs}  # round, image, part
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    opened = dict[str, Predictor]()
-    machine = describe_machine(None)
+    load_before, reasons, laps = read_load(), dict[str, str](), {name: _Laps() for name in runs}
+    opened, machine, probe = dict[str, Predictor](), describe_machine(None), Probe(pick_device(device))
     gc.collect()
     gc.freeze()  # what the program holds by now would make each later look for garbage longer
     for number in range(rounds + 1):
         for name in [name for name in runs if name not in reasons]:
             with _leave_out(name, reasons, log):
                 predictor = _open(opened, runs[name], device=device, precision=precision)
-                if name not in costs:
+                if not laps[name].costs:
                     machine = describe_machine(predictor) | machine  # of the first where they differ
-                    costs[name] = _count_costs(predictor, images[0])
+                    laps[name].costs = _count_costs(predictor, images[0])
                 predictor.predict(images[0])  # the first image takes longer, of whatever was just read
-                seconds = [time_image(predictor, path) for path in images]
+                probe_ms, seconds = probe(), [time_image(predictor, path) for path in images]
                 rate = _time_batches(predictor, images, batch_size=batch_size)
                 if number:
-                    laps[name].append(seconds)
-                    rates[name].append(rate)
+                    laps[name].add(seconds, rate, probe_ms)
         log(f"time: round {number} of {rounds}" if number else "time: warmed up")
     gc.unfreeze()
     load_after = read_load()
     timings = {}
     for name in [name for name in runs if name not in reasons]:
         with _leave_out(name, reasons, log):
-            times = 1e3 * numpy.array(laps[name])
-            timings[name] = DetectorTiming(
-                total=_find_spread(times.sum(axis=2)),
-                parts={part: _find_spread(times[:, :, index]) for index, part in enumerate(IMAGE_PARTS)},
-                throughput=_find_spread(numpy.array(rates[name]))._replace(best=max(rates[name])),
-                memory_mb=measure_peak_memory(runs[name], images[0], device=device, precision=precision),
-                **costs[name],
-            )
-    threads = torch.get_num_threads()
-    return TimingReport(timings, machine, threads, rounds, len(images), batch_size, load_before, load_after, reasons)
+            memory_mb = measure_peak_memory(runs[name], images[0], device=device, precision=precision)
+            timings[name] = laps[name].sum_up(memory_mb)
+    return TimingReport(
+        timings,
+        machine,
+        threads=torch.get_num_threads(),
+        rounds=rounds,
+        images=len(images),
+        batch_size=batch_size,
+        load_before=load_before,
+        load_after=load_after,
+        reasons=reasons,
+        probe=_join_probes(laps.values()),
+    )
+
+
+@dataclass(slots=True)
+class _Laps:
+    """What was measured of a detector, round after round: seconds by image and part, images per second, the probe.
+
+    `costs` is what is the same in every round.
+    """
+
+    costs: dict[str, Any] = field(default_factory=dict)
+    seconds: list[list[list[float]]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    probes_ms: list[float] = field(default_factory=list)
+
+    def add(self, seconds: list[list[float]], rate: float, probe_ms: float) -> None:
+        self.seconds.append(seconds)
+        self.rates.append(rate)
+        self.probes_ms.append(probe_ms)
+
+    def sum_up(self, memory_mb: float | None) -> DetectorTiming:
+        times = 1e3 * numpy.array(self.seconds)
+        return DetectorTiming(
+            total=_find_spread(times.sum(axis=2)),
+            parts={part: _find_spread(times[:, :, index]) for index, part in enumerate(IMAGE_PARTS)},
+            throughput=_find_spread(numpy.array(self.rates))._replace(best=max(self.rates)),
+            memory_mb=memory_mb,
+            **self.costs,
+        )
+
+
+def _join_probes(laps: Iterable[_Laps]) -> Spread | None:
+    values = [value for each in laps for value in each.probes_ms]
+    return _find_spread(numpy.array(values))._replace(best=min(values)) if values else None
 
 
 @contextmanager
@@ -254,7 +297,7 @@ def time_image(predictor: Predictor, path: Path) -> list[float]:
         batch = batch.to(device).contiguous(memory_format=torch.channels_last)
         with autocast(device, predictor.precision):
             outputs = detector(batch, [size])
-        _wait_for(device)
+        wait_for(device)
         laps.append(time.perf_counter())
         (detections,) = detector.detect(outputs, [size])
     to_original(detections.cpu(), resize, size=size, original=original)
@@ -268,12 +311,6 @@ def _time_batches(predictor: Predictor, images: Sequence[Path], *, batch_size: i
     begin = time.perf_counter()
     predictor.predict(many, batch_size=batch_size)
     return len(many) / (time.perf_counter() - begin)
-
-
-def _wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _input_size(predictor: Predictor, path: Path) -> tuple[int, int]:

@@ -6,8 +6,9 @@
 All presets by default. The images are 20 of those in the folder, evenly spread over their names, else 20 of the
 embedded scenes: four at batch 1 and sixteen at batch 4. A detector whose input size is open gets them at 256 and 320
 px, or at `--size` alone, which others are set to before they are exported. Detector and file each pad them by their own
-rule, as for whoever uses them. The class layers get weights that let them detect much, and what no graph can say,
-`plus.scales`, is left out. `--tiny` takes the tests' small variants of the architectures in place of the presets.
+rule, as for whoever uses them. The class layers get weights that let them detect much, the norms statistics of the
+images, and what no graph can say, `plus.scales`, is left out. `--tiny` takes the tests' small variants of the
+architectures in place of the presets.
 
 fp16 and int8 are precisions of OpenVINO alone; int8 is calibrated on the same 20 images, as `focaldet export` does it
 without an AP, at the last of the sizes. Of int8 the detections with scores from .3 on are compared, of a detector whose
@@ -54,10 +55,21 @@ EXPORTABLE = {"faster_rcnn_r101_c4_plus": {"plus": {"scales": []}}}
 Variant = tuple[Format, ExportPrecision]
 
 
-def make_detector(name: str, architecture: dict) -> Detector:
-    """A preset whose class layers detect something everywhere."""
+def make_detector(name: str, architecture: dict, source: ImageSource) -> Detector:
+    """A preset whose class layers detect something everywhere, and whose norms have the statistics of the images.
+
+    Without these, random weights grow from layer to layer until all scores are the same.
+    """
     torch.manual_seed(0)
-    detector = build(name, class_names=CLASSES, architecture=architecture).eval()
+    detector = build(name, class_names=CLASSES, architecture=architecture)
+    if getattr(detector.config, "norm", None) == "frozen":
+        torch.manual_seed(0)
+        twin = build(name, class_names=CLASSES, architecture={**architecture, "norm": "batch"})
+        measure_statistics(twin, source)
+        detector.load_state_dict({key: value for key, value in twin.state_dict().items() if "num_batches" not in key})
+    else:
+        measure_statistics(detector, source)
+    detector.eval()
     threshold = 0.001 if name.startswith("yolo") else 0.02
     detector.config = override_postprocess(detector.config, {"detect": {"score_threshold": threshold}})
     for path, module in detector.named_modules():
@@ -69,6 +81,18 @@ def make_detector(name: str, architecture: dict) -> Detector:
         if isinstance(module, nn.Linear) and last == "classes":
             nn.init.normal_(module.weight, std=0.1)
     return detector
+
+
+def measure_statistics(detector: Detector, source: ImageSource) -> None:
+    """Give all BatchNorms the mean and variance of a batch of the images."""
+    norms = [module for module in detector.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    detector.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    images, sizes = next(batches(detector, source, single=0))
+    with torch.no_grad():
+        detector(images, sizes)
 
 
 def open_images(folder: Path | None) -> ImageSource:
@@ -102,14 +126,16 @@ def set_size(detector: Detector, size: int) -> None:
     detector.preprocessing = replace(detector.preprocessing, resize=resize)
 
 
-def batches(detector: Detector, source: ImageSource) -> Iterator[tuple[torch.Tensor, list[ImageSize]]]:
+def batches(
+    detector: Detector, source: ImageSource, *, single: int = SINGLE
+) -> Iterator[tuple[torch.Tensor, list[ImageSize]]]:
     """The images as batches of one and of four, in bytes, as files take them, padded as the detector pads."""
     preprocessing, resize = detector.preprocessing, detector.preprocessing.resize
     images = [source.load(i, epoch=0)[0] for i in range(len(source.dataset))]
     images = [resize_image(image, resize, original=ImageSize(*image.shape[1:])) for image in images]
-    starts = [*range(min(SINGLE, len(images))), *range(SINGLE, len(images), BATCH)]
+    starts = [*range(min(single, len(images))), *range(single, len(images), BATCH)]
     for start in starts:
-        group = images[start : start + (1 if start < SINGLE else BATCH)]
+        group = images[start : start + (1 if start < single else BATCH)]
         sizes = [ImageSize(*image.shape[1:]) for image in group]
         yield round_to_bytes(pad_images(group, preprocessing=preprocessing)), sizes
 
@@ -130,7 +156,7 @@ def measure(
 ) -> Iterator[dict]:
     """A row for each file as soon as it is measured: what it differs by from the detector, or why there is none."""
     begin = time.perf_counter()
-    detector = make_detector(name, architecture)
+    detector = make_detector(name, architecture, source)
     is_fixed = detector.preprocessing.resize.is_square
     sizes = [size] if size is not None else [detector.preprocessing.resize.size] if is_fixed else SIZES
     right = detect(detector, source, sizes)

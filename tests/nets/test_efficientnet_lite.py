@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn import functional
 
 from focaldet.nets import build_backbone
+from focaldet.nets.efficientnet_lite import conv_norm_relu6
 from focaldet.nets.norm import FrozenBatchNorm, NormKind, conv_norm, norm_layer
 from focaldet.nets.same_padding import SameConv2d
 
@@ -91,3 +93,23 @@ def test_depthwise_gradients_under_autocast_are_those_of_fp32(kernel: int, strid
     torch.testing.assert_close(y.float(), expected, rtol=0.01, atol=0.01)
     for left, right in zip(torch.autograd.grad((y.float() * slope).sum(), (x, conv.weight)), wanted, strict=True):
         assert (left - right).abs().max() <= 0.02 * right.abs().max()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_graph_with_open_sides_writes_into_no_view(stride):
+    """An activation in place on a part of a map becomes a `slice_scatter`: OpenVINO could not open its int8 form."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = SameConv2d(4, 4, 3, stride=stride), norm_layer("frozen", 4)
+
+        def forward(self, x):
+            return conv_norm_relu6(x, self.conv, self.norm)
+
+    sides = {2: 32 * Dim("rows", min=1, max=8), 3: 32 * Dim("columns", min=1, max=8)}
+    program = torch.export.export(
+        Layer().eval(), (torch.zeros(2, 4, 64, 96),), dynamic_shapes=({0: Dim("b"), **sides},)
+    )
+    graph = program.run_decompositions().graph
+    assert not [node for node in graph.nodes if "scatter" in str(node.target)]

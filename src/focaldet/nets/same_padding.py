@@ -30,6 +30,8 @@ class SameConv2d(nn.Conv2d):
         self, x: Float[Tensor, "B C H W"], weight: Tensor, bias: Tensor | None
     ) -> Float[Tensor, "B D h w"]:
         half, stride = self.kernel_size[0] // 2, self.stride[0]
+        if stride == 1:  # nothing to drop, and so no view, on which an activation in place would be slow in a graph
+            return functional.conv2d(x, weight, bias, self.stride, half, groups=self.groups)
         row, column = (self._first_center(side) for side in x.shape[-2:])
         # One stride before the first center lies a kernel whose answer is dropped.
         padding = tuple(half + (stride - center if center else 0) for center in (row, column))

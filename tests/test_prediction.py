@@ -151,7 +151,7 @@ def test_a_stream_says_which_image_is_broken_when_its_turn_comes(tmp_path):
     good = save(make_image(), tmp_path / "good.png")
     stream = predictor().predict_stream([good, tmp_path / "none.png"], batch_size=1)
     assert len(next(stream)) == 1
-    with pytest.raises(DataError, match=r"none\.png: there is no such file"):
+    with pytest.raises(DataError, match=r"none\.png: no such file"):
         next(stream)
 
 
@@ -245,7 +245,7 @@ def test_load_refuses_names_without_weights_and_weights_of_another_network(weigh
         load("retinanet_r5", weights=weights)
     with pytest.raises(CheckpointError, match="made for another network"):
         load("retinanet_r18_fpn", weights=weights)
-    with pytest.raises(CheckpointError, match="there is no file or run folder"):
+    with pytest.raises(CheckpointError, match="no file or run folder"):
         load("nowhere")
 
 
@@ -441,7 +441,7 @@ def test_inputs_without_images_are_errors(tmp_path):
     with pytest.raises(DataError, match=r"empty: no images in it"):
         find_images([tmp_path / "empty"])
     for name in ("none.jpg", "*.jpg", "x" * 5000, "a\0b"):
-        with pytest.raises(DataError, match=r"there is no such file|cannot be read"):
+        with pytest.raises(DataError, match=r"no such file|cannot be read"):
             find_images([str(tmp_path / name)])
 
 

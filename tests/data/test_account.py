@@ -312,7 +312,7 @@ def test_names_that_may_be_of_several_images_are_refused(tmp_path):
 def test_an_image_of_another_split_is_not_taken_for_one_that_is_missing(tmp_path):
     LAYOUTS["cvat_coco_project"].write(tmp_path)
     (tmp_path / "images" / "Train" / "f0.jpg").unlink()
-    with pytest.raises(DataError, match=r"Train/f0.jpg there is no such file"):
+    with pytest.raises(DataError, match=r"no such file: .*Train/f0.jpg"):
         open_splits(DataConfig(path=tmp_path), seed=0)
 
 

@@ -178,7 +178,7 @@ def test_nothing_named_nothing_there_nothing_known(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         open_splits(DataConfig(path=tmp_path / "gone"), seed=0)
     with pytest.raises(
-        DataError, match=r"has no COCO, VOC, LABELME, VOTT, IMAGEFOLDER, CSV, YOLO data .*there is no file in it"
+        DataError, match=r"has no COCO, VOC, LABELME, VOTT, IMAGEFOLDER, CSV, YOLO data .*no file in it"
     ):
         open_splits(DataConfig(path=tmp_path), seed=0)
     with pytest.raises(DataError, match="has no VOC data"):

@@ -246,7 +246,7 @@ def test_classes_that_do_not_match_are_an_error_before_anything_is_detected(run,
 def test_mistakes_are_errors(run, data, monkeypatch):
     with pytest.raises(ConfigError, match="give either"):
         evaluate(run, size=3, short_side=4)
-    with pytest.raises(DataError, match="there is no such file"):
+    with pytest.raises(DataError, match="no such file"):
         evaluate(run, data / "none.json", device="cpu")
     (data / "images" / "3.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"3\.png"):

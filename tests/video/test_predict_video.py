@@ -258,7 +258,7 @@ def test_several_processes_do_not_write_one_video(video, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.mp4", None, "there is no such file"),
+        ("a.mp4", None, "no such file"),
         ("a.mp4", b"", "cannot be read as a video"),
         ("a.mp4", b"<html>" * 99, "cannot be read as a video"),
         ("a.mp4", b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "cannot be read as a video"),
@@ -352,7 +352,7 @@ def test_the_command_line(video, tmp_path, monkeypatch, capsys):
         ([str(video), "a.jpg"], "a call of their own"),
         ([str(video), "--formats", "coco"], "a call of their own"),
         (["a.jpg", "--track"], "--every, --track and --fps are for videos, cameras and folders; a.jpg is none"),
-        (["nowhere.mp4"], "nowhere.mp4: there is no such file"),
+        (["nowhere.mp4"], "nowhere.mp4: no such file"),
     ):
         assert main(["predict", "RUN", *words, "--out", str(out)]) == 2
         assert message in capsys.readouterr().err

@@ -50,7 +50,7 @@ class AnchorReport:
 
 def anchor_report(dataset: Dataset, detector: DetectorConfig, preprocessing: Preprocessing) -> AnchorReport | None:
     """How the anchors fit the boxes of a split that has any; None of a detector without anchors."""
-    boxes, frames = _place_boxes(dataset, preprocessing)
+    boxes, frames = _input_boxes(dataset, preprocessing)
     grids = detector.grids(ImageSize(*frames[0].tolist()))
     if not grids:
         return None
@@ -78,11 +78,11 @@ def overlap_coverage(dataset: Dataset, detector: DetectorConfig, preprocessing: 
     """The fraction of the boxes, at least one, with IoU ≥ 0.5 to some anchor, and the mean IoU with the best one,
     whatever the rule that matches them.
     """
-    best = level_overlaps(*_place_boxes(dataset, preprocessing), detector).amax(1).double()
+    best = level_overlaps(*_input_boxes(dataset, preprocessing), detector).amax(1).double()
     return float((best >= FOREGROUND_IOU).double().mean()), float(best.mean())
 
 
-def _place_boxes(dataset: Dataset, preprocessing: Preprocessing) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
+def _input_boxes(dataset: Dataset, preprocessing: Preprocessing) -> tuple[Float[Tensor, "M 4"], Int64[Tensor, "M 2"]]:
     """The boxes of a split in pixels of the input that each lies in, and the sizes of these inputs with padding."""
     boxes, images = resize_boxes(dataset, preprocessing.resize)
     step = preprocessing.size_divisor

@@ -82,7 +82,7 @@ class Findings:
         only, skip = ({name.replace("-", " ").strip() for name in names} for names in (only, skip))
         for name in sorted(only | skip):
             if name not in known:
-                raise ConfigError(f"check: there is no kind of problem {name!r}{nearest(name, sorted(known))}")
+                raise ConfigError(f"check: no kind of problem {name!r}{nearest(name, sorted(known))}")
         chosen = Findings()
         kinds = {kind for kind in known if (not only or kind in only) and kind not in skip}
         chosen.problems.examples = [problem for problem in problems if problem.kind in kinds]

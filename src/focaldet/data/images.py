@@ -248,7 +248,7 @@ def _open_image(path: Path | io.BytesIO, *, most_pixels: int | None = None) -> I
     name = _file_name(path)
     try:
         if isinstance(path, Path) and not path.is_file():  # also keeps out pipes and devices, which would block
-            problem = "is a folder, pipe or device, not a file" if path.exists() else "there is no such file"
+            problem = "is a folder, pipe or device, not a file" if path.exists() else "no such file"
             raise DataError(problem, file=name)
         is_old = isinstance(path, Path) and path.suffix.lower() not in _NEW_SUFFIXES
         with _QUIET, Image.open(path, formats=_FORMATS if is_old else _formats_for(path)) as image:
@@ -270,7 +270,7 @@ def _file_name(path: Path | io.BytesIO) -> str | Path:
 
 
 def _first_bytes(path: Path | io.BytesIO) -> bytes:
-    """The twelve bytes by which formats are told apart."""
+    """The twelve bytes by which formats are distinguished."""
     if isinstance(path, io.BytesIO):
         return bytes(path.getbuffer()[:12])
     with open_plain(path) as file:

@@ -37,7 +37,7 @@ def find_images(inputs: Sequence[str | Path], *, exclude: Path | None = None) ->
                 file=str(source),
             )
         if not paths:
-            raise DataError("no images in it" if exists else "there is no such file", file=str(source))
+            raise DataError("no images in it" if exists else "no such file", file=str(source))
         for path in paths:
             images.setdefault(path.absolute(), path)
     return list(images.values())

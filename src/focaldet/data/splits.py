@@ -57,7 +57,7 @@ class Part:
 class Inspection:
     """The splits for training, validation and testing as a check sees them: what is wrong is among `problems`, and what
     could be read is in `datasets`, by its own name. `chosen` is the sentence that training would say. `train` are the
-    images that it would train on, without those that it would hold out; None where there is no such split.
+    images that it would train on, without those that it would hold out; None without such a split.
     """
 
     datasets: dict[str, Dataset]
@@ -70,12 +70,12 @@ def open_splits(config: DataConfig, *, seed: int) -> Splits:
     """The training and validation splits of a data set.
 
     Validation is `config.val`, else the split of such a name (`formats.split_names`), else a tenth of the training
-    images drawn by the seed. A test split is never taken. Both have the classes of the training split; each keeps the
-    ids of its own file (`Classes.own_ids`).
+    images, drawn at random with the seed. A test split is never taken. Both have the classes of the training split;
+    each keeps the ids of its own file (`Classes.own_ids`).
 
     Raises:
         DataError: the data cannot be read; see the readers.
-        ConfigError: there is no split to train on.
+        ConfigError: no split to train on.
     """
     parts = find_parts(config)
     train_name, val_name = pick(parts, "train"), pick(parts, "val")
@@ -141,7 +141,7 @@ def _no_training_split(config: DataConfig, parts: Mapping[str, Part]) -> str:
     name = next(iter(parts), None)
     where = f"--data {config.path} --data.train {name}" if config.path and name else "name one with data.train"
     return (
-        f"data: there is no split to train on (splits: {list_names(parts) or 'none'}; name one with data.train: "
+        f"data: no split to train on (splits: {list_names(parts) or 'none'}; name one with data.train: "
         f"{where}; {GUIDE}#splits)"
     )
 
@@ -172,7 +172,7 @@ def open_split(config: DataConfig, name: str, *, seed: int) -> Dataset:
 
     Raises:
         DataError: the data cannot be read; see the readers.
-        ConfigError: there is no such split.
+        ConfigError: no such split.
     """
     parts = find_parts(config)
     if name in ("train", "val") and (name not in parts or pick(parts, "val") is None):
@@ -180,7 +180,7 @@ def open_split(config: DataConfig, name: str, *, seed: int) -> Dataset:
         return splits.train if name == "train" else splits.val
     own = name if name in parts else pick(parts, "test") if name == "test" else None
     if own is None:
-        raise ConfigError(f'data: there is no split "{name}"{nearest(name, parts)}')
+        raise ConfigError(f'data: no split "{name}"{nearest(name, parts)}')
     return open_parts(config, {own: parts[own]})[own]
 
 
@@ -297,7 +297,7 @@ def _keep_or_raise(error: DataError, errors: list[DataError], *, lenient: bool) 
 
 
 def _with_page(error: DataError, section: str) -> DataError:
-    """The error with the place in the guide that shows the format."""
+    """The error with the section of the guide that shows the format."""
     problem = f"{error.problem} ({GUIDE}#{section})"
     return DataError(problem, file=error.file, record=error.record, field=error.field)
 
@@ -330,7 +330,7 @@ def _recognize(path: Path, config: DataConfig) -> DatasetLayout:
         with suppress(OSError):  # a name too long for any disk
             if path.exists():  # a pipe or device, which may never begin or end
                 raise DataError("is neither a file nor a folder", file=path)
-        raise DataError("there is no such file or folder", file=path)
+        raise DataError("no such file or folder", file=path)
     formats = [FORMATS[config.format]] if config.format else list(FORMATS.values())
     listing = Listing(path if kind == "folder" else path.parent, follow_links=config.follow_links)
     file = path if kind == "file" else None
@@ -364,7 +364,7 @@ def _describe_contents(path: Path, listing: Listing, kind: str) -> str:
     links = quantity(len(listing.outside), "link")
     hint = f"{links} that lead out are not followed: --data.follow-links takes them" if listing.outside else ""
     if not listing.files:
-        return hint or "there is no file in it"
+        return hint or "no file in it"
     counts = Counter(suffix_of(name) or PurePosixPath(name).name for name in listing.sorted_files)
     seen = [f"{quantity(number, 'file')} {suffix}" for suffix, number in counts.most_common(4)]
     kinds = {name: json_kind(listing.root / name) for name in listing.with_suffix(".json")[:4]}

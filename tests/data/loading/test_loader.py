@@ -325,5 +325,5 @@ def test_the_last_fraction_of_a_run_has_the_largest_size():
 
 @pytest.mark.parametrize("bounds", [(33, 63), (64, 32), (-64, -32), (0, 32)])
 def test_multi_scale_without_a_multiple_of_32_is_refused(bounds):
-    with pytest.raises(ConfigError, match="multi_scale: there is no multiple of 32 px"):
+    with pytest.raises(ConfigError, match="multi_scale: no multiple of 32 px"):
         loader(multi_scale=bounds).picks(0)

@@ -91,7 +91,7 @@ class Augmenter:
         else:
             if choice < augmentation.crop + augmentation.zoom_out:
                 zoom /= rng.uniform(*ZOOM_OUT)
-            view = _place_view(window.size, frame, _scale_size(target, zoom), rng)
+            view = _sample_view(window.size, frame, _scale_size(target, zoom), rng)
         return part_in_image(view, window, size=size)
 
     def _draw_content_size(self, size: ImageSize, rng: random.Random) -> ImageSize:
@@ -139,24 +139,24 @@ def _crop(
     """
     least = rng.choice(CROP_FRACTIONS) - 1e-4  # A whole box measures a little less than 1 in float32.
     for _ in range(CROP_TRIES):
-        view = _place_view(size, frame, scaled, rng)
+        view = _sample_view(size, frame, scaled, rng)
         seen = boxes_in_view(boxes, view=view, size=size)
         if len(seen) == 0 or visible_fractions(seen, size=view.shown).max() >= least:
             break
     return view
 
 
-def _place_view(size: ImageSize, frame: ImageSize, scaled: ImageSize, rng: random.Random) -> ImageView:
+def _sample_view(size: ImageSize, frame: ImageSize, scaled: ImageSize, rng: random.Random) -> ImageView:
     """A view of an image at the size `scaled`: a random window of it along a side that is longer than the frame's,
     else a random position in the frame.
     """
-    top, height, shown_height, y = _place_side(size.height, frame.height, scaled.height, rng)
-    left, width, shown_width, x = _place_side(size.width, frame.width, scaled.width, rng)
+    top, height, shown_height, y = _sample_side(size.height, frame.height, scaled.height, rng)
+    left, width, shown_width, x = _sample_side(size.width, frame.width, scaled.width, rng)
     window, shown = ImageSize(height, width), ImageSize(shown_height, shown_width)
     return ImageView(top=top, left=left, window=window, shown=shown, x=x, y=y)
 
 
-def _place_side(length: int, frame: int, scaled: int, rng: random.Random) -> tuple[int, int, int, int]:
+def _sample_side(length: int, frame: int, scaled: int, rng: random.Random) -> tuple[int, int, int, int]:
     """One axis of a view: start and length of the window in the image, its length and start in the frame."""
     if scaled <= frame:
         return 0, length, scaled, rng.randint(0, frame - scaled)

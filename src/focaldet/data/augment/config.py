@@ -85,7 +85,7 @@ class AugmentConfig:
     """How images are resized; random draws one of five kinds for each."""
 
     recolor: Fraction = 1.0
-    """Probability of each of the changes of color below, each drawn by itself."""
+    """Probability of each of the changes of color below, each drawn independently."""
 
     brightness: Annotated[float, Field(ge=0, le=255)] = 0.0
     """Largest number, in 0…255, added to or taken from red, green and blue."""

@@ -23,7 +23,7 @@ MIN_BOX_SIDE_PX = 1.0
 MIN_FRAME_FRACTION = 0.001  # darknet's data.c
 
 # Kind and antialiasing, for OpenCV's five that SSD draws of: nearest (there half a pixel aside), linear and cubic;
-# linear with antialiasing in place of the mean over areas, cubic with antialiasing in place of Lanczos.
+# linear with antialiasing instead of the mean over areas, cubic with antialiasing instead of Lanczos.
 INTERPOLATIONS = (
     (InterpolationMode.NEAREST_EXACT, False),
     (InterpolationMode.BILINEAR, False),

@@ -39,8 +39,8 @@ def convert_data(
 ) -> ConvertedData:
     """Write all splits of a data set as COCO, VOC or YOLO into a new folder.
 
-    COCO holds everything. VOC and YOLO are written with all digits of the coordinates; what they have no place for is
-    left out and counted in the notes.
+    COCO holds everything. VOC and YOLO are written with all digits of the coordinates; what they cannot hold is left
+    out and counted in the notes.
 
     Args:
         config: the data.
@@ -51,7 +51,7 @@ def convert_data(
 
     Raises:
         DataError: the data cannot be read, or an image not be copied.
-        ConfigError: there is something in `out`, or the splits cannot be told apart in the format.
+        ConfigError: there is something in `out`, or the splits cannot be distinguished in the format.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out: {out} is there already and not an empty folder: choose another")
@@ -63,7 +63,7 @@ def convert_data(
     for dataset in datasets.values():
         exported = list(_name_images(dataset, writer.names(dataset)))
         for image in exported:
-            placed.place(image.source, writer.image_path(dataset, image))
+            placed.put(image.source, writer.image_path(dataset, image))
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -87,7 +87,7 @@ class _Placing:
     copies: int = 0
     done: set[Path] = field(default_factory=set)
 
-    def place(self, source: Path, target: Path) -> None:
+    def put(self, source: Path, target: Path) -> None:
         """Link or copy one image; once where two splits share it."""
         if target in self.done:
             return

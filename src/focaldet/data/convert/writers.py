@@ -37,7 +37,7 @@ class BoxRow(NamedTuple):
 
 
 class DataWriter(ABC):
-    """Writes the splits of one data set into `out`. `lost` counts what the format has no place for."""
+    """Writes the splits of one data set into `out`. `lost` counts what the format cannot hold."""
 
     def __init__(self, out: Path, datasets: Sequence[Dataset]) -> None:
         self.out, self.datasets = out, datasets

@@ -286,7 +286,7 @@ def _find_images(
     placed = look_near(listing, bases, splits, names)
     if placed is None:
         usual = list_names(str(listing.root / path) for path in usual_folders(bases[0], splits))
-        raise DataError(f"has no folder of images; there is no {usual}", file=file)
+        raise DataError(f"has no folder of images; looked for {usual}", file=file)
     root, lookup = placed
     return root, replace(lookup, split=name)
 

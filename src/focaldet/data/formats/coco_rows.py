@@ -179,7 +179,7 @@ def _end_of_blank(text: bytes) -> int:
 
 
 def _last_gap(text: bytes) -> tuple[int, int] | None:
-    """Where an object ends, and where behind a comma the next one begins: the last such place in `text`."""
+    """Where an object ends, and where behind a comma the next one begins: the last such position in `text`."""
     begin = text.rfind(b"{")
     while begin > 0:
         start = max(0, begin - _LONGEST_BEGIN)

@@ -117,7 +117,7 @@ def read_csv(layout: DatasetLayout, splits: Sequence[str], reading: Reading) -> 
     if named is None or not named.numbered:
         names = sorted({row.name for table in tables.values() for row in table.rows if row.name})
         if not names:
-            raise DataError("no row has a class and there is no classes.csv, so there are no classes", file=layout.root)
+            raise DataError("no row has a class and classes.csv is missing, so there are no classes", file=layout.root)
         classes = Classes(tuple(names), tuple(range(len(names))))
     else:
         classes = named.classes

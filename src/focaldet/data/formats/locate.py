@@ -1,6 +1,6 @@
 """From the names that annotation files state to image files: one step for all formats, which says where it searched.
 
-A name is taken as it stands below the image folder. Where there is no such file, it is looked for in this order:
+A name is taken as it stands below the image folder. If no such file exists, it is looked for in this order:
 an absolute name inside the folder; the name without leading folders (`data/obj_train_data/a.jpg`, `../upload/a.jpg`),
 longest first; its base name in any folder, in any case; without the prefix of an upload (`1f3a9c2e-a.jpg`); with
 another suffix. Back-slashes are slashes, and of an address (`/data/local-files/?d=…`, `https://…`) its path counts.
@@ -35,7 +35,7 @@ BY_BASE_NAME = "image by base name"
 _HOW: dict[str, tuple[Severity, str]] = {
     BY_BASE_NAME: ("note", "the name leads elsewhere; the file of this base name is taken"),
     "image without prefix": ("note", "taken without the prefix of an upload"),
-    "image with another suffix": ("warning", "there is no such file; the one with another suffix is taken"),
+    "image with another suffix": ("warning", "no such file; the one with another suffix is taken"),
 }
 
 
@@ -169,7 +169,7 @@ def plain_name(name: str) -> str:
 
 
 def locate_images(records: Records, reading: Reading) -> Records:
-    """The records with the paths of files in place of names; what is not there is refused, or skipped and counted.
+    """The records with the paths of files instead of names; what is not there is refused, or skipped and counted.
 
     Raises:
         DataError: see `locate_names`.
@@ -196,7 +196,7 @@ def locate_names(stated: Names, lookup: Lookup, reading: Reading, problems: Prob
     """The indices of the names of files that are there, and the paths of these files below the listing.
 
     Raises:
-        DataError: a name is not one of a file, or there is no such file and `reading.missing` is "error" (unless
+        DataError: a name is not one of a file, or its file is missing and `reading.missing` is "error" (unless
             `reading.lenient`), or there is none of all files.
     """
     finder = ImageFinder(lookup)
@@ -223,7 +223,7 @@ def _is_name(name: str) -> bool:
 
 
 def _missing(finder: ImageFinder, name: str, location: Location, root: Path) -> DataError:
-    """Why there is no file for a name."""
+    """Why a name has no file."""
     if not _is_name(name) and len(name) < 4096:
         return location.error(f"got {brief(name)}; must be the name of an image file")
     plain = plain_name(name)
@@ -238,7 +238,7 @@ def _missing(finder: ImageFinder, name: str, location: Location, root: Path) -> 
         path_inside(root, plain, location)
     except DataError as error:
         return error
-    return location.error(f"{show_path(root / plain)} there is no such file")
+    return location.error(f"no such file: {show_path(root / plain)}")
 
 
 def _note_searched(

@@ -135,5 +135,5 @@ def _box_around(item: Element, location: Location, reading: Reading) -> tuple[fl
     values = {axis: [as_number(p.text or "", location) for tag, p in parts if tag == axis] for axis in "xy"}
     if not values["x"] or len(values["x"]) != len(values["y"]):
         raise location.error("has no points; must be a polygon, or there must be a bndbox")
-    reading.accept_loosely(location, "box from polygon", "there is no box; the box around the polygon is taken")
+    reading.accept_loosely(location, "box from polygon", "has no box; the box around the polygon is taken")
     return min(values["x"]), min(values["y"]), max(values["x"]), max(values["y"])

@@ -77,7 +77,7 @@ def training_batches(
     """`len(order) // batch_size` full batches of landscape or of portrait images, in random order.
 
     The rest of both groups fills mixed batches, so that grouping costs no image; less than a batch at the end is
-    dropped, unless there is no full batch at all.
+    dropped, unless no batch is full.
     """
     picks = _picks(order, epoch=epoch)
     groups = [[pick for pick in picks if portrait[pick.image] == tall] for tall in (False, True)]
@@ -122,12 +122,12 @@ def draw_sizes(
     largest size.
 
     Raises:
-        ConfigError: there is no such multiple.
+        ConfigError: no such multiple.
     """
     low, high = bounds
     sizes = range(-(-low // SIZE_STEP_PX) * SIZE_STEP_PX, high + 1, SIZE_STEP_PX)
     if low < 1 or not sizes:
-        raise ConfigError(f"multi_scale: there is no multiple of {SIZE_STEP_PX} px in {low}…{high}")
+        raise ConfigError(f"multi_scale: no multiple of {SIZE_STEP_PX} px in {low}…{high}")
     drawn = [generator("size", seed, epoch, number // SIZE_BATCHES).choice(sizes) for number in range(len(batches))]
     total = num_epochs * len(batches)
     for number in range(len(batches)):

@@ -326,7 +326,9 @@ class TestCommand:
         self.refuses(capsys, folder, *rest, file / "w.safetensors", text="cannot be written")
         (folder / "folder.safetensors").mkdir()
         self.refuses(capsys, folder, *rest, folder / "folder.safetensors", "--overwrite", text="cannot be written")
-        self.refuses(capsys, folder, folder / "none.pth", "--out", folder / "w.safetensors", text="there is no file")
+        self.refuses(
+            capsys, folder, folder / "none.pth", "--out", folder / "w.safetensors", text="no file or run folder"
+        )
 
     def test_a_file_of_focaldet_is_converted_already(self, capsys, folder):
         path = folder / "own.safetensors"

@@ -63,7 +63,7 @@ def test_what_was_never_published_is_named(fetched_urls: list[str], name: str, b
 @pytest.mark.parametrize("spec", ["torchvision:coco_v3", "torchvison:coco_v1"])
 def test_misspelt_names_get_the_nearest_as_a_hint(fetched_urls: list[str], spec: str) -> None:
     with pytest.raises(
-        CheckpointError, match=r"there is no file or run folder .* no weights have that name .*torchvision:coco_v[12]"
+        CheckpointError, match=r"no file or run folder .* no weights have that name .*torchvision:coco_v[12]"
     ):
         find_weights(spec)
     assert not fetched_urls

@@ -58,7 +58,7 @@ def find_weights(spec: str | Path, *, backbone: str | None = None, progress: Pro
     `torchvision:imagenet_v1` and `_v2` are those of `backbone`.
 
     Raises:
-        CheckpointError: there is no such file or name, or the download failed.
+        CheckpointError: no such file or name, or the download failed.
         ConfigError: the weights of that name do not exist for this backbone.
     """
     if str(spec) in EMBEDDED_WEIGHTS:
@@ -77,9 +77,7 @@ def find_weights(spec: str | Path, *, backbone: str | None = None, progress: Pro
         return WeightsSource(str(spec), index)
     if not path.exists():
         hint = nearest(str(spec), [*EMBEDDED_WEIGHTS, *TORCHVISION_WEIGHTS])
-        raise CheckpointError(
-            f"weights: there is no file or run folder {str(spec)!r}, and no weights have that name{hint}"
-        )
+        raise CheckpointError(f"weights: no file or run folder {str(spec)!r}, and no weights have that name{hint}")
     return _torchvision_source(str(spec), path) if _is_torchvision_file(path) else WeightsSource(str(spec), path)
 
 

@@ -44,7 +44,7 @@ def without_counters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def num_rows(tensors: Mapping[str, Tensor], name: str) -> int:
-    """The length of a tensor's first axis; 0 where there is no such tensor or axis."""
+    """The length of a tensor's first axis; 0 without such a tensor or axis."""
     return len(tensors[name]) if name in tensors and tensors[name].ndim else 0
 
 

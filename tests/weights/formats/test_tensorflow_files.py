@@ -152,7 +152,7 @@ def test_checkpoints_that_are_not_read(tmp_path, settings, words):
 def test_a_checkpoint_without_its_data(tmp_path):
     index = files.write_checkpoint(tmp_path / "m", SMALL)
     (tmp_path / "m.data-00000-of-00001").unlink()
-    with pytest.raises(CheckpointError, match=r"there is no m\.data-00000-of-00001 beside it"):
+    with pytest.raises(CheckpointError, match=r"m\.data-00000-of-00001, which must lie beside it, is missing"):
         read_tensors(index)
 
 

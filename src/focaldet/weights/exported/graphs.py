@@ -57,7 +57,7 @@ def import_library(name: str, *, extra: str) -> Any:
     """The library `name`, which the optional part `extra` brings; none of them sends anything from here on.
 
     openvino and nncf report their use where the package openvino_telemetry is, and do without where it is not: for
-    this process it is not there. onnxruntime is told to report nothing, as its Windows packages would.
+    this process it is not there. onnxruntime is set to report nothing, as its Windows packages would.
 
     Raises:
         ConfigError: it is not installed.
@@ -223,6 +223,6 @@ def _refuse_pickles(path: Path) -> None:
 
 
 def summarize_error(error: Exception) -> str:
-    """The first line of its message that is not about a place in a source file."""
+    """The first line of its message that is not about a position in a source file."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.startswith("Exception from")), type(error).__name__)

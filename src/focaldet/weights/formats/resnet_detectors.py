@@ -46,7 +46,7 @@ def infer_config(tensors: Mapping[str, Tensor], *, source: str) -> Any:
     """The config of the network of these tensors, as far as both programs agree; without `stride_in_1x1`.
 
     Raises:
-        CheckpointError: the backbone is not a ResNet that focaldet has, or there is no class.
+        CheckpointError: the backbone is not a ResNet that focaldet has, or there are no classes.
     """
     backbone = _resnet_name(tensors, source=source)
     num_classes = infer_num_classes(tensors, source=source)
@@ -66,7 +66,7 @@ def is_msra(pixels: Preprocessing) -> bool:
 
 
 def has_c4_head(tensors: Mapping[str, Tensor]) -> bool:
-    """True where the last stage of the ResNet works on the regions and there is no pyramid."""
+    """True where the last stage of the ResNet works on the regions, without a pyramid."""
     return f"{C4_HEAD}.0.conv1.weight" in tensors
 
 

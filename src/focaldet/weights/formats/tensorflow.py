@@ -118,7 +118,7 @@ def read_tensorflow(
 
 
 def _is_argument(name: str, value: Tensor) -> bool:
-    """True for what is not a weight: scalars, `ARGUMENTS`, and ones in place of the scale that a BatchNorm lacks."""
+    """True for what is not a weight: scalars, `ARGUMENTS`, and ones instead of the scale that a BatchNorm lacks."""
     is_scale = ONES.fullmatch(name) is not None and bool((value == 1).all())
     return not value.ndim or is_scale or ARGUMENTS.fullmatch(name) is not None
 

@@ -143,7 +143,7 @@ def _find_shards(path: Path, header: memoryview) -> list[_Shard]:
     stem = path.name.removesuffix(".index")
     files = [path.with_name(f"{stem}.data-{number:05d}-of-{count:05d}") for number in range(count)]
     if missing := [file.name for file in files if not file.is_file()]:
-        raise CheckpointError(f"there is no {missing[0]} beside it")
+        raise CheckpointError(f"{missing[0]}, which must lie beside it, is missing")
     return [_Shard(file, file.stat().st_size) for file in files]
 
 

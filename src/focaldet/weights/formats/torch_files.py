@@ -165,7 +165,7 @@ def _refuse_file(reason: str) -> NoReturn:
 
 
 class _Judge:
-    """A stack as torch's unpickler has it, of claims in place of values.
+    """A stack as torch's unpickler has it, of claims instead of values.
 
     `sizes` are the bytes of the storages by key; None for an old file, which has them behind its pickles. `allowed` is
     how many bytes all tensors may claim together.

@@ -39,7 +39,7 @@ def read_torchvision(
     """The RetinaNet or Faster R-CNN of a file; its input is part of torchvision's class, so it needs no statement.
 
     Raises:
-        CheckpointError: there is no class.
+        CheckpointError: there are no classes.
     """
     tensors = file.tensors
     preset = find_preset(equivalent_preset(tensors))

@@ -50,13 +50,13 @@ def test_the_fastest_that_is_level_with_the_best_is_to_be_taken():
     assert [row.name for row in level_with_best(ordered, DIFFERENCES)] == ["best", "level"]
     lines = recommend(ordered, DIFFERENCES, budget_ms=15.0)
     assert lines[0].startswith(
-        "Take level: its AP cannot be told from that of the best, best, and the fastest of the 2"
+        "Take level: its AP cannot be distinguished from that of the best, best, and the fastest of the 2"
     )
     assert lines[1] == "Within 15 ms: fast, AP 30.0."
     assert (
         lines[2] == "Highest AP by time: below 40 ms fast (30.0), below 90 ms level (49.0), with more time best (50.0)."
     )
-    assert recommend(ordered, DIFFERENCES, budget_ms=5.0)[1] == "Within 5 ms there is no detector."
+    assert recommend(ordered, DIFFERENCES, budget_ms=5.0)[1] == "No detector takes at most 5 ms."
 
 
 def test_without_times_nothing_is_recommended():

@@ -97,7 +97,7 @@ def write_trade_off(
 ) -> None:
     """Write the figure as PNG and SVG beside each other, with the names of the detectors.
 
-    Where there are no points there is no figure: one of an earlier call is removed.
+    Without points no figure is written, and one of an earlier call is removed.
     """
     points = plot_points(rows, marks)
     names = {mark: name for name, mark in marks.items()}
@@ -175,11 +175,11 @@ def draw_trade_off(
     if names:
         texts = [f"{point.mark}  {names[point.mark]}" for point in points]
         figure.legend(drawn, texts, loc="outside lower center", ncols=NAME_COLUMNS, fontsize=NAME_SIZE, frameon=False)
-    return _place_all(figure, axes, points, front, published)
+    return _write_labels(figure, axes, points, front, published)
 
 
 def _label_ticks(axes: Any) -> None:
-    """Numbers such as 20 and 50 on the logarithmic axis in place of powers of ten."""
+    """Numbers such as 20 and 50 on the logarithmic axis instead of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -188,7 +188,7 @@ def _label_ticks(axes: Any) -> None:
     axes.tick_params(which="both", length=0, pad=6)
 
 
-def _place_all(
+def _write_labels(
     figure: Any,
     axes: Any,
     points: Sequence[PlotPoint],
@@ -267,7 +267,7 @@ def _boxes_of(point: PlotPoint, to_points: Any) -> list[Rectangle]:
 def place_label(
     point: tuple[float, float], size: tuple[float, float], *, blocked: Sequence[Rectangle], frame: Rectangle
 ) -> Rectangle:
-    """The place of a label near its point that covers least of what is there and of the world outside the frame.
+    """The rectangle of a label near its point that covers least of what is there and of the world outside the frame.
 
     Args:
         point: what it names.

@@ -56,7 +56,7 @@ class JobResult:
         images_seen: images that it was trained on, repetitions counted.
         num_images: images of an epoch; 0 where that is not known.
         seconds: of its training steps, loading included.
-        error: why there is no detector; None where there is one.
+        error: why it gave no detector; None where it gave one.
         wall_seconds: of the whole training, set-up included, breaks not; 0 where that is not known.
         device: that it was trained on, and with how many `threads`; empty where that is not known.
         note: what a reader must know of a run that was added.
@@ -191,7 +191,7 @@ def write_result(out: Path, result: JobResult) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether it, or what it comes from, says that there is no space left."""
+    """Whether it, or what it comes from, says that no space is left."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in configs.NO_SPACE:
             return True

@@ -113,7 +113,11 @@ def recommend(
     level = [row for row in level_with_best(rows, differences) if row.milliseconds is not None]
     if level:
         fastest = min(level, key=lambda row: row.milliseconds or 0.0)
-        why = "the best" if fastest is rows[0] else f"its AP cannot be told from that of the best, {rows[0].name}"
+        why = (
+            "the best"
+            if fastest is rows[0]
+            else f"its AP cannot be distinguished from that of the best, {rows[0].name}"
+        )
         rank = f", and the fastest of the {len(level)} that are level with the best" if len(level) > 1 else ""
         numbers = f"{fastest.milliseconds:.0f} ms an image, AP {percent(fastest.mean('ap'))}"
         lines.append(f"Take {fastest.name}: {why}{rank} ({numbers}).")
@@ -122,7 +126,7 @@ def recommend(
         lines.append(
             f"Within {budget_ms:g} ms: {within[0].name}, AP {percent(within[0].mean('ap'))}."
             if within
-            else f"Within {budget_ms:g} ms there is no detector."
+            else f"No detector takes at most {budget_ms:g} ms."
         )
     front = pareto_front(timed)
     if len(front) > 1:

@@ -64,7 +64,7 @@ def study_losses(out: Path) -> LossStudy:
         "The focal loss in figures · focaldet",
         header(
             "The focal loss in figures",
-            "Drawn by the functions of <code>focaldet.losses</code>; Lin et al. 2017, figures 1, 5 and 6.",
+            "Drawn with the functions of <code>focaldet.losses</code>; Lin et al. 2017, figures 1, 5 and 6.",
         ),
         chart_section("", list(charts.values())),
         section(

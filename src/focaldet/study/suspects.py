@@ -19,7 +19,7 @@ from focaldet.ops.boxes import pairwise_iou
 SuspectKind = Literal["missing box", "wrong class", "misplaced box", "nothing there"]
 SUSPECT_KINDS: tuple[SuspectKind, ...] = ("missing box", "wrong class", "misplaced box", "nothing there")
 MISS_WEIGHT = 0.5  # that a detector detects nothing at a box is weaker evidence than that it detects something else
-SAME_PLACE_IOU = 0.5
+DUPLICATE_IOU = 0.5
 BOX_COLUMNS = ("class", "x1", "y1", "x2", "y2")
 PROPOSED_COLUMNS = tuple(f"proposed_{name}" for name in BOX_COLUMNS)
 
@@ -56,7 +56,7 @@ class Suspect:
 
 
 def find_suspects(outcomes: Sequence[Sequence[Outcome]], *, num_classes: int, score: float) -> tuple[Suspect, ...]:
-    """All suspected errors in the annotations of some images, the strongest suspicion first, one for each place.
+    """All suspected errors in the annotations of some images, the strongest suspicion first, one for each spot.
 
     - `missing box`: a detection on what the file calls background; its score.
     - `wrong class`: a detection of another class on an object; its score times 1 − p_t of the object.
@@ -80,15 +80,15 @@ def find_suspects(outcomes: Sequence[Sequence[Outcome]], *, num_classes: int, sc
 
 
 def keep_strongest(suspects: Sequence[Suspect]) -> tuple[Suspect, ...]:
-    """Of several suspects about one place only the first; they are in the order of falling suspicion.
+    """Of several suspects about one spot only the first; they are in the order of falling suspicion.
 
-    One place is: a box of the one overlaps a box of the other in the same image by an IoU of at least `SAME_PLACE_IOU`.
+    One spot is: a box of the one overlaps a box of the other in the same image by an IoU of at least `DUPLICATE_IOU`.
     """
     kept: list[Suspect] = []
     boxes: dict[int, list[Box]] = {}
     for suspect in suspects:
         known, own = boxes.setdefault(suspect.image, []), [labeled.box for labeled in suspect.boxes]
-        if known and bool((pairwise_iou(torch.tensor(own), torch.tensor(known)) >= SAME_PLACE_IOU).any()):
+        if known and bool((pairwise_iou(torch.tensor(own), torch.tensor(known)) >= DUPLICATE_IOU).any()):
             continue
         kept.append(suspect)
         known.extend(own)

@@ -414,7 +414,7 @@ def test_the_ap_is_measured_on_the_images_of_the_run(small_run, tmp_path, monkey
 def test_a_limit_on_the_fall_of_the_ap_needs_boxes(small_run, tmp_path, capsys):
     weights = small_run / "weights" / "best.safetensors"
     assert main(["export", str(weights), "--out", str(tmp_path / "m.onnx"), "--max-drop", "0.02"]) == 2
-    assert "max_drop: there is no AP, since the weights are not in a run folder" in capsys.readouterr().err
+    assert "max_drop: AP cannot be measured, since the weights are not in a run folder" in capsys.readouterr().err
 
 
 def test_the_ap_of_the_best_evaluation_is_stated_without_data(small_run, tmp_path):

@@ -121,7 +121,7 @@ def time_in_turns(
 
 
 def _open_file(write: Writer | ConfigError, path: Path, about: Metadata) -> Detector:
-    """The detector of the file that `write` makes; what stands in its place is raised."""
+    """The detector of the file that `write` makes; an error instead of it is raised."""
     if isinstance(write, ConfigError):
         raise write
     write(path, about, None)

@@ -190,8 +190,8 @@ def convert_all(
 ) -> Iterator[tuple[tuple[Format, ExportPrecision], Writer | ConfigError]]:
     """Of each format and precision in turn a function that writes the detector with its metadata to a path.
 
-    The detector is traced once. In the place of a format whose library is not installed, or of a detector that cannot
-    be traced, stands the error.
+    The detector is traced once. Where the library of a format is not installed, or the detector cannot be traced, the
+    error is given instead of the function.
     """
     traced = make_once(lambda: trace(detector))
     onnx_model = make_once(lambda: convert_onnx(traced().program))

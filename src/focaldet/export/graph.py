@@ -128,10 +128,10 @@ def make_once(make: Callable[[], Any]) -> Callable[[], Any]:
 def explain_failure(what: str) -> Iterator[None]:
     """Inside, an error of a library becomes one line: `what` failed, and the first line of its message.
 
-    What it cannot do with a detector is no fault of focaldet: the detector may be the user's own.
+    What it cannot do with a detector is not a fault of focaldet: the detector may be the user's own.
 
     Raises:
-        ConfigError: in the place of the library's error, which is its cause.
+        ConfigError: instead of the library's error, which is its cause.
     """
     try:
         yield

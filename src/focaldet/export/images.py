@@ -84,9 +84,9 @@ def require_ap(images: ExportImages) -> None:
         ConfigError: the images have no boxes that count.
     """
     if images.labeled is None:
-        raise ConfigError(f"max_drop: there is no AP, since {images.embedded_because}; name images with --data")
+        raise ConfigError(f"max_drop: AP cannot be measured, since {images.embedded_because}; name images with --data")
     if not bool((images.labeled.dataset.flags == 0).any()):
-        raise ConfigError(f"max_drop: there is no AP, since {images.labeled.dataset.name} has no boxes")
+        raise ConfigError(f"max_drop: AP cannot be measured, since {images.labeled.dataset.name} has no boxes")
 
 
 def _open_files(config: DataConfig, detector: Detector, *, split: str, seed: int, labeled: bool) -> ExportImages:

@@ -60,7 +60,7 @@ def boxes(
         detections: boxes in pixels of `image`.
         min_score: detections below it are not drawn.
         show_scores: whether the score follows the name (ground truth has no scores).
-        names: a text for each detection in place of the name of its class.
+        names: a text for each detection instead of the name of its class.
 
     Raises:
         ConfigError: `image` is none of these.

@@ -83,7 +83,7 @@ class Predictor:
         fields: fields of `InferenceOptions` by keyword, laid over `options`.
 
     Raises:
-        ConfigError: there is no such device, or a setting is out of range.
+        ConfigError: no such device, or a setting is out of range.
     """
 
     def __init__(

@@ -94,7 +94,7 @@ class SelectionReader:
 
         Without `score` it is what `focaldet predict` takes: the scores that the weights keep, else .3. `classes` may be
         repeated, or hold several names with commas between them; one that several labels share stands for all of them,
-        and without any name there is no restriction.
+        and without any name every label is taken.
 
         Raises:
             RefusalError: a field is unknown or its value not allowed; names it.

@@ -235,7 +235,7 @@ def _add_predict(app: FastAPI, selections: SelectionReader, pipeline: DetectionP
 def _require_model(options: ServiceOptions, name: str, version: str) -> None:
     """Refuse the name or version of another detector."""
     if (name, version) != (options.name, protocol.MODEL_VERSION):
-        raise RefusalError(404, f"there is no such model; this service has {options.name}, version 1")
+        raise RefusalError(404, f"no such model; this service has {options.name}, version 1")
 
 
 def _add_protocol(app: FastAPI, selections: SelectionReader, pipeline: DetectionPipeline) -> None:

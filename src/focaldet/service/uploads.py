@@ -125,7 +125,7 @@ async def _refuse_size(request: Request, options: ServiceOptions) -> None:
 
 
 def _waits_for_leave(request: Request) -> bool:
-    """Whether the client sends its body only after it was told to go on."""
+    """Whether the client sends its body only after the answer 100 Continue."""
     return "100-continue" in request.headers.get("expect", "").lower()
 
 

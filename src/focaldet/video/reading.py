@@ -116,7 +116,7 @@ class VideoSource(FrameSource):
     def __init__(self, path: Path) -> None:
         self.name, self.num_damaged = path.stem, 0
         if not path.is_file():
-            raise DataError("there is no such file", file=path)
+            raise DataError("no such file", file=path)
         options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
         self._open(f"file:{path}", None, options, file=str(path))
 

@@ -180,7 +180,7 @@ class TestMakeFolder:
     def test_no_permission(self, tmp_path, monkeypatch):
         """Simulated, because nothing is forbidden to root."""
         monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-        with pytest.raises(ConfigError, match=r"out: .*: there is no permission to write"):
+        with pytest.raises(ConfigError, match=r"out: .*: no permission to write"):
             configs.make_folder(tmp_path)
 
     def test_a_full_disk_is_not_a_mistake_of_the_setting(self, tmp_path, monkeypatch):

@@ -227,7 +227,7 @@ def make_folder(path: Path, *, setting: str = "out") -> Path:
     A full disk is not a mistake of the setting and stays the `OSError` that it is.
 
     Raises:
-        ConfigError: a file is in the way, there is no permission, or no disk can have such a name; names `setting`.
+        ConfigError: a file is in the way, permission is missing, or no disk can have such a name; names `setting`.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -237,7 +237,7 @@ def make_folder(path: Path, *, setting: str = "out") -> Path:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{setting}: {path}: no folder can be made there: {reason}") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise ConfigError(f"{setting}: {path}: there is no permission to write into this folder")
+        raise ConfigError(f"{setting}: {path}: no permission to write into this folder")
     return path
 
 
@@ -247,7 +247,7 @@ def to_json(config: Any) -> str:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `changes` in their place; mappings inside mappings are merged, not replaced."""
+    """A copy of `base` with the values of `changes`; mappings inside mappings are merged, not replaced."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)

@@ -37,7 +37,7 @@ def usable_cores() -> int:
 
 
 def _quota() -> float | None:
-    """The cores that the container may use at a time, on Linux; None where there is no limit."""
+    """The cores that the container may use at a time, on Linux; None without a limit."""
     for file in map(Path, QUOTA_FILES):
         with suppress(OSError, ValueError, ZeroDivisionError):
             words = file.read_text().split()

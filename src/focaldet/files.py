@@ -76,10 +76,10 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
     With `sync` that holds for a power cut too, at the cost of waiting for the disk.
 
     Raises:
-        OSError: nothing could be written (disk full, no permission, no folder, a pipe or device in its place); names
+        OSError: nothing could be written (disk full, no permission, no folder, a pipe or device of that name); names
             `path`, which is as it was.
     """
-    # A file would take the place of /dev/null where root writes it.
+    # A file would replace /dev/null where root writes it.
     if (kind := KINDS.get(stat.S_IFMT(path.stat().st_mode) if path.exists() else 0)) is not None:
         raise OSError(22, f"is {kind}, not a file", str(path))
     partial = path.with_name(f".{path.name[:200]}.partial")

@@ -40,7 +40,7 @@ def pick_device(name: str | None) -> torch.device:
     Where several processes were started together, each takes the GPU of its local rank unless a number names another.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: no such device.
     """
     num_devices = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     name = name or next(kind for kind, number in num_devices.items() if number)

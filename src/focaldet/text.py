@@ -8,9 +8,9 @@ LONGEST_SHOWN, LONGEST_MESSAGE = 200, 2000
 def printable(text: object, *, most: int = LONGEST_SHOWN, keep: str = "") -> str:
     """`text` in one line that every terminal can show, of at most `most` characters, the middle left out.
 
-    Control characters, escapes of terminals, marks that turn the direction of writing and halves of characters (lone
-    surrogates, which stand for the bytes of a name that is not UTF-8) are written as Python escapes them. `keep` are
-    characters that stay, such as the line break.
+    Control characters, escapes of terminals, marks that turn the direction of writing and lone surrogates (which stand
+    for the bytes of a name that is not UTF-8) are written as Python escapes them. `keep` are characters that stay, such
+    as the line break.
     """
     whole = str(text)
     shown = _escape(whole if len(whole) <= most else f"{whole[:most]}…{whole[-most:]}", keep)

@@ -81,9 +81,9 @@ def check_command(
         say(*report.lines(listed=listed, all_classes=all_classes))
         say(f"\nanchors are those of {model}; others: --model, --size, --architecture")
         if report.advice is not None:
-            place = shlex.quote(str(data)) if data is not None else "DIR"
+            source = shlex.quote(str(data)) if data is not None else "DIR"
             say(*report.advice.lines())
-            say(f"next     focaldet train {place} --model {model} {report.advice.flags()} --out runs/mine")
+            say(f"next     focaldet train {source} --model {model} {report.advice.flags()} --out runs/mine")
     if html is not None:
         write_check_page(report, html)
         say(f"look at  {html}", file=sys.stderr if json else sys.stdout)

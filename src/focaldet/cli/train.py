@@ -63,7 +63,7 @@ def train_command(
 def _resumed_run(
     run: dict[str, Any], config: Path | None, data: Path | None
 ) -> tuple[dict[str, Any], Path | None, Path | None]:
-    """With `--resume` a run folder is enough, as `--out` or in the place of the data: its settings are in it."""
+    """With `--resume` a run folder is enough, as `--out` or instead of the data: its settings are in it."""
     if not run.get("resume") or config is not None:
         return run, config, data
     if data is not None and "out" not in run and (data / "config.yaml").is_file():

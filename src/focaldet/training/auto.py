@@ -161,7 +161,7 @@ def choose_model(config: RunConfig) -> Choice:
     can start from them and has the settings of the architecture that are given.
 
     Raises:
-        CheckpointError, ConfigError: the weights cannot be read, or there is no such detector; says why.
+        CheckpointError, ConfigError: the weights cannot be read, or no detector fits; says why.
     """
     weights = None if config.weights in (None, AUTO) else str(config.weights)
     start = _read_trained_start(config)

@@ -20,7 +20,7 @@ END_SECONDS = 7.0
 ROUNDED = 0.03
 
 # A change of the number of steps by this fraction is worth a line.
-TOLD = 0.1
+REPORTED_CHANGE = 0.1
 
 
 class Plan(NamedTuple):
@@ -62,7 +62,7 @@ def revise_plan(
     evaluate_every: int | None,
     closing: float = 0.0,
 ) -> Plan:
-    """The plan from `step` on by the present speed; its end is `step` where there is no time for another.
+    """The plan from `step` on by the present speed; its end is `step` where no time is left for another.
 
     Args:
         plan: the one that held so far.
@@ -96,7 +96,7 @@ def revise_plan(
 def describe_plan(before: Plan, plan: Plan, *, pace: Pace, steps_per_epoch: int) -> str | None:
     """One line on a new plan; None where it is much as the one `before`."""
     is_first = before.start_step == 0
-    if not is_first and abs(plan.end_step - before.end_step) < TOLD * before.end_step:
+    if not is_first and abs(plan.end_step - before.end_step) < REPORTED_CHANGE * before.end_step:
         return None
     number = f"{plan.end_step / steps_per_epoch:.3g}"
     epochs = "1 epoch" if number == "1" else f"{number} epochs"

@@ -11,7 +11,7 @@ from focaldet.files import write_text
 # Steps that are let pass, that warm the profiler up, and that are measured.
 SKIPPED_STEPS, WARM_UP_STEPS, MEASURED_STEPS = 2, 1, 4
 
-TABLE_ROWS, TOLD_ROWS = 40, 3
+TABLE_ROWS, REPORTED_ROWS = 40, 3
 
 
 class StepProfile:
@@ -67,6 +67,6 @@ class StepProfile:
         measured.export_chrome_trace(str(self.trace))
         seconds = {row.key: getattr(row, f"self_{'device' if kind == 'cuda' else 'cpu'}_time_total") for row in rows}
         total = sum(seconds.values()) or 1.0
-        largest = sorted(seconds.items(), key=lambda row: row[1], reverse=True)[:TOLD_ROWS]
+        largest = sorted(seconds.items(), key=lambda row: row[1], reverse=True)[:REPORTED_ROWS]
         listed = ", ".join(f"{name.removeprefix('aten::')} {100 * spent / total:.0f} %" for name, spent in largest)
         self.text = f"profile: of a step {listed}; {self.table.name} has the rest, {self.trace.name} is the trace"

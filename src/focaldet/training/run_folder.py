@@ -82,7 +82,7 @@ def open_folder(config: RunConfig) -> RunFolder:
 
     Raises:
         ConfigError: it is not empty and neither `resume` nor `overwrite` was asked for, its content is not a run, it or
-            a parent is a file, or there is no permission.
+            a parent is a file, or permission is missing.
         CheckpointError: there is nothing to resume.
     """
     folder = RunFolder(config.out)

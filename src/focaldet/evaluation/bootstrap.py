@@ -330,7 +330,7 @@ def compare_samples(
 
     To the difference on each resampled split a random difference between seeds is added, of Student's t with the
     degrees of freedom of `spread`: an interval over images alone says that two trainings differ, not that two detectors
-    do. Where both give the same on every split, there is no difference and nothing is added.
+    do. Where both give the same on every split, the difference is 0 and nothing is added.
     """
     rng = numpy.random.default_rng(seed)
     pairs = combinations(samples, 2)

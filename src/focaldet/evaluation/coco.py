@@ -51,7 +51,7 @@ HEADLINES: dict[str, tuple[str, str]] = {
 
 
 def headline(field: str, *, max_detections: int) -> tuple[str, str]:
-    """Name and meaning of one of the twelve numbers, with the limit that was used in place of COCO's 100."""
+    """Name and meaning of one of the twelve numbers, with the limit that was used instead of COCO's 100."""
     name, meaning = HEADLINES[field]
     limit = str(max_detections)
     return name.replace("AR100", f"AR{limit}"), meaning.replace("with 100", f"with {limit}")
@@ -88,9 +88,9 @@ class ClassMetrics:
 class Metrics:
     """The metrics of COCO, each in [0, 1].
 
-    A metric is None where COCO's own tool prints −1: there is no box of that size or class. A class without boxes has
+    A metric is None where COCO's own tool prints −1: no box has that size or class. A class without boxes has
     no part in the means. `max_detections` is how many detections of each image and class count, the best ones; where it
-    is not COCO's 100, it takes the place of 100 in `ar100` and the three after it. `notes` say what a reader must know,
+    is not COCO's 100, it replaces 100 in `ar100` and the three after it. `notes` say what a reader must know,
     such as classes that the detector does not have, or what the limit has cut.
 
     `score_thresholds` are the scores with the largest F1, None where no detection is right; `confusion` counts which

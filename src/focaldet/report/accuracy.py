@@ -22,8 +22,8 @@ def accuracy_sections(analysis: Analysis) -> str:
         rows.append([name, percent(getattr(metrics, field)), interval_text(analysis.intervals.get(field)), text])
     images = (
         f"<p>95 % interval: the middle 95 % of what {analysis.rounds} samples of "
-        f"{quantity(metrics.num_images, 'image')} give, drawn from these with repetition. A dash: there is no object "
-        "of that size.</p>"
+        f"{quantity(metrics.num_images, 'image')} give, drawn from these with repetition. A dash: no object has "
+        "that size.</p>"
     )
     numbers = table(["Number", "%", "95 % interval", "Meaning"], rows, text_columns=[3])
     return (

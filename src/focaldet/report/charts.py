@@ -1,4 +1,4 @@
-"""Curves for pages and files, drawn by matplotlib: inline SVG whose colors follow the page, and SVG, PNG and CSV files.
+"""Matplotlib curves for pages and files: inline SVG whose colors follow the page, and SVG, PNG and CSV files.
 
 Curves differ in color and in dashes, to be distinguishable in black and white. The same chart gives the same bytes.
 """

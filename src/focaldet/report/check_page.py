@@ -86,7 +86,7 @@ def _kind_block(report: Report, severity: Severity, kind: str) -> str:
     same = [problem for problem in report.problems if (problem.severity, problem.kind) == (severity, kind)]
     meaning = MEANINGS.get(kind, "")
     shots = "".join(map(_shot, report.exhibits.get(kind, ())))
-    places = "".join(f"<li>{escape(_place(problem))}</li>" for problem in same[:LISTED])
+    places = "".join(f"<li>{escape(_describe_problem(problem))}</li>" for problem in same[:LISTED])
     more = f"<li>… and {number - LISTED} more: --list</li>" if number > LISTED else ""
     return (
         f'<div class="kind {severity}"><h3>{escape(kind)} <span class="count">{severity}, {number}</span></h3>'
@@ -96,7 +96,7 @@ def _kind_block(report: Report, severity: Severity, kind: str) -> str:
     )
 
 
-def _place(problem: Problem) -> str:
+def _describe_problem(problem: Problem) -> str:
     where = " · ".join(part for part in (problem.file, problem.record, problem.field) if part)
     return f"{where}: {problem.message}"
 

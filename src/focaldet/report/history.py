@@ -96,7 +96,7 @@ def _read_text(path: Path) -> str:
 
 
 def history_sections(history: History) -> str:
-    """Charts of the losses, the learning rate and AP, and a table of the time; nothing where there is no history."""
+    """Charts of the losses, the learning rate and AP, and a table of the time; nothing for an empty history."""
     return chart_section("Training", training_charts(history)) + section("Where the time went", time_table(history))
 
 

@@ -119,7 +119,7 @@ def open_validation_images(config: DataConfig, settings: dict[str, Any]) -> tupl
     A run that overfits a few images takes the same for both, and has no others.
 
     Raises:
-        ConfigError: there is no split to train on, or a setting is not a number.
+        ConfigError: no split to train on, or a setting is not a number.
         DataError: the data cannot be read.
     """
     splits, overfit = open_splits(config, seed=run_seed(settings)), settings.get("overfit")

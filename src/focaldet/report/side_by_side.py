@@ -30,14 +30,14 @@ from focaldet.report.run_details import (
 from focaldet.report.run_report import REPORT_STYLE
 
 NUM_SHARED_IMAGES = 6
-MOST_RUNS = 6  # more curves than that cannot be told apart
+MOST_RUNS = 6  # more curves than that cannot be distinguished
 
 
 def write_side_by_side(runs: Sequence[KeptDetections], source: ImageSource, path: Path) -> Path:
     """Write the page of several runs, whose detections are of the images of `source`; return its path.
 
     Raises:
-        ConfigError: more runs than can be told apart.
+        ConfigError: more runs than can be distinguished.
         DataError: a result file cannot be read or is of other images.
     """
     if len(runs) > MOST_RUNS:

@@ -59,7 +59,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The class that version 0.1 called `NormalisedLoss`."""
+    """`NormalizedLoss` under its name of version 0.1."""
     if name == "NormalisedLoss":
         warnings.warn("NormalisedLoss is now called NormalizedLoss", FutureWarning, stacklevel=2)
         return NormalizedLoss

@@ -65,7 +65,7 @@ def register(name: str, preset: Preset, *, replace: bool = False) -> None:
         ConfigError: the name is taken, or the config is not a dataclass derived from `DetectorConfig`.
     """
     if name in PRESETS and not replace:
-        raise ConfigError(f"detector {name!r} is registered already; replace=True puts the new one in its place")
+        raise ConfigError(f"detector {name!r} is registered already; replace=True replaces it")
     kind = type(preset.config)
     if not isinstance(preset.config, DetectorConfig) or not is_dataclass(kind):
         raise ConfigError(f"detector {name!r}: {kind.__name__} must be a dataclass derived from DetectorConfig")

@@ -101,7 +101,7 @@ class RetinaNetConfig(DetectorConfig):
     `frozen_stages` counts the stem and the stages after it. `prior` is π, the probability a fresh network gives every
     class at every anchor. `head_norm` puts GroupNorm into the subnets, `tower_init` is how they start (`nets.heads`).
     `p6_from` and `p7_relu` are the pyramid's two variants, and `neck_norm` puts GroupNorm into it (`nets.necks`).
-    `classifier` softmax is for comparison: one softmax over the classes and a background class in place of K sigmoids.
+    `classifier` softmax is for comparison: one softmax over the classes and a background class instead of K sigmoids.
     Everything keeps its meaning: `loss.alpha` weighs objects and 1 - `loss.alpha` background, `loss.gamma` 0 is the
     cross entropy, and `prior` leaves 1 - K π to the background, which must be above 0.
     """
@@ -163,7 +163,7 @@ class RetinaNet(Detector):
         c = config
         if c.loss.quality and type(self).class_loss is not RetinaNet.class_loss:
             name = type(self).__name__
-            raise ConfigError(f"loss.quality: takes the place of `class_loss`, which {name} overrides; set it to false")
+            raise ConfigError(f"loss.quality: replaces `class_loss`, which {name} overrides; set it to false")
         self.backbone = build_backbone(c.backbone, norm=c.norm, eps=c.norm_eps, stride_in_1x1=c.stride_in_1x1)
         self.backbone.freeze(c.frozen_stages)
         channels = self.backbone.channels[1:]

@@ -40,7 +40,7 @@ from focaldet.ranges import BackboneName, Channels, ClassCount, Factor, LayerCou
 from focaldet.types import Detections, Images, ImageSize, ImageSizes, Preprocessing, Target
 
 BACKBONE_STRIDES_PX = {"C2": 4, "C3": 8, "C4": 16, "C5": 32}
-DILATED_STRIDE_PX = 16  # of a C5 that is dilated in place of halved
+DILATED_STRIDE_PX = 16  # of a C5 that is dilated instead of halved
 PREDICTOR_STD = 0.01  # of the last convolutions under the focal loss, as RetinaNet's
 
 

@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 (Liu et al. 2020, after Tan and Le 2019), with timm's key names of `tf_efficientnet_lite0`.
 
-EfficientNet-B0 without squeeze-and-excitation, with ReLU6 in place of swish, and with TensorFlow's SAME padding.
+EfficientNet-B0 without squeeze-and-excitation, with ReLU6 instead of swish, and with TensorFlow's SAME padding.
 
 Axes: B images, C D channels, H W pixels.
 """

@@ -1,4 +1,4 @@
-"""Inception-ResNet-v2 (Szegedy et al. 2016) for detection: cut in two halves, with timm's key names.
+"""Inception-ResNet-v2 (Szegedy et al. 2016) for detection: cut in two, with timm's key names.
 
 The cut, the output stride of 8 and the padding are those of Huang et al. 2016, section 3.2, and of the released slim
 network: the trunk makes the map that regions are proposed on and cut from, the tail classifies each cut-out.

@@ -39,7 +39,7 @@ class FeaturePyramid(nn.Module):
     mmdetection leaves out: `p7_relu`.
 
     `norm` puts GroupNorm (`nets.norm.wide_group_norm`) behind the lateral and the output convolutions, whose bias it
-    makes needless, as detectron2 and torchvision place norms; P6 and P7 come from normalized maps and have none.
+    makes needless, as in detectron2 and torchvision; P6 and P7 come from normalized maps and have none.
     """
 
     def __init__(

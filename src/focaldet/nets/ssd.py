@@ -111,7 +111,7 @@ def require_statistics(norm: nn.Module, count: int) -> None:
 class ExtraLayers(nn.ModuleList):
     """Residual units one after the other, each of which makes the last map smaller.
 
-    `kernels` are one for each layer: 2 halves, 3 goes over the map cell by cell. `paddings` are those of these
+    `kernels` are one for each layer: 2 has stride 2, 3 goes over the map cell by cell. `paddings` are those of these
     convolutions; the last one holds for all further layers.
     """
 

@@ -48,7 +48,7 @@ class TopDownModule(nn.Module):
 class TopDownNetwork(nn.Module):
     """As many modules as there are `widths`, from the coarsest of the maps down; `channels` are those of the result.
 
-    Regions are proposed on the result and cut from it: there is no prediction on the other maps.
+    Regions are proposed on the result and cut from it: nothing is predicted on the other maps.
     """
 
     def __init__(self, channels: Sequence[int], widths: Sequence[int]) -> None:

@@ -19,7 +19,7 @@ def cache_constants(make: Callable[Arguments, Tensor]) -> Callable[Arguments, Te
 
     @functools.wraps(make)
     def get(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
-        # A mode that puts its own tensors in the place of torch's (fake ones) shows in any tensor made now.
+        # A mode that replaces torch's tensors by its own (fake ones) shows in any tensor made now.
         is_traced = torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor
         with torch.inference_mode(False):  # what evaluation caches, training must be able to use
             return make(*args, **kwargs) if is_traced else cached(*args, **kwargs)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Detections of a batch in tensors whose shapes depend on no number: what a graph can say.
 
-The functions do what `ops/nms.py` and `ops/proposals.py` do image by image. In place of a list that is as long as what
-was detected stand a fixed number of candidates, the score 0 for those that do not count, and masks. A test compares
+The functions do what `ops/nms.py` and `ops/proposals.py` do image by image. Instead of a list that is as long as what
+was detected they give a fixed number of candidates, the score 0 for those that do not count, and masks. A test compares
 the two.
 
 Axes: B images, A anchors of all levels, N candidates of an image, K classes, C classes or 1, P groups of candidates
@@ -158,7 +158,7 @@ def propose_padded(
 ) -> tuple[Float[Tensor, "B R 4"], Bool[Tensor, "B R"]]:
     """As `ops.proposals.propose` of every image: R = `limits.keep` regions, and which of them there are.
 
-    NMS gets their rank in place of the logit, whose sign and size it would not take.
+    NMS gets their rank instead of the logit, whose sign and size it would not take.
     """
     logits, boxes, levels = _best_of_levels(objectness, deltas, anchors, level_sizes=level_sizes, limits=limits)
     boxes = clip_to_frame(boxes, frames[:, None])

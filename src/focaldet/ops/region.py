@@ -89,7 +89,7 @@ def match_cells(
 
     Of several objects at one anchor the last counts, as in darknet. Boxes marked in `ignored_boxes` (crowds, difficult
     objects) have no anchor; ignored is what would not be background if they were objects, and what lies in one of them
-    by at least `ignore_coverage` of its area. `box_index` is 0 where there is no object.
+    by at least `ignore_coverage` of its area. `box_index` is 0 for an anchor without an object.
     """
     regular = ~ignored_boxes
     box_index = torch.full((len(predicted),), -1, dtype=torch.int64, device=boxes.device)

@@ -41,6 +41,9 @@ def main() -> None:
     paths = sorted(words.images.glob("*.jpg"))[: words.most]
     eager = load(words.run, device="cpu", precision="fp32", size=words.size)
     rows = {"torch, eager fp32": lap_of(eager)}
+    usual = load(words.run, device="cpu", size=words.size)
+    if usual.precision != "fp32":
+        rows[f"torch, eager {usual.precision}, as predict"] = lap_of(usual)
     rows |= {file.name: lap_of(load_file(file, words.size)) for file in words.files}
     if words.torchvision:
         rows = {"torchvision": lap_of_torchvision(words.torchvision, len(eager.class_names), words.size)} | rows
@@ -51,13 +54,13 @@ def main() -> None:
             laps[name] += measured if number else []
     first = numpy.median(numpy.sum(next(iter(laps.values())), axis=1))
     print(f"{len(paths)} images, {words.rounds} rounds, {words.threads} threads, long side {words.size} px")
-    print(f"{'':24} {'ms':>7} {'p10':>7} {'p90':>7} {'ratio':>6}  fraction of {', '.join(IMAGE_PARTS)}")
+    print(f"{'':30} {'ms':>7} {'p10':>7} {'p90':>7} {'ratio':>6}  fraction of {', '.join(IMAGE_PARTS)}")
     for name, values in laps.items():
         total = 1e3 * numpy.sum(values, axis=1)
         parts = numpy.sum(values, axis=0) / numpy.sum(values)
         low, median, high = numpy.quantile(total, [0.1, 0.5, 0.9])
         shown = " ".join(f"{part:.2f}" for part in parts) if len(parts) > 1 else ""
-        print(f"{name:24} {median:7.1f} {low:7.1f} {high:7.1f} {1e3 * first / median:6.2f}  {shown}")
+        print(f"{name:30} {median:7.1f} {low:7.1f} {high:7.1f} {1e3 * first / median:6.2f}  {shown}")
 
 
 def load_file(file: Path, size: int) -> Predictor:

@@ -3,13 +3,11 @@
     python benchmarks/repeat_times.py runs/compare [--times 2]
 
 Runs, images, rounds and batch size are those of the comparison's timing.json, which stays as it is and is the first of
-the measurements. The last three columns are the largest value over the smallest, less one: of each image's fastest
-round, of the median, which the comparison goes by, and of the median by that of the probe, a fixed piece of work beside
-each measurement. Where that last one is small and the others are not, the machine's own speed changed.
+the measurements. The last two columns are the largest value over the smallest, less one, of each image's fastest round
+and of the median, which the comparison goes by. The probe is a fixed piece of work beside each measurement.
 """
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -33,7 +31,8 @@ def measure_again(folder: Path, *, times: int) -> list[TimingReport]:
             runs, images, rounds=key["rounds"], batch_size=key["batch"], device=device, precision=precision
         )
         print(f"{number + 1} of {times}: load {report.load_before} before, {report.load_after} after", flush=True)
-        print(f"probe {report.probe}, {'quiet' if report.is_quiet else 'not quiet'}", flush=True)
+        steady = "quiet" if report.is_quiet else "not quiet"
+        print(f"probe {report.probe.median:.2f} ms, p90 {report.probe.p90:.2f}: {steady}", flush=True)
         reports.append(report)
     return reports
 
@@ -52,15 +51,11 @@ def main() -> None:
     keep_freed_memory()  # as the command does
     reports = measure_again(words.folder, times=words.times)
     for unit, part in (("ms", "total"), ("images/s", "throughput")):
-        print(f"{unit:42} {'median':>{9 * len(reports)}} {'best':>6} {'median':>7} {'by probe':>9}")
+        print(f"{unit:42} {'median':>{9 * len(reports)}} {'best':>6} {'median':>7}")
         for name in reports[0].detectors:
-            made = [report for report in reports if name in report.detectors]
-            measured = [getattr(report.detectors[name], part) for report in made]
+            measured = [getattr(report.detectors[name], part) for report in reports if name in report.detectors]
             best, median = [each.best for each in measured], [each.median for each in measured]
-            probes = [report.probe.median if report.probe else math.nan for report in made]
-            power = -1 if part == "total" else 1
-            by_probe = [value * probe**power for value, probe in zip(median, probes, strict=True)]
-            columns = f"{spread(best)} {spread(median):>7} {spread(by_probe):>9}"
+            columns = f"{spread(best)} {spread(median):>7}"
             print(f"{name:42} {''.join(f'{value:9.1f}' for value in median)} {columns}", flush=True)
 
 

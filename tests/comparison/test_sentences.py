@@ -50,7 +50,7 @@ def test_the_fastest_that_is_level_with_the_best_is_to_be_taken():
     assert [row.name for row in level_with_best(ordered, DIFFERENCES)] == ["best", "level"]
     lines = recommend(ordered, DIFFERENCES, budget_ms=15.0)
     assert lines[0].startswith(
-        "Take level: its AP cannot be distinguished from that of the best, best, and the fastest of the 2"
+        "Take level: its AP cannot be distinguished from that of the best, best, and it is the fastest of the 2"
     )
     assert lines[1] == "Within 15 ms: fast, AP 30.0."
     assert (

@@ -17,7 +17,7 @@ from focaldet.runtime import Precision
 from focaldet.weights.exported.graphs import is_exported
 
 PEAK_MEMORY_SECONDS = 600
-PROBE_CHANNELS, PROBE_SIDE, PROBE_TIMES = 64, 96, 5
+PROBE_CHANNELS, PROBE_SIDE, PROBE_TIMES = 64, 192, 5
 PEAK_MEMORY = """
 import pathlib, resource, sys, torch
 torch.set_num_threads(int(sys.argv[3]))

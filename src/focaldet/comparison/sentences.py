@@ -118,7 +118,7 @@ def recommend(
             if fastest is rows[0]
             else f"its AP cannot be distinguished from that of the best, {rows[0].name}"
         )
-        rank = f", and the fastest of the {len(level)} that are level with the best" if len(level) > 1 else ""
+        rank = f", and it is the fastest of the {len(level)} that are level with the best" if len(level) > 1 else ""
         numbers = f"{fastest.milliseconds:.0f} ms an image, AP {percent(fastest.mean('ap'))}"
         lines.append(f"Take {fastest.name}: {why}{rank} ({numbers}).")
     if budget_ms is not None:

@@ -6,8 +6,8 @@
 All presets by default. The images are 20 of those in the folder, evenly spread over their names, else 20 of the
 embedded scenes: four at batch 1 and sixteen at batch 4. A detector whose input size is open gets them at 256 and 320
 px, or at `--size` alone, which others are set to before they are exported. Detector and file each pad them by their own
-rule, as for whoever uses them. The class layers get weights that let them detect much, the norms statistics of the
-images, and what no graph can say, `plus.scales`, is left out. `--tiny` takes the tests' small variants of the
+rule, as for whoever uses them. Random weights are scaled so that scores differ and much is detected; what no graph can
+say, `plus.scales`, is left out. `--tiny` takes the tests' small variants of the
 architectures in place of the presets.
 
 fp16 and int8 are precisions of OpenVINO alone; int8 is calibrated on the same 20 images, as `focaldet export` does it
@@ -56,43 +56,59 @@ Variant = tuple[Format, ExportPrecision]
 
 
 def make_detector(name: str, architecture: dict, source: ImageSource) -> Detector:
-    """A preset whose class layers detect something everywhere, and whose norms have the statistics of the images.
+    """A preset with random weights that detects something everywhere, with scores that differ.
 
-    Without these, random weights grow from layer to layer until all scores are the same.
+    Its layers are scaled and its norms measured on images: else random weights grow or shrink from layer to layer until
+    all scores are the same, and which of them are the best is chance.
     """
     torch.manual_seed(0)
-    detector = build(name, class_names=CLASSES, architecture=architecture)
-    if getattr(detector.config, "norm", None) == "frozen":
-        torch.manual_seed(0)
-        twin = build(name, class_names=CLASSES, architecture={**architecture, "norm": "batch"})
-        measure_statistics(twin, source)
-        detector.load_state_dict({key: value for key, value in twin.state_dict().items() if "num_batches" not in key})
-    else:
-        measure_statistics(detector, source)
-    detector.eval()
+    detector = build(name, class_names=CLASSES, architecture=architecture).eval()
     threshold = 0.001 if name.startswith("yolo") else 0.02
     detector.config = override_postprocess(detector.config, {"detect": {"score_threshold": threshold}})
-    for path, module in detector.named_modules():
-        last = path.rsplit(".", 1)[-1]
-        if isinstance(module, nn.Conv2d) and (last in ("classes", "objectness") or path.endswith("predict")):
-            nn.init.normal_(module.weight, std=0.05)
-            if "box_subnet" not in path and module.bias is not None and last == "predict":
-                nn.init.normal_(module.bias, -2.0, 1.0)
-        if isinstance(module, nn.Linear) and last == "classes":
-            nn.init.normal_(module.weight, std=0.1)
+    settled = detector
+    if getattr(detector.config, "norm", None) == "frozen":
+        norms = {"norm": "batch", "norm_eps": detector.config.norm_eps or 1e-5}
+        settled = build(name, class_names=CLASSES, architecture={**architecture, **norms})
+    settle(settled, source)
+    values = settled.state_dict()
+    detector.load_state_dict({key: values[key] for key in detector.state_dict()})
     return detector
 
 
-def measure_statistics(detector: Detector, source: ImageSource) -> None:
-    """Give all BatchNorms the mean and variance of a batch of the images."""
-    norms = [module for module in detector.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+def settle(detector: Detector, source: ImageSource) -> None:
+    """Scale the layers as the images come by, so that their answers have a deviation of 1, boxes one of .3, and
+    give all BatchNorms the mean and variance that they see.
+    """
+
+    def scale(module: nn.Module, deviation: float, answer: torch.Tensor) -> torch.Tensor:
+        if module in seen:  # the same layer for another level
+            return answer
+        seen.add(module)
+        bias = 0.0 if module.bias is None else module.bias.view(-1, *[1] * (module.weight.ndim - 2))
+        factor = deviation / (answer - bias).std().clamp(min=1e-6)
+        module.weight.mul_(factor)
+        return (answer - bias) * factor + bias
+
     detector.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
+    seen, hooks = set(), []
+    for path, module in detector.named_modules():
+        last = path.rsplit(".", 1)[-1]
+        is_box = "box" in path
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+            module.momentum = 1.0
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            is_score = last in ("classes", "objectness", "predict") and not is_box
+            deviation = 0.3 if is_box and last in ("boxes", "predict") else 1.0
+            hooks.append(module.register_forward_hook(lambda m, _, y, d=deviation: scale(m, d, y)))
+            if is_score and last == "predict" and module.bias is not None:
+                nn.init.normal_(module.bias, -3.0, 0.5)
     images, sizes = next(batches(detector, source, single=0))
     with torch.no_grad():
         detector(images, sizes)
+    for hook in hooks:
+        hook.remove()
+    detector.eval()
 
 
 def open_images(folder: Path | None) -> ImageSource:

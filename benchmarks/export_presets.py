@@ -1,7 +1,7 @@
 """Export presets with random weights, and compare what the files detect with what the detectors do: a row for each.
 
     python benchmarks/export_presets.py [NAME ...] [--formats onnx openvino torch] [--precision fp32 int8]
-        [--images FOLDER] [--size 320] [--tiny] [--results FILE.json] [--core-minutes 60]
+        [--images FOLDER] [--size 320] [--tiny] [--results FILE.json] [--core-minutes 60] [--table]
 
 All presets by default. The images are 20 of those in the folder, evenly spread over their names, else 20 of the
 embedded scenes: four at batch 1 and sixteen at batch 4. A detector whose input size is open gets them at 256 and 320
@@ -15,6 +15,7 @@ without an AP, at the last of the sizes. Of int8 the detections with scores from
 best scores are lower from their median on. A row is a detector, format and precision, with the seconds since the row
 before it; FILE.json has it as soon as it is measured. Where FILE.json has it already, with an error too, it is not made
 again: other images or sizes need another file. After `--core-minutes` of all cores no further detector is begun.
+`--table` measures nothing and prints the rows of FILE.json as a table.
 """
 
 import argparse
@@ -65,10 +66,9 @@ def make_detector(name: str, architecture: dict, source: ImageSource) -> Detecto
     detector = build(name, class_names=CLASSES, architecture=architecture).eval()
     threshold = 0.001 if name.startswith("yolo") else 0.02
     detector.config = override_postprocess(detector.config, {"detect": {"score_threshold": threshold}})
-    settled = detector
-    if getattr(detector.config, "norm", None) == "frozen":
-        norms = {"norm": "batch", "norm_eps": detector.config.norm_eps or 1e-5}
-        settled = build(name, class_names=CLASSES, architecture={**architecture, **norms})
+    is_frozen = getattr(detector.config, "norm", None) == "frozen"
+    norms = {"norm": "batch", "norm_eps": detector.config.norm_eps or 1e-5} if is_frozen else {}
+    settled = build(name, class_names=CLASSES, architecture={**architecture, **norms})
     settle(settled, source)
     values = settled.state_dict()
     detector.load_state_dict({key: values[key] for key in detector.state_dict()})
@@ -216,7 +216,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--core-minutes", type=float, default=float("inf"))
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    if options.table:
+        print(format_table(json.loads(options.results.read_text())))
+        return
     detectors = {name: EXPORTABLE.get(name, {}) for name in PRESETS}
     if options.tiny:
         from tests.every_detector import test_plain_torch
@@ -249,6 +253,30 @@ def make_rows(name: str, architecture: dict, variants: Sequence[Variant], **sett
     except Exception as error:
         for kind, precision in missing:
             yield {"preset": name, "format": kind, "precision": precision, "error": describe(error)}
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """A line of Markdown for each preset, with what its files in fp32 differ by and whether its int8 file answers."""
+    variants = [("onnx", "fp32"), ("openvino", "fp32"), ("torch", "fp32"), ("openvino", "int8")]
+    cells = {(row["preset"], row["format"], row["precision"]): row for row in rows}
+    lines = ["| preset | ONNX | OpenVINO fp32 | torch | OpenVINO int8 |", "|---|---|---|---|---|"]
+    for name in PRESETS:
+        found = [cells.get((name, *variant)) for variant in variants]
+        lines.append(f"| `{name}` | {' | '.join(map(format_cell, found))} |")
+    return "\n".join(lines)
+
+
+def format_cell(row: dict | None) -> str:
+    """How many detections have a partner, and the largest differences of box and score; of int8 that it answers."""
+    if row is None:
+        return ""
+    if "error" in row:
+        return row["error"].split(": ", 1)[-1]
+    if row["precision"] == "int8":
+        return "yes" if row["matched"] else "detects nothing alike"
+    count = "all" if row["unmatched"] == 0 else f"{row['matched']} of {row['num_detections']}"
+    px = f"{row['largest_px']:.0f}" if row["largest_px"] >= 1 else f"{row['largest_px']:.0e}"
+    return f"{count}, {px} px, {row['largest_score']:.0e}".replace("e-0", "e-")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import focaldet
-from benchmarks.export_presets import make_detector, set_size
+from benchmarks.export_presets import make_detector, open_images, set_size
 from focaldet.export.export import convert_all
 from focaldet.export.images import ExportImages
 from focaldet.export.metadata import describe_export
@@ -23,7 +23,7 @@ OUTPUTS = ["boxes", "scores", "labels", "count"]
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """The detector, which nobody has run before, and its file of OpenVINO."""
-    detector = make_detector(NAME, DETECTORS[NAME])
+    detector = make_detector(NAME, DETECTORS[NAME], open_images(None))
     set_size(detector, SIDE)
     path = tmp_path_factory.mktemp("fixed") / "m.xml"
     with unchecked_shapes():

@@ -2,9 +2,10 @@
 
     python benchmarks/export_presets.py [NAME ...] [--formats onnx openvino torch] [--precision fp32 int8]
         [--images FOLDER] [--size 320] [--tiny] [--results FILE.json] [--core-minutes 60] [--table]
+        [--num-images 20]
 
 All presets by default. The images are 20 of those in the folder, evenly spread over their names, else 20 of the
-embedded scenes: four at batch 1 and sixteen at batch 4. A detector whose input size is open gets them at 256 and 320
+embedded scenes: four at batch 1 and the others at batch 4. A detector whose input size is open gets them at 256 and 320
 px, or at `--size` alone, which others are set to before they are exported. Detector and file each pad them by their own
 rule, as for whoever uses them. Random weights are scaled so that scores differ and much is detected; what no graph can
 say, `plus.scales`, is left out. `--tiny` takes the tests' small variants of the
@@ -111,12 +112,12 @@ def settle(detector: Detector, source: ImageSource) -> None:
     detector.eval()
 
 
-def open_images(folder: Path | None) -> ImageSource:
-    """20 images of a folder, without boxes; without a folder 20 of the embedded scenes."""
+def open_images(folder: Path | None, *, most: int = NUM_IMAGES) -> ImageSource:
+    """So many images of a folder, without boxes; without a folder so many of the embedded scenes."""
     if folder is None:
-        return DemoScenes("test", num_scenes=NUM_IMAGES, seed=0)
+        return DemoScenes("test", num_scenes=most, seed=0)
     paths = sorted(find_images([folder]))
-    paths = [paths[index].absolute() for index in pick_evenly(len(paths), NUM_IMAGES)]
+    paths = [paths[index].absolute() for index in pick_evenly(len(paths), most)]
     path_bytes, path_offsets = pack_paths([str(path) for path in paths])
     none = torch.zeros(0)
     dataset = Dataset(
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--core-minutes", type=float, default=float("inf"))
+    parser.add_argument("--num-images", type=int, default=NUM_IMAGES)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -226,7 +228,10 @@ def main() -> None:
         from tests.every_detector import test_plain_torch
 
         detectors = test_plain_torch.DETECTORS
-    source, variants = open_images(options.images), pick_variants(options.formats, options.precision)
+    source, variants = (
+        open_images(options.images, most=options.num_images),
+        pick_variants(options.formats, options.precision),
+    )
     rows = json.loads(options.results.read_text()) if options.results and options.results.is_file() else []
     for name in options.names or detectors:
         done = {(row["format"], row["precision"]) for row in rows if row["preset"] == name}

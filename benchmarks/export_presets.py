@@ -77,8 +77,10 @@ def make_detector(name: str, architecture: dict, source: ImageSource) -> Detecto
 
 
 def settle(detector: Detector, source: ImageSource) -> None:
-    """Scale the layers as the images come by, so that their answers have a deviation of 1, boxes one of .3, and
-    give all BatchNorms the mean and variance that they see.
+    """Scale convolutions and linear layers as the images come by, and give all BatchNorms what they see.
+
+    Answers get a deviation of 1, boxes one of .3 (YOLOv2's, of one layer with its scores, 1), and biases of scores
+    become about -3.
     """
 
     def scale(module: nn.Module, deviation: float, answer: torch.Tensor) -> torch.Tensor:
@@ -99,10 +101,10 @@ def settle(detector: Detector, source: ImageSource) -> None:
             module.train()
             module.momentum = 1.0
         if isinstance(module, nn.Conv2d | nn.Linear):
-            is_score = last in ("classes", "objectness", "predict") and not is_box
+            is_score = last == "predict" and not is_box
             deviation = 0.3 if is_box and last in ("boxes", "predict") else 1.0
             hooks.append(module.register_forward_hook(lambda m, _, y, d=deviation: scale(m, d, y)))
-            if is_score and last == "predict" and module.bias is not None:
+            if is_score and module.bias is not None:
                 nn.init.normal_(module.bias, -3.0, 0.5)
     images, sizes = next(batches(detector, source, single=0))
     with torch.no_grad():
@@ -220,6 +222,8 @@ def main() -> None:
     parser.add_argument("--num-images", type=int, default=NUM_IMAGES)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    if options.table and options.results is None:
+        parser.error("--table needs --results")
     if options.table:
         print(format_table(json.loads(options.results.read_text())))
         return
@@ -266,8 +270,8 @@ def format_table(rows: Sequence[dict]) -> str:
     cells = {(row["preset"], row["format"], row["precision"]): row for row in rows}
     lines = ["| preset | ONNX | OpenVINO fp32 | torch | OpenVINO int8 |", "|---|---|---|---|---|"]
     for name in PRESETS:
-        found = [cells.get((name, *variant)) for variant in variants]
-        lines.append(f"| `{name}` | {' | '.join(map(format_cell, found))} |")
+        of_name = [cells.get((name, *variant)) for variant in variants]
+        lines.append(f"| `{name}` | {' | '.join(map(format_cell, of_name))} |")
     return "\n".join(lines)
 
 
@@ -276,10 +280,12 @@ def format_cell(row: dict | None) -> str:
     if row is None:
         return ""
     if "error" in row:
-        return row["error"].split(": ", 1)[-1]
+        return row["error"].split(": ", 1)[-1].replace("|", "\\|")
+    if row["num_detections"] == 0:
+        return "detects nothing"
     if row["precision"] == "int8":
-        return "yes" if row["matched"] else "detects nothing alike"
-    count = "all" if row["unmatched"] == 0 else f"{row['matched']} of {row['num_detections']}"
+        return "yes"
+    count = "all" if row["unmatched"] == 0 else f"{row['matched']} matched, {row['unmatched']} not"
     px = f"{row['largest_px']:.0f}" if row["largest_px"] >= 1 else f"{row['largest_px']:.0e}"
     return f"{count}, {px} px, {row['largest_score']:.0e}".replace("e-0", "e-")
 

@@ -43,7 +43,7 @@ def main() -> None:
     rows = {"torch, eager fp32": lap_of(eager)}
     usual = load(words.run, device="cpu", size=words.size)
     if usual.precision != "fp32":
-        rows[f"torch, eager {usual.precision}, as predict"] = lap_of(usual)
+        rows[f"torch, eager {usual.precision}"] = lap_of(usual)
     rows |= {file.name: lap_of(load_file(file, words.size)) for file in words.files}
     if words.torchvision:
         rows = {"torchvision": lap_of_torchvision(words.torchvision, len(eager.class_names), words.size)} | rows

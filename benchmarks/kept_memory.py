@@ -2,8 +2,8 @@
 
     python benchmarks/kept_memory.py [--times 3] -- predict RUN IMAGE ... --out drawn/
 
-Prints a row for each: seconds of the processor, of these the system's, seconds of the clock, thousands of pages that
-the system handed out, and the peak memory, each the median. What a command writes must be able to be written again.
+Prints a row for each: seconds of the processor, of these the system's, seconds of the clock, thousands of page
+faults, and the peak memory, each the median. What a command writes must be able to be written again.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 
 RUN = "import sys; from focaldet.cli import main; sys.exit(main(sys.argv[1:]))"
 KEEP = "from focaldet.allocator import keep_freed_memory; assert keep_freed_memory(); "
-HEADS = ("CPU s", "system s", "clock s", "k pages", "peak MB")
+HEADS = ("CPU s", "system s", "clock s", "k faults", "peak MB")
 
 
 def run_command(words: list[str], *, is_kept: bool) -> list[float]:
@@ -27,7 +27,7 @@ def run_command(words: list[str], *, is_kept: bool) -> list[float]:
     seconds = time.perf_counter() - begin
     if status:
         raise SystemExit(f"the command failed with status {os.waitstatus_to_exitcode(status)}")
-    return [used.ru_utime + used.ru_stime, used.ru_stime, seconds, used.ru_minflt / 1e3, used.ru_maxrss / 1e3]
+    return [used.ru_utime + used.ru_stime, used.ru_stime, seconds, used.ru_minflt / 1e3, used.ru_maxrss * 1.024 / 1e3]
 
 
 def main() -> None:

@@ -3,8 +3,9 @@
     python benchmarks/repeat_times.py runs/compare [--times 2]
 
 Runs, images, rounds and batch size are those of the comparison's timing.json, which stays as it is and is the first of
-the measurements. The last two columns are the largest value over the smallest, less one, of each image's fastest round
-and of the median, which the comparison goes by. The probe is a fixed piece of work beside each measurement.
+the measurements. The last two columns are the largest value over the smallest, less one, of the fastest round (of each
+image; of images/s of all) and of the median, which the comparison goes by. The probe is a fixed piece of work beside
+each measurement.
 """
 
 import argparse
@@ -32,7 +33,8 @@ def measure_again(folder: Path, *, times: int) -> list[TimingReport]:
         )
         print(f"{number + 1} of {times}: load {report.load_before} before, {report.load_after} after", flush=True)
         steady = "quiet" if report.is_quiet else "not quiet"
-        print(f"probe {report.probe.median:.2f} ms, p90 {report.probe.p90:.2f}: {steady}", flush=True)
+        if report.probe is not None:
+            print(f"probe {report.probe.median:.2f} ms, p90 {report.probe.p90:.2f}: {steady}", flush=True)
         reports.append(report)
     return reports
 

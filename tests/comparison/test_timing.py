@@ -1,5 +1,6 @@
 """Times of detectors: who takes turns, what the parts are, what a network costs."""
 
+import gc
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from PIL import Image
 from torch import nn
 
 from focaldet.comparison import timing
+from focaldet.comparison.compare_page import _machine_note
+from focaldet.comparison.machine import PROBE_MS, Probe
 from focaldet.comparison.timing import (
     DetectorTiming,
     Spread,
@@ -138,3 +141,30 @@ def test_the_memory_of_a_process_that_hangs_is_not_known(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", hang)
     assert measure_peak_memory(Path("run"), Path("image"), device="cpu") is None
+
+
+def test_objects_are_looked_through_again_after_an_error(image, monkeypatch):
+    def fail(*_):
+        raise TypeError("of the caller's own")
+
+    monkeypatch.setattr(timing, "_open", fail)
+    before = gc.get_freeze_count()
+    with pytest.raises(TypeError):
+        time_detectors({"a": Path("a")}, [image], rounds=1, batch_size=1)
+    assert gc.get_freeze_count() <= before
+
+
+def test_a_probe_takes_as_long_as_it_says():
+    probe = Probe()
+    assert probe.repeats >= 1 and probe() > PROBE_MS / 4
+
+
+@pytest.mark.parametrize(("slowest", "is_steady"), [(6.4, True), (9.0, False)])
+def test_the_page_says_whether_the_machine_was_steady(slowest, is_steady):
+    one = DetectorTiming(Spread(1.0, 1.0, 1.0, 1, 1.0), {})
+    probe = Spread(6.2, 6.0, slowest, 10, 5.9)
+    settings = {"machine": {}, "threads": 2, "rounds": 1, "images": 1, "batch_size": 1}
+    report = TimingReport({"a": one}, **settings, load_before=0.5, load_after=0.5, probe=probe)
+    note = _machine_note(report)
+    assert f"{slowest} or more in the slowest tenth" in note
+    assert ("not quiet or not steady" in note) != is_steady

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.prove  # each detector is traced and translated for hal
 def exported(request, tmp_path_factory):
     """A detector that pads images to the largest of a batch alone, and its files."""
     folder, files = tmp_path_factory.mktemp("padding"), {}
-    detector = make_detector(request.param, DETECTORS[request.param])
+    detector = make_detector(request.param, DETECTORS[request.param], open_images(None))
     detector.preprocessing = replace(detector.preprocessing, size_divisor=1)
     with unchecked_shapes():
         for (kind, precision), write in convert_all(

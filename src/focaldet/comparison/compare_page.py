@@ -273,9 +273,11 @@ def _machine_note(timing: TimingReport | None) -> str:
     if timing.probe is not None:
         probe = timing.probe
         load += f" The same small convolution took {probe.best:.1f} ms at best, {probe.median:.1f} in the median"
-        load += f" and {probe.p90:.1f} in the slowest tenth."
+        load += f" and {probe.p90:.1f} or more in the slowest tenth."
     warning = (
-        "" if timing.is_quiet else " Something else used the machine: times may be too long, and by different amounts."
+        ""
+        if timing.is_quiet
+        else " The machine was not quiet or not steady: times may be too long, and by different amounts."
     )
     machine = escape(", ".join(f"{name} {value}" for name, value in timing.machine.items()))
     return (

@@ -1,6 +1,7 @@
 """The machine that times are measured on: what it is, how busy it is, and the memory that a detector takes there."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import statistics
@@ -12,14 +13,19 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from focaldet.allocator import freed_memory
 from focaldet.prediction import Predictor
 from focaldet.runtime import Precision
 from focaldet.weights.exported.graphs import is_exported
 
 PEAK_MEMORY_SECONDS = 600
 PROBE_CHANNELS, PROBE_SIDE, PROBE_TIMES = 64, 192, 5
+PROBE_MS = 5.0  # at least: what is shorter varies by itself
 PEAK_MEMORY = """
 import pathlib, resource, sys, torch
+from focaldet.allocator import keep_freed_memory
+if sys.argv[6] == "kept":
+    keep_freed_memory()
 torch.set_num_threads(int(sys.argv[3]))
 import focaldet
 predictor = focaldet.load(sys.argv[1], batch_size=1, device=sys.argv[4], precision=sys.argv[5] or None)
@@ -47,7 +53,7 @@ def measure_peak_memory(
     """Megabytes that a process takes at most that loads a run and looks at one image twice; None where it fails."""
     device, precision = pick_computing(run, device=device, precision=precision)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    words = [str(run), str(image), str(torch.get_num_threads()), device, precision or ""]
+    words = [str(run), str(image), str(torch.get_num_threads()), device, precision or "", freed_memory()]
     call = [sys.executable, "-c", PEAK_MEMORY, *words]
     try:
         done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=PEAK_MEMORY_SECONDS)
@@ -57,15 +63,19 @@ def measure_peak_memory(
 
 
 class Probe:
-    """A fixed piece of work, a convolution, whose time says how fast the machine is at the moment.
+    """A fixed piece of work, convolutions, whose time says how fast the machine is at the moment.
 
-    The load does not tell that of a virtual machine, whose processor others use too.
+    The load does not say that of a virtual machine, whose processor others use too. Where one takes less than
+    `PROBE_MS`, with many cores, as many as take that long are the piece of work.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         draw = torch.Generator().manual_seed(0)
-        self.map = torch.randn(1, PROBE_CHANNELS, PROBE_SIDE, PROBE_SIDE, generator=draw).to(device)
-        self.weight = torch.randn(PROBE_CHANNELS, PROBE_CHANNELS, 3, 3, generator=draw).to(device)
+        self.map = torch.randn(1, PROBE_CHANNELS, PROBE_SIDE, PROBE_SIDE, generator=draw)
+        self.weight = torch.randn(PROBE_CHANNELS, PROBE_CHANNELS, 3, 3, generator=draw)
+        self.repeats = 1
+        self._time()  # the first takes longer
+        self.repeats = math.ceil(PROBE_MS / min(self._time() for _ in range(PROBE_TIMES)))
 
     def __call__(self) -> float:
         """Milliseconds, the median of `PROBE_TIMES`."""
@@ -73,17 +83,10 @@ class Probe:
 
     @torch.no_grad()
     def _time(self) -> float:
-        wait_for(self.map.device)
         begin = time.perf_counter()
-        functional.conv2d(self.map, self.weight, padding=1)
-        wait_for(self.map.device)
+        for _ in range(self.repeats):
+            functional.conv2d(self.map, self.weight, padding=1)
         return 1e3 * (time.perf_counter() - begin)
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def read_load() -> float | None:

@@ -20,13 +20,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from focaldet import config as configs
+from focaldet.allocator import freed_memory
 from focaldet.comparison.machine import (
     Probe,
     describe_machine,
     measure_peak_memory,
     pick_computing,
     read_load,
-    wait_for,
 )
 from focaldet.data.augment.geometry import resize_image
 from focaldet.data.images import read_reduced
@@ -35,7 +35,7 @@ from focaldet.errors import FocaldetError
 from focaldet.evaluation.inference import to_original
 from focaldet.files import write_json
 from focaldet.prediction import Predictor, load
-from focaldet.runtime import Precision, autocast, pick_device
+from focaldet.runtime import Precision, autocast
 from focaldet.types import ImageSize
 
 TIMING_RECORD = "timing.json"
@@ -88,8 +88,8 @@ class TimingReport:
     """The timings by detector, and the machine that they were taken on.
 
     `load_before` and `load_after` are the mean numbers of running processes of the last minute, this one included;
-    `probe` is what a fixed piece of work took, beside each detector in each round; `reasons` say why a detector has no
-    times.
+    `probe` is what a fixed piece of work took the processor, beside each detector in each round; `reasons` say why a
+    detector has no times.
     """
 
     detectors: dict[str, DetectorTiming]
@@ -105,7 +105,9 @@ class TimingReport:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing else ran: the load is not above the threads of the measurement, and the speed was steady."""
+        """Whether nothing else seems to have run: the load is not above the threads of the measurement, and the
+        processor's speed was steady.
+        """
         is_loaded = self.load_after is not None and self.load_after > max(1, self.threads) + 0.5
         return not is_loaded and (self.probe is None or self.probe.p90 <= STEADY * self.probe.best)
 
@@ -134,23 +136,21 @@ def time_detectors(
     A detector that fails, for example for lack of memory, has its reason among `reasons` and no times.
     """
     load_before, reasons, laps = read_load(), dict[str, str](), {name: _Laps() for name in runs}
-    opened, machine, probe = dict[str, Predictor](), describe_machine(None), Probe(pick_device(device))
-    gc.collect()
-    gc.freeze()  # what the program holds by now would make each later look for garbage longer
-    for number in range(rounds + 1):
-        for name in [name for name in runs if name not in reasons]:
-            with _leave_out(name, reasons, log):
-                predictor = _open(opened, runs[name], device=device, precision=precision)
-                if not laps[name].costs:
-                    machine = describe_machine(predictor) | machine  # of the first where they differ
-                    laps[name].costs = _count_costs(predictor, images[0])
-                predictor.predict(images[0])  # the first image takes longer, of whatever was just read
-                probe_ms, seconds = probe(), [time_image(predictor, path) for path in images]
-                rate = _time_batches(predictor, images, batch_size=batch_size)
-                if number:
-                    laps[name].add(seconds, rate, probe_ms)
-        log(f"time: round {number} of {rounds}" if number else "time: warmed up")
-    gc.unfreeze()
+    opened, machine, probe = dict[str, Predictor](), describe_machine(None), Probe()
+    with _fewer_objects():
+        for number in range(rounds + 1):
+            for name in [name for name in runs if name not in reasons]:
+                with _leave_out(name, reasons, log):
+                    predictor = _open(opened, runs[name], device=device, precision=precision)
+                    if not laps[name].costs:
+                        machine = describe_machine(predictor) | machine  # of the first where they differ
+                        laps[name].costs = _count_costs(predictor, images[0])
+                    predictor.predict(images[0])  # the first image takes longer, of whatever was just read
+                    probe_ms, seconds = probe(), [time_image(predictor, path) for path in images]
+                    rate = _time_batches(predictor, images, batch_size=batch_size)
+                    if number:
+                        laps[name].add(seconds, rate, probe_ms)
+            log(f"time: round {number} of {rounds}" if number else "time: warmed up")
     load_after = read_load()
     timings = {}
     for name in [name for name in runs if name not in reasons]:
@@ -169,6 +169,17 @@ def time_detectors(
         reasons=reasons,
         probe=_join_probes(laps.values()),
     )
+
+
+@contextmanager
+def _fewer_objects() -> Iterator[None]:
+    """Inside, what the program holds by now is not looked through for garbage, which would take longer each time."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(slots=True)
@@ -262,6 +273,7 @@ def measure_or_read(
         "computing": [torch.get_num_threads(), device, precision],
         "numbers": list(Spread._fields),
         "weights": "read in each round",
+        "freed memory": freed_memory(),
     }
     file = out / TIMING_RECORD
     saved = configs.read_mapping(file) if file.exists() else {}
@@ -297,7 +309,7 @@ def time_image(predictor: Predictor, path: Path) -> list[float]:
         batch = batch.to(device).contiguous(memory_format=torch.channels_last)
         with autocast(device, predictor.precision):
             outputs = detector(batch, [size])
-        wait_for(device)
+        _wait_for(device)
         laps.append(time.perf_counter())
         (detections,) = detector.detect(outputs, [size])
     to_original(detections.cpu(), resize, size=size, original=original)
@@ -311,6 +323,12 @@ def _time_batches(predictor: Predictor, images: Sequence[Path], *, batch_size: i
     begin = time.perf_counter()
     predictor.predict(many, batch_size=batch_size)
     return len(many) / (time.perf_counter() - begin)
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _input_size(predictor: Predictor, path: Path) -> tuple[int, int]:

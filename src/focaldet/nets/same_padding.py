@@ -30,7 +30,9 @@ class SameConv2d(nn.Conv2d):
         self, x: Float[Tensor, "B C H W"], weight: Tensor, bias: Tensor | None
     ) -> Float[Tensor, "B D h w"]:
         half, stride = self.kernel_size[0] // 2, self.stride[0]
-        if stride == 1:  # nothing to drop, and so no view, on which an activation in place would be slow in a graph
+        if (
+            stride == 1
+        ):  # nothing to drop: an activation in place on a view is a ScatterND in a graph, which int8 fails on
             return functional.conv2d(x, weight, bias, self.stride, half, groups=self.groups)
         row, column = (self._first_center(side) for side in x.shape[-2:])
         # One stride before the first center lies a kernel whose answer is dropped.

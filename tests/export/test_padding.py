@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import focaldet
-from benchmarks.export_presets import make_detector
+from benchmarks.export_presets import make_detector, open_images
 from focaldet.export.export import convert_all
 from focaldet.export.images import ExportImages
 from focaldet.export.metadata import describe_export

@@ -53,6 +53,17 @@ def test_environment_wins(name):
     assert not allocator.keep_freed_memory({name: "1"})
 
 
+def test_a_record_says_what_holds(monkeypatch):
+    for name in allocator.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setitem(allocator._state, "is_kept", False)
+    assert allocator.freed_memory() == "given back"
+    monkeypatch.setitem(allocator._state, "is_kept", True)
+    assert allocator.freed_memory() == "kept"
+    monkeypatch.setenv(allocator.VARIABLES[0], "1")
+    assert allocator.freed_memory() == "as the environment says"
+
+
 def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(allocator.sys, "platform", "darwin")
     assert not allocator.keep_freed_memory({})

@@ -39,4 +39,6 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
 
 def freed_memory() -> str:
     """What this process does with memory that it frees, for a record of how a time was measured."""
+    if any(os.environ.get(name) for name in VARIABLES):
+        return "as the environment says"
     return "kept" if _state["is_kept"] else "given back"
